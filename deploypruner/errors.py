@@ -1,0 +1,64 @@
+"""Errors a user can act on: what happened in their names and numbers, then one hint."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DeployPrunerError(Exception):
+    """Base of every expected failure; the command line prints it without a traceback.
+
+    Args:
+        message: What happened, naming the file, layer or number. Lower case, no full stop.
+        hint: One thing the user can do next; empty when there is nothing useful to say.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n\nhint: {self.hint}" if self.hint else self.message
+
+
+class InputError(DeployPrunerError):
+    """A model, weight file, data set or output folder that cannot be used as given."""
+
+
+class RecipeError(DeployPrunerError):
+    """An option, recipe key or parameter that is unknown, of the wrong type or out of range."""
+
+
+class TraceError(DeployPrunerError):
+    """A model whose graph could not be captured."""
+
+
+class PlanError(DeployPrunerError):
+    """A plan that does not belong to the model it is applied to."""
+
+
+class BudgetError(DeployPrunerError):
+    """A budget that cannot be reached; the message says what can."""
+
+    exit_code = 3
+
+
+class VerificationError(DeployPrunerError):
+    """Two forms of the same model (masked, removed, exported) that disagree."""
+
+    exit_code = 4
+
+
+class MeasureError(DeployPrunerError):
+    """A worker process that crashed, hung or could not load its artifact."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint that offers the known name closest to `name`, or lists all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"

@@ -1,0 +1,241 @@
+"""The frozen records that cross a stage border. Only numpy and the standard library are imported here.
+
+MACs are predicted cost, milliseconds are measured; no record carries speed without its source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Precision = Literal["fp32", "int8"]
+Verdict = Literal["faster", "slower", "indistinguishable"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where one group lives on one axis of one parameter.
+
+    Args:
+        parameter: Fully qualified name in the user's model, for example "layer1.0.conv1.weight".
+        axis: Axis of that parameter.
+        index: `[C, k]` int64; row c lists the k positions on the axis that belong to channel c.
+    """
+
+    parameter: str
+    axis: int
+    index: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that must be removed together, and everywhere they appear.
+
+    Args:
+        id: Stable name, derived from the first member: "layer1.0.conv1.weight:0".
+        size: C, the number of interchangeable channels.
+        members: Every parameter axis the channels live on.
+        macs_per_channel: Predicted multiply-adds (one sample) saved by removing one channel, others kept.
+        changes_statistics: True where removing a channel changes a mean or variance taken over channels
+            (layer norm, group norm), so that zeroing and removing are not the same function.
+        secondary: True where the group shares parameter entries with a larger one (heads with head
+            columns, conv groups with their columns); only the larger one is pruned by default.
+    """
+
+    id: str
+    size: int
+    members: tuple[Member, ...]
+    macs_per_channel: float
+    changes_statistics: bool
+    secondary: bool = False
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Channels that cannot be removed, and why.
+
+    Args:
+        parameter: Fully qualified name.
+        axis: Axis of the parameter.
+        count: How many positions on that axis are frozen.
+        reason: In a person's words: "model output".
+        where: Source line and module of the operation that froze them, "" when unknown.
+    """
+
+    parameter: str
+    axis: int
+    count: int
+    reason: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Predicted cost of one sample.
+
+    Args:
+        macs: Multiply-adds of convolutions and linear layers; 1 MAC = one multiply and one add.
+        params: Number of parameter elements.
+        nonzero: How many of them are not zero.
+    """
+
+    macs: int
+    params: int
+    nonzero: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the compiled model may cost.
+
+    Args:
+        macs: Fraction of the dense model's MACs that may remain, 0 < macs <= 1.
+    """
+
+    macs: float
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape (None = dynamic) and numpy dtype name of one model input or output."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One exported file that can be loaded by a runtime.
+
+    Args:
+        name: Row name shown to the user: "dense fp32", "pruned int8".
+        path: File; for OpenVINO IR the .xml.
+        format: "onnx", "openvino" or "pt2".
+        precision: "fp32" or "int8" (QDQ).
+        pattern: "dense" for the user's model, "channel" for the pruned one.
+        cost: Predicted cost, None when the file's origin is unknown.
+    """
+
+    name: str
+    path: Path
+    format: str
+    precision: Precision
+    pattern: str = "dense"
+    cost: Cost | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Raw latency samples of one artifact on one runtime, batch 1.
+
+    Args:
+        artifact: What was timed.
+        runtime: Registered runtime name.
+        threads: Threads the runtime was given.
+        samples_ns: `[rounds, per_round]` int64 nanoseconds; round r of every artifact was taken
+            within the same interleaved pass, so rows of two timings are paired.
+        load_s: Seconds to load and compile the artifact.
+        warmup: Number of calls thrown away before the first round.
+        peak_rss_bytes: Peak resident memory of the worker process.
+        settings: What the runtime was told, for example {"INFERENCE_PRECISION_HINT": "f32"}.
+    """
+
+    artifact: Artifact
+    runtime: str
+    threads: int
+    samples_ns: NDArray[np.int64]
+    load_s: float
+    warmup: int
+    peak_rss_bytes: int
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well an artifact does its job on validation inputs.
+
+    Args:
+        accuracy: Top-1 in percent, None without labels.
+        agreement: With the dense fp32 model: top-1 agreement in [0, 1] or cosine in [-1, 1].
+        agreement_kind: "top-1" or "cosine".
+        samples: Number of inputs behind both numbers.
+    """
+
+    accuracy: float | None
+    agreement: float | None
+    agreement_kind: str
+    samples: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired latency comparison.
+
+    Args:
+        against: Name of the baseline row.
+        ratio: Speed-up, baseline time / this time; 2.0 means twice as fast.
+        ratio_ci: 95 % bootstrap interval of `ratio`.
+        verdict: faster or slower only where the interval lies beyond the noise floor.
+    """
+
+    against: str
+    ratio: float
+    ratio_ci: tuple[float, float]
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the report: an artifact on a runtime, its speed and its quality side by side.
+
+    `ratio`, `ratio_ci` and `verdict` are against the dense fp32 model on the same runtime and threads;
+    `same_precision` is against the dense model of the same precision there. p95 and p99 are None where
+    fewer than five samples lie beyond them.
+    """
+
+    name: str
+    format: str
+    runtime: str
+    precision: Precision
+    pattern: str
+    threads: int
+    accuracy: float | None
+    agreement: float | None
+    agreement_kind: str
+    median_ms: float
+    p95_ms: float | None
+    p99_ms: float | None
+    samples: int
+    ratio: float
+    ratio_ci: tuple[float, float]
+    verdict: Verdict
+    same_precision: Comparison | None
+    macs: int | None
+    params: int | None
+    nonzero: int | None
+    bytes: int
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """One verification line: two forms of a model compared on the same inputs.
+
+    Args:
+        name: What was compared: "masked = removed (float64)".
+        max_abs_diff: Largest absolute difference over all outputs.
+        tolerance: Largest difference allowed, in the same unit.
+        passed: max_abs_diff <= tolerance (False for NaN).
+        detail: One short remark, "" when there is none.
+    """
+
+    name: str
+    max_abs_diff: float
+    tolerance: float
+    passed: bool
+    detail: str = ""
