@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Role = Literal["producer", "consumer", "norm", "other"]
 Precision = Literal["fp32", "int8"]
 Verdict = Literal["faster", "slower", "indistinguishable"]
 
@@ -52,6 +56,28 @@ class Group:
     macs_per_channel: float
     changes_statistics: bool
     secondary: bool = False
+
+
+@dataclass(frozen=True)
+class MemberView:
+    """One group member as a criterion sees it: rows of numbers, one row a channel, no layer types.
+
+    Args:
+        name: Parameter the rows come from.
+        role: What the layer uses these channels for: its output ("producer"), its input ("consumer"), a
+            normalisation's parameter ("norm"), or something computed ("other").
+        weight: `[C, F]` float32, all numbers that belong to each channel.
+        grad: `[C, F]` float32 gradient of the mean loss over the scoring data, None if not collected.
+        gate: `[B, C]` float32; for each of B minibatches the derivative of its mean loss with respect to a
+            scalar z = 1 that multiplies the channel where it leaves this member, None where the member is
+            not a channel's last producer or gates were not collected.
+    """
+
+    name: str
+    role: Role
+    weight: Tensor
+    grad: Tensor | None = None
+    gate: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,222 @@
+"""One forward pass over an exported graph that labels every axis of every tensor with removable atoms."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from deploypruner.graph import rules
+from deploypruner.graph.atoms import Atoms, Labels
+from deploypruner.graph.joint import Axis, Dissolved, JointAxis
+from deploypruner.graph.module import TracedModule, get_state
+from deploypruner.graph.nodes import arguments, is_tensor, op_name, shape_of
+from deploypruner.graph.rules import RULES
+from deploypruner.records import Role
+
+for _module in pkgutil.iter_modules(rules.__path__):
+    importlib.import_module(f"{rules.__name__}.{_module.name}")
+
+
+@dataclass
+class StateTensor:
+    """A parameter, buffer or constant of the graph; names that share one tensor share one entry.
+
+    Args:
+        names: Fully qualified names.
+        tensor: The tensor itself.
+        axes: Labels per axis.
+        roles: Axis -> what an operator uses it for: a layer's output ("producer") or input ("consumer")
+            channels, or a normalisation's scale and shift ("norm").
+    """
+
+    names: list[str]
+    tensor: torch.Tensor
+    axes: list[Labels]
+    roles: dict[int, Role] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A convolution or linear layer: its MACs are the product of all these axis lengths.
+
+    Args:
+        node: The call.
+        weight: Name of the weight, "" when it is computed.
+        axes: (labels, length) of each axis.
+    """
+
+    node: Node
+    weight: str
+    axes: tuple[tuple[Labels, int], ...]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds at full size, over the whole traced batch."""
+        return prod(size for _, size in self.axes)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A layer whose output channel c is linear in row c of its weight and entry c of its bias.
+
+    Args:
+        weight: Parameter name.
+        axis: Axis of the weight that runs over output channels.
+        bias: Parameter name, "" when there is none.
+        role: "producer" (convolution, linear) or "norm".
+    """
+
+    weight: str
+    axis: int
+    bias: str
+    role: Role
+
+
+class Tracing:
+    """The labels of every tensor of a graph, and what the rules recorded on the way.
+
+    Attributes:
+        atoms: The algebra.
+        values: Node -> axis values (a list of lists for operators with several outputs).
+        state: id(tensor) -> StateTensor.
+        statistics: Node -> labels of the axes it takes a mean or variance over, where one of them may shrink.
+        counts: Node -> (argument, labels): integer arguments that count the indices of an axis (`groups`).
+        dissolved: Views that turned out to be permutations (channel shuffle).
+        contractions: Convolutions and linear layers.
+        affines: Scale-and-shift pairs that a channel leaves through.
+        unsupported: Nodes no rule covers, with the reason they were frozen for.
+    """
+
+    def __init__(self, module: TracedModule) -> None:
+        self.module = module
+        self.atoms = Atoms()
+        self.values: dict[Any, Any] = {}
+        self.state: dict[int, StateTensor] = {}
+        self.statistics: dict[Node, list[Labels]] = {}
+        self.counts: dict[Node, tuple[str, Labels]] = {}
+        self.dissolved: dict[Node, Dissolved] = {}
+        self.contractions: list[Contraction] = []
+        self.affines: list[Affine] = []
+        self.unsupported: dict[Node, str] = {}
+        for node in module.graph.nodes:
+            self.atoms.site = node
+            self._visit(node)
+
+    def _visit(self, node: Node) -> None:
+        if node.op == "get_attr":
+            self.values[node] = self._state(node)
+        elif node.op == "placeholder":
+            self.values[node] = self._input(node)
+        elif node.op == "output":
+            torch.fx.node.map_arg(node.args, lambda n: self.freeze_all(n, "model output"))
+        elif node.op == "call_function":
+            self.values[node] = self._call(node)
+        else:
+            self.values[node] = self.fallback(node)
+
+    def _input(self, node: Node) -> list[Labels] | None:
+        """An input's shape is the caller's; its labels exist only to carry that reason to what they meet."""
+        if not is_tensor(node):
+            return None
+        axes = [self.atoms.fresh(size) for size in shape_of(node)]
+        for labels in axes:
+            self.freeze(labels, "model input")
+        return axes
+
+    def _state(self, node: Node) -> list[Labels] | None:
+        tensor = get_state(self.module, str(node.target))
+        if not isinstance(tensor, torch.Tensor):
+            return None
+        if id(tensor) not in self.state:
+            self.state[id(tensor)] = StateTensor([], tensor, [self.atoms.fresh(size) for size in tensor.shape])
+        entry = self.state[id(tensor)]
+        if node.target not in entry.names:
+            entry.names.append(str(node.target))
+        return list(entry.axes)
+
+    def _call(self, node: Node) -> Any:
+        if node.target is operator.getitem:
+            outputs = self.values[node.args[0]]
+            return outputs[int(str(node.args[1]))] if isinstance(outputs, list) else None
+        if not isinstance(node.meta.get("val"), torch.Tensor | list | tuple):
+            return None  # arithmetic on sizes
+        name = op_name(node)
+        if name in RULES:
+            return RULES[name](self, node, arguments(node))
+        for matches, general_rule in rules.FAMILIES:
+            if isinstance(node.target, torch._ops.OpOverload) and matches(node):
+                return general_rule(self, node, arguments(node))
+        return self.fallback(node)
+
+    # ------------------------------------------------------------------ what rules call
+
+    def raw(self, node: Any) -> list[Axis]:
+        """Axis values of a tensor argument, joint axes left as they are."""
+        return list(self.values[node])
+
+    def axes(self, node: Any) -> list[Labels]:
+        """Labels of a tensor argument, every joint axis forced into product form."""
+        return [a.labels() if isinstance(a, JointAxis) else a for a in self.values[node]]
+
+    def unify(self, left: Labels, right: Labels, why: str) -> Labels:
+        """Index i of both axes vanishes together."""
+        return self.atoms.unify(left, right, why)
+
+    def freeze(self, labels: Labels, why: str) -> None:
+        """Nothing on this axis may be removed."""
+        self.atoms.freeze(labels, why)
+
+    def freeze_all(self, node: Any, why: str) -> None:
+        """Nothing on any axis of any tensor this node holds may be removed."""
+        values = self.values.get(node)
+        if not isinstance(values, list):
+            return
+        for value in values:
+            for axis in value if isinstance(value, list) else [value]:
+                self.freeze(axis.labels() if isinstance(axis, JointAxis) else axis, why)
+
+    def statistic(self, node: Node, labels: Sequence[Labels]) -> None:
+        """`node` takes a statistic over these axes; remember it where one of them may shrink."""
+        live = [axis for axis in labels if self.atoms.live(axis) is not None]
+        if live:
+            self.statistics[node] = live
+
+    def role(self, node: Any, axis: int, role: Role) -> None:
+        """Remember what an axis of a parameter is for; computed tensors have no role."""
+        if isinstance(node, Node) and node.op == "get_attr":
+            self.state[id(get_state(self.module, str(node.target)))].roles[axis] = role
+
+    def affine(self, weight: Any, bias: Any, axis: int, role: Role) -> None:
+        """Channels leave this layer as `weight` (rows along `axis`) times something plus `bias`."""
+        names = [str(p.target) if isinstance(p, Node) and p.op == "get_attr" else "" for p in (weight, bias)]
+        if names[0]:
+            self.affines.append(Affine(names[0], axis, names[1], role))
+
+    def contraction(self, node: Node, weight: Any, axes: Sequence[tuple[Labels, int]]) -> None:
+        """`node` multiplies and adds over the product of these axes."""
+        name = str(weight.target) if isinstance(weight, Node) and weight.op == "get_attr" else ""
+        self.contractions.append(Contraction(node, name, tuple(axes)))
+
+    def fallback(self, node: Node, why: str = "") -> Any:
+        """Freeze every axis of every tensor argument; the outputs are inert."""
+        why = why or f"no rule for {node.target}"
+        self.unsupported[node] = why
+        torch.fx.node.map_arg((node.args, node.kwargs), lambda n: self.freeze_all(n, why))
+        return _inert(node.meta.get("val"))
+
+
+def _inert(value: Any) -> Any:
+    """Axis values of an output on which nothing can vanish."""
+    if isinstance(value, torch.Tensor):
+        return [None] * value.ndim
+    if isinstance(value, list | tuple):
+        return [_inert(item) for item in value]
+    return None

@@ -1,0 +1,207 @@
+"""Rewrite a traced graph without the removed channels: state, shape constants and counts.
+
+Works on a copy. Size arguments of axes that shrink are replaced by what is kept, symbolic ones are scaled, so a
+dynamic batch stays dynamic. Constants that were derived from channel counts (an attention scale) keep their old
+value: that is what "masked equals removed" means.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.fx import Node
+
+from deploypruner.graph.joint import Axis, Dissolved, JointAxis
+from deploypruner.graph.module import TracedModule, set_state
+from deploypruner.graph.nodes import arguments, op_name, positive, set_argument, shape_of, size_hint
+from deploypruner.graph.propagate import Tracing
+
+aten = torch.ops.aten
+BoolArray = NDArray[np.bool_]
+
+_SIZE_ARGUMENTS = {
+    **dict.fromkeys(("view", "_unsafe_view", "expand", "broadcast_to"), "size"),
+    **dict.fromkeys(("zeros", "ones", "full", "empty", "rand", "randn"), "size"),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), "size"),
+    "reshape": "shape",
+}
+_SPLITS = ("split", "chunk", "split_with_sizes", "unsafe_split", "unsafe_chunk", "tensor_split")
+
+
+def rewrite(tracing: Tracing, removed: BoolArray) -> TracedModule:
+    """Return a new module of the same graph in which everything carrying a removed atom is gone.
+
+    Args:
+        tracing: Labels of the original graph; it is not changed.
+        removed: Bool over atoms.
+    """
+    return _Rewriter(tracing, removed).run()
+
+
+class _Rewriter:
+    def __init__(self, tracing: Tracing, removed: BoolArray) -> None:
+        self.tracing = tracing
+        self.removed = removed
+        # Sharing the tensors in the memo copies the graph but no weight; state() makes the only new copies.
+        shared = {id(s.tensor): s.tensor for s in tracing.state.values()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # deepcopy of torch's own tree specs
+            self.module = copy.deepcopy(tracing.module, memo=dict(shared))
+        self.copies = dict(zip(tracing.module.graph.nodes, self.module.graph.nodes, strict=True))
+
+    def run(self) -> TracedModule:
+        self.state()
+        for node in self.tracing.module.graph.nodes:
+            if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+                self.call(node, self.copies[node])
+        self.module.graph.eliminate_dead_code()
+        self.module.graph.lint()
+        self.module.recompile()
+        return self.module
+
+    def state(self) -> None:
+        """Cut every parameter, buffer and constant; all of them become copies of their own."""
+        for state in self.tracing.state.values():
+            tensor = state.tensor.detach()
+            for axis, labels in enumerate(state.axes):
+                gone = self.gone(labels)
+                if gone is not None:
+                    tensor = tensor.index_select(axis, torch.as_tensor(np.flatnonzero(~gone), device=tensor.device))
+            if tensor.data_ptr() == state.tensor.data_ptr():
+                tensor = tensor.clone()
+            is_parameter = isinstance(state.tensor, nn.Parameter)
+            new = nn.Parameter(tensor, state.tensor.requires_grad) if is_parameter else tensor
+            for name in state.names:
+                set_state(self.module, name, new)
+
+    def gone(self, axis: Axis) -> BoolArray | None:
+        """Which indices of an axis vanish; None when none does."""
+        if isinstance(axis, JointAxis):
+            joint = axis.joint
+            if joint.axes is None:
+                gone = joint.gone(self.removed)
+                slices = gone.all(axis=tuple(d for d in range(gone.ndim) if d != axis.position))
+                return np.asarray(slices) if slices.any() else None
+            axis = joint.axes[axis.position]
+        return self.tracing.atoms.gone(axis, self.removed)
+
+    def kept(self, axis: Axis, size: int) -> int:
+        """How many of `size` indices remain."""
+        gone = self.gone(axis)
+        return size if gone is None else int((~gone).sum())
+
+    # ------------------------------------------------------------------ calls
+
+    def call(self, node: Node, new: Node) -> None:
+        """Adapt one call; most operators need nothing."""
+        name, values = op_name(node), self.tracing.values.get(node)
+        if values is None:
+            return
+        dissolved = self.tracing.dissolved.get(node)
+        if dissolved is not None and self.gather(node, new, dissolved):
+            return
+        args = arguments(node)
+        if name in _SIZE_ARGUMENTS:
+            self.sizes(node, new, _SIZE_ARGUMENTS[name])
+        elif name == "unflatten":
+            first = positive(args["dim"], len(self.tracing.values[node.args[0]]))
+            self.sizes(node, new, "sizes", first)
+        elif name in _SPLITS:
+            self.split(node, new, args)
+        elif name == "slice":
+            self.slice(node, new, args)
+        elif name in ("layer_norm", "rms_norm"):
+            self.sizes(node, new, "normalized_shape", len(values) - len(args["normalized_shape"]))
+        elif name == "scaled_dot_product_attention" and args["scale"] is None:
+            set_argument(new, "scale", float(shape_of(args["query"])[-1]) ** -0.5)
+        elif node in self.tracing.counts:
+            argument, labels = self.tracing.counts[node]
+            set_argument(new, argument, self.kept(labels, args[argument]))
+
+    def gather(self, node: Node, new: Node, dissolved: Dissolved) -> bool:
+        """A channel shuffle whose kept channels do not form a box becomes an index_select; was it done?"""
+        joint = dissolved.joint
+        if joint is not None and (joint.axes is not None or joint.is_box(self.removed)):
+            return False
+        gone = self.gone(self.tracing.values[node][dissolved.axis])
+        if gone is None:
+            return False
+        source, axis = dissolved.source
+        source_gone = self.gone(self.tracing.values[source][axis])
+        assert source_gone is not None, f"{node.name} loses channels that its source {source.name} keeps"
+        rank = np.cumsum(~source_gone) - 1
+        index = rank[dissolved.permutation[~gone]]
+        picked = self.index_select(new, self.copies[source], dissolved.axis, index)
+        new.replace_all_uses_with(picked)
+        self.copies[node] = picked
+        return True
+
+    def sizes(self, node: Node, new: Node, argument: str, first: int = 0) -> None:
+        """Replace the sizes of the output axes from `first` on that shrink."""
+        values, shape = self.tracing.values[node], shape_of(node)
+        if any(isinstance(v, JointAxis) and not v.joint.is_box(self.removed) for v in values):
+            return  # on the way to a gather, which skips this view
+        old = list(arguments(new)[argument])
+        set_argument(
+            new,
+            argument,
+            [self.size(values[first + i], size, shape[first + i], new) for i, size in enumerate(old)],
+        )
+
+    def size(self, axis: Axis, old: Any, full: int, new: Node) -> Any:
+        """One size argument: -1 stays, a number becomes what is kept, a symbolic size is scaled by kept / full."""
+        gone = self.gone(axis)
+        if gone is None or (isinstance(old, int) and old == -1):
+            return old
+        kept = int((~gone).sum())
+        if not isinstance(old, Node):
+            return kept
+        with self.module.graph.inserting_before(new):
+            scaled = self.module.graph.call_function(operator.mul, (old, kept))
+            return self.module.graph.call_function(operator.floordiv, (scaled, full))
+
+    def split(self, node: Node, new: Node, args: dict[str, Any]) -> None:
+        """Pieces of the sizes that remain."""
+        d = positive(args["dim"] or 0, len(self.tracing.values[node.args[0]]))
+        if self.gone(self.tracing.values[node.args[0]][d]) is None:
+            return
+        pieces = zip(node.meta["val"], self.tracing.values[node], strict=True)
+        new.target = aten.split_with_sizes.default
+        new.args = (new.args[0], [self.kept(values[d], size_hint(t.shape[d])) for t, values in pieces], d)
+        new.kwargs = {}
+
+    def slice(self, node: Node, new: Node, args: dict[str, Any]) -> None:
+        """Ends become ranks among what is kept; a strided slice becomes an index_select."""
+        d = positive(args["dim"], len(self.tracing.values[node.args[0]]))
+        gone = self.gone(self.tracing.values[node.args[0]][d])
+        if gone is None:
+            return
+        start, end, step = slice(args["start"], args["end"], args["step"] or 1).indices(len(gone))
+        if step == 1:
+            set_argument(new, "start", int((~gone[:start]).sum()))
+            set_argument(new, "end", int((~gone[:end]).sum()))
+            return
+        rank = np.cumsum(~gone) - 1
+        index = np.array([rank[i] for i in range(start, end, step) if not gone[i]], dtype=np.int64)
+        source = new.args[0]
+        assert isinstance(source, Node), "a slice has a tensor argument"
+        picked = self.index_select(new, source, d, index)
+        new.replace_all_uses_with(picked)
+        self.copies[node] = picked
+
+    def index_select(self, before: Node, source: Node, axis: int, index: NDArray[np.int64]) -> Node:
+        """Insert an index_select by a constant before a node."""
+        name = f"_kept_{before.name}"
+        self.module.register_buffer(name, torch.as_tensor(index))
+        with self.module.graph.inserting_before(before):
+            constant = self.module.graph.get_attr(name)
+            picked = self.module.graph.call_function(aten.index_select.default, (source, axis, constant))
+        picked.meta = dict(before.meta)
+        return picked

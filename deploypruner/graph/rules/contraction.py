@@ -1,0 +1,219 @@
+"""Operators that sum over a shared axis: linear, convolution, matrix products, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch.fx import Node
+
+from deploypruner.graph.atoms import Labels
+from deploypruner.graph.nodes import arguments, is_tensor, shape_of
+from deploypruner.graph.rules import rule
+
+if TYPE_CHECKING:
+    from deploypruner.graph.propagate import Tracing
+
+SPATIAL = "window or spatial axis"
+
+
+@rule("linear")
+def linear(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
+    """y[.., o] = sum_i x[.., i] w[o, i] + b[o]."""
+    x, weight = tracing.axes(args["input"]), tracing.axes(args["weight"])
+    tracing.unify(x[-1], weight[1], "input of a linear layer that cannot shrink")
+    _bias(tracing, args["bias"], weight[0])
+    tracing.role(args["weight"], 0, "producer")
+    tracing.role(args["weight"], 1, "consumer")
+    tracing.affine(args["weight"], args["bias"], 0, "producer")
+    out = [*x[:-1], weight[0]]
+    inner = (weight[1], shape_of(args["weight"])[1])
+    tracing.contraction(node, args["weight"], [*zip(out, shape_of(node), strict=True), inner])
+    return out
+
+
+@rule("conv1d", "conv2d", "conv3d", "convolution")
+def convolution(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
+    """y[n, o, ..] = sum over i of the group of o: w[o, i, ..] x[n, i, ..] + b[o]."""
+    if args.get("transposed"):
+        return transposed_convolution(tracing, node, args)
+    x, weight, channel = _prepare(tracing, args)
+    x_shape, w_shape, groups = shape_of(args["input"]), shape_of(args["weight"]), args["groups"]
+    if groups == 1:
+        tracing.unify(x[channel], weight[1], "input of a convolution that cannot shrink")
+        out = weight[0]
+    else:
+        x_group, x_column = tracing.atoms.split(x[channel], [groups, x_shape[channel] // groups])
+        w_group, w_column = tracing.atoms.split(weight[0], [groups, w_shape[0] // groups])
+        out = _grouped(tracing, node, (x_group, x_column), (w_group, weight[1]), (w_column, w_shape[0] // groups))
+    _bias(tracing, args["bias"], out)
+    tracing.role(args["weight"], 0, "producer")
+    tracing.affine(args["weight"], args["bias"], 0, "producer")
+    if groups == 1:
+        tracing.role(args["weight"], 1, "consumer")
+    axes = [*x[:channel], out, *[None] * (len(w_shape) - 2)]
+    window = [(None, size) for size in w_shape[2:]]
+    tracing.contraction(
+        node, args["weight"], [*zip(axes, shape_of(node), strict=True), (weight[1], w_shape[1]), *window]
+    )
+    return axes
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
+    """The weight is [in, out / groups, ..]: its first axis is the input's channels."""
+    x, weight, channel = _prepare(tracing, args)
+    x_shape, w_shape, groups = shape_of(args["input"]), shape_of(args["weight"]), args["groups"]
+    if groups == 1:
+        tracing.unify(x[channel], weight[0], "input of a convolution that cannot shrink")
+        out = weight[1]
+        tracing.role(args["weight"], 1, "producer")
+        tracing.role(args["weight"], 0, "consumer")
+        tracing.affine(args["weight"], args["bias"], 1, "producer")
+    else:
+        sizes = [groups, x_shape[channel] // groups]
+        x_group, x_column = tracing.atoms.split(x[channel], sizes)
+        w_group, w_column = tracing.atoms.split(weight[0], sizes)
+        out = _grouped(tracing, node, (x_group, x_column), (w_group, w_column), (weight[1], w_shape[1]))
+    _bias(tracing, args["bias"], out)
+    inputs = zip(x, x_shape, strict=True)
+    window = [(None, size) for size in w_shape[2:]]
+    tracing.contraction(node, args["weight"], [*inputs, (weight[1], w_shape[1]), *window])
+    return [*x[:channel], out, *[None] * (len(w_shape) - 2)]
+
+
+def _prepare(tracing: Tracing, args: dict[str, Any]) -> tuple[list[Labels], list[Labels], int]:
+    """Labels of input and weight with all spatial axes frozen, and the input's channel axis."""
+    x, weight = tracing.axes(args["input"]), tracing.axes(args["weight"])
+    channel = len(x) - len(weight) + 1
+    for axis in weight[2:] + x[channel + 1 :]:
+        tracing.freeze(axis, SPATIAL)
+    return x, weight, channel
+
+
+def _grouped(
+    tracing: Tracing,
+    node: Node,
+    x: tuple[Labels, Labels],
+    weight: tuple[Labels, Labels],
+    columns: tuple[Labels, int],
+) -> Labels:
+    """Groups vanish as a whole; the columns inside them vanish in every group alike. Returns the output channels.
+
+    A depthwise convolution is the case of one column per group.
+    """
+    tracing.unify(x[0], weight[0], "groups of a convolution")
+    tracing.unify(x[1], weight[1], "input of a grouped convolution that cannot shrink")
+    group = weight[0] if weight[0] is not None else x[0]
+    tracing.counts[node] = ("groups", group)
+    return tracing.atoms.flatten([group, columns[0]], [arguments(node)["groups"], columns[1]])
+
+
+@rule("matmul", "bmm", "mm", "mv")
+def matmul(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
+    """Batched matrix product with numpy's broadcasting."""
+    return _product(tracing, node, node.args[0], node.args[1])
+
+
+@rule("addmm", "baddbmm")
+def addmm(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
+    """Bias + a @ b, the bias broadcast."""
+    bias, a, b = node.args[:3]
+    out, out_shape = _product(tracing, node, a, b), shape_of(node)
+    for back, (labels, size) in enumerate(
+        zip(reversed(tracing.axes(bias)), reversed(shape_of(bias)), strict=True),
+        start=1,
+    ):
+        if size > 1 and size == out_shape[-back]:
+            tracing.unify(out[-back], labels, "bias of a matrix product")
+    return out
+
+
+def _product(tracing: Tracing, node: Node, left: Any, right: Any) -> list[Labels]:
+    a, a_shape, b, b_shape = tracing.axes(left), shape_of(left), tracing.axes(right), shape_of(right)
+    a_vector, b_vector = len(a_shape) == 1, len(b_shape) == 1
+    if a_vector:
+        a, a_shape = [None, *a], [1, *a_shape]
+    if b_vector:
+        b, b_shape = [*b, None], [*b_shape, 1]
+    inner = tracing.unify(a[-1], b[-2], "contraction of a matrix product")
+    rank = max(len(a_shape), len(b_shape)) - 2
+    batch = [_batch_axis(tracing, (a, a_shape), (b, b_shape), back) for back in range(rank, 0, -1)]
+    out = batch + ([] if a_vector else [a[-2]]) + ([] if b_vector else [b[-1]])
+    for weight, producer, consumer in ((right, -1, -2), (left, -2, -1)):
+        if isinstance(weight, Node) and weight.op == "get_attr" and len(tracing.raw(weight)) == 2:
+            tracing.role(weight, producer % 2, "producer")
+            tracing.role(weight, consumer % 2, "consumer")
+            tracing.contraction(node, weight, [*zip(out, shape_of(node), strict=True), (inner, a_shape[-1])])
+            break
+    return out
+
+
+def _batch_axis(
+    tracing: Tracing, a: tuple[list[Labels], list[int]], b: tuple[list[Labels], list[int]], back: int
+) -> Labels:
+    """The batch axis `back` places before the matrix axes of a broadcast product."""
+    a_at, b_at = len(a[1]) - 2 - back, len(b[1]) - 2 - back
+    if a_at < 0 or a[1][a_at] == 1:
+        return b[0][b_at] if b_at >= 0 else None
+    if b_at < 0 or b[1][b_at] == 1:
+        return a[0][a_at]
+    return tracing.unify(a[0][a_at], b[0][b_at], "batch axis of a matrix product")
+
+
+@rule("einsum")
+def einsum(tracing: Tracing, node: Node, args: dict[str, Any]) -> Any:
+    """Axes with the same letter vanish together."""
+    equation, operands = args["equation"].replace(" ", ""), args["tensors"]
+    if "." in equation:
+        return tracing.fallback(node, "einsum with an ellipsis")
+    inputs, arrow, output = equation.partition("->")
+    if not arrow:
+        letters = inputs.replace(",", "")
+        output = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    known: dict[str, Labels] = {}
+    for letters, operand in zip(inputs.split(","), operands, strict=True):
+        for letter, labels, size in zip(letters, tracing.axes(operand), shape_of(operand), strict=True):
+            if size == 1:
+                known.setdefault(letter, None)
+            elif known.get(letter) is not None:
+                known[letter] = tracing.unify(known[letter], labels, f"einsum index {letter}")
+            else:
+                known[letter] = labels
+    return [known[letter] for letter in output]
+
+
+@rule("scaled_dot_product_attention")
+def attention(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
+    """softmax(q k^T) v: heads and columns of q and k vanish together, tokens under the softmax never."""
+    q, k, v = (tracing.axes(args[name]) for name in ("query", "key", "value"))
+    q_shape, k_shape = shape_of(args["query"]), shape_of(args["key"])
+    tracing.unify(q[-1], k[-1], "columns of attention's q and k")
+    for tokens in (k[-2], v[-2]):
+        tracing.freeze(tokens, "softmax over attention tokens")
+    for i in range(len(q) - 2):
+        tracing.unify(k[i], v[i], "attention batch or head axis")
+        if q_shape[i] == k_shape[i]:
+            tracing.unify(q[i], k[i], "attention batch or head axis")
+        elif args.get("enable_gqa") and i == len(q) - 3:
+            shared, _ = tracing.atoms.split(q[i], [k_shape[i], q_shape[i] // k_shape[i]])
+            tracing.unify(shared, k[i], "query heads that share a key head")
+        else:
+            tracing.freeze(q[i], "broadcast attention heads")
+            tracing.freeze(k[i], "broadcast attention heads")
+    if is_tensor(args["attn_mask"]):
+        _attention_mask(tracing, args["attn_mask"], [*q[:-1], k[-2]], [*q_shape[:-1], k_shape[-2]])
+    return [*q[:-1], v[-1]]
+
+
+def _attention_mask(tracing: Tracing, mask: Node, scores: Sequence[Labels], scores_shape: Sequence[int]) -> None:
+    labels, shape = tracing.axes(mask), shape_of(mask)
+    for back in range(1, len(shape) + 1):
+        if shape[-back] > 1 and shape[-back] == scores_shape[-back]:
+            tracing.unify(scores[-back], labels[-back], "attention mask")
+
+
+def _bias(tracing: Tracing, bias: Any, out: Labels) -> None:
+    if is_tensor(bias):
+        tracing.unify(out, tracing.axes(bias)[0], "bias of a layer whose output cannot shrink")
+        tracing.role(bias, 0, "producer")

@@ -1,0 +1,84 @@
+"""A group's parameters as rows of numbers, one row a channel: the only place that knows weight layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from deploypruner.graph import Graph
+from deploypruner.graph.module import get_state
+from deploypruner.graph.propagate import Affine
+from deploypruner.records import Group, Member, MemberView, Role
+
+
+def member_views(
+    graph: Graph,
+    group: Group,
+    *,
+    grads: Mapping[str, Tensor] | None = None,
+    gates: Mapping[str, Tensor] | None = None,
+) -> tuple[MemberView, ...]:
+    """What a criterion sees of one group.
+
+    Args:
+        graph: The traced model.
+        group: One of its groups.
+        grads: Parameter name -> gradient of the mean loss, same shape as the parameter.
+        gates: Weight name of an affine layer -> `[B, n]` gate derivatives of its n output channels (`gate_rows`).
+
+    Returns:
+        Views of all parameters of the group (not of running statistics), in the order of the graph.
+    """
+    last = {affine.weight: affine for affine in last_affines(graph, group)}
+    views = []
+    for member in group.members:
+        parameter = get_state(graph.module, member.parameter)
+        if not isinstance(parameter, torch.nn.Parameter):
+            continue
+        gate = None
+        if gates is not None and member.parameter in last and last[member.parameter].axis == member.axis:
+            gate = gates[member.parameter][:, torch.as_tensor(member.index)].sum(dim=2)  # [B, C, k] -> [B, C]
+        views.append(
+            MemberView(
+                name=member.parameter,
+                role=_role(graph, parameter, member.axis),
+                weight=_rows(parameter, member),
+                grad=_rows(grads[member.parameter], member) if grads is not None else None,
+                gate=gate,
+            )
+        )
+    return tuple(views)
+
+
+def last_affines(graph: Graph, group: Group) -> tuple[Affine, ...]:
+    """The layers through which the group's channels leave: its normalisations, or its producers without any."""
+    on = {(member.parameter, member.axis) for member in group.members}
+    affines = [a for a in dict.fromkeys(graph.tracing.affines) if (a.weight, a.axis) in on]
+    norms = [a for a in affines if a.role == "norm"]
+    return tuple(norms or affines)
+
+
+def gate_rows(affine: Affine, weights: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> Tensor:
+    """Derivative of the loss with respect to a gate z = 1 on each output channel of an affine layer, `[n]`.
+
+    The layer's output is linear in row c of its weight and entry c of its bias, so multiplying the output by z
+    multiplies both: dL/dz_c = sum_f w[c, f] dL/dw[c, f] + b[c] dL/db[c]. No gate module is needed.
+    """
+    product = weights[affine.weight] * grads[affine.weight]
+    total = product.movedim(affine.axis, 0).flatten(1).sum(1) if product.ndim > 1 else product
+    if affine.bias:
+        total = total + weights[affine.bias] * grads[affine.bias]
+    return total
+
+
+def _rows(tensor: Tensor, member: Member) -> Tensor:
+    """[C, k * F] float32: everything on the axis positions of each channel."""
+    index = torch.as_tensor(member.index)
+    rows = tensor.detach().float().movedim(member.axis, 0).reshape(tensor.shape[member.axis], -1)
+    return rows[index.reshape(-1)].reshape(len(index), -1)
+
+
+def _role(graph: Graph, parameter: Tensor, axis: int) -> Role:
+    return graph.tracing.state[id(parameter)].roles.get(axis, "other")

@@ -1,0 +1,1 @@
+"""From scores to a smaller module: evidence, allocation, removal and its proof."""

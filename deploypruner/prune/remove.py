@@ -1,0 +1,111 @@
+"""Remove channels physically, and prove it: masked and removed outputs agree in float64."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from deploypruner.errors import VerificationError
+from deploypruner.graph import Graph
+from deploypruner.graph.module import TracedModule, get_state
+from deploypruner.graph.rewrite import rewrite
+from deploypruner.prune.plan import Plan
+from deploypruner.records import Check
+
+# float64 rounding over a deep network; measured errors are 1e-15, a wrong index gives 1e-1.
+_TOLERANCE = 1e-9
+
+
+def remove(graph: Graph, plan: Plan) -> TracedModule:
+    """Return a new, smaller, trainable module in eval mode; neither graph nor user model is touched.
+
+    Raises:
+        PlanError: The plan belongs to another model.
+        VerificationError: Masked and removed outputs disagree (our bug; nothing wrong is returned).
+    """
+    module, checks = remove_and_prove(graph, plan)
+    for check in checks:
+        if not check.passed:
+            raise VerificationError(
+                f"{check.name}: max |difference| {check.max_abs_diff:.2e}, allowed {check.tolerance:.2e}",
+                hint="a rule of the dependency graph is wrong for this model; please report it",
+            )
+    return module
+
+
+def remove_and_prove(graph: Graph, plan: Plan) -> tuple[TracedModule, tuple[Check, ...]]:
+    """Like `remove`, but hand over the proof instead of raising."""
+    plan.check(graph)
+    module = rewrite(graph.tracing, graph.removed(plan.keep))
+    return module, prove(graph, plan, module)
+
+
+def prove(graph: Graph, plan: Plan, module: nn.Module) -> tuple[Check, ...]:
+    """Compare the dense graph with every removed parameter slice set to zero to the module without them.
+
+    Both run in float64 on the example inputs and, where the batch is dynamic, on another batch size.
+    """
+    masked, removed = _double(mask(graph, plan)), _double(module)
+    inputs = pytree.tree_map_only(Tensor, _as_double, graph.example_inputs)
+    cases = [("masked = removed (float64)", inputs)]
+    if graph.dynamic_batch:
+        cases.append(("masked = removed (float64, batch + 1)", pytree.tree_map_only(Tensor, _one_more, inputs)))
+    return tuple(_compare(name, masked, removed, case) for name, case in cases)
+
+
+def mask(graph: Graph, plan: Plan) -> TracedModule:
+    """A copy of the dense graph in which every slice the plan removes is zero, in producers and consumers.
+
+    Only parameters are zeroed: running statistics may be divided by.
+    """
+    module = _copy(graph.module)
+    keep = plan.keep
+    with torch.no_grad():
+        for group in graph.groups:
+            gone = np.setdiff1d(np.arange(group.size), keep[group.id])
+            for member in group.members:
+                tensor = get_state(module, member.parameter)
+                if isinstance(tensor, nn.Parameter):
+                    tensor.index_fill_(member.axis, torch.as_tensor(member.index[gone].reshape(-1)), 0)
+    return module
+
+
+def _compare(name: str, masked: nn.Module, removed: nn.Module, inputs: tuple[Any, ...]) -> Check:
+    with torch.no_grad():
+        wanted, got = (_tensors(m(*inputs)) for m in (masked, removed))
+    scale = max(float(t.abs().max()) for t in wanted)
+    difference = max(float((a - b).abs().max()) for a, b in zip(wanted, got, strict=True))
+    # A network whose output hardly depends on its input would pass any comparison; say how much it does.
+    signal = max(float((t - t[:1]).abs().max()) for t in wanted) / max(scale, torch.finfo(torch.float64).tiny)
+    tolerance = _TOLERANCE * max(scale, 1.0)
+    return Check(
+        name, difference, tolerance, difference <= tolerance, f"outputs differ by {signal:.0e} between inputs"
+    )
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [t.double() for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
+
+
+def _copy(module: TracedModule) -> TracedModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # deepcopy of torch's own tree specs
+        return copy.deepcopy(module)
+
+
+def _double(module: Any) -> Any:
+    return _copy(module).double().eval()
+
+
+def _as_double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _one_more(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor, tensor[:1]]) if tensor.ndim else tensor
