@@ -1,0 +1,104 @@
+"""Raw timings on disk, and what can be told about an artifact from its file alone."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+
+from deploypruner.errors import InputError
+from deploypruner.records import Artifact, Cost, Precision, Timing
+
+_INT8_OPS = (
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+)
+_FORMATS = {".onnx": "onnx", ".xml": "openvino"}
+# In protobuf the operator of an ONNX node is field 4, a string: this tag byte, its length, its characters.
+_OP_TYPE_TAG = 0x22
+
+
+def describe_file(path: Path) -> Artifact:
+    """Return an artifact for a file of unknown origin, named after it; pattern "unknown", no cost.
+
+    Raises:
+        InputError: No such file, or neither .onnx nor .xml.
+    """
+    if path.suffix not in _FORMATS:
+        raise InputError(f"'{path}' cannot be measured", hint="give .onnx or .xml files")
+    if not path.is_file():
+        raise InputError(f"no file at '{path}'", hint="check the path, or build the artifact first")
+    return Artifact(
+        name=path.name,
+        path=path,
+        format=_FORMATS[path.suffix],
+        precision=detect_precision(path),
+        pattern="unknown",
+    )
+
+
+def detect_precision(path: Path) -> Precision:
+    """int8 where an .onnx file has a quantizing operator, or an .xml FakeQuantize or 8-bit constants.
+
+    Raises:
+        InputError: The .xml is damaged.
+    """
+    found = _ir_is_int8(path) if path.suffix == ".xml" else _onnx_is_int8(path)
+    return "int8" if found else "fp32"
+
+
+def write_timing(timing: Timing, path: Path) -> None:
+    """Write raw samples and what they were taken with as JSON. Not atomic: the caller renames."""
+    record = asdict(timing) | {"samples_ns": timing.samples_ns.tolist()}
+    record["artifact"]["path"] = str(timing.artifact.path)
+    path.write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+
+def read_timing(path: Path) -> Timing:
+    """Read what `write_timing` wrote.
+
+    Raises:
+        InputError: The file is missing, damaged or holds something else.
+    """
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        artifact = record["artifact"]
+        cost = Cost(**artifact["cost"]) if artifact["cost"] else None
+        origin = Artifact(**artifact | {"path": Path(artifact["path"]), "cost": cost})
+        samples = np.array(record["samples_ns"], dtype=np.int64)
+        return Timing(**record | {"artifact": origin, "samples_ns": samples})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"'{path}' does not hold a timing: {error}", hint="measure the artifact again") from None
+
+
+def _onnx_is_int8(path: Path) -> bool:
+    if not path.stat().st_size:
+        return False
+    needles = [bytes([_OP_TYPE_TAG, len(op)]) + op.encode() for op in _INT8_OPS]
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return any(data.find(needle) >= 0 for needle in needles)
+
+
+def _ir_is_int8(path: Path) -> bool:
+    try:
+        layers = ET.parse(path).getroot().iter("layer")
+    except ET.ParseError as error:
+        raise InputError(f"'{path}' is not a readable OpenVINO IR: {error}", hint="export it again") from None
+    return any(_layer_is_int8(layer) for layer in layers)
+
+
+def _layer_is_int8(layer: ET.Element) -> bool:
+    if layer.get("type") == "FakeQuantize":
+        return True
+    data = layer.find("data")
+    return layer.get("type") == "Const" and data is not None and data.get("element_type") in ("i8", "u8")

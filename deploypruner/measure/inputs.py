@@ -1,0 +1,53 @@
+"""The arrays a latency measurement feeds: given ones, or random ones that are the same in every worker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from deploypruner.errors import InputError, nearest
+from deploypruner.records import TensorSpec
+from deploypruner.runtime import Array, shape_text
+
+
+def random_feeds(
+    inputs: Sequence[TensorSpec], *, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
+) -> list[Array]:
+    """Return one array per declared input; equal specs, shapes and seed give equal arrays.
+
+    Floats are standard normal; integers and booleans are 0 or 1, which any vocabulary, token type
+    or mask accepts.
+
+    Args:
+        inputs: Declared inputs.
+        shapes: Full shapes by input name, for dynamic dimensions; an unnamed one is 1.
+        seed: Seed of the generator.
+
+    Raises:
+        InputError: A shape for an input that does not exist, or one that contradicts the model.
+    """
+    shapes = shapes or {}
+    names = [spec.name for spec in inputs]
+    for name in shapes:
+        if name not in names:
+            raise InputError(f"the model has no input called '{name}'", hint=nearest(name, names))
+    rng = np.random.default_rng(seed)
+    return [_one(spec, _concrete(spec, shapes.get(spec.name)), rng) for spec in inputs]
+
+
+def _concrete(spec: TensorSpec, given: Sequence[int] | None) -> tuple[int, ...]:
+    if given is None:
+        return tuple(1 if size is None else size for size in spec.shape)
+    fits = len(given) == len(spec.shape) and all(
+        want in (None, have) for want, have in zip(spec.shape, given, strict=True)
+    )
+    if not fits:
+        raise InputError(f"input '{spec.name}' has shape {shape_text(spec)}, asked for {list(given)}")
+    return tuple(given)
+
+
+def _one(spec: TensorSpec, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    if spec.dtype.startswith("float"):
+        return rng.standard_normal(shape, dtype=np.float32).astype(spec.dtype)
+    return rng.integers(0, 2, size=shape).astype(spec.dtype)

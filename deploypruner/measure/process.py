@@ -1,0 +1,159 @@
+"""The parent's handle on one timing worker: start, ask, and be sure that it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from deploypruner.errors import MeasureError
+from deploypruner.records import Artifact
+
+# Compiling a large model takes a minute on a small machine; nothing else a worker does takes longer.
+REPLY_TIMEOUT_S = 300.0
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_PACKAGE_ROOT = Path(__file__).parents[2]
+_EXIT_GRACE_S = 2.0
+
+
+class Worker:
+    """One worker process, for one artifact on one runtime; a context manager that always ends it.
+
+    Args:
+        artifact: What it will time.
+        runtime: Registered runtime name.
+        threads: Threads for the runtime and for every numeric library in the process.
+        log: File for what the process writes to stderr; its last line goes into error messages.
+    """
+
+    def __init__(self, artifact: Artifact, runtime: str, *, threads: int, log: Path) -> None:
+        self.artifact = artifact
+        self.runtime = runtime
+        self._unread = b""
+        self._log = log
+        with log.open("wb") as errors:
+            # A process group of its own: Ctrl-C reaches the parent only, which then ends its workers.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "deploypruner.measure.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=_environment(threads),
+                process_group=0,
+            )
+        assert self._process.stdin is not None, "worker was started without a pipe to it"
+        assert self._process.stdout is not None, "worker was started without a pipe from it"
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def tell(self, **message: Any) -> None:
+        """Send one message without waiting; `hear` returns the answer.
+
+        Raises:
+            MeasureError: The worker is gone.
+        """
+        try:
+            self._stdin.write(json.dumps(message).encode() + b"\n")
+            self._stdin.flush()
+        except BrokenPipeError:
+            raise self._gone() from None
+
+    def hear(self) -> dict[str, Any]:
+        """Wait for the answer to the oldest unanswered message.
+
+        Raises:
+            MeasureError: The worker reports a mistake, crashed, or does not answer in time.
+        """
+        reply: dict[str, Any] = json.loads(self._line())
+        if "error" in reply:
+            raise MeasureError(f"{self._subject()}: {reply['error']}", hint=reply["hint"])
+        return reply
+
+    def ask(self, **message: Any) -> dict[str, Any]:
+        """Send one message and wait for its answer.
+
+        Raises:
+            MeasureError: As `tell` and `hear`.
+        """
+        self.tell(**message)
+        return self.hear()
+
+    def block(self, calls: int) -> list[int]:
+        """Return nanoseconds of `calls` inferences.
+
+        Raises:
+            MeasureError: As `ask`.
+        """
+        samples: list[int] = self.ask(do="block", calls=calls)["ns"]
+        return samples
+
+    def close(self) -> None:
+        """End the process: by closing its input, then by force. Safe to call twice."""
+        with contextlib.suppress(BrokenPipeError):
+            self._stdin.close()
+        try:
+            self._process.wait(_EXIT_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._stdout.close()
+
+    def _line(self) -> bytes:
+        deadline = time.monotonic() + REPLY_TIMEOUT_S
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._stdout, selectors.EVENT_READ)
+            while b"\n" not in self._unread:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    self._process.kill()
+                    raise MeasureError(
+                        f"{self._subject()}: no answer in {REPLY_TIMEOUT_S:g} s{self._last_words()}",
+                        hint="try another runtime, or one thread",
+                    )
+                received = os.read(self._stdout.fileno(), 1 << 16)
+                if not received:
+                    raise self._gone()
+                self._unread += received
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+    def _gone(self) -> MeasureError:
+        try:
+            code = self._process.wait(_EXIT_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return MeasureError(
+            f"{self._subject()}: the worker process ended ({how}){self._last_words()}",
+            hint="run it on another runtime to see whether the file or the runtime is at fault",
+        )
+
+    def _subject(self) -> str:
+        return f"cannot measure '{self.artifact.name}' on {self.runtime}"
+
+    def _last_words(self) -> str:
+        text = self._log.read_text(encoding="utf-8", errors="replace")
+        lines = [line for line in text.splitlines() if line.strip()]
+        return f"; its last words: {lines[-1].strip()}" if lines else ""
+
+
+def _environment(threads: int) -> dict[str, str]:
+    search = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return dict(os.environ) | dict.fromkeys(_THREAD_VARIABLES, str(threads)) | {"PYTHONPATH": os.pathsep.join(search)}

@@ -1,0 +1,108 @@
+"""Numbers drawn from raw samples. Nothing is called faster that is not.
+
+Latency is skewed and drifts with the machine, so nothing here uses a mean, and ratios are paired: round r
+of two artifacts was taken side by side, so their ratio in that round is free of slow drift. The speed-up
+is the median of those per-round ratios, with a bootstrap interval over rounds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploypruner.errors import MeasureError
+from deploypruner.records import Comparison, Timing, Verdict
+
+SMALLEST_FLOOR = 0.01
+_CONFIDENCE = 0.95
+_RESAMPLES = 4000
+_SAMPLES_BEYOND = 5
+
+Samples = NDArray[Any]
+
+
+def median_ms(samples_ns: Samples) -> float:
+    """Median of all samples, in milliseconds."""
+    return float(np.median(samples_ns)) / 1e6
+
+
+def quantile_ms(samples_ns: Samples, q: float) -> float | None:
+    """Quantile `q` of all samples in milliseconds, or None where the samples cannot carry it.
+
+    At least five samples must lie beyond a quantile: p95 needs 100 samples, p99 needs 500.
+    """
+    beyond = samples_ns.size * (1 - q)
+    if round(beyond, 6) < _SAMPLES_BEYOND:
+        return None
+    return float(np.quantile(samples_ns, q)) / 1e6
+
+
+def paired_ratio(samples_ns: Samples, baseline_ns: Samples, *, seed: int = 0) -> tuple[float, tuple[float, float]]:
+    """Speed-up of `samples_ns` over `baseline_ns`, with its 95 % bootstrap interval.
+
+        ratio = median_r ( median(baseline[r]) / median(samples[r]) )
+
+    Args:
+        samples_ns: `[rounds, per_round]` nanoseconds.
+        baseline_ns: `[rounds, any]` nanoseconds of the same rounds.
+        seed: Seed of the resampling.
+
+    Raises:
+        MeasureError: The numbers of rounds differ, so the samples cannot be paired.
+    """
+    rounds = len(samples_ns)
+    if len(baseline_ns) != rounds:
+        raise MeasureError(f"cannot compare {rounds} rounds with {len(baseline_ns)}", hint="measure both in one run")
+    ratios = np.median(baseline_ns, axis=1) / np.median(samples_ns, axis=1)
+    picks = np.random.default_rng(seed).integers(0, rounds, size=(_RESAMPLES, rounds))
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.quantile(np.median(ratios[picks], axis=1), [tail, 1 - tail])
+    return float(np.median(ratios)), (float(low), float(high))
+
+
+def half_width(ratio: float, interval: tuple[float, float]) -> float:
+    """Larger distance from `ratio` to an end of its interval, relative to `ratio`."""
+    return max(interval[1] - ratio, ratio - interval[0]) / ratio
+
+
+def noise_floor(timing: Timing, twin: Timing, *, seed: int = 0) -> float:
+    """Largest speed-up, less 1, that this run could show between two workers of one artifact.
+
+    It is the far end of the A/A interval: 0.03 means that up to 3 % may be noise.
+
+    Raises:
+        MeasureError: The timings are not of the same run.
+    """
+    _, (low, high) = paired_ratio(twin.samples_ns, timing.samples_ns, seed=seed)
+    return max(high, 1 / low) - 1
+
+
+def compare(timing: Timing, baseline: Timing, *, floor: float, seed: int = 0) -> Comparison:
+    """Compare two timings of one run.
+
+    Args:
+        timing: The artifact of interest.
+        baseline: What it is compared with.
+        floor: Noise floor of the run, relative; less than 1 % is taken as 1 %.
+        seed: Seed of the resampling.
+
+    Returns:
+        "faster" only where the whole interval lies above 1 + floor, "slower" only where it lies below
+        1 / (1 + floor).
+
+    Raises:
+        MeasureError: The timings are not of the same run.
+    """
+    ratio, interval = paired_ratio(timing.samples_ns, baseline.samples_ns, seed=seed)
+    return Comparison(baseline.artifact.name, ratio, interval, _verdict(interval, floor))
+
+
+def _verdict(interval: tuple[float, float], floor: float) -> Verdict:
+    margin = 1 + max(floor, SMALLEST_FLOOR)
+    if interval[0] > margin:
+        return "faster"
+    if interval[1] < 1 / margin:
+        return "slower"
+    return "indistinguishable"

@@ -1,0 +1,180 @@
+"""A timing worker: `python -m deploypruner.measure.worker`, one process per artifact and runtime.
+
+It reads one JSON object per line and answers each with one line:
+
+    {"do": "load", "runtime"}                                 -> {"version"}
+    {"do": "open", "path", "threads", "seed", "shapes", "feeds"} -> {"inputs", "settings", "load_s"}
+    {"do": "warm", "max_s", "max_calls"}                      -> {"calls", "call_ns"}
+    {"do": "block", "calls"}                                  -> {"ns": [one integer per call]}
+    {"do": "memory"}                                          -> {"peak_rss_bytes"}
+    {"do": "pin", "cores"}                                    -> {}
+
+A user's mistake is answered with {"error", "hint"}; anything else is a traceback on stderr and the end of
+the process. It ends when its input does, so it cannot outlive the process that started it.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from deploypruner.errors import DeployPrunerError
+from deploypruner.measure.inputs import random_feeds
+from deploypruner.runtime import Array, Runtime, Session, Shapes, runtimes
+
+Message = dict[str, Any]
+
+_WINDOW_CALLS = 5
+_WINDOW_NS = 10_000_000
+_STEADY = 0.02
+_STEADY_WINDOWS = 3
+
+
+class Timer:
+    """What a worker holds between messages; `answer` serves one."""
+
+    def __init__(self) -> None:
+        self._runtime: Runtime | None = None
+        self._infer: Callable[[], None] | None = None
+
+    def answer(self, message: Message) -> Message:
+        """Serve one message; the module docstring lists them."""
+        match message["do"]:
+            case "load":
+                self._runtime = runtimes.get(message["runtime"])()
+                return {"version": self._runtime.version()}
+            case "pin":
+                os.sched_setaffinity(0, message["cores"])
+                return {}
+            case "open":
+                return self._open(message)
+            case "warm":
+                return warm_up(self._ready(), max_s=message["max_s"], max_calls=message["max_calls"])
+            case "block":
+                return {"ns": block(self._ready(), message["calls"])}
+            case "memory":
+                return {"peak_rss_bytes": peak_rss_bytes()}
+        raise AssertionError(f"unknown message: {message}")
+
+    def _open(self, message: Message) -> Message:
+        assert self._runtime is not None, "'open' came before 'load'"
+        path, threads = Path(message["path"]), message["threads"]
+        session, load_s = _timed_open(self._runtime, path, threads=threads, shapes=None)
+        feeds = (
+            _read_feeds(Path(message["feeds"]))
+            if message["feeds"]
+            else random_feeds(session.inputs, shapes=message["shapes"], seed=message["seed"])
+        )
+        if any(None in spec.shape for spec in session.inputs):
+            shapes = [array.shape for array in feeds]
+            session, load_s = _timed_open(self._runtime, path, threads=threads, shapes=shapes)
+        self._infer = session.prepare(feeds)
+        inputs = [[spec.name, list(spec.shape), spec.dtype] for spec in session.inputs]
+        return {"inputs": inputs, "settings": session.settings, "load_s": load_s}
+
+    def _ready(self) -> Callable[[], None]:
+        assert self._infer is not None, "no artifact is open"
+        return self._infer
+
+
+def _timed_open(runtime: Runtime, path: Path, *, threads: int, shapes: Shapes | None) -> tuple[Session, float]:
+    """Open an artifact, compiled for `shapes` as a deployment at batch 1 would; also the seconds it took."""
+    start = time.perf_counter()
+    session = runtime.open(path, threads=threads, shapes=shapes)
+    return session, time.perf_counter() - start
+
+
+def block(infer: Callable[[], None], calls: int) -> list[int]:
+    """Return nanoseconds of `calls` calls, one after another, without garbage collection.
+
+    One more call is made first and thrown away: it pays for the caches another worker has filled.
+    """
+    clock = time.perf_counter_ns
+    samples = [0] * calls
+    gc.collect()
+    gc.disable()
+    try:
+        infer()
+        for index in range(calls):
+            start = clock()
+            infer()
+            samples[index] = clock() - start
+    finally:
+        gc.enable()
+    return samples
+
+
+def warm_up(infer: Callable[[], None], *, max_s: float, max_calls: int) -> Message:
+    """Call until the median of a window stops falling, or a bound is met.
+
+    A window lasts at least 10 ms and 5 calls. It counts as steady when its median is not more than 2 %
+    below the lowest so far; three steady windows in a row end the warm-up.
+    """
+    begin = time.perf_counter()
+    calls, steady, lowest, median = 0, 0, float("inf"), 0.0
+    while steady < _STEADY_WINDOWS and calls < max_calls and time.perf_counter() - begin < max_s:
+        window: list[int] = []
+        while len(window) < _WINDOW_CALLS or sum(window) < _WINDOW_NS:
+            start = time.perf_counter_ns()
+            infer()
+            window.append(time.perf_counter_ns() - start)
+            calls += 1
+            if calls >= max_calls or time.perf_counter() - begin >= max_s:
+                break
+        median = statistics.median(window)
+        steady = steady + 1 if median > lowest * (1 - _STEADY) else 0
+        lowest = min(lowest, median)
+    return {"calls": calls, "call_ns": median}
+
+
+def peak_rss_bytes() -> int:
+    """Peak resident memory of this process.
+
+    Linux keeps VmHWM per program. `ru_maxrss` is only the fallback: there it survives exec, so a child
+    of a large parent would report the parent's peak.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _read_feeds(path: Path) -> list[Array]:
+    with np.load(path, allow_pickle=False) as archive:
+        return [archive[f"arr_{index}"] for index in range(len(archive.files))]
+
+
+def _claim_stdout() -> TextIO:
+    """Return the protocol's stream and send everything else that is printed, native code too, to stderr."""
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return replies
+
+
+def main() -> None:
+    """Serve messages until the input ends."""
+    replies, timer = _claim_stdout(), Timer()
+    for line in sys.stdin:
+        try:
+            reply = timer.answer(json.loads(line))
+        except DeployPrunerError as error:
+            reply = {"error": error.message, "hint": error.hint}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Horizontal bars as inline SVG: layer widths before and after, and shares of a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from deploypruner.report import units
+from deploypruner.report.document import LayerWidth
+
+_MANY = 60
+_SHOWN_OF_MANY = 40
+_SVG = Markup('<svg class="bar" width="100%" height="{}" aria-hidden="true">{}</svg>')
+_RECT = Markup('<rect class="{}" y="{}" width="{:.2f}%" height="{}"/>')
+
+
+@dataclass(frozen=True)
+class WidthBar:
+    """One layer: its record, its bar, and its change in words."""
+
+    layer: LayerWidth
+    bar: Markup
+    change: str
+
+
+@dataclass(frozen=True)
+class WidthBars:
+    """The picture of all layers.
+
+    Args:
+        shown: What is always visible: every layer, or of more than 60 the 40 that lost most, in model order.
+        everything: Every layer in model order; empty when `shown` has them all.
+        changed: How many layers are narrower than before.
+    """
+
+    shown: tuple[WidthBar, ...]
+    everything: tuple[WidthBar, ...]
+    changed: int
+
+
+def width_bars(layers: Sequence[LayerWidth]) -> WidthBars:
+    """Draw the widths on one linear scale: the pale bar is before, the solid one after."""
+    longest = max((max(layer.before, layer.after) for layer in layers), default=1)
+    bars = tuple(_width_bar(layer, longest) for layer in layers)
+    changed = sum(layer.after < layer.before for layer in layers)
+    if len(bars) <= _MANY:
+        return WidthBars(shown=bars, everything=(), changed=changed)
+    by_loss = sorted(range(len(bars)), key=lambda i: (layers[i].after - layers[i].before, i))
+    shown = tuple(bars[i] for i in sorted(by_loss[:_SHOWN_OF_MANY]))
+    return WidthBars(shown=shown, everything=bars, changed=changed)
+
+
+def share_bar(share: float) -> Markup:
+    """A bar that fills `share` (0 to 1) of its cell."""
+    return _SVG.format(8, _RECT.format("share", 0, 100 * share, 8))
+
+
+def _width_bar(layer: LayerWidth, longest: int) -> WidthBar:
+    before = _RECT.format("before", 0, 100 * layer.before / longest, 9)
+    after = _RECT.format("after", 0, 100 * layer.after / longest, 9)
+    return WidthBar(layer, _SVG.format(9, before + after), units.change(layer.before, layer.after))

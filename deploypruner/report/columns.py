@@ -1,0 +1,147 @@
+"""Measured rows as aligned text columns, accuracy beside speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from deploypruner.records import Comparison, Row
+from deploypruner.report import units
+from deploypruner.report.headline import RuntimeGroup, group_rows
+from deploypruner.report.terminal import Paint, clean, painter
+
+_GAP = "  "
+_MIN_NAME = 12
+_INTERVAL = "[95 % interval]"
+
+
+@dataclass(frozen=True)
+class _Column:
+    """Two header lines, a cell per row, and when to leave it out: 0 = never, else the highest first."""
+
+    head: str
+    unit: str
+    cell: Callable[[Row], str]
+    spare: int = 0
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Columns left and right of the speed-up with their widths, all in characters; limit is what is available."""
+
+    name: int
+    left: tuple[tuple[_Column, int], ...]
+    speed: int
+    right: tuple[tuple[_Column, int], ...]
+    limit: int | None = None
+    dropped: tuple[str, ...] = ()
+
+    def width(self) -> int:
+        return self.name + self.speed + sum(size + len(_GAP) for _, size in self.left + self.right) + len(_GAP)
+
+    def line(self, name: str, cell: Callable[[_Column], str], speed: str) -> str:
+        """One line; `speed` must already be padded, because paint has no width."""
+        left = [cell(column).rjust(size) for column, size in self.left]
+        right = [cell(column).rjust(size) for column, size in self.right]
+        return _GAP.join([name.ljust(self.name), *left, speed, *right]).rstrip()
+
+
+def table_rows(rows: Sequence[Row], *, colour: bool, width: int | None = None) -> str:
+    """Return measured rows as text, grouped by runtime, each group's baseline first.
+
+    Args:
+        rows: At least one.
+        colour: Whether ANSI colours may be used.
+        width: Columns available; None for no limit. Columns that do not fit are left out and named.
+    """
+    assert rows, "a table needs at least one row"
+    paint = painter(colour)
+    groups = group_rows(rows)
+    against = _against(groups)
+    layout = _fit(replace(_layout(rows, groups), limit=width))
+    lines = [
+        paint(layout.line("", lambda column: column.head, against.ljust(layout.speed)), "faint"),
+        paint(layout.line("", lambda column: column.unit, _INTERVAL.ljust(layout.speed)), "faint"),
+    ]
+    for group in groups:
+        plural = "" if group.threads == 1 else "s"
+        lines.append(paint(f"{clean(group.runtime)}, {group.threads} thread{plural}", "strong"))
+        for row in group.rows:
+            lines += _row_lines(row, group, layout=layout, paint=paint)
+    if layout.dropped:
+        lines.append(f"not shown in {width} columns: {', '.join(layout.dropped)}")
+    return "\n".join(lines)
+
+
+def _layout(rows: Sequence[Row], groups: Sequence[RuntimeGroup]) -> _Layout:
+    kinds = " or ".join(dict.fromkeys(row.agreement_kind for row in rows if row.agreement is not None))
+    left = (
+        _Column("accuracy", "%", lambda row: units.percent(row.accuracy)),
+        _Column("agreement", kinds, lambda row: units.agreement(row.agreement, row.agreement_kind)),
+        _Column("median", "ms", lambda row: units.significant(row.median_ms)),
+        _Column("p95", "ms", lambda row: units.significant(row.p95_ms), spare=1),
+    )
+    right = (
+        _Column("MACs", "predicted", lambda row: units.scaled(row.macs), spare=3),
+        _Column("params", "", lambda row: units.scaled(row.params), spare=4),
+        _Column("size", "", lambda row: units.scaled(row.bytes, "B"), spare=2),
+    )
+
+    def sized(columns: tuple[_Column, ...]) -> tuple[tuple[_Column, int], ...]:
+        return tuple((c, max(len(c.head), len(c.unit), *(len(c.cell(row)) for row in rows))) for c in columns)
+
+    cells = [" ".join(_speed(row, group)) for group in groups for row in group.rows]
+    return _Layout(
+        name=max(_MIN_NAME, *(len(clean(row.name)) + 2 for row in rows)),
+        left=sized(left),
+        speed=max(len(text) for text in (_against(groups), _INTERVAL, *cells)),
+        right=sized(right),
+    )
+
+
+def _fit(layout: _Layout) -> _Layout:
+    """Leave out the columns that can be spared, then shorten names, until the layout fits."""
+    while layout.limit is not None and layout.width() > layout.limit:
+        spare = max((column for column, _ in layout.left + layout.right), key=lambda column: column.spare)
+        if spare.spare == 0:
+            return replace(layout, name=max(_MIN_NAME, layout.name - (layout.width() - layout.limit)))
+        layout = replace(
+            layout,
+            left=tuple(pair for pair in layout.left if pair[0] is not spare),
+            right=tuple(pair for pair in layout.right if pair[0] is not spare),
+            dropped=(*layout.dropped, spare.head),
+        )
+    return layout
+
+
+def _row_lines(row: Row, group: RuntimeGroup, *, layout: _Layout, paint: Paint) -> list[str]:
+    """The row, and under its speed-up a second line against dense of the same precision where that differs."""
+    numbers, verdict = _speed(row, group)
+    padding = " " * (layout.speed - len(numbers) - len(verdict) - 1)
+    name = "  " + clean(row.name)
+    name = name if len(name) <= layout.name else name[: layout.name - 2] + ".."
+    lines = [layout.line(name, lambda column: column.cell(row), f"{numbers} {paint(verdict, verdict)}{padding}")]
+    same = row.same_precision
+    if same is not None and group.baseline is not None and same.against not in (group.baseline.name, row.name):
+        indent = layout.name + sum(size + len(_GAP) for _, size in layout.left) + len(_GAP)
+        if layout.limit is not None:
+            indent = max(0, min(indent, layout.limit - len(_same_precision(same, painter(colour=False)))))
+        lines.append(" " * indent + _same_precision(same, paint))
+    return lines
+
+
+def _same_precision(same: Comparison, paint: Paint) -> str:
+    link = "from" if same.verdict == "indistinguishable" else "than"
+    numbers = units.ratio_with_interval(same.ratio, same.ratio_ci)
+    return f"{numbers} {paint(same.verdict, same.verdict)} {link} {clean(same.against)}"
+
+
+def _speed(row: Row, group: RuntimeGroup) -> tuple[str, str]:
+    if row is group.baseline:
+        return units.ratio(row.ratio), "baseline"
+    return units.ratio_with_interval(row.ratio, row.ratio_ci), row.verdict
+
+
+def _against(groups: Sequence[RuntimeGroup]) -> str:
+    names = {group.baseline.name for group in groups if group.baseline is not None}
+    return f"speed-up vs {clean(names.pop())}" if len(names) == 1 else "speed-up vs baseline"

@@ -1,0 +1,165 @@
+"""The report as one record, and its JSON form: what every other form of the report is made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from deploypruner.errors import InputError
+from deploypruner.records import Check, Cost, Frozen, Row
+
+SCHEMA = 1
+_WRITTEN_BY_US = "rebuild with `deploypruner compile`, or pass the report.json of a finished build"
+
+
+@dataclass(frozen=True)
+class LayerWidth:
+    """Output channels of one convolution or linear layer.
+
+    Args:
+        name: Module name in the user's model.
+        kind: "conv" or "linear".
+        before: Output channels of the dense model.
+        after: Output channels of the pruned one.
+    """
+
+    name: str
+    kind: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """Wall time one stage of the build took."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything report.json holds. Dict fields hold JSON values only: tuples become lists, paths text.
+
+    Args:
+        target: Fields of the target: name, processor, cores, int8_features.
+        environment: Versions and machine facts.
+        command: Command line that made the build.
+        model: name, source, input shapes, sha256.
+        settings: criterion, scope, step, epochs and whatever else the recipe resolved to.
+        budget: kind, requested, predicted, certified, met; empty when none was asked for.
+        rows: One per artifact and runtime, the dense fp32 baseline first.
+        verification: One per comparison of two forms of the model.
+        loop: One dict per closed-loop round; empty when the loop did not run.
+        layers: Widths before and after, in the order of the model.
+        frozen: Channels that could not be removed.
+        stages: Wall time, in the order they ran.
+        warnings: Full sentences for the user.
+        dense: Predicted cost of the user's model.
+        pruned: Predicted cost of the pruned model.
+    """
+
+    target: dict[str, Any]
+    environment: dict[str, Any]
+    command: str
+    model: dict[str, Any]
+    settings: dict[str, Any]
+    budget: dict[str, Any]
+    rows: tuple[Row, ...]
+    verification: tuple[Check, ...]
+    loop: tuple[dict[str, Any], ...]
+    layers: tuple[LayerWidth, ...]
+    frozen: tuple[Frozen, ...]
+    stages: tuple[StageTime, ...]
+    warnings: tuple[str, ...]
+    dense: Cost
+    pruned: Cost
+
+    def __post_init__(self) -> None:
+        for name in ("target", "environment", "model", "settings", "budget"):
+            object.__setattr__(self, name, _json_value(getattr(self, name)))
+        object.__setattr__(self, "loop", tuple(_json_value(entry) for entry in self.loop))
+
+
+_ADAPTER = TypeAdapter(Report)
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """Return the report as JSON values; numbers that are not finite become None."""
+    fields = {field.name: _json_value(getattr(report, field.name)) for field in dataclasses.fields(report)}
+    return {"schema": SCHEMA, **fields}
+
+
+def from_json(data: object, *, source: str = "report.json") -> Report:
+    """Return the report that `to_json` wrote; null in a field that is always a number reads as NaN.
+
+    Args:
+        data: What json.load returned.
+        source: File name for messages.
+
+    Raises:
+        InputError: Not a report, another schema version, or a field that is missing or of the wrong type.
+    """
+    if not isinstance(data, dict) or "schema" not in data:
+        raise InputError(f"'{source}' is not a DeployPruner report: it has no schema number", hint=_WRITTEN_BY_US)
+    if data["schema"] != SCHEMA:
+        raise InputError(
+            f"'{source}' has report schema {data['schema']!r}, this version reads schema {SCHEMA}",
+            hint="use the version of deploypruner that wrote it, or rebuild",
+        )
+    try:
+        return _ADAPTER.validate_python({**data, **_with_nan(data)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the top level"
+        raise InputError(
+            f"'{source}' is not a valid report: {place}: {first['msg'].lower()}", hint=_WRITTEN_BY_US
+        ) from error
+
+
+def _with_nan(data: dict[str, Any]) -> dict[str, Any]:
+    """The record lists of `data` with null put back to NaN where the record's field is a plain float."""
+    lists: dict[str, type[Any]] = {"rows": Row, "verification": Check, "stages": StageTime}
+    return {
+        name: [_nan_for_null(kind, record) for record in data[name]]
+        for name, kind in lists.items()
+        if isinstance(data.get(name), list)
+    }
+
+
+def _nan_for_null(kind: type[Any], record: object) -> object:
+    if not isinstance(record, dict):
+        return record
+    restored = dict(record)
+    for field in dataclasses.fields(kind):
+        value = record.get(field.name, 0)
+        if value is None and field.type == "float":
+            restored[field.name] = math.nan
+        elif isinstance(value, list) and field.type == "tuple[float, float]":
+            restored[field.name] = [math.nan if number is None else number for number in value]
+    return restored
+
+
+def _json_value(value: object) -> Any:
+    """Copy of `value` made of dict, list, str, int, bool, finite float and None only."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _json_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(item) for item in value]
+    if isinstance(value, np.generic):
+        return _json_value(value.item())
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, PurePath):
+        return str(value)
+    if value is None or isinstance(value, str | int):
+        return value
+    raise TypeError(f"a report cannot hold a {type(value).__name__}: {value!r}")

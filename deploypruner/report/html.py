@@ -1,0 +1,179 @@
+"""The report as one HTML page that opens offline: no script, no font, no picture from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from deploypruner.records import Check, Comparison, Cost, Frozen, Row
+from deploypruner.report import units
+from deploypruner.report.bars import share_bar, width_bars
+from deploypruner.report.document import Report
+from deploypruner.report.headline import Headline, RuntimeGroup, group_rows, headline
+from deploypruner.report.marks import legend
+from deploypruner.report.scatter import quality_axis, scatter, spread
+
+_GLYPHS = {"faster": "▲", "slower": "▼", "indistinguishable": "≈", "baseline": ""}
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """A speed-up in words: numbers, verdict, the glyph that repeats it, and the row compared with."""
+
+    numbers: str
+    word: str
+    glyph: str
+    against: str = ""
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One table line."""
+
+    row: Row
+    recommended: bool
+    speed: _Verdict
+    same: _Verdict | None
+
+
+@dataclass(frozen=True)
+class _FrozenReason:
+    """All channels frozen for one reason."""
+
+    reason: str
+    channels: int
+    parameters: tuple[str, ...]
+    where: tuple[str, ...]
+
+    @property
+    def examples(self) -> str:
+        """The first parameters, and how many more there are."""
+        more = len(self.parameters) - _NAMED
+        return ", ".join(self.parameters[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def render_html(report: Report) -> str:
+    """Return the page; the same report gives the same text, and every name in it is escaped."""
+    result = headline(report)
+    return _template().render(
+        report=report,
+        style=Markup(_resource("style.css")),
+        result=result,
+        groups=[(group, _lines(group, result), _samples(group)) for group in group_rows(report.rows)],
+        threads=_threads(report.rows),
+        labelled=any(row.accuracy is not None for row in report.rows),
+        agreement_kinds=" or ".join(dict.fromkeys(row.agreement_kind for row in report.rows)),
+        picture=_picture(report.rows, result),
+        costs=_costs(report.dense, report.pruned),
+        widths=width_bars(report.layers),
+        failed=[check for check in report.verification if not check.passed],
+        checks=[(check, _check_word(check)) for check in report.verification],
+        frozen=_by_reason(report.frozen),
+        stage_seconds=sum(stage.seconds for stage in report.stages),
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals["u"] = units
+    environment.globals["share_bar"] = share_bar
+    return environment.from_string(_resource("template.html.j2"))
+
+
+def _resource(name: str) -> str:
+    return resources.files("deploypruner.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _lines(group: RuntimeGroup, result: Headline) -> list[_Line]:
+    return [
+        _Line(row, recommended=row is result.recommended, speed=_speed(row, group), same=_same(row, group))
+        for row in group.rows
+    ]
+
+
+def _samples(group: RuntimeGroup) -> str:
+    counts = [row.samples for row in group.rows]
+    return f"{min(counts)} samples" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)} samples"
+
+
+def _threads(rows: Sequence[Row]) -> str:
+    counts = sorted({row.threads for row in rows})
+    return f"timed on {', '.join(map(str, counts))} thread{'' if counts == [1] else 's'}"
+
+
+def _speed(row: Row, group: RuntimeGroup) -> _Verdict:
+    if row is group.baseline:
+        return _Verdict(units.ratio(row.ratio), "baseline", _GLYPHS["baseline"])
+    return _Verdict(units.ratio_with_interval(row.ratio, row.ratio_ci), row.verdict, _GLYPHS[row.verdict])
+
+
+def _same(row: Row, group: RuntimeGroup) -> _Verdict | None:
+    same: Comparison | None = row.same_precision
+    if same is None or same.against == row.name:
+        return None
+    if group.baseline is not None and same.against == group.baseline.name:
+        return None
+    numbers = units.ratio_with_interval(same.ratio, same.ratio_ci)
+    return _Verdict(numbers, same.verdict, _GLYPHS[same.verdict], same.against)
+
+
+def _picture(rows: Sequence[Row], result: Headline) -> dict[str, Any] | None:
+    """Both sizes of the scatter with its legend, None where there is no quality to draw."""
+    quality = quality_axis(rows)
+    if quality is None:
+        return None
+    drawn = [row for row in rows if quality.value(row) is not None]
+    return {
+        "title": quality.title.partition(",")[0],
+        "wide": scatter(rows, width=760, height=400, emphasis=result.recommended),
+        "narrow": scatter(rows, width=350, height=400, emphasis=result.recommended),
+        "legend": legend(drawn),
+        "left_out": ", ".join(f"{row.name} on {row.runtime}" for row in rows if row not in drawn),
+        "spread": _spread_caption(drawn),
+    }
+
+
+def _spread_caption(rows: Sequence[Row]) -> str:
+    if any(row.p95_ms is not None for row in rows):
+        return "The line beside a marker reaches from the median to the 95th percentile."
+    if any(spread(row, rows) is not None for row in rows):
+        return "The line through a marker is the 95 % interval of its speed-up, applied to the baseline's median."
+    return ""
+
+
+def _costs(dense: Cost, pruned: Cost) -> list[tuple[str, str, str, str]]:
+    pairs = [("MACs", dense.macs, pruned.macs), ("Parameters", dense.params, pruned.params)]
+    if dense.nonzero != dense.params or pruned.nonzero != pruned.params:
+        pairs.append(("Nonzero parameters", dense.nonzero, pruned.nonzero))
+    return [
+        (name, units.scaled(before), units.scaled(after), units.change(before, after))
+        for name, before, after in pairs
+    ]
+
+
+def _check_word(check: Check) -> str:
+    return "ok" if check.passed else "FAILED"
+
+
+def _by_reason(frozen: Sequence[Frozen]) -> list[_FrozenReason]:
+    reasons = dict.fromkeys(entry.reason for entry in frozen)
+    grouped = [
+        _FrozenReason(
+            reason=reason,
+            channels=sum(entry.count for entry in frozen if entry.reason == reason),
+            parameters=tuple(dict.fromkeys(entry.parameter for entry in frozen if entry.reason == reason)),
+            where=tuple(dict.fromkeys(entry.where for entry in frozen if entry.reason == reason and entry.where)),
+        )
+        for reason in reasons
+    ]
+    return sorted(grouped, key=lambda group: (-group.channels, group.reason))

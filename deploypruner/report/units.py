@@ -1,0 +1,137 @@
+"""Numbers as a person reads them: three significant digits, SI prefixes, "-" for what is not known."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+UNKNOWN = "-"
+_PREFIXES = ("", "k", "M", "G", "T", "P")
+
+
+def significant(value: float | None) -> str:
+    """Three significant digits without an exponent: 0.412, 1.33, 12.3, 1230."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    rounded = float(f"{value:.2e}")
+    if rounded == 0:
+        return "0"
+    decimals = max(0, 2 - math.floor(math.log10(abs(rounded))))
+    return f"{rounded:.{decimals}f}"
+
+
+def scaled(value: float | None, unit: str = "") -> str:
+    """SI prefix with decimal steps: 12_300_000 -> "12.3 M", with unit "B" -> "12.3 MB"."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    rounded, step = float(f"{value:.2e}"), 0
+    while abs(rounded) >= 1000 and step < len(_PREFIXES) - 1:
+        rounded, step = rounded / 1000, step + 1
+    return f"{significant(rounded)} {_PREFIXES[step]}{unit}".rstrip()
+
+
+def percent(value: float | None) -> str:
+    """One decimal, for a value that is already in percent; the sign is left to the column or sentence."""
+    return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.1f}"
+
+
+def agreement(value: float | None, kind: str) -> str:
+    """Agreement with the dense fp32 model: top-1 as "99.1 %", cosine as "0.9987"."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    return f"{value:.4f}" if kind == "cosine" else f"{100 * value:.1f} %"
+
+
+def ratio(value: float | None) -> str:
+    """A speed-up: "2.31x", below one "0.87x"."""
+    return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.{_ratio_decimals(value)}f}x"
+
+
+def ratio_with_interval(value: float, interval: tuple[float, float]) -> str:
+    """A speed-up and its 95 % interval at the same number of decimals: "2.31x [2.27, 2.36]"."""
+    if not all(math.isfinite(number) for number in (value, *interval)):
+        return ratio(value)
+    decimals = _ratio_decimals(value)
+    return f"{value:.{decimals}f}x [{interval[0]:.{decimals}f}, {interval[1]:.{decimals}f}]"
+
+
+def _ratio_decimals(value: float) -> int:
+    if value == 0 or 0.1 <= abs(value) < 10:
+        return 2
+    return max(0, 2 - math.floor(math.log10(abs(value))))
+
+
+def difference(value: float) -> str:
+    """A tiny absolute difference: "2.1e-15", "0", "not a number"."""
+    if not math.isfinite(value):
+        return "not a number"
+    return "0" if value == 0 else f"{value:.1e}"
+
+
+def seconds(value: float) -> str:
+    """A duration: "412 ms", "12.3 s", "2 min 05 s", "1 h 04 min"."""
+    if not math.isfinite(value):
+        return UNKNOWN
+    if value < 0.9995:
+        return f"{significant(1000 * value)} ms"
+    if value < 59.95:
+        return f"{significant(value)} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def change(before: float, after: float) -> str:
+    """Relative change in whole percent with its sign: "−70 %"; "unchanged"; "-" from zero."""
+    if before == after:
+        return "unchanged"
+    return UNKNOWN if before == 0 else f"{100 * (after / before - 1):+.0f} %".replace("-", "\N{MINUS SIGN}")
+
+
+def budget_value(kind: str, value: object) -> str:
+    """A budget's number in the unit of its kind.
+
+    Args:
+        kind: "latency" (milliseconds), "speedup" (times), "macs" (fraction of the dense model, or a
+            count when above 1); other kinds are printed as bare numbers.
+        value: The number; text is printed as it is, None as "-".
+    """
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, int | float):
+        return str(value)
+    if kind.startswith("latency"):
+        return f"{significant(value)} ms"
+    if kind == "speedup":
+        return ratio(value)
+    if kind == "macs":
+        return f"{100 * value:.1f} %" if value <= 1 else scaled(value)
+    return significant(value)
+
+
+def plain_text(value: object) -> str:
+    """Any JSON value on one line: lists joined by commas, dicts as key=value, None as "-"."""
+    if value is None or value in ("", [], {}):
+        return UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={plain_text(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        if all(isinstance(item, int) for item in value):
+            return "x".join(str(item) for item in value) if len(value) > 1 else str(value[0])
+        return ", ".join(plain_text(item) for item in value)
+    return str(value)
+
+
+def budget_sentence(budget: dict[str, Any]) -> str:
+    """What was asked, predicted and certified: "latency: requested 5.00 ms, predicted 4.60 ms"."""
+    kind = str(budget.get("kind", ""))
+    name = {"macs": "MACs relative to dense", "speedup": "speed-up"}.get(kind, kind)
+    parts = [
+        f"{key} {budget_value(kind, budget[key])}"
+        for key in ("requested", "predicted", "certified")
+        if budget.get(key) is not None
+    ]
+    return f"{name}: {', '.join(parts) or 'nothing requested'}"

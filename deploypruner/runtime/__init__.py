@@ -1,0 +1,147 @@
+"""Runtimes: what loads an artifact and executes it. Adding one is one file, `on_<name>.py`.
+
+Neither torch nor any runtime is imported here, so that a timing worker holds only the runtime it times.
+A runtime file imports its library inside `open` and `version` for the same reason.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+
+from deploypruner.errors import InputError, RecipeError
+from deploypruner.records import TensorSpec
+from deploypruner.registry import Registry
+
+Array = NDArray[Any]
+Shapes = Sequence[Sequence[int]]
+
+
+class Session(ABC):
+    """An artifact, loaded and ready.
+
+    Attributes:
+        inputs: Declared inputs, in order; None marks a dynamic dimension.
+        outputs: Declared outputs, in order.
+        settings: What the runtime was told, in its own words.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    settings: dict[str, str]
+
+    @abstractmethod
+    def run(self, feeds: Sequence[Array]) -> list[Array]:
+        """Return every output, in declared order, for one array per declared input.
+
+        Raises:
+            InputError: The arrays do not match the declared inputs.
+        """
+
+    @abstractmethod
+    def prepare(self, feeds: Sequence[Array]) -> Callable[[], None]:
+        """Bind `feeds` once; each call of the result is one synchronous inference on them.
+
+        Raises:
+            InputError: The arrays do not match the declared inputs.
+        """
+
+
+class Runtime(ABC):
+    """One way to execute artifacts on this machine.
+
+    Attributes:
+        suffixes: File name endings it opens.
+        label: Its name as people write it.
+    """
+
+    suffixes: ClassVar[frozenset[str]]
+    label: ClassVar[str]
+
+    @abstractmethod
+    def open(self, path: Path, *, threads: int = 1, shapes: Shapes | None = None) -> Session:
+        """Load and compile the artifact at `path` for exactly `threads` threads.
+
+        Args:
+            path: The artifact.
+            threads: Threads it may use.
+            shapes: One shape per input that dynamic dimensions are fixed to, where the runtime compiles
+                faster code for known shapes; a runtime that does not ignores it.
+
+        Raises:
+            InputError: The file is missing, damaged, or of a kind this runtime cannot execute.
+            RecipeError: `threads` < 1.
+        """
+
+    @abstractmethod
+    def version(self) -> str:
+        """Version of the library that is loaded (and load it, if it was not)."""
+
+
+runtimes: Registry[Runtime] = Registry("runtime", "deploypruner.runtime")
+
+
+def check_openable(runtime: type[Runtime], path: Path, threads: int) -> None:
+    """Refuse what no attempt to load could make work.
+
+    Raises:
+        InputError: No file at `path`, or not one of the runtime's suffixes.
+        RecipeError: `threads` < 1.
+    """
+    if threads < 1:
+        raise RecipeError(f"threads must be >= 1, got {threads}", hint="use 1 for the steadiest timing")
+    if path.suffix not in runtime.suffixes:
+        kinds = ", ".join(sorted(runtime.suffixes))
+        raise InputError(f"{runtime.label} cannot open '{path}'", hint=f"it opens {kinds}")
+    if not path.is_file():
+        raise InputError(f"no file at '{path}'", hint="check the path, or build the artifact first")
+
+
+def unreadable(runtime: type[Runtime], path: Path, error: Exception) -> InputError:
+    """Return the error for a file that `runtime` refused, with the runtime's own last sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[-1] if lines else type(error).__name__
+    return InputError(
+        f"{runtime.label} cannot load '{path}': {said}",
+        hint="the file may be truncated or use an operator this runtime lacks; export it again",
+    )
+
+
+def check_feeds(inputs: Sequence[TensorSpec], feeds: Sequence[Array]) -> None:
+    """Compare arrays with declared inputs, before native code sees them.
+
+    Raises:
+        InputError: Wrong number of arrays, dtype or shape; the message names the input.
+    """
+    if len(feeds) != len(inputs):
+        names = ", ".join(spec.name for spec in inputs)
+        raise InputError(f"the model has {len(inputs)} inputs ({names}), got {len(feeds)} arrays")
+    for spec, array in zip(inputs, feeds, strict=True):
+        if array.dtype.name != spec.dtype:
+            raise InputError(f"input '{spec.name}' is {spec.dtype}, got {array.dtype.name}")
+        fits = len(spec.shape) == array.ndim and all(
+            want in (None, have) for want, have in zip(spec.shape, array.shape, strict=True)
+        )
+        if not fits:
+            raise InputError(f"input '{spec.name}' has shape {shape_text(spec)}, got {list(array.shape)}")
+
+
+def shape_text(spec: TensorSpec) -> str:
+    """Shape as a person writes it, "?" for dynamic: "[?, 3, 224, 224]"."""
+    return f"[{', '.join('?' if size is None else str(size) for size in spec.shape)}]"
+
+
+__all__ = [
+    "Array",
+    "Runtime",
+    "Session",
+    "check_feeds",
+    "check_openable",
+    "runtimes",
+    "shape_text",
+    "unreadable",
+]

@@ -1,0 +1,136 @@
+"""OpenVINO on the CPU; it opens its own IR and ONNX files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from deploypruner.errors import InputError
+from deploypruner.records import TensorSpec
+from deploypruner.runtime import (
+    Array,
+    Runtime,
+    Session,
+    Shapes,
+    check_feeds,
+    check_openable,
+    runtimes,
+    unreadable,
+)
+
+if TYPE_CHECKING:
+    import openvino
+
+# f32 is said aloud because on processors with bf16 units OpenVINO would compute fp32 models in bf16.
+_FIXED = {"NUM_STREAMS": "1", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+_DTYPES = (
+    {"boolean": "bool"}
+    | {f"f{bits}": f"float{bits}" for bits in (16, 32, 64)}
+    | {f"i{bits}": f"int{bits}" for bits in (8, 16, 32, 64)}
+    | {f"u{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)}
+)
+
+
+@runtimes.register("openvino")
+class OpenVino(Runtime):
+    """OpenVINO, CPU plugin, one latency stream."""
+
+    suffixes: ClassVar[frozenset[str]] = frozenset({".onnx", ".xml"})
+    label: ClassVar[str] = "OpenVINO"
+
+    def open(self, path: Path, *, threads: int = 1, shapes: Shapes | None = None) -> Session:
+        """Load and compile `path`; see `Runtime.open`.
+
+        Raises:
+            InputError: The file is missing, damaged or uses an unknown operator or input type.
+            RecipeError: `threads` < 1.
+        """
+        import openvino
+
+        check_openable(OpenVino, path, threads)
+        weights = path.with_suffix(".bin")
+        if path.suffix == ".xml" and not weights.is_file():
+            raise InputError(
+                f"'{path}' has no weights beside it: '{weights.name}' is missing",
+                hint="keep the .xml and .bin of one export together",
+            )
+        settings = {"INFERENCE_NUM_THREADS": str(threads), **_FIXED}
+        fixed: dict[str, str] = {}
+        core = openvino.Core()
+        try:
+            model = core.read_model(path)
+            if shapes is not None and model.is_dynamic():
+                model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
+                fixed = {"input shapes": " ".join("x".join(map(str, shape)) for shape in shapes)}
+            compiled = core.compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            raise unreadable(OpenVino, path, error) from None
+        return OpenVinoSession(compiled, settings | fixed)
+
+    def version(self) -> str:
+        """Version of the loaded openvino."""
+        import openvino
+
+        return str(openvino.__version__)
+
+
+class OpenVinoSession(Session):
+    """A compiled model.
+
+    Args:
+        compiled: The native model.
+        settings: What it was told.
+    """
+
+    def __init__(self, compiled: openvino.CompiledModel, settings: dict[str, str]) -> None:
+        self.inputs = tuple(_spec(port, f"input{i}") for i, port in enumerate(compiled.inputs))
+        self.outputs = tuple(_spec(port, f"output{i}") for i, port in enumerate(compiled.outputs))
+        self.settings = settings
+        self._compiled = compiled
+
+    def run(self, feeds: Sequence[Array]) -> list[Array]:
+        """See `Session.run`."""
+        request = self._request
+        self._bind(request, feeds)
+        request.infer(share_outputs=True)
+        return [request.get_output_tensor(i).data.copy() for i in range(len(self.outputs))]
+
+    def prepare(self, feeds: Sequence[Array]) -> Callable[[], None]:
+        """See `Session.prepare`."""
+        request = self._compiled.create_infer_request()
+        self._bind(request, feeds)
+
+        def infer() -> None:
+            request.infer(share_outputs=True)
+
+        return infer
+
+    @cached_property
+    def _request(self) -> openvino.InferRequest:
+        """What `run` uses again and again; a session that is only timed never allocates it."""
+        return self._compiled.create_infer_request()
+
+    def _bind(self, request: openvino.InferRequest, feeds: Sequence[Array]) -> None:
+        """Give `request` its own copy of `feeds`."""
+        import openvino
+
+        check_feeds(self.inputs, feeds)
+        for index, array in enumerate(feeds):
+            request.set_input_tensor(index, openvino.Tensor(np.ascontiguousarray(array)))
+
+
+def _spec(port: Any, fallback: str) -> TensorSpec:
+    """Describe a native port; an unnamed one gets `fallback`."""
+    name = port.get_any_name() if port.names else fallback
+    native_type = port.element_type.get_type_name()
+    if native_type not in _DTYPES:
+        raise InputError(f"'{name}' has type {native_type}, which numpy cannot hold")
+    rank = port.partial_shape.rank
+    if rank.is_dynamic:
+        raise InputError(f"'{name}' has no fixed number of dimensions", hint="export with a known rank")
+    shape = tuple(None if size.is_dynamic else size.get_length() for size in port.partial_shape)
+    return TensorSpec(name=name, shape=shape, dtype=_DTYPES[native_type])

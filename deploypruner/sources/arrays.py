@@ -1,0 +1,223 @@
+"""Samples held in memory: .npz files, (x, y) arrays and small image folders."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deploypruner.errors import InputError
+from deploypruner.sources.batches import Batch, Batches, Data, DataSettings, limited, sample_order, split
+from deploypruner.sources.foreign import first_line
+from deploypruner.sources.pixels import augmented, normalise
+from deploypruner.sources.torch_file import check_present
+
+_KEYS = ("x", "y", "x_val", "y_val")
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayBatches(Batches):
+    """Samples in memory.
+
+    Args:
+        inputs: [N, ...]; uint8 [N, C, H, W] are images and are normalised, anything else is used as is.
+        labels: [N] int64, None without labels.
+        name: Of the split, for errors: "train".
+        settings: Normalisation and whether images may be augmented.
+        files: Where each image came from; empty = from an array.
+    """
+
+    inputs: Tensor
+    labels: Tensor | None
+    name: str
+    settings: DataSettings
+    files: tuple[Path, ...] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """See `Batches`."""
+        return self.labels is not None
+
+    @property
+    def samples(self) -> int:
+        """See `Batches`."""
+        return self.inputs.shape[0]
+
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """See `Batches`."""
+        return (tuple(self.inputs.shape[1:]),)
+
+    def epoch(
+        self, *, batch_size: int, seed: int = 0, shuffle: bool = False, augment: bool = False
+    ) -> Iterator[Batch]:
+        """See `Batches`; only images (uint8) are augmented."""
+        generator = torch.Generator().manual_seed(seed)
+        for rows in sample_order(self.samples, generator=generator, shuffle=shuffle).split(batch_size):
+            values = self.inputs[rows]
+            if values.dtype == torch.uint8:
+                if augment and self.settings.augment:
+                    values = augmented(values, generator)
+                values = normalise(values, *self.settings.normalisation(values.shape[1]))
+            yield (values,), None if self.labels is None else self.labels[rows]
+
+    def known_labels(self) -> Tensor | None:
+        """See `Batches`."""
+        return self.labels
+
+    def origin(self, index: int) -> str:
+        """See `Batches`."""
+        return f"'{self.files[index]}'" if self.files else f"sample {index} of {self.name}"
+
+
+def load_npz(path: Path, settings: DataSettings) -> Data:
+    """Read `x` and `y` (and `x_val`, `y_val`) from an .npz file; see `from_arrays` for what they may be.
+
+    Raises:
+        InputError: The file is missing, damaged, holds pickled objects, lacks `x`, or its arrays do not fit.
+    """
+    check_present(path, what="data")
+    if not zipfile.is_zipfile(path):
+        raise InputError(
+            f"'{path}' is no .npz archive: truncated, corrupt or of another format", hint="np.savez(f, x=x)"
+        )
+    try:
+        # np.load leaves the file open where it fails; this one is ours to close.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
+            names = list(held.files)
+            arrays = {key: held[key] for key in _KEYS if key in names}
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise InputError(f"'{path}' is truncated or corrupt: {first_line(error)}") from error
+    except ValueError as error:
+        raise InputError(
+            f"'{path}' cannot be read without running code: {first_line(error)}",
+            hint="save arrays of numbers with np.savez; object arrays are pickles",
+        ) from error
+    if "x" not in arrays:
+        raise InputError(
+            f"'{path}' has no 'x'; it holds {', '.join(names) or 'nothing'}", hint="np.savez(f, x=x, y=y)"
+        )
+    return from_arrays(arrays, settings, name=path.stem)
+
+
+def from_arrays(arrays: dict[str, NDArray[Any]], settings: DataSettings, *, name: str) -> Data:
+    """Make data of arrays in memory.
+
+    Args:
+        arrays: "x" and optionally "y", "x_val", "y_val". x: floats [N, ...] used as they are (float32); uint8
+            images [N, H, W, C], [N, C, H, W] or [N, H, W], normalised; other integers used as they are
+            (int64). y: class indices [N] or [N, 1]; anything else counts as no labels, with a remark.
+        settings: Normalisation, limit and split.
+        name: Of the data set.
+
+    Raises:
+        InputError: No samples, lengths that differ, NaN or Inf in x, or x_val without y_val.
+    """
+    if "y_val" in arrays and "x_val" not in arrays:
+        raise InputError(f"'{name}' has 'y_val' but no 'x_val'", hint="give both or neither")
+    if "x_val" in arrays and ("y" in arrays) != ("y_val" in arrays):
+        lacking = "y_val" if "y" in arrays else "y"
+        raise InputError(
+            f"'{name}' has labels for one split only: 'x_val' is there, '{lacking}' is not", hint="add it"
+        )
+    remarks: list[str] = []
+    x, y = _checked(arrays, ("x", "y"), name, remarks)
+    if "x_val" in arrays:
+        x_val, y_val = _checked(arrays, ("x_val", "y_val"), name, remarks)
+    else:
+        train, held_out, remark = split(len(x), settings, name)
+        remarks.append(remark)
+        x_val, y_val = x[held_out], None if y is None else y[held_out]
+        x, y = x[train], None if y is None else y[train]
+    for kept, total in {(len(limited(len(part), settings)), len(part)) for part in (x, x_val)}:
+        if kept < total:
+            remarks.append(f"limited to {kept} of {total} samples (seed {settings.seed})")
+    return Data(
+        train=_limited_batches(x, y, "train", settings),
+        val=_limited_batches(x_val, y_val, "val", settings),
+        name=name,
+        remarks=tuple(dict.fromkeys(remarks)),
+    )
+
+
+def class_indices(labels: Tensor) -> Tensor | None:
+    """Return labels as [N] int64 if they are class indices (integers, one per sample), else None."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        return None
+    return labels.to(torch.int64)
+
+
+def _limited_batches(x: Tensor, y: Tensor | None, name: str, settings: DataSettings) -> ArrayBatches:
+    kept = limited(len(x), settings)
+    if len(kept) < len(x):
+        x, y = x[kept], None if y is None else y[kept]
+    return ArrayBatches(x, y, name, settings)
+
+
+def _checked(
+    arrays: dict[str, NDArray[Any]], keys: tuple[str, str], name: str, remarks: list[str]
+) -> tuple[Tensor, Tensor | None]:
+    """One split's inputs and labels as tensors; a remark is added where labels are not class indices."""
+    x_key, y_key = keys
+    x = arrays[x_key]
+    if x.ndim == 0 or len(x) == 0:
+        raise InputError(f"'{x_key}' of '{name}' holds no samples (shape {list(x.shape)})")
+    inputs = _inputs(x, x_key, name)
+    if y_key not in arrays:
+        return inputs, None
+    y = arrays[y_key]
+    if y.ndim == 0 or len(y) != len(x):
+        raise InputError(
+            f"'{name}' has {len(x)} samples in '{x_key}' but {len(y) if y.ndim else 1} labels in '{y_key}'",
+            hint="give one label per sample",
+        )
+    if y.dtype.kind not in "biuf":
+        raise InputError(f"'{y_key}' of '{name}' is {y.dtype}, not numbers", hint="give class indices 0, 1, 2, ...")
+    labels = class_indices(torch.from_numpy(_native(y)))
+    if labels is None:
+        remarks.append(
+            f"'{y_key}' of '{name}' ({y.dtype}, shape {list(y.shape)}) are not class indices; treated as unlabelled"
+        )
+    return inputs, labels
+
+
+def _inputs(x: NDArray[Any], key: str, name: str) -> Tensor:
+    if x.dtype.kind not in "biuf":
+        raise InputError(f"'{key}' of '{name}' is {x.dtype}, not numbers", hint="give floats, or uint8 images")
+    if x.dtype == np.uint8 and x.ndim in (3, 4):
+        return torch.from_numpy(_channels_first(x))
+    if x.dtype.kind == "f":
+        values = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+        bad = ~torch.isfinite(values.flatten(1) if values.ndim > 1 else values[:, None]).all(dim=1)
+        if bad.any():
+            raise InputError(
+                f"'{key}' of '{name}' holds NaN or Inf in {int(bad.sum())} of {len(x)} samples "
+                f"(first: {int(bad.nonzero()[0])})",
+                hint="remove or replace those samples",
+            )
+        return values
+    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.int64))
+
+
+def _channels_first(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[N, H, W], [N, H, W, C] or [N, C, H, W] -> [N, C, H, W]; C is 1, 3 or 4."""
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.shape[1] not in (1, 3) and images.shape[3] in (1, 3, 4):
+        images = images.transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(images)
+
+
+def _native(array: NDArray[Any]) -> NDArray[Any]:
+    """Contiguous and in a type torch knows: unsigned integers widened, native byte order."""
+    wide = {"u": np.int64, "i": np.int64, "f": np.float64, "b": np.int64}[array.dtype.kind]
+    return np.ascontiguousarray(array, dtype=wide)

@@ -1,0 +1,187 @@
+"""The records data travels in: a split that yields batches, and the two splits of a data set."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from deploypruner.errors import InputError, RecipeError
+from deploypruner.sources.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Interpolation
+
+# (one tensor per model input, class indices [B] int64 or None without labels)
+Batch: TypeAlias = tuple[tuple[Tensor, ...], Tensor | None]
+
+
+class Batches(ABC):
+    """One split of a data set, iterated as often as needed."""
+
+    @property
+    @abstractmethod
+    def labelled(self) -> bool:
+        """Whether batches carry class indices."""
+
+    @property
+    @abstractmethod
+    def samples(self) -> int | None:
+        """Number of samples in one epoch, None where it is not known."""
+
+    @property
+    @abstractmethod
+    def input_shapes(self) -> tuple[tuple[int, ...], ...] | None:
+        """Shape of one sample of each model input, without the batch; None where it is not known."""
+
+    @abstractmethod
+    def epoch(
+        self, *, batch_size: int, seed: int = 0, shuffle: bool = False, augment: bool = False
+    ) -> Iterator[Batch]:
+        """Yield every sample once; the last batch may be smaller.
+
+        The same arguments give the same batches, so that a resumed run sees the data an uninterrupted one
+        would. Pass a different seed for each epoch.
+
+        Args:
+            batch_size: Samples per batch, >= 1.
+            seed: Decides the order and the augmentation.
+            shuffle: Random order; otherwise the order of the source.
+            augment: Random crops and flips, where the data are images and the settings allow it.
+
+        Yields:
+            Inputs, each [B, ...], and class indices [B] int64 or None.
+        """
+
+    @abstractmethod
+    def known_labels(self) -> Tensor | None:
+        """Class indices [n] int64 in source order, as far as they can be had cheaply; None without labels."""
+
+    @abstractmethod
+    def origin(self, index: int) -> str:
+        """Where sample `index` (source order) comes from, for an error: a file or "sample 17 of train"."""
+
+    def __len__(self) -> int:
+        if self.samples is None:
+            raise TypeError("the number of samples is not known")
+        return self.samples
+
+
+@dataclass(frozen=True)
+class Data:
+    """A training and a validation split.
+
+    Args:
+        train: For recovery and calibration.
+        val: For accuracy and agreement.
+        name: Short title: folder, file stem or factory.
+        classes: Class names by index, None where the source has no names.
+        remarks: What was decided on the user's behalf, one sentence each.
+    """
+
+    train: Batches
+    val: Batches
+    name: str
+    classes: tuple[str, ...] | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether accuracy can be measured: the validation split has class indices."""
+        return self.val.labelled
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """How samples are prepared.
+
+    Args:
+        mean: Per channel, of pixels scaled to [0, 1]; None = ImageNet's for 3 channels, else 0.5.
+        std: Per channel, same unit; None = ImageNet's for 3 channels, else 0.5.
+        size: (height, width) of the model's input; None = the size of the first image, which every image
+            must then have.
+        channels: 3 = RGB, 1 = grayscale.
+        resize: Pixels of the shorter side before the centre crop; None = 256/224 of the crop from 128
+            pixels on, and no crop below.
+        interpolation: Filter of that resize.
+        augment: Whether images may be augmented at all; off for digits and text, which must not be flipped.
+        val_fraction: Part of the training samples set aside where the source has no validation split.
+        limit: Largest number of samples per split, taken from a shuffle with `seed`; None = all.
+        seed: Decides the split and the limit.
+
+    Raises:
+        RecipeError: A value out of its range.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
+    channels: int = 3
+    resize: int | None = None
+    interpolation: Interpolation = "bilinear"
+    augment: bool = True
+    val_fraction: float = 0.1
+    limit: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_fraction < 1:
+            raise RecipeError(f"val_fraction must lie between 0 and 1, got {self.val_fraction}", hint="0.1")
+        if self.limit is not None and self.limit < 1:
+            raise RecipeError(f"limit must be at least 1, got {self.limit}", hint="leave it out for all samples")
+        if self.channels not in (1, 3):
+            raise RecipeError(f"images have 1 or 3 channels, got {self.channels}", hint="give the data as .npz")
+        if self.size is not None and min(self.size) < 1:
+            raise RecipeError(f"image size must be positive, got {self.size}", hint="(224, 224)")
+        if self.std is not None and min(self.std) <= 0:
+            raise RecipeError(f"std must be > 0, got {self.std}", hint=f"{IMAGENET_STD}")
+
+    def normalisation(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std for images of `channels` channels.
+
+        Raises:
+            InputError: The given mean or std has another length.
+        """
+        default_mean, default_std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels,) * 2
+        mean, std = self.mean or default_mean, self.std or default_std
+        if len(mean) != channels or len(std) != channels:
+            raise InputError(
+                f"mean has {len(mean)} and std {len(std)} values, but images have {channels} channels",
+                hint="give one value per channel",
+            )
+        return mean, std
+
+
+def sample_order(count: int, *, generator: torch.Generator, shuffle: bool) -> Tensor:
+    """Return the indices of `count` samples, [count] int64, shuffled or in order."""
+    return torch.randperm(count, generator=generator) if shuffle else torch.arange(count)
+
+
+def limited(count: int, settings: DataSettings) -> Tensor:
+    """Return which of `count` samples `settings.limit` leaves, [n] int64 ascending."""
+    if settings.limit is None or settings.limit >= count:
+        return torch.arange(count)
+    generator = torch.Generator().manual_seed(settings.seed)
+    return torch.randperm(count, generator=generator)[: settings.limit].sort().values
+
+
+def split(count: int, settings: DataSettings, name: str) -> tuple[Tensor, Tensor, str]:
+    """Set `settings.val_fraction` of `count` samples aside.
+
+    Returns:
+        Train and validation indices, ascending int64, and the remark to show.
+
+    Raises:
+        InputError: Fewer than two samples.
+    """
+    if count < 2:
+        raise InputError(
+            f"'{name}' has {count} sample, too few for a training and a validation split", hint="give at least two"
+        )
+    held_out = min(count - 1, max(1, round(count * settings.val_fraction)))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed))
+    remark = (
+        f"'{name}' has no validation split: {held_out} of its {count} samples are set aside (seed {settings.seed})"
+    )
+    return order[held_out:].sort().values, order[:held_out].sort().values, remark

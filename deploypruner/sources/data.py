@@ -1,0 +1,215 @@
+"""--data as the user typed it, or what the Python API is given -> a training and a validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from deploypruner.errors import InputError
+from deploypruner.sources.arrays import from_arrays, load_npz
+from deploypruner.sources.batches import Batch, Batches, Data, DataSettings
+from deploypruner.sources.factory import call_factory
+from deploypruner.sources.image_folder import first_images, load_image_folder
+from deploypruner.sources.loaders import from_loader
+from deploypruner.sources.pixels import image_size
+from deploypruner.sources.preprocessing import Preprocessing
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "Data",
+    "DataSettings",
+    "as_data",
+    "check_labels",
+    "check_shapes",
+    "load_data",
+    "peek_shape",
+    "settings_for",
+]
+
+_FORMS = "a folder of images, an .npz with x and y, or package.module:factory"
+_PEEKED_IMAGES = 16
+
+
+def load_data(source: str, settings: DataSettings | None = None) -> Data:
+    """Load the data that `source` names.
+
+    Args:
+        source: Image folder, `.npz` file, or `package.module:factory` returning what `as_data` takes.
+        settings: How samples are prepared; None = the defaults.
+
+    Raises:
+        InputError: Anything that makes the data unusable, in the user's names and numbers.
+    """
+    settings = settings or DataSettings()
+    path = Path(source)
+    if path.is_dir():
+        return load_image_folder(path, settings)
+    if path.suffix == ".npz":
+        return load_npz(path, settings)
+    if path.exists():
+        raise InputError(f"'{source}' is no kind of data that can be read", hint=f"give {_FORMS}")
+    if ":" in source:
+        return replace(as_data(call_factory(source), settings), name=source.partition(":")[2])
+    raise InputError(f"no data folder or file '{source}'", hint=f"looked in {Path.cwd()}; give {_FORMS}")
+
+
+def as_data(given: object, settings: DataSettings | None = None) -> Data:
+    """Bring what the Python API is given to data.
+
+    Args:
+        given: Data, a path, `Batches`, x or (x, y) as tensors or arrays (split by `settings.val_fraction`),
+            a DataLoader or anything else that can be iterated again and yields batches, or a tuple
+            (train, val) of those. One loader alone serves as both splits.
+        settings: Preparation of paths and arrays; a loader's samples are only limited.
+
+    Raises:
+        InputError: It is none of these, can be read only once, or yields no batches.
+    """
+    settings = settings or DataSettings()
+    if isinstance(given, Data):
+        return given
+    if isinstance(given, str | Path):
+        return load_data(str(given), settings)
+    if isinstance(given, Tensor | np.ndarray):
+        return from_arrays({"x": _array(given)}, settings, name="arrays")
+    if isinstance(given, tuple | list) and _is_x_and_y(given):
+        return from_arrays({"x": _array(given[0]), "y": _array(given[1])}, settings, name="arrays")
+    if isinstance(given, tuple) and len(given) == 2 and not any(map(_is_batch, given)):
+        train, train_remarks = _split(given[0], "train", settings)
+        val, val_remarks = _split(given[1], "val", settings)
+        return Data(train, val, name="loaders", remarks=tuple(train_remarks + val_remarks))
+    both, remarks = _split(given, "train", settings)
+    remarks.append("one loader serves for training and validation: accuracy is measured on training samples")
+    return Data(both, both, name="loader", remarks=tuple(remarks))
+
+
+def settings_for(
+    example_inputs: tuple[Tensor, ...], preprocessing: Preprocessing | None, settings: DataSettings | None = None
+) -> DataSettings:
+    """Fill in what the model says about its images; what `settings` already says is kept.
+
+    Args:
+        example_inputs: Of the model; an image is [B, 1 or 3, H, W], anything else leaves the settings alone.
+        preprocessing: Of the model, None = unknown.
+        settings: The user's own, None = the defaults.
+    """
+    settings = settings or DataSettings()
+    shape = tuple(example_inputs[0].shape) if example_inputs else ()
+    if len(shape) != 4 or shape[1] not in (1, 3):
+        return settings
+    settings = replace(settings, channels=shape[1], size=settings.size or (shape[2], shape[3]))
+    if preprocessing is None:
+        return settings
+    own_resize = preprocessing.resize if preprocessing.resize and preprocessing.resize >= min(shape[2:]) else None
+    return replace(
+        settings,
+        mean=settings.mean or preprocessing.mean,
+        std=settings.std or preprocessing.std,
+        resize=settings.resize or own_resize,
+        interpolation=preprocessing.interpolation,
+    )
+
+
+def peek_shape(source: str) -> tuple[int, ...] | None:
+    """Return the shape of one sample of --data without its batch, None where samples differ or none is found.
+
+    For a model whose source does not say what it takes. Images count as RGB.
+
+    Raises:
+        InputError: The data cannot be read.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        shapes = load_data(source).train.input_shapes
+        return shapes[0] if shapes else None
+    images = first_images(path, _PEEKED_IMAGES)
+    sizes = {image_size(image) for image in images}
+    return (3, *sizes.pop()) if len(sizes) == 1 else None
+
+
+def check_labels(data: Data, classes: int) -> tuple[str, ...]:
+    """Check that every known label is an output of the model.
+
+    A loader's labels are known for its first 20 batches only.
+
+    Args:
+        data: Labelled or not.
+        classes: Number of the model's outputs.
+
+    Returns:
+        A remark where the data names fewer classes than the model has outputs.
+
+    Raises:
+        InputError: A label below 0, or not below `classes`; names it, its sample and the outputs.
+    """
+    for batches in (data.train, data.val):
+        labels = batches.known_labels()
+        if labels is None or not len(labels):
+            continue
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            wrong = low if low < 0 else high
+            where = batches.origin(int((labels == wrong).nonzero()[0]))
+            raise InputError(
+                f"label {wrong} of {where} is outside the model's {classes} outputs (labels must lie in "
+                f"0..{classes - 1}, the data has {low}..{high})",
+                hint="use the model's own classes, numbered from 0",
+            )
+    if data.classes is not None and len(data.classes) < classes:
+        return (f"the data has {len(data.classes)} classes, the model {classes} outputs: class k is output k",)
+    return ()
+
+
+def check_shapes(data: Data, example_inputs: tuple[Tensor, ...]) -> None:
+    """Check that the data has what the model takes: as many inputs, each of the example's shape.
+
+    Raises:
+        InputError: They differ; names both shapes, without the batch.
+    """
+    taken = tuple(tuple(value.shape[1:]) for value in example_inputs)
+    for name, batches in (("train", data.train), ("val", data.val)):
+        given = batches.input_shapes
+        if given is not None and given != taken:
+            with_batch = " ".join(f"--input-shape {','.join(map(str, (1, *shape)))}" for shape in given)
+            raise InputError(
+                f"a sample of the {name} data has shape {_text(given)}, the model's example input {_text(taken)}",
+                hint=f"{with_batch} if the model can take it; otherwise prepare the data for the model",
+            )
+
+
+def _split(given: object, name: str, settings: DataSettings) -> tuple[Batches, list[str]]:
+    if isinstance(given, Batches):
+        return given, []
+    if not isinstance(given, Iterable):
+        raise InputError(
+            f"data of type {type(given).__name__} cannot be read",
+            hint="give a path, (x, y), a DataLoader, or (train_loader, val_loader)",
+        )
+    return from_loader(given, name, limit=settings.limit)
+
+
+def _is_x_and_y(given: tuple[object, ...] | list[object]) -> bool:
+    """Whether these are inputs and labels, and not two batches of inputs."""
+    if len(given) != 2:
+        return False
+    x, y = given
+    return isinstance(x, Tensor | np.ndarray) and isinstance(y, Tensor | np.ndarray) and y.ndim < x.ndim
+
+
+def _is_batch(item: object) -> bool:
+    if isinstance(item, Tensor | np.ndarray | dict):
+        return True
+    return isinstance(item, tuple) and bool(item) and isinstance(item[0], Tensor)
+
+
+def _array(values: object) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _text(shapes: tuple[tuple[int, ...], ...]) -> str:
+    return ", ".join(str(list(shape)) for shape in shapes) or "none"

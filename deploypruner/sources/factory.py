@@ -1,0 +1,88 @@
+"""`package.module:factory`: import it, call it, and say precisely what went wrong."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import nn
+
+from deploypruner.errors import InputError, nearest
+from deploypruner.sources.foreign import foreign, working_folder_importable
+from deploypruner.sources.found import Found, Request
+from deploypruner.sources.state_dict import load_weights
+
+
+def load_factory(request: Request) -> Found:
+    """Build the model that a factory (or class) without arguments returns, then load --weights into it.
+
+    Raises:
+        InputError: See `call_factory`; or it returned no nn.Module; or the weights do not fit.
+    """
+    module = call_factory(request.source)
+    if not isinstance(module, nn.Module):
+        raise InputError(
+            f"factory '{request.source}' returned a {type(module).__name__}, not a torch.nn.Module",
+            hint="it must take no arguments and return the model",
+        )
+    if isinstance(module, nn.DataParallel):
+        module = module.module
+    if request.weights is not None:
+        load_weights(module, request.weights)
+    return Found(module, request.source.partition(":")[2])
+
+
+def call_factory(source: str) -> object:
+    """Import `package.module` with the working folder on the path and call `factory()`.
+
+    Raises:
+        InputError: The module or the attribute does not exist, is not callable, or the call raised.
+    """
+    module_name, _, attribute = source.partition(":")
+    if module_name.endswith(".py") or "/" in module_name:
+        dotted = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        raise InputError(f"'{module_name}' is a path, not a module", hint=f"write {dotted}:{attribute}")
+    with working_folder_importable():
+        found = _import(module_name, source)
+        for part in attribute.split("."):
+            if not hasattr(found, part):
+                public = [name for name in dir(found) if not name.startswith("_") and callable(getattr(found, name))]
+                hint = nearest(part, public) if public else "it defines nothing callable"
+                raise InputError(f"module '{module_name}' has no '{attribute}'", hint=hint)
+            found = getattr(found, part)
+        if not callable(found):
+            raise InputError(
+                f"'{source}' is a {type(found).__name__}, not a function or class", hint="name what makes the model"
+            )
+        with foreign(f"factory '{source}' raised", hint="it is called without arguments"):
+            return found()
+
+
+def _import(module_name: str, source: str) -> object:
+    with foreign(f"importing '{module_name}' raised", hint="fix the module, or run from its folder"):
+        try:
+            return importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            # A module that the user's module lacks is another error than a mistyped MODEL.
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise
+            raise InputError(
+                f"no module '{error.name}' for '{source}'", hint=_importable(module_name, error.name)
+            ) from error
+
+
+def _importable(module_name: str, missing: str) -> str:
+    parent = missing.rpartition(".")[0]
+    if parent:
+        paths: Iterable[str] = getattr(sys.modules.get(parent), "__path__", [])
+        known = [f"{parent}.{module.name}" for module in pkgutil.iter_modules(paths)]
+        return nearest(missing, known) if known else f"'{parent}' is a module without submodules"
+    here = sorted(module.name for module in pkgutil.iter_modules([str(Path.cwd())]))
+    where = f"modules in {Path.cwd()}"
+    if not here:
+        return f"there are no {where}; run from the folder that holds '{module_name}'"
+    close = nearest(missing, here)
+    return close if close.startswith("did you mean") else f"{where}: {', '.join(here)}"

@@ -1,0 +1,194 @@
+"""A torch DataLoader, or anything else that can be iterated again and again, as batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from deploypruner.errors import InputError
+from deploypruner.sources.arrays import class_indices
+from deploypruner.sources.batches import Batch, Batches
+from deploypruner.sources.foreign import foreign
+
+_LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+_PEEKED_BATCHES = 20
+_END = object()
+
+
+@dataclass(frozen=True, eq=False)
+class LoaderBatches(Batches):
+    """Batches that the user's own loader makes: its batch size, its order, its augmentation.
+
+    `epoch` seeds torch's global generator (and the loader's own) around each batch and puts it back, so that a
+    loader which draws from torch is repeatable; one that draws from elsewhere is not.
+
+    Args:
+        loader: Yields x, (x,), (x, y), (x1, x2, ..., y), ((x1, x2), y) or a dict with one input.
+        name: Of the split, for errors: "train".
+        labels: Class indices [n] of the first 20 batches; None without labels.
+        first_shapes: Shape of one sample of each input, from the first batch.
+        limit: Samples after which an epoch ends; None = all.
+    """
+
+    loader: Iterable[object]
+    name: str
+    labels: Tensor | None
+    first_shapes: tuple[tuple[int, ...], ...]
+    limit: int | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """See `Batches`."""
+        return self.labels is not None
+
+    @property
+    def samples(self) -> int | None:
+        """See `Batches`; known for a DataLoader over a sized data set and for a list of batches."""
+        count = _count(self.loader)
+        return count if count is None or self.limit is None else min(count, self.limit)
+
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """See `Batches`."""
+        return self.first_shapes
+
+    def epoch(
+        self, *, batch_size: int, seed: int = 0, shuffle: bool = False, augment: bool = False
+    ) -> Iterator[Batch]:
+        """See `Batches`; size, order and augmentation are the loader's own, whatever is asked."""
+        left = self.limit
+        for inputs, target in seeded_batches(self.loader, seed, self.name):
+            if left is not None:
+                inputs, target = tuple(x[:left] for x in inputs), None if target is None else target[:left]
+                left -= inputs[0].shape[0]
+            yield inputs, target if self.labelled else None
+            if left == 0:
+                return
+
+    def known_labels(self) -> Tensor | None:
+        """See `Batches`; those of the first 20 batches, since reading all would cost an epoch."""
+        return self.labels
+
+    def origin(self, index: int) -> str:
+        """See `Batches`."""
+        return f"sample {index} of {self.name}"
+
+
+def from_loader(loader: Iterable[object], name: str, *, limit: int | None = None) -> tuple[LoaderBatches, list[str]]:
+    """Look at the first batches of a loader and wrap it.
+
+    Returns:
+        The batches, and a remark where its targets are not class indices.
+
+    Raises:
+        InputError: It can be iterated only once, yields nothing, or yields something that is not a batch.
+    """
+    if iter(loader) is loader:
+        raise InputError(
+            f"the {name} data is a {type(loader).__name__}, which can be read only once",
+            hint="give a DataLoader, a list of batches, or an object whose __iter__ starts again",
+        )
+    first: Batch | None = None
+    labels: list[Tensor] = []
+    for number, batch in enumerate(seeded_batches(loader, 0, name)):
+        first = first or batch
+        indices = None if batch[1] is None else class_indices(batch[1])
+        if indices is None or number == _PEEKED_BATCHES:
+            break
+        labels.append(indices)
+    if first is None:
+        raise InputError(f"the {name} data yields no batch", hint="check the data set and drop_last")
+    remarks = []
+    if first[1] is not None and not labels:
+        kind = f"{str(first[1].dtype).removeprefix('torch.')}, shape {list(first[1].shape)}"
+        remarks.append(f"targets of the {name} data ({kind}) are not class indices; treated as unlabelled")
+    shapes = tuple(tuple(x.shape[1:]) for x in first[0])
+    return LoaderBatches(loader, name, torch.cat(labels) if labels else None, shapes, limit), remarks
+
+
+def seeded_batches(loader: Iterable[object], seed: int, name: str) -> Iterator[Batch]:
+    """Iterate a loader with torch's generator seeded for it alone; the caller's random state is kept."""
+    state = torch.Generator().manual_seed(seed).get_state()
+    own = getattr(loader, "generator", None)
+    kept = own.get_state() if isinstance(own, torch.Generator) else None
+    if isinstance(own, torch.Generator):
+        own.manual_seed(seed)
+    iterator: Iterator[object] | None = None
+    try:
+        while True:
+            with torch.random.fork_rng(devices=[]), foreign(f"the {name} data raised"):
+                torch.set_rng_state(state)
+                iterator = iterator or iter(loader)
+                item = next(iterator, _END)
+                state = torch.get_rng_state()
+            if item is _END:
+                return
+            yield to_batch(item, name)
+    finally:
+        if isinstance(own, torch.Generator) and kept is not None:
+            own.set_state(kept)
+
+
+def to_batch(item: object, name: str) -> Batch:
+    """Bring what a loader yields to (inputs, target), on the CPU, floats as float32.
+
+    Raises:
+        InputError: It is no batch of tensors, or its parts differ in length.
+    """
+    inputs, target = _parts(item, name)
+    if not inputs or not all(isinstance(value, Tensor) and value.ndim for value in inputs):
+        kinds = ", ".join(type(value).__name__ for value in inputs) or "nothing"
+        raise InputError(f"a batch of the {name} data holds {kinds}, not tensors", hint="yield (inputs, labels)")
+    if target is not None and not isinstance(target, Tensor):
+        raise InputError(f"the labels of the {name} data are a {type(target).__name__}, not a tensor")
+    tensors = tuple(_plain(value) for value in cast(Sequence[Tensor], inputs))
+    lengths = {value.shape[0] for value in tensors} | (
+        {target.shape[0]} if target is not None and target.ndim else set()
+    )
+    if len(lengths) != 1 or (target is not None and not target.ndim):
+        raise InputError(f"a batch of the {name} data has parts of different lengths: {sorted(lengths)}")
+    if target is None:
+        return tensors, None
+    indices = class_indices(target.detach().cpu())
+    return tensors, target.detach().cpu() if indices is None else indices
+
+
+def _parts(item: object, name: str) -> tuple[Sequence[object], object]:
+    """Inputs and target of one yielded item."""
+    if isinstance(item, Mapping):
+        key = next((key for key in _LABEL_KEYS if key in item), None)
+        inputs = [value for other, value in item.items() if other != key and isinstance(value, Tensor)]
+        if len(inputs) > 1:
+            raise InputError(
+                f"a batch of the {name} data is a dict with {len(inputs)} inputs ({', '.join(map(str, item))}), "
+                "whose order is not known",
+                hint="yield tuples (input, ..., label) in the order of the model's forward",
+            )
+        return inputs, None if key is None else item[key]
+    if isinstance(item, (tuple, list)):
+        if len(item) < 2:
+            return item, None
+        first = item[0] if isinstance(item[0], (tuple, list)) and len(item) == 2 else item[:-1]
+        return first, item[-1]
+    return (item,), None
+
+
+def _plain(value: Tensor) -> Tensor:
+    value = value.detach().cpu()
+    return value.float() if value.is_floating_point() or value.dtype == torch.uint8 else value
+
+
+def _count(loader: Iterable[object]) -> int | None:
+    if isinstance(loader, DataLoader):
+        if not isinstance(loader.dataset, Sized) or loader.batch_size is None:
+            return None
+        drawn = len(cast(Sized, loader.sampler))
+        return drawn - drawn % loader.batch_size if loader.drop_last else drawn
+    if isinstance(loader, (list, tuple)):
+        return sum(to_batch(item, "listed")[0][0].shape[0] for item in loader)
+    return None

@@ -1,0 +1,159 @@
+"""MODEL as the user typed it -> a checked nn.Module or exported program with example inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from deploypruner.errors import InputError
+from deploypruner.sources.factory import load_factory
+from deploypruner.sources.found import Found, Request, Shapes
+from deploypruner.sources.pickle_file import load_pickled
+from deploypruner.sources.preprocessing import Preprocessing
+from deploypruner.sources.program_file import load_program
+from deploypruner.sources.soundness import (
+    check_dense,
+    check_finite,
+    check_runs,
+    fingerprint,
+    to_cpu_float32,
+)
+from deploypruner.sources.zoo import load_timm, load_torchvision, load_transformers
+
+__all__ = ["LoadedModel", "Preprocessing", "check_finite", "fingerprint", "load_model"]
+
+Loader = Callable[[Request], Found]
+
+_BY_SUFFIX: dict[str, Loader] = {".pt2": load_program, ".pt": load_pickled, ".pth": load_pickled}
+_BY_PREFIX: dict[str, Loader] = {
+    "timm": load_timm,
+    "torchvision": load_torchvision,
+    "transformers": load_transformers,
+}
+_CARRIES_WEIGHTS = (load_program, load_pickled)
+_FORMS = "file.pt2, package.module:factory, timm:NAME, torchvision:NAME or transformers:DIR_OR_NAME"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that runs on its example inputs, on the CPU in float32.
+
+    Args:
+        module: nn.Module in eval mode, or an ExportedProgram.
+        example_inputs: One tensor per input, batch dimension first; the same values on every load.
+        name: Short title: file stem, factory or zoo name.
+        source: MODEL as typed.
+        sha256: `fingerprint(module)`.
+        preprocessing: How the source says its images are prepared; None where it says nothing.
+        remarks: What was changed on the way in, one sentence each.
+    """
+
+    module: nn.Module | ExportedProgram
+    example_inputs: tuple[Tensor, ...]
+    name: str
+    source: str
+    sha256: str
+    preprocessing: Preprocessing | None = None
+    remarks: tuple[str, ...] = ()
+
+
+def load_model(
+    source: str,
+    *,
+    weights: Path | None = None,
+    input_shapes: Shapes | None = None,
+    trust_pickle: bool = False,
+    data_shape: tuple[int, ...] | None = None,
+) -> LoadedModel:
+    """Load and check the model that `source` names.
+
+    Args:
+        source: `file.pt2`, `file.pt`, `package.module:factory`, `timm:NAME`, `torchvision:NAME` or
+            `transformers:DIR_OR_NAME`; the last three take `?pretrained=0` and `?num_classes=10`.
+        weights: Safetensors or state dict to load into a factory's or zoo's model.
+        input_shapes: Shape of each input, batch included.
+        trust_pickle: Allow a .pt file to run the code inside it.
+        data_shape: Shape of one sample of the data, used where nothing else gives the input shape.
+
+    Returns:
+        The model; random weights and example inputs are the same on every call.
+
+    Raises:
+        InputError: Anything that makes the model unusable, in the user's names and numbers.
+    """
+    request = Request(source, weights, input_shapes, trust_pickle)
+    loader = _loader_of(source)
+    if weights is not None and loader in _CARRIES_WEIGHTS:
+        raise InputError(
+            f"'{source}' carries its own weights, so --weights {weights} has no place to go",
+            hint="--weights goes with package.module:factory, timm:NAME or torchvision:NAME",
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        found = loader(request)
+    module = found.module
+    remarks: tuple[str, ...] = ()
+    if isinstance(module, nn.Module):
+        check_dense(module)
+        module, remarks = to_cpu_float32(module)
+        module.eval()
+    check_finite(module)
+    example_inputs = found.example_inputs or _example_inputs(found, request, data_shape)
+    check_runs(module, example_inputs)
+    return LoadedModel(
+        module=module,
+        example_inputs=example_inputs,
+        name=found.name,
+        source=source,
+        sha256=fingerprint(module),
+        preprocessing=found.preprocessing,
+        remarks=remarks,
+    )
+
+
+def _loader_of(source: str) -> Loader:
+    path = Path(source)
+    if path.suffix in (".onnx", ".xml", ".tflite"):
+        raise InputError(
+            f"'{source}' is an exported model; pruning needs the PyTorch model it came from",
+            hint=f"give {_FORMS}; `deploypruner bench {source}` measures this file",
+        )
+    prefix, colon, rest = source.partition(":")
+    if colon and prefix in _BY_PREFIX:
+        return _BY_PREFIX[prefix]
+    if path.suffix in _BY_SUFFIX:
+        return _BY_SUFFIX[path.suffix]
+    if path.suffix == ".safetensors":
+        raise InputError(
+            f"'{source}' holds weights without the model they belong to",
+            hint=f"name the model's class: package.module:factory --weights {source}",
+        )
+    if colon and prefix and rest:
+        return load_factory
+    raise InputError(f"'{source}' is no kind of model that can be loaded", hint=f"give {_FORMS}")
+
+
+def _example_inputs(found: Found, request: Request, data_shape: tuple[int, ...] | None) -> tuple[Tensor, ...]:
+    shapes = request.input_shapes
+    if shapes is None and found.input_shape is not None:
+        shapes = (found.input_shape,)
+    if shapes is None and data_shape is not None:
+        shapes = ((1, *data_shape),)
+    if shapes is None:
+        raise InputError(
+            f"the input shape of '{request.source}' is not known", hint="give it with --input-shape 1,3,224,224"
+        )
+    for shape in shapes:
+        if not shape or min(shape) < 1:
+            raise InputError(
+                f"--input-shape {','.join(map(str, shape))} has a dimension below 1", hint="--input-shape 1,3,224,224"
+            )
+    generator = torch.Generator().manual_seed(0)
+    if found.integers_below:
+        return tuple(torch.randint(0, found.integers_below, shape, generator=generator) for shape in shapes)
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes)

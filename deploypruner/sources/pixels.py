@@ -1,0 +1,169 @@
+"""Images as arrays: decoding, the evaluation crop, augmentation and normalisation. No torchvision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from deploypruner.errors import InputError
+from deploypruner.sources.batches import DataSettings
+from deploypruner.sources.foreign import first_line
+
+SMALL = 64  # up to here: pad, shift and flip; beyond: a random part, resized
+_PADDING = 4
+_RESIZE_FROM = 128
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+Box = tuple[float, float, float, float]  # left, top, width, height as fractions of the image
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) from an image's header.
+
+    Raises:
+        InputError: The file is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+
+
+def decode(path: Path, settings: DataSettings, *, box: Box | None = None) -> NDArray[np.uint8]:
+    """Read one image and bring it to `settings.size`.
+
+    Args:
+        path: Any image Pillow reads; palette and transparent ones become RGB or gray.
+        settings: `size` must be set.
+        box: Part of the image to resize to `size`; None = the evaluation crop.
+
+    Returns:
+        [C, H, W] uint8.
+
+    Raises:
+        InputError: The file cannot be decoded.
+    """
+    assert settings.size is not None, "decoding needs a size"
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("L" if settings.channels == 1 else "RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+    resized = _evaluation_crop(image, settings) if box is None else _part(image, box, settings)
+    return np.ascontiguousarray(np.atleast_3d(np.asarray(resized)).transpose(2, 0, 1))
+
+
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Return (images / 255 - mean) / std.
+
+    Args:
+        images: [B, C, H, W], values 0 to 255.
+        mean: C values.
+        std: C values.
+
+    Returns:
+        [B, C, H, W] float32.
+    """
+    center = torch.tensor(mean).view(-1, 1, 1)
+    return images.to(torch.float32).div_(255).sub_(center).div_(torch.tensor(std).view(-1, 1, 1))
+
+
+def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Crop and flip each image of a batch at random.
+
+    Args:
+        images: [B, C, H, W] uint8. Sides up to 64: shifted by up to 4 pixels with black edges; larger:
+            a random part of 25 to 100 % of the area, resized.
+        generator: The only source of randomness.
+
+    Returns:
+        [B, C, H, W]: uint8 for small images, float32 (0 to 255) for larger ones.
+    """
+    height, width = images.shape[-2:]
+    if max(height, width) <= SMALL:
+        return flipped(_shifted(images, generator), generator)
+    boxes = random_boxes(images.shape[0], height / width, generator)
+    left, top, wide, high = boxes.unbind(1)
+    zero = torch.zeros_like(left)
+    # Output coordinates in [-1, 1] -> input coordinates of the box.
+    theta = torch.stack([wide, zero, 2 * left + wide - 1, zero, high, 2 * top + high - 1], dim=1).view(-1, 2, 3)
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    parts = functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    return flipped(parts, generator)
+
+
+def flipped(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror each image of [B, C, H, W] left to right with probability 1/2."""
+    mirror = torch.rand(images.shape[0], generator=generator) < 0.5
+    return torch.where(mirror.view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+def random_boxes(count: int, aspect: float, generator: torch.Generator) -> Tensor:
+    """Draw parts of an image: 25 to 100 % of its area, sides in a ratio of 3:4 to 4:3.
+
+    Args:
+        count: B.
+        aspect: Height / width of the image.
+        generator: Source of randomness.
+
+    Returns:
+        [B, 4] float32: left, top, width, height as fractions, inside [0, 1].
+    """
+    area, ratio, across, down = torch.rand(4, count, generator=generator)
+    area = 0.25 + 0.75 * area
+    ratio = torch.exp((2 * ratio - 1) * torch.log(torch.tensor(4 / 3))) * aspect
+    width = (area * ratio).sqrt().clamp(max=1)
+    height = (area / ratio).sqrt().clamp(max=1)
+    return torch.stack([across * (1 - width), down * (1 - height), width, height], dim=1)
+
+
+def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Pad by 4 pixels and cut the original size out at a random place, each image at its own."""
+    count, _, height, width = images.shape
+    padded = functional.pad(images, (_PADDING,) * 4)
+    down, across = torch.randint(0, 2 * _PADDING + 1, (2, count), generator=generator)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, C, 9, 9, H, W], a view
+    return windows[torch.arange(count), :, down, across]
+
+
+def _evaluation_crop(image: Image.Image, settings: DataSettings) -> Image.Image:
+    height, width = cast(tuple[int, int], settings.size)
+    if image.size == (width, height):
+        return image
+    resample = _FILTERS[settings.interpolation]
+    shorter = min(height, width)
+    resize = settings.resize or (round(shorter * 256 / 224) if shorter >= _RESIZE_FROM else None)
+    if resize is None:
+        return image.resize((width, height), resample)
+    margin = resize / shorter
+    scale = max(height * margin / image.height, width * margin / image.width)
+    # Truncated like torchvision's resize; 1e-6 keeps an exact product from falling one pixel short.
+    wide, high = (max(1, int(side * scale + 1e-6)) for side in image.size)
+    left, top = round((wide - width) / 2), round((high - height) / 2)
+    return image.resize((wide, high), resample).crop((left, top, left + width, top + height))
+
+
+def _part(image: Image.Image, box: Box, settings: DataSettings) -> Image.Image:
+    height, width = cast(tuple[int, int], settings.size)
+    left, top, wide, high = box
+    edges = (
+        left * image.width,
+        top * image.height,
+        min(1.0, left + wide) * image.width,
+        min(1.0, top + high) * image.height,
+    )
+    return image.resize((width, height), _FILTERS[settings.interpolation], box=edges)
+
+
+def _unreadable(path: Path, error: BaseException) -> InputError:
+    return InputError(
+        f"image '{path}' cannot be read: {first_line(error)}", hint="replace or delete the file; it may be truncated"
+    )

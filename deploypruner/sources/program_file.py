@@ -1,0 +1,133 @@
+"""A .pt2 file: a torch.export program with its example inputs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.export.passes import move_to_device_pass
+
+from deploypruner.errors import InputError
+from deploypruner.sources.foreign import foreign
+from deploypruner.sources.found import Found, Request, Shapes
+from deploypruner.sources.torch_file import Kind, check_present, kind_of
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+# Operators that behave differently in training, and the position of the argument that says so.
+_TRAINING_ARGUMENT = {torch.ops.aten.dropout.default: 2, torch.ops.aten.batch_norm.default: 5}
+
+
+def load_program(request: Request) -> Found:
+    """Load a .pt2 file.
+
+    Raises:
+        InputError: It is missing, damaged, another kind of file, exported in training mode or in half
+            precision, takes keyword inputs, or does not take the shape given with --input-shape.
+    """
+    path = Path(request.source)
+    check_present(path, what="model")
+    kind = kind_of(path)
+    if kind is Kind.DAMAGED:
+        raise InputError(f"'{path}' is truncated or corrupt", hint="export or copy it again")
+    if kind is not Kind.PROGRAM:
+        raise InputError(f"'{path}' is {kind.value}, not a torch.export program", hint="rename it to .pt")
+    with _quiet_torch(), foreign(f"'{path}' is truncated or corrupt, or needs another torch:"):
+        program = torch.export.load(path)
+    program = _on_cpu(program)
+    _check_exported_for_inference(program, path)
+    return Found(program, path.stem, example_inputs=_example_inputs(program, request))
+
+
+def _on_cpu(program: ExportedProgram) -> ExportedProgram:
+    if all(tensor.device.type == "cpu" for tensor in program.state_dict.values()):
+        return program
+    return move_to_device_pass(program, "cpu")
+
+
+def _check_exported_for_inference(program: ExportedProgram, path: Path) -> None:
+    for node in program.graph.nodes:
+        position = _TRAINING_ARGUMENT.get(node.target) if node.op == "call_function" else None
+        if position is not None and len(node.args) > position and node.args[position] is True:
+            raise InputError(
+                f"'{path}' was exported in training mode: '{node.name}' is active",
+                hint="call model.eval() before torch.export.export",
+            )
+    for name, tensor in program.state_dict.items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise InputError(
+                f"'{path}' was exported in {str(tensor.dtype).removeprefix('torch.')} ('{name}')",
+                hint="export it again in float32: the graph of a program has its types fixed",
+            )
+
+
+def _example_inputs(program: ExportedProgram, request: Request) -> tuple[Tensor, ...]:
+    """The program's own inputs, or new ones of the asked shape where its dynamic dimensions allow that."""
+    nodes = _inputs(program)
+    stored = program.example_inputs
+    if stored is not None and stored[1]:
+        names = ", ".join(map(str, stored[1]))
+        raise InputError(
+            f"'{request.source}' was exported with keyword inputs ({names})",
+            hint="export it with positional tensors: torch.export.export(model, (x,))",
+        )
+    if stored is not None and not all(isinstance(value, Tensor) for value in stored[0]):
+        raise InputError(f"'{request.source}' takes inputs that are not tensors", hint="export it with tensors only")
+    kept = None if stored is None else tuple(value.detach().cpu() for value in stored[0])
+    shapes = tuple(tuple(value.shape) for value in kept) if kept else tuple(map(_smallest_shape, nodes))
+    if request.input_shapes is not None:
+        _check_shapes(request.input_shapes, nodes, request.source)
+        if request.input_shapes != shapes:
+            kept, shapes = None, request.input_shapes
+    return kept or tuple(_values(shape, node.meta["val"].dtype) for shape, node in zip(shapes, nodes, strict=True))
+
+
+def _inputs(program: ExportedProgram) -> list[Node]:
+    names = set(program.graph_signature.user_inputs)
+    return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+
+
+def _smallest_shape(node: Node) -> tuple[int, ...]:
+    """Dynamic dimensions at the size they were exported with."""
+    return tuple(size if isinstance(size, int) else int(size) for size in node.meta["val"].shape)
+
+
+def _check_shapes(asked: Shapes, nodes: list[Node], source: str) -> None:
+    taken = [[size if isinstance(size, int) else None for size in node.meta["val"].shape] for node in nodes]
+    fits = len(asked) == len(taken) and all(
+        len(shape) == len(own) and all(o in (None, s) for s, o in zip(shape, own, strict=True))
+        for shape, own in zip(asked, taken, strict=True)
+    )
+    if not fits:
+        given = ", ".join(str(list(shape)) for shape in asked)
+        own_text = ", ".join(str(own).replace("None", "any") for own in taken)
+        raise InputError(
+            f"--input-shape says {given}, but '{source}' was exported for {own_text}",
+            hint="leave --input-shape out: a .pt2 file carries its own example inputs",
+        )
+
+
+def _values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator, dtype=dtype)
+    return torch.randint(0, 2, shape, generator=generator, dtype=dtype)
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Silence torch.export's own traceback in the log; the error that follows says what matters."""
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,215 @@
+"""`timm:NAME`, `torchvision:NAME` and `transformers:DIR_OR_NAME`, with `?pretrained=0&num_classes=10`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import parse_qsl
+
+from torch import nn
+
+from deploypruner.errors import InputError, nearest
+from deploypruner.sources.foreign import foreign, require
+from deploypruner.sources.found import Found, Request
+from deploypruner.sources.preprocessing import Preprocessing
+from deploypruner.sources.state_dict import load_weights
+from deploypruner.sources.torchvision_ops import import_torchvision
+
+_OPTIONS = ("pretrained", "num_classes")
+_SEQUENCE = 128
+
+
+@dataclass(frozen=True)
+class _Order:
+    """One zoo model as asked for: its name, whether pretrained weights are wanted, its class count."""
+
+    zoo: str
+    name: str
+    pretrained: bool
+    num_classes: int | None
+
+    @property
+    def failed(self) -> str:
+        """Start of the message of an error while building."""
+        return f"{'pretrained ' if self.pretrained else ''}{self.zoo} model '{self.name}' could not be made:"
+
+    @property
+    def hint(self) -> str:
+        """What to do when pretrained weights cannot be had."""
+        offline = f"without the hub: --weights FILE, or random weights with {self.zoo}:{self.name}?pretrained=0"
+        return offline if self.pretrained else ""
+
+    def arguments(self) -> dict[str, int]:
+        """Keyword arguments for the zoo's own factory."""
+        return {} if self.num_classes is None else {"num_classes": self.num_classes}
+
+
+def load_timm(request: Request) -> Found:
+    """Build a timm model; input size, mean and std come from its pretrained configuration.
+
+    Raises:
+        InputError: timm is missing, the name is unknown, the download failed, or the weights do not fit.
+    """
+    order = _order(request)
+    import_torchvision()
+    timm = require("timm")
+    if not order.name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+        _check_known(order, order.name.partition(".")[0], timm.list_models())
+    with foreign(order.failed, hint=order.hint):
+        module = timm.create_model(order.name, pretrained=order.pretrained, **order.arguments())
+    settings: Mapping[str, Any] = getattr(module, "pretrained_cfg", {})
+    channels, height, width = settings.get("input_size", (3, 224, 224))
+    return Found(
+        _with_weights(module, request),
+        order.name,
+        input_shape=(1, channels, height, width),
+        preprocessing=Preprocessing(
+            mean=tuple(settings["mean"]),
+            std=tuple(settings["std"]),
+            resize=int(min(height, width) / settings.get("crop_pct", 0.875)),
+            interpolation="bicubic" if settings.get("interpolation") == "bicubic" else "bilinear",
+        ),
+    )
+
+
+def load_torchvision(request: Request) -> Found:
+    """Build a torchvision model; size, mean and std are those its default weights were evaluated with.
+
+    Raises:
+        InputError: torchvision is missing, the name is unknown, the download failed, or the weights do not fit.
+    """
+    order = _order(request)
+    models = import_torchvision().models
+    _check_known(order, order.name, models.list_models())
+    # Without this, the builders of googlenet and inception_v3 warn about their future defaults.
+    extra = {"init_weights": False} if order.name in ("googlenet", "inception_v3") and not order.pretrained else {}
+    with foreign(order.failed, hint=order.hint):
+        weights = "DEFAULT" if order.pretrained else None
+        module = models.get_model(order.name, weights=weights, **order.arguments(), **extra)
+    size, preprocessing = _torchvision_evaluation(models, order.name)
+    return Found(
+        _with_weights(module, request), order.name, input_shape=(1, 3, size, size), preprocessing=preprocessing
+    )
+
+
+def load_transformers(request: Request) -> Found:
+    """Build the class that a transformers configuration names, from a folder (no network) or the hub.
+
+    Raises:
+        InputError: transformers is missing, there is no such folder or model, it needs remote code, or
+            the weights do not fit.
+    """
+    order = _order(request)
+    transformers = require("transformers")
+    folder = Path(order.name)
+    local = {"local_files_only": True} if folder.is_dir() else {}
+    with foreign(order.failed, hint=order.hint):
+        changes = {"num_labels": order.num_classes} if order.num_classes is not None else {}
+        config = transformers.AutoConfig.from_pretrained(order.name, **local, **changes)
+        config.return_dict = False
+        if hasattr(config, "use_cache"):
+            config.use_cache = False
+        builder = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+        module = _build_transformers(builder, config, order, local)
+    shape, integers_below = _transformers_input(module, config)
+    return Found(
+        _with_weights(module, request),
+        folder.name,
+        input_shape=shape,
+        integers_below=integers_below,
+        preprocessing=_transformers_preprocessing(folder),
+    )
+
+
+def _order(request: Request) -> _Order:
+    zoo, _, rest = request.source.partition(":")
+    name, _, query = rest.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    for key, value in options.items():
+        if key not in _OPTIONS:
+            raise InputError(f"'{request.source}' has an unknown option '{key}'", hint=nearest(key, _OPTIONS))
+        if not value.isdigit() or (key == "pretrained" and value not in ("0", "1")):
+            raise InputError(f"option '{key}={value}' of '{request.source}' must be a number", hint=f"{key}=0")
+    pretrained = options.get("pretrained", "1") == "1" and request.weights is None
+    classes = int(options["num_classes"]) if "num_classes" in options else None
+    if pretrained and classes is not None:
+        raise InputError(
+            f"'{request.source}' would get a random last layer of {classes} outputs",
+            hint="num_classes goes with --weights FILE or pretrained=0",
+        )
+    return _Order(zoo, name, pretrained, classes)
+
+
+def _check_known(order: _Order, name: str, known: Iterable[str]) -> None:
+    names = list(known)
+    if name in names:
+        return
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    hint = (
+        f"did you mean {' or '.join(f'{order.zoo}:{other}' for other in close)}?"
+        if close
+        else "see its list_models()"
+    )
+    raise InputError(f"{order.zoo} has no model called '{name}'", hint=hint)
+
+
+def _with_weights(module: nn.Module, request: Request) -> nn.Module:
+    if request.weights is not None:
+        load_weights(module, request.weights)
+    return module
+
+
+def _torchvision_evaluation(models: ModuleType, name: str) -> tuple[int, Preprocessing]:
+    """Crop size and preprocessing of a model's default weights; 224 and ImageNet's where there are none."""
+    best = getattr(models.get_model_weights(name), "DEFAULT", None)
+    transform: Any = best.transforms() if best is not None else None
+    if transform is None or not hasattr(transform, "crop_size"):
+        return 224, Preprocessing()
+    return transform.crop_size[0], Preprocessing(
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+        resize=transform.resize_size[0],
+        interpolation="bicubic" if transform.interpolation.value == "bicubic" else "bilinear",
+    )
+
+
+def _build_transformers(
+    builder: Callable[..., nn.Module], config: object, order: _Order, local: dict[str, bool]
+) -> nn.Module:
+    if order.pretrained:
+        return builder.from_pretrained(order.name, config=config, **local)  # type: ignore[attr-defined]
+    # AutoModel is made by from_config, a concrete class by calling it.
+    make: Callable[..., nn.Module] = getattr(builder, "from_config", builder)
+    return make(config)
+
+
+def _transformers_input(module: nn.Module, config: object) -> tuple[tuple[int, ...] | None, int]:
+    """Shape of the main input and its vocabulary size (0 for images)."""
+    main = getattr(module, "main_input_name", "")
+    if main == "pixel_values" and isinstance(getattr(config, "image_size", None), int):
+        size = config.image_size  # type: ignore[attr-defined]
+        return (1, getattr(config, "num_channels", 3), size, size), 0
+    if main == "input_ids" and hasattr(config, "vocab_size"):
+        return (1, min(_SEQUENCE, getattr(config, "max_position_embeddings", _SEQUENCE))), config.vocab_size
+    return None, 0
+
+
+def _transformers_preprocessing(folder: Path) -> Preprocessing | None:
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return None
+    with foreign(f"'{path}' cannot be read:"):
+        settings = json.loads(path.read_text())
+    if "image_mean" not in settings or "image_std" not in settings:
+        return None
+    # resample is PIL's number; 3 is bicubic.
+    return Preprocessing(
+        mean=tuple(settings["image_mean"]),
+        std=tuple(settings["image_std"]),
+        interpolation="bicubic" if settings.get("resample") == 3 else "bilinear",
+    )

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploypruner.errors import MeasureError
+from deploypruner.measure.statistics import compare, median_ms, noise_floor, paired_ratio, quantile_ms
+from deploypruner.records import Artifact, Timing
+
+
+def timing(samples_ns: object, name: str = "a") -> Timing:
+    artifact = Artifact(name, Path(f"{name}.onnx"), "onnx", "fp32")
+    return Timing(artifact, "openvino", 1, np.array(samples_ns, dtype=np.int64), 0.0, 0, 0)
+
+
+def drift(rounds: int, seed: int) -> np.ndarray:
+    """`[rounds, 1]` nanoseconds of a machine that wanders between 1 and 1.4 ms."""
+    return 1e6 * np.random.default_rng(seed).uniform(1, 1.4, size=(rounds, 1))
+
+
+def noisy(speed: float, *, seed: int, rounds: int = 20, per_round: int = 20, machine: int = 0) -> Timing:
+    """Samples `speed` times as long as the machine's drift, with 3 % of noise and a tail."""
+    rng = np.random.default_rng(seed)
+    tail = rng.exponential(0.03, size=(rounds, per_round))
+    noise = rng.normal(0, 0.03, size=(rounds, per_round))
+    return timing(speed * drift(rounds, machine) * (1 + noise + tail))
+
+
+def test_ratio_by_hand() -> None:
+    baseline = np.array([[2, 2, 9], [4, 4, 4], [9, 9, 1]])
+    samples = np.array([[1, 1], [1, 1], [3, 3]])
+    ratio, (low, high) = paired_ratio(samples, baseline)
+    assert ratio == 3.0
+    assert (low, high) == (2.0, 4.0)
+
+
+def test_drift_shared_by_a_round_cancels() -> None:
+    machine = drift(12, seed=1) * np.ones((1, 5))
+    assert paired_ratio(machine / 2, machine) == (2.0, (2.0, 2.0))
+
+
+def test_more_than_one_means_faster_than_the_baseline() -> None:
+    half, full = timing([[500_000] * 5] * 10, "half"), timing([[1_000_000] * 5] * 10, "full")
+    comparison = compare(half, full, floor=0.0)
+    assert (comparison.against, comparison.ratio, comparison.verdict) == ("full", 2.0, "faster")
+    assert compare(full, half, floor=0.0).verdict == "slower"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_same_artifact_twice_is_indistinguishable(seed: int) -> None:
+    a, twin = noisy(1.0, seed=2 * seed), noisy(1.0, seed=2 * seed + 1)
+    assert compare(twin, a, floor=noise_floor(a, twin)).verdict == "indistinguishable"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_five_percent_slower_is_found(seed: int) -> None:
+    base, slow = noisy(1.0, seed=10 + seed, rounds=60), noisy(1.05, seed=20 + seed, rounds=60)
+    comparison = compare(slow, base, floor=0.01)
+    assert comparison.verdict == "slower"
+    assert comparison.ratio == pytest.approx(1 / 1.05, abs=0.012)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    covered = 0
+    for seed in range(100):
+        _, (low, high) = paired_ratio(
+            noisy(1.25, seed=1000 + seed).samples_ns, noisy(1.0, seed=5000 + seed).samples_ns
+        )
+        covered += low <= 0.8 <= high
+    assert 90 <= covered <= 100
+
+
+@pytest.mark.parametrize(
+    ("faster_by", "floor", "verdict"),
+    [
+        (1.005, 0.0, "indistinguishable"),  # within the 1 % that is never claimed
+        (1.02, 0.0, "faster"),
+        (1.02, 0.03, "indistinguishable"),  # within this run's noise
+        (1 / 1.02, 0.0, "slower"),
+        (1 / 1.02, 0.03, "indistinguishable"),
+    ],
+)
+def test_a_verdict_needs_more_than_the_floor(faster_by: float, floor: float, verdict: str) -> None:
+    base = timing([[1_000_000] * 5] * 10)
+    other = timing([[1_000_000 / faster_by] * 5] * 10)
+    assert compare(other, base, floor=floor).verdict == verdict
+
+
+def test_an_interval_that_reaches_into_the_floor_claims_nothing() -> None:
+    base = timing([[100] * 5] * 10)
+    unsteady = timing([[60] * 5, [110] * 5] * 5)
+    assert compare(unsteady, base, floor=0.01).verdict == "indistinguishable"
+
+
+def test_noise_floor_by_hand_is_the_far_end_of_the_interval() -> None:
+    a, twin = timing([[100] * 5] * 10), timing([[125] * 5] * 10)
+    assert noise_floor(a, twin) == pytest.approx(0.25)
+    assert noise_floor(twin, a) == pytest.approx(0.25)
+    assert noise_floor(a, a) == 0.0
+
+
+def test_timings_of_different_runs_are_refused() -> None:
+    with pytest.raises(MeasureError, match=r"cannot compare 2 rounds with 3[\s\S]*measure both in one run"):
+        paired_ratio(np.ones((2, 5)), np.ones((3, 5)))
+
+
+def test_median_by_hand() -> None:
+    assert median_ms(np.array([[1_000_000, 3_000_000], [2_000_000, 90_000_000]])) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("samples", "q", "carried"), [(99, 0.95, False), (100, 0.95, True), (499, 0.99, False), (500, 0.99, True)]
+)
+def test_a_quantile_needs_five_samples_beyond_it(samples: int, q: float, carried: bool) -> None:
+    assert (quantile_ms(np.ones((1, samples)), q) is not None) == carried
+
+
+def test_quantile_by_hand() -> None:
+    assert quantile_ms(np.arange(101).reshape(1, 101) * 1e6, 0.95) == pytest.approx(95.0)
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    a, b = noisy(1.0, seed=1).samples_ns, noisy(1.0, seed=2).samples_ns
+    assert paired_ratio(a, b, seed=7) == paired_ratio(a, b, seed=7)
