@@ -1,1 +1,70 @@
-"""DeployPruner: from a trained PyTorch model to the fastest artifact that keeps its accuracy."""
+"""DeployPruner: from a trained PyTorch model to the fastest artifact that keeps its accuracy.
+
+    import deploypruner as dp
+    graph = dp.trace(model, example_inputs)
+    plan = dp.plan(graph, criterion="taylor", budget=dp.Budget(macs=0.5), data=loader)
+    small = dp.remove(graph, plan)
+    build = dp.compile(model, example_inputs, data=loader, macs=0.5, out="build/")
+
+Names are imported on first use, so that `deploypruner --help` and timing workers need no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deploypruner.api import CompiledBuild, Pruned, compile, plan, prune
+    from deploypruner.errors import DeployPrunerError
+    from deploypruner.graph import Graph, trace
+    from deploypruner.measure import measure
+    from deploypruner.prune.plan import Plan
+    from deploypruner.prune.remove import remove
+    from deploypruner.prune.restore import restore
+    from deploypruner.records import Budget, Frozen, Group, Row
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "deploypruner.api": ("CompiledBuild", "Pruned", "compile", "plan", "prune"),
+    "deploypruner.errors": ("DeployPrunerError",),
+    "deploypruner.graph": ("Graph", "trace"),
+    "deploypruner.measure": ("measure",),
+    "deploypruner.prune.plan": ("Plan",),
+    "deploypruner.prune.remove": ("remove",),
+    "deploypruner.prune.restore": ("restore",),
+    "deploypruner.records": ("Budget", "Frozen", "Group", "Row"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Budget",
+    "CompiledBuild",
+    "DeployPrunerError",
+    "Frozen",
+    "Graph",
+    "Group",
+    "Plan",
+    "Pruned",
+    "Row",
+    "compile",
+    "measure",
+    "plan",
+    "prune",
+    "remove",
+    "restore",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'deploypruner' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -118,7 +118,9 @@ class BuildFolder:
 
     def sha256(self) -> dict[str, str]:
         """Name -> sha256 of every finished file outside stages/."""
-        files = sorted(p for p in self.root.rglob("*") if p.is_file() and "stages" not in p.relative_to(self.root).parts)
+        files = sorted(
+            p for p in self.root.rglob("*") if p.is_file() and "stages" not in p.relative_to(self.root).parts
+        )
         return {str(p.relative_to(self.root)): file_sha256(p) for p in files if p.name != "manifest.json"}
 
 

@@ -30,6 +30,14 @@ class Target:
     cores: int
     int8_features: tuple[str, ...]
 
+    @property
+    def saturates(self) -> bool:
+        """Do int8 kernels here sum two u8 x i8 products in 16 bits, so that weights must use 7 bits?
+
+        True of x86 before VNNI (the AVX2 instruction vpmaddubsw saturates).
+        """
+        return "avx2" in self.int8_features and not any("vnni" in f or "amx" in f for f in self.int8_features)
+
 
 def detect(name: str = "cpu") -> Target:
     """Describe the target called `name`.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_report_examples import a_report, eight_rows
+from tests.test_report_examples import a_report, eight_rows
 
 from deploypruner.errors import InputError
 from deploypruner.records import Check

@@ -6,7 +6,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from test_report_examples import EXAMPLES, a_report, a_row, eight_rows, page_of, rows_on, without_labels
+from tests.test_report_examples import EXAMPLES, a_report, a_row, eight_rows, page_of, rows_on, without_labels
 
 from deploypruner.records import Check, Frozen
 from deploypruner.report import LayerWidth, render_html

@@ -91,6 +91,7 @@ class Tracing:
         counts: Node -> (argument, labels): integer arguments that count the indices of an axis (`groups`).
         dissolved: Views that turned out to be permutations (channel shuffle).
         contractions: Convolutions and linear layers.
+        directions: Parameters divided by their own norm (weight norm): a row of zeros would give 0 / 0.
         affines: Scale-and-shift pairs that a channel leaves through.
         unsupported: Nodes no rule covers, with the reason they were frozen for.
     """
@@ -105,6 +106,7 @@ class Tracing:
         self.dissolved: dict[Node, Dissolved] = {}
         self.contractions: list[Contraction] = []
         self.affines: list[Affine] = []
+        self.directions: set[str] = set()
         self.unsupported: dict[Node, str] = {}
         for node in module.graph.nodes:
             self.atoms.site = node

@@ -117,6 +117,8 @@ class _Rewriter:
             self.split(node, new, args)
         elif name == "slice":
             self.slice(node, new, args)
+        elif name in ("pad", "constant_pad_nd"):
+            self.pad(node, new, args)
         elif name in ("layer_norm", "rms_norm"):
             self.sizes(node, new, "normalized_shape", len(values) - len(args["normalized_shape"]))
         elif name == "scaled_dot_product_attention" and args["scale"] is None:
@@ -195,6 +197,17 @@ class _Rewriter:
         picked = self.index_select(new, source, d, index)
         new.replace_all_uses_with(picked)
         self.copies[node] = picked
+
+    def pad(self, node: Node, new: Node, args: dict[str, Any]) -> None:
+        """Only as much padding as remains."""
+        widths, values = list(args["pad"]), self.tracing.values[node]
+        for i in range(len(widths) // 2):
+            gone = self.gone(values[len(values) - 1 - i])
+            if gone is not None:
+                before, after = widths[2 * i : 2 * i + 2]
+                kept_before = int((~gone[:before]).sum())
+                widths[2 * i : 2 * i + 2] = [kept_before, int((~gone[len(gone) - after :]).sum())]
+        set_argument(new, "pad", widths)
 
     def index_select(self, before: Node, source: Node, axis: int, index: NDArray[np.int64]) -> Node:
         """Insert an index_select by a constant before a node."""

@@ -29,6 +29,7 @@ SCOPES = {
     "uniform": "the same fraction of channels of every group",
     "global": "the least important channels of the whole network, wherever they are",
 }
+PATTERNS = {"channel": "whole channels, physically removed: the model stays dense and smaller"}
 # A group is never cut below this share of its channels: small layers would be emptied by a global ranking.
 _FLOOR = 0.1
 
@@ -95,7 +96,7 @@ def allocate(
         _require_moves(graph, moves, step)
         chosen = _shortest_prefix(graph, order, widths, moves, target)
         if chosen is None:
-            raise _out_of_reach(graph, order, widths, moves, budget, step)
+            raise _out_of_reach(graph, budget, step)
         widths = _take_back(graph, order, chosen, moves, target)
     return make_plan(graph, _keep(graph, order, widths), criterion=criterion, scope=scope, step=step)
 
@@ -131,6 +132,16 @@ def input_specs(graph: Graph) -> tuple[TensorSpec, ...]:
     return tuple(specs)
 
 
+def reachable(graph: Graph, step: int) -> int:
+    """Fewest MACs any plan can have: every group at its narrowest width."""
+    keep = {}
+    for group in graph.groups:
+        narrower = _narrower(group, step) if _may_shrink(group) else []
+        if narrower:
+            keep[group.id] = np.arange(narrower[-1])
+    return graph.costs.macs(graph.removed(keep))
+
+
 # ---------------------------------------------------------------------- moves
 
 
@@ -139,7 +150,7 @@ def _moves(
 ) -> Sequence[Move]:
     moves = []
     for group in graph.groups:
-        if group.secondary or group.changes_statistics:
+        if not _may_shrink(group):
             continue
         ascending = _normalise(scores[group.id].double(), normalizer).sort().values
         width = group.size
@@ -149,6 +160,10 @@ def _moves(
             moves.append(Move(group.id, new, rank))
             width = new
     return moves
+
+
+def _may_shrink(group: Group) -> bool:
+    return not (group.secondary or group.changes_statistics)
 
 
 def _narrower(group: Group, step: int) -> list[int]:
@@ -247,16 +262,8 @@ def _require_moves(graph: Graph, moves: Sequence[Move], step: int) -> None:
     raise InputError(f"nothing in this model can be pruned: {listed}", hint="`deploypruner plan` lists every reason")
 
 
-def _out_of_reach(
-    graph: Graph,
-    order: Mapping[str, np.ndarray],
-    widths: Mapping[str, int],
-    moves: Sequence[Move],
-    budget: Budget,
-    step: int,
-) -> BudgetError:
-    dense = graph.costs.macs()
-    least = _macs(graph, order, _after(widths, moves))
+def _out_of_reach(graph: Graph, budget: Budget, step: int) -> BudgetError:
+    dense, least = graph.costs.macs(), reachable(graph, step)
     fraction = ceil(1000 * least / dense) / 1000
     return BudgetError(
         f"--macs {budget.macs:g} allows {budget.macs * dense / 1e6:.2f} M multiply-adds, but cutting every group to "

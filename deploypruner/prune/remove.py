@@ -46,7 +46,7 @@ def remove_and_prove(graph: Graph, plan: Plan) -> tuple[TracedModule, tuple[Chec
     return module, prove(graph, plan, module)
 
 
-def prove(graph: Graph, plan: Plan, module: nn.Module) -> tuple[Check, ...]:
+def prove(graph: Graph, plan: Plan, module: TracedModule) -> tuple[Check, ...]:
     """Compare the dense graph with every removed parameter slice set to zero to the module without them.
 
     Both run in float64 on the example inputs and, where the batch is dynamic, on another batch size.
@@ -62,7 +62,7 @@ def prove(graph: Graph, plan: Plan, module: nn.Module) -> tuple[Check, ...]:
 def mask(graph: Graph, plan: Plan) -> TracedModule:
     """A copy of the dense graph in which every slice the plan removes is zero, in producers and consumers.
 
-    Only parameters are zeroed: running statistics may be divided by.
+    Only parameters that nothing divides by are zeroed: not running statistics, not the direction of a weight norm.
     """
     module = _copy(graph.module)
     keep = plan.keep
@@ -71,7 +71,7 @@ def mask(graph: Graph, plan: Plan) -> TracedModule:
             gone = np.setdiff1d(np.arange(group.size), keep[group.id])
             for member in group.members:
                 tensor = get_state(module, member.parameter)
-                if isinstance(tensor, nn.Parameter):
+                if isinstance(tensor, nn.Parameter) and member.parameter not in graph.tracing.directions:
                     tensor.index_fill_(member.axis, torch.as_tensor(member.index[gone].reshape(-1)), 0)
     return module
 
@@ -99,8 +99,18 @@ def _copy(module: TracedModule) -> TracedModule:
         return copy.deepcopy(module)
 
 
-def _double(module: Any) -> Any:
-    return _copy(module).double().eval()
+def _double(module: TracedModule) -> TracedModule:
+    """A copy in float64, including the dtypes that export wrote into the graph (casts, new tensors)."""
+    module = _copy(module).double().eval()
+    for node in module.graph.nodes:
+        node.args = pytree.tree_map_only(torch.dtype, _wider, node.args)
+        node.kwargs = pytree.tree_map_only(torch.dtype, _wider, node.kwargs)
+    module.recompile()
+    return module
+
+
+def _wider(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype.is_floating_point else dtype
 
 
 def _as_double(tensor: Tensor) -> Tensor:

@@ -73,5 +73,8 @@ def weight_norm(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labe
     v, g = tracing.axes(node.args[0]), tracing.axes(node.args[1])
     d = args["dim"] % len(v)
     v[d] = tracing.unify(v[d], g[d], "magnitude of a weight norm")
+    direction = node.args[0]
+    if isinstance(direction, Node) and direction.op == "get_attr":
+        tracing.directions.add(str(direction.target))
     tracing.statistic(node, [labels for axis, labels in enumerate(v) if axis != d])
     return v

@@ -309,7 +309,10 @@ def stack(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
 
 @rule("pad", "constant_pad_nd")
 def pad(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
-    """Padding adds indices that never vanish (the zero-padded shortcuts of CIFAR ResNets)."""
+    """Padding adds as many indices as are needed: new labels adopt what they meet.
+
+    The zero-padded shortcuts of CIFAR ResNets shrink with the convolution they are added to.
+    """
     labels, widths = tracing.axes(node.args[0]), list(args["pad"])
     constant = args.get("mode", "constant") == "constant"
     for i in range(len(widths) // 2):
@@ -319,7 +322,8 @@ def pad(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
         if rows is None or (before == 0 and after == 0):
             continue
         if constant and isinstance(before, int) and isinstance(after, int) and before >= 0 and after >= 0:
-            labels[axis] = np.pad(rows, ((before, after), (0, 0)))
+            parts = [tracing.atoms.fresh(before), rows, tracing.atoms.fresh(after)]
+            labels[axis] = _concatenate(parts, [before, len(rows), after])
         else:
             tracing.freeze(rows, "padded with something else than a constant")
             labels[axis] = None

@@ -1,0 +1,5 @@
+"""`python -m deploypruner` is `deploypruner`."""
+
+from deploypruner.cli import main
+
+main()

@@ -1,0 +1,239 @@
+"""The Python API: every step of a build as a function, and the whole build as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from deploypruner import pipeline
+from deploypruner.config import read_recipe
+from deploypruner.criteria import Needs, criteria
+from deploypruner.errors import RecipeError
+from deploypruner.folder import BuildFolder
+from deploypruner.graph import Graph, trace
+from deploypruner.graph.module import TracedModule
+from deploypruner.progress import Progress, SilentProgress
+from deploypruner.prune.allocate import allocate, check_budget
+from deploypruner.prune.evidence import Batch, score_groups
+from deploypruner.prune.plan import Plan
+from deploypruner.prune.remove import remove
+from deploypruner.recipe import PruneRecipe, Recipe
+from deploypruner.records import Budget, Row
+from deploypruner.report import Report, read_report
+from deploypruner.sources.data import as_data
+from deploypruner.stages import Build, Given
+from deploypruner.stages.allocate import scope_name
+from deploypruner.stages.score import make_criterion
+
+# Scoring minibatches; a gate criterion averages over them.
+_BATCH, _STEPS = 32, 16
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """Result of `prune`.
+
+    Args:
+        module: The smaller module.
+        plan: What was kept; `macs_before`, `macs_after`, `params_before`, `params_after`.
+        graph: The traced dense model.
+    """
+
+    module: TracedModule
+    plan: Plan
+    graph: Graph
+
+
+@dataclass(frozen=True)
+class CompiledBuild:
+    """Result of `compile`.
+
+    Args:
+        folder: Where the artifacts are.
+        report: Everything in report.json.
+        module: The pruned and recovered module.
+        plan: What was kept.
+    """
+
+    folder: Path
+    report: Report
+    module: TracedModule
+    plan: Plan
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Measured rows, the dense baseline of each runtime first."""
+        return self.report.rows
+
+
+def plan(
+    graph: Graph,
+    *,
+    criterion: str = "magnitude",
+    budget: Budget,
+    data: object = None,
+    scope: str = "auto",
+    step: int = 8,
+    seed: int = 0,
+    parameters: dict[str, Any] | None = None,
+) -> Plan:
+    """Choose the channels that stay.
+
+    Args:
+        graph: From `trace`.
+        criterion: Registered name: "magnitude", "taylor", ...
+        budget: What may remain.
+        data: Needed by criteria that look at gradients: a loader or iterable of (x, y) or x batches, a pair of
+            tensors, or a path. At most 512 samples are used of tensors and paths, 16 batches of a loader.
+        scope: "uniform", "global", or "auto" for what suits the criterion.
+        step: Widths become multiples of this.
+        seed: Decides which samples are scored.
+        parameters: Fields of the criterion.
+
+    Raises:
+        RecipeError: Unknown name, value out of range, or data that is needed and missing.
+        BudgetError: The budget cannot be reached; the message says what can.
+        InputError: Nothing can be pruned.
+    """
+    check_budget(budget)
+    chosen = make_criterion(criterion, parameters or {})
+    batches: Iterable[Batch] | None = None
+    if data is not None and chosen.needs != Needs.WEIGHTS:
+        train = as_data(data).train
+        epoch = train.epoch(batch_size=_BATCH, seed=seed, shuffle=True)
+        batches = (batch for batch, _ in zip(epoch, range(_STEPS), strict=False))
+    scores = score_groups(graph, chosen, batches, seed=seed)
+    return allocate(
+        graph,
+        scores,
+        budget,
+        criterion=criterion,
+        scope=scope_name(PruneRecipe(scope=scope), criterion),
+        normalizer=criteria.get(criterion).normalizer,
+        step=step,
+    )
+
+
+def prune(
+    model: nn.Module | ExportedProgram,
+    example_inputs: Any,
+    *,
+    criterion: str = "magnitude",
+    macs: float,
+    data: object = None,
+    scope: str = "auto",
+    step: int = 8,
+    seed: int = 0,
+) -> Pruned:
+    """Trace, plan and remove in one call; see `trace`, `plan` and `remove`."""
+    graph = trace(model, example_inputs)
+    chosen = plan(graph, criterion=criterion, budget=Budget(macs=macs), data=data, scope=scope, step=step, seed=seed)
+    return Pruned(remove(graph, chosen), chosen, graph)
+
+
+def compile(
+    model: nn.Module | ExportedProgram | str,
+    example_inputs: Any = None,
+    *,
+    out: str | Path = "build",
+    data: object = None,
+    target: str = "cpu",
+    macs: float | None = None,
+    criterion: str | None = None,
+    scope: str | None = None,
+    step: int | None = None,
+    epochs: int | None = None,
+    train: Callable[..., None] | None = None,
+    runtimes: tuple[str, ...] | None = None,
+    threads: int | None = None,
+    seed: int | None = None,
+    recipe: str | Path | Recipe | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> CompiledBuild:
+    """Prune, recover, quantize, export, verify and measure a model; leave everything in one folder.
+
+    Args:
+        model: A module, a program from torch.export, or MODEL as on the command line.
+        example_inputs: One tensor or a tuple, batch on axis 0; not needed where `model` is a string.
+        out: Build folder; an earlier build in it is replaced, unless `resume`.
+        data: Path, loader, pair of loaders or pair of tensors; None prunes by weights and recovers nothing.
+        target: Device to compile for.
+        macs: Fraction of the multiply-adds that may remain.
+        criterion: Registered name, "auto" by default.
+        scope: "uniform" or "global".
+        step: Widths become multiples of this.
+        epochs: Fine-tuning epochs.
+        train: `train(student, teacher, data)` in place of the built-in fine-tuning.
+        runtimes: Registered names, all by default.
+        threads: Threads of every runtime while measuring.
+        seed: Decides every random choice.
+        recipe: A Recipe or a TOML file with the rest; arguments that are given win.
+        resume: Continue the build in `out`.
+        progress: Told about long work.
+        say: Called with one line per stage.
+
+    Raises:
+        DeployPrunerError: Bad input, an unreachable budget, or a failed verification.
+    """
+    given = Given(
+        model=None if isinstance(model, str) else model,
+        example_inputs=() if example_inputs is None else _as_tuple(example_inputs),
+        data=None if isinstance(data, str | Path) else data,
+        train=train,
+    )
+    if given.model is not None and not given.example_inputs:
+        raise RecipeError("compile needs example_inputs for a module", hint="pass one batch the model can run on")
+    overrides: dict[str, Any] = {
+        "model": {"source": model if isinstance(model, str) else None},
+        "data": {"source": str(data) if isinstance(data, str | Path) else None},
+        "prune": {"macs": macs, "criterion": criterion, "scope": scope, "step": step},
+        "recover": {"epochs": epochs},
+        "measure": {"runtimes": runtimes, "threads": threads},
+        "target": target,
+        "seed": seed,
+    }
+    resolved = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe) if recipe else None, overrides)
+    return run_recipe(
+        resolved,
+        Path(out),
+        given=given,
+        command="deploypruner.compile(...)",
+        resume=resume,
+        progress=progress,
+        say=say,
+    )
+
+
+def run_recipe(
+    recipe: Recipe,
+    out: Path,
+    *,
+    given: Given | None = None,
+    command: str,
+    resume: bool = False,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> CompiledBuild:
+    """Run a resolved recipe; `compile` and the command line both end here."""
+    check_budget(Budget(macs=recipe.prune.macs))
+    build = Build(
+        recipe=recipe,
+        folder=BuildFolder(out),
+        command=command,
+        given=given or Given(),
+        progress=progress or SilentProgress(),
+    )
+    done = pipeline.run(build, resume=resume, say=say)
+    return CompiledBuild(out, read_report(out), done.compiled, done.planned)
+
+
+def _as_tuple(example_inputs: Any) -> tuple[Any, ...]:
+    return (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)

@@ -1,0 +1,325 @@
+"""The command line. Results go to stdout, everything else to stderr; heavy libraries are imported per command."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deploypruner.errors import DeployPrunerError, RecipeError, nearest
+
+Command = Callable[..., None]
+
+_KINDS = ("criteria", "patterns", "runtimes", "scopes", "targets")
+
+
+def main() -> None:
+    """Entry point: run a command and turn every outcome into an exit code.
+
+    0 done, 1 our bug (traceback), 2 bad usage or input, 3 budget not reachable, 4 verification failed,
+    130 interrupted.
+    """
+    try:
+        cli.main(standalone_mode=False)
+    except click.UsageError as error:
+        _print_error(
+            error.format_message(), f"`{error.ctx.command_path} --help` lists what there is" if error.ctx else ""
+        )
+        sys.exit(2)
+    except DeployPrunerError as error:
+        _print_error(error.message, error.hint)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _print_error("interrupted", "what was finished is kept; run the same command with --resume to go on")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _print_error(message: str, hint: str) -> None:
+    click.echo(f"error: {message}", err=True)
+    if hint:
+        click.echo(f"\nhint: {hint}", err=True)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+class _InOrder(click.Group):
+    """Lists commands in the order a user meets them, and offers the nearest name for a mistyped one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            raise RecipeError(f"no command called '{args[0]}'", hint=nearest(args[0], self.commands))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="deploypruner")
+def cli() -> None:
+    """From a trained PyTorch model to a smaller, faster artifact, with the proof beside it."""
+
+
+def _shape(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """ "1,3,224,224" -> (1, 3, 224, 224)."""
+    shapes = []
+    for value in values:
+        try:
+            shape = tuple(int(size) for size in value.replace("x", ",").split(","))
+        except ValueError:
+            shape = ()
+        if not shape or min(shape) < 1:
+            raise click.BadParameter(f"'{value}' is not a shape such as 1,3,224,224")
+        shapes.append(shape)
+    return tuple(shapes)
+
+
+def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """ "0.485,0.456,0.406" -> a tuple of floats."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(number) for number in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"'{value}' is not a list of numbers such as 0.5,0.5,0.5") from None
+
+
+def _model_options(command: Command) -> Command:
+    """MODEL and everything about loading it and its data."""
+    for option in reversed(
+        (
+            click.argument("model"),
+            click.option("--data", metavar="DIR", help="Image folder, .npz, or package.module:factory of loaders."),
+            click.option("--weights", type=click.Path(path_type=Path), help="Weights for package.module:factory."),
+            click.option(
+                "--input-shape",
+                multiple=True,
+                callback=_shape,
+                metavar="1,3,224,224",
+                help="Shape of each input, batch included.",
+            ),
+            click.option("--trust-pickle", is_flag=True, default=None, help="Let a pickled module run its code."),
+            click.option("--mean", callback=_numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
+            click.option("--std", callback=_numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
+            click.option("--criterion", metavar="NAME", help="See `deploypruner list criteria`."),
+            click.option("--scope", metavar="NAME", help="uniform or global; default: what suits the criterion."),
+            click.option("--step", type=int, metavar="N", help="Widths become multiples of N.  [default: 8]"),
+            click.option("--target", metavar="NAME", help="Device to compile for.  [default: cpu]"),
+            click.option("--recipe", type=click.Path(path_type=Path), help="TOML file with any option."),
+            click.option("--seed", type=int, help="Decides every random choice.  [default: 0]"),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _overrides(options: dict[str, Any]) -> dict[str, Any]:
+    """Command line options as a nested recipe; what was not given is None."""
+    return {
+        "model": {
+            "source": options["model"],
+            "weights": options["weights"],
+            "input_shapes": options["input_shape"] or None,
+            "trust_pickle": options["trust_pickle"],
+        },
+        "data": {"source": options["data"], "settings": {"mean": options["mean"], "std": options["std"]}},
+        "prune": {name: options.get(name) for name in ("macs", "criterion", "scope", "step")},
+        "recover": {"epochs": options.get("epochs"), "train": options.get("train")},
+        "measure": {
+            "runtimes": _runtimes(options.get("runtime")),
+            "threads": options.get("threads"),
+            "seconds": options.get("seconds"),
+        },
+        "target": options["target"],
+        "seed": options["seed"],
+    }
+
+
+def _runtimes(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    chosen = tuple(name for name in names or () if name != "auto")
+    return chosen or None
+
+
+_RUNTIME = click.option(
+    "--runtime", multiple=True, metavar="NAME", help="openvino, onnxruntime; repeat for several.  [default: all]"
+)
+_THREADS = click.option("--threads", type=click.IntRange(1), help="Of every runtime.  [default: 1]")
+_SECONDS = click.option("--seconds", type=click.FloatRange(1), help="Time for measuring.  [default: 20]")
+
+
+@cli.command("compile")
+@_model_options
+@click.option("--macs", type=float, metavar="FRACTION", help="Multiply-adds that may remain.  [default: 0.5]")
+@click.option("--epochs", type=int, metavar="N", help="Fine-tuning epochs.  [default: 3 with data]")
+@click.option("--train", metavar="MODULE:FUNCTION", help="Your own train(student, teacher, data).")
+@_RUNTIME
+@_THREADS
+@_SECONDS
+@click.option("--out", default="build", show_default=True, type=click.Path(path_type=Path), help="Build folder.")
+@click.option("--resume", is_flag=True, help="Go on with the build in --out.")
+def compile_command(out: Path, resume: bool, **options: Any) -> None:
+    """Prune, recover, quantize, export, verify and measure MODEL.
+
+    MODEL is file.pt2, file.pt (with --trust-pickle), package.module:factory, timm:NAME, torchvision:NAME or
+    transformers:DIR_OR_NAME.
+    """
+    from deploypruner.api import run_recipe
+    from deploypruner.config import read_recipe
+    from deploypruner.progress import progress_for
+
+    recipe = read_recipe(options["recipe"], _overrides(options))
+    command = shlex.join(["deploypruner", *sys.argv[1:]])
+    run_recipe(recipe, out, command=command, resume=resume, progress=progress_for(), say=_say)
+    _show(out)
+
+
+@cli.command("plan")
+@_model_options
+@click.option("--macs", type=float, metavar="FRACTION", help="Show the widths for this budget.")
+@click.option("--frozen", is_flag=True, help="List what cannot be pruned, and why.")
+def plan_command(frozen: bool, **options: Any) -> None:
+    """Dry run: groups, what is frozen and why, and the reachable budget."""
+    from deploypruner.config import read_recipe
+    from deploypruner.planning import describe
+
+    wanted = options["macs"] is not None
+    recipe = read_recipe(options["recipe"], _overrides(options))
+    click.echo(describe(recipe, with_widths=wanted, frozen=frozen), nl=False)
+
+
+@cli.command("bench")
+@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_RUNTIME
+@_THREADS
+@_SECONDS
+@click.option("--input-shape", multiple=True, metavar="NAME=1,3,224,224", help="For dynamic dimensions.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def bench_command(
+    artifacts: tuple[Path, ...],
+    runtime: tuple[str, ...],
+    threads: int | None,
+    seconds: float | None,
+    input_shape: tuple[str, ...],
+    seed: int,
+) -> None:
+    """Measure artifacts side by side; the first one is the baseline.
+
+    An artifact is an .onnx or .xml file, or a build folder, which stands for all its models.
+    """
+    from deploypruner.measure import measure
+    from deploypruner.report import table_rows
+    from deploypruner.runtime import runtimes
+
+    rows = measure(
+        [file for path in artifacts for file in _artifact_files(path)],
+        runtime=_runtimes(runtime) or tuple(runtimes),
+        threads=threads or 1,
+        budget_s=seconds or 12.0,
+        input_shapes=_named_shapes(input_shape),
+        seed=seed,
+    )
+    click.echo(table_rows(rows, colour=_colour()))
+
+
+def _artifact_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    names = (
+        "stages/dense.fp32.onnx",
+        "stages/dense.int8.onnx",
+        "model.fp32.onnx",
+        "model.int8.onnx",
+        "model.int8.xml",
+    )
+    found = [path / name for name in names if (path / name).is_file()]
+    if not found:
+        raise RecipeError(f"{path} holds no artifact", hint="name a build folder, or .onnx and .xml files")
+    return found
+
+
+def _named_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for value in values:
+        name, equals, sizes = value.partition("=")
+        try:
+            shapes[name] = tuple(int(size) for size in sizes.split(","))
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise RecipeError(f"--input-shape '{value}' is not NAME=1,3,224,224", hint="give one option per input")
+    return shapes
+
+
+@cli.command("report")
+@click.argument("folder", type=click.Path(path_type=Path))
+def report_command(folder: Path) -> None:
+    """Print the table of a finished build and write its report.html again."""
+    from deploypruner.folder import BuildFolder
+    from deploypruner.report import read_report, render_html
+
+    report = read_report(folder)
+    BuildFolder(folder).write_text("report.html", render_html(report))
+    _show(folder)
+
+
+@cli.command("list")
+@click.argument("kind", metavar="|".join(_KINDS))
+def list_command(kind: str) -> None:
+    """List what can be chosen by name."""
+    if kind not in _KINDS:
+        raise RecipeError(f"nothing called '{kind}' to list", hint=nearest(kind, _KINDS))
+    described = _described(kind)
+    width = max(len(name) for name in described)
+    for name, text in described.items():
+        click.echo(f"{name:{width}}  {text}")
+
+
+def _described(kind: str) -> dict[str, str]:
+    if kind == "targets":
+        from deploypruner.target import TARGETS
+
+        return TARGETS
+    if kind == "runtimes":
+        from deploypruner.runtime import runtimes
+
+        return runtimes.describe()
+    if kind == "criteria":
+        from deploypruner.criteria import criteria
+
+        return criteria.describe()
+    from deploypruner.prune.allocate import PATTERNS, SCOPES
+
+    return SCOPES if kind == "scopes" else PATTERNS
+
+
+@cli.command("demo")
+@click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Build folder.")
+def demo_command(out: Path) -> None:
+    """Train a small network on handwritten digits and compile it; about two minutes, no download."""
+    from deploypruner.demo import run_demo
+    from deploypruner.progress import progress_for
+
+    run_demo(out, progress=progress_for(), say=_say, command=shlex.join(["deploypruner", *sys.argv[1:]]))
+    _show(out)
+
+
+def _show(folder: Path) -> None:
+    """The result on stdout; where to read more on stderr."""
+    from deploypruner.report import read_report, table
+
+    click.echo(table(read_report(folder), colour=_colour()), nl=False)
+    _say(f"\n{folder / 'report.html'} has the pictures, the proof and the raw data")
+
+
+def _colour() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ

@@ -1,0 +1,66 @@
+"""Recipe files and the command line laid over them, checked to the last key."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from deploypruner.errors import RecipeError, nearest
+from deploypruner.recipe import Recipe
+
+
+def read_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
+    """Read a recipe file and lay the command line over it.
+
+    Args:
+        path: TOML file, None for the defaults.
+        overrides: Nested dict like the file; entries that are None are not set.
+
+    Raises:
+        RecipeError: Missing file, not TOML, an unknown key (the nearest known one is offered), or a value of the
+            wrong type or out of range.
+    """
+    document: dict[str, Any] = {}
+    if path is not None:
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RecipeError(f"there is no recipe '{path}'", hint=f"looked in {Path.cwd()}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe '{path}' is not TOML: {error}", hint="see recipe.toml of any build") from error
+    merged = _merge(document, overrides)
+    _check_keys(Recipe, merged, "")
+    try:
+        return TypeAdapter(Recipe).validate_python(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(
+            f"recipe: {place} = {first['input']!r}: {first['msg'].lower()}", hint="correct this value"
+        ) from error
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict):
+            merged[key] = _merge(merged.get(key, {}), value)
+        elif value is not None:
+            merged[key] = value
+    return merged
+
+
+def _check_keys(cls: Any, document: dict[str, Any], place: str) -> None:
+    """Refuse keys that no field answers to; pydantic ignores them in standard dataclasses."""
+    hints = get_type_hints(cls)
+    for key, value in document.items():
+        if key not in hints:
+            raise RecipeError(f"recipe: no key '{place}{key}'", hint=nearest(key, hints))
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise RecipeError(f"recipe: {place}{key} is a section, got {value!r}", hint=f"write [{place}{key}]")
+            _check_keys(hints[key], value, f"{place}{key}.")

@@ -1,0 +1,50 @@
+"""Exporters: what writes a module to a file that a runtime can load. Adding one is one file, `to_<name>.py`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from deploypruner.registry import Registry
+
+
+class Exporter(ABC):
+    """Writes one file format.
+
+    Attributes:
+        suffix: File name ending, with the dot.
+        format: What `records.Artifact.format` calls it.
+    """
+
+    suffix: ClassVar[str]
+    format: ClassVar[str]
+
+    @abstractmethod
+    def write(
+        self,
+        module: torch.nn.Module,
+        example_inputs: Sequence[torch.Tensor],
+        path: Path,
+        *,
+        dynamic_batch: bool,
+    ) -> None:
+        """Write `module` in evaluation mode to `path`; the module itself is not changed.
+
+        Args:
+            module: float32 module on the CPU.
+            example_inputs: One tensor per input of `forward`, batch on axis 0.
+            path: File to write, ending in `suffix`. The caller makes it atomic.
+            dynamic_batch: Leave axis 0 of every input open. False bakes the example's batch in.
+
+        Raises:
+            TraceError: The module cannot be captured, or has no counterpart in this format.
+        """
+
+
+exporters: Registry[Exporter] = Registry("exporter", "deploypruner.export")
+
+__all__ = ["Exporter", "exporters"]

@@ -1,0 +1,113 @@
+"""ONNX: one file both runtimes read, and what the quantizer starts from."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import ClassVar
+
+import onnx
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from deploypruner.errors import TraceError
+from deploypruner.export import Exporter, exporters
+from deploypruner.export.program import capture, quiet_warnings, with_reshapes
+
+# 20 is the first opset with Gelu as one operator, which both runtimes fuse; 18 spells it out in five.
+OPSET = 20
+# A protobuf message may not reach 2 GiB.
+_LARGEST_BYTES = 2**31 - 2**20
+
+
+@exporters.register("onnx")
+class Onnx(Exporter):
+    """ONNX, one file below 2 GB, batch norm folded into the convolution before it."""
+
+    suffix: ClassVar[str] = ".onnx"
+    format: ClassVar[str] = "onnx"
+
+    def write(
+        self,
+        module: torch.nn.Module,
+        example_inputs: Sequence[torch.Tensor],
+        path: Path,
+        *,
+        dynamic_batch: bool,
+    ) -> None:
+        """See `Exporter.write`; inputs keep their argument names, outputs are "output" or "output_0", ...
+
+        The ONNX optimizer (onnxscript's) folds batch norm into convolutions; nothing here does.
+
+        Raises:
+            TraceError: Not capturable, an operator without ONNX counterpart, or 2 GB and more of weights.
+        """
+        _check_size(module)
+        program = with_reshapes(capture(module, example_inputs, dynamic_batch=dynamic_batch))
+        onnx.save(_tidy(_convert(program)), path)
+
+
+def _convert(program: ExportedProgram) -> onnx.ModelProto:
+    inputs = _user_inputs(program)
+    with quiet_warnings(), redirect_stdout(io.StringIO()):
+        try:
+            converted = torch.onnx.export(
+                program,
+                input_names=inputs,
+                output_names=_output_names(program, taken=inputs),
+                opset_version=OPSET,
+                dynamo=True,
+                optimize=True,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            said = str(error.__cause__ or error).strip().splitlines()[0]
+            raise TraceError(
+                f"the model cannot be converted to ONNX: {said}",
+                hint="replace the operation named above, or export pt2 only",
+            ) from error
+    assert converted is not None, "torch.onnx.export returned nothing"
+    return converted.model_proto
+
+
+def _user_inputs(program: ExportedProgram) -> list[str]:
+    specs = program.graph_signature.input_specs
+    return [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
+
+
+def _output_names(program: ExportedProgram, *, taken: Sequence[str]) -> list[str]:
+    stem = "result" if any(name.startswith("output") for name in taken) else "output"
+    tree = program.call_spec.out_spec
+    count = tree.num_leaves if tree is not None else len(pytree.tree_leaves(program.graph_signature.user_outputs))
+    return [stem] if count == 1 else [f"{stem}_{i}" for i in range(count)]
+
+
+def _check_size(module: torch.nn.Module) -> None:
+    size = sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
+    if size > _LARGEST_BYTES:
+        raise TraceError(
+            f"the model holds {size / 1e9:.1f} GB of weights, and one ONNX file ends at 2 GB",
+            hint="prune it further, or export pt2 only",
+        )
+
+
+def _tidy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Name the open batch axis "batch" and drop source paths and stack traces, in place."""
+    graph = model.graph
+    symbols = [d.dim_param for value in graph.input for d in value.type.tensor_type.shape.dim if d.dim_param]
+    names = {symbol: f"batch_{i}" if i else "batch" for i, symbol in enumerate(dict.fromkeys(symbols))}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        del value.metadata_props[:]
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), dim.dim_param)
+    for holder in (model, graph, *graph.node, *graph.initializer):
+        del holder.metadata_props[:]
+    for node in graph.node:
+        node.doc_string = ""
+    return model

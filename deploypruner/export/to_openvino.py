@@ -1,0 +1,58 @@
+"""OpenVINO IR, made from an ONNX file so that both hold the same graph."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import openvino
+import torch
+
+from deploypruner.errors import InputError, TraceError
+from deploypruner.export import Exporter, exporters
+from deploypruner.export.to_onnx import Onnx
+
+
+def write_ir(onnx_path: Path, xml_path: Path) -> None:
+    """Convert an ONNX file, fp32 or QDQ, to IR: `xml_path` and a .bin of the same stem beside it.
+
+    Weights keep their precision: OpenVINO would store fp32 as fp16 by default, which changes the numbers.
+
+    Raises:
+        InputError: `onnx_path` cannot be read or uses an operator OpenVINO lacks.
+    """
+    try:
+        model = openvino.Core().read_model(onnx_path)
+    except RuntimeError as error:
+        said = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+        raise InputError(
+            f"OpenVINO cannot read '{onnx_path}': {said}", hint="check that the file is a complete ONNX model"
+        ) from None
+    openvino.save_model(model, xml_path, compress_to_fp16=False)
+
+
+@exporters.register("openvino")
+class OpenVinoIr(Exporter):
+    """OpenVINO IR, an .xml with its .bin beside it."""
+
+    suffix: ClassVar[str] = ".xml"
+    format: ClassVar[str] = "openvino"
+
+    def write(
+        self,
+        module: torch.nn.Module,
+        example_inputs: Sequence[torch.Tensor],
+        path: Path,
+        *,
+        dynamic_batch: bool,
+    ) -> None:
+        """See `Exporter.write`. Where the ONNX file exists already, `write_ir` alone is faster."""
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ir-") as folder:
+            between = Path(folder) / "model.onnx"
+            Onnx().write(module, example_inputs, between, dynamic_batch=dynamic_batch)
+            try:
+                write_ir(between, path)
+            except InputError as error:
+                raise TraceError(f"the model cannot be converted to IR: {error.message}") from error

@@ -1,0 +1,35 @@
+"""pt2: torch's own archive, weights and graph without pickled code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from deploypruner.export import Exporter, exporters
+from deploypruner.export.program import capture, quiet_warnings
+
+
+@exporters.register("pt2")
+class Pt2(Exporter):
+    """torch.export archive, for PyTorch itself."""
+
+    suffix: ClassVar[str] = ".pt2"
+    format: ClassVar[str] = "pt2"
+
+    def write(
+        self,
+        module: torch.nn.Module,
+        example_inputs: Sequence[torch.Tensor],
+        path: Path,
+        *,
+        dynamic_batch: bool,
+    ) -> None:
+        """See `Exporter.write`."""
+        program = capture(module, example_inputs, dynamic_batch=dynamic_batch)
+        # Example inputs and source lines would otherwise travel with the file.
+        program.example_inputs = None
+        with quiet_warnings():
+            torch.export.save(program, path)

@@ -1,0 +1,151 @@
+"""The chain of stages: run in order, timed, saved, resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from deploypruner import __version__
+from deploypruner.errors import InputError, RecipeError, VerificationError
+from deploypruner.folder import BuildFolder, file_sha256
+from deploypruner.stages import Build, Stage, stage_file
+from deploypruner.stages.allocate import Allocate
+from deploypruner.stages.export import Export
+from deploypruner.stages.load import Load
+from deploypruner.stages.measure import Measure
+from deploypruner.stages.quantize import Quantize
+from deploypruner.stages.recover import Recover
+from deploypruner.stages.remove import Remove
+from deploypruner.stages.report import WriteReport
+from deploypruner.stages.score import Score
+from deploypruner.stages.trace import Trace
+from deploypruner.stages.verify import Verify
+
+CHAIN: tuple[type[Stage], ...] = (
+    *(Load, Trace, Score, Allocate, Remove, Recover),
+    *(Quantize, Export, Verify, Measure, WriteReport),
+)
+_MARKS = stage_file("finished.json")
+
+Say = Callable[[str], None]
+
+
+def run(build: Build, *, resume: bool, say: Say) -> Build:
+    """Run every stage.
+
+    Args:
+        build: Recipe, folder and what the Python API gave; everything else empty.
+        resume: Continue the build in the folder instead of replacing it.
+        say: Called with one line per finished stage.
+
+    Returns:
+        The finished build.
+
+    Raises:
+        RecipeError: The build to resume was made by another recipe.
+        VerificationError: Two forms of the model disagree; everything is written all the same.
+        DeployPrunerError: Whatever a stage finds wrong; finished files stay.
+    """
+    marks: dict[str, Any] = {}
+    resumable = True  # until the first saved stage that has to run again: later files came from its old result
+    for stage_class in CHAIN:
+        stage = stage_class()
+        started = time.perf_counter()
+        finished = resumable and _is_finished(build.folder, stage, marks)
+        resumable = resumable and (finished or not stage.saves)
+        build = stage.restore(build) if finished else stage.run(build)
+        seconds = time.perf_counter() - started
+        if stage.name == Load.name:
+            marks = _open_folder(build, resume=resume)
+        elif stage.saves and not finished:
+            marks["stages"][stage.name] = {"seconds": seconds, "sha256": _hashes(build.folder, stage)}
+            build.folder.write_json(_MARKS, marks)
+        seconds = marks["stages"].get(stage.name, {}).get("seconds", seconds)
+        build = replace(build, seconds=(*build.seconds, (stage.name, seconds)))
+        note = stage.document(build)
+        say(f"{stage.name:9} {'(done before)' if finished else f'{seconds:6.1f} s'}  {note}".rstrip())
+        _require_sound(stage, build)
+    failed = [c for c in build.checks if not c.passed]
+    if failed:
+        first = failed[0]
+        raise VerificationError(
+            f"{first.name}: max |difference| {first.max_abs_diff:.2e}, allowed {first.tolerance:.2e} {first.detail}"
+            + (f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""),
+            hint=f"{build.folder.path('report.json')} lists every check; do not deploy these files",
+        )
+    return build
+
+
+def _require_sound(stage: Stage, build: Build) -> None:
+    """A wrong graph or a wrong removal makes everything after it worthless: stop at once."""
+    if stage.name not in ("trace", "remove"):
+        return
+    for check in build.checks:
+        if not check.passed:
+            raise VerificationError(
+                f"{check.name}: max |difference| {check.max_abs_diff:.2e}, allowed {check.tolerance:.2e}",
+                hint="a rule of the dependency graph is wrong for this model; please report it",
+            )
+
+
+# ---------------------------------------------------------------------- resume
+
+
+def _open_folder(build: Build, *, resume: bool) -> dict[str, Any]:
+    """Prepare the folder once the inputs are known to be good, so that bad input costs nobody an old build."""
+    folder = build.folder
+    folder.prepare()
+    recipe = _fingerprint(build)
+    if resume and folder.has(_MARKS):
+        marks: dict[str, Any] = folder.read_json(_MARKS)
+        _same_recipe(folder, marks["recipe"], recipe)
+        return marks
+    if resume and any(folder.root.glob("*.json")):
+        raise InputError(f"{folder.root} holds nothing to resume", hint="leave out --resume")
+    folder.clear()
+    marks = {"recipe": recipe, "stages": {}}
+    folder.write_json(_MARKS, marks)
+    return marks
+
+
+def _same_recipe(folder: BuildFolder, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    for key in sorted(ours.keys() | theirs.keys()):
+        if theirs.get(key) != ours.get(key):
+            raise RecipeError(
+                f"the build in {folder.root} was made with {key} = {theirs.get(key)!r}, this command says "
+                f"{ours.get(key)!r}",
+                hint="repeat the original options, or leave out --resume to start over",
+            )
+
+
+def _fingerprint(build: Build) -> dict[str, Any]:
+    """Everything that decides the result, flat, so that a difference can be named."""
+    flat: dict[str, Any] = {"version": __version__, "model sha256": build.sha256}
+    _flatten(dataclasses.asdict(build.recipe), "", flat)
+    if build.data is not None:
+        flat["data"] = build.data.name
+    return dict(json.loads(json.dumps(flat, default=str)))
+
+
+def _flatten(value: dict[str, Any], place: str, into: dict[str, Any]) -> None:
+    for key, item in value.items():
+        if isinstance(item, dict):
+            _flatten(item, f"{place}{key}.", into)
+        else:
+            into[f"{place}{key}"] = item
+
+
+def _is_finished(folder: BuildFolder, stage: Stage, marks: dict[str, Any]) -> bool:
+    """Did an earlier run finish this stage, and are its files still what it wrote?"""
+    mark = marks.get("stages", {}).get(stage.name)
+    if mark is None or not all(folder.has(name) for name in stage.saves):
+        return False
+    return bool(mark["sha256"] == _hashes(folder, stage))
+
+
+def _hashes(folder: BuildFolder, stage: Stage) -> dict[str, str]:
+    return {name: file_sha256(folder.path(name)) for name in stage.saves}

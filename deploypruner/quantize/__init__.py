@@ -1,0 +1,9 @@
+"""Post-training quantization: fp32 ONNX to one int8 QDQ ONNX that both runtimes read."""
+
+from __future__ import annotations
+
+from deploypruner.quantize.calibrate import Method
+from deploypruner.quantize.placement import Placement
+from deploypruner.quantize.static import QuantizationSummary, quantize_static
+
+__all__ = ["Method", "Placement", "QuantizationSummary", "quantize_static"]

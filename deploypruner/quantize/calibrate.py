@@ -1,0 +1,110 @@
+"""Ranges of activations, gathered batch by batch with ONNX Runtime's calibrators."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
+from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
+
+from deploypruner.errors import InputError, RecipeError, nearest
+
+Method = Literal["minmax", "percentile", "entropy"]
+Feeds = Sequence[NDArray[Any]]
+
+_METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "percentile": CalibrationMethod.Percentile,
+    "entropy": CalibrationMethod.Entropy,
+}
+
+
+def activation_ranges(
+    model: Path, calibration: Iterable[Feeds], *, method: str, op_types: Sequence[str]
+) -> tuple[TensorsData, int]:
+    """Run `model` on every batch; return the range of each tensor and the number of samples seen.
+
+    One batch is held at a time, whatever the method. The calibrator's working file goes beside `model`.
+
+    Args:
+        model: fp32 ONNX file.
+        calibration: Batches; each one array per model input, samples on axis 0.
+        method: "minmax" covers every value seen; "percentile" (99.999) and "entropy" cut rare outliers.
+        op_types: Operators whose inputs and outputs need a range.
+
+    Raises:
+        RecipeError: Unknown method.
+        InputError: No batch, a batch that does not fit the inputs, or values that are not finite.
+    """
+    if method not in _METHODS:
+        raise RecipeError(f"no calibration method called '{method}'", hint=nearest(method, _METHODS))
+    calibrator = create_calibrator(
+        model,
+        op_types,
+        augmented_model_path=str(model.with_name("augmented.onnx")),
+        calibrate_method=_METHODS[method],
+    )
+    names = [value.name for value in calibrator.infer_session.get_inputs() if value.name]
+    samples = 0
+    with redirect_stdout(io.StringIO()):  # the histogram calibrators print
+        for index, feeds in enumerate(calibration):
+            _check(feeds, names, index)
+            _collect(calibrator, dict(zip(names, feeds, strict=True)), index)
+            samples += len(feeds[0])
+        if not samples:
+            raise InputError("calibration has no batches", hint="pass at least one batch of inputs")
+        ranges = calibrator.compute_data()
+    _check_finite_ranges(ranges)
+    return ranges, samples
+
+
+class _OneBatch(CalibrationDataReader):
+    """Hands a single batch to a calibrator."""
+
+    def __init__(self, feeds: dict[str, NDArray[Any]]) -> None:
+        self._left = [feeds]
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        """Return the batch once, then None."""
+        return self._left.pop() if self._left else None
+
+
+def _collect(calibrator: Any, feeds: dict[str, NDArray[Any]], index: int) -> None:
+    try:
+        calibrator.collect_data(_OneBatch(feeds))
+    except ValueError as error:
+        # numpy refuses a histogram over NaN or infinity.
+        if "finite" not in str(error):
+            raise
+        raise InputError(
+            f"an activation is NaN or infinite on calibration batch {index}",
+            hint="check the weights, and that the batch is normalised as in training",
+        ) from error
+
+
+def _check(feeds: Feeds, names: Sequence[str], index: int) -> None:
+    if len(feeds) != len(names):
+        inputs = f"{len(names)} inputs ({', '.join(names)})"
+        raise InputError(f"calibration batch {index} has {len(feeds)} arrays, the model has {inputs}")
+    for name, array in zip(names, feeds, strict=True):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InputError(
+                f"calibration batch {index} holds NaN or infinite values in input '{name}'",
+                hint="look for a division by zero in the preprocessing",
+            )
+
+
+def _check_finite_ranges(ranges: TensorsData) -> None:
+    for name, data in ranges.items():
+        low, high = data.range_value
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise InputError(
+                f"activation '{name}' is NaN or infinite on the calibration data",
+                hint="check the weights, and that the data is normalised as in training",
+            )

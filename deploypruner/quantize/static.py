@@ -1,0 +1,192 @@
+"""Static quantization: u8 activations, i8 weights per channel with zero point 0, QDQ format.
+
+Weights that are zero stay zero, whatever the scale. The arithmetic is ONNX Runtime's quantizer; the ranges,
+the placement of QDQ pairs and the scale of channels without weights are decided here.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+from deploypruner.errors import InputError, RecipeError, nearest
+from deploypruner.quantize.calibrate import Feeds, Method, activation_ranges
+from deploypruner.quantize.placement import (
+    WEIGHTED,
+    Placement,
+    idle_tensors,
+    int8_nodes,
+    op_types,
+    remove_pairs,
+)
+
+_PLACEMENTS = ("openvino", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class QuantizationSummary:
+    """What became int8.
+
+    Args:
+        method: Calibration method.
+        samples: Calibration samples seen.
+        quantized: Convolutions and matrix products that read int8 operands.
+        left_float: Name of each that does not -> why.
+    """
+
+    method: Method
+    samples: int
+    quantized: int
+    left_float: dict[str, str]
+
+
+def quantize_static(
+    fp32: Path,
+    int8: Path,
+    *,
+    calibration: Iterable[Feeds],
+    method: Method = "minmax",
+    placement: Placement = "openvino",
+    reduce_range: bool = False,
+) -> QuantizationSummary:
+    """Write `int8`, the QDQ form of `fp32`. Nothing else is left in the folder.
+
+    Args:
+        fp32: ONNX file with named nodes and inferred shapes, as `export` writes it.
+        int8: File to write.
+        calibration: Batches; each one array per model input, samples on axis 0. Read once.
+        method: How activation ranges follow from the data, see `activation_ranges`.
+        placement: For which runtime the pairs stand best; both execute either, see `placement`.
+        reduce_range: 7-bit weights. On x86 processors without VNNI two u8 x i8 products are summed in
+            16 bits, which saturates with 8-bit weights.
+
+    Raises:
+        InputError: `fp32` cannot be read, no calibration data, or values that are not finite.
+        RecipeError: Unknown method or placement.
+    """
+    if placement not in _PLACEMENTS:
+        raise RecipeError(f"no placement called '{placement}'", hint=nearest(placement, _PLACEMENTS))
+    with tempfile.TemporaryDirectory(dir=int8.parent, prefix=".quantize-") as folder, _quiet_logging():
+        model = _load(fp32)
+        ready = Path(folder) / "fp32.onnx"
+        onnx.save(model, ready)
+        ranges, samples = activation_ranges(ready, calibration, method=method, op_types=op_types(placement))
+    result = _quantize(model, ranges, placement=placement, reduce_range=reduce_range)
+    onnx.save(result, int8)
+    quantized, left_float = _account(result)
+    return QuantizationSummary(method=method, samples=samples, quantized=quantized, left_float=left_float)
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(onnx.load(path))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"cannot read '{path}' as ONNX: {error}", hint="export the model again") from error
+
+
+def _quantize(
+    model: onnx.ModelProto,
+    ranges: TensorsData,
+    *,
+    placement: Placement,
+    reduce_range: bool,
+) -> onnx.ModelProto:
+    chosen = int8_nodes(model, placement)
+    idle = idle_tensors(model, chosen, placement)
+    with _quiet_logging():
+        quantizer = QDQQuantizer(
+            model,
+            True,  # per channel
+            reduce_range,
+            QuantType.QInt8,
+            QuantType.QUInt8,
+            ranges,
+            [],
+            [node.name for node in model.graph.node if node.name not in chosen],
+            list(op_types(placement)),
+            {"MatMulConstBOnly": True, "TensorQuantOverrides": _empty_channel_ranges(model)},
+        )
+        quantizer.quantize_model()
+    result: onnx.ModelProto = quantizer.model.model
+    remove_pairs(result, idle)
+    del result.metadata_props[:]
+    return result
+
+
+def _empty_channel_ranges(model: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
+    """Give channels whose weights are all zero the typical range of their layer.
+
+    The quantizer would take scale 1, and since a bias is stored in steps of input scale x weight scale,
+    the bias of such a channel would be rounded away.
+    """
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    overrides = {}
+    for node in model.graph.node:
+        if node.op_type not in WEIGHTED or node.input[1] not in weights:
+            continue
+        values = numpy_helper.to_array(weights[node.input[1]])
+        axis = _channel_axis(node)
+        largest = np.abs(values).max(axis=tuple(i for i in range(values.ndim) if i != axis))
+        if largest.all() or not largest.any():
+            continue
+        typical = np.float32(np.median(largest[largest > 0]))
+        overrides[node.input[1]] = [
+            {"axis": axis} if size else {"axis": axis, "rmin": -typical, "rmax": typical} for size in largest
+        ]
+    return overrides
+
+
+def _channel_axis(node: onnx.NodeProto) -> int:
+    """Axis of the weight that holds output channels, as the quantizer picks it."""
+    if node.op_type == "Gemm":
+        transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        return 0 if transposed else 1
+    return 0 if node.op_type == "Conv" else 1
+
+
+def _account(model: onnx.ModelProto) -> tuple[int, dict[str, str]]:
+    """Count weighted nodes with int8 operands, and name the others with a reason."""
+    restored = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    quantized, left_float = 0, {}
+    for node in model.graph.node:
+        if node.op_type not in WEIGHTED:
+            continue
+        if {node.input[0], node.input[1]} <= restored:
+            quantized += 1
+        elif node.input[1] in constants:
+            left_float[node.input[1]] = "its input has no calibrated range"
+        elif node.op_type == "MatMul":
+            left_float[node.name] = "product of two activations"
+        else:
+            left_float[node.name] = "its weight is computed in the graph"
+    return quantized, left_float
+
+
+@contextmanager
+def _quiet_logging() -> Iterator[None]:
+    """Silence ONNX Runtime's advice on the root logger, and keep it from installing a handler there."""
+    root, before = logging.getLogger(), logging.root.manager.disable
+    handler = logging.NullHandler()
+    root.addHandler(handler)
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        root.removeHandler(handler)
+
+
+__all__ = ["QuantizationSummary", "quantize_static"]

@@ -1,0 +1,145 @@
+"""Everything that decides a build, in one record: what a recipe file holds and what the command line sets."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from deploypruner.errors import RecipeError
+from deploypruner.quantize.calibrate import Method
+from deploypruner.recover.settings import FinetuneSettings
+from deploypruner.sources.batches import DataSettings
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """Where the model comes from.
+
+    Args:
+        source: MODEL as on the command line.
+        weights: Safetensors or state dict for a factory's model.
+        input_shapes: One shape per input, batch included; empty where the source or the data says.
+        trust_pickle: Allow a pickled module to run its code.
+    """
+
+    source: str = ""
+    weights: Path | None = None
+    input_shapes: tuple[tuple[int, ...], ...] = ()
+    trust_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Where the data comes from and how samples are prepared.
+
+    Args:
+        source: DATA as on the command line, None for a build without data.
+        settings: Preparation of the samples.
+    """
+
+    source: str | None = None
+    settings: DataSettings = field(default_factory=DataSettings)
+
+
+@dataclass(frozen=True)
+class PruneRecipe:
+    """How channels are chosen.
+
+    Args:
+        macs: Fraction of the multiply-adds that may remain, 0 < macs <= 1.
+        criterion: Registered name, or "auto": taylor with data, magnitude without.
+        parameters: Fields of the criterion.
+        scope: "uniform", "global", or "auto": global with data, uniform without.
+        step: Widths become multiples of this.
+        samples: How many training samples a criterion that needs data looks at.
+        batch_size: Samples per scoring minibatch.
+    """
+
+    macs: float = 0.5
+    criterion: str = "auto"
+    parameters: dict[str, float | int | str | bool] = field(default_factory=dict)
+    scope: str = "auto"
+    step: int = 8
+    samples: int = 512
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class RecoverRecipe:
+    """How accuracy is brought back.
+
+    Args:
+        epochs: Fine-tuning epochs; 0 only re-estimates batch norm.
+        batchnorm_batches: Training batches the running statistics are averaged over.
+        train: `package.module:function` that trains instead of the built-in fine-tuning, "" for none.
+        settings: The built-in fine-tuning; its `epochs` is the one above.
+    """
+
+    epochs: int = 3
+    batchnorm_batches: int = 50
+    train: str = ""
+    settings: FinetuneSettings = field(default_factory=FinetuneSettings)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise RecipeError(f"--epochs must be >= 0, got {self.epochs}", hint="0 skips fine-tuning")
+
+
+@dataclass(frozen=True)
+class QuantizeRecipe:
+    """How int8 ranges are found.
+
+    Args:
+        samples: Calibration samples.
+        method: How ranges follow from the samples, see `quantize.calibrate`.
+    """
+
+    samples: int = 256
+    method: Method = "minmax"
+
+
+@dataclass(frozen=True)
+class MeasureRecipe:
+    """What is measured, and for how long.
+
+    Args:
+        runtimes: Registered names; empty means all of them.
+        threads: Threads of every runtime.
+        seconds: Time for the interleaved rounds of all artifacts together.
+        samples: Validation samples behind accuracy and agreement, at most.
+    """
+
+    runtimes: tuple[str, ...] = ()
+    threads: int = 1
+    seconds: float = 20.0
+    samples: int = 10_000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole build; sections of a recipe file have these names."""
+
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    prune: PruneRecipe = field(default_factory=PruneRecipe)
+    recover: RecoverRecipe = field(default_factory=RecoverRecipe)
+    quantize: QuantizeRecipe = field(default_factory=QuantizeRecipe)
+    measure: MeasureRecipe = field(default_factory=MeasureRecipe)
+    target: str = "cpu"
+    seed: int = 0
+
+
+def resolved_toml(recipe: Recipe) -> str:
+    """The recipe with every default spelled out; what is not set is left out, as TOML has no null."""
+    return tomli_w.dumps(_plain(asdict(recipe)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value

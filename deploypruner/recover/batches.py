@@ -1,0 +1,25 @@
+"""What recovery asks of a data set; `deploypruner.sources` provides it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from torch import Tensor
+
+Batch = tuple[tuple[Tensor, ...], Tensor | None]
+
+
+class Batches(Protocol):
+    """A data set that can be read any number of times, in batches."""
+
+    @property
+    def labelled(self) -> bool:
+        """True where every batch carries class labels."""
+
+    @property
+    def samples(self) -> int | None:
+        """Number of samples in one epoch, None when it is not known beforehand."""
+
+    def epoch(self, *, batch_size: int, seed: int, shuffle: bool, augment: bool) -> Iterator[Batch]:
+        """Yield (inputs, labels or None); the same arguments give the same batches."""

@@ -1,0 +1,150 @@
+"""The stages of a build. Each unpacks the build so far, calls pure functions, and puts the result back.
+
+A stage that takes long saves what it made, so that a killed build resumes after it; the others are run again,
+which gives the same result because everything is seeded.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from deploypruner.folder import BuildFolder
+from deploypruner.graph import Graph
+from deploypruner.graph.module import TracedModule
+from deploypruner.progress import Progress
+from deploypruner.prune.plan import Plan
+from deploypruner.recipe import Recipe
+from deploypruner.records import Artifact, Check, Cost, Row, Timing
+from deploypruner.sources.batches import Data
+
+Feeds = list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the Python API passes directly instead of naming it in the recipe.
+
+    Args:
+        model: Module or program, None to load `recipe.model.source`.
+        example_inputs: Positional example inputs of `model`.
+        data: Anything `sources.as_data` takes, None to load `recipe.data.source`.
+        train: Training function in place of the built-in fine-tuning.
+    """
+
+    model: nn.Module | ExportedProgram | None = None
+    example_inputs: tuple[Any, ...] = ()
+    data: object = None
+    train: Any = None
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build so far: the recipe, the folder, and one field for what each stage gives.
+
+    Args:
+        recipe: Resolved recipe.
+        folder: Where files go.
+        command: Command line or call that started the build.
+        given: Objects from the Python API.
+        progress: Told about long work.
+        name: Short name of the model (load).
+        source: What was loaded (load).
+        model: The user's model (load).
+        sha256: Fingerprint of its weights (load).
+        example_inputs: Its example inputs (load).
+        data: Training and validation data, None without (load).
+        graph: Traced model (trace).
+        scores: Group id -> `[C]` (score).
+        criterion: Name of the criterion that scored, and of its normaliser (score).
+        plan: What stays (allocate).
+        module: The pruned module (remove), recovered in place of it (recover).
+        checks: Proofs so far (trace, remove, verify).
+        artifacts: Every file that will be measured (quantize, export).
+        pruned: Predicted cost of the pruned module, zeros counted (recover).
+        timings: Raw timings (measure).
+        rows: Report rows (measure).
+        remarks: What the user should know, in the order it came up.
+        facts: Numbers for the report's settings: epochs run, calibration samples, ...
+    """
+
+    recipe: Recipe
+    folder: BuildFolder
+    command: str
+    given: Given
+    progress: Progress
+    name: str = ""
+    source: str = ""
+    model: nn.Module | ExportedProgram | None = None
+    sha256: str = ""
+    example_inputs: tuple[Any, ...] = ()
+    data: Data | None = None
+    graph: Graph | None = None
+    scores: dict[str, Tensor] | None = None
+    criterion: str = ""
+    plan: Plan | None = None
+    module: TracedModule | None = None
+    checks: tuple[Check, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+    pruned: Cost | None = None
+    timings: tuple[Timing, ...] = ()
+    rows: tuple[Row, ...] = ()
+    remarks: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+    seconds: tuple[tuple[str, float], ...] = ()
+
+    # What later stages read has been given by earlier ones; these say so to the type checker and the reader.
+
+    @property
+    def traced(self) -> Graph:
+        """The graph, once there is one."""
+        assert self.graph is not None, "stage 'trace' has not run"
+        return self.graph
+
+    @property
+    def planned(self) -> Plan:
+        """The plan, once there is one."""
+        assert self.plan is not None, "stage 'allocate' has not run"
+        return self.plan
+
+    @property
+    def compiled(self) -> TracedModule:
+        """The pruned module, once there is one."""
+        assert self.module is not None, "stage 'remove' has not run"
+        return self.module
+
+
+class Stage(ABC):
+    """One step of a build.
+
+    Attributes:
+        name: A verb, shown to the user.
+        saves: Files that let a resumed build skip this stage, relative to the build folder; empty for a stage
+            that is always run again.
+    """
+
+    name: ClassVar[str]
+    saves: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def run(self, build: Build) -> Build:
+        """Do the work and return the build with its result."""
+
+    def restore(self, build: Build) -> Build:
+        """Return the build with the result that `run` saved earlier."""
+        return self.run(build)
+
+    def document(self, build: Build) -> str:
+        """One line for the user about what this stage found."""
+        return ""
+
+
+def stage_file(name: str) -> str:
+    """Resume state lives under stages/."""
+    return str(Path("stages") / name)

@@ -1,0 +1,62 @@
+"""allocate: scores and the budget to a plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from deploypruner.criteria import criteria
+from deploypruner.errors import BudgetError
+from deploypruner.prune.allocate import allocate
+from deploypruner.prune.plan import Plan
+from deploypruner.recipe import PruneRecipe
+from deploypruner.records import Budget
+from deploypruner.stages import Build, Stage, stage_file
+
+
+class Allocate(Stage):
+    """Choose the width of every group under the budget."""
+
+    name: ClassVar[str] = "allocate"
+    saves: ClassVar[tuple[str, ...]] = ("plan.json",)
+
+    def run(self, build: Build) -> Build:
+        """Give the plan and save it; where the budget is out of reach, save what can be reached."""
+        assert build.scores is not None, "stage 'score' has not run"
+        recipe = build.recipe.prune
+        try:
+            plan = allocate(
+                build.traced,
+                build.scores,
+                Budget(macs=recipe.macs),
+                criterion=build.criterion,
+                scope=scope_name(recipe, build.criterion),
+                normalizer=criteria.get(build.criterion).normalizer,
+                step=recipe.step,
+            )
+        except BudgetError as error:
+            build.folder.write_json(stage_file("reachable.json"), {"message": error.message, "hint": error.hint})
+            raise
+        build.folder.write_json(self.saves[0], plan.to_json())
+        return replace(build, plan=plan)
+
+    def restore(self, build: Build) -> Build:
+        """Read the plan of an earlier run."""
+        plan = Plan.from_json(build.folder.read_json(self.saves[0]))
+        plan.check(build.traced)
+        return replace(build, plan=plan)
+
+    def document(self, build: Build) -> str:
+        """MACs before and after."""
+        plan = build.planned
+        return (
+            f"{plan.macs_before / 1e6:.2f} -> {plan.macs_after / 1e6:.2f} M MACs "
+            f"({plan.macs_after / plan.macs_before:.3f}), {plan.scope}, widths in steps of {plan.step}"
+        )
+
+
+def scope_name(recipe: PruneRecipe, criterion: str) -> str:
+    """Resolve "auto": scores that are comparable as they are rank globally, others within their group."""
+    if recipe.scope != "auto":
+        return recipe.scope
+    return "global" if criteria.get(criterion).normalizer == "none" else "uniform"

@@ -1,0 +1,97 @@
+"""quantize: fp32 ONNX of the dense and the pruned model, and one QDQ int8 ONNX from each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from deploypruner.export import exporters
+from deploypruner.quantize.static import quantize_static
+from deploypruner.records import Artifact
+from deploypruner.stages import Build, Feeds, Stage, stage_file
+from deploypruner.stages.score import training_batches
+from deploypruner.target import detect
+
+_BATCH = 8
+_DENSE = (stage_file("dense.fp32.onnx"), stage_file("dense.int8.onnx"))
+_PRUNED = ("model.fp32.onnx", "model.int8.onnx")
+
+
+class Quantize(Stage):
+    """Write both precisions of both models; the dense ones are what the pruned ones are compared with."""
+
+    name: ClassVar[str] = "quantize"
+    saves: ClassVar[tuple[str, ...]] = (*_DENSE, *_PRUNED, stage_file("quantize.json"))
+
+    def run(self, build: Build) -> Build:
+        """Give the four ONNX artifacts."""
+        summary = self._model(build, build.traced.module, _DENSE), self._model(build, build.compiled, _PRUNED)
+        facts = {"quantization": {"dense": asdict(summary[0]), "pruned": asdict(summary[1])}}
+        build.folder.write_json(self.saves[-1], facts)
+        return _with_artifacts(build, facts)
+
+    def restore(self, build: Build) -> Build:
+        """The files are there."""
+        return _with_artifacts(build, build.folder.read_json(self.saves[-1]))
+
+    def document(self, build: Build) -> str:
+        """How much became int8."""
+        summary = build.facts["quantization"]["pruned"]
+        samples = "random noise" if build.data is None else f"{summary['samples']} samples"
+        return f"{summary['quantized']} layers int8, {len(summary['left_float'])} left float, ranges from {samples}"
+
+    def _model(self, build: Build, module: nn.Module, names: tuple[str, str]) -> Any:
+        fp32, int8 = names
+        graph = build.traced
+        with build.folder.writing(fp32) as path:
+            exporters.get("onnx")().write(module, graph.example_inputs, path, dynamic_batch=graph.dynamic_batch)
+        with build.folder.writing(int8) as path:
+            return quantize_static(
+                build.folder.path(fp32),
+                path,
+                calibration=calibration_feeds(build),
+                method=build.recipe.quantize.method,
+                reduce_range=detect(build.recipe.target).saturates,
+            )
+
+
+def calibration_feeds(build: Build) -> Iterator[Feeds]:
+    """Training samples without augmentation; seeded noise where there is no data."""
+    samples = build.recipe.quantize.samples
+    example: Any = build.traced.example_inputs
+    batch = _BATCH if build.traced.dynamic_batch else int(example[0].shape[0])
+    count = max(1, samples // batch)
+    if build.data is None:
+        # Timing depends on the graph alone; 32 samples of noise are as good as many.
+        generator = torch.Generator().manual_seed(build.recipe.seed)
+        for _ in range(min(count, max(1, 32 // batch))):
+            yield [noise_like(t, batch, generator) for t in example]
+        return
+    for inputs, _ in training_batches(build, batch_size=batch, count=count):
+        if len(inputs[0]) == batch or build.traced.dynamic_batch:
+            yield [np.ascontiguousarray(t.numpy()) for t in inputs]
+
+
+def noise_like(example: torch.Tensor, batch: int, generator: torch.Generator) -> np.ndarray:
+    """Standard normal for floating inputs; integer inputs repeat the example."""
+    if example.is_floating_point():
+        return torch.randn((batch, *example.shape[1:]), generator=generator).to(example.dtype).numpy()
+    repeats = -(-batch // example.shape[0])
+    return example.repeat(repeats, *[1] * (example.ndim - 1))[:batch].numpy()
+
+
+def _with_artifacts(build: Build, facts: dict[str, Any]) -> Build:
+    dense = build.traced.cost()
+    folder = build.folder
+    artifacts = (
+        Artifact("dense fp32", folder.path(_DENSE[0]), "onnx", "fp32", "dense", dense),
+        Artifact("dense int8", folder.path(_DENSE[1]), "onnx", "int8", "dense", dense),
+        Artifact("pruned fp32", folder.path(_PRUNED[0]), "onnx", "fp32", "channel", build.pruned),
+        Artifact("pruned int8", folder.path(_PRUNED[1]), "onnx", "int8", "channel", build.pruned),
+    )
+    return replace(build, artifacts=artifacts, facts={**build.facts, **facts})

@@ -1,0 +1,114 @@
+"""recover: batch-norm statistics for the narrower layers, then fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from deploypruner.folder import BuildFolder
+from deploypruner.graph.module import TracedModule
+from deploypruner.records import Cost
+from deploypruner.recover.batchnorm import reestimate_batchnorm
+from deploypruner.recover.finetune import finetune
+from deploypruner.recover.hook import load_hook, run_hook
+from deploypruner.recover.validate import top1_percent
+from deploypruner.stages import Build, Stage, stage_file
+from deploypruner.stages.score import training_batches
+
+_CHECKPOINT = stage_file("finetune.safetensors")
+_BATCH = 64
+
+
+class Recover(Stage):
+    """Re-estimate batch norm, fine-tune with the dense model as teacher, re-estimate again."""
+
+    name: ClassVar[str] = "recover"
+    saves: ClassVar[tuple[str, ...]] = (stage_file("recovered.safetensors"), stage_file("recover.json"))
+
+    def run(self, build: Build) -> Build:
+        """Train the pruned module in place and save its weights."""
+        facts: dict[str, Any] = {}
+        module = build.compiled
+        if build.data is not None:
+            facts = _recover(build, module)
+        module.eval()
+        write_state(build.folder, self.saves[0], module)
+        build.folder.write_json(self.saves[1], facts)
+        return _with_cost(build, facts)
+
+    def restore(self, build: Build) -> Build:
+        """Read the recovered weights of an earlier run."""
+        build.compiled.load_state_dict(load_file(build.folder.path(self.saves[0])))
+        build.compiled.eval()
+        return _with_cost(build, build.folder.read_json(self.saves[1]))
+
+    def document(self, build: Build) -> str:
+        """Accuracy along the way."""
+        if build.data is None:
+            return "no data: weights stay as they are, accuracy is not recovered"
+        facts = build.facts
+        steps = [f"batch norm re-estimated over {facts['batchnorm_layers']} layers"]
+        if facts.get("epochs"):
+            steps.append(f"{facts['epochs']} epochs")
+        if "accuracy_dense" in facts:
+            path = " -> ".join(
+                f"{facts[k]:.2f}" for k in ("accuracy_dense", "accuracy_removed", "accuracy_recovered") if k in facts
+            )
+            steps.append(f"accuracy dense -> removed -> recovered: {path} %")
+        return ", ".join(steps)
+
+
+def _recover(build: Build, module: TracedModule) -> dict[str, Any]:
+    assert build.data is not None, "there is no data"
+    recipe, data = build.recipe.recover, build.data
+    facts: dict[str, Any] = {"batchnorm_layers": _reestimate(build, module)}
+    if data.labelled:
+        facts["accuracy_dense"] = top1_percent(build.traced.module, data.val)
+        facts["accuracy_removed"] = top1_percent(module, data.val)
+    hook = build.given.train or (load_hook(recipe.train) if recipe.train else None)
+    if hook is not None:
+        run_hook(hook, module, build.traced.module, data)
+        facts["train"] = recipe.train or getattr(hook, "__name__", "custom")
+    elif recipe.epochs:
+        build.folder.path(_CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
+        finetune(
+            module,
+            build.traced.module,
+            data.train,
+            replace(recipe.settings, epochs=recipe.epochs, seed=build.recipe.seed),
+            checkpoint=build.folder.path(_CHECKPOINT),
+            progress=build.progress,
+            validate=(lambda m: top1_percent(m, data.val)) if data.labelled else None,
+        )
+        build.folder.path(_CHECKPOINT).unlink(missing_ok=True)
+        facts["epochs"] = recipe.epochs
+    if hook is not None or recipe.epochs:
+        _reestimate(build, module)
+    if data.labelled:
+        facts["accuracy_recovered"] = top1_percent(module, data.val)
+    return facts
+
+
+def _reestimate(build: Build, module: nn.Module) -> int:
+    count = build.recipe.recover.batchnorm_batches
+    batches = training_batches(build, batch_size=_BATCH, count=count)
+    return reestimate_batchnorm(module, batches, max_batches=count)
+
+
+def _with_cost(build: Build, facts: dict[str, Any]) -> Build:
+    plan = build.planned
+    parameters = {id(p): p for p in build.compiled.parameters()}.values()
+    nonzero = sum(int(torch.count_nonzero(p)) for p in parameters)
+    cost = Cost(plan.macs_after, plan.params_after, nonzero)
+    return replace(build, pruned=cost, facts={**build.facts, **facts})
+
+
+def write_state(folder: BuildFolder, name: str, module: nn.Module) -> None:
+    """Write all parameters and buffers as safetensors; tensors under two names are written under both."""
+    state: dict[str, Tensor] = {k: v.detach().contiguous().clone() for k, v in module.state_dict().items()}
+    with folder.writing(name) as path:
+        save_file(state, path)

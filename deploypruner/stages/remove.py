@@ -1,0 +1,25 @@
+"""remove: a smaller module, and the proof that nothing else changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from deploypruner.prune.remove import remove_and_prove
+from deploypruner.stages import Build, Stage
+
+
+class Remove(Stage):
+    """Remove what the plan does not keep; masked and removed must agree."""
+
+    name: ClassVar[str] = "remove"
+
+    def run(self, build: Build) -> Build:
+        """Give the pruned module and its proof."""
+        module, checks = remove_and_prove(build.traced, build.planned)
+        return replace(build, module=module, checks=build.checks + checks)
+
+    def document(self, build: Build) -> str:
+        """The proof in one line."""
+        worst = max((c for c in build.checks if c.name.startswith("masked")), key=lambda c: c.max_abs_diff)
+        return f"{worst.name}: max |difference| {worst.max_abs_diff:.1e}, allowed {worst.tolerance:.0e}"

@@ -1,0 +1,125 @@
+"""report: the numbers and the proof, as JSON, as a page, and as a manifest of what was built."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+from torch.utils import _pytree as pytree
+
+from deploypruner.graph import Graph
+from deploypruner.graph.module import get_state
+from deploypruner.measure import environment
+from deploypruner.recipe import resolved_toml
+from deploypruner.report import LayerWidth, Report, StageTime, render_html, render_json
+from deploypruner.stages import Build, Stage
+from deploypruner.target import detect
+
+
+class WriteReport(Stage):
+    """Write report.json, report.html, recipe.toml and manifest.json."""
+
+    name: ClassVar[str] = "report"
+
+    def run(self, build: Build) -> Build:
+        """Write the files."""
+        report = make_report(build)
+        build.folder.write_text("recipe.toml", resolved_toml(build.recipe))
+        build.folder.write_text("report.json", render_json(report))
+        build.folder.write_text("report.html", render_html(report))
+        build.folder.write_json(
+            "manifest.json",
+            {
+                "command": build.command,
+                "model_sha256": build.sha256,
+                "versions": _environment(build)["versions"],
+                "sha256": build.folder.sha256(),
+            },
+        )
+        return build
+
+
+def make_report(build: Build) -> Report:
+    """Everything the build knows, as one record."""
+    plan, graph = build.planned, build.traced
+    dense = graph.cost()
+    return Report(
+        target=asdict(detect(build.recipe.target)),
+        environment=_environment(build),
+        command=build.command,
+        model={
+            "name": build.name,
+            "source": build.source,
+            "sha256": build.sha256,
+            "inputs": [list(t.shape) for t in pytree.tree_leaves(build.example_inputs)],
+        },
+        settings=_settings(build),
+        budget={
+            "kind": "macs",
+            "requested": build.recipe.prune.macs,
+            "predicted": plan.macs_after / plan.macs_before,
+            "certified": plan.macs_after / plan.macs_before,
+            "met": plan.macs_after <= build.recipe.prune.macs * plan.macs_before,
+        },
+        rows=build.rows,
+        verification=build.checks,
+        loop=(),
+        layers=layer_widths(build),
+        frozen=graph.frozen,
+        stages=tuple(StageTime(name, seconds) for name, seconds in build.seconds),
+        warnings=warnings_of(build),
+        dense=dense,
+        pruned=build.pruned or dense,
+    )
+
+
+def layer_widths(build: Build) -> tuple[LayerWidth, ...]:
+    """Output channels of every convolution and linear layer before and after."""
+    graph, module = build.traced, build.compiled
+    widths = []
+    for affine in dict.fromkeys(a for a in graph.tracing.affines if a.role == "producer"):
+        before, after = (get_state(m, affine.weight).shape[affine.axis] for m in (graph.module, module))
+        widths.append(LayerWidth(affine.weight.removesuffix(".weight"), _kind(graph, affine.weight), before, after))
+    return tuple(widths)
+
+
+def _kind(graph: Graph, weight: str) -> str:
+    return "linear" if get_state(graph.module, weight).ndim == 2 else "conv"
+
+
+def warnings_of(build: Build) -> tuple[str, ...]:
+    """What was said on the way, and what the numbers say now."""
+    found = list(build.remarks)
+    if build.data is None:
+        found.append(
+            "no --data: int8 ranges come from random noise and nothing was fine-tuned, so only the timings and the "
+            "exactness checks of this build mean something"
+        )
+    drop = build.facts.get("accuracy_dense", 0.0) - build.facts.get("accuracy_recovered", 0.0)
+    if drop > 1.0:
+        found.append(
+            f"accuracy fell by {drop:.1f} points (dense {build.facts['accuracy_dense']:.1f} %); "
+            "recover it with more --epochs, or keep more with a larger --macs"
+        )
+    return tuple(dict.fromkeys(found))
+
+
+def _settings(build: Build) -> dict[str, Any]:
+    recipe, plan = build.recipe, build.planned
+    facts = {k: v for k, v in build.facts.items() if k != "environment"}
+    return {
+        "criterion": plan.criterion,
+        "scope": plan.scope,
+        "step": plan.step,
+        "epochs": recipe.recover.epochs if build.data is not None else 0,
+        "threads": recipe.measure.threads,
+        "data": build.data.name if build.data is not None else None,
+        "seed": recipe.seed,
+        "runtime_settings": {t.runtime: t.settings for t in build.timings},
+        **facts,
+    }
+
+
+def _environment(build: Build) -> dict[str, Any]:
+    found: dict[str, Any] = build.facts.get("environment") or environment()
+    return found

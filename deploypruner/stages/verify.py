@@ -1,0 +1,67 @@
+"""verify: torch against every exported file, in both runtimes, on real inputs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from itertools import islice
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from deploypruner.records import Check
+from deploypruner.stages import Build, Feeds, Stage, stage_file
+from deploypruner.stages.quantize import noise_like
+from deploypruner.verify.exported import verify_exports
+
+_BATCHES, _BATCH = 2, 3
+_FILES = ("model.fp32.onnx", "model.int8.onnx", "model.int8.xml", "model.pt2")
+
+
+class Verify(Stage):
+    """Compare the pruned module with each file made from it."""
+
+    name: ClassVar[str] = "verify"
+    saves: ClassVar[tuple[str, ...]] = (stage_file("verify.json"),)
+
+    def run(self, build: Build) -> Build:
+        """Give one check per file and runtime."""
+        files = {name: build.folder.path(name) for name in _FILES}
+        checks = verify_exports(
+            build.compiled, files, verification_feeds(build), dynamic_batch=build.traced.dynamic_batch
+        )
+        build.folder.write_json(self.saves[0], [_finite(check) for check in checks])
+        return replace(build, checks=(*build.checks, *checks))
+
+    def restore(self, build: Build) -> Build:
+        """Read the checks of an earlier run."""
+        saved = tuple(
+            Check(**{**c, "max_abs_diff": np.nan if c["max_abs_diff"] is None else c["max_abs_diff"]})
+            for c in build.folder.read_json(self.saves[0])
+        )
+        return replace(build, checks=(*build.checks, *saved))
+
+    def document(self, build: Build) -> str:
+        """How many checks passed."""
+        passed = sum(c.passed for c in build.checks)
+        return f"{passed} of {len(build.checks)} checks passed"
+
+
+def verification_feeds(build: Build) -> list[Feeds]:
+    """A few validation batches; seeded noise where there is no data."""
+    graph = build.traced
+    batch = _BATCH if graph.dynamic_batch else int(graph.example_inputs[0].shape[0])
+    if build.data is not None:
+        epoch = build.data.val.epoch(batch_size=batch, seed=build.recipe.seed, shuffle=True)
+        found = [[np.ascontiguousarray(t.numpy()) for t in inputs] for inputs, _ in islice(epoch, _BATCHES)]
+        whole = [feeds for feeds in found if len(feeds[0]) == batch]
+        if whole:
+            return whole
+    generator = torch.Generator().manual_seed(build.recipe.seed)
+    return [[noise_like(t, batch, generator) for t in graph.example_inputs] for _ in range(_BATCHES)]
+
+
+def _finite(check: Check) -> dict[str, object]:
+    """JSON has no NaN: a difference that is not a number is null."""
+    fields = asdict(check)
+    return {**fields, "max_abs_diff": check.max_abs_diff if np.isfinite(check.max_abs_diff) else None}

@@ -1,0 +1,189 @@
+"""Exported files against the torch module they came from, in every runtime, on the same inputs.
+
+fp32 forms must agree up to rounding. int8 forms cannot equal fp32, so two checks that can fail stand in:
+the QDQ graph executed literally stays near fp32, and each runtime stays near the literal execution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from deploypruner.errors import InputError
+from deploypruner.records import Check
+from deploypruner.runtime import runtimes
+from deploypruner.runtime.on_onnxruntime import OnnxRuntime
+from deploypruner.verify.compare import compare_outputs, compare_relative, flatten_outputs, relative_error
+
+Array = NDArray[Any]
+Feeds = Sequence[Array]
+
+# Largest difference of fp32 forms, as a fraction of the largest output. TOLERANCE_EVIDENCE
+FP32_TOLERANCE = 1e-4
+# Relative L2 error of the literal QDQ graph against fp32 that still counts as quantization. BOUND_EVIDENCE
+INT8_BOUND = 0.5
+# A runtime rounds at other places than the literal graph (fused additions keep 32 bits), so both differ from
+# fp32 by about the same error, independently: their difference is up to sqrt(2) times that. The rest is slack.
+INT8_RUNTIME_FACTOR = 2.0
+# Nets that quantize almost without error still flip last bits: 2 steps of a u8 range.
+INT8_RUNTIME_FLOOR = 2 / 255
+
+
+def verify_exports(
+    module: torch.nn.Module,
+    files: Mapping[str, Path],
+    feeds: Sequence[Feeds],
+    *,
+    dynamic_batch: bool = True,
+    threads: int = 1,
+) -> list[Check]:
+    """Compare `module` with each exported file in every runtime that opens it.
+
+    - fp32 .onnx: each runtime against torch; .pt2: reloaded, against torch.
+    - int8 .onnx (recognised by its QDQ nodes): literal execution against torch, each runtime against literal.
+    - .xml: against the .onnx of the same stem in OpenVINO if `files` has it, else as an .onnx would be.
+
+    Args:
+        module: float32 module on the CPU, in evaluation mode or with working `eval`; its mode is restored.
+        files: Name shown to the user -> file.
+        feeds: Real inputs; each one array per input, samples on axis 0.
+        dynamic_batch: Also run batches of 1 and of 3, made from the first feeds.
+        threads: Threads per runtime.
+
+    Raises:
+        InputError: No feeds, or a runtime that cannot load a file.
+    """
+    if not feeds:
+        raise InputError("verification has no inputs", hint="pass at least one batch")
+    batches = [*([_batch_of(feeds[0], 1), _batch_of(feeds[0], 3)] if dynamic_batch else []), *feeds]
+    subject = _Subject(files, batches, threads, want=_run_torch(module, batches))
+    checks = []
+    for name, path in files.items():
+        if path.suffix == ".pt2":
+            checks.append(subject.same(f"torch = {name} (torch)", _run_archive(path, batches), subject.want))
+        elif path.suffix == ".xml":
+            checks.append(subject.ir(name, path))
+        elif is_quantized(path):
+            checks += subject.int8(name, path)
+        else:
+            checks += subject.fp32(name, path)
+    return checks
+
+
+def is_quantized(path: Path) -> bool:
+    """Whether an ONNX file holds quantize/dequantize nodes."""
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    return any(node.op_type == "DequantizeLinear" for node in nodes)
+
+
+class _Subject:
+    """The files of one model with the batches they are run on.
+
+    Args:
+        files: Name -> file.
+        batches: Inputs.
+        threads: Threads per runtime.
+        want: torch's outputs, batch after batch.
+    """
+
+    def __init__(self, files: Mapping[str, Path], batches: Sequence[Feeds], threads: int, want: list[Array]) -> None:
+        self.want = want
+        self._files = files
+        self._batches = batches
+        self._threads = threads
+        sizes = dict.fromkeys(str(len(feeds[0])) for feeds in batches)
+        self._detail = f"batch {', '.join(sizes)}"
+
+    def same(self, name: str, got: Sequence[Array], want: Sequence[Array]) -> Check:
+        """Equal up to fp32 rounding; the tolerance is absolute, from the size of `want`."""
+        largest = max((float(np.abs(w).max(initial=0.0)) for w in want), default=0.0)
+        return compare_outputs(name, got, want, tolerance=FP32_TOLERANCE * largest, detail=self._detail)
+
+    def fp32(self, name: str, path: Path) -> list[Check]:
+        """Each runtime against torch."""
+        return [
+            self.same(f"torch = {name} ({runtimes.get(key).label})", self._run(key, path), self.want)
+            for key in _runtimes_for(path)
+        ]
+
+    def int8(self, name: str, path: Path) -> list[Check]:
+        """Literal execution against torch, then each runtime against literal execution."""
+        session = OnnxRuntime().open(path, threads=self._threads, literal=True)
+        literal = [output for feeds in self._batches for output in session.run(feeds)]
+        detail = f"relative L2 error, {self._detail}"
+        first = compare_relative(f"torch ~ {name} literal", literal, self.want, tolerance=INT8_BOUND, detail=detail)
+        tolerance = max(INT8_RUNTIME_FLOOR, INT8_RUNTIME_FACTOR * _worst(literal, self.want))
+        others = [
+            compare_relative(
+                f"{name} literal = {runtimes.get(key).label}",
+                self._run(key, path),
+                literal,
+                tolerance=tolerance,
+                detail=detail,
+            )
+            for key in _runtimes_for(path)
+        ]
+        return [first, *others]
+
+    def ir(self, name: str, path: Path) -> Check:
+        """The IR against its ONNX twin in the same runtime, or against torch where it has none."""
+        label = runtimes.get("openvino").label
+        got = self._run("openvino", path)
+        for twin, twin_path in self._files.items():
+            if twin_path.suffix == ".onnx" and twin_path.stem == path.stem:
+                return self.same(f"{twin} = {name} ({label})", got, self._run("openvino", twin_path))
+        return self.same(f"torch = {name} ({label})", got, self.want)
+
+    def _run(self, key: str, path: Path) -> list[Array]:
+        session = runtimes.get(key)().open(path, threads=self._threads)
+        return [output for feeds in self._batches for output in session.run(feeds)]
+
+
+def _runtimes_for(path: Path) -> list[str]:
+    return [key for key in runtimes if path.suffix in runtimes.get(key).suffixes]
+
+
+def _worst(got: Sequence[Array], want: Sequence[Array]) -> float:
+    """Largest relative error over outputs; 0 where shapes differ, which the first check reports."""
+    pairs = zip(got, want, strict=False)
+    return max((relative_error(a, b) for a, b in pairs if a.shape == b.shape), default=0.0)
+
+
+def _batch_of(feeds: Feeds, size: int) -> list[Array]:
+    """Repeat or cut every array to `size` samples."""
+    return [np.take(array, np.arange(size) % len(array), axis=0) for array in feeds]
+
+
+def _run_torch(module: torch.nn.Module, batches: Sequence[Feeds]) -> list[Array]:
+    training = module.training
+    if training:
+        module.eval()
+    try:
+        with torch.no_grad():
+            return [
+                output
+                for feeds in batches
+                for output in flatten_outputs(module(*(torch.from_numpy(array) for array in feeds)))
+            ]
+    finally:
+        if training:
+            module.train()
+
+
+def _run_archive(path: Path, batches: Sequence[Feeds]) -> list[Array]:
+    try:
+        module = torch.export.load(path).module()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"torch cannot load '{path}': {error}", hint="export the model again") from error
+    with torch.no_grad():
+        return [
+            output
+            for feeds in batches
+            for output in flatten_outputs(module(*(torch.from_numpy(array) for array in feeds)))
+        ]

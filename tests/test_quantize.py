@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from deploypruner.errors import InputError, RecipeError
+from deploypruner.export.to_onnx import Onnx
+from deploypruner.quantize import quantize_static
+from deploypruner.runtime import runtimes
+from deploypruner.runtime.on_onnxruntime import OnnxRuntime
+
+SHAPE = (3, 8, 8)
+
+
+class Gate(nn.Module):
+    """Squeeze and excitation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = self.up(torch.relu(self.down(x.mean((2, 3), keepdim=True))))
+        return x * nn.functional.hardsigmoid(gate)
+
+
+class Mixed(nn.Module):
+    """Relu, relu6 read only by a mean, hard-swish, swish, gate, residual, pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.deep, self.point = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 16, 1)
+        self.gate, self.last = Gate(16), nn.Conv2d(16, 16, 1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.bn(self.stem(x)))
+        z = self.gate(nn.functional.hardswish(self.deep(y)))
+        y = nn.functional.max_pool2d(y + nn.functional.silu(self.point(z)), 2)
+        return self.head(nn.functional.relu6(self.last(y)).mean((2, 3)))
+
+
+def batches(count: int = 3, *, seed: int = 0) -> Iterator[list[np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        yield [rng.standard_normal((4, *SHAPE), dtype=np.float32)]
+
+
+def exported(model: nn.Module, path: Path) -> Path:
+    Onnx().write(model.eval(), [torch.zeros(2, *SHAPE)], path, dynamic_batch=True)
+    return path
+
+
+def literal(path: Path, feeds: list[np.ndarray]) -> np.ndarray:
+    return OnnxRuntime().open(path, literal=True).run(feeds)[0]
+
+
+def relative(got: np.ndarray, want: np.ndarray) -> float:
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+def initializer(path: Path, name: str) -> np.ndarray:
+    return numpy_helper.to_array(next(t for t in onnx.load(path).graph.initializer if t.name == name))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = Mixed()
+    with torch.no_grad():
+        model.bn.weight.uniform_(0.5, 2.0)
+        model.stem.weight[0, 0] = 0.0  # zeros inside a channel
+    return exported(model, tmp_path_factory.mktemp("fp32") / "mixed.onnx")
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+def test_every_method_stays_near_fp32_in_both_runtimes(mixed: Path, tmp_path: Path, method: str) -> None:
+    int8 = tmp_path / "int8.onnx"
+    summary = quantize_static(mixed, int8, calibration=batches(), method=method)  # type: ignore[arg-type]
+    feeds = next(batches(1, seed=1))
+    want = literal(mixed, feeds)
+    assert relative(literal(int8, feeds), want) < 0.1
+    for name in runtimes:
+        assert relative(runtimes.get(name)().open(int8).run(feeds)[0], want) < 0.1
+    assert (summary.method, summary.samples, summary.quantized, summary.left_float) == (method, 12, 7, {})
+
+
+def test_every_convolution_runs_in_int8_in_openvino(mixed: Path, tmp_path: Path) -> None:
+    int8 = tmp_path / "int8.onnx"
+    quantize_static(mixed, int8, calibration=batches())
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(int8), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    ran = Counter()
+    for op in compiled.get_runtime_model().get_ops():
+        info = op.get_rt_info()
+        ran[info["layerType"].astype(str), info["runtimePrecision"].astype(str)] += 1
+    assert {key: n for key, n in ran.items() if key[0] in ("Convolution", "FullyConnected")} == {
+        ("Convolution", "u8"): 6,
+        ("FullyConnected", "u8"): 1,
+    }
+
+
+def test_every_convolution_becomes_qlinearconv_in_onnx_runtime_with_its_placement(
+    mixed: Path, tmp_path: Path
+) -> None:
+    int8, optimized = tmp_path / "int8.onnx", tmp_path / "optimized.onnx"
+    quantize_static(mixed, int8, calibration=batches(), placement="onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(optimized)
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(int8), options, providers=["CPUExecutionProvider"])
+    ran = Counter(node.op_type for node in onnx.load(optimized).graph.node)
+    assert ran["QLinearConv"] == 6
+    assert ran["Conv"] + ran["FusedConv"] == 0
+    assert ran["QLinearAdd"] == 1
+
+
+def test_no_pair_stands_between_a_convolution_and_its_swish(mixed: Path, tmp_path: Path) -> None:
+    int8 = tmp_path / "int8.onnx"
+    quantize_static(mixed, int8, calibration=batches())
+    graph = onnx.load(int8).graph
+    producer = {name: node.op_type for node in graph.node for name in node.output}
+    swishes = [node for node in graph.node if node.op_type in ("HardSwish", "Sigmoid")]
+    assert len(swishes) == 2
+    assert {producer[node.input[0]] for node in swishes} == {"Conv"}
+
+
+def test_a_clip_read_only_by_float_operators_still_clips(tmp_path: Path) -> None:
+    # The quantizer drops Relu and lets the pair saturate: that pair must not count as idle.
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x).mean((2, 3))
+
+    fp32, int8 = exported(Mean(), tmp_path / "fp32.onnx"), tmp_path / "int8.onnx"
+    quantize_static(fp32, int8, calibration=batches())
+    feeds = next(batches(1, seed=1))
+    assert relative(literal(int8, feeds), literal(fp32, feeds)) < 0.05
+
+
+def test_zero_weights_stay_zero_and_zero_points_are_zero(mixed: Path, tmp_path: Path) -> None:
+    int8 = tmp_path / "int8.onnx"
+    quantize_static(mixed, int8, calibration=batches())
+    before = initializer(mixed, "stem.weight")
+    after = initializer(int8, "stem.weight_quantized")
+    assert after.dtype == np.int8
+    assert (before == 0).sum() == 9
+    assert not after[before == 0].any()
+    assert np.count_nonzero(after) <= np.count_nonzero(before)
+    assert not initializer(int8, "stem.weight_zero_point").any()
+
+
+def test_weight_scales_are_the_largest_weight_of_each_channel(mixed: Path, tmp_path: Path) -> None:
+    int8 = tmp_path / "int8.onnx"
+    quantize_static(mixed, int8, calibration=batches())
+    want = np.abs(initializer(mixed, "point.weight")).max(axis=(1, 2, 3)) / 127
+    np.testing.assert_allclose(initializer(int8, "point.weight_scale"), want, rtol=1e-5)
+
+
+def test_a_channel_without_weights_keeps_its_bias(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 1)
+    with torch.no_grad():
+        conv.weight[1] = 0.0
+        conv.bias[1] = 0.013
+    fp32, int8 = exported(conv, tmp_path / "fp32.onnx"), tmp_path / "int8.onnx"
+    quantize_static(fp32, int8, calibration=batches())
+    scale = initializer(int8, "weight_scale")
+    assert np.isfinite(scale).all()
+    assert (scale > 0).all()
+    assert not initializer(int8, "weight_quantized")[1].any()
+    got = literal(int8, next(batches(1)))
+    np.testing.assert_allclose(got[:, 1], 0.013, rtol=0.01)
+
+
+def test_a_layer_of_zeros_quantizes(tmp_path: Path) -> None:
+    conv = nn.Conv2d(3, 4, 1)
+    nn.init.zeros_(conv.weight)
+    fp32, int8 = exported(conv, tmp_path / "fp32.onnx"), tmp_path / "int8.onnx"
+    quantize_static(fp32, int8, calibration=batches())
+    assert np.isfinite(literal(int8, next(batches(1)))).all()
+
+
+def test_attention_products_stay_float_and_are_named_with_the_reason(tmp_path: Path) -> None:
+    class Attend(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.out = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.query(x.flatten(1, 2))
+            return self.out((y @ y.transpose(1, 2)).softmax(-1) @ y)
+
+    fp32, int8 = exported(Attend(), tmp_path / "fp32.onnx"), tmp_path / "int8.onnx"
+    summary = quantize_static(fp32, int8, calibration=batches())
+    assert summary.quantized == 2
+    assert list(summary.left_float.values()) == ["product of two activations"] * 2
+
+
+def test_reduced_range_uses_seven_bits(mixed: Path, tmp_path: Path) -> None:
+    int8 = tmp_path / "int8.onnx"
+    quantize_static(mixed, int8, calibration=batches(), reduce_range=True)
+    assert np.abs(initializer(int8, "point.weight_quantized").astype(int)).max() == 64
+
+
+def test_quantizing_twice_gives_the_same_bytes_and_leaves_nothing_else(mixed: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    quantize_static(mixed, first, calibration=batches())
+    quantize_static(mixed, second, calibration=batches())
+    assert first.read_bytes() == second.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
+    assert [path.name for path in mixed.parent.iterdir()] == ["mixed.onnx"]
+
+
+def test_quantizing_is_silent_and_leaves_logging_alone(
+    mixed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    handlers, disabled = list(logging.getLogger().handlers), logging.root.manager.disable
+    quantize_static(mixed, tmp_path / "a.onnx", calibration=batches(), method="entropy")
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger().handlers == handlers
+    assert logging.root.manager.disable == disabled
+
+
+def test_nan_in_a_calibration_batch_is_named(mixed: Path, tmp_path: Path) -> None:
+    bad = [*batches(1), [np.full((4, *SHAPE), np.nan, dtype=np.float32)]]
+    with pytest.raises(InputError, match=r"calibration batch 1 holds NaN or infinite values in input 'x'"):
+        quantize_static(mixed, tmp_path / "a.onnx", calibration=bad)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["minmax", "entropy"])
+def test_an_activation_that_overflows_is_refused(tmp_path: Path, method: str) -> None:
+    conv = nn.Conv2d(3, 4, 1)
+    with torch.no_grad():
+        conv.weight[0] = 3e38
+    fp32 = exported(nn.Sequential(conv, nn.Conv2d(4, 4, 1)), tmp_path / "fp32.onnx")
+    with pytest.raises(InputError, match="NaN or infinite"):
+        quantize_static(fp32, tmp_path / "a.onnx", calibration=batches(), method=method)  # type: ignore[arg-type]
+
+
+def test_no_calibration_data_is_refused(mixed: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="calibration has no batches"):
+        quantize_static(mixed, tmp_path / "a.onnx", calibration=[])
+
+
+def test_a_batch_with_too_many_arrays_is_refused(mixed: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"batch 0 has 2 arrays, the model has 1 inputs \(x\)"):
+        quantize_static(mixed, tmp_path / "a.onnx", calibration=[[*next(batches(1)), *next(batches(1))]])
+
+
+def test_unknown_method_and_placement_offer_the_nearest(mixed: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'entropie'[\s\S]*did you mean 'entropy'"):
+        quantize_static(mixed, tmp_path / "a.onnx", calibration=batches(), method="entropie")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=r"'openvin'[\s\S]*did you mean 'openvino'"):
+        quantize_static(mixed, tmp_path / "a.onnx", calibration=batches(), placement="openvin")  # type: ignore[arg-type]
+
+
+def test_a_file_that_is_not_onnx_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"not a model")
+    with pytest.raises(InputError, match=r"cannot read '.*broken\.onnx' as ONNX"):
+        quantize_static(broken, tmp_path / "a.onnx", calibration=batches())

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from deploypruner.errors import InputError
+from deploypruner.export import exporters
+from deploypruner.export.to_openvino import write_ir
+from deploypruner.quantize import quantize_static
+from deploypruner.verify import compare_outputs, compare_relative, flatten_outputs, verify_exports
+
+
+def array(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float32)
+
+
+def test_largest_difference_over_all_outputs_decides() -> None:
+    got, want = [array(1, 2), array(5)], [array(1, 2.5), array(4)]
+    assert compare_outputs("a = b", got, want, tolerance=1.0).passed
+    check = compare_outputs("a = b", got, want, tolerance=0.9, detail="batch 2")
+    assert (check.name, check.max_abs_diff, check.tolerance, check.passed, check.detail) == (
+        "a = b",
+        1.0,
+        0.9,
+        False,
+        "batch 2",
+    )
+
+
+def test_relative_error_by_hand() -> None:
+    want = [array(3, 4)]
+    assert compare_relative("a", [array(3, 4.5)], want, tolerance=0.1).max_abs_diff == pytest.approx(0.1)
+    assert compare_relative("a", [array(0, 0)], want, tolerance=0.5).max_abs_diff == 1.0
+    assert compare_relative("a", [array(0)], [array(0)], tolerance=0.0).passed
+    assert compare_relative("a", [array(1)], [array(0)], tolerance=9.0).max_abs_diff == math.inf
+
+
+@pytest.mark.parametrize("compare", [compare_outputs, compare_relative])
+@pytest.mark.parametrize(
+    ("got", "detail"),
+    [
+        ([np.zeros((2, 1), np.float32)], "output 0 has shape [2, 1] instead of [2]"),
+        ([array(1, math.nan)], "output 0 holds NaN or infinite values"),
+        ([array(1, math.inf)], "output 0 holds NaN or infinite values"),
+        ([], "0 outputs instead of 1"),
+    ],
+)
+def test_what_cannot_be_compared_fails_and_says_why(compare, got, detail: str) -> None:  # type: ignore[no-untyped-def]
+    check = compare("a = b", got, [array(1, 2)], tolerance=100.0)
+    assert not check.passed
+    assert math.isnan(check.max_abs_diff)
+    assert check.detail == detail
+
+
+def test_nothing_compared_is_not_a_pass() -> None:
+    assert not compare_outputs("a = b", [], [], tolerance=1.0).passed
+
+
+def test_unsigned_and_bool_outputs_do_not_wrap() -> None:
+    assert compare_outputs("a", [np.uint8([0])], [np.uint8([255])], tolerance=1).max_abs_diff == 255
+    assert compare_outputs("a", [np.array([True])], [np.array([False])], tolerance=0).max_abs_diff == 1
+
+
+def test_nested_outputs_flatten_in_order() -> None:
+    first, second = torch.zeros(1), torch.ones(2, requires_grad=True)
+    assert [a.tolist() for a in flatten_outputs({"a": first, "b": (second, None)})] == [[0.0], [1.0, 1.0]]
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(nn.functional.hardswish(self.body(x)).mean((2, 3)))
+
+
+FEEDS = [[np.random.default_rng(i).standard_normal((2, 3, 8, 8), dtype=np.float32)] for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Net, dict[str, Path]]:
+    torch.manual_seed(0)
+    model = Net().eval()
+    folder = tmp_path_factory.mktemp("build")
+    names = ("model.fp32.onnx", "model.int8.onnx", "model.int8.xml", "model.pt2")
+    files = {name: folder / name for name in names}
+    example = [torch.zeros(2, 3, 8, 8)]
+    exporters.get("onnx")().write(model, example, files["model.fp32.onnx"], dynamic_batch=True)
+    exporters.get("pt2")().write(model, example, files["model.pt2"], dynamic_batch=True)
+    quantize_static(files["model.fp32.onnx"], files["model.int8.onnx"], calibration=FEEDS)
+    write_ir(files["model.int8.onnx"], files["model.int8.xml"])
+    return model, files
+
+
+def scaled(source: Path, target: Path, name: str, factor: float) -> Path:
+    """Copy an ONNX file with one initializer multiplied."""
+    model = onnx.load(source)
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(
+                numpy_helper.from_array((numpy_helper.to_array(tensor) * factor).astype(np.float32), name)
+            )
+            onnx.save(model, target)
+            return target
+    raise AssertionError(f"no initializer called '{name}'")
+
+
+def test_every_form_is_compared_in_every_runtime_and_passes(built: tuple[Net, dict[str, Path]]) -> None:
+    model, files = built
+    checks = verify_exports(model, files, FEEDS)
+    assert [check.name for check in checks] == [
+        "torch = model.fp32.onnx (ONNX Runtime)",
+        "torch = model.fp32.onnx (OpenVINO)",
+        "torch ~ model.int8.onnx literal",
+        "model.int8.onnx literal = ONNX Runtime",
+        "model.int8.onnx literal = OpenVINO",
+        "model.int8.onnx = model.int8.xml (OpenVINO)",
+        "torch = model.pt2 (torch)",
+    ]
+    assert [check.name for check in checks if not check.passed] == []
+    assert checks[0].detail == "batch 1, 3, 2"
+
+
+def test_an_ir_without_its_onnx_is_compared_with_torch(built: tuple[Net, dict[str, Path]], tmp_path: Path) -> None:
+    model, files = built
+    write_ir(files["model.fp32.onnx"], tmp_path / "alone.xml")
+    (check,) = verify_exports(model, {"alone.xml": tmp_path / "alone.xml"}, FEEDS)
+    assert (check.name, check.passed) == ("torch = alone.xml (OpenVINO)", True)
+
+
+def test_a_weight_off_by_a_thousandth_fails_fp32(built: tuple[Net, dict[str, Path]], tmp_path: Path) -> None:
+    model, files = built
+    path = scaled(files["model.fp32.onnx"], tmp_path / "off.onnx", "head.weight", 1.001)
+    checks = verify_exports(model, {"off.onnx": path}, FEEDS)
+    assert [check.passed for check in checks] == [False, False]
+
+
+def test_a_wrong_scale_fails_the_literal_int8_check(built: tuple[Net, dict[str, Path]], tmp_path: Path) -> None:
+    model, files = built
+    path = scaled(files["model.int8.onnx"], tmp_path / "off.onnx", "head.weight_scale", 3.0)
+    literal = verify_exports(model, {"off.onnx": path}, FEEDS)[0]
+    assert literal.name == "torch ~ off.onnx literal"
+    assert not literal.passed
+    assert literal.max_abs_diff > literal.tolerance
+
+
+def test_an_ir_of_another_model_fails(built: tuple[Net, dict[str, Path]], tmp_path: Path) -> None:
+    model, files = built
+    other = scaled(files["model.int8.onnx"], tmp_path / "other.onnx", "head.weight_scale", 1.1)
+    write_ir(other, tmp_path / "model.int8.xml")
+    pair = {"model.int8.onnx": files["model.int8.onnx"], "model.int8.xml": tmp_path / "model.int8.xml"}
+    failed = [check.name for check in verify_exports(model, pair, FEEDS) if not check.passed]
+    assert failed == ["model.int8.onnx = model.int8.xml (OpenVINO)"]
+
+
+def test_the_modules_mode_is_restored(built: tuple[Net, dict[str, Path]]) -> None:
+    model, files = built
+    model.train()
+    checks = verify_exports(model, {"model.pt2": files["model.pt2"]}, FEEDS)
+    assert model.training
+    model.eval()
+    assert checks[0].passed
+
+
+def test_a_fixed_batch_is_run_as_given(built: tuple[Net, dict[str, Path]]) -> None:
+    model, files = built
+    (check,) = verify_exports(model, {"model.pt2": files["model.pt2"]}, FEEDS, dynamic_batch=False)
+    assert check.detail == "batch 2"
+
+
+def test_no_inputs_is_an_error(built: tuple[Net, dict[str, Path]]) -> None:
+    with pytest.raises(InputError, match="verification has no inputs"):
+        verify_exports(built[0], built[1], [])
