@@ -32,7 +32,7 @@ def capture(
     shapes = tuple({0: Dim.DYNAMIC} if x.ndim else None for x in args) if dynamic_batch else None
     with quiet_warnings():
         try:
-            return torch.export.export(_evaluating(module), args, dynamic_shapes=shapes, strict=False)
+            return torch.export.export(evaluating(module), args, dynamic_shapes=shapes, strict=False)
         except (RuntimeError, ValueError, TypeError, torch._dynamo.exc.UserError) as error:
             hint = "export with dynamic_batch=False if the model fixes its batch size" if dynamic_batch else ""
             raise TraceError(f"torch.export cannot capture the model: {_first_line(error)}", hint=hint) from error
@@ -56,18 +56,21 @@ def with_reshapes(program: ExportedProgram) -> ExportedProgram:
     return program
 
 
+def evaluating(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy of `module` in evaluation mode.
+
+    A copy even where the mode is right, because capture may leave fake tensors in cached attributes.
+    """
+    with quiet_warnings():
+        return copy.deepcopy(module).eval()
+
+
 @contextmanager
 def quiet_warnings() -> Iterator[None]:
     """Keep third-party warnings, which a user cannot act on, from being shown."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _evaluating(module: torch.nn.Module) -> torch.nn.Module:
-    # A copy, because non-strict capture may leave fake tensors in cached attributes.
-    twin = copy.deepcopy(module)
-    return twin.eval() if twin.training else twin
 
 
 def _at_least_two(x: torch.Tensor) -> torch.Tensor:

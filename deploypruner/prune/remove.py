@@ -49,10 +49,12 @@ def remove_and_prove(graph: Graph, plan: Plan) -> tuple[TracedModule, tuple[Chec
 def prove(graph: Graph, plan: Plan, module: TracedModule) -> tuple[Check, ...]:
     """Compare the dense graph with every removed parameter slice set to zero to the module without them.
 
-    Both run in float64 on the example inputs and, where the batch is dynamic, on another batch size.
+    Both run in float64 on the example inputs with noise added (a batch of equal samples proves little) and, where
+    the batch is dynamic, on another batch size.
     """
     masked, removed = _double(mask(graph, plan)), _double(module)
-    inputs = pytree.tree_map_only(Tensor, _as_double, graph.example_inputs)
+    generator = torch.Generator().manual_seed(0)
+    inputs = pytree.tree_map_only(Tensor, lambda t: _noisy_double(t, generator), graph.example_inputs)
     cases = [("masked = removed (float64)", inputs)]
     if graph.dynamic_batch:
         cases.append(("masked = removed (float64, batch + 1)", pytree.tree_map_only(Tensor, _one_more, inputs)))
@@ -113,8 +115,11 @@ def _wider(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype.is_floating_point else dtype
 
 
-def _as_double(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+def _noisy_double(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    spread = float(tensor.double().std(correction=0)) or 1.0
+    return tensor.double() + spread * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
 
 
 def _one_more(tensor: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorsData
@@ -92,7 +93,7 @@ def quantize_static(
 def _load(path: Path) -> onnx.ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(onnx.load(path))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, DecodeError, onnx.shape_inference.InferenceError) as error:
         raise InputError(f"cannot read '{path}' as ONNX: {error}", hint="export the model again") from error
 
 
@@ -116,7 +117,7 @@ def _quantize(
             [],
             [node.name for node in model.graph.node if node.name not in chosen],
             list(op_types(placement)),
-            {"MatMulConstBOnly": True, "TensorQuantOverrides": _empty_channel_ranges(model)},
+            {"TensorQuantOverrides": _empty_channel_ranges(model)},
         )
         quantizer.quantize_model()
     result: onnx.ModelProto = quantizer.model.model

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from deploypruner.errors import InputError
+from deploypruner.export.program import evaluating, quiet_warnings
 from deploypruner.records import Check
 from deploypruner.runtime import runtimes
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
@@ -24,12 +25,16 @@ from deploypruner.verify.compare import compare_outputs, compare_relative, flatt
 Array = NDArray[Any]
 Feeds = Sequence[Array]
 
-# Largest difference of fp32 forms, as a fraction of the largest output. TOLERANCE_EVIDENCE
+# Largest difference of fp32 forms, as a fraction of the largest output. Seen: 7e-7 on a trained ResNet-56, 2e-6
+# on DeiT and MobileNetV3, 2e-5 on ResNet-50 with random weights; one weight tensor off by 0.1 % shows as 1e-3.
 FP32_TOLERANCE = 1e-4
-# Relative L2 error of the literal QDQ graph against fp32 that still counts as quantization. BOUND_EVIDENCE
-INT8_BOUND = 0.5
+# Relative L2 error of the literal QDQ graph against fp32 that still counts as quantization. Seen: 0.04 to 0.07 on
+# trained ResNet-20 and -56 (accuracy kept), 0.1 to 0.5 on random weights, which amplify rounding; zeros score 1.
+# It catches garbage, no more: accuracy and agreement are measured elsewhere.
+INT8_BOUND = 0.8
 # A runtime rounds at other places than the literal graph (fused additions keep 32 bits), so both differ from
-# fp32 by about the same error, independently: their difference is up to sqrt(2) times that. The rest is slack.
+# fp32 by about the same error, independently: their difference is up to sqrt(2) times that, and the rest is
+# slack. Seen: 0.5 to 1.0 times on sound nets, 4.5 times where OpenVINO concatenated at the wrong scale.
 INT8_RUNTIME_FACTOR = 2.0
 # Nets that quantize almost without error still flip last bits: 2 steps of a u8 range.
 INT8_RUNTIME_FLOOR = 2 / 255
@@ -50,7 +55,7 @@ def verify_exports(
     - .xml: against the .onnx of the same stem in OpenVINO if `files` has it, else as an .onnx would be.
 
     Args:
-        module: float32 module on the CPU, in evaluation mode or with working `eval`; its mode is restored.
+        module: float32 module on the CPU; compared in evaluation mode, itself unchanged.
         files: Name shown to the user -> file.
         feeds: Real inputs; each one array per input, samples on axis 0.
         dynamic_batch: Also run batches of 1 and of 3, made from the first feeds.
@@ -62,11 +67,13 @@ def verify_exports(
     if not feeds:
         raise InputError("verification has no inputs", hint="pass at least one batch")
     batches = [*([_batch_of(feeds[0], 1), _batch_of(feeds[0], 3)] if dynamic_batch else []), *feeds]
-    subject = _Subject(files, batches, threads, want=_run_torch(module, batches))
+    subject = _Subject(files, batches, threads, want=_run_torch(evaluating(module), batches))
     checks = []
     for name, path in files.items():
         if path.suffix == ".pt2":
-            checks.append(subject.same(f"torch = {name} (torch)", _run_archive(path, batches), subject.want))
+            checks.append(
+                subject.same(f"torch = {name} (torch)", _run_torch(_load_archive(path), batches), subject.want)
+            )
         elif path.suffix == ".xml":
             checks.append(subject.ir(name, path))
         elif is_quantized(path):
@@ -118,7 +125,8 @@ class _Subject:
         literal = [output for feeds in self._batches for output in session.run(feeds)]
         detail = f"relative L2 error, {self._detail}"
         first = compare_relative(f"torch ~ {name} literal", literal, self.want, tolerance=INT8_BOUND, detail=detail)
-        tolerance = max(INT8_RUNTIME_FLOOR, INT8_RUNTIME_FACTOR * _worst(literal, self.want))
+        allowed = INT8_RUNTIME_FACTOR * _worst(literal, self.want)
+        tolerance = min(max(INT8_RUNTIME_FLOOR, allowed), INT8_BOUND)
         others = [
             compare_relative(
                 f"{name} literal = {runtimes.get(key).label}",
@@ -161,29 +169,17 @@ def _batch_of(feeds: Feeds, size: int) -> list[Array]:
 
 
 def _run_torch(module: torch.nn.Module, batches: Sequence[Feeds]) -> list[Array]:
-    training = module.training
-    if training:
-        module.eval()
-    try:
-        with torch.no_grad():
-            return [
-                output
-                for feeds in batches
-                for output in flatten_outputs(module(*(torch.from_numpy(array) for array in feeds)))
-            ]
-    finally:
-        if training:
-            module.train()
-
-
-def _run_archive(path: Path, batches: Sequence[Feeds]) -> list[Array]:
-    try:
-        module = torch.export.load(path).module()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"torch cannot load '{path}': {error}", hint="export the model again") from error
     with torch.no_grad():
         return [
             output
             for feeds in batches
             for output in flatten_outputs(module(*(torch.from_numpy(array) for array in feeds)))
         ]
+
+
+def _load_archive(path: Path) -> torch.nn.Module:
+    try:
+        with quiet_warnings():
+            return torch.export.load(path).module()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"torch cannot load '{path}': {error}", hint="export the model again") from error

@@ -1,0 +1,1 @@
+"""Accuracy and latency benchmarks; not installed with the package."""

@@ -1,0 +1,82 @@
+"""The dense baseline: published CIFAR-10 weights, fine-tuned once on the JPEG images and kept in `WORK`.
+
+Run it as `nice python -m benchmarks.baseline --net resnet20 --epochs 4 --threads 1`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.cifar10 import SHARED, WORK, cifar10
+from benchmarks.models import NETS, ResNet
+from deploypruner.errors import InputError
+from deploypruner.progress import progress_for
+from deploypruner.recover.finetune import FinetuneSettings, finetune
+from deploypruner.recover.validate import top1_percent
+
+
+def published(net: str) -> ResNet:
+    """The network with the weights trained on lossless CIFAR-10."""
+    model = NETS[net]()
+    model.load_state_dict(load_file(SHARED / f"{net}_cifar10.safetensors"))
+    return model.eval()
+
+
+def path_of(net: str) -> Path:
+    return WORK / f"{net}-jpeg.safetensors"
+
+
+def baseline(net: str) -> ResNet:
+    """The network fine-tuned on the JPEG images.
+
+    Raises:
+        InputError: It has not been made yet.
+    """
+    if not path_of(net).exists():
+        raise InputError(f"no fine-tuned {net} in {WORK}", hint=f"run `python -m benchmarks.baseline --net {net}`")
+    model = NETS[net]()
+    model.load_state_dict(load_file(path_of(net)))
+    return model.eval()
+
+
+@click.command()
+@click.option("--net", type=click.Choice(sorted(NETS)), default="resnet20", show_default=True)
+@click.option("--epochs", default=5, show_default=True)
+@click.option("--threads", default=1, show_default=True)
+def main(net: str, epochs: int, threads: int) -> None:
+    """Fine-tune the published weights on the JPEG images; an interrupted run continues."""
+    torch.set_num_threads(threads)
+    model, data = published(net), cifar10()
+    untouched = top1_percent(model, data.val)
+    click.echo(f"{net} untouched: {untouched:.2f} %", err=True)
+    begun = time.perf_counter()
+    history = finetune(
+        model,
+        None,
+        data.train,
+        FinetuneSettings(epochs=epochs, lr=0.02, batch_size=128, channels_last=True),
+        checkpoint=WORK / f"{net}-baseline.checkpoint",
+        progress=progress_for(),
+        validate=lambda module: top1_percent(module, data.val),
+    )
+    save_file(model.state_dict(), path_of(net))
+    about = {
+        "net": net,
+        "untouched_percent": untouched,
+        "percent_by_epoch": [epoch.score for epoch in history.epochs],
+        "epochs_resumed": history.resumed,
+        "seconds": time.perf_counter() - begun,
+        "threads": threads,
+    }
+    path_of(net).with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
+    click.echo(json.dumps(about), err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The CIFAR ResNets of He et al. (arXiv:1512.03385, sec. 4.2), with parameter-free (option A) shortcuts.
+
+Parameter names are those of the published weights in the shared data folder: `conv1, bn1, layerX.Y.conv1, linear`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions around a shortcut that costs no MACs.
+
+    Where the shape changes, the shortcut takes every second pixel and puts zero channels on both sides.
+    """
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.stride = stride
+        self.added = after - before
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, before, H, W] -> [N, after, H / stride, W / stride]
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.added:
+            side = self.added // 2
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, side, self.added - side))
+        return F.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Three stages of `blocks` blocks with 16, 32 and 64 channels; 6 * blocks + 2 layers."""
+
+    def __init__(self, blocks: int, classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = stage(16, 16, blocks, 1)
+        self.layer2 = stage(16, 32, blocks, 2)
+        self.layer3 = stage(32, 64, blocks, 2)
+        self.linear = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, 3, 32, 32] -> [N, classes]
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean(dim=(2, 3)))
+
+
+def stage(before: int, after: int, blocks: int, stride: int) -> nn.Sequential:
+    rest = [Block(after, after, 1) for _ in range(blocks - 1)]
+    return nn.Sequential(Block(before, after, stride), *rest)
+
+
+def resnet20() -> ResNet:
+    return ResNet(3)
+
+
+def resnet32() -> ResNet:
+    return ResNet(5)
+
+
+def resnet44() -> ResNet:
+    return ResNet(7)
+
+
+def resnet56() -> ResNet:
+    return ResNet(9)
+
+
+NETS = {"resnet20": resnet20, "resnet32": resnet32, "resnet44": resnet44, "resnet56": resnet56}

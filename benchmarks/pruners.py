@@ -1,0 +1,193 @@
+"""The two tools behind one function each: dense model in, pruned model of at most so many MACs out.
+
+Both see the same scoring batches and the same budget, counted by a third party (torch's FLOP counter). The scope
+`blocks` restricts both to the channels inside the residual blocks: torch-pruning 1.6.1 cannot prune the residual
+stream of these networks, because it does not follow channels through the zero-padded shortcut.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.models import ResNet
+from deploypruner.criteria import criteria
+from deploypruner.graph import trace
+from deploypruner.prune.allocate import allocate
+from deploypruner.prune.evidence import score_groups
+from deploypruner.prune.remove import remove_and_prove
+from deploypruner.records import Budget
+
+Scoring = list[tuple[tuple[Tensor, ...], Tensor | None]]
+History = list[tuple[str, bool, list[int]]]  # layer, whether its outputs, removed channels
+INPUT = (1, 3, 32, 32)
+SCAN, BISECTIONS = 32, 6
+IMPORTANCE = {"taylor": tp.importance.GroupTaylorImportance, "magnitude": tp.importance.GroupMagnitudeImportance}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table.
+
+    Args:
+        tool: "deploypruner" or "torch-pruning".
+        criterion: "taylor" or "magnitude".
+        scope: "all" channels, or only those inside "blocks".
+        step: Widths are multiples of this.
+    """
+
+    tool: str
+    criterion: str
+    scope: str
+    step: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.tool} {self.criterion} {self.scope} step {self.step}"
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned model.
+
+    Args:
+        module: Trainable.
+        proof: Largest difference between the masked and the removed model, None where it was not checked.
+    """
+
+    module: nn.Module
+    proof: float | None = None
+
+
+class CannotPrune(Exception):
+    """A tool failed on this network; the message is the tool's."""
+
+
+def macs_of(module: nn.Module) -> int:
+    """Multiply-adds of one image."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(torch.zeros(INPUT))
+    return counter.get_total_flops() // 2
+
+
+def params_of(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def prune(case: Case, dense: ResNet, macs: float, scoring: Scoring) -> Pruned:
+    """Prune a copy of `dense` to at most the fraction `macs` of its multiply-adds.
+
+    Raises:
+        CannotPrune: torch-pruning failed.
+    """
+    return TOOLS[case.tool](case, dense, macs, scoring)
+
+
+def by_deploypruner(case: Case, dense: ResNet, macs: float, scoring: Scoring) -> Pruned:
+    graph = trace(dense, torch.zeros(2, *INPUT[1:]))
+    if case.scope == "blocks":
+        inside = tuple(group for group in graph.groups if group.id.endswith(".conv1.weight:0"))
+        graph = replace(graph, groups=inside)
+    criterion = criteria.get(case.criterion)()
+    plan = allocate(
+        graph,
+        score_groups(graph, criterion, scoring),
+        Budget(macs),
+        criterion=case.criterion,
+        normalizer=criterion.normalizer,
+        step=case.step,
+    )
+    module, checks = remove_and_prove(graph, plan)
+    return Pruned(module, max(check.max_abs_diff for check in checks))
+
+
+def by_torch_pruning(case: Case, dense: ResNet, macs: float, scoring: Scoring) -> Pruned:
+    """The widest model within the budget along torch-pruning's one number, the pruning ratio.
+
+    A coarse scan finds the first ratio that meets the budget, because MACs do not fall steadily where widths are
+    rounded; bisection then narrows the gap. Settings as in its README: global ranking, the classifier ignored.
+    """
+    gradients = _gradients(dense, scoring) if case.criterion == "taylor" else {}
+    allowed, reached = macs * macs_of(dense), macs_of(dense)
+    best: tuple[int, nn.Module, History] | None = None
+    for ratio in (i / SCAN for i in range(1, SCAN)):
+        module, history = _at_ratio(case, dense, ratio, gradients)
+        reached = min(reached, macs_of(module))
+        if macs_of(module) <= allowed:
+            best = macs_of(module), module, history
+            break
+    if best is None:
+        raise CannotPrune(
+            f"no pruning ratio meets the budget; the least it reaches is {reached / macs_of(dense):.1%}"
+        )
+    low, high = ratio - 1 / SCAN, ratio
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        module, history = _at_ratio(case, dense, middle, gradients)
+        cost = macs_of(module)
+        low, high = (low, middle) if cost <= allowed else (middle, high)
+        if best[0] < cost <= allowed:
+            best = cost, module, history
+    _, module, history = best
+    return Pruned(module, _masked_difference(dense, module, history) if case.scope == "blocks" else None)
+
+
+TOOLS: dict[str, Callable[[Case, ResNet, float, Scoring], Pruned]] = {
+    "deploypruner": by_deploypruner,
+    "torch-pruning": by_torch_pruning,
+}
+
+
+def _gradients(dense: ResNet, scoring: Scoring) -> dict[str, Tensor]:
+    model = copy.deepcopy(dense).eval()
+    for inputs, labels in scoring:
+        assert labels is not None, "CIFAR-10 has labels"
+        (F.cross_entropy(model(*inputs), labels) / len(scoring)).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def _at_ratio(case: Case, dense: ResNet, ratio: float, gradients: dict[str, Tensor]) -> tuple[nn.Module, History]:
+    model = copy.deepcopy(dense)
+    ignored: list[nn.Module] = [model.linear]
+    if case.scope == "blocks":
+        blocks = [block for stage in (model.layer1, model.layer2, model.layer3) for block in stage]
+        ignored += [model.conv1, *(block.conv2 for block in blocks)]
+    try:
+        pruner = tp.pruner.BasePruner(
+            model,
+            torch.zeros(INPUT),
+            importance=IMPORTANCE[case.criterion](),
+            global_pruning=True,
+            pruning_ratio=ratio,
+            ignored_layers=ignored,
+            round_to=None if case.step == 1 else case.step,
+        )
+        for name, parameter in model.named_parameters():
+            parameter.grad = gradients[name].clone() if name in gradients else None
+        pruner.step()
+        with torch.no_grad():
+            model(torch.zeros(INPUT))
+    except (IndexError, RuntimeError, AssertionError, ValueError) as error:
+        raise CannotPrune(f"{type(error).__name__}: {error}") from error
+    model.zero_grad()
+    return model, pruner.pruning_history()
+
+
+def _masked_difference(dense: ResNet, module: nn.Module, history: History) -> float | None:
+    """Largest difference in float64 between zeroing the removed channels after bn1 and removing them."""
+    masked, x = copy.deepcopy(dense).double().eval(), torch.randn(4, *INPUT[1:], dtype=torch.float64)
+    for name, is_output, channels in history:
+        if not name.endswith(".conv1") or not is_output:
+            return None
+        norm = masked.get_submodule(name.removesuffix("conv1") + "bn1")
+        for tensor in (norm.weight, norm.bias):
+            tensor.data[list(channels)] = 0
+    with torch.no_grad():
+        return float((masked(x) - copy.deepcopy(module).double().eval()(x)).abs().max())
