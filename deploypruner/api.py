@@ -23,12 +23,11 @@ from deploypruner.prune.allocate import allocate, check_budget
 from deploypruner.prune.evidence import Batch, score_groups
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.remove import remove
-from deploypruner.recipe import PruneRecipe, Recipe
+from deploypruner.recipe import Recipe
 from deploypruner.records import Budget, Row
 from deploypruner.report import Report, read_report
 from deploypruner.sources.data import as_data
 from deploypruner.stages import Build, Given
-from deploypruner.stages.allocate import scope_name
 from deploypruner.stages.score import make_criterion
 
 # Scoring minibatches; a gate criterion averages over them.
@@ -78,7 +77,7 @@ def plan(
     criterion: str = "magnitude",
     budget: Budget,
     data: object = None,
-    scope: str = "auto",
+    scope: str = "global",
     step: int = 8,
     seed: int = 0,
     parameters: dict[str, Any] | None = None,
@@ -91,7 +90,7 @@ def plan(
         budget: What may remain.
         data: Needed by criteria that look at gradients: a loader or iterable of (x, y) or x batches, a pair of
             tensors, or a path. At most 512 samples are used of tensors and paths, 16 batches of a loader.
-        scope: "uniform", "global", or "auto" for what suits the criterion.
+        scope: "global" or "uniform".
         step: Widths become multiples of this.
         seed: Decides which samples are scored.
         parameters: Fields of the criterion.
@@ -114,7 +113,7 @@ def plan(
         scores,
         budget,
         criterion=criterion,
-        scope=scope_name(PruneRecipe(scope=scope), criterion),
+        scope=scope,
         normalizer=criteria.get(criterion).normalizer,
         step=step,
     )
@@ -127,7 +126,7 @@ def prune(
     criterion: str = "magnitude",
     macs: float,
     data: object = None,
-    scope: str = "auto",
+    scope: str = "global",
     step: int = 8,
     seed: int = 0,
 ) -> Pruned:

@@ -112,7 +112,7 @@ def _model_options(command: Command) -> Command:
             click.option("--mean", callback=_numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
             click.option("--std", callback=_numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
             click.option("--criterion", metavar="NAME", help="See `deploypruner list criteria`."),
-            click.option("--scope", metavar="NAME", help="uniform or global; default: what suits the criterion."),
+            click.option("--scope", metavar="NAME", help="global or uniform.  [default: global]"),
             click.option("--step", type=int, metavar="N", help="Widths become multiples of N.  [default: 8]"),
             click.option("--target", metavar="NAME", help="Device to compile for.  [default: cpu]"),
             click.option("--recipe", type=click.Path(path_type=Path), help="TOML file with any option."),

@@ -15,7 +15,6 @@ from deploypruner.prune.plan import Plan
 from deploypruner.recipe import Recipe
 from deploypruner.records import Budget
 from deploypruner.stages import Build, Given
-from deploypruner.stages.allocate import scope_name
 from deploypruner.stages.load import Load
 from deploypruner.stages.score import criterion_name, make_criterion, training_batches
 
@@ -54,9 +53,10 @@ def _plan(build: Build, graph: Graph) -> Plan:
     if build.data is not None:
         batches = training_batches(build, batch_size=recipe.batch_size, count=recipe.samples // recipe.batch_size)
     scores = score_groups(graph, make_criterion(name, recipe.parameters), batches, seed=build.recipe.seed)
-    scope, normalizer = scope_name(recipe, name), criteria.get(name).normalizer
-    budget = Budget(macs=recipe.macs)
-    return allocate(graph, scores, budget, criterion=name, scope=scope, normalizer=normalizer, step=recipe.step)
+    normalizer, budget = criteria.get(name).normalizer, Budget(macs=recipe.macs)
+    return allocate(
+        graph, scores, budget, criterion=name, scope=recipe.scope, normalizer=normalizer, step=recipe.step
+    )
 
 
 def _groups(graph: Graph, plan: Plan | None) -> list[str]:

@@ -52,7 +52,7 @@ class PruneRecipe:
         macs: Fraction of the multiply-adds that may remain, 0 < macs <= 1.
         criterion: Registered name, or "auto": taylor with data, magnitude without.
         parameters: Fields of the criterion.
-        scope: "uniform", "global", or "auto": global with data, uniform without.
+        scope: "global" or "uniform".
         step: Widths become multiples of this.
         samples: How many training samples a criterion that needs data looks at.
         batch_size: Samples per scoring minibatch.
@@ -61,7 +61,7 @@ class PruneRecipe:
     macs: float = 0.5
     criterion: str = "auto"
     parameters: dict[str, float | int | str | bool] = field(default_factory=dict)
-    scope: str = "auto"
+    scope: str = "global"
     step: int = 8
     samples: int = 512
     batch_size: int = 32

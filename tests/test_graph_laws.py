@@ -135,7 +135,10 @@ def test_groups_of_a_residual_network_by_hand():
     graph = trace(*make("residual"))
     members = {g.id: {(m.parameter, m.axis) for m in g.members} for g in graph.groups}
     assert members["b.0.weight:0"] == {
-        ("b.0.weight", 0), ("project.weight", 0), ("project.bias", 0), ("head.weight", 1),
+        ("b.0.weight", 0),
+        ("project.weight", 0),
+        ("project.bias", 0),
+        ("head.weight", 1),
         *((f"b.1.{p}", 0) for p in ("weight", "bias", "running_mean", "running_var")),
     }
     stem = members["stem.0.weight:0"]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.test_report_examples import a_report, eight_rows
 
 from deploypruner.errors import InputError
 from deploypruner.records import Check
 from deploypruner.report import from_json, read_report, to_json, write_report_json
+from tests.test_report_examples import a_report, eight_rows
 
 ROW_FIELDS = (
     "name format runtime precision pattern threads accuracy agreement agreement_kind median_ms p95_ms p99_ms samples "

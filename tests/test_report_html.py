@@ -6,7 +6,6 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from tests.test_report_examples import EXAMPLES, a_report, a_row, eight_rows, page_of, rows_on, without_labels
 
 from deploypruner.records import Check, Frozen
 from deploypruner.report import LayerWidth, render_html
@@ -14,6 +13,7 @@ from deploypruner.report.axis import Axis, tick_labels
 from deploypruner.report.bars import width_bars
 from deploypruner.report.labels import Box, place_labels
 from deploypruner.report.scatter import quality_axis, scatter, spread
+from tests.test_report_examples import EXAMPLES, a_report, a_row, eight_rows, page_of, rows_on, without_labels
 
 VOID = {"meta", "line", "rect", "circle"}
 

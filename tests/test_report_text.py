@@ -4,10 +4,10 @@ import re
 from dataclasses import replace
 
 import pytest
-from tests.test_report_examples import EXAMPLES, a_report, a_row, eight_rows, rows_on, without_labels
 
 from deploypruner.records import Check, Comparison
 from deploypruner.report import headline, table, table_rows, units
+from tests.test_report_examples import EXAMPLES, a_report, a_row, eight_rows, rows_on, without_labels
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 

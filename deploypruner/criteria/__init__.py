@@ -15,7 +15,7 @@ from torch import Tensor
 from deploypruner.records import MemberView
 from deploypruner.registry import Registry
 
-Normalizer = Literal["none", "mean", "max"]
+Normalizer = Literal["none", "mean", "max", "per_mac"]
 
 
 class Needs(Flag):
@@ -31,8 +31,9 @@ class Criterion(ABC):
 
     Attributes:
         needs: Evidence collected for it; anything but WEIGHTS takes data.
-        normalizer: Default way to compare scores across groups: "none", "mean" (divide by the group's mean
-            score) or "max".
+        normalizer: What makes scores comparable across groups: "none", "mean" or "max" (divide by that of the
+            group; for scores without a unit), "per_mac" (divide by the MACs a channel saves; for scores that
+            estimate a change of the loss, so that the cheapest loss per saved MAC goes first).
     """
 
     needs: ClassVar[Needs]

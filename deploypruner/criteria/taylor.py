@@ -26,12 +26,12 @@ class Taylor(Criterion):
     Source:
         Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, arXiv:1906.10771: the
         gate after batch norm, the square, and the average over minibatches. The identity for dL/dz and the
-        signed sum over coupled members are in papers on HALP by the same authors; scoring once on a trained
-        network in inference mode, instead of while training, is ours.
+        signed sum over coupled members are what the same authors' HALP computes. Ours: scoring once on a trained
+        network in inference mode instead of while training, and ranking by loss change per saved MAC.
     """
 
     needs: ClassVar[Needs] = Needs.GATES
-    normalizer: ClassVar[Normalizer] = "none"
+    normalizer: ClassVar[Normalizer] = "per_mac"
 
     def score(self, members: tuple[MemberView, ...]) -> Tensor:
         """Return `[C]` scores; see the class."""

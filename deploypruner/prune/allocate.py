@@ -152,7 +152,7 @@ def _moves(
     for group in graph.groups:
         if not _may_shrink(group):
             continue
-        ascending = _normalise(scores[group.id].double(), normalizer).sort().values
+        ascending = _comparable(scores[group.id].double(), group, normalizer).sort().values
         width = group.size
         for new in _narrower(group, step):
             block = ascending[group.size - width : group.size - new]
@@ -178,9 +178,11 @@ def _narrower(group: Group, step: int) -> list[int]:
     return [width for width in range((group.size - 1) // unit * unit, 0, -unit) if width >= floor]
 
 
-def _normalise(score: Tensor, normalizer: Normalizer) -> Tensor:
+def _comparable(score: Tensor, group: Group, normalizer: Normalizer) -> Tensor:
     if normalizer == "none":
         return score
+    if normalizer == "per_mac":
+        return score / max(group.macs_per_channel, 1.0)
     scale = score.mean() if normalizer == "mean" else score.max()
     return score / scale.clamp_min(torch.finfo(score.dtype).tiny)
 

@@ -9,7 +9,6 @@ from deploypruner.criteria import criteria
 from deploypruner.errors import BudgetError
 from deploypruner.prune.allocate import allocate
 from deploypruner.prune.plan import Plan
-from deploypruner.recipe import PruneRecipe
 from deploypruner.records import Budget
 from deploypruner.stages import Build, Stage, stage_file
 
@@ -30,7 +29,7 @@ class Allocate(Stage):
                 build.scores,
                 Budget(macs=recipe.macs),
                 criterion=build.criterion,
-                scope=scope_name(recipe, build.criterion),
+                scope=recipe.scope,
                 normalizer=criteria.get(build.criterion).normalizer,
                 step=recipe.step,
             )
@@ -53,10 +52,3 @@ class Allocate(Stage):
             f"{plan.macs_before / 1e6:.2f} -> {plan.macs_after / 1e6:.2f} M MACs "
             f"({plan.macs_after / plan.macs_before:.3f}), {plan.scope}, widths in steps of {plan.step}"
         )
-
-
-def scope_name(recipe: PruneRecipe, criterion: str) -> str:
-    """Resolve "auto": scores that are comparable as they are rank globally, others within their group."""
-    if recipe.scope != "auto":
-        return recipe.scope
-    return "global" if criteria.get(criterion).normalizer == "none" else "uniform"
