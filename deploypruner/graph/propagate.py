@@ -65,18 +65,18 @@ class Contraction:
 
 @dataclass(frozen=True)
 class Affine:
-    """A layer whose output channel c is linear in row c of its weight and entry c of its bias.
+    """A layer whose output channel c is linear in row c of its weight and entry c of its biases.
 
     Args:
         weight: Parameter name.
         axis: Axis of the weight that runs over output channels.
-        bias: Parameter name, "" when there is none.
+        biases: Parameter names; several where layers share the weight.
         role: "producer" (convolution, linear) or "norm".
     """
 
     weight: str
     axis: int
-    bias: str
+    biases: tuple[str, ...]
     role: Role
 
 
@@ -92,7 +92,7 @@ class Tracing:
         dissolved: Views that turned out to be permutations (channel shuffle).
         contractions: Convolutions and linear layers.
         directions: Parameters divided by their own norm (weight norm): a row of zeros would give 0 / 0.
-        affines: Scale-and-shift pairs that a channel leaves through.
+        affines: Weight name -> layer that its channels leave through.
         unsupported: Nodes no rule covers, with the reason they were frozen for.
     """
 
@@ -105,7 +105,7 @@ class Tracing:
         self.counts: dict[Node, tuple[str, Labels]] = {}
         self.dissolved: dict[Node, Dissolved] = {}
         self.contractions: list[Contraction] = []
-        self.affines: list[Affine] = []
+        self.affines: dict[str, Affine] = {}
         self.directions: set[str] = set()
         self.unsupported: dict[Node, str] = {}
         for node in module.graph.nodes:
@@ -196,16 +196,23 @@ class Tracing:
         if isinstance(node, Node) and node.op == "get_attr":
             self.state[id(get_state(self.module, str(node.target)))].roles[axis] = role
 
+    def state_name(self, node: Any) -> str:
+        """Name of the parameter or buffer a node reads (the first of a shared one), "" for anything computed."""
+        if not isinstance(node, Node) or node.op != "get_attr":
+            return ""
+        return self.state[id(get_state(self.module, str(node.target)))].names[0]
+
     def affine(self, weight: Any, bias: Any, axis: int, role: Role) -> None:
         """Channels leave this layer as `weight` (rows along `axis`) times something plus `bias`."""
-        names = [str(p.target) if isinstance(p, Node) and p.op == "get_attr" else "" for p in (weight, bias)]
+        names = [self.state_name(p) for p in (weight, bias)]
         if names[0]:
-            self.affines.append(Affine(names[0], axis, names[1], role))
+            known = self.affines.get(names[0])
+            biases = (*(known.biases if known else ()), *([names[1]] if names[1] else []))
+            self.affines[names[0]] = Affine(names[0], axis, tuple(dict.fromkeys(biases)), role)
 
     def contraction(self, node: Node, weight: Any, axes: Sequence[tuple[Labels, int]]) -> None:
         """`node` multiplies and adds over the product of these axes."""
-        name = str(weight.target) if isinstance(weight, Node) and weight.op == "get_attr" else ""
-        self.contractions.append(Contraction(node, name, tuple(axes)))
+        self.contractions.append(Contraction(node, self.state_name(weight), tuple(axes)))
 
     def fallback(self, node: Node, why: str = "") -> Any:
         """Freeze every axis of every tensor argument; the outputs are inert."""

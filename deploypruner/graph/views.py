@@ -55,7 +55,7 @@ def member_views(
 def last_affines(graph: Graph, group: Group) -> tuple[Affine, ...]:
     """The layers through which the group's channels leave: its normalisations, or its producers without any."""
     on = {(member.parameter, member.axis) for member in group.members}
-    affines = [a for a in dict.fromkeys(graph.tracing.affines) if (a.weight, a.axis) in on]
+    affines = [a for a in graph.tracing.affines.values() if (a.weight, a.axis) in on]
     norms = [a for a in affines if a.role == "norm"]
     return tuple(norms or affines)
 
@@ -68,8 +68,8 @@ def gate_rows(affine: Affine, weights: Mapping[str, Tensor], grads: Mapping[str,
     """
     product = weights[affine.weight] * grads[affine.weight]
     total = product.movedim(affine.axis, 0).flatten(1).sum(1) if product.ndim > 1 else product
-    if affine.bias:
-        total = total + weights[affine.bias] * grads[affine.bias]
+    for bias in affine.biases:
+        total = total + weights[bias] * grads[bias]
     return total
 
 

@@ -92,7 +92,7 @@ def _gradients(
                 f"the loss of scoring batch {seen} is {loss.item()}",
                 hint="check the data for NaN, and that it is normalised as the model expects",
             )
-        found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        found = _differentiate(loss, list(weights.values()))
         grads = {
             name: torch.zeros_like(w) if g is None else g for (name, w), g in zip(weights.items(), found, strict=True)
         }
@@ -106,6 +106,16 @@ def _gradients(
         raise InputError("the scoring data has no batches", hint="check --data")
     stacked = {name: torch.stack(rows).detach().float() for name, rows in gates.items()}
     return {name: (grad / seen).float() for name, grad in total.items()}, stacked
+
+
+def _differentiate(loss: Tensor, weights: list[Tensor]) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(loss, weights, allow_unused=True)
+    except RuntimeError as error:
+        raise InputError(
+            f"the model has no gradient: {str(error).splitlines()[0][:200]}",
+            hint="use --criterion magnitude, which looks at weights only",
+        ) from error
 
 
 def _first_tensor(output: Any) -> Tensor:

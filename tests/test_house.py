@@ -1,0 +1,140 @@
+"""The house style as failures: imports point down, functions stay short, errors carry a message."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import grimp
+import pytest
+
+import deploypruner
+
+ROOT = Path(deploypruner.__file__).parent
+SOURCES = sorted(ROOT.rglob("*.py"))
+TESTS = sorted(Path(__file__).parent.glob("test_*.py"))
+
+# Top to bottom. Imports point down, or sideways within one package.
+LAYERS = (
+    {"__main__"},
+    {"cli"},
+    {"demo", "planning"},
+    {"api"},
+    {"config", "pipeline"},
+    {"stages"},
+    {"report", "recipe"},
+    {"verify"},
+    {"export", "quantize", "measure", "recover", "sources", "prune"},
+    {"runtime", "criteria"},
+    {"graph"},
+    {"folder", "progress"},
+    {"target", "registry", "records"},
+    {"errors"},
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def layer(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_module_has_a_layer():
+    assert {
+        p.name.removesuffix(".py") for p in ROOT.iterdir() if p.name not in ("__init__.py", "__pycache__")
+    } == set(LEVEL)
+
+
+def test_imports_point_down():
+    graph = grimp.build_graph("deploypruner", exclude_type_checking_imports=True, cache_dir=None)
+    upward = [
+        f"{module} imports {imported}"
+        for module in graph.modules
+        for imported in graph.find_modules_directly_imported_by(module)
+        if "." in module
+        and "." in imported
+        and layer(module) != layer(imported)
+        and LEVEL[layer(imported)] <= LEVEL[layer(module)]
+    ]
+    assert upward == []
+
+
+def test_criteria_see_neither_the_graph_nor_layer_types():
+    for path in (ROOT / "criteria").glob("*.py"):
+        assert "deploypruner.graph" not in path.read_text(), path
+        assert "torch.nn" not in path.read_text(), path
+
+
+def functions(path: Path):
+    return [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_stay_short(path):
+    assert len(path.read_text().splitlines()) <= 400
+    # Signature and docstring are for reading; the body is what has to fit into a head.
+    for function in functions(path):
+        body = function.body[1:] if ast.get_docstring(function) else function.body
+        lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+        assert lines < 60, f"{path.name}:{function.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_raise_or_assert_without_a_message(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Assert):
+            assert node.msg is not None, f"{path.name}:{node.lineno}"
+        # `raise self._gone()` builds its message in a method.
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+            assert node.exc.args or node.exc.keywords, f"{path.name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_public_functions_take_few_positional_arguments_and_no_kwargs(path):
+    for function in functions(path):
+        if function.name.startswith("_"):
+            continue
+        names = [a.arg for a in function.args.args if a.arg not in ("self", "cls")]
+        is_command = any(
+            "option" in ast.unparse(d) or "_model_options" in ast.unparse(d) for d in function.decorator_list
+        )
+        if not is_command:
+            assert len(names) <= 4, f"{path.name}:{function.name}({', '.join(names)})"
+            wire_message = function.name in ("tell", "ask") and path.name == "process.py"
+            assert function.args.kwarg is None or wire_message, f"{path.name}:{function.name} takes **kwargs"
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda p: p.name)
+def test_every_test_can_fail(path):
+    for function in functions(path):
+        if function.name.startswith("test_"):
+            text = ast.unparse(function)
+            assert "assert" in text or "pytest.raises" in text or "pytest.warns" in text, (
+                f"{path.name}:{function.name}"
+            )
+
+
+def test_every_public_name_resolves():
+    for name in deploypruner.__all__:
+        assert getattr(deploypruner, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = deploypruner.nothing
+
+
+def test_every_module_imports():
+    for module in pkgutil.walk_packages(deploypruner.__path__, "deploypruner."):
+        if module.name not in ("deploypruner.__main__", "deploypruner.measure.worker"):
+            importlib.import_module(module.name)
+    assert "deploypruner.pipeline" in sys.modules
+
+
+def test_the_command_line_starts_without_heavy_libraries():
+    code = (
+        "import sys, deploypruner.cli; "
+        "print([m for m in ('torch', 'numpy', 'onnx', 'openvino', 'onnxruntime', 'pydantic', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
