@@ -85,12 +85,13 @@ def _measure(name: str, macs: float, step: int) -> dict[str, Any]:
         step=step,
     )
     module, checks = remove_and_prove(graph, plan)
-    outputs = sum(g.size for g in graph.groups)
+    outputs = sum(g.size for g in graph.groups if not g.secondary and not g.changes_statistics)
+    kept_whole = sum(g.size for g in graph.groups if g.changes_statistics)
     frozen = sum(f.count for f in graph.frozen if f.axis == 0 and f.reason != "model output")
     return {
         "trace_s": trace_s,
         "groups": len(graph.groups),
-        "prunable": outputs / (outputs + frozen),
+        "prunable": outputs / (outputs + kept_whole + frozen),
         "macs": plan.macs_after / plan.macs_before,
         "proof": max(c.max_abs_diff for c in checks),
         "passed": all(c.passed for c in checks),
