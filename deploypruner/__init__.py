@@ -7,11 +7,15 @@
     build = dp.compile(model, example_inputs, data=loader, macs=0.5, out="build/")
 
 Names are imported on first use, so that `deploypruner --help` and timing workers need no torch.
+`dp.measure` and `dp.prune` are functions; the packages of the same name are reached by `from deploypruner.measure
+import ...`.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -68,3 +72,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Importing a sub-package stores it on its parent, where it would hide the function of the same name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

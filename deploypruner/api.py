@@ -12,9 +12,9 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from deploypruner import pipeline
-from deploypruner.config import read_recipe
+from deploypruner.config import overlay, read_recipe
 from deploypruner.criteria import Needs, criteria
-from deploypruner.errors import RecipeError
+from deploypruner.errors import InputError, RecipeError
 from deploypruner.folder import BuildFolder
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.module import TracedModule
@@ -28,6 +28,8 @@ from deploypruner.records import Budget, Row
 from deploypruner.report import Report, read_report
 from deploypruner.sources.data import as_data
 from deploypruner.stages import Build, Given
+from deploypruner.stages.choices import check_choices
+from deploypruner.stages.load import fitting, output_shape
 from deploypruner.stages.score import make_criterion
 
 # Scoring minibatches; a gate criterion averages over them.
@@ -104,8 +106,8 @@ def plan(
     chosen = make_criterion(criterion, parameters or {})
     batches: Iterable[Batch] | None = None
     if data is not None and chosen.needs != Needs.WEIGHTS:
-        train = as_data(data).train
-        epoch = train.epoch(batch_size=_BATCH, seed=seed, shuffle=True)
+        known, _ = fitting(as_data(data), graph.example_inputs, output_shape(graph.module, graph.example_inputs))
+        epoch = known.train.epoch(batch_size=_BATCH, seed=seed, shuffle=True)
         batches = (batch for batch, _ in zip(epoch, range(_STEPS), strict=False))
     scores = score_groups(graph, chosen, batches, seed=seed)
     return allocate(
@@ -142,7 +144,7 @@ def compile(
     *,
     out: str | Path = "build",
     data: object = None,
-    target: str = "cpu",
+    target: str | None = None,
     macs: float | None = None,
     criterion: str | None = None,
     scope: str | None = None,
@@ -164,7 +166,7 @@ def compile(
         example_inputs: One tensor or a tuple, batch on axis 0; not needed where `model` is a string.
         out: Build folder; an earlier build in it is replaced, unless `resume`.
         data: Path, loader, pair of loaders or pair of tensors; None prunes by weights and recovers nothing.
-        target: Device to compile for.
+        target: Device to compile for, "cpu" by default.
         macs: Fraction of the multiply-adds that may remain.
         criterion: Registered name, "auto" by default.
         scope: "uniform" or "global".
@@ -182,6 +184,10 @@ def compile(
     Raises:
         DeployPrunerError: Bad input, an unreachable budget, or a failed verification.
     """
+    if not isinstance(model, str | nn.Module | ExportedProgram):
+        raise InputError(
+            f"compile was given a {type(model).__name__}, not a model", hint="pass an nn.Module, a program or MODEL"
+        )
     given = Given(
         model=None if isinstance(model, str) else model,
         example_inputs=() if example_inputs is None else _as_tuple(example_inputs),
@@ -199,7 +205,10 @@ def compile(
         "target": target,
         "seed": seed,
     }
-    resolved = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe) if recipe else None, overrides)
+    if isinstance(recipe, Recipe):
+        resolved = overlay(recipe, overrides)
+    else:
+        resolved = read_recipe(Path(recipe) if recipe else None, overrides)
     return run_recipe(
         resolved,
         Path(out),
@@ -222,12 +231,13 @@ def run_recipe(
     say: Callable[[str], None] = lambda line: None,
 ) -> CompiledBuild:
     """Run a resolved recipe; `compile` and the command line both end here."""
-    check_budget(Budget(macs=recipe.prune.macs))
+    given = given or Given()
+    check_choices(recipe, given)
     build = Build(
         recipe=recipe,
         folder=BuildFolder(out),
         command=command,
-        given=given or Given(),
+        given=given,
         progress=progress or SilentProgress(),
     )
     done = pipeline.run(build, resume=resume, say=say)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import click
 
-from deploypruner.errors import DeployPrunerError, RecipeError, nearest
+from deploypruner.errors import DeployPrunerError, InputError, RecipeError, nearest
 
 Command = Callable[..., None]
 
@@ -25,21 +27,43 @@ def main() -> None:
     130 interrupted.
     """
     try:
-        cli.main(standalone_mode=False)
+        # Not cli.main(): it turns a closed pipe into exit code 1.
+        with cli.make_context("deploypruner", sys.argv[1:]) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
     except click.UsageError as error:
         _print_error(
-            error.format_message(), f"`{error.ctx.command_path} --help` lists what there is" if error.ctx else ""
+            _in_our_words(error), f"`{error.ctx.command_path} --help` lists what there is" if error.ctx else ""
         )
         sys.exit(2)
     except DeployPrunerError as error:
         _print_error(error.message, error.hint)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _print_error("interrupted", "what was finished is kept; run the same command with --resume to go on")
+        if sys.stderr.isatty():
+            click.echo(err=True)  # after the ^C
+        resumable = "compile" in sys.argv[1:2]
+        _print_error("interrupted", "run the same command with --resume to go on" if resumable else "")
         sys.exit(130)
     except BrokenPipeError:
-        sys.stderr.close()
+        # Whoever read stdout has seen enough; Python would complain when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_error(
+            f"no space left while writing {error.filename or 'the output'}", "free some space and run it again"
+        )
+        sys.exit(2)
+
+
+def _in_our_words(error: click.UsageError) -> str:
+    """Click's message as ours are written: lower case, no full stop."""
+    message = error.format_message()
+    return (message[:1].lower() + message[1:]).removesuffix(".")
 
 
 def _print_error(message: str, hint: str) -> None:
@@ -64,10 +88,17 @@ class _InOrder(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_InOrder,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="deploypruner")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """From a trained PyTorch model to a smaller, faster artifact, with the proof beside it."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def _shape(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
@@ -98,7 +129,7 @@ def _model_options(command: Command) -> Command:
     """MODEL and everything about loading it and its data."""
     for option in reversed(
         (
-            click.argument("model"),
+            click.argument("model", required=False),
             click.option("--data", metavar="DIR", help="Image folder, .npz, or package.module:factory of loaders."),
             click.option("--weights", type=click.Path(path_type=Path), help="Weights for package.module:factory."),
             click.option(
@@ -220,18 +251,23 @@ def bench_command(
     from deploypruner.report import table_rows
     from deploypruner.runtime import runtimes
 
+    names = _runtimes(runtime) or tuple(runtimes)
+    opened = {suffix for name in names for suffix in runtimes.get(name).suffixes}
     rows = measure(
-        [file for path in artifacts for file in _artifact_files(path)],
-        runtime=_runtimes(runtime) or tuple(runtimes),
+        [file for path in artifacts for file in _artifact_files(path, opened)],
+        runtime=names,
         threads=threads or 1,
         budget_s=seconds or 12.0,
         input_shapes=_named_shapes(input_shape),
         seed=seed,
     )
-    click.echo(table_rows(rows, colour=_colour()))
+    click.echo(table_rows(rows, colour=_colour(), width=_width()))
 
 
-def _artifact_files(path: Path) -> list[Path]:
+def _artifact_files(path: Path, opened: set[str]) -> list[Path]:
+    """The file itself, or the models of a build folder that end in one of the suffixes `opened`."""
+    if not path.exists():
+        raise InputError(f"there is no file or folder '{path}'", hint=f"looked in {path.absolute().parent}")
     if not path.is_dir():
         return [path]
     names = (
@@ -241,9 +277,9 @@ def _artifact_files(path: Path) -> list[Path]:
         "model.int8.onnx",
         "model.int8.xml",
     )
-    found = [path / name for name in names if (path / name).is_file()]
+    found = [path / name for name in names if (path / name).is_file() and Path(name).suffix in opened]
     if not found:
-        raise RecipeError(f"{path} holds no artifact", hint="name a build folder, or .onnx and .xml files")
+        raise InputError(f"{path} holds no artifact", hint="name a build folder, or .onnx and .xml files")
     return found
 
 
@@ -267,6 +303,7 @@ def report_command(folder: Path) -> None:
     from deploypruner.folder import BuildFolder
     from deploypruner.report import read_report, render_html
 
+    folder = folder.parent if folder.name == "report.json" else folder
     report = read_report(folder)
     BuildFolder(folder).write_text("report.html", render_html(report))
     _show(folder)
@@ -317,9 +354,14 @@ def _show(folder: Path) -> None:
     """The result on stdout; where to read more on stderr."""
     from deploypruner.report import read_report, table
 
-    click.echo(table(read_report(folder), colour=_colour()), nl=False)
+    click.echo(table(read_report(folder), colour=_colour(), width=_width()), nl=False)
     _say(f"\n{folder / 'report.html'} has the pictures, the proof and the raw data")
 
 
 def _colour() -> bool:
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _width() -> int | None:
+    """Columns of the terminal; files and pipes get everything."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

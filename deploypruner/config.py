@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from deploypruner.errors import RecipeError, nearest
-from deploypruner.recipe import Recipe
+from deploypruner.recipe import DERIVED, Recipe
 
 
 def read_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
@@ -30,17 +30,31 @@ def read_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RecipeError(f"there is no recipe '{path}'", hint=f"looked in {Path.cwd()}") from None
+        except OSError as error:
+            raise RecipeError(f"cannot read recipe '{path}': {error.strerror}", hint="name a TOML file") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RecipeError(f"recipe '{path}' is not TOML: {error}", hint="see recipe.toml of any build") from error
-    merged = _merge(document, overrides)
-    _check_keys(Recipe, merged, "")
+    _check_keys(Recipe, document, "")
+    return _validated(_merge(document, overrides))
+
+
+def overlay(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
+    """Return `recipe` with `overrides`, a nested dict whose None entries are not set, laid over it.
+
+    Raises:
+        RecipeError: A value of the wrong type or out of range.
+    """
+    return _validated(_merge(dataclasses.asdict(recipe), overrides))
+
+
+def _validated(document: dict[str, Any]) -> Recipe:
     try:
-        return TypeAdapter(Recipe).validate_python(merged)
+        return TypeAdapter(Recipe).validate_python(document)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise RecipeError(
-            f"recipe: {place} = {first['input']!r}: {first['msg'].lower()}", hint="correct this value"
+            f"recipe: {place} = {first['input']!r}: {first['msg'].lower()}", hint=f"correct the value of {place}"
         ) from error
 
 
@@ -60,6 +74,9 @@ def _check_keys(cls: Any, document: dict[str, Any], place: str) -> None:
     for key, value in document.items():
         if key not in hints:
             raise RecipeError(f"recipe: no key '{place}{key}'", hint=nearest(key, hints))
+        if f"{place}{key}" in DERIVED:
+            derived_from = DERIVED[f"{place}{key}"]
+            raise RecipeError(f"recipe: '{place}{key}' follows from '{derived_from}'", hint=f"set '{derived_from}'")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise RecipeError(f"recipe: {place}{key} is a section, got {value!r}", hint=f"write [{place}{key}]")

@@ -13,14 +13,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from deploypruner.errors import InputError
 
 # Everything a build may put at the top of its folder; nothing else is ever deleted there.
 _OWN = (
-    *("report.html", "report.json", "plan.json", "recipe.toml", "manifest.json"),
+    *("report.html", "report.json", "plan.json", "recipe.toml", "manifest.json", "reachable.json"),
     *("model.fp32.onnx", "model.int8.onnx", "model.int8.xml", "model.int8.bin", "model.pt2", "weights.safetensors"),
     *("measurements", "stages"),
 )
+_SCRATCH = ".writing-"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
+)
+# Where a native library fails to write and does not say why, this much free space means a full disk.
+_NO_SPACE_BYTES = 1 << 20
 
 
 class BuildFolder:
@@ -46,15 +56,20 @@ class BuildFolder:
         """Has the file called `name` been written?"""
         return self.path(name).is_file()
 
+    def owns(self, path: Path) -> bool:
+        """Is `path` one of the files that `clear` would delete?"""
+        root, target = self.root.resolve(), path.resolve()
+        return target.is_relative_to(root) and target != root and target.relative_to(root).parts[0] in _OWN
+
     def prepare(self) -> None:
-        """Make the folder and check that it can be written to.
+        """Make the folder, check that it can be written to, and sweep up what a killed run left half written.
 
         Raises:
             InputError: It cannot be made, is not writable, or holds files that are not a build's.
         """
-        with _os_errors(self.root):
+        with os_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            foreign = sorted(p.name for p in self.root.iterdir() if p.name not in _OWN and not p.name.startswith("."))
+            foreign = self._foreign()
             if foreign:
                 raise InputError(
                     f"--out {self.root} holds files that are not a build's: {', '.join(foreign[:3])}",
@@ -62,13 +77,22 @@ class BuildFolder:
                 )
             with tempfile.TemporaryFile(dir=self.root):
                 pass
+            for folder in (self.root, self.path("stages"), self.path("measurements")):
+                for left in folder.glob(f"{_SCRATCH}*"):
+                    shutil.rmtree(left)
+
+    def _foreign(self) -> list[str]:
+        """Files a build did not put there: all of them where no build was ever begun, whatever their names."""
+        names = sorted(p.name for p in self.root.iterdir() if not p.name.startswith("."))
+        ours = self.path("stages").is_dir() or self.has("manifest.json") or set(names) <= {"reachable.json"}
+        return [name for name in names if name not in _OWN] if ours else names
 
     def clear(self) -> None:
         """Delete an earlier build's own files, and nothing else."""
-        with _os_errors(self.root):
+        with os_errors(self.root):
             for name in _OWN:
                 path = self.path(name)
-                if path.is_dir():
+                if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
@@ -82,11 +106,16 @@ class BuildFolder:
             siblings: Further suffixes the writer produces beside it (".bin" of an OpenVINO IR).
         """
         final = self.path(name)
-        with _os_errors(final):
+        with os_errors(final):
             final.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=final.parent, prefix=".writing-") as scratch:
+            with tempfile.TemporaryDirectory(dir=final.parent, prefix=_SCRATCH) as scratch:
                 temporary = Path(scratch) / final.name
-                yield temporary
+                try:
+                    yield temporary
+                except (RuntimeError, SafetensorError) as error:
+                    if shutil.disk_usage(scratch).free < _NO_SPACE_BYTES:
+                        raise _no_space(final) from error
+                    raise
                 for suffix in (*siblings, final.suffix):
                     written = temporary.with_suffix(suffix)
                     with written.open("rb") as file:
@@ -117,11 +146,10 @@ class BuildFolder:
             raise InputError(f"{path} is damaged: {error}", hint="compile again") from error
 
     def sha256(self) -> dict[str, str]:
-        """Name -> sha256 of every finished file outside stages/."""
-        files = sorted(
-            p for p in self.root.rglob("*") if p.is_file() and "stages" not in p.relative_to(self.root).parts
-        )
-        return {str(p.relative_to(self.root)): file_sha256(p) for p in files if p.name != "manifest.json"}
+        """Name -> sha256 of every finished file of the build outside stages/, the manifest itself left out."""
+        tops = [self.path(name) for name in _OWN if name not in ("stages", "manifest.json")]
+        files = sorted(p for top in tops for p in (top, *top.glob("*")) if p.is_file())
+        return {str(p.relative_to(self.root)): file_sha256(p) for p in files}
 
 
 def file_sha256(path: Path) -> str:
@@ -131,16 +159,24 @@ def file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def _os_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into errors a user can act on."""
+def os_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write `path` into errors a user can act on.
+
+    Raises:
+        InputError: The disk is full, or the path cannot be written.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(
-                f"no space left on the disk while writing {path}",
-                hint="free some space and run the same command with --resume; what was finished is kept",
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise InputError(f"{path} is not writable: {error.strerror}", hint="choose another --out") from error
+        if error.errno in _FULL:
+            raise _no_space(path) from error
+        if error.errno in _REFUSED:
+            raise InputError(f"cannot write to {path}: {error.strerror}", hint="choose another --out") from error
         raise
+
+
+def _no_space(path: Path) -> InputError:
+    return InputError(
+        f"no space left on the disk while writing {path}",
+        hint="free some space and run the same command with --resume; what was finished is kept",
+    )

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from deploypruner import __version__
-from deploypruner.errors import InputError, RecipeError, VerificationError
+from deploypruner.errors import BudgetError, InputError, RecipeError, VerificationError
 from deploypruner.folder import BuildFolder, file_sha256
+from deploypruner.prune.allocate import allocate, reachable
+from deploypruner.records import Budget
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.allocate import Allocate
 from deploypruner.stages.export import Export
@@ -47,6 +54,7 @@ def run(build: Build, *, resume: bool, say: Say) -> Build:
 
     Raises:
         RecipeError: The build to resume was made by another recipe.
+        BudgetError: The budget is out of reach; reachable.json says what is in reach. An earlier build stays.
         VerificationError: Two forms of the model disagree; everything is written all the same.
         DeployPrunerError: Whatever a stage finds wrong; finished files stay.
     """
@@ -59,16 +67,17 @@ def run(build: Build, *, resume: bool, say: Say) -> Build:
         resumable = resumable and (finished or not stage.saves)
         build = stage.restore(build) if finished else stage.run(build)
         seconds = time.perf_counter() - started
-        if stage.name == Load.name:
-            marks = _open_folder(build, resume=resume)
-        elif stage.saves and not finished:
-            marks["stages"][stage.name] = {"seconds": seconds, "sha256": _hashes(build.folder, stage)}
-            build.folder.write_json(_MARKS, marks)
-        seconds = marks["stages"].get(stage.name, {}).get("seconds", seconds)
+        if stage.saves and not finished:
+            _mark(build.folder, stage, marks, seconds)
+        if finished:
+            seconds = marks["stages"][stage.name]["seconds"]
         build = replace(build, seconds=(*build.seconds, (stage.name, seconds)))
         note = stage.document(build)
         say(f"{stage.name:9} {'(done before)' if finished else f'{seconds:6.1f} s'}  {note}".rstrip())
         _require_sound(stage, build)
+        if stage.name == Trace.name:
+            _require_reachable(build)
+            marks = _open_folder(build, resume=resume)
     failed = [c for c in build.checks if not c.passed]
     if failed:
         first = failed[0]
@@ -92,6 +101,26 @@ def _require_sound(stage: Stage, build: Build) -> None:
             )
 
 
+def _require_reachable(build: Build) -> None:
+    """Refuse a budget out of reach before an earlier build is replaced, and save what can be reached."""
+    graph, recipe = build.traced, build.recipe.prune
+    least, dense = reachable(graph, recipe.step), graph.costs.macs()
+    if recipe.macs == 1 or least <= recipe.macs * dense:
+        return
+    try:
+        # Whatever the scores: this only finds the words for what is known already.
+        scores = {group.id: torch.zeros(group.size) for group in graph.groups}
+        allocate(graph, scores, Budget(macs=recipe.macs), criterion="", step=recipe.step)
+    except BudgetError as error:
+        document = {"message": error.message, "hint": error.hint}
+        numbers = {"requested_macs": recipe.macs, "reachable_macs": least / dense, "step": recipe.step}
+        # The budget is what the user has to hear about, also where nothing can be saved.
+        with suppress(InputError):
+            build.folder.prepare()
+            build.folder.write_json("reachable.json", {**document, **numbers})
+        raise
+
+
 # ---------------------------------------------------------------------- resume
 
 
@@ -101,15 +130,53 @@ def _open_folder(build: Build, *, resume: bool) -> dict[str, Any]:
     folder.prepare()
     recipe = _fingerprint(build)
     if resume and folder.has(_MARKS):
-        marks: dict[str, Any] = folder.read_json(_MARKS)
+        marks = _read_marks(folder)
         _same_recipe(folder, marks["recipe"], recipe)
+        folder.path("reachable.json").unlink(missing_ok=True)
         return marks
     if resume and any(folder.root.glob("*.json")):
         raise InputError(f"{folder.root} holds nothing to resume", hint="leave out --resume")
+    for source in (build.recipe.model.source, build.recipe.model.weights):
+        if source and folder.owns(Path(source)):
+            raise InputError(
+                f"--out {folder.root} would replace {source}, which this build reads", hint="name a new folder"
+            )
     folder.clear()
     marks = {"recipe": recipe, "stages": {}}
     folder.write_json(_MARKS, marks)
     return marks
+
+
+def _read_marks(folder: BuildFolder) -> dict[str, Any]:
+    """What earlier runs finished.
+
+    Raises:
+        InputError: The file is damaged, or another version wrote it.
+    """
+    marks: Any = folder.read_json(_MARKS)
+    sound = (
+        isinstance(marks, dict)
+        and isinstance(marks.get("recipe"), dict)
+        and isinstance(marks.get("stages"), dict)
+        and all(
+            isinstance(mark, dict)
+            and isinstance(mark.get("seconds"), int | float)
+            and isinstance(mark.get("sha256"), dict)
+            for mark in marks["stages"].values()
+        )
+    )
+    if not sound:
+        raise InputError(f"{folder.path(_MARKS)} is damaged", hint="leave out --resume to start over")
+    return dict(marks)
+
+
+def _mark(folder: BuildFolder, stage: Stage, marks: dict[str, Any], seconds: float) -> None:
+    """Record that `stage` is finished, and forget what later stages once made of its old result."""
+    names = [cls.name for cls in CHAIN]
+    earlier = names[: names.index(stage.name)]
+    marks["stages"] = {name: mark for name, mark in marks["stages"].items() if name in earlier}
+    marks["stages"][stage.name] = {"seconds": seconds, "sha256": _hashes(folder, stage)}
+    folder.write_json(_MARKS, marks)
 
 
 def _same_recipe(folder: BuildFolder, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
@@ -128,7 +195,10 @@ def _fingerprint(build: Build) -> dict[str, Any]:
     _flatten(dataclasses.asdict(build.recipe), "", flat)
     if build.data is not None:
         flat["data"] = build.data.name
-    return dict(json.loads(json.dumps(flat, default=str)))
+        flat["data samples"] = [build.data.train.samples, build.data.val.samples]
+    # JSON has no infinity, which is a fine value for a clipping norm.
+    finite = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in flat.items()}
+    return dict(json.loads(json.dumps(finite, default=str)))
 
 
 def _flatten(value: dict[str, Any], place: str, into: dict[str, Any]) -> None:
@@ -142,7 +212,7 @@ def _flatten(value: dict[str, Any], place: str, into: dict[str, Any]) -> None:
 def _is_finished(folder: BuildFolder, stage: Stage, marks: dict[str, Any]) -> bool:
     """Did an earlier run finish this stage, and are its files still what it wrote?"""
     mark = marks.get("stages", {}).get(stage.name)
-    if mark is None or not all(folder.has(name) for name in stage.saves):
+    if not stage.saves or mark is None or not all(folder.has(name) for name in stage.saves):
         return False
     return bool(mark["sha256"] == _hashes(folder, stage))
 

@@ -9,12 +9,13 @@ from deploypruner.criteria import criteria
 from deploypruner.folder import BuildFolder
 from deploypruner.graph import Graph, trace
 from deploypruner.progress import SilentProgress
-from deploypruner.prune.allocate import allocate, check_budget, reachable
+from deploypruner.prune.allocate import allocate, reachable
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.plan import Plan
 from deploypruner.recipe import Recipe
 from deploypruner.records import Budget
 from deploypruner.stages import Build, Given
+from deploypruner.stages.choices import check_choices
 from deploypruner.stages.load import Load
 from deploypruner.stages.score import criterion_name, make_criterion, training_batches
 
@@ -27,8 +28,7 @@ def describe(recipe: Recipe, *, with_widths: bool, frozen: bool) -> str:
         with_widths: Also score and allocate, and show the widths for `recipe.prune.macs`.
         frozen: List frozen channels layer by layer instead of counting them by reason.
     """
-    if with_widths:
-        check_budget(Budget(macs=recipe.prune.macs))
+    check_choices(recipe, Given())
     build = Load().run(Build(recipe, BuildFolder(Path("build")), "deploypruner plan", Given(), SilentProgress()))
     assert build.model is not None, "stage 'load' gives a model"
     graph = trace(build.model, build.example_inputs)
@@ -51,7 +51,9 @@ def _plan(build: Build, graph: Graph) -> Plan:
     name = criterion_name(recipe, has_data=build.data is not None)
     batches = None
     if build.data is not None:
-        batches = training_batches(build, batch_size=recipe.batch_size, count=recipe.samples // recipe.batch_size)
+        batches = training_batches(
+            build, batch_size=recipe.batch_size, count=max(1, recipe.samples // recipe.batch_size)
+        )
     scores = score_groups(graph, make_criterion(name, recipe.parameters), batches, seed=build.recipe.seed)
     normalizer, budget = criteria.get(name).normalizer, Budget(macs=recipe.macs)
     return allocate(

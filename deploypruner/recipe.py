@@ -13,6 +13,9 @@ from deploypruner.quantize.calibrate import Method
 from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.sources.batches import DataSettings
 
+# Keys of the nested settings that another key decides -> that key; they are not part of a recipe file.
+DERIVED = {"recover.settings.epochs": "recover.epochs", "recover.settings.seed": "seed"}
+
 
 @dataclass(frozen=True)
 class ModelRecipe:
@@ -66,6 +69,11 @@ class PruneRecipe:
     samples: int = 512
     batch_size: int = 32
 
+    def __post_init__(self) -> None:
+        _at_least(1, "--step", self.step, "8, 16 or 32 suit int8 kernels")
+        _at_least(1, "prune.samples", self.samples, "512 is plenty")
+        _at_least(1, "prune.batch_size", self.batch_size, "32 suits most models")
+
 
 @dataclass(frozen=True)
 class RecoverRecipe:
@@ -84,8 +92,8 @@ class RecoverRecipe:
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
 
     def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise RecipeError(f"--epochs must be >= 0, got {self.epochs}", hint="0 skips fine-tuning")
+        _at_least(0, "--epochs", self.epochs, "0 skips fine-tuning")
+        _at_least(1, "recover.batchnorm_batches", self.batchnorm_batches, "50 is plenty")
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,9 @@ class QuantizeRecipe:
 
     samples: int = 256
     method: Method = "minmax"
+
+    def __post_init__(self) -> None:
+        _at_least(1, "quantize.samples", self.samples, "256 is plenty")
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,11 @@ class MeasureRecipe:
     seconds: float = 20.0
     samples: int = 10_000
 
+    def __post_init__(self) -> None:
+        _at_least(1, "--threads", self.threads, "1 times most steadily")
+        _at_least(1, "--seconds", self.seconds, "20 suits most models")
+        _at_least(1, "measure.samples", self.samples, "10000 suits most data sets")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -134,7 +150,19 @@ class Recipe:
 
 def resolved_toml(recipe: Recipe) -> str:
     """The recipe with every default spelled out; what is not set is left out, as TOML has no null."""
-    return tomli_w.dumps(_plain(asdict(recipe)))
+    document = _plain(asdict(recipe))
+    for name in DERIVED:
+        *sections, key = name.split(".")
+        section = document
+        for part in sections:
+            section = section[part]
+        del section[key]
+    return tomli_w.dumps(document)
+
+
+def _at_least(least: int, name: str, value: float, hint: str) -> None:
+    if not value >= least:
+        raise RecipeError(f"{name} must be at least {least}, got {value:g}", hint=hint)
 
 
 def _plain(value: Any) -> Any:

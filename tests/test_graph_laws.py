@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from deploypruner.errors import TraceError
 from deploypruner.graph import Graph, trace
 from deploypruner.prune.allocate import make_plan
 from deploypruner.prune.plan import Plan
@@ -188,3 +189,44 @@ def test_an_exported_program_gives_the_groups_of_its_model():
     graph = trace(torch.export.export(net, (x,), dynamic_shapes=dynamic, strict=False), x)
     assert graph.dynamic_batch
     assert [g.id for g in graph.groups] == [g.id for g in trace(net, x).groups]
+
+
+class Straight(nn.Module):
+    """Counts on a batch of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 16), nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.b(self.a(x).relu().view(2, 16))
+
+
+def test_a_baked_batch_is_traced_as_it_is_and_said():
+    graph = trace(Straight().eval(), torch.randn(2, 12))
+    assert not graph.dynamic_batch
+    assert graph.remarks[0].startswith("the batch size is fixed at the example's: ")
+    assert [g.size for g in graph.groups] == [16]
+
+
+def test_the_examples_tensors_stay_usable_after_a_trace():
+    x = torch.randn(2, 12)
+    trace(nn.Linear(12, 5).eval(), x)
+    torch.export.export(Straight().eval(), (x,), strict=False)
+    assert x.shape == (2, 12)
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_control_flow_on_values_cannot_be_traced_and_says_why(capfd):
+    with pytest.raises(TraceError, match=r"torch.export cannot trace this model: [\s\S]*torch.where or torch.cond"):
+        trace(Branching(), torch.ones(2, 3))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_example_inputs_that_do_not_fit_are_named():
+    with pytest.raises(TraceError, match=r"does not run on example inputs of shape \[2, 7\]: RuntimeError: mat1"):
+        trace(nn.Linear(12, 5), torch.randn(2, 7))

@@ -13,9 +13,8 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import deploypruner.measure.process as process
 from deploypruner.errors import InputError, MeasureError, RecipeError
-from deploypruner.measure import measure, pair_up, time_artifacts
+from deploypruner.measure import measure, pair_up, process, time_artifacts
 from deploypruner.measure.cores import pick_cores
 from deploypruner.measure.inputs import random_feeds
 from deploypruner.measure.process import Worker

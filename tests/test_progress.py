@@ -3,10 +3,10 @@ from __future__ import annotations
 import io
 
 import pytest
-from recover_models import QUICK, Images, net
 
 from deploypruner.progress import BarProgress, LineProgress, progress_for
 from deploypruner.recover.finetune import finetune
+from tests.recover_models import QUICK, Images, net
 
 
 def test_a_log_gets_one_plain_line_an_epoch() -> None:

@@ -34,8 +34,9 @@ def calls() -> list[ast.Call]:
 
 @pytest.mark.parametrize("call", calls(), ids=ast.unparse)
 def test_python_calls_have_these_names_and_arguments(call):
-    function = getattr(dp, call.func.attr)
-    inspect.signature(function).bind(*call.args, **{keyword.arg: keyword.value for keyword in call.keywords})
+    signature = inspect.signature(getattr(dp, call.func.attr))
+    bound = signature.bind(*call.args, **{keyword.arg: keyword.value for keyword in call.keywords})
+    assert len(bound.arguments) == len(call.args) + len(call.keywords)
 
 
 def test_make_targets_exist():

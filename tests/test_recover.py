@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from recover_models import CLASSES, QUICK, Images, net, same
 from torch import nn
 
 from deploypruner.errors import InputError, RecipeError
@@ -17,6 +16,7 @@ from deploypruner.recover.batches import Batch
 from deploypruner.recover.finetune import FinetuneSettings, finetune
 from deploypruner.recover.settings import learning_rate
 from deploypruner.recover.validate import top1_percent
+from tests.recover_models import CLASSES, QUICK, Images, net, same
 
 
 @pytest.fixture(autouse=True)

@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-from recover_models import Images, Net, net, same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deploypruner.errors import InputError
 from deploypruner.recover.batches import Batch
 from deploypruner.recover.batchnorm import reestimate_batchnorm
+from tests.recover_models import Images, Net, net, same
 
 
 def test_statistics_of_two_batches_by_hand() -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from recover_models import CLASSES, net
 from torch import nn
 
 from deploypruner.errors import InputError
 from deploypruner.recover.hook import load_hook, run_hook
+from tests.recover_models import CLASSES, net
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from recover_models import CLASSES
 
 from deploypruner.errors import InputError
 from deploypruner.recover.losses import distillation_loss, first_output, label_loss, recovery_loss
+from tests.recover_models import CLASSES
 
 
 def test_distillation_by_hand() -> None:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import openvino
 import torch
 
 from deploypruner.errors import InputError, TraceError
 from deploypruner.export import Exporter, exporters
 from deploypruner.export.to_onnx import Onnx
+from deploypruner.runtime.openvino_import import import_openvino
 
 
 def write_ir(onnx_path: Path, xml_path: Path) -> None:
     """Convert an ONNX file, fp32 or QDQ, to IR: `xml_path` and a .bin of the same stem beside it.
 
-    Weights keep their precision: OpenVINO would store fp32 as fp16 by default, which changes the numbers.
+    The same ONNX file gives the same bytes. Weights keep their precision: OpenVINO would store fp32 as fp16 by
+    default, which changes the numbers.
 
     Raises:
         InputError: `onnx_path` cannot be read or uses an operator OpenVINO lacks.
     """
+    openvino = import_openvino()
     try:
         model = openvino.Core().read_model(onnx_path)
     except RuntimeError as error:
@@ -30,7 +33,16 @@ def write_ir(onnx_path: Path, xml_path: Path) -> None:
         raise InputError(
             f"OpenVINO cannot read '{onnx_path}': {said}", hint="check that the file is a complete ONNX model"
         ) from None
+    _number_names(model)
     openvino.save_model(model, xml_path, compress_to_fp16=False)
+
+
+def _number_names(model: Any) -> None:
+    """Count unnamed operations from 0: OpenVINO counts them on over all models a process has read."""
+    for index, operation in enumerate(model.get_ordered_ops()):
+        kind = operation.get_type_name()
+        if re.fullmatch(rf"{kind}_\d+", operation.get_friendly_name()):
+            operation.set_friendly_name(f"{kind}_{index}")
 
 
 @exporters.register("openvino")

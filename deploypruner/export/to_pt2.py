@@ -31,5 +31,14 @@ class Pt2(Exporter):
         program = capture(module, example_inputs, dynamic_batch=dynamic_batch)
         # Example inputs and source lines would otherwise travel with the file.
         program.example_inputs = None
+        _forget_history(program)
         with quiet_warnings():
             torch.export.save(program, path)
+
+
+def _forget_history(program: torch.export.ExportedProgram) -> None:
+    """Drop each node's ancestry: it holds memory addresses, which would make every file different."""
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("from_node", None)

@@ -8,9 +8,13 @@ loses the train/eval switch of batch norm and multiplies the number of rules.
 from __future__ import annotations
 
 import copy
+import logging
 import operator
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import torch
@@ -96,21 +100,52 @@ def _export(
     model.train()
     model.eval()
     dynamic = pytree.tree_map_only(torch.Tensor, lambda t: {0: Dim.DYNAMIC} if t.ndim else None, inputs)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         try:
-            program = torch.export.export(model, inputs, strict=False, dynamic_shapes=dynamic)
+            # A dynamic export marks the tensors it is given, so each attempt gets clones.
+            program = torch.export.export(model, _clones(inputs), strict=False, dynamic_shapes=dynamic)
             return program, inputs, True, ()
-        except Exception as first:  # noqa: BLE001  torch.export raises anything a model raises
+        except Exception as first:  # noqa: BLE001 - torch.export raises anything a model raises
             reason = _first_line(first)
         try:
-            program = torch.export.export(model, as_given, strict=False)
+            program = torch.export.export(model, _clones(as_given), strict=False)
         except Exception as second:
-            raise TraceError(
-                f"torch.export cannot trace this model: {_first_line(second)}",
-                hint="control flow that depends on tensor values must be written with torch.where or torch.cond",
-            ) from second
+            raise _trace_error(model, as_given, second) from second
     return program, as_given, False, (f"the batch size is fixed at the example's: {reason}",)
+
+
+def _trace_error(model: nn.Module, inputs: tuple[Any, ...], error: Exception) -> TraceError:
+    """Tell a model that does not run on these inputs from one that runs but cannot be traced."""
+    shapes = " and ".join(str(list(t.shape)) for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor))
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    except Exception as failure:  # noqa: BLE001 - whatever the user's forward raises
+        return TraceError(
+            f"the model does not run on example inputs of shape {shapes}: {_first_line(failure)}",
+            hint="pass example inputs of the shape, dtype and number the model takes",
+        )
+    return TraceError(
+        f"torch.export cannot trace this model: {_first_line(error)}",
+        hint="control flow that depends on tensor values must be written with torch.where or torch.cond",
+    )
+
+
+def _clones(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), inputs)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch.export's warnings, log lines and graph dumps from the user: the error or the remark says enough."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def _first_line(error: Exception) -> str:

@@ -65,11 +65,14 @@ def save(
     apart = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     about = {"fingerprint": fingerprint, "epochs": json.dumps([asdict(epoch) for epoch in epochs])}
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(to_bytes(apart, metadata=about))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(to_bytes(apart, metadata=about))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path, fingerprint: str, student: nn.Module, optimizer: torch.optim.SGD) -> list[EpochRecord]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deploypruner.records import Check
 from deploypruner.report import units
 from deploypruner.report.columns import table_rows
 from deploypruner.report.document import Report
@@ -24,7 +25,7 @@ def table(report: Report, *, colour: bool, width: int | None = None) -> str:
         table_rows(report.rows, colour=colour, width=width),
         "\n".join([wrap("result: ", result.sentence, width), *(wrap("note: ", n, width) for n in result.notes)]),
         _budget(report, paint),
-        _verification(report, paint),
+        _verification(report, paint, width),
         "\n".join(paint(wrap("warning: ", text, width), "warn") for text in report.warnings),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
@@ -48,15 +49,22 @@ def _budget(report: Report, paint: Paint) -> str:
     return f"budget: {sentence}: {paint('met', 'good') if report.budget.get('met') else paint('NOT MET', 'bad')}"
 
 
-def _verification(report: Report, paint: Paint) -> str:
+def _verification(report: Report, paint: Paint, width: int | None) -> str:
     if not report.verification:
         return ""
     size = max(len(clean(check.name)) for check in report.verification)
+    longest = max(len(_difference(check, short=False)) for check in report.verification)
+    short = width is not None and len("  FAILED    ") + size + longest > width
     lines = ["verification:"]
     for check in report.verification:
         verdict = paint("ok    ", "good") if check.passed else paint("FAILED", "bad")
-        found = f"max difference {units.difference(check.max_abs_diff):>12}"
-        allowed = f"allowed {units.difference(check.tolerance):>7}"
-        line = f"  {verdict}  {clean(check.name):<{size}}  {found}  {allowed}  {clean(check.detail)}"
-        lines.append(line.rstrip())
+        lines.append(f"  {verdict}  {clean(check.name):<{size}}  {_difference(check, short=short)}".rstrip())
     return "\n".join(lines)
+
+
+def _difference(check: Check, *, short: bool) -> str:
+    """What was found against what is allowed; `short` leaves out the words and the detail."""
+    found, allowed = units.difference(check.max_abs_diff), units.difference(check.tolerance)
+    if short:
+        return f"{found:>7} {'<=' if check.passed else '> '} {allowed}"
+    return f"max difference {found:>12}  allowed {allowed:>7}  {clean(check.detail)}".rstrip()

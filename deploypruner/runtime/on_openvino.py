@@ -21,6 +21,7 @@ from deploypruner.runtime import (
     runtimes,
     unreadable,
 )
+from deploypruner.runtime.openvino_import import import_openvino
 
 if TYPE_CHECKING:
     import openvino
@@ -49,7 +50,7 @@ class OpenVino(Runtime):
             InputError: The file is missing, damaged or uses an unknown operator or input type.
             RecipeError: `threads` < 1.
         """
-        import openvino
+        openvino = import_openvino()
 
         check_openable(OpenVino, path, threads)
         weights = path.with_suffix(".bin")
@@ -73,7 +74,7 @@ class OpenVino(Runtime):
 
     def version(self) -> str:
         """Version of the loaded openvino."""
-        import openvino
+        openvino = import_openvino()
 
         return str(openvino.__version__)
 
@@ -116,7 +117,7 @@ class OpenVinoSession(Session):
 
     def _bind(self, request: openvino.InferRequest, feeds: Sequence[Array]) -> None:
         """Give `request` its own copy of `feeds`."""
-        import openvino
+        openvino = import_openvino()
 
         check_feeds(self.inputs, feeds)
         for index, array in enumerate(feeds):

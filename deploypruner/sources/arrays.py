@@ -94,7 +94,9 @@ def load_npz(path: Path, settings: DataSettings) -> Data:
             names = list(held.files)
             arrays = {key: held[key] for key in _KEYS if key in names}
     except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise InputError(f"'{path}' is truncated or corrupt: {first_line(error)}") from error
+        raise InputError(
+            f"'{path}' is truncated or corrupt: {first_line(error)}", hint="copy or write it again"
+        ) from error
     except ValueError as error:
         raise InputError(
             f"'{path}' cannot be read without running code: {first_line(error)}",
@@ -170,7 +172,9 @@ def _checked(
     x_key, y_key = keys
     x = arrays[x_key]
     if x.ndim == 0 or len(x) == 0:
-        raise InputError(f"'{x_key}' of '{name}' holds no samples (shape {list(x.shape)})")
+        raise InputError(
+            f"'{x_key}' of '{name}' holds no samples (shape {list(x.shape)})", hint="samples lie on axis 0"
+        )
     inputs = _inputs(x, x_key, name)
     if y_key not in arrays:
         return inputs, None

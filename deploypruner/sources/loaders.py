@@ -145,13 +145,19 @@ def to_batch(item: object, name: str) -> Batch:
         kinds = ", ".join(type(value).__name__ for value in inputs) or "nothing"
         raise InputError(f"a batch of the {name} data holds {kinds}, not tensors", hint="yield (inputs, labels)")
     if target is not None and not isinstance(target, Tensor):
-        raise InputError(f"the labels of the {name} data are a {type(target).__name__}, not a tensor")
+        raise InputError(
+            f"the labels of the {name} data are a {type(target).__name__}, not a tensor",
+            hint="yield (inputs, labels)",
+        )
     tensors = tuple(_plain(value) for value in cast(Sequence[Tensor], inputs))
     lengths = {value.shape[0] for value in tensors} | (
         {target.shape[0]} if target is not None and target.ndim else set()
     )
     if len(lengths) != 1 or (target is not None and not target.ndim):
-        raise InputError(f"a batch of the {name} data has parts of different lengths: {sorted(lengths)}")
+        raise InputError(
+            f"a batch of the {name} data has parts of different lengths: {sorted(lengths)}",
+            hint="yield one label per sample, the batch on axis 0",
+        )
     if target is None:
         return tensors, None
     indices = class_indices(target.detach().cpu())

@@ -61,6 +61,8 @@ def _read(path: Path, *, trusted: bool) -> object:
                 "safer is package.module:factory with --weights",
             ) from error
     except DAMAGE as error:
-        raise InputError(f"'{path}' is truncated or corrupt: {first_line(error)}") from error
+        raise InputError(
+            f"'{path}' is truncated or corrupt: {first_line(error)}", hint=_REFUSED[Kind.DAMAGED]
+        ) from error
     with working_folder_importable(), foreign(f"unpickling '{path}' failed with"):
         return torch.load(path, map_location="cpu", weights_only=False)

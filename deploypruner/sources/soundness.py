@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +96,10 @@ def check_runs(module: nn.Module | ExportedProgram, example_inputs: tuple[Tensor
     Raises:
         InputError: It cannot be copied, or the run fails; names the input shapes and the layer.
     """
-    with foreign("the model cannot be copied:", hint="keep only parameters, buffers and plain values on it"):
+    with (
+        foreign("the model cannot be copied:", hint="keep only parameters, buffers and plain values on it"),
+        _quiet(),
+    ):
         twin = copy.deepcopy(module.module() if isinstance(module, ExportedProgram) else module)
     entered: list[str] = []
     for name, layer in twin.named_modules():
@@ -113,6 +118,14 @@ def check_runs(module: nn.Module | ExportedProgram, example_inputs: tuple[Tensor
             hint="give the shape it takes with --input-shape 1,3,224,224 (one per input); "
             "a .pt2 file carries its own example inputs",
         ) from cause
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the warnings of torch about its own types, which copying a program brings up."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _tensors(module: nn.Module | ExportedProgram) -> Iterator[tuple[str, Tensor]]:

@@ -16,6 +16,7 @@ from deploypruner.sources.foreign import first_line
 from deploypruner.sources.torch_file import DAMAGE, Kind, check_present, kind_of
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
+_AGAIN = "copy or download it again"
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel and torch.compile
 
 
@@ -57,7 +58,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         try:
             return dict(load_file(path))
         except (SafetensorError, OSError) as error:
-            raise InputError(f"weights '{path}' are truncated or corrupt: {first_line(error)}") from error
+            raise InputError(
+                f"weights '{path}' are truncated or corrupt: {first_line(error)}", hint=_AGAIN
+            ) from error
     state = plain_tensors(read_without_code(path))
     if state is None:
         raise InputError(
@@ -83,7 +86,7 @@ def read_without_code(path: Path) -> object:
             hint="save the tensors alone with torch.save(model.state_dict(), 'weights.pt')",
         ) from error
     except DAMAGE as error:
-        raise InputError(f"'{path}' is truncated or corrupt: {first_line(error)}") from error
+        raise InputError(f"'{path}' is truncated or corrupt: {first_line(error)}", hint=_AGAIN) from error
 
 
 def plain_tensors(held: object) -> dict[str, Tensor] | None:

@@ -37,7 +37,7 @@ def check_present(path: Path, *, what: str) -> None:
     if not path.exists():
         raise InputError(f"no {what} file '{path}'", hint=f"looked in {path.absolute().parent}")
     if not path.is_file():
-        raise InputError(f"{what} '{path}' is not a file")
+        raise InputError(f"{what} '{path}' is not a file", hint="name the file itself")
     if path.stat().st_size == 0:
         raise InputError(f"{what} file '{path}' is empty (0 bytes)", hint="copy or download it again")
 
@@ -63,11 +63,13 @@ def _kind_of_zip(path: Path) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            # torch.load does not look at checksums: a flipped bit would become a weight of 1e20.
+            damaged = archive.testzip() is not None
             start = min((member.header_offset for member in archive.infolist()), default=0)
     except zipfile.BadZipFile:
         return Kind.DAMAGED
     # A program cut short may end in the whole archive that it carries; zipfile would read that one.
-    if start > 0:
+    if start > 0 or damaged:
         return Kind.DAMAGED
     if any(name.endswith(("models/model.json", "serialized_exported_program.json")) for name in names):
         return Kind.PROGRAM

@@ -6,11 +6,10 @@ from dataclasses import replace
 from typing import ClassVar
 
 from deploypruner.criteria import criteria
-from deploypruner.errors import BudgetError
 from deploypruner.prune.allocate import allocate
 from deploypruner.prune.plan import Plan
 from deploypruner.records import Budget
-from deploypruner.stages import Build, Stage, stage_file
+from deploypruner.stages import Build, Stage
 
 
 class Allocate(Stage):
@@ -20,22 +19,18 @@ class Allocate(Stage):
     saves: ClassVar[tuple[str, ...]] = ("plan.json",)
 
     def run(self, build: Build) -> Build:
-        """Give the plan and save it; where the budget is out of reach, save what can be reached."""
+        """Give the plan and save it."""
         assert build.scores is not None, "stage 'score' has not run"
         recipe = build.recipe.prune
-        try:
-            plan = allocate(
-                build.traced,
-                build.scores,
-                Budget(macs=recipe.macs),
-                criterion=build.criterion,
-                scope=recipe.scope,
-                normalizer=criteria.get(build.criterion).normalizer,
-                step=recipe.step,
-            )
-        except BudgetError as error:
-            build.folder.write_json(stage_file("reachable.json"), {"message": error.message, "hint": error.hint})
-            raise
+        plan = allocate(
+            build.traced,
+            build.scores,
+            Budget(macs=recipe.macs),
+            criterion=build.criterion,
+            scope=recipe.scope,
+            normalizer=criteria.get(build.criterion).normalizer,
+            step=recipe.step,
+        )
         build.folder.write_json(self.saves[0], plan.to_json())
         return replace(build, plan=plan)
 

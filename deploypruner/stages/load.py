@@ -7,11 +7,16 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from deploypruner.errors import InputError
+from deploypruner.export.program import evaluating
+from deploypruner.sources.adapted import Unlabelled
+from deploypruner.sources.batches import Data
 from deploypruner.sources.data import as_data, check_labels, check_shapes, peek_shape, settings_for
 from deploypruner.sources.model import LoadedModel, load_model
-from deploypruner.sources.soundness import check_finite, check_runs, fingerprint
+from deploypruner.sources.soundness import check_dense, check_finite, check_runs, fingerprint, to_cpu_float32
 from deploypruner.stages import Build, Stage
 
 
@@ -23,16 +28,15 @@ class Load(Stage):
     def run(self, build: Build) -> Build:
         """Give model, example inputs and data."""
         loaded = _model(build)
+        output = output_shape(loaded.module, loaded.example_inputs)
         given = build.given.data if build.given.data is not None else build.recipe.data.source
         data = None
         remarks = loaded.remarks
         if given is not None:
             settings = settings_for(loaded.example_inputs, loaded.preprocessing, build.recipe.data.settings)
             data = as_data(given, settings)
-            check_shapes(data, loaded.example_inputs)
-            remarks += data.remarks
-            if data.labelled:
-                remarks += check_labels(data, _classes(loaded))
+            data, said = fitting(data, loaded.example_inputs, output)
+            remarks += data.remarks + said
         return replace(
             build,
             name=loaded.name,
@@ -65,15 +69,67 @@ def _model(build: Build) -> LoadedModel:
             trust_pickle=recipe.trust_pickle,
             data_shape=shape,
         )
-    check_finite(given.model)
-    check_runs(given.model, given.example_inputs)
-    kind = type(given.model).__name__
-    return LoadedModel(given.model, given.example_inputs, kind, f"<{kind}>", fingerprint(given.model))
+    _check_example_inputs(given.example_inputs)
+    kind, module = type(given.model).__name__, given.model
+    remarks: tuple[str, ...] = ()
+    if isinstance(module, nn.Module):
+        check_dense(module)
+        # The user's module keeps its mode and its batch-norm statistics.
+        module, remarks = to_cpu_float32(evaluating(module))
+    check_finite(module)
+    check_runs(module, given.example_inputs)
+    return LoadedModel(module, given.example_inputs, kind, f"<{kind}>", fingerprint(module), remarks=remarks)
 
 
-def _classes(loaded: LoadedModel) -> int:
-    """Number of outputs of a classifier: the length of the last axis of its first output."""
-    module: Any = loaded.module if isinstance(loaded.module, nn.Module) else loaded.module.module()
+def _check_example_inputs(inputs: tuple[Any, ...]) -> None:
+    for number, value in enumerate(inputs):
+        if not isinstance(value, Tensor) or not value.ndim:
+            kind = "a number" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise InputError(
+                f"example input {number} is {kind}, not a tensor with the batch on axis 0",
+                hint="pass tensors; wrap the model in a module whose forward takes nothing else",
+            )
+
+
+def fitting(data: Data, example_inputs: tuple[Tensor, ...], output: tuple[int, ...]) -> tuple[Data, tuple[str, ...]]:
+    """Check that data and model belong together; labels of a model that is no classifier are left out.
+
+    Args:
+        data: What was given.
+        example_inputs: Of the model.
+        output: Shape of the model's first output, batch included.
+
+    Returns:
+        The data to use, and remarks.
+
+    Raises:
+        InputError: Samples of another shape, or labels that are none of the model's outputs.
+    """
+    check_shapes(data, example_inputs)
+    if not (data.train.labelled or data.val.labelled):
+        return data, ()
+    if len(output) == 2 and output[1] > 1:
+        return data, check_labels(data, output[1])
+    remark = (
+        f"the labels of '{data.name}' are not used: they are one class per sample, and the model's output has "
+        f"shape {list(output)} instead of [batch, classes]"
+    )
+    return replace(data, train=Unlabelled(data.train), val=Unlabelled(data.val)), (remark,)
+
+
+def output_shape(model: nn.Module | ExportedProgram, example_inputs: tuple[Tensor, ...]) -> tuple[int, ...]:
+    """Shape of the first tensor the model returns, batch included.
+
+    Raises:
+        InputError: It returns no tensor.
+    """
+    module: Any = model if isinstance(model, nn.Module) else model.module()
     with torch.no_grad():
-        output = next(leaf for leaf in pytree.tree_leaves(module(*loaded.example_inputs)) if isinstance(leaf, Tensor))
-    return int(output.shape[-1])
+        output = module(*example_inputs)
+    first = next((leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)), None)
+    if first is None:
+        raise InputError(
+            f"the model returned {type(output).__name__}, which holds no tensor",
+            hint="return a tensor, or a tuple or dict that has one",
+        )
+    return tuple(first.shape)

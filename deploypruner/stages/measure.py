@@ -46,15 +46,18 @@ class Measure(Stage):
         machine = environment()
         samples = validation_samples(build)
         qualities = _qualities(build, jobs, samples)
-        measured = time_artifacts(
-            jobs,
-            threads=recipe.threads,
-            budget_s=recipe.seconds,
-            seed=build.recipe.seed,
-            feeds=[array[:1] for array in verification_feeds(build)[0]] if build.traced.dynamic_batch else None,
-            progress=_Percent(build),
-        )
-        build.progress.close()
+        feeds = [array[:1] for array in verification_feeds(build)[0]] if build.traced.dynamic_batch else None
+        try:
+            measured = time_artifacts(
+                jobs,
+                threads=recipe.threads,
+                budget_s=recipe.seconds,
+                seed=build.recipe.seed,
+                feeds=feeds,
+                progress=_Percent(build),
+            )
+        finally:
+            build.progress.close()
         for timing in measured.timings:
             name = f"{timing.artifact.name.replace(' ', '-')}.{timing.artifact.format}.{timing.runtime}.json"
             with build.folder.writing(f"measurements/{name}") as path:

@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from deploypruner.folder import BuildFolder
+from deploypruner.folder import BuildFolder, os_errors
 from deploypruner.graph.module import TracedModule
 from deploypruner.records import Cost
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.finetune import finetune
-from deploypruner.recover.hook import load_hook, run_hook
+from deploypruner.recover.hook import SIGNATURE, load_hook, run_hook
 from deploypruner.recover.validate import top1_percent
+from deploypruner.sources.foreign import foreign
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.score import training_batches
 
@@ -53,7 +54,7 @@ class Recover(Stage):
         facts = build.facts
         steps = [f"batch norm re-estimated over {facts['batchnorm_layers']} layers"]
         if facts.get("epochs"):
-            steps.append(f"{facts['epochs']} epochs")
+            steps.append(f"{facts['epochs']} epoch{'' if facts['epochs'] == 1 else 's'}")
         if "accuracy_dense" in facts:
             path = " -> ".join(
                 f"{facts[k]:.2f}" for k in ("accuracy_dense", "accuracy_removed", "accuracy_recovered") if k in facts
@@ -71,19 +72,21 @@ def _recover(build: Build, module: TracedModule) -> dict[str, Any]:
         facts["accuracy_removed"] = top1_percent(module, data.val)
     hook = build.given.train or (load_hook(recipe.train) if recipe.train else None)
     if hook is not None:
-        run_hook(hook, module, build.traced.module, data)
+        with foreign(f"training function '{recipe.train or hook.__name__}' raised", hint=f"expected {SIGNATURE}"):
+            run_hook(hook, module, build.traced.module, data)
         facts["train"] = recipe.train or getattr(hook, "__name__", "custom")
     elif recipe.epochs:
         build.folder.path(_CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
-        finetune(
-            module,
-            build.traced.module,
-            data.train,
-            replace(recipe.settings, epochs=recipe.epochs, seed=build.recipe.seed),
-            checkpoint=build.folder.path(_CHECKPOINT),
-            progress=build.progress,
-            validate=(lambda m: top1_percent(m, data.val)) if data.labelled else None,
-        )
+        with os_errors(build.folder.path(_CHECKPOINT)):
+            finetune(
+                module,
+                build.traced.module,
+                data.train,
+                replace(recipe.settings, epochs=recipe.epochs, seed=build.recipe.seed),
+                checkpoint=build.folder.path(_CHECKPOINT),
+                progress=build.progress,
+                validate=(lambda m: top1_percent(m, data.val)) if data.labelled else None,
+            )
         build.folder.path(_CHECKPOINT).unlink(missing_ok=True)
         facts["epochs"] = recipe.epochs
     if hook is not None or recipe.epochs:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
-from deploypruner.graph import trace
+from deploypruner.errors import InputError
+from deploypruner.graph import Graph, trace
+from deploypruner.sources.adapted import WholeBatches
+from deploypruner.sources.batches import Data
 from deploypruner.stages import Build, Stage
 from deploypruner.verify.compare import compare_outputs, flatten_outputs
 
@@ -30,7 +34,10 @@ class Trace(Stage):
             wanted, got = (flatten_outputs(m(*build.example_inputs)) for m in (module, graph.module))
         scale = max(float(abs(w).max()) for w in wanted)
         check = compare_outputs("traced graph = model (float32)", got, wanted, tolerance=_RELATIVE * max(scale, 1.0))
-        return replace(build, graph=graph, checks=(check,), remarks=build.remarks + graph.remarks)
+        data, remarks = _in_batches(build.data, graph)
+        return replace(
+            build, graph=graph, data=data, checks=(check,), remarks=build.remarks + graph.remarks + remarks
+        )
 
     def document(self, build: Build) -> str:
         """Groups, channels and MACs."""
@@ -38,3 +45,38 @@ class Trace(Stage):
         channels = sum(g.size for g in graph.groups)
         macs, params = graph.costs.macs(), graph.costs.params()
         return f"{len(graph.groups)} groups, {channels} channels, {macs / 1e6:.1f} M MACs, {params:,} parameters"
+
+
+def _in_batches(data: Data | None, graph: Graph) -> tuple[Data | None, tuple[str, ...]]:
+    """The data in batches the graph can run on, and a remark where that takes away the choice of their size.
+
+    Raises:
+        InputError: The model takes single samples only, on which nothing can be trained.
+    """
+    if data is None or graph.dynamic_batch or _runs_twice_the_batch(graph):
+        return data, ()
+    size = int(graph.example_inputs[0].shape[0])
+    if size == 1:
+        raise InputError(
+            "the model takes one sample at a time: its batch size is written into its graph, and batch norm and "
+            "fine-tuning need more",
+            hint="make the batch dynamic (x.reshape(len(x), -1), not x.reshape(1, -1)), or leave out --data",
+        )
+    fixed = replace(data, train=WholeBatches(data.train, size), val=WholeBatches(data.val, size))
+    left = [0 if b.samples is None else b.samples % size for b in (data.train, data.val)]
+    lost = (
+        f"; {left[0]} training and {left[1]} validation samples fill no batch and are not used" if any(left) else ""
+    )
+    return fixed, (f"the model takes batches of exactly {size} samples{lost}",)
+
+
+def _runs_twice_the_batch(graph: Graph) -> bool:
+    """Does the graph, traced at one batch size, give two batches at once what it gives one after the other?"""
+    single = graph.example_inputs
+    with torch.no_grad():
+        want = [np.concatenate([value, value]) for value in flatten_outputs(graph.module(*single)) if value.ndim]
+        try:
+            got = flatten_outputs(graph.module(*(torch.cat([x, x]) for x in single)))
+        except (RuntimeError, AssertionError):
+            return False
+    return compare_outputs("", got, want, tolerance=_RELATIVE * max(float(abs(w).max()) for w in want)).passed

@@ -1,0 +1,126 @@
+"""Splits as a model can use them: without labels it has no output for, in batches of the one size it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deploypruner.errors import InputError
+from deploypruner.sources.batches import Batch, Batches
+
+
+@dataclass(frozen=True, eq=False)
+class Unlabelled(Batches):
+    """The inputs of a split alone.
+
+    Args:
+        inner: The split.
+    """
+
+    inner: Batches
+
+    @property
+    def labelled(self) -> bool:
+        """Never."""
+        return False
+
+    @property
+    def samples(self) -> int | None:
+        """See `Batches`."""
+        return self.inner.samples
+
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...] | None:
+        """See `Batches`."""
+        return self.inner.input_shapes
+
+    def epoch(
+        self, *, batch_size: int, seed: int = 0, shuffle: bool = False, augment: bool = False
+    ) -> Iterator[Batch]:
+        """See `Batches`."""
+        for inputs, _ in self.inner.epoch(batch_size=batch_size, seed=seed, shuffle=shuffle, augment=augment):
+            yield inputs, None
+
+    def known_labels(self) -> Tensor | None:
+        """None."""
+        return None
+
+    def origin(self, index: int) -> str:
+        """See `Batches`."""
+        return self.inner.origin(index)
+
+
+@dataclass(frozen=True, eq=False)
+class WholeBatches(Batches):
+    """A split in batches of one size, whatever size is asked for; samples that do not fill a batch are left out.
+
+    Args:
+        inner: The split.
+        size: Samples in every batch.
+
+    Raises:
+        InputError: The split is known to have fewer samples than one batch.
+    """
+
+    inner: Batches
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.samples == 0:
+            raise InputError(
+                f"the model takes batches of exactly {self.size} samples, and a split of the data has only "
+                f"{self.inner.samples}",
+                hint="add samples, or export the model with a dynamic batch",
+            )
+
+    @property
+    def labelled(self) -> bool:
+        """See `Batches`."""
+        return self.inner.labelled
+
+    @property
+    def samples(self) -> int | None:
+        """See `Batches`."""
+        count = self.inner.samples
+        return None if count is None else count - count % self.size
+
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...] | None:
+        """See `Batches`."""
+        return self.inner.input_shapes
+
+    def epoch(
+        self, *, batch_size: int, seed: int = 0, shuffle: bool = False, augment: bool = False
+    ) -> Iterator[Batch]:
+        """See `Batches`."""
+        waiting: list[Batch] = []
+        for batch in self.inner.epoch(batch_size=self.size, seed=seed, shuffle=shuffle, augment=augment):
+            waiting.append(batch)
+            while sum(len(inputs[0]) for inputs, _ in waiting) >= self.size:
+                whole, rest = _cut(_joined(waiting), self.size)
+                yield whole
+                waiting = [rest] if len(rest[0][0]) else []
+
+    def known_labels(self) -> Tensor | None:
+        """See `Batches`."""
+        return self.inner.known_labels()
+
+    def origin(self, index: int) -> str:
+        """See `Batches`."""
+        return self.inner.origin(index)
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    inputs = tuple(torch.cat(parts) for parts in zip(*(inputs for inputs, _ in batches), strict=True))
+    labels = [target for _, target in batches if target is not None]
+    return inputs, torch.cat(labels) if labels else None
+
+
+def _cut(batch: Batch, size: int) -> tuple[Batch, Batch]:
+    inputs, labels = batch
+    first = tuple(x[:size] for x in inputs), None if labels is None else labels[:size]
+    rest = tuple(x[size:] for x in inputs), None if labels is None else labels[size:]
+    return first, rest

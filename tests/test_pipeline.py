@@ -1,0 +1,427 @@
+"""Builds that are interrupted, killed, tampered with and resumed end in the same files; and what those files say."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import deploypruner as dp
+from deploypruner.errors import BudgetError, InputError, PlanError, RecipeError
+from deploypruner.folder import BuildFolder
+from deploypruner.pipeline import CHAIN
+from deploypruner.recipe import MeasureRecipe, Recipe
+from tests.builds import (
+    CLASSES,
+    COMPILE,
+    IMAGE,
+    REPRODUCED,
+    copy_of_finished,
+    digests,
+    finished,
+    left_over,
+    pretended_timings,
+    run_cli,
+    samples,
+    save_program,
+    stopped_before,
+    tiny,
+    workshop,
+)
+
+ROOT = Path(__file__).parents[1]
+STAGES = [stage.name for stage in CHAIN]
+SAVING = [stage.name for stage in CHAIN if stage.saves]
+
+
+@contextlib.contextmanager
+def interrupted_in(name: str) -> Iterator[None]:
+    """Ctrl-C inside one stage: while its first file is half written, or where it writes none, at its end."""
+    stage = next(cls for cls in CHAIN if cls.name == name)
+    run, writing = stage.run, BuildFolder.writing
+
+    @contextlib.contextmanager
+    def half_written(self, name, **options):
+        with writing(self, name, **options) as path:
+            yield path
+            raise KeyboardInterrupt
+
+    def interrupted(self, build):
+        with mock.patch.object(BuildFolder, "writing", half_written):
+            run(self, build)
+        raise KeyboardInterrupt
+
+    with mock.patch.object(stage, "run", interrupted):
+        yield
+
+
+def done_before(err: str) -> list[str]:
+    return [line.split()[0] for line in err.splitlines() if "(done before)" in line]
+
+
+def test_a_build_interrupted_in_every_stage_and_resumed_each_time_ends_in_the_same_files(tmp_path):
+    command = (*COMPILE, "--out", str(tmp_path / "build"))
+    for number, name in enumerate(STAGES):
+        before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != "finished.json"}
+        with interrupted_in(name), pretended_timings():
+            outcome = run_cli(*command, "--resume")
+        outcome.assert_error(130, "interrupted", "--resume")
+        assert done_before(outcome.err) == [s for s in STAGES[: max(0, number - 1)] if s in SAVING], name
+        assert left_over(tmp_path) == [], name
+        assert {p: p.read_bytes() for p in before} == before, name
+    with pretended_timings():
+        outcome = run_cli(*command, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert done_before(outcome.err) == SAVING
+    assert digests(tmp_path / "build") == digests(finished())
+
+
+# Starts the command line in a process that kills itself, as no handler can, while the second epoch is saved.
+KILLED = """
+import os, signal, sys, torch
+torch.set_num_threads(1)
+from deploypruner import cli
+from deploypruner.recover import checkpoint
+save = checkpoint.save
+def save_and_die(*arguments, epochs, **options):
+    save(*arguments, epochs=epochs, **options)
+    if len(epochs) == 2:
+        (arguments[0].parent / ".writing-left").mkdir()
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.save = save_and_die
+cli.main()
+"""
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def test_a_build_killed_between_two_epochs_goes_on_from_its_checkpoint_to_the_same_weights(tmp_path):
+    command = (*COMPILE, "--out", str(tmp_path / "build"))
+    killed = subprocess.run([sys.executable, "-c", KILLED, *command], cwd=workshop(), env=ENVIRONMENT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with stopped_before("quantize"):
+        outcome = run_cli(*command, "--resume")
+    assert "recover: continued after epoch 2" in outcome.err
+    assert done_before(outcome.err) == ["score", "allocate"]
+    assert left_over(tmp_path) == []
+    same = ("plan.json", "stages/scores.safetensors", "stages/recovered.safetensors")
+    assert digests(tmp_path / "build", same) == digests(finished(), same)
+
+
+def test_ctrl_c_while_workers_measure_ends_them_all(tmp_path):
+    folder = copy_of_finished(tmp_path)
+    command = [sys.executable, "-m", "deploypruner", *COMPILE, "--out", str(folder), "--resume"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=workshop(), env=ENVIRONMENT, **streams) as process:
+        parent, workers = psutil.Process(process.pid), []
+        while len(workers) < 5 and process.poll() is None:  # four artifacts and the twin of the first
+            time.sleep(0.05)
+            workers = [p for p in parent.children() if "deploypruner.measure.worker" in p.cmdline()]
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert err.endswith("error: interrupted\n\nhint: run the same command with --resume to go on\n")
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+    assert left_over(tmp_path) == []
+    assert digests(folder) == digests(finished())
+
+
+# ---------------------------------------------------------------------- resume
+
+
+def test_resume_in_an_empty_folder_starts_a_build(tmp_path):
+    with stopped_before("remove"):
+        outcome = run_cli(*COMPILE, "--out", str(tmp_path), "--resume")
+    assert done_before(outcome.err) == []
+    assert digests(tmp_path, ["plan.json"]) == digests(finished(), ["plan.json"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--macs", "0.9"), "prune.macs = 0.5, this command says 0.9"),
+        (("--seed", "1"), "seed = 0, this command says 1"),
+        (("--epochs", "1"), "recover.epochs = 3, this command says 1"),
+        (("--criterion", "magnitude"), "prune.criterion = 'auto', this command says 'magnitude'"),
+        (
+            ("--runtime", "openvino"),
+            "measure.runtimes = ['onnxruntime'], this command says ['onnxruntime', 'openvino']",
+        ),
+    ],
+)
+def test_resume_with_other_options_names_the_first_difference_and_changes_nothing(options, said):
+    before = digests(finished())
+    outcome = run_cli(*COMPILE, *options, "--out", str(finished()), "--resume")
+    outcome.assert_error(2, said, "leave out --resume")
+    assert digests(finished()) == before
+
+
+def test_resume_with_another_model_under_the_same_name_is_refused(tmp_path):
+    other = tmp_path / "elsewhere"
+    shutil.copytree(workshop(), other, ignore=shutil.ignore_patterns("finished"))
+    net = tiny()
+    net.head.bias.data += 1
+    save_program(net, other / "tiny.pt2", torch.zeros(2, *IMAGE))
+    outcome = run_cli(*COMPILE, "--out", str(finished()), "--resume", folder=other)
+    outcome.assert_error(2, "was made with model sha256 = ")
+
+
+@pytest.mark.parametrize(
+    ("file", "first_again"),
+    [
+        ("stages/scores.safetensors", "score"),
+        ("plan.json", "allocate"),
+        ("stages/recovered.safetensors", "recover"),
+        ("stages/verify.json", "verify"),
+    ],
+)
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_a_stage_whose_file_is_damaged_is_done_again_with_all_after_it(tmp_path, file, first_again, damage):
+    folder = copy_of_finished(tmp_path)
+    path = folder / file
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-7])
+    else:
+        path.unlink()
+    with stopped_before("measure" if first_again == "verify" else "quantize"):
+        outcome = run_cli(*COMPILE, "--out", str(folder), "--resume")
+    outcome.assert_error(130, "interrupted")
+    assert done_before(outcome.err) == SAVING[: SAVING.index(first_again)]
+    kept = ("plan.json", "stages/scores.safetensors", "stages/recovered.safetensors")
+    assert digests(folder, kept) == digests(finished(), kept)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"recipe": {}, "stages": []}', '{"recipe": {}, "stages": {"score": {}}}']
+)
+def test_a_damaged_record_of_what_is_finished_is_refused(tmp_path, text):
+    folder = copy_of_finished(tmp_path)
+    (folder / "stages" / "finished.json").write_text(text)
+    outcome = run_cli(*COMPILE, "--out", str(folder), "--resume")
+    outcome.assert_error(2, "finished.json is damaged")
+    assert digests(folder) == digests(finished())
+
+
+def test_a_folder_without_a_record_is_not_resumed(tmp_path):
+    folder = copy_of_finished(tmp_path)
+    (folder / "stages" / "finished.json").unlink()
+    run_cli(*COMPILE, "--out", str(folder), "--resume").assert_error(2, "holds nothing to resume")
+
+
+def test_the_recipe_of_a_build_alone_repeats_it(tmp_path):
+    folder = copy_of_finished(tmp_path)
+    with stopped_before("measure"):
+        outcome = run_cli("compile", "--recipe", str(folder / "recipe.toml"), "--out", str(folder), "--resume")
+    outcome.assert_error(130, "interrupted")
+    assert done_before(outcome.err) == SAVING
+
+
+# ---------------------------------------------------------------------- what a build folder says
+
+
+def test_a_finished_folder_holds_what_is_promised_and_nothing_else():
+    assert {p.name for p in finished().iterdir()} == {
+        *REPRODUCED,
+        *("report.html", "report.json", "recipe.toml", "manifest.json", "measurements", "stages"),
+    }
+    assert left_over(finished()) == []
+
+
+def test_the_manifest_lists_the_sha256_of_every_file():
+    manifest = json.loads((finished() / "manifest.json").read_text())
+    files = [p for p in finished().rglob("*") if p.is_file() and "stages" not in p.parts[-2:]]
+    assert manifest["sha256"] == {
+        str(p.relative_to(finished())): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in files
+        if p.name != "manifest.json"
+    }
+    assert manifest["command"].startswith("deploypruner compile tiny.pt2 --data labelled.npz")
+    assert manifest["versions"]["torch"] == torch.__version__
+
+
+def test_the_report_has_the_fields_of_its_contract():
+    report = json.loads((finished() / "report.json").read_text())
+    assert {"target", "environment", "command", "model", "rows", "verification", "budget", "loop"} <= report.keys()
+    assert {row["name"] for row in report["rows"]} == {"dense fp32", "dense int8", "pruned fp32", "pruned int8"}
+    row = report["rows"][0]
+    assert row["name"] == "dense fp32"
+    promised = (
+        "name format runtime precision pattern threads accuracy agreement median_ms p95_ms p99_ms samples ratio "
+        "ratio_ci verdict macs params nonzero bytes peak_rss_bytes"
+    )
+    assert set(promised.split()) <= row.keys()
+    assert (row["ratio"], row["agreement"]) == (1.0, 1.0)
+    assert all({"name", "max_abs_diff", "tolerance", "passed"} <= check.keys() for check in report["verification"])
+    assert {"kind", "requested", "predicted", "certified", "met"} <= report["budget"].keys()
+
+
+def test_the_numbers_of_the_report_follow_from_plan_files_and_data():
+    report = json.loads((finished() / "report.json").read_text())
+    plan = json.loads((finished() / "plan.json").read_text())
+    rows = {row["name"]: row for row in report["rows"]}
+    # By hand: stem 8*8*16*27, body 8*8*16*144, head 16*4.
+    assert rows["dense fp32"]["macs"] == plan["macs_before"] == 8 * 8 * 16 * 27 + 8 * 8 * 16 * 144 + 64
+    assert rows["pruned int8"]["macs"] == plan["macs_after"] <= 0.5 * plan["macs_before"]
+    assert rows["pruned int8"]["bytes"] == (finished() / "model.int8.onnx").stat().st_size
+    net = tiny()
+    with np.load(workshop() / "labelled.npz") as data, torch.no_grad():
+        right = net(torch.from_numpy(data["x_val"])).argmax(1).numpy() == data["y_val"]
+    assert rows["dense fp32"]["accuracy"] == pytest.approx(100 * right.mean())
+
+
+def test_the_recipe_of_a_build_spells_out_what_was_left_to_defaults():
+    recipe = tomllib.loads((finished() / "recipe.toml").read_text())
+    assert recipe["prune"]["macs"] == 0.5
+    assert recipe["model"]["source"] == "tiny.pt2"
+    assert recipe["recover"]["epochs"] == 3
+
+
+# ---------------------------------------------------------------------- Python
+
+
+def outputs(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return module(x)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dp.CompiledBuild, torch.nn.Module]:
+    """`dp.compile` of a model left in training mode, with a DataLoader."""
+    model = tiny().train()
+    x, y = (torch.from_numpy(array) for array in samples(40))
+    with pretended_timings():
+        build = dp.compile(
+            model,
+            torch.zeros(2, *IMAGE),
+            target="cpu",
+            data=DataLoader(TensorDataset(x, y), batch_size=16),
+            macs=0.6,
+            epochs=1,
+            runtimes=("onnxruntime",),
+            recipe=Recipe(measure=MeasureRecipe(seconds=1.0)),
+            out=tmp_path_factory.mktemp("api") / "build",
+        )
+    return build, model
+
+
+def test_compile_leaves_the_model_as_it_was(compiled):
+    _, model = compiled
+    assert model.training
+    assert all(torch.equal(value, tiny().state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_compile_restore_and_the_program_are_the_same_function(compiled):
+    build, _ = compiled
+    x = torch.from_numpy(samples(5, seed=9)[0])
+    restored = dp.restore(type(tiny())(), build.folder)
+    program = torch.export.load(build.folder / "model.pt2").module()
+    assert torch.equal(outputs(restored, x), outputs(build.module, x))
+    torch.testing.assert_close(outputs(program, x), outputs(build.module, x))
+    assert outputs(restored, x).shape == (5, CLASSES)
+
+
+def test_arguments_of_compile_win_over_its_recipe(compiled):
+    build, _ = compiled
+    recipe = tomllib.loads((build.folder / "recipe.toml").read_text())
+    assert (recipe["prune"]["macs"], recipe["recover"]["epochs"], recipe["measure"]["seconds"]) == (0.6, 1, 1.0)
+
+
+def test_measure_and_prune_stay_functions_after_their_packages_are_imported(compiled):
+    build, _ = compiled
+    rows = dp.measure([build.folder / "model.fp32.onnx"], runtime="onnxruntime", threads=1, budget_s=0.2)
+    assert [row.name for row in rows] == ["model.fp32.onnx"]
+    assert callable(dp.prune)
+
+
+def test_the_steps_one_by_one_are_prune_in_one():
+    model, x = tiny(), torch.zeros(2, *IMAGE)
+    graph = dp.trace(model, x)
+    plan = dp.plan(graph, criterion="magnitude", budget=dp.Budget(macs=0.5))
+    small = dp.remove(graph, plan)
+    result = dp.prune(model, x, criterion="magnitude", macs=0.5)
+    batch = torch.from_numpy(samples(3)[0])
+    assert torch.equal(outputs(small, batch), outputs(result.module, batch))
+    assert (result.plan.macs_after, result.plan.params_after) == (plan.macs_after, plan.params_after)
+    assert result.plan.macs_after < result.plan.macs_before
+    assert sum(p.numel() for p in result.module.parameters()) == plan.params_after < plan.params_before
+    assert [group.size for group in result.graph.groups] == [16]
+    assert {frozen.reason for frozen in graph.frozen} == {"model input", "model output"}
+
+
+def test_plan_takes_data_as_a_loader_tensors_or_a_path():
+    graph = dp.trace(tiny(), torch.zeros(2, *IMAGE))
+    x, y = (torch.from_numpy(array) for array in samples(48))
+    forms = ((x, y), DataLoader(TensorDataset(x, y), 16), workshop() / "labelled.npz", x)
+    plans = [dp.plan(graph, criterion="taylor", budget=dp.Budget(macs=0.5), data=form) for form in forms]
+    assert {plan.macs_after for plan in plans} == {plans[0].macs_after}
+
+
+OTHER_NET = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 8), torch.nn.Linear(8, 4))
+
+
+def plan_with(x: torch.Tensor, y: torch.Tensor) -> dp.Plan:
+    graph = dp.trace(tiny(), torch.zeros(2, *IMAGE))
+    return dp.plan(graph, criterion="taylor", budget=dp.Budget(macs=0.5), data=(x, y))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (lambda m, x: dp.compile(m), RecipeError, "needs example_inputs"),
+        (lambda m, x: dp.compile(3, x), InputError, "was given a int, not a model"),
+        (lambda m, x: dp.compile(m, (x, 1.0)), InputError, "example input 1 is a float"),
+        (lambda m, x: dp.compile(m, x, train=lambda *_: None), RecipeError, "has nothing to train on"),
+        (lambda m, x: dp.compile(m, x, target="gpu"), RecipeError, "no target called 'gpu'"),
+        (lambda m, x: dp.compile(m, x, macs=0.01), BudgetError, "smallest reachable budget"),
+        (lambda m, x: dp.compile(m, x, data=iter([x])), InputError, "can be read only once"),
+        (lambda m, x: dp.prune(m, x, macs=0), RecipeError, "0 < macs <= 1"),
+        (lambda m, x: dp.prune(m, x, macs=0.5, criterion="taylor"), RecipeError, "needs data"),
+        (lambda m, x: plan_with(torch.zeros(9, 1, 16, 16), torch.zeros(9).long()), InputError, "[1, 16, 16]"),
+        (lambda m, x: plan_with(torch.zeros(9, *IMAGE), torch.full((9,), 4)), InputError, "model's 4 outputs"),
+        (lambda m, x: dp.restore(m, "nowhere"), InputError, "nowhere/plan.json does not exist"),
+        (lambda m, x: dp.restore(OTHER_NET, finished()), PlanError, "which this model does not have"),
+        (lambda m, x: dp.measure([]), InputError, "no artifacts to measure"),
+    ],
+)
+def test_a_wrong_call_is_named(tmp_path, monkeypatch, call, error, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error) as caught:
+        call(tiny(), torch.zeros(4, *IMAGE))
+    assert said in str(caught.value)
+    assert caught.value.hint
+
+
+class NoTensor(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> int:
+        return len(x)
+
+
+def test_a_model_without_a_tensor_to_return_is_named(tmp_path):
+    with pytest.raises(InputError, match="returned int, which holds no tensor"):
+        dp.compile(NoTensor(), torch.zeros(2, 3), out=tmp_path / "build")
+
+
+def test_openvino_is_imported_without_its_telemetry():
+    code = (
+        "import sys, threading\n"
+        "from deploypruner.runtime.openvino_import import import_openvino\n"
+        "print(import_openvino().__name__, 'openvino_telemetry' in sys.modules, threading.active_count())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "openvino False 1\n"
