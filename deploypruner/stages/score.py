@@ -84,8 +84,10 @@ def make_criterion(name: str, parameters: dict[str, Any]) -> Criterion:
         ) from error
 
 
-def training_batches(build: Build, *, batch_size: int, count: int) -> Iterator[tuple[Any, ...]]:
-    """The first `count` batches of one seeded, unaugmented pass over the training data."""
+def training_batches(
+    build: Build, *, batch_size: int, count: int, augment: bool = False
+) -> Iterator[tuple[Any, ...]]:
+    """The first `count` batches of one seeded pass over the training data."""
     assert build.data is not None, "there is no data"
-    epoch = build.data.train.epoch(batch_size=batch_size, seed=build.recipe.seed, shuffle=True)
+    epoch = build.data.train.epoch(batch_size=batch_size, seed=build.recipe.seed, shuffle=True, augment=augment)
     return islice(epoch, count)
