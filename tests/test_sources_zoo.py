@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
 
@@ -17,8 +18,13 @@ from deploypruner.sources.torchvision_ops import import_torchvision
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+needs_zoo = pytest.mark.skipif(
+    any(find_spec(package) is None for package in ("timm", "torchvision")),
+    reason="timm and torchvision are not installed: pip install 'deploypruner[zoo]'",
+)
 
 
+@needs_zoo
 @pytest.mark.parametrize("source", ["torchvision:resnet18", "timm:mobilenetv3_small_100"])
 def test_a_random_model_runs_at_the_size_it_was_made_for(source: str) -> None:
     first = load_model(f"{source}?pretrained=0&num_classes=10")
@@ -28,6 +34,7 @@ def test_a_random_model_runs_at_the_size_it_was_made_for(source: str) -> None:
     assert (first.preprocessing.mean, first.preprocessing.resize) == (IMAGENET_MEAN, 256)
 
 
+@needs_zoo
 def test_the_asked_shape_wins_over_the_zoo_and_the_zoo_over_the_data() -> None:
     source = "torchvision:squeezenet1_1?pretrained=0"
     from_zoo, asked = load_model(source, data_shape=(3, 64, 64)), load_model(source, input_shapes=((2, 3, 64, 64),))
@@ -36,6 +43,7 @@ def test_the_asked_shape_wins_over_the_zoo_and_the_zoo_over_the_data() -> None:
     assert from_zoo.sha256 == asked.sha256
 
 
+@needs_zoo
 def test_weights_are_loaded_into_a_zoo_model(tmp_path: Path) -> None:
     models = import_torchvision().models
     torch.manual_seed(5)
@@ -47,12 +55,14 @@ def test_weights_are_loaded_into_a_zoo_model(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.module(*loaded.example_inputs), trained.eval()(*loaded.example_inputs))
 
 
+@needs_zoo
 @pytest.mark.parametrize("zoo", ["timm", "torchvision"])
 def test_an_unknown_name_offers_the_nearest(zoo: str) -> None:
     with pytest.raises(InputError, match=rf"{zoo} has no model called 'resnet8'[\s\S]*did you mean {zoo}:resnet18"):
         load_model(f"{zoo}:resnet8")
 
 
+@needs_zoo
 @pytest.mark.parametrize(
     ("query", "said"),
     [
@@ -66,6 +76,7 @@ def test_options_are_checked(query: str, said: str) -> None:
         load_model(f"torchvision:resnet18?{query}")
 
 
+@needs_zoo
 def test_a_failed_download_names_the_cause_and_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_args: object, **_options: object) -> None:
         raise URLError("Name or service not known")
