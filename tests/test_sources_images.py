@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,8 @@ def test_the_limit_is_remarked(folder: Path) -> None:
 @pytest.mark.parametrize("source", [(300, 400), (400, 300), (224, 500), (130, 131)])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_the_evaluation_crop_is_torchvisions(tmp_path: Path, source: tuple[int, int]) -> None:
+    if find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed: pip install 'deploypruner[zoo]'")
     from deploypruner.sources.torchvision_ops import import_torchvision
 
     path = draw(tmp_path / "image.png", size=source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -160,8 +161,9 @@ def test_code_in_a_pickle_does_not_run_without_trust(tmp_path: Path, *, zipped: 
     torch.save(RunsOnLoad(proof), "evil.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(InputError, match="unpickling can run any code"):
         load_model("evil.pt")
-    with pytest.raises(InputError, match="unpickling can run any code"):
-        load_model("torchvision:resnet18", weights=Path("evil.pt"))
+    if find_spec("torchvision") is not None:
+        with pytest.raises(InputError, match="unpickling can run any code"):
+            load_model("torchvision:resnet18", weights=Path("evil.pt"))
     assert not proof.exists()
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch.export import Dim, ExportedProgram
 
 from deploypruner.errors import TraceError
+from deploypruner.graph.capture import quiet
 
 _aten = torch.ops.aten
 
@@ -30,7 +29,7 @@ def capture(
     """
     args = tuple(_at_least_two(x) if dynamic_batch else x for x in example_inputs)
     shapes = tuple({0: Dim.DYNAMIC} if x.ndim else None for x in args) if dynamic_batch else None
-    with quiet_warnings():
+    with quiet():
         try:
             return torch.export.export(evaluating(module), args, dynamic_shapes=shapes, strict=False)
         except (RuntimeError, ValueError, TypeError, torch._dynamo.exc.UserError) as error:
@@ -61,16 +60,8 @@ def evaluating(module: torch.nn.Module) -> torch.nn.Module:
 
     A copy even where the mode is right, because capture may leave fake tensors in cached attributes.
     """
-    with quiet_warnings():
+    with quiet():
         return copy.deepcopy(module).eval()
-
-
-@contextmanager
-def quiet_warnings() -> Iterator[None]:
-    """Keep third-party warnings, which a user cannot act on, from being shown."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _at_least_two(x: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from deploypruner.errors import TraceError
 from deploypruner.export import Exporter, exporters
-from deploypruner.export.program import capture, quiet_warnings, with_reshapes
+from deploypruner.export.program import capture, quiet, with_reshapes
 
 # 20 is the first opset with Gelu as one operator, which both runtimes fuse; 18 spells it out in five.
 OPSET = 20
@@ -54,7 +54,7 @@ class Onnx(Exporter):
 
 def _convert(program: ExportedProgram) -> onnx.ModelProto:
     inputs = _user_inputs(program)
-    with quiet_warnings(), redirect_stdout(io.StringIO()):
+    with quiet(), redirect_stdout(io.StringIO()):
         try:
             converted = torch.onnx.export(
                 program,

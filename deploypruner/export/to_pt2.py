@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from deploypruner.export import Exporter, exporters
-from deploypruner.export.program import capture, quiet_warnings
+from deploypruner.export.program import capture, quiet
 
 
 @exporters.register("pt2")
@@ -32,7 +32,7 @@ class Pt2(Exporter):
         # Example inputs and source lines would otherwise travel with the file.
         program.example_inputs = None
         _forget_history(program)
-        with quiet_warnings():
+        with quiet():
             torch.export.save(program, path)
 
 

@@ -100,7 +100,7 @@ def _export(
     model.train()
     model.eval()
     dynamic = pytree.tree_map_only(torch.Tensor, lambda t: {0: Dim.DYNAMIC} if t.ndim else None, inputs)
-    with _quiet():
+    with quiet():
         try:
             # A dynamic export marks the tensors it is given, so each attempt gets clones.
             program = torch.export.export(model, _clones(inputs), strict=False, dynamic_shapes=dynamic)
@@ -136,8 +136,8 @@ def _clones(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch.export's warnings, log lines and graph dumps from the user: the error or the remark says enough."""
+def quiet() -> Iterator[None]:
+    """Keep torch's warnings, log lines and graph dumps from the user: the error or the remark says enough."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

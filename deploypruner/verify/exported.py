@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from deploypruner.errors import InputError
-from deploypruner.export.program import evaluating, quiet_warnings
+from deploypruner.export.program import evaluating, quiet
 from deploypruner.records import Check
 from deploypruner.runtime import runtimes
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
@@ -179,7 +179,7 @@ def _run_torch(module: torch.nn.Module, batches: Sequence[Feeds]) -> list[Array]
 
 def _load_archive(path: Path) -> torch.nn.Module:
     try:
-        with quiet_warnings():
+        with quiet():
             return torch.export.load(path).module()
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"torch cannot load '{path}': {error}", hint="export the model again") from error
