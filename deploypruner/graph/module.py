@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Self
 
 import torch
@@ -18,6 +19,12 @@ class TracedModule(GraphModule):
     dropout calls inside the graph, as they would in the original module; a batch norm without running
     statistics (weight standardisation) always normalises by its input and is left alone.
     """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch about its own tree specs
+            copied: Any = super().__deepcopy__(memo)
+        return copied
 
     def train(self, mode: bool = True) -> Self:
         """Switch batch norm and dropout between training and inference behaviour."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import operator
-import warnings
 from typing import Any
 
 import numpy as np
@@ -51,9 +50,7 @@ class _Rewriter:
         self.removed = removed
         # Sharing the tensors in the memo copies the graph but no weight; state() makes the only new copies.
         shared = {id(s.tensor): s.tensor for s in tracing.state.values()}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # deepcopy of torch's own tree specs
-            self.module = copy.deepcopy(tracing.module, memo=dict(shared))
+        self.module = copy.deepcopy(tracing.module, memo=dict(shared))
         self.copies = dict(zip(tracing.module.graph.nodes, self.module.graph.nodes, strict=True))
 
     def run(self) -> TracedModule:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -75,9 +74,7 @@ def _gradients(
     graph: Graph, batches: Iterable[Batch], seed: int, on_batch: Callable[[], None]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Mean gradients per parameter, and gate derivatives `[B, n]` per minibatch of every last affine layer."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # deepcopy of torch's own tree specs
-        module = copy.deepcopy(graph.module).eval().requires_grad_(True)
+    module = copy.deepcopy(graph.module).eval().requires_grad_(True)
     weights = dict(module.named_parameters(remove_duplicate=False))
     affines = list(dict.fromkeys(a for group in graph.groups for a in last_affines(graph, group)))
     generator = torch.Generator().manual_seed(seed)

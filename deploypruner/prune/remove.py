@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import Any
 
 import numpy as np
@@ -66,7 +65,7 @@ def mask(graph: Graph, plan: Plan) -> TracedModule:
 
     Only parameters that nothing divides by are zeroed: not running statistics, not the direction of a weight norm.
     """
-    module = _copy(graph.module)
+    module = copy.deepcopy(graph.module)
     keep = plan.keep
     with torch.no_grad():
         for group in graph.groups:
@@ -95,15 +94,9 @@ def _tensors(output: Any) -> list[Tensor]:
     return [t.double() for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
 
 
-def _copy(module: TracedModule) -> TracedModule:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # deepcopy of torch's own tree specs
-        return copy.deepcopy(module)
-
-
 def _double(module: TracedModule) -> TracedModule:
     """A copy in float64, including the dtypes that export wrote into the graph (casts, new tensors)."""
-    module = _copy(module).double().eval()
+    module = copy.deepcopy(module).double().eval()
     for node in module.graph.nodes:
         node.args = pytree.tree_map_only(torch.dtype, _wider, node.args)
         node.kwargs = pytree.tree_map_only(torch.dtype, _wider, node.kwargs)

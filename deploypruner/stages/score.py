@@ -31,8 +31,7 @@ class Score(Stage):
         batches = None
         if build.data is not None and criterion.needs != Needs.WEIGHTS:
             steps = max(1, recipe.samples // recipe.batch_size)
-            epoch = build.data.train.epoch(batch_size=recipe.batch_size, seed=build.recipe.seed, shuffle=True)
-            batches = islice(epoch, steps)
+            batches = training_batches(build, batch_size=recipe.batch_size, count=steps)
             build.progress.start(steps, f"score ({name})")
         try:
             scores = score_groups(
