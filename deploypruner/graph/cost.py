@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from deploypruner.graph.atoms import IntArray, Labels
-from deploypruner.graph.propagate import Tracing
+from deploypruner.graph.labelling import Labelling
 
 _Term = tuple[int, tuple[int, ...]]
 
@@ -23,15 +23,15 @@ class CostModel:
     that survive, so the whole network is a short sum of products of counts.
     """
 
-    def __init__(self, tracing: Tracing, batch: int) -> None:
-        self._tracing = tracing
+    def __init__(self, labelling: Labelling, batch: int) -> None:
+        self._labelling = labelling
         self._batch = batch
         self._axes: list[IntArray] = []
         self._position: dict[bytes, int] = {}
-        self._layers = [(c, self._term(c.axes)) for c in tracing.contractions]
+        self._layers = [(c, self._term(c.axes)) for c in labelling.contractions]
         self._parameters = [
             self._term(zip(state.axes, state.tensor.shape, strict=True))
-            for state in tracing.state.values()
+            for state in labelling.state.values()
             if isinstance(state.tensor, torch.nn.Parameter)
         ]
 
@@ -65,7 +65,7 @@ class CostModel:
         return constant, tuple(counted)
 
     def _axis(self, labels: Labels) -> int | None:
-        rows = self._tracing.atoms.live(labels)
+        rows = self._labelling.atoms.live(labels)
         if rows is None:
             return None
         key = rows.tobytes() + bytes([rows.shape[1]])

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from deploypruner.graph.atoms import IntArray
+from deploypruner.graph.labelling import Labelling, StateTensor
 from deploypruner.graph.nodes import where
-from deploypruner.graph.propagate import StateTensor, Tracing
 from deploypruner.graph.rules.contraction import SPATIAL
 from deploypruner.records import Frozen, Member
 
 _CHANNEL_ROLES = ("producer", "consumer")
 
 
-def find_groups(tracing: Tracing) -> list[tuple[IntArray, tuple[Member, ...]]]:
+def find_groups(labelling: Labelling) -> list[tuple[IntArray, tuple[Member, ...]]]:
     """Sort all removable atoms into groups.
 
     Two atoms are interchangeable when they come from the same axis (family) and occupy the same parameter axes
@@ -26,10 +26,11 @@ def find_groups(tracing: Tracing) -> list[tuple[IntArray, tuple[Member, ...]]]:
     Returns:
         Per group its atoms `[C]` and its members, in the order of the graph.
     """
-    slots = list(_slots(tracing))
-    classes = np.where(np.arange(tracing.atoms.count) > 0, tracing.atoms.family(np.arange(tracing.atoms.count)), 0)
+    slots = list(_slots(labelling))
+    everything = np.arange(labelling.atoms.count)
+    classes = np.where(everything > 0, labelling.atoms.family(everything), 0)
     next_class = int(classes.max(initial=0)) + 1
-    on_some_axis = np.zeros(tracing.atoms.count, bool)
+    on_some_axis = np.zeros(labelling.atoms.count, bool)
     for _, _, atoms, _ in slots:
         touched, counts = np.unique(atoms, return_counts=True)
         on_some_axis[touched] = True
@@ -45,15 +46,15 @@ def find_groups(tracing: Tracing) -> list[tuple[IntArray, tuple[Member, ...]]]:
     return [(order, tuple(members)) for order, members in groups.values()]
 
 
-def find_frozen(tracing: Tracing) -> list[Frozen]:
+def find_frozen(labelling: Labelling) -> list[Frozen]:
     """Channels of convolutions and linear layers that cannot be removed, with the reason and the place."""
     found = []
-    for state in tracing.state.values():
+    for state in labelling.state.values():
         for axis, role in state.roles.items():
             if role not in _CHANNEL_ROLES or state.tensor.shape[axis] < 2 or state.tensor.ndim < 2:
                 continue
             reasons = Counter(
-                (why[0], where(why[1])) for why in tracing.atoms.reasons(state.axes[axis]) if why is not None
+                (why[0], where(why[1])) for why in labelling.atoms.reasons(state.axes[axis]) if why is not None
             )
             found += [
                 Frozen(state.names[0], axis, count, reason, place)
@@ -63,12 +64,12 @@ def find_frozen(tracing: Tracing) -> list[Frozen]:
     return found
 
 
-def share_entries(tracing: Tracing) -> set[tuple[int, int]]:
+def share_entries(labelling: Labelling) -> set[tuple[int, int]]:
     """Pairs of atoms that meet on one index of some parameter axis (a head and a column)."""
     pairs: set[tuple[int, int]] = set()
-    for state in tracing.state.values():
+    for state in labelling.state.values():
         for labels in state.axes:
-            rows = tracing.atoms.live(labels)
+            rows = labelling.atoms.live(labels)
             if rows is None or rows.shape[1] == 1:
                 continue
             for p in range(rows.shape[1]):
@@ -78,11 +79,11 @@ def share_entries(tracing: Tracing) -> set[tuple[int, int]]:
     return pairs
 
 
-def _slots(tracing: Tracing) -> Iterator[tuple[StateTensor, int, IntArray, IntArray]]:
+def _slots(labelling: Labelling) -> Iterator[tuple[StateTensor, int, IntArray, IntArray]]:
     """Every parameter axis that carries live atoms, as parallel arrays of atoms and their positions."""
-    for state in tracing.state.values():
+    for state in labelling.state.values():
         for axis, labels in enumerate(state.axes):
-            rows = tracing.atoms.live(labels)
+            rows = labelling.atoms.live(labels)
             if rows is None:
                 continue
             position, column = np.nonzero(rows)

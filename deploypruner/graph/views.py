@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from deploypruner.graph import Graph
+from deploypruner.graph.labelling import Affine
 from deploypruner.graph.module import get_state
-from deploypruner.graph.propagate import Affine
 from deploypruner.records import Group, Member, MemberView, Role
 
 
@@ -55,7 +55,7 @@ def member_views(
 def last_affines(graph: Graph, group: Group) -> tuple[Affine, ...]:
     """The layers through which the group's channels leave: its normalisations, or its producers without any."""
     on = {(member.parameter, member.axis) for member in group.members}
-    affines = [a for a in graph.tracing.affines.values() if (a.weight, a.axis) in on]
+    affines = [a for a in graph.labelling.affines.values() if (a.weight, a.axis) in on]
     norms = [a for a in affines if a.role == "norm"]
     return tuple(norms or affines)
 
@@ -81,4 +81,4 @@ def _rows(tensor: Tensor, member: Member) -> Tensor:
 
 
 def _role(graph: Graph, parameter: Tensor, axis: int) -> Role:
-    return graph.tracing.state[id(parameter)].roles.get(axis, "other")
+    return graph.labelling.state[id(parameter)].roles.get(axis, "other")

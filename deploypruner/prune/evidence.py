@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from deploypruner.criteria import Criterion, Needs
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph import Graph
+from deploypruner.graph.inputs import call
 from deploypruner.graph.views import gate_rows, last_affines, member_views
 
 Batch = tuple[tuple[Any, ...], Tensor | None]
@@ -83,7 +84,7 @@ def _gradients(
     seen = 0
     for inputs, labels in batches:
         seen += 1
-        loss = _loss(_first_tensor(module(*inputs)), labels, generator)
+        loss = _loss(_first_tensor(call(module, inputs)), labels, generator)
         if not torch.isfinite(loss):
             raise InputError(
                 f"the loss of scoring batch {seen} is {loss.item()}",

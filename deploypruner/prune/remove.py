@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 from deploypruner.errors import VerificationError
 from deploypruner.graph import Graph
-from deploypruner.graph.module import TracedModule, get_state
-from deploypruner.graph.rewrite import rewrite
+from deploypruner.graph.inputs import Inputs, call
+from deploypruner.graph.module import get_state
 from deploypruner.prune.plan import Plan
 from deploypruner.records import Check
 
@@ -21,7 +21,7 @@ from deploypruner.records import Check
 _TOLERANCE = 1e-11
 
 
-def remove(graph: Graph, plan: Plan) -> TracedModule:
+def remove(graph: Graph, plan: Plan) -> nn.Module:
     """Return a new, smaller, trainable module in eval mode; neither graph nor user model is touched.
 
     Raises:
@@ -38,14 +38,14 @@ def remove(graph: Graph, plan: Plan) -> TracedModule:
     return module
 
 
-def remove_and_prove(graph: Graph, plan: Plan) -> tuple[TracedModule, tuple[Check, ...]]:
+def remove_and_prove(graph: Graph, plan: Plan) -> tuple[nn.Module, tuple[Check, ...]]:
     """Like `remove`, but hand over the proof instead of raising."""
     plan.check(graph)
-    module = rewrite(graph.tracing, graph.removed(plan.keep))
+    module = graph.cut(graph.removed(plan.keep))
     return module, prove(graph, plan, module)
 
 
-def prove(graph: Graph, plan: Plan, module: TracedModule) -> tuple[Check, ...]:
+def prove(graph: Graph, plan: Plan, module: nn.Module) -> tuple[Check, ...]:
     """Compare the dense graph with every removed parameter slice set to zero to the module without them.
 
     Both run in float64 on the example inputs with noise added (a batch of equal samples proves little) and, where
@@ -60,7 +60,7 @@ def prove(graph: Graph, plan: Plan, module: TracedModule) -> tuple[Check, ...]:
     return tuple(_compare(name, masked, removed, case) for name, case in cases)
 
 
-def mask(graph: Graph, plan: Plan) -> TracedModule:
+def mask(graph: Graph, plan: Plan) -> nn.Module:
     """A copy of the dense graph in which every slice the plan removes is zero, in producers and consumers.
 
     Only parameters that nothing divides by are zeroed: not running statistics, not the direction of a weight norm.
@@ -72,14 +72,14 @@ def mask(graph: Graph, plan: Plan) -> TracedModule:
             gone = np.setdiff1d(np.arange(group.size), keep[group.id])
             for member in group.members:
                 tensor = get_state(module, member.parameter)
-                if isinstance(tensor, nn.Parameter) and member.parameter not in graph.tracing.directions:
+                if isinstance(tensor, nn.Parameter) and member.parameter not in graph.labelling.directions:
                     tensor.index_fill_(member.axis, torch.as_tensor(member.index[gone].reshape(-1)), 0)
     return module
 
 
-def _compare(name: str, masked: nn.Module, removed: nn.Module, inputs: tuple[Any, ...]) -> Check:
+def _compare(name: str, masked: nn.Module, removed: nn.Module, inputs: Inputs) -> Check:
     with torch.no_grad():
-        wanted, got = (_tensors(m(*inputs)) for m in (masked, removed))
+        wanted, got = (_tensors(call(m, inputs)) for m in (masked, removed))
     scale = max(float(t.abs().max()) for t in wanted)
     difference = max(float((a - b).abs().max()) for a, b in zip(wanted, got, strict=True))
     # A network whose output hardly depends on its input would pass any comparison; say how much it does.
@@ -94,7 +94,7 @@ def _tensors(output: Any) -> list[Tensor]:
     return [t.double() for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
 
 
-def _double(module: TracedModule) -> TracedModule:
+def _double(module: nn.Module) -> nn.Module:
     """A copy in float64, including the dtypes that export wrote into the graph (casts, new tensors)."""
     module = copy.deepcopy(module).double().eval()
     for node in module.graph.nodes:

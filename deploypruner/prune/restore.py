@@ -12,15 +12,13 @@ from torch import nn
 
 from deploypruner.errors import InputError, PlanError
 from deploypruner.graph import trace
-from deploypruner.graph.module import TracedModule
-from deploypruner.graph.rewrite import rewrite
 from deploypruner.prune.plan import Plan
 
 # A dynamic batch is traced with two samples: export turns a batch of one into a constant.
 _BATCH = 2
 
 
-def restore(model: nn.Module, folder: str | Path) -> TracedModule:
+def restore(model: nn.Module, folder: str | Path) -> nn.Module:
     """Rebuild the compiled model.
 
     Args:
@@ -39,7 +37,7 @@ def restore(model: nn.Module, folder: str | Path) -> TracedModule:
     inputs = tuple(_example(tuple(_BATCH if s is None else s for s in t.shape), t.dtype) for t in plan.inputs)
     graph = trace(model, inputs)
     plan.check(graph)
-    module = rewrite(graph.tracing, graph.removed(plan.keep))
+    module = graph.cut(graph.removed(plan.keep))
     path = root / "weights.safetensors"
     try:
         state = load_file(path)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from deploypruner.errors import InputError
+from deploypruner.graph.inputs import call
 from deploypruner.recover.batches import Batch
 from deploypruner.recover.modes import device_of, mode_kept
 
@@ -116,7 +117,7 @@ def _after_one_batch(
     begin = {name: torch.full_like(before[name], value) for name, value in start.items()}
     counters = {n: torch.zeros_like(b) for n, b in before.items() if n.rpartition(".")[2] == "num_batches_tracked"}
     _write(module, before | counters | begin)
-    module(*inputs)
+    call(module, inputs)
     return {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 

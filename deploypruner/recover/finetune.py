@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deploypruner.errors import InputError, RecipeError
+from deploypruner.graph.inputs import call
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.recover import checkpoint as saved
 from deploypruner.recover.batches import Batch, Batches
@@ -138,11 +139,11 @@ class _Run:
         """One update of the weights; returns the loss."""
         inputs, labels = batch
         inputs = tuple(_placed(x, self._device, channels_last=self.settings.channels_last) for x in inputs)
-        output = first_output(self.student(*inputs))
+        output = first_output(call(self.student, inputs))
         target = None
         if self.teacher is not None:
             with torch.no_grad():
-                target = first_output(self.teacher(*inputs))
+                target = first_output(call(self.teacher, inputs))
         loss = recovery_loss(
             output,
             target,

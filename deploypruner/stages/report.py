@@ -77,7 +77,7 @@ def layer_widths(build: Build) -> tuple[LayerWidth, ...]:
     """Output channels of every convolution and linear layer before and after."""
     graph, module = build.traced, build.compiled
     widths = []
-    for affine in (a for a in graph.tracing.affines.values() if a.role == "producer"):
+    for affine in (a for a in graph.labelling.affines.values() if a.role == "producer"):
         before, after = (get_state(m, affine.weight).shape[affine.axis] for m in (graph.module, module))
         widths.append(LayerWidth(affine.weight.removesuffix(".weight"), _kind(graph, affine.weight), before, after))
     return tuple(widths)

@@ -11,6 +11,7 @@ from torch import nn
 
 from deploypruner.errors import InputError
 from deploypruner.graph import Graph, trace
+from deploypruner.graph.inputs import call
 from deploypruner.sources.adapted import WholeBatches
 from deploypruner.sources.batches import Data
 from deploypruner.stages import Build, Stage
@@ -31,7 +32,7 @@ class Trace(Stage):
         graph = trace(build.model, build.example_inputs)
         module = build.model if isinstance(build.model, nn.Module) else build.model.module()
         with torch.no_grad():
-            wanted, got = (flatten_outputs(m(*build.example_inputs)) for m in (module, graph.module))
+            wanted, got = (flatten_outputs(call(m, build.example_inputs)) for m in (module, graph.module))
         scale = max(float(abs(w).max()) for w in wanted)
         check = compare_outputs("traced graph = model (float32)", got, wanted, tolerance=_RELATIVE * max(scale, 1.0))
         data, remarks = _in_batches(build.data, graph)
