@@ -14,6 +14,7 @@ from torch import nn
 from deploypruner.criteria.magnitude import Magnitude
 from deploypruner.errors import BudgetError, InputError, PlanError, RecipeError, VerificationError
 from deploypruner.graph import trace
+from deploypruner.prune.allocate import SCOPES, allocate, make_plan, reachable
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.remove import remove
