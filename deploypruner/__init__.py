@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from deploypruner.errors import DeployPrunerError
     from deploypruner.graph import Graph, trace
     from deploypruner.measure import measure
-    from deploypruner.prune.plan import Plan
+    from deploypruner.prune.constraints import Constraints, LayerConstraint
+    from deploypruner.prune.plan import Plan, make_plan
     from deploypruner.prune.remove import remove
     from deploypruner.prune.restore import restore
     from deploypruner.records import Budget, Frozen, Group, Row
@@ -35,7 +36,8 @@ _HOMES = {
     "deploypruner.errors": ("DeployPrunerError",),
     "deploypruner.graph": ("Graph", "trace"),
     "deploypruner.measure": ("measure",),
-    "deploypruner.prune.plan": ("Plan",),
+    "deploypruner.prune.constraints": ("Constraints", "LayerConstraint"),
+    "deploypruner.prune.plan": ("Plan", "make_plan"),
     "deploypruner.prune.remove": ("remove",),
     "deploypruner.prune.restore": ("restore",),
     "deploypruner.records": ("Budget", "Frozen", "Group", "Row"),
@@ -45,14 +47,17 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "Budget",
     "CompiledBuild",
+    "Constraints",
     "DeployPrunerError",
     "Frozen",
     "Graph",
     "Group",
+    "LayerConstraint",
     "Plan",
     "Pruned",
     "Row",
     "compile",
+    "make_plan",
     "measure",
     "plan",
     "prune",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -17,9 +16,10 @@ from deploypruner.criteria import Needs, criteria
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.folder import BuildFolder
 from deploypruner.graph import Graph, trace
-from deploypruner.graph.module import TracedModule
+from deploypruner.graph.inputs import as_inputs
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.prune.allocate import allocate, check_budget
+from deploypruner.prune.constraints import Constraints
 from deploypruner.prune.evidence import Batch, score_groups
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.remove import remove
@@ -46,7 +46,7 @@ class Pruned:
         graph: The traced dense model.
     """
 
-    module: TracedModule
+    module: nn.Module
     plan: Plan
     graph: Graph
 
@@ -64,7 +64,7 @@ class CompiledBuild:
 
     folder: Path
     report: Report
-    module: TracedModule
+    module: nn.Module
     plan: Plan
 
     @property
@@ -77,10 +77,12 @@ def plan(
     graph: Graph,
     *,
     criterion: str = "magnitude",
-    budget: Budget,
+    budget: Budget | None = None,
     data: object = None,
     scope: str = "global",
     step: int = 8,
+    constraints: Constraints | None = None,
+    widths: Mapping[str, int] | None = None,
     seed: int = 0,
     parameters: dict[str, Any] | None = None,
 ) -> Plan:
@@ -89,11 +91,14 @@ def plan(
     Args:
         graph: From `trace`.
         criterion: Registered name: "magnitude", "taylor", ...
-        budget: What may remain.
+        budget: What may remain; may be left out where `widths` say it all.
         data: Needed by criteria that look at gradients: a loader or iterable of (x, y) or x batches, a pair of
             tensors, or a path. At most 512 samples are used of tensors and paths, 16 batches of a loader.
         scope: "global" or "uniform".
         step: Widths become multiples of this.
+        constraints: What may be cut, and how far.
+        widths: Group id -> how many of its channels stay, the most important ones; the budget and the constraints
+            then decide about the other groups only. To say which channels stay, use `make_plan`.
         seed: Decides which samples are scored.
         parameters: Fields of the criterion.
 
@@ -101,7 +106,11 @@ def plan(
         RecipeError: Unknown name, value out of range, or data that is needed and missing.
         BudgetError: The budget cannot be reached; the message says what can.
         InputError: Nothing can be pruned.
+        PlanError: `widths` names no group, or a width it cannot have.
     """
+    if budget is None and not widths:
+        raise RecipeError("plan needs a budget", hint="pass budget=Budget(macs=0.5), or widths")
+    budget = budget or Budget(macs=1.0)
     check_budget(budget)
     chosen = make_criterion(criterion, parameters or {})
     batches: Iterable[Batch] | None = None
@@ -118,6 +127,8 @@ def plan(
         scope=scope,
         normalizer=criteria.get(criterion).normalizer,
         step=step,
+        constraints=constraints,
+        widths=widths,
     )
 
 
@@ -130,11 +141,21 @@ def prune(
     data: object = None,
     scope: str = "global",
     step: int = 8,
+    constraints: Constraints | None = None,
     seed: int = 0,
 ) -> Pruned:
     """Trace, plan and remove in one call; see `trace`, `plan` and `remove`."""
     graph = trace(model, example_inputs)
-    chosen = plan(graph, criterion=criterion, budget=Budget(macs=macs), data=data, scope=scope, step=step, seed=seed)
+    chosen = plan(
+        graph,
+        criterion=criterion,
+        budget=Budget(macs=macs),
+        data=data,
+        scope=scope,
+        step=step,
+        constraints=constraints,
+        seed=seed,
+    )
     return Pruned(remove(graph, chosen), chosen, graph)
 
 
@@ -149,6 +170,7 @@ def compile(
     criterion: str | None = None,
     scope: str | None = None,
     step: int | None = None,
+    constraints: Constraints | None = None,
     epochs: int | None = None,
     train: Callable[..., None] | None = None,
     runtimes: tuple[str, ...] | None = None,
@@ -163,7 +185,8 @@ def compile(
 
     Args:
         model: A module, a program from torch.export, or MODEL as on the command line.
-        example_inputs: One tensor or a tuple, batch on axis 0; not needed where `model` is a string.
+        example_inputs: One tensor, a tuple of them, or a dict of keyword inputs, batch on axis 0; not needed where
+            `model` is a string.
         out: Build folder; an earlier build in it is replaced, unless `resume`.
         data: Path, loader, pair of loaders or pair of tensors; None prunes by weights and recovers nothing.
         target: Device to compile for, "cpu" by default.
@@ -171,6 +194,7 @@ def compile(
         criterion: Registered name, "auto" by default.
         scope: "uniform" or "global".
         step: Widths become multiples of this.
+        constraints: What may be cut, and how far.
         epochs: Fine-tuning epochs.
         train: `train(student, teacher, data)` in place of the built-in fine-tuning.
         runtimes: Registered names, all by default.
@@ -190,7 +214,7 @@ def compile(
         )
     given = Given(
         model=None if isinstance(model, str) else model,
-        example_inputs=() if example_inputs is None else _as_tuple(example_inputs),
+        example_inputs=() if example_inputs is None else as_inputs(example_inputs),
         data=None if isinstance(data, str | Path) else data,
         train=train,
     )
@@ -199,7 +223,10 @@ def compile(
     overrides: dict[str, Any] = {
         "model": {"source": model if isinstance(model, str) else None},
         "data": {"source": str(data) if isinstance(data, str | Path) else None},
-        "prune": {"macs": macs, "criterion": criterion, "scope": scope, "step": step},
+        "prune": {
+            **{"macs": macs, "criterion": criterion, "scope": scope, "step": step},
+            **(asdict(constraints) if constraints else {}),
+        },
         "recover": {"epochs": epochs},
         "measure": {"runtimes": runtimes, "threads": threads},
         "target": target,
@@ -242,7 +269,3 @@ def run_recipe(
     )
     done = pipeline.run(build, resume=resume, say=say)
     return CompiledBuild(out, read_report(out), done.compiled, done.planned)
-
-
-def _as_tuple(example_inputs: Any) -> tuple[Any, ...]:
-    return (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)

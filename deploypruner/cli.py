@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shlex
 import shutil
@@ -145,6 +146,28 @@ def _model_options(command: Command) -> Command:
             click.option("--criterion", metavar="NAME", help="See `deploypruner list criteria`."),
             click.option("--scope", metavar="NAME", help="global or uniform.  [default: global]"),
             click.option("--step", type=int, metavar="N", help="Widths become multiples of N.  [default: 8]"),
+            click.option(
+                "--exclude",
+                multiple=True,
+                metavar="PATTERN",
+                help="Module to leave alone, such as 'layer1.*'; repeat.",
+            ),
+            click.option(
+                "--min-width", type=int, metavar="N", help="Output channels every layer keeps.  [default: 1]"
+            ),
+            click.option(
+                "--max-cut", type=float, metavar="FRACTION", help="Of a layer's channels, at most.  [default: 0.9]"
+            ),
+            click.option(
+                "--heads",
+                type=click.Choice(("auto", "columns", "heads", "both")),
+                help="What of an attention is cut.  [default: auto]",
+            ),
+            click.option(
+                "--statistics",
+                type=click.Choice(("auto", "keep", "prune")),
+                help="Channels a normalisation averages over; auto: cut only if needed.  [default: auto]",
+            ),
             click.option("--target", metavar="NAME", help="Device to compile for.  [default: cpu]"),
             click.option("--recipe", type=click.Path(path_type=Path), help="TOML file with any option."),
             click.option("--seed", type=int, help="Decides every random choice.  [default: 0]"),
@@ -164,7 +187,11 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
             "trust_pickle": options["trust_pickle"],
         },
         "data": {"source": options["data"], "settings": {"mean": options["mean"], "std": options["std"]}},
-        "prune": {name: options.get(name) for name in ("macs", "criterion", "scope", "step")},
+        "prune": {
+            **{name: options.get(name) for name in ("macs", "criterion", "scope", "step")},
+            **{name: options[name] for name in ("min_width", "max_cut", "heads", "statistics")},
+            "exclude": options["exclude"] or None,
+        },
         "recover": {"epochs": options.get("epochs"), "train": options.get("train")},
         "measure": {
             "runtimes": _runtimes(options.get("runtime")),
@@ -217,15 +244,19 @@ def compile_command(out: Path, resume: bool, **options: Any) -> None:
 @cli.command("plan")
 @_model_options
 @click.option("--macs", type=float, metavar="FRACTION", help="Show the widths for this budget.")
-@click.option("--frozen", is_flag=True, help="List what cannot be pruned, and why.")
-def plan_command(frozen: bool, **options: Any) -> None:
+@click.option("--frozen", is_flag=True, help="List what cannot be pruned, why, and where in the code.")
+@click.option("--json", "as_document", is_flag=True, help="Everything as JSON, for a program.")
+def plan_command(frozen: bool, as_document: bool, **options: Any) -> None:
     """Dry run: groups, what is frozen and why, and the reachable budget."""
+    from deploypruner import planning
     from deploypruner.config import read_recipe
-    from deploypruner.planning import describe
 
-    wanted = options["macs"] is not None
     recipe = read_recipe(options["recipe"], _overrides(options))
-    click.echo(describe(recipe, with_widths=wanted, frozen=frozen), nl=False)
+    found = planning.dry_run(recipe, with_widths=options["macs"] is not None)
+    if as_document:
+        click.echo(json.dumps(planning.as_json(found), indent=2))
+        return
+    click.echo(planning.describe(found, frozen=frozen, width=_width()), nl=False)
 
 
 @cli.command("bench")

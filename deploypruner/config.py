@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -81,3 +81,10 @@ def _check_keys(cls: Any, document: dict[str, Any], place: str) -> None:
             if not isinstance(value, dict):
                 raise RecipeError(f"recipe: {place}{key} is a section, got {value!r}", hint=f"write [{place}{key}]")
             _check_keys(hints[key], value, f"{place}{key}.")
+        table = next(filter(dataclasses.is_dataclass, get_args(hints[key])), None)
+        for i, entry in enumerate(value if table is not None and isinstance(value, list) else ()):
+            if not isinstance(entry, dict):
+                raise RecipeError(
+                    f"recipe: {place}{key} is a list of tables, got {entry!r}", hint=f"write [[{place}{key}]]"
+                )
+            _check_keys(table, entry, f"{place}{key}.{i}.")

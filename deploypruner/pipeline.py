@@ -18,6 +18,7 @@ from deploypruner import __version__
 from deploypruner.errors import BudgetError, InputError, RecipeError, VerificationError
 from deploypruner.folder import BuildFolder, file_sha256
 from deploypruner.prune.allocate import allocate, reachable
+from deploypruner.prune.remove import require
 from deploypruner.records import Budget
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.allocate import Allocate
@@ -91,26 +92,21 @@ def run(build: Build, *, resume: bool, say: Say) -> Build:
 
 def _require_sound(stage: Stage, build: Build) -> None:
     """A wrong graph or a wrong removal makes everything after it worthless: stop at once."""
-    if stage.name not in ("trace", "remove"):
-        return
-    for check in build.checks:
-        if not check.passed:
-            raise VerificationError(
-                f"{check.name}: max |difference| {check.max_abs_diff:.2e}, allowed {check.tolerance:.2e}",
-                hint="a rule of the dependency graph is wrong for this model; please report it",
-            )
+    if stage.name in ("trace", "remove"):
+        require(build.checks)
 
 
 def _require_reachable(build: Build) -> None:
     """Refuse a budget out of reach before an earlier build is replaced, and save what can be reached."""
     graph, recipe = build.traced, build.recipe.prune
-    least, dense = reachable(graph, recipe.step), graph.costs.macs()
+    least, dense = reachable(graph, recipe.step, recipe.constraints), graph.costs.macs()
     if recipe.macs == 1 or least <= recipe.macs * dense:
         return
     try:
         # Whatever the scores: this only finds the words for what is known already.
         scores = {group.id: torch.zeros(group.size) for group in graph.groups}
-        allocate(graph, scores, Budget(macs=recipe.macs), criterion="", step=recipe.step)
+        budget = Budget(macs=recipe.macs)
+        allocate(graph, scores, budget, criterion="", step=recipe.step, constraints=recipe.constraints)
     except BudgetError as error:
         document = {"message": error.message, "hint": error.hint}
         numbers = {"requested_macs": recipe.macs, "reachable_macs": least / dense, "step": recipe.step}
@@ -212,10 +208,10 @@ def _flatten(value: dict[str, Any], place: str, into: dict[str, Any]) -> None:
 def _is_finished(folder: BuildFolder, stage: Stage, marks: dict[str, Any]) -> bool:
     """Did an earlier run finish this stage, and are its files still what it wrote?"""
     mark = marks.get("stages", {}).get(stage.name)
-    if not stage.saves or mark is None or not all(folder.has(name) for name in stage.saves):
+    if not stage.saves or mark is None or not all(folder.has(name) for name in mark["sha256"]):
         return False
     return bool(mark["sha256"] == _hashes(folder, stage))
 
 
 def _hashes(folder: BuildFolder, stage: Stage) -> dict[str, str]:
-    return {name: file_sha256(folder.path(name)) for name in stage.saves}
+    return {name: file_sha256(folder.path(name)) for name in stage.saves if folder.has(name)}

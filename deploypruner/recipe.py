@@ -9,6 +9,7 @@ from typing import Any
 import tomli_w
 
 from deploypruner.errors import RecipeError
+from deploypruner.prune.constraints import Constraints, Heads, LayerConstraint, Statistics
 from deploypruner.quantize.calibrate import Method
 from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.sources.batches import DataSettings
@@ -57,6 +58,12 @@ class PruneRecipe:
         parameters: Fields of the criterion.
         scope: "global" or "uniform".
         step: Widths become multiples of this.
+        exclude: Patterns of modules that are left alone, see `prune.constraints`.
+        min_width: Output channels every layer keeps.
+        max_cut: Largest share of a layer's channels that may go.
+        heads: "auto", "columns", "heads" or "both": what of an attention is cut.
+        statistics: "auto", "keep" or "prune" channels that a normalisation averages over.
+        layers: Limits for some layers, a [[prune.layers]] table each.
         samples: How many training samples a criterion that needs data looks at.
         batch_size: Samples per scoring minibatch.
     """
@@ -66,6 +73,12 @@ class PruneRecipe:
     parameters: dict[str, float | int | str | bool] = field(default_factory=dict)
     scope: str = "global"
     step: int = 8
+    exclude: tuple[str, ...] = ()
+    min_width: int = Constraints.min_width
+    max_cut: float = Constraints.max_cut
+    heads: Heads = Constraints.heads
+    statistics: Statistics = Constraints.statistics
+    layers: tuple[LayerConstraint, ...] = ()
     samples: int = 512
     batch_size: int = 32
 
@@ -73,6 +86,19 @@ class PruneRecipe:
         _at_least(1, "--step", self.step, "8, 16 or 32 suit int8 kernels")
         _at_least(1, "prune.samples", self.samples, "512 is plenty")
         _at_least(1, "prune.batch_size", self.batch_size, "32 suits most models")
+        _ = self.constraints  # checks them
+
+    @property
+    def constraints(self) -> Constraints:
+        """What may be cut, and how far."""
+        return Constraints(
+            exclude=self.exclude,
+            min_width=self.min_width,
+            max_cut=self.max_cut,
+            heads=self.heads,
+            statistics=self.statistics,
+            layers=self.layers,
+        )
 
 
 @dataclass(frozen=True)

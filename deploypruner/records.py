@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Role = Literal["producer", "consumer", "norm", "other"]
 Precision = Literal["fp32", "int8"]
 Verdict = Literal["faster", "slower", "indistinguishable"]
+GroupKind = Literal["channels", "heads", "head columns", "conv groups", "norm groups", "group columns"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Group:
     """Channels that must be removed together, and everywhere they appear.
 
     Args:
-        id: Stable name, derived from the first member: "layer1.0.conv1.weight:0".
+        id: Stable name, parameter and axis of the first member: "layer1.0.conv1.weight:0"; a second group that
+            begins there is "layer1.0.conv1.weight:0#2".
         size: C, the number of interchangeable channels.
         members: Every parameter axis the channels live on.
         macs_per_channel: Predicted multiply-adds (one sample) saved by removing one channel, others kept.
@@ -48,6 +50,10 @@ class Group:
             (layer norm, group norm), so that zeroing and removing are not the same function.
         secondary: True where the group shares parameter entries with a larger one (heads with head
             columns, conv groups with their columns); only the larger one is pruned by default.
+        kind: What a channel is. Where two groups cut the same axis both ways, the one in contiguous blocks is
+            "heads", "conv groups" or "norm groups" (of a group norm), and the one that runs inside every block
+            "head columns" or "group columns".
+        partners: Ids of the groups it shares parameter entries with; cutting both multiplies.
     """
 
     id: str
@@ -56,6 +62,8 @@ class Group:
     macs_per_channel: float
     changes_statistics: bool
     secondary: bool = False
+    kind: GroupKind = "channels"
+    partners: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

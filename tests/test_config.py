@@ -6,6 +6,7 @@ import pytest
 
 from deploypruner.config import overlay, read_recipe
 from deploypruner.errors import RecipeError
+from deploypruner.prune.constraints import Constraints, LayerConstraint
 from deploypruner.recipe import (
     DERIVED,
     MeasureRecipe,
@@ -40,7 +41,14 @@ def test_a_resolved_recipe_reads_back_as_itself(tmp_path):
         {
             "model": {"source": "net.pt2", "input_shapes": ((1, 3, 8, 8), (1, 5)), "weights": Path("w.safetensors")},
             "data": {"source": "images", "settings": {"mean": (0.1, 0.2, 0.3), "size": (8, 9)}},
-            "prune": {"criterion": "magnitude", "parameters": {"p": 2.0}},
+            "prune": {
+                "criterion": "magnitude",
+                "parameters": {"p": 2.0},
+                "exclude": ("head",),
+                "min_width": 16,
+                "heads": "both",
+                "layers": ({"match": "layer1.*", "max_cut": 0.5, "step": 4}, {"match": "stem", "exclude": True}),
+            },
             "recover": {"settings": {"lr": 0.5}},
             "measure": {"runtimes": ("openvino",)},
         },
@@ -62,6 +70,16 @@ def test_a_key_that_another_one_decides_is_refused_by_naming_that_one(tmp_path, 
         read_recipe(path, {})
 
 
+def test_limits_of_single_layers_are_tables_of_the_recipe(tmp_path):
+    text = (
+        '[prune]\nexclude = ["head"]\n[[prune.layers]]\nmatch = "a.*"\nmin_width = 8\n[[prune.layers]]\nmatch = "b"\n'
+    )
+    constraints = read_recipe(recipe_file(tmp_path, text), {"prune": {"exclude": None}}).prune.constraints
+    assert constraints == Constraints(
+        exclude=("head",), layers=(LayerConstraint("a.*", min_width=8), LayerConstraint("b"))
+    )
+
+
 def test_overlay_keeps_what_is_not_said():
     base = Recipe(prune=PruneRecipe(macs=0.3, step=2), data=Recipe().data)
     assert overlay(base, {"prune": {"macs": None, "step": 4}}).prune == PruneRecipe(macs=0.3, step=4)
@@ -75,6 +93,18 @@ def test_overlay_keeps_what_is_not_said():
         ("[recover.settings]\nlearning = 1\n", "no key 'recover.settings.learning'", "known:"),
         ("data = 'images'\n", "data is a section, got 'images'", r"write \[data\]"),
         ("[prune]\nmacs = 'half'\n", "prune.macs = 'half'", "correct the value of prune.macs"),
+        (
+            "[[prune.layers]]\nmatch = 'a'\nmaxcut = 0.5\n",
+            "no key 'prune.layers.0.maxcut'",
+            "did you mean 'max_cut'?",
+        ),
+        ("[prune]\nlayers = ['a']\n", "prune.layers is a list of tables, got 'a'", r"write \[\[prune.layers\]\]"),
+        (
+            "[[prune.layers]]\nmatch = 'a'\nmin_width = 0\n",
+            "--min-width must be at least 1 channel, got 0",
+            "16 keeps",
+        ),
+        ("[prune]\nheads = 'colums'\n", "prune.heads = 'colums'", "correct the value of prune.heads"),
         ("[quantize]\nmethod = 'max'\n", "quantize.method = 'max'", "correct the value of quantize.method"),
         ("[recover]\nepochs = 1.5\n", "recover.epochs = 1.5", "correct the value"),
         ("prune = = 3\n", "is not TOML", "recipe.toml"),

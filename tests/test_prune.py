@@ -148,7 +148,7 @@ def test_a_plan_for_another_model_names_the_first_mismatch():
         remove(graph, dataclasses.replace(plan, groups=(other, *plan.groups[1:])))
 
 
-@pytest.mark.parametrize("document", [{}, {"format": 1}, {"format": 7}, {"format": 1, "groups": 3}])
+@pytest.mark.parametrize("document", [{}, {"format": 2}, {"format": 7}, {"format": 2, "groups": 3}])
 def test_a_damaged_plan_is_refused(document):
     with pytest.raises(PlanError):
         Plan.from_json(document)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
+from deploypruner.graph.inputs import Inputs
 from deploypruner.registry import Registry
 
 
@@ -27,7 +27,7 @@ class Exporter(ABC):
     def write(
         self,
         module: torch.nn.Module,
-        example_inputs: Sequence[torch.Tensor],
+        example_inputs: Inputs,
         path: Path,
         *,
         dynamic_batch: bool,
@@ -36,9 +36,10 @@ class Exporter(ABC):
 
         Args:
             module: float32 module on the CPU.
-            example_inputs: One tensor per input of `forward`, batch on axis 0.
+            example_inputs: Positional or keyword inputs of `forward`, batch on axis 0; the file's inputs are
+                called as the arguments are.
             path: File to write, ending in `suffix`. The caller makes it atomic.
-            dynamic_batch: Leave axis 0 of every input open. False bakes the example's batch in.
+            dynamic_batch: Leave the batch of every input open. False bakes the example's batch in.
 
         Raises:
             TraceError: The module cannot be captured, or has no counterpart in this format.

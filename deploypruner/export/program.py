@@ -3,47 +3,53 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram
 
 from deploypruner.errors import TraceError
-from deploypruner.graph.capture import quiet
+from deploypruner.graph.exporting import quiet
+from deploypruner.graph.inputs import Inputs, as_arguments, as_inputs, batch_size, carries_batch, map_tensors, resized
+from deploypruner.graph.stochastic import without_stochastic_depth
 
 _aten = torch.ops.aten
 
 
-def capture(
-    module: torch.nn.Module, example_inputs: Sequence[torch.Tensor], *, dynamic_batch: bool
-) -> ExportedProgram:
+def capture(module: torch.nn.Module, example_inputs: Inputs, *, dynamic_batch: bool) -> ExportedProgram:
     """Capture `module` as a program; `module` keeps its mode and its state.
 
     Args:
         module: float32 module on the CPU.
-        example_inputs: One tensor per input of `forward`, batch on axis 0.
-        dynamic_batch: Leave axis 0 of every input open.
+        example_inputs: Positional or keyword inputs of `forward`, batch on axis 0.
+        dynamic_batch: Leave the batch of every input open.
 
     Raises:
         TraceError: torch.export refused, for example because the batch size is baked into the model.
     """
-    args = tuple(_at_least_two(x) if dynamic_batch else x for x in example_inputs)
-    shapes = tuple({0: Dim.DYNAMIC} if x.ndim else None for x in args) if dynamic_batch else None
+    inputs = as_inputs(example_inputs)
+    shapes: Any = None
+    if dynamic_batch:
+        # torch.export treats sizes 0 and 1 as constants.
+        inputs = resized(inputs, max(2, batch_size(inputs)))
+        shapes = map_tensors(lambda t: {0: Dim.DYNAMIC} if carries_batch(t, inputs) else None, inputs)
+    args, kwargs = as_arguments(inputs)
     with quiet():
         try:
-            return torch.export.export(evaluating(module), args, dynamic_shapes=shapes, strict=False)
+            return torch.export.export(evaluating(module), args, kwargs, dynamic_shapes=shapes, strict=False)
         except (RuntimeError, ValueError, TypeError, torch._dynamo.exc.UserError) as error:
             hint = "export with dynamic_batch=False if the model fixes its batch size" if dynamic_batch else ""
             raise TraceError(f"torch.export cannot capture the model: {_first_line(error)}", hint=hint) from error
 
 
 def with_reshapes(program: ExportedProgram) -> ExportedProgram:
-    """Return `program` with `view` as `reshape` and `contiguous` as `clone`, in place.
+    """Return `program` with `view` as `reshape` and `contiguous` as `clone`, without stochastic depth, in place.
 
     The ONNX decompositions drop `contiguous` as a no-op and rewrite attention with other strides, after which
     a `view` that was legal no longer is. Reshape means the same and has no such condition.
     """
     graph = program.graph
+    without_stochastic_depth(graph)
     for node in graph.nodes:
         if node.target is _aten.view.default:
             node.target = _aten.reshape.default
@@ -62,11 +68,6 @@ def evaluating(module: torch.nn.Module) -> torch.nn.Module:
     """
     with quiet():
         return copy.deepcopy(module).eval()
-
-
-def _at_least_two(x: torch.Tensor) -> torch.Tensor:
-    """Repeat a batch of one: torch.export treats sizes 0 and 1 as constants."""
-    return torch.cat([x, x]) if x.ndim and x.shape[0] == 1 else x
 
 
 def _first_line(error: Exception) -> str:

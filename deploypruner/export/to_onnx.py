@@ -17,7 +17,9 @@ from torch.utils import _pytree as pytree
 
 from deploypruner.errors import TraceError
 from deploypruner.export import Exporter, exporters
+from deploypruner.export.by_running import onnx_by_running
 from deploypruner.export.program import capture, quiet, with_reshapes
+from deploypruner.graph.inputs import Inputs
 
 # 20 is the first opset with Gelu as one operator, which both runtimes fuse; 18 spells it out in five.
 OPSET = 20
@@ -35,7 +37,7 @@ class Onnx(Exporter):
     def write(
         self,
         module: torch.nn.Module,
-        example_inputs: Sequence[torch.Tensor],
+        example_inputs: Inputs,
         path: Path,
         *,
         dynamic_batch: bool,
@@ -44,12 +46,21 @@ class Onnx(Exporter):
 
         The ONNX optimizer (onnxscript's) folds batch norm into convolutions; nothing here does.
 
+        A user's own class that torch.export cannot capture is written as one run of it (`by_running`).
+
         Raises:
             TraceError: Not capturable, an operator without ONNX counterpart, or 2 GB and more of weights.
         """
         _check_size(module)
-        program = with_reshapes(capture(module, example_inputs, dynamic_batch=dynamic_batch))
-        onnx.save(_tidy(_convert(program)), path)
+        try:
+            program = capture(module, example_inputs, dynamic_batch=dynamic_batch)
+        except TraceError as error:
+            if isinstance(module, torch.fx.GraphModule):
+                raise
+            model = onnx_by_running(module, example_inputs, dynamic_batch=dynamic_batch, refused=error.message)
+        else:
+            model = _convert(with_reshapes(program))
+        onnx.save(_tidy(model), path)
 
 
 def _convert(program: ExportedProgram) -> onnx.ModelProto:

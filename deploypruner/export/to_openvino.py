@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ import torch
 from deploypruner.errors import InputError, TraceError
 from deploypruner.export import Exporter, exporters
 from deploypruner.export.to_onnx import Onnx
+from deploypruner.graph.inputs import Inputs
 from deploypruner.runtime.openvino_import import import_openvino
 
 
@@ -55,7 +55,7 @@ class OpenVinoIr(Exporter):
     def write(
         self,
         module: torch.nn.Module,
-        example_inputs: Sequence[torch.Tensor],
+        example_inputs: Inputs,
         path: Path,
         *,
         dynamic_batch: bool,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,6 +9,7 @@ import torch
 
 from deploypruner.export import Exporter, exporters
 from deploypruner.export.program import capture, quiet
+from deploypruner.graph.inputs import Inputs
 
 
 @exporters.register("pt2")
@@ -22,7 +22,7 @@ class Pt2(Exporter):
     def write(
         self,
         module: torch.nn.Module,
-        example_inputs: Sequence[torch.Tensor],
+        example_inputs: Inputs,
         path: Path,
         *,
         dynamic_batch: bool,

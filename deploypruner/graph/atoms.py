@@ -19,109 +19,20 @@ Three facts can be learnt about an atom. They are global and only ever grow:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
-IntArray = NDArray[np.int64]
-Labels = IntArray | None
+from deploypruner.graph.facts import MAX_FACTORS, Facts, IntArray, Labels, compact
 
-_MAX_FACTORS = 6
+__all__ = ["Atoms", "IntArray", "Labels", "join"]
+
 # Each round of `unify` learns at least one fact; more rounds than this mean two factorisations chase each other.
 _MAX_ROUNDS = 40
 
 
-class Atoms:
-    """All atoms of one traced graph and everything learnt about them.
-
-    Attributes:
-        site: Whatever place is being analysed now; stored with every reason for freezing.
-    """
-
-    def __init__(self, capacity: int = 1 << 14) -> None:
-        self.site: Any = None
-        self.count = 1  # atom 0 is "nothing"
-        self._families = 0
-        self._parent = np.arange(capacity)
-        self._family = np.zeros(capacity, np.int64)
-        self._frozen = np.zeros(capacity, bool)
-        self._is_product = np.zeros(capacity, bool)
-        self._factors = np.zeros((capacity, _MAX_FACTORS), np.int64)
-        self._factors[:, 0] = np.arange(capacity)
-        self._any_product = False
-        self._reason: dict[int, tuple[str, Any]] = {}
-
-    # ------------------------------------------------------------------ making and reading
-
-    def fresh(self, size: int) -> Labels:
-        """Labels of a new axis: one new atom per index, all of one family.
-
-        An axis of one element can never shrink, so it is inert.
-        """
-        if size <= 1:
-            return None
-        while self.count + size > len(self._parent):
-            self._grow()
-        ids = np.arange(self.count, self.count + size)
-        self.count += size
-        self._families += 1
-        self._family[ids] = self._families
-        return ids[:, None]
-
-    def family(self, atoms: IntArray) -> IntArray:
-        """Creation event of each atom; atoms of two families are never interchangeable."""
-        return self._family[atoms]
-
-    def canon(self, labels: IntArray) -> IntArray:
-        """Rewrite labels under everything learnt so far; rows are sorted in descending order, zeros last."""
-        roots = self._canon_with_frozen(labels)
-        roots = np.where(self._frozen[roots], 0, roots)
-        return _compact(roots)
-
-    def live(self, labels: Labels) -> Labels:
-        """Canonical labels, or None when nothing on the axis is removable."""
-        if labels is None:
-            return None
-        rows = self.canon(labels)
-        return rows if rows.any() else None
-
-    def gone(self, labels: Labels, removed: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-        """Which indices of an axis vanish when the atoms marked in `removed` (bool over atoms) are removed.
-
-        Returns:
-            Bool `[n]`, or None when none vanishes.
-        """
-        if labels is None:
-            return None
-        mask: NDArray[np.bool_] = np.asarray(removed[self.canon(labels)].any(axis=1))
-        return mask if mask.any() else None
-
-    def reasons(self, labels: Labels) -> list[tuple[str, Any] | None]:
-        """For each index, why it is frozen (text, site), or None where it is not frozen."""
-        if labels is None:
-            return []
-        rows = self._canon_with_frozen(labels)
-        live = np.asarray(self.canon(labels).any(axis=1))
-        found: list[tuple[str, Any] | None] = []
-        for row, is_live in zip(rows, live, strict=True):
-            why = next((self._reason[a] for a in row.tolist() if a in self._reason), None)
-            found.append(None if is_live else why)
-        return found
-
-    # ------------------------------------------------------------------ learning facts
-
-    def freeze(self, labels: Labels, why: str, site: Any = None) -> None:
-        """Nothing on this axis may be removed, because of `why` at `site` (the current site by default)."""
-        if labels is None:
-            return
-        atoms = np.unique(self.canon(labels))
-        atoms = atoms[atoms > 0]
-        self._frozen[atoms] = True
-        for atom in atoms.tolist():
-            self._reason.setdefault(atom, (why, self.site if site is None else site))
+class Atoms(Facts):
+    """All atoms of one traced graph, and the ways to equate, merge and split the axes they live on."""
 
     def unify(self, left: Labels, right: Labels, why: str) -> Labels:
         """Index i of both axes must vanish together; returns the labels they now share.
@@ -143,8 +54,8 @@ class Atoms:
                 return left
             self._learn(a, b, (left, right), why)
         if not np.array_equal(self.canon(left), self.canon(right)):
-            self.freeze(left, "factorisations of this axis do not agree")
-            self.freeze(right, "factorisations of this axis do not agree")
+            self.freeze(left, "the model splits this axis in ways that no removal fits")
+            self.freeze(right, "the model splits this axis in ways that no removal fits")
         return left
 
     def _learn(self, a: IntArray, b: IntArray, raw: tuple[IntArray, IntArray], why: str) -> None:
@@ -156,55 +67,35 @@ class Atoms:
             (only_a, (count_b == 0) & (count_a > 0), raw[1]),
         ):
             if inert.any():
-                self._freeze_like(rest[inert], other[inert], why)
+                self.freeze_like(rest[inert], other[inert], why)
         single = (count_a == 1) & (count_b == 1)
         if single.any():
-            self._union(only_a[single, 0], only_b[single, 0])
+            self.union(only_a[single, 0], only_b[single, 0])
             return
-        a_is_product = self._set_products(only_a, only_b, (count_a == 1) & (count_b > 1))
-        b_is_product = self._set_products(only_b, only_a, (count_b == 1) & (count_a > 1))
+        a_is_product = self._learn_products(only_a, only_b, (count_a == 1) & (count_b > 1))
+        b_is_product = self._learn_products(only_b, only_a, (count_b == 1) & (count_a > 1))
         if a_is_product or b_is_product:
             return
         both = (count_a > 1) & (count_b > 1)
         if both.any():
             self._match_products(only_a[both], only_b[both], why)
 
-    def _freeze_like(self, rest: IntArray, frozen_side: IntArray, why: str) -> None:
-        """Freeze `rest` for the reason its partner was frozen, so that a person reads the root cause."""
-        for row in self._canon_with_frozen(frozen_side):
-            cause = next((self._reason[a] for a in row.tolist() if a in self._reason), None)
-            if cause is not None:
-                self.freeze(rest, *cause)
-                return
-        self.freeze(rest, why)
-
-    def _union(self, x: IntArray, y: IntArray) -> None:
-        """x[i] ~ y[i] for all i at once; the smallest atom of each class becomes its root."""
-        ids, position = np.unique(np.stack([x, y]), return_inverse=True)
-        position = position.reshape(2, -1)
-        links = coo_matrix((np.ones(position.shape[1]), (position[0], position[1])), shape=(len(ids), len(ids)))
-        classes, member_of = connected_components(links, directed=False)
-        smallest = np.full(classes, self.count)
-        np.minimum.at(smallest, member_of, ids)
-        self._parent[ids] = smallest[member_of]
-
-    def _set_products(self, ones: IntArray, many: IntArray, rows: NDArray[np.bool_]) -> bool:
+    def _learn_products(self, ones: IntArray, many: IntArray, rows: NDArray[np.bool_]) -> bool:
         """Where one side has a single atom and the other several: the atom is their product."""
-        learnt = False
-        for i in np.flatnonzero(rows).tolist():
-            atom = int(ones[i, 0])
-            factors = many[i][many[i] > 0]
-            if self._is_product[atom] or self._is_product[factors].any() or len(factors) > _MAX_FACTORS:
-                continue
-            self._set_product(atom, factors)
-            learnt = True
-        return learnt
-
-    def _set_product(self, atom: int, factors: IntArray) -> None:
-        self._factors[atom] = 0
-        self._factors[atom, : len(factors)] = factors
-        self._is_product[atom] = True
-        self._any_product = True
+        atoms, factors = ones[rows, 0], many[rows]
+        fits = ~self.are_products(atoms) & ~self.are_products(factors).any(axis=1)
+        fits &= (factors > 0).sum(axis=1) <= MAX_FACTORS
+        atoms, factors = atoms[fits], factors[fits, :MAX_FACTORS]
+        if not len(atoms):
+            return False
+        # An atom that stands in several rows takes the first row's factors; the next round compares the others.
+        _, first = np.unique(atoms, return_index=True)
+        atoms, factors = atoms[first], factors[first]
+        independent = ~np.isin(factors, atoms).any(axis=1)
+        if not independent.any():
+            independent[:1] = True
+        self.set_products(atoms[independent], factors[independent])
+        return True
 
     def _match_products(self, a: IntArray, b: IntArray, why: str) -> None:
         """Both sides are products: equate factors that cut the rows alike, else give up all but the largest."""
@@ -215,7 +106,7 @@ class Atoms:
         pairs = [(x, y) for x in columns_a.values() for y in columns_b.values() if x.all() and y.all()]
         for x, y in pairs:
             if _same_partition(x, y):
-                self._union(x, y)
+                self.union(x, y)
                 return
         for x, y in pairs:
             if self._refine(x, y) or self._refine(y, x):
@@ -225,11 +116,13 @@ class Atoms:
             largest = max(columns, key=lambda family: len(np.unique(columns[family])))
             for family, column in columns.items():
                 if family != largest:
-                    self.freeze(column[column > 0][:, None], f"two different splits of one axis ({why})")
+                    self.freeze(
+                        column[column > 0][:, None], "the model splits this axis in two ways that do not fit together"
+                    )
                     froze = True
         if not froze:
-            self.freeze(a, f"two different splits of one axis ({why})")
-            self.freeze(b, f"two different splits of one axis ({why})")
+            self.freeze(a, "the model splits this axis in two ways that do not fit together")
+            self.freeze(b, "the model splits this axis in two ways that do not fit together")
 
     def _columns(self, rows: IntArray) -> dict[int, IntArray]:
         """Family -> its atom in each row (0 where the row has none)."""
@@ -252,9 +145,13 @@ class Atoms:
             return False
         remainder = self.fresh(sizes.pop())
         assert remainder is not None, "a remainder family has at least two atoms"
-        for whole, fines in parts.items():
-            for rest, part in zip(remainder[:, 0], fines, strict=True):
-                self._set_product(part, np.array([whole, rest]))
+        products = [
+            (part, whole, rest)
+            for whole, fines in parts.items()
+            for rest, part in zip(remainder[:, 0].tolist(), fines, strict=True)
+        ]
+        table = np.array(products)
+        self.set_products(table[:, 0], table[:, 1:])
         return True
 
     # ------------------------------------------------------------------ moving labels
@@ -310,36 +207,8 @@ class Atoms:
             return axes
         new = [self.fresh(size) for size in sizes]
         flat = residual.reshape(-1, residual.shape[-1])
-        self.unify(flat, self.flatten(new, sizes), "split of an axis that is not a product")
+        self.unify(flat, self.flatten(new, sizes), "split into axes one of which is fixed")
         return [join(old, extra) for old, extra in zip(axes, new, strict=True)]
-
-    # ------------------------------------------------------------------ internals
-
-    def _canon_with_frozen(self, labels: IntArray) -> IntArray:
-        roots = self._roots(labels)
-        while self._any_product and self._is_product[roots].any():
-            roots = _compact(self._roots(self._factors[roots].reshape(len(roots), -1)))
-        return roots
-
-    def _roots(self, atoms: IntArray) -> IntArray:
-        roots = self._parent[atoms]
-        while True:
-            higher = self._parent[roots]
-            if np.array_equal(higher, roots):
-                break
-            roots = higher
-        self._parent[atoms] = roots
-        return roots
-
-    def _grow(self) -> None:
-        old = len(self._parent)
-        self._parent = np.concatenate([self._parent, np.arange(old, 2 * old)])
-        self._family = np.concatenate([self._family, np.zeros(old, np.int64)])
-        self._frozen = np.concatenate([self._frozen, np.zeros(old, bool)])
-        self._is_product = np.concatenate([self._is_product, np.zeros(old, bool)])
-        factors = np.zeros((old, _MAX_FACTORS), np.int64)
-        factors[:, 0] = np.arange(old, 2 * old)
-        self._factors = np.concatenate([self._factors, factors])
 
 
 def join(left: Labels, right: Labels) -> Labels:
@@ -349,20 +218,10 @@ def join(left: Labels, right: Labels) -> Labels:
     return np.concatenate([left, right], axis=1)
 
 
-def _compact(rows: IntArray) -> IntArray:
-    """Sort each row in descending order, drop duplicates, trim empty columns."""
-    if rows.shape[1] == 1:
-        return rows
-    rows = -np.sort(-rows, axis=1)
-    rows[:, 1:][rows[:, 1:] == rows[:, :-1]] = 0
-    rows = -np.sort(-rows, axis=1)
-    return rows[:, : max(1, int((rows > 0).sum(axis=1).max(initial=0)))]
-
-
 def _difference(a: IntArray, b: IntArray) -> IntArray:
     """Per row, the atoms of `a` that `b` lacks."""
     shared = (a[:, :, None] == b[:, None, :]).any(axis=2)
-    return _compact(np.where(shared, 0, a))
+    return compact(np.where(shared, 0, a))
 
 
 def _same_partition(x: IntArray, y: IntArray) -> bool:

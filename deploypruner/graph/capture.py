@@ -1,34 +1,41 @@
-"""From a user's model to a clean ATen graph with a dynamic batch axis.
+"""From a user's model to a clean ATen graph with a dynamic batch axis, compared with the model itself.
 
 The graph is torch.export's *training IR*: high-level operators (conv2d, batch_norm, scaled_dot_product_attention)
 with the model's own parameters under their own names. It is never decomposed further, because decomposition
 loses the train/eval switch of batch norm and multiplies the number of rules.
+
+Three ways lead there, tried in this order: exported with a marked batch that is opened afterwards (fast),
+exported with a symbolic batch, and exported with the batch as given. Each result has to compute what the model does.
 """
 
 from __future__ import annotations
 
-import copy
-import logging
-import operator
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable
 from dataclasses import dataclass
-from io import StringIO
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
+from torch.fx import GraphModule
 
-from deploypruner.errors import TraceError
+from deploypruner.errors import InputError, TraceError
+from deploypruner.graph.attention_dropout import restore_attention_dropout
+from deploypruner.graph.batch import Uncertain, checked_run, marked, marker, open_batch, rescale
+from deploypruner.graph.exporting import export, quiet, unlifted, without_collection
+from deploypruner.graph.inputs import Inputs, batch_size, call, carries_batch, map_tensors, resized, tensors
 from deploypruner.graph.module import TracedModule, get_state, set_state
 from deploypruner.graph.nodes import is_tensor
+from deploypruner.graph.reference import Reference, register_dataclasses, said, seeded, without_opaque_outputs
+from deploypruner.graph.regions import clean
+from deploypruner.graph.sharing import sharing_copy
+from deploypruner.graph.sound import check_model
+from deploypruner.graph.stochastic import keep_stochastic_depth
+from deploypruner.records import Check
 
-# torch.export specialises sizes 0 and 1 to constants, so a batch of one would be baked into the graph.
-_TRACE_BATCH = 2
+__all__ = ["Capture", "capture", "quiet"]
+
+# torch.export specialises sizes 0 and 1 to constants; two samples also tell a batch from a broadcast.
+_BATCH = 2
 
 
 @dataclass(frozen=True)
@@ -36,121 +43,218 @@ class Capture:
     """A captured graph.
 
     Args:
-        module: The graph, in eval mode, owning copies of the model's parameters.
-        example_inputs: What it was traced with (batch of at least two where the batch is dynamic).
+        module: The graph in eval mode, under the user's names. Parameters are new objects over the storage of
+            the user's own, so training this module in place would train the user's model: copy it first.
+            Buffers are its own.
+        example_inputs: Two samples where the batch is dynamic, what was given otherwise.
         dynamic_batch: Whether any batch size runs.
         remarks: What a user should know about the capture, one sentence each.
+        check: Traced graph against the model, on the example inputs.
     """
 
     module: TracedModule
-    example_inputs: tuple[Any, ...]
+    example_inputs: Inputs
     dynamic_batch: bool
     remarks: tuple[str, ...]
+    check: Check
 
 
-def capture(model: nn.Module | ExportedProgram, example_inputs: tuple[Any, ...]) -> Capture:
-    """Export `model` and clean the graph; the model itself is not touched.
+def capture(model: nn.Module | ExportedProgram, example_inputs: Inputs) -> Capture:
+    """Export `model`, clean the graph and compare it with the model; the model itself is not touched.
 
     Args:
-        model: A module, or a program saved by torch.export.
-        example_inputs: Positional inputs; tensors with the batch on axis 0.
+        model: A module in any mode, on any device, of any floating dtype, or a program saved by torch.export.
+        example_inputs: A tuple of positional or a dict of keyword arguments. The batch is axis 0 of the first
+            tensor, and of every tensor with an axis 0 of the same length.
 
     Raises:
-        TraceError: The model cannot be exported; the message carries torch.export's reason.
+        InputError: The model is none, or is scripted, quantized, masked, lazy, or holds NaN; or there is no sample.
+        TraceError: It does not run on these inputs, cannot be exported, or the graph computes something else.
     """
-    inputs = batched(example_inputs)
-    remarks: tuple[str, ...] = ()
-    if isinstance(model, ExportedProgram):
-        program, dynamic = model, _is_dynamic(model)
-        inputs = inputs if dynamic else example_inputs
-    else:
-        program, inputs, dynamic, remarks = _export(model, inputs, example_inputs)
-    graph_module = program.module(check_guards=False)
-    _inline_regions(graph_module)
-    _erase_unused(graph_module)
-    unused = _unused_state(program, graph_module)
-    if unused:
-        remarks = (
-            *remarks,
-            f"{len(unused)} tensors are not used at inference and were dropped: {_some(unused)}",
-        )
-    module = TracedModule(graph_module, graph_module.graph)
-    for name, parameter in list(module.named_parameters(remove_duplicate=False)):
-        if name.startswith("lifted_tensor"):
-            set_state(module, name, parameter.detach())
-    return Capture(module.eval(), inputs, dynamic, remarks)
+    check_model(model)
+    register_dataclasses(example_inputs)
+    if not tensors(example_inputs):
+        raise InputError("the example inputs hold no tensor", hint="pass one batch the model can run on")
+    if batch_size(example_inputs) == 0:
+        raise InputError("the example inputs hold no sample", hint="pass a batch of at least one sample")
+    with without_collection():
+        if isinstance(model, ExportedProgram):
+            return _of_program(model, example_inputs)
+        return _Capturing(model, example_inputs).run()
 
 
-def batched(example_inputs: tuple[Any, ...], size: int = _TRACE_BATCH) -> tuple[Any, ...]:
-    """Repeat inputs of batch one to `size`, so that export does not bake the batch into the graph."""
-    tensors = [t for t in pytree.tree_leaves(example_inputs) if isinstance(t, torch.Tensor)]
-    if not tensors or any(t.ndim == 0 or t.shape[0] != 1 for t in tensors):
-        return example_inputs
-    return pytree.tree_map_only(torch.Tensor, lambda t: t.repeat(size, *[1] * (t.ndim - 1)), example_inputs)
+class _Capturing:
+    """The ways to a graph of one model, and the model's own outputs to judge them by."""
 
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        self.model = model
+        self.given = inputs
+        # As few samples as will do: more only make everything after this slower.
+        self.small = resized(inputs, min(_BATCH, batch_size(inputs)))
+        self.reference = Reference(sharing_copy(model))
+        self.wanted = self.reference.outputs(self.small)
+        self.unused: list[str] = []
+        self.aliases: dict[str, str] = {}
+        self.lost: list[str] = []
 
-def _export(
-    model: nn.Module, inputs: tuple[Any, ...], as_given: tuple[Any, ...]
-) -> tuple[ExportedProgram, tuple[Any, ...], bool, tuple[str, ...]]:
-    """Export with a dynamic batch; where that fails, with the batch the user gave."""
-    # The fused transformer path is opaque to export. train() then eval() drops caches that some models
-    # fill in eval mode; the copy keeps export's fake tensors out of the user's module.
-    torch.backends.mha.set_fastpath_enabled(False)
-    model = copy.deepcopy(model)
-    model.train()
-    model.eval()
-    dynamic = pytree.tree_map_only(torch.Tensor, lambda t: {0: Dim.DYNAMIC} if t.ndim else None, inputs)
-    with quiet():
-        try:
-            # A dynamic export marks the tensors it is given, so each attempt gets clones.
-            program = torch.export.export(model, _clones(inputs), strict=False, dynamic_shapes=dynamic)
-            return program, inputs, True, ()
-        except Exception as first:  # noqa: BLE001 - torch.export raises anything a model raises
-            reason = _first_line(first)
-        try:
-            program = torch.export.export(model, _clones(as_given), strict=False)
-        except Exception as second:
-            raise _trace_error(model, as_given, second) from second
-    return program, as_given, False, (f"the batch size is fixed at the example's: {reason}",)
+    def run(self) -> Capture:
+        """The first way whose graph agrees with the model."""
+        reasons: list[str] = []
+        error: Exception | None = None
+        failed: Check | None = None
+        for way in (self.marked, self.symbolic, self.static):
+            try:
+                module, check = way()
+            except Exception as raised:  # noqa: BLE001 - torch.export raises anything a model raises
+                error = raised
+                reasons.append(said(raised))
+                continue
+            if check.passed:
+                return self._capture(module, check, reasons[-1] if way == self.static and reasons else "")
+            failed = check
+            reasons.append("at other sizes the model does something else")
+        if failed is not None:
+            raise self._disagreement(failed)
+        raise TraceError(
+            f"torch.export cannot trace this model: {reasons[-1]}",
+            hint="control flow that depends on tensor values must be written with torch.where or torch.cond",
+        ) from error
 
+    def marked(self) -> tuple[TracedModule, Check]:
+        """Export with an unmistakable batch, open it, and compare shape by shape on a run.
 
-def _trace_error(model: nn.Module, inputs: tuple[Any, ...], error: Exception) -> TraceError:
-    """Tell a model that does not run on these inputs from one that runs but cannot be traced."""
-    shapes = " and ".join(str(list(t.shape)) for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor))
-    try:
-        with torch.no_grad():
-            model(*inputs)
-    except Exception as failure:  # noqa: BLE001 - whatever the user's forward raises
+        Raises:
+            Uncertain: The batch could not be told from everything else.
+        """
+        prime = marker(self.model, self.given)
+        module = self._exported(marked(self.given, prime, lambda t: carries_batch(t, self.given)))
+        open_batch(module, prime)
+        with seeded(self.small, 0):
+            got = checked_run(module, prime, self.small)
+        check = self.reference.compare(got, self.wanted)
+        rescale(module, prime, _BATCH)
+        traced = _traced(module, self.aliases)
+        return traced, check if check.passed else self._on_two(traced, check)
+
+    def symbolic(self) -> tuple[TracedModule, Check]:
+        """Let torch.export carry the batch as a symbol."""
+        two = resized(self.given, _BATCH)
+        open_axes = map_tensors(_open_axis(two), two)
+        traced = _traced(self._exported(two, open_axes), self.aliases)
+        check = self._compare(traced, self.small, self.wanted)
+        return traced, check if check.passed else self._on_two(traced, check)
+
+    def static(self) -> tuple[TracedModule, Check]:
+        """Export with the batch as given."""
+        traced = _traced(self._exported(self.given), self.aliases)
+        return traced, self._compare(traced, self.given, self.reference.outputs(self.given))
+
+    def _exported(self, inputs: Inputs, dynamic_shapes: Inputs | None = None) -> GraphModule:
+        copied = sharing_copy(self.model)
+        self.lost = keep_stochastic_depth(copied)
+        if self.reference.left_out:
+            without_opaque_outputs(copied)
+        program = export(copied, inputs, dynamic_shapes)
+        bounded = [r for r in program.range_constraints.values() if r.upper < 2**31 or r.lower > _BATCH]
+        if bounded:
+            raise Uncertain(f"the model takes batches of {bounded[0].lower} to {bounded[0].upper} only")
+        module = unlifted(program)
+        clean(module)
+        self.unused = _unused_state(program, module)
+        self.aliases = _aliases(program, module)
+        return module
+
+    def _on_two(self, traced: TracedModule, check: Check) -> Check:
+        """Some models squeeze a batch of one away; what they do with two samples is what counts then."""
+        if batch_size(self.small) >= _BATCH:
+            return check
+        two = resized(self.given, _BATCH)
+        return self._compare(traced, two, self.reference.outputs(two))
+
+    def _compare(self, traced: TracedModule, inputs: Inputs, wanted: list[Tensor]) -> Check:
+        with torch.no_grad(), seeded(inputs, 0):
+            return self.reference.compare(tensors(call(traced, inputs)), wanted)
+
+    def _capture(self, module: TracedModule, check: Check, fixed_because: str) -> Capture:
+        remarks = []
+        if fixed_because:
+            remarks.append(f"the batch size is fixed at the example's: {fixed_because}")
+        if self.reference.left_out:
+            remarks.append(f"outputs of type {', '.join(self.reference.left_out)} are left out of the graph")
+        if self.unused:
+            remarks.append(
+                f"{len(self.unused)} tensors are not used at inference and were dropped: {_some(self.unused)}"
+            )
+        if self.lost:
+            remarks.append(
+                f"{len(self.lost)} layers drop samples in training, and the traced model does not: {_some(self.lost)}"
+            )
+        remarks += restore_attention_dropout(module, self.reference.module, self.small)
+        inputs = self.given if fixed_because else resized(self.given, _BATCH)
+        return Capture(module, inputs, not fixed_because, tuple(remarks), check)
+
+    def _disagreement(self, check: Check) -> TraceError:
+        if self.reference.is_random(self.small):
+            return TraceError(
+                "the model is random in evaluation mode: it returns something else each time it is run",
+                hint="draw nothing when `self.training` is false",
+            )
+        how = check.detail or f"max |difference| {check.max_abs_diff:.2e}, allowed {check.tolerance:.2e}"
         return TraceError(
-            f"the model does not run on example inputs of shape {shapes}: {_first_line(failure)}",
-            hint="pass example inputs of the shape, dtype and number the model takes",
+            f"the traced graph computes something else than the model: {how}",
+            hint="forward must depend on its inputs and the model's weights alone",
         )
-    return TraceError(
-        f"torch.export cannot trace this model: {_first_line(error)}",
-        hint="control flow that depends on tensor values must be written with torch.where or torch.cond",
-    )
 
 
-def _clones(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), inputs)
+def _of_program(program: ExportedProgram, given: Inputs) -> Capture:
+    """A program is a graph already."""
+    dynamic = _is_dynamic(program)
+    inputs = resized(given, _BATCH) if dynamic else given
+    with quiet():
+        module, reference = program.module(check_guards=False), Reference(program.module(check_guards=False))
+    wanted = reference.outputs(inputs)
+    clean(module)
+    unused = _unused_state(program, module)
+    aliases = _aliases(program, module)
+    _own_objects(module)
+    traced = _traced(module, aliases)
+    with torch.no_grad(), seeded(inputs, 0):
+        check = reference.compare(tensors(call(traced, inputs)), wanted)
+    said_unused = f"{len(unused)} tensors are not used at inference and were dropped: {_some(unused)}"
+    return Capture(traced, inputs, dynamic, (said_unused,) if unused else (), check)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep torch's warnings, log lines and graph dumps from the user: the error or the remark says enough."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
+def _traced(module: GraphModule, aliases: dict[str, str]) -> TracedModule:
+    """The module that switches modes; constants made in forward are buffers, tied tensors have all their names."""
+    traced = TracedModule(module, module.graph)
+    for name, used in aliases.items():
+        set_state(traced, name, get_state(traced, used))
+    for name, parameter in list(traced.named_parameters(remove_duplicate=False)):
+        if name.startswith("lifted_tensor"):
+            set_state(traced, name, parameter.detach())
+    return traced.eval()
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+def _aliases(program: ExportedProgram, module: GraphModule) -> dict[str, str]:
+    """Other names of tied tensors -> the one name the graph reads them by."""
+    used = {id(get_state(module, str(n.target))): str(n.target) for n in module.graph.find_nodes(op="get_attr")}
+    known = set(used.values())
+    return {k: used[id(t)] for k, t in program.state_dict.items() if id(t) in used and k not in known}
+
+
+def _own_objects(module: GraphModule) -> None:
+    """New parameters over the same storage, and copies of the buffers, so that the program keeps its own."""
+    made: dict[int, Tensor] = {}
+    for name, tensor in [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]:
+        if id(tensor) not in made:
+            data = tensor.detach()
+            shared = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(data, tensor.requires_grad) if shared else data.clone()
+        set_state(module, name, made[id(tensor)])
+
+
+def _open_axis(inputs: Inputs) -> Callable[[Tensor], object]:
+    return lambda tensor: {0: Dim.DYNAMIC} if carries_batch(tensor, inputs) else None
 
 
 def _some(names: list[str]) -> str:
@@ -158,70 +262,15 @@ def _some(names: list[str]) -> str:
 
 
 def _is_dynamic(program: ExportedProgram) -> bool:
-    tensors = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and is_tensor(n)]
     names = set(program.graph_signature.user_inputs)
     user = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names and is_tensor(n)]
-    assert tensors, "an exported program has at least one tensor input"
     return bool(user) and all(t.ndim > 0 and isinstance(t.shape[0], torch.SymInt) for t in user)
-
-
-def _inline_regions(module: GraphModule) -> None:
-    """Copy the bodies of no_grad and autocast regions, which export keeps as sub-graphs, into the caller."""
-    for node in list(module.graph.nodes):
-        if node.op != "call_function" or not str(node.target).startswith("wrap_with"):
-            continue
-        position = next(
-            i
-            for i, a in enumerate(node.args)
-            if isinstance(a, Node)
-            and a.op == "get_attr"
-            and isinstance(get_state(module, str(a.target)), GraphModule)
-        )
-        region_name = node.args[position].target
-        region = get_state(module, region_name)
-        _inline_regions(region)
-        outputs = _copy_region(module, region, region_name, node, list(node.args[position + 1 :]))
-        for user in list(node.users):
-            assert user.target is operator.getitem, f"unexpected use of a region's result: {user.format_node()}"
-            user.replace_all_uses_with(outputs[user.args[1]])
-            module.graph.erase_node(user)
-        module.graph.erase_node(node)
-
-
-def _copy_region(module: GraphModule, region: GraphModule, name: str, before: Node, inputs: list[Any]) -> list[Any]:
-    """Copy the nodes of `region` before node `before`; returns the nodes that hold its outputs."""
-    copies: dict[Node, Any] = {}
-    feeds = iter(inputs)
-    with module.graph.inserting_before(before):
-        for node in region.graph.nodes:
-            if node.op == "placeholder":
-                copies[node] = next(feeds)
-            elif node.op == "output":
-                return [copies[n] if isinstance(n, Node) else n for n in node.args[0]]
-            elif node.op == "get_attr":
-                target = f"{name}_{node.target}".replace(".", "_")
-                setattr(module, target, get_state(region, node.target))
-                copies[node] = module.graph.get_attr(target)
-                copies[node].meta = dict(node.meta)
-            else:
-                copies[node] = module.graph.node_copy(node, lambda n: copies[n])
-                copies[node].meta = dict(node.meta)
-    raise AssertionError(f"region {name} has no output node")
-
-
-def _erase_unused(module: GraphModule) -> None:
-    """Erase input guards, metadata assertions and reads of state that nothing uses."""
-    for node in reversed(list(module.graph.nodes)):
-        guard = node.op == "call_function" and "_assert" in str(node.target)
-        if (guard or node.op == "get_attr") and not node.users:
-            module.graph.erase_node(node)
-    module.graph.lint()
 
 
 def _unused_state(program: ExportedProgram, module: GraphModule) -> list[str]:
     """Parameters the inference graph never reads (auxiliary heads); batch-norm counters are not worth a word."""
     used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
-    by_tensor = {id(get_state(module, name)) for name in used}
+    by_tensor = {id(get_state(module, str(name))) for name in used}
     return [
         name
         for name, tensor in program.state_dict.items()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -13,12 +15,13 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from deploypruner.graph.atoms import IntArray
-from deploypruner.graph.cost import CostModel
-from deploypruner.graph.groups import find_frozen, find_groups, share_entries
+from deploypruner.graph.axes import Axes, Stack
+from deploypruner.graph.cost import CostModel, Tally
+from deploypruner.graph.groups import find_frozen, find_groups, group_kinds
 from deploypruner.graph.inputs import Inputs, batch_size
 from deploypruner.graph.joint import JointAxis
 from deploypruner.graph.labelling import Labelling
-from deploypruner.records import Cost, Frozen, Group
+from deploypruner.records import Check, Cost, Frozen, Group
 
 FrontEnd = Literal["torch.export", "torch-pruning"]
 
@@ -37,10 +40,15 @@ class Graph:
         frozen: Channels that cannot be removed, each with `.reason` and `.where`.
         remarks: What a user should know about the capture.
         labelling: Labels of every parameter, and of every tensor where the front end knows them.
+        axes: Every labelled axis once, for counting.
         costs: Counts MACs and parameters of any plan.
         atoms: Group id -> its atoms `[C]`.
         front_end: What traced the model.
         cut: Bool over atoms -> a new module without everything that carries a marked atom.
+        check: Traced module against the user's, on the example inputs; None where they are one and the same.
+        part: Name of the only sub-module that could be traced, "" for the whole model. Inputs, costs and `cut` are
+            the part's; names of parameters are those they have in the whole.
+        whole: The model around the part, in eval mode and with shared weights; None without a part.
     """
 
     module: nn.Module
@@ -50,14 +58,18 @@ class Graph:
     frozen: tuple[Frozen, ...]
     remarks: tuple[str, ...]
     labelling: Labelling
+    axes: Axes
     costs: CostModel
     atoms: Mapping[str, IntArray]
     front_end: FrontEnd
     cut: Callable[[NDArray[np.bool_]], nn.Module]
+    check: Check | None = None
+    part: str = ""
+    whole: nn.Module | None = None
 
     def group(self, group_id: str) -> Group:
         """The group called `group_id`."""
-        return next(g for g in self.groups if g.id == group_id)
+        return self._by_id[group_id]
 
     def removed(self, keep: Keep) -> NDArray[np.bool_]:
         """Bool over atoms: everything not in `keep`; groups that `keep` does not name stay whole."""
@@ -81,24 +93,54 @@ class Graph:
         params = self.costs.params(removed)
         return Cost(self.costs.macs(removed), params, params)
 
-    def emptied(self, keep: Keep) -> dict[str, set[int]]:
-        """Group id -> channels that must stay so that no axis of any tensor ends up without an index."""
-        removed = self.removed(keep)
-        owner = {int(a): (group_id, c) for group_id, atoms in self.atoms.items() for c, a in enumerate(atoms)}
+    def tally(self) -> Tally:
+        """A running count of the MACs for plans that change group by group; every group is whole at first."""
+        return Tally(self.costs, self.atoms)
+
+    def emptied(self, keep: Keep, order: Keep | None = None) -> dict[str, set[int]]:
+        """Channels that must stay so that no axis of any tensor ends up without an index.
+
+        Args:
+            keep: Group id -> kept channels.
+            order: Group id -> all its channels, the ones to put back first in front; by number if not given.
+
+        Returns:
+            Group id -> channels to put back, empty where every axis keeps an index.
+        """
+        removed, place = self.removed(keep), np.zeros(self.labelling.atoms.count)
+        for group, atoms in self.atoms.items():
+            place[atoms if order is None else atoms[order[group]]] = np.arange(len(atoms)) / len(atoms)
         found: dict[str, set[int]] = {}
-        seen: set[int] = set()
+        axes, stack = self._vulnerable
+        for axis in np.flatnonzero(stack.kept(removed) == 0).tolist():
+            rows = axes[axis]
+            best = rows[np.where(removed[rows], place[rows], 0).max(axis=1).argmin()]
+            for atom in best[removed[best]].tolist():
+                group, channel = self._place[atom]
+                found.setdefault(group, set()).add(channel)
+        return found
+
+    @cached_property
+    def _by_id(self) -> dict[str, Group]:
+        return {group.id: group for group in self.groups}
+
+    @cached_property
+    def _place(self) -> dict[int, tuple[str, int]]:
+        """Atom -> its group and channel."""
+        return {a: (group, c) for group, atoms in self.atoms.items() for c, a in enumerate(atoms.tolist())}
+
+    @cached_property
+    def _vulnerable(self) -> tuple[list[IntArray], Stack]:
+        """Axes of any tensor on which every index may vanish."""
+        axes = self.axes
         values = [*self.labelling.values.values(), *(s.axes for s in self.labelling.state.values())]
+        numbers = set()
         for axis in pytree.tree_leaves(values, is_leaf=lambda v: not isinstance(v, list)):
             labels = axis.joint.block.reshape(-1, axis.joint.block.shape[-1]) if isinstance(axis, JointAxis) else axis
-            if labels is None or id(labels) in seen:
-                continue
-            seen.add(id(labels))
-            rows = self.labelling.atoms.canon(labels)
-            if removed[rows].any(axis=1).all():
-                for atom in rows[0][removed[rows[0]]].tolist():
-                    group_id, channel = owner[atom]
-                    found.setdefault(group_id, set()).add(channel)
-        return found
+            numbers.add(axes.number(labels))
+        rows = [axes.rows[number] for number in sorted(n for n in numbers if n is not None)]
+        rows = [r for r in rows if r.any(axis=1).all()]
+        return rows, Stack(rows)
 
 
 def assemble(
@@ -110,50 +152,67 @@ def assemble(
     remarks: tuple[str, ...],
     front_end: FrontEnd,
     cut: Callable[[NDArray[np.bool_]], nn.Module],
+    check: Check | None = None,
 ) -> Graph:
     """What a front end learnt, as a graph; see `Graph` for the arguments."""
-    costs = CostModel(labelling, batch_size(example_inputs))
-    groups, atoms = _groups(labelling, costs)
+    axes = Axes(labelling.atoms)
+    costs = CostModel(labelling, axes, batch_size(example_inputs))
+    groups, atoms = _groups(labelling, axes, costs)
     unsupported = dict.fromkeys(labelling.unsupported.values())
     return Graph(
         module=module,
         example_inputs=example_inputs,
         dynamic_batch=dynamic_batch,
         groups=groups,
-        frozen=tuple(find_frozen(labelling)),
+        frozen=tuple(find_frozen(labelling, axes)),
         remarks=(*remarks, *(f"{why}: everything it touches is frozen" for why in unsupported)),
         labelling=labelling,
+        axes=axes,
         costs=costs,
         atoms=atoms,
         front_end=front_end,
         cut=cut,
+        check=check,
     )
 
 
-def _groups(labelling: Labelling, costs: CostModel) -> tuple[tuple[Group, ...], dict[str, IntArray]]:
-    found = [(atoms, members) for atoms, members in find_groups(labelling) if len(atoms) > 1]
-    owner = {int(a): i for i, (atoms, _) in enumerate(found) for a in atoms}
-    secondary = {
-        min((owner[a], owner[b]), key=lambda i: (len(found[i][0]), -i))
-        for a, b in share_entries(labelling)
-        if a in owner and b in owner and owner[a] != owner[b]
-    }
-    shrinking = {
-        int(a)
-        for axes in labelling.statistics.values()
-        for labels in axes
-        if (rows := labelling.atoms.live(labels)) is not None
-        for a in np.unique(rows)
-    }
-    whole, groups, by_id = costs.macs(), [], dict[str, IntArray]()
-    for i, (atoms, members) in enumerate(found):
-        group_id = f"{members[0].parameter}:{members[0].axis}"
-        if group_id in by_id:
-            group_id += f"#{i}"
-        removed = np.zeros(labelling.atoms.count, bool)
-        removed[atoms[0]] = True
-        saved = whole - costs.macs(removed)
-        statistics = bool(shrinking & set(atoms.tolist()))
-        groups.append(Group(group_id, len(atoms), members, float(saved), statistics, i in secondary))
-        by_id[group_id] = atoms
-    return tuple(groups), by_id
+def _groups(labelling: Labelling, axes: Axes, costs: CostModel) -> tuple[tuple[Group, ...], dict[str, IntArray]]:
+    """The groups of a labelling as records, and the atoms of each."""
+    found = find_groups(labelling, axes)
+    names: dict[str, int] = {}
+    on_axis: Counter[str] = Counter()
+    for i, group in enumerate(found):
+        name = f"{group.members[0].parameter}:{group.members[0].axis}"
+        on_axis[name] += 1
+        names[name if on_axis[name] == 1 else f"{name}#{on_axis[name]}"] = i
+    atoms = {name: found[i].atoms for name, i in names.items()}
+    ids, tally, statistics = list(names), Tally(costs, atoms), _statistics(labelling, axes)
+    whole, groups = costs.macs(), []
+    for (name, i), kind in zip(names.items(), group_kinds(found), strict=True):
+        group, size = found[i], len(found[i].atoms)
+        partners = sorted(group.inner | group.outer)
+        saved = whole - tally.keep(name, np.arange(1, size))
+        tally.keep(name, np.arange(size))
+        groups.append(
+            Group(
+                id=name,
+                size=size,
+                members=tuple(group.members),
+                macs_per_channel=float(saved),
+                changes_statistics=bool(statistics[group.atoms].any()),
+                secondary=any((size, -i) < (len(found[p].atoms), -p) for p in partners),
+                kind=kind,
+                partners=tuple(ids[p] for p in partners),
+            )
+        )
+    return tuple(groups), atoms
+
+
+def _statistics(labelling: Labelling, axes: Axes) -> NDArray[np.bool_]:
+    """Bool over atoms: does a mean or variance run over them?"""
+    found = np.zeros(axes.count, bool)
+    for number in dict.fromkeys(axes.number(labels) for over in labelling.statistics.values() for labels in over):
+        if number is not None:
+            found[axes.rows[number]] = True
+    found[0] = False
+    return found

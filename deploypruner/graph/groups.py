@@ -1,104 +1,176 @@
-"""From labels to groups: which channels are interchangeable, and what is frozen for which reason."""
+"""From labels to groups: which channels are interchangeable, how groups overlap, and what is frozen why."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from deploypruner.graph.atoms import IntArray
+from deploypruner.graph.axes import Axes
 from deploypruner.graph.labelling import Labelling, StateTensor
 from deploypruner.graph.nodes import where
 from deploypruner.graph.rules.contraction import SPATIAL
-from deploypruner.records import Frozen, Member
+from deploypruner.records import Frozen, GroupKind, Member
 
 _CHANNEL_ROLES = ("producer", "consumer")
 
 
-def find_groups(labelling: Labelling) -> list[tuple[IntArray, tuple[Member, ...]]]:
-    """Sort all removable atoms into groups.
+@dataclass
+class Found:
+    """A group in the making.
+
+    Args:
+        atoms: `[C]`, in the order of their first position on the first member.
+        members: Every parameter axis they live on.
+        outer: Groups whose blocks this one runs inside of: the heads of head columns.
+        inner: Groups that run inside the blocks of this one: the columns of heads.
+        counted: Arguments that count these channels: "groups" of a convolution, "num_groups" of a group norm.
+    """
+
+    atoms: IntArray
+    members: list[Member]
+    outer: set[int] = field(default_factory=set)
+    inner: set[int] = field(default_factory=set)
+    counted: set[str] = field(default_factory=set)
+
+
+def find_groups(labelling: Labelling, axes: Axes) -> list[Found]:
+    """Sort all removable atoms into groups of two or more.
 
     Two atoms are interchangeable when they come from the same axis (family) and occupy the same parameter axes
     equally often. Within a group they are ordered by their first position on the first member, so that channel
     numbers are the row numbers a user sees in that weight.
 
     Returns:
-        Per group its atoms `[C]` and its members, in the order of the graph.
+        Groups in the order of the graph.
     """
-    slots = list(_slots(labelling))
-    everything = np.arange(labelling.atoms.count)
-    classes = np.where(everything > 0, labelling.atoms.family(everything), 0)
-    next_class = int(classes.max(initial=0)) + 1
-    on_some_axis = np.zeros(labelling.atoms.count, bool)
-    for _, _, atoms, _ in slots:
-        touched, counts = np.unique(atoms, return_counts=True)
-        on_some_axis[touched] = True
-        _, refined = np.unique(np.stack([classes[touched], counts]), axis=1, return_inverse=True)
-        classes[touched] = next_class + refined.reshape(-1)
-        next_class = int(classes.max()) + 1
-    groups: dict[int, tuple[IntArray, list[Member]]] = {}
-    for state, axis, atoms, positions in slots:
-        for group in dict.fromkeys(classes[atoms].tolist()):
-            mine = classes[atoms] == group
-            order, members = groups.setdefault(group, (_in_order(atoms[mine], positions[mine]), []))
-            members.append(Member(state.names[0], axis, _index(order, atoms[mine], positions[mine])))
-    return [(order, tuple(members)) for order, members in groups.values()]
+    slots = list(_slots(labelling, axes))
+    classes = _classes(labelling, axes, dict.fromkeys(number for _, _, number in slots))
+    positions: dict[int, list[tuple[int, IntArray, IntArray]]] = {}
+    groups: dict[int, Found] = {}
+    indices: dict[tuple[int, int], IntArray] = {}  # members on equal axes share one array
+    for state, axis, number in slots:
+        if number not in positions:
+            positions[number] = list(_positions(axes.rows[number], classes))
+        for name, atoms, index in positions[number]:
+            if name not in groups:
+                groups[name] = Found(atoms[np.argsort(index[:, 0], kind="stable")], [])
+            if (number, name) not in indices:
+                indices[number, name] = index[np.searchsorted(atoms, groups[name].atoms)]
+            groups[name].members.append(Member(state.names[0], axis, indices[number, name]))
+    found = [group for group in groups.values() if len(group.atoms) > 1]
+    _relate(labelling, axes, found)
+    return found
 
 
-def find_frozen(labelling: Labelling) -> list[Frozen]:
+def find_frozen(labelling: Labelling, axes: Axes) -> list[Frozen]:
     """Channels of convolutions and linear layers that cannot be removed, with the reason and the place."""
     found = []
     for state in labelling.state.values():
         for axis, role in state.roles.items():
             if role not in _CHANNEL_ROLES or state.tensor.shape[axis] < 2 or state.tensor.ndim < 2:
                 continue
-            reasons = Counter(
-                (why[0], where(why[1])) for why in labelling.atoms.reasons(state.axes[axis]) if why is not None
-            )
-            found += [
-                Frozen(state.names[0], axis, count, reason, place)
-                for (reason, place), count in reasons.items()
-                if reason != SPATIAL
-            ]
+            number = axes.number(state.axes[axis])
+            if number is not None and axes.rows[number].any(axis=1).all():
+                continue  # every index can be removed
+            places: Counter[tuple[str, str]] = Counter()
+            for why, count in Counter(labelling.atoms.reasons(state.axes[axis])).items():
+                if why is not None and why[0] != SPATIAL:
+                    places[why[0], where(why[1])] += count
+            found += [Frozen(state.names[0], axis, count, *place) for place, count in places.items()]
     return found
 
 
-def share_entries(labelling: Labelling) -> set[tuple[int, int]]:
-    """Pairs of atoms that meet on one index of some parameter axis (a head and a column)."""
-    pairs: set[tuple[int, int]] = set()
-    for state in labelling.state.values():
-        for labels in state.axes:
-            rows = labelling.atoms.live(labels)
-            if rows is None or rows.shape[1] == 1:
-                continue
-            for p in range(rows.shape[1]):
-                for q in range(p + 1, rows.shape[1]):
-                    both = rows[(rows[:, p] > 0) & (rows[:, q] > 0)]
-                    pairs.update(map(tuple, np.unique(both[:, [p, q]], axis=0).tolist()))
-    return pairs
+def group_kinds(found: Sequence[Found]) -> list[GroupKind]:
+    """What the channels of each group are, by how they overlap with others and what counts them."""
+    outer: list[GroupKind] = [
+        "channels"
+        if not group.inner
+        else "conv groups"
+        if "groups" in group.counted
+        else "norm groups"
+        if "num_groups" in group.counted
+        else "heads"
+        for group in found
+    ]
+    return [
+        kind
+        if group.inner or not group.outer
+        else "head columns"
+        if any(outer[o] == "heads" for o in group.outer)
+        else "group columns"
+        for kind, group in zip(outer, found, strict=True)
+    ]
 
 
-def _slots(labelling: Labelling) -> Iterator[tuple[StateTensor, int, IntArray, IntArray]]:
-    """Every parameter axis that carries live atoms, as parallel arrays of atoms and their positions."""
+def _slots(labelling: Labelling, axes: Axes) -> Iterator[tuple[StateTensor, int, int]]:
+    """Every parameter axis that carries live atoms, with the number of that axis."""
     for state in labelling.state.values():
         for axis, labels in enumerate(state.axes):
-            rows = labelling.atoms.live(labels)
-            if rows is None:
-                continue
-            position, column = np.nonzero(rows)
-            yield state, axis, rows[position, column], position
+            number = axes.number(labels)
+            if number is not None:
+                yield state, axis, number
 
 
-def _in_order(atoms: IntArray, positions: IntArray) -> IntArray:
-    """Distinct atoms in the order of their first position."""
-    ordered = atoms[np.argsort(positions, kind="stable")]
-    _, first = np.unique(ordered, return_index=True)
-    return ordered[np.sort(first)]
+def _classes(labelling: Labelling, axes: Axes, numbers: dict[int, None]) -> IntArray:
+    """Atom -> class; interchangeable atoms share one. Every axis refines what the families begin."""
+    everything = np.arange(axes.count)
+    classes = np.where(everything > 0, labelling.atoms.family(everything), 0)
+    following = int(classes.max(initial=0)) + 1
+    for number in numbers:
+        rows = axes.rows[number]
+        touched, counts = np.unique(rows[rows > 0], return_counts=True)
+        _, refined = np.unique(classes[touched] * (counts.max() + 1) + counts, return_inverse=True)
+        classes[touched] = following + refined
+        following += int(refined.max()) + 1
+    return classes
 
 
-def _index(order: IntArray, atoms: IntArray, positions: IntArray) -> IntArray:
-    """[C, k] positions of each atom of `order`."""
-    by_atom = np.lexsort((positions, atoms))
-    grouped = positions[by_atom].reshape(len(order), -1)
-    return grouped[np.searchsorted(np.sort(order), order)]
+def _positions(rows: IntArray, classes: IntArray) -> Iterator[tuple[int, IntArray, IntArray]]:
+    """Classes on one axis in the order they begin: class, its atoms ascending, their positions `[C, k]`."""
+    position, column = np.nonzero(rows)
+    atoms = rows[position, column]
+    kind = classes[atoms]
+    order = np.lexsort((position, atoms, kind))
+    parts = np.split(order, np.flatnonzero(np.diff(kind[order])) + 1)
+    for part in sorted(parts, key=lambda p: int(position[p].min())):
+        mine = atoms[part]
+        distinct = mine[np.append(True, mine[1:] != mine[:-1])]
+        yield int(kind[part[0]]), distinct, position[part].reshape(len(distinct), -1)
+
+
+def _relate(labelling: Labelling, axes: Axes, found: list[Found]) -> None:
+    """Fill in which groups share entries of a parameter axis, the outer and the inner one, and what counts them."""
+    owner = np.full(axes.count, -1)
+    for i, group in enumerate(found):
+        owner[group.atoms] = i
+    for number in dict.fromkeys(number for _, _, number in _slots(labelling, axes)):
+        rows = axes.rows[number]
+        for p in range(rows.shape[1]):
+            for q in range(p + 1, rows.shape[1]):
+                _relate_columns(rows[:, [p, q]], owner, found)
+    for argument, labels in labelling.counts.values():
+        counting = axes.number(labels)
+        counted = set() if counting is None else set(np.unique(owner[axes.rows[counting]]).tolist()) - {-1}
+        for i in counted:
+            if not found[i].inner & counted:  # a depthwise convolution over heads counts heads x columns
+                found[i].counted.add(argument)
+
+
+def _relate_columns(rows: IntArray, owner: IntArray, found: list[Found]) -> None:
+    """Two atoms per index: pairs of groups that meet there, the one in contiguous blocks being the outer one."""
+    left, right = owner[rows[:, 0]], owner[rows[:, 1]]
+    lower, upper = np.minimum(left, right), np.maximum(left, right)
+    pair = np.where((lower >= 0) & (lower != upper), lower * len(found) + upper, -1)
+    for code in np.unique(pair[pair >= 0]).tolist():
+        a, b = divmod(code, len(found))
+        if b in found[a].inner | found[a].outer:
+            continue
+        shared, is_a = rows[pair == code], left[pair == code] == a
+        blocks = [int(np.count_nonzero(np.diff(np.where(mine, *shared.T)))) for mine in (is_a, ~is_a)]
+        outer, inner = (a, b) if blocks[0] <= blocks[1] else (b, a)
+        found[outer].inner.add(inner)
+        found[inner].outer.add(outer)

@@ -49,7 +49,7 @@ class Joint:
                 self.atoms.unify(
                     residual.reshape(-1, residual.shape[-1]),
                     self.atoms.flatten(new, self.sizes),
-                    "split of an axis that is not a product",
+                    "split into axes one of which is fixed",
                 )
                 axes = [join(old, extra) for old, extra in zip(axes, new, strict=True)]
             self.axes = axes

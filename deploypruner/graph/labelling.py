@@ -39,12 +39,12 @@ class Contraction:
     """A convolution or linear layer: its MACs are the product of all these axis lengths.
 
     Args:
-        node: The call.
+        node: The call, None where the front end has no graph.
         weight: Name of the weight, "" when it is computed.
         axes: (labels, length) of each axis.
     """
 
-    node: Node
+    node: Node | None
     weight: str
     axes: tuple[tuple[Labels, int], ...]
 
@@ -83,6 +83,8 @@ class Labelling:
         directions: Parameters divided by their own norm (weight norm): a row of zeros would give 0 / 0.
         affines: Weight name -> layer that its channels leave through.
         unsupported: Nodes no rule covers, with the reason they were frozen for.
+        counts: Call (its node, or the name of its module) -> (argument, labels): integer arguments that count the
+            indices of an axis (`groups`).
     """
 
     def __init__(self) -> None:
@@ -94,3 +96,4 @@ class Labelling:
         self.affines: dict[str, Affine] = {}
         self.directions: set[str] = set()
         self.unsupported: dict[Node, str] = {}
+        self.counts: dict[Node | str, tuple[str, Labels]] = {}

@@ -11,12 +11,15 @@ from torch.fx import GraphModule, Node
 
 from deploypruner.graph.nodes import arguments, op_name, set_argument
 
+# Where a fused attention keeps the dropout it has in training.
+DROPOUT = "dropout_p_in_training"
+
 
 class TracedModule(GraphModule):
     """An exported ATen graph as a trainable module.
 
-    Parameters and buffers keep their fully qualified names. `train()` and `eval()` switch the batch-norm and
-    dropout calls inside the graph, as they would in the original module; a batch norm without running
+    Parameters and buffers keep their fully qualified names. `train()` and `eval()` switch the batch-norm,
+    dropout and attention calls inside the graph, as they would in the original module; a batch norm without running
     statistics (weight standardisation) always normalises by its input and is left alone.
     """
 
@@ -38,19 +41,23 @@ class TracedModule(GraphModule):
         """Set the mode arguments of the graph's calls; was any of them different before?"""
         changed = False
         for node in self.graph.nodes:
-            switch = _mode_argument(node)
-            if switch and arguments(node)[switch] != mode:
-                set_argument(node, switch, mode)
+            switch, value = mode_argument(node, mode)
+            if switch and arguments(node)[switch] != value:
+                set_argument(node, switch, value)
                 changed = True
         return changed
 
 
-def _mode_argument(node: Node) -> str:
-    """Name of the argument that tells training from inference, "" where the op has none."""
+def mode_argument(node: Node, mode: bool) -> tuple[str, bool | float]:
+    """Name and value of the argument that tells training from inference, "" where the op has none."""
     op = op_name(node)
-    if op == "batch_norm":
-        return "training" if isinstance(arguments(node)["running_mean"], Node) else ""
-    return "train" if op in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout") else ""
+    if op == "batch_norm" and isinstance(arguments(node)["running_mean"], Node):
+        return "training", mode
+    if op in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"):
+        return "train", mode
+    if DROPOUT in node.meta:
+        return "dropout_p", node.meta[DROPOUT] if mode else 0.0
+    return "", False
 
 
 def get_state(module: nn.Module, name: str) -> Any:
@@ -60,9 +67,13 @@ def get_state(module: nn.Module, name: str) -> Any:
 
 
 def set_state(module: nn.Module, name: str, value: torch.Tensor) -> None:
-    """Replace or add a parameter or buffer under a dotted name; its owners must exist."""
+    """Replace or add a parameter or buffer under a dotted name; owners that are missing are made."""
     owner_name, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(owner_name)
+    owner = module
+    for part in owner_name.split(".") if owner_name else ():
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        owner = owner.get_submodule(part)
     for kind in (owner._parameters, owner._buffers, owner.__dict__):
         kind.pop(leaf, None)
     if isinstance(value, nn.Parameter):

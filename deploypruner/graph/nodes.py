@@ -78,9 +78,12 @@ def positive(dim: int, rank: int) -> int:
 
 
 def where(node: Any) -> str:
-    """Last line of the user's model behind a node: "resnet.py:93 (layer1.0)"; "" when unknown."""
+    """Last line of the user's model behind a node: "resnet.py:93 (layer1.0)"; "" when unknown.
+
+    A front end without nodes gives the name of the module or parameter instead.
+    """
     if not isinstance(node, Node):
-        return ""
+        return node if isinstance(node, str) else ""
     modules = list((node.meta.get("nn_module_stack") or {}).values())
     module = modules[-1][0] if modules else ""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")

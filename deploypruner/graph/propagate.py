@@ -6,7 +6,7 @@ import importlib
 import operator
 import pkgutil
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
@@ -16,8 +16,7 @@ from deploypruner.graph.atoms import Labels
 from deploypruner.graph.joint import Axis, Dissolved, JointAxis
 from deploypruner.graph.labelling import Affine, Contraction, Labelling, StateTensor
 from deploypruner.graph.module import TracedModule, get_state
-from deploypruner.graph.nodes import arguments, is_tensor, op_name, shape_of
-from deploypruner.graph.rules import RULES
+from deploypruner.graph.nodes import arguments, is_tensor, shape_of, size_hint
 from deploypruner.records import Role
 
 for _module in pkgutil.iter_modules(rules.__path__):
@@ -28,14 +27,19 @@ class Tracing(Labelling):
     """The labels of every tensor of a graph, and what the rules recorded on the way.
 
     Attributes:
-        counts: Node -> (argument, labels): integer arguments that count the indices of an axis (`groups`).
-        dissolved: Views that turned out to be permutations (channel shuffle).
+        strict: Let a rule that fails raise, instead of freezing what it touches; tests do.
+        dissolved: Nodes that pick indices of an axis: an index_select by a constant, or views that turned out to
+            be one (channel shuffle).
     """
+
+    strict: ClassVar[bool] = False
 
     def __init__(self, module: TracedModule) -> None:
         super().__init__()
         self.module = module
-        self.counts: dict[Node, tuple[str, Labels]] = {}
+        self._names: dict[int, list[str]] = {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            self._names.setdefault(id(parameter), []).append(name)
         self.dissolved: dict[Node, Dissolved] = {}
         for node in module.graph.nodes:
             self.atoms.site = node
@@ -69,8 +73,9 @@ class Tracing(Labelling):
         if id(tensor) not in self.state:
             self.state[id(tensor)] = StateTensor([], tensor, [self.atoms.fresh(size) for size in tensor.shape])
         entry = self.state[id(tensor)]
-        if node.target not in entry.names:
-            entry.names.append(str(node.target))
+        for name in (str(node.target), *self._names.get(id(tensor), ())):
+            if name not in entry.names:
+                entry.names.append(name)
         return list(entry.axes)
 
     def _call(self, node: Node) -> Any:
@@ -79,13 +84,15 @@ class Tracing(Labelling):
             return outputs[int(str(node.args[1]))] if isinstance(outputs, list) else None
         if not isinstance(node.meta.get("val"), torch.Tensor | list | tuple):
             return None  # arithmetic on sizes
-        name = op_name(node)
-        if name in RULES:
-            return RULES[name](self, node, arguments(node))
-        for matches, general_rule in rules.FAMILIES:
-            if isinstance(node.target, torch._ops.OpOverload) and matches(node):
-                return general_rule(self, node, arguments(node))
-        return self.fallback(node)
+        rule = rules.find(node)
+        if rule is None:
+            return self.fallback(node)
+        try:
+            return rule(self, node, arguments(node))
+        except Exception as error:  # a rule meets arguments it was not written for; freezing is always right
+            if self.strict:
+                raise
+            return self.fallback(node, f"the rule for {node.target} does not apply ({type(error).__name__})")
 
     # ------------------------------------------------------------------ what rules call
 
@@ -148,13 +155,15 @@ class Tracing(Labelling):
         why = why or f"no rule for {node.target}"
         self.unsupported[node] = why
         torch.fx.node.map_arg((node.args, node.kwargs), lambda n: self.freeze_all(n, why))
-        return _inert(node.meta.get("val"))
+        return self._frozen(node.meta.get("val"), why)
 
-
-def _inert(value: Any) -> Any:
-    """Axis values of an output on which nothing can vanish."""
-    if isinstance(value, torch.Tensor):
-        return [None] * value.ndim
-    if isinstance(value, list | tuple):
-        return [_inert(item) for item in value]
-    return None
+    def _frozen(self, value: Any, why: str) -> Any:
+        """Axis values of an output on which nothing can vanish; the labels carry the reason to what they meet."""
+        if isinstance(value, torch.Tensor):
+            axes = [self.atoms.fresh(size_hint(size)) for size in value.shape]
+            for labels in axes:
+                self.freeze(labels, why)
+            return axes
+        if isinstance(value, list | tuple):
+            return [self._frozen(item, why) for item in value]
+        return None

@@ -61,7 +61,17 @@ class _Rewriter:
         self.module.graph.eliminate_dead_code()
         self.module.graph.lint()
         self.module.recompile()
+        self.forget()
         return self.module
+
+    def forget(self) -> None:
+        """Drop constant indices that were replaced."""
+        read = {node.target for node in self.module.graph.find_nodes(op="get_attr")}
+        for state in self.tracing.state.values():
+            for name in state.names:
+                if name not in read and not isinstance(state.tensor, nn.Parameter):
+                    owner, _, leaf = name.rpartition(".")
+                    delattr(self.module.get_submodule(owner), leaf)
 
     def state(self) -> None:
         """Cut every parameter, buffer and constant; all of them become copies of their own."""
@@ -114,6 +124,8 @@ class _Rewriter:
             self.split(node, new, args)
         elif name == "slice":
             self.slice(node, new, args)
+        elif name == "squeeze":
+            self.squeeze(node, new)
         elif name in ("pad", "constant_pad_nd"):
             self.pad(node, new, args)
         elif name in ("layer_norm", "rms_norm"):
@@ -125,18 +137,20 @@ class _Rewriter:
             set_argument(new, argument, self.kept(labels, args[argument]))
 
     def gather(self, node: Node, new: Node, dissolved: Dissolved) -> bool:
-        """A channel shuffle whose kept channels do not form a box becomes an index_select; was it done?"""
+        """Pick by the ranks among what is kept, where indices were picked by a constant; was it done?
+
+        A channel shuffle written as views stays what it is while the kept channels form a box.
+        """
         joint = dissolved.joint
         if joint is not None and (joint.axes is not None or joint.is_box(self.removed)):
             return False
-        gone = self.gone(self.tracing.values[node][dissolved.axis])
-        if gone is None:
-            return False
         source, axis = dissolved.source
         source_gone = self.gone(self.tracing.values[source][axis])
-        assert source_gone is not None, f"{node.name} loses channels that its source {source.name} keeps"
-        rank = np.cumsum(~source_gone) - 1
-        index = rank[dissolved.permutation[~gone]]
+        if source_gone is None:
+            return False
+        gone = self.gone(self.tracing.values[node][dissolved.axis])
+        chosen = dissolved.permutation if gone is None else dissolved.permutation[~gone]
+        index = (np.cumsum(~source_gone) - 1)[chosen]
         picked = self.index_select(new, self.copies[source], dissolved.axis, index)
         new.replace_all_uses_with(picked)
         self.copies[node] = picked
@@ -195,6 +209,17 @@ class _Rewriter:
         new.replace_all_uses_with(picked)
         self.copies[node] = picked
 
+    def squeeze(self, node: Node, new: Node) -> None:
+        """Name the axes that had length one: an axis with one channel left is none of them."""
+        source = node.args[0]
+        if all(self.gone(axis) is None for axis in self.tracing.values[source]):
+            return
+        shape, dims = shape_of(source), arguments(node).get("dim")
+        chosen = range(len(shape)) if dims is None else [dims] if isinstance(dims, int) else dims
+        new.target = aten.squeeze_.dims if "squeeze_" in str(node.target) else aten.squeeze.dims
+        new.args = (new.args[0], [d for d in (positive(c, len(shape)) for c in chosen) if shape[d] == 1])
+        new.kwargs = {}
+
     def pad(self, node: Node, new: Node, args: dict[str, Any]) -> None:
         """Only as much padding as remains."""
         widths, values = list(args["pad"]), self.tracing.values[node]
@@ -209,7 +234,9 @@ class _Rewriter:
     def index_select(self, before: Node, source: Node, axis: int, index: NDArray[np.int64]) -> Node:
         """Insert an index_select by a constant before a node."""
         name = f"_kept_{before.name}"
-        self.module.register_buffer(name, torch.as_tensor(index))
+        while hasattr(self.module, name):  # a module that was pruned before has its own
+            name += "_again"
+        self.module.register_buffer(name, torch.as_tensor(index, device=before.meta["val"].device))
         with self.module.graph.inserting_before(before):
             constant = self.module.graph.get_attr(name)
             picked = self.module.graph.call_function(aten.index_select.default, (source, axis, constant))

@@ -8,10 +8,10 @@ important first. So the result is below the budget and within one move of it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from math import ceil, gcd
+from dataclasses import dataclass, replace
+from math import ceil
 from typing import Literal
 
 import numpy as np
@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from deploypruner.criteria import Normalizer
-from deploypruner.errors import BudgetError, InputError, RecipeError, nearest
+from deploypruner.errors import BudgetError, InputError, PlanError, RecipeError, nearest
 from deploypruner.graph import Graph
-from deploypruner.prune.plan import GroupPlan, Plan, members_of
-from deploypruner.records import Budget, Group, TensorSpec
+from deploypruner.graph.atoms import IntArray
+from deploypruner.prune.constraints import NARROW, STATISTICS_NOTE, Constraints, Limit, check_widths, find_limits
+from deploypruner.prune.plan import Plan, make_plan
+from deploypruner.records import Budget, Group
 
 Scope = Literal["uniform", "global"]
 SCOPES = {
@@ -30,15 +32,18 @@ SCOPES = {
     "global": "the least important channels of the whole network, wherever they are",
 }
 PATTERNS = {"channel": "whole channels, physically removed: the model stays dense and smaller"}
-# A group is never cut below this share of its channels: small layers would be emptied by a global ranking.
-_FLOOR = 0.1
+
+Order = Mapping[str, IntArray]
+
+_NOTHING = Constraints(max_cut=0, statistics="keep")
 
 
 @dataclass(frozen=True)
 class Move:
-    """Cut `group` from its current width down to `width`; `rank` orders moves, lowest first."""
+    """Cut `group` from width `before` down to `width`; `rank` orders moves, lowest first."""
 
     group: str
+    before: int
     width: int
     rank: float
 
@@ -61,6 +66,8 @@ def allocate(
     scope: str = "global",
     normalizer: Normalizer = "none",
     step: int = 8,
+    constraints: Constraints | None = None,
+    widths: Mapping[str, int] | None = None,
 ) -> Plan:
     """Choose what stays.
 
@@ -72,6 +79,8 @@ def allocate(
         scope: "uniform" or "global".
         normalizer: How to compare scores across groups in the global scope.
         step: Widths become multiples of this, counted in output channels of the layers concerned.
+        constraints: What may be cut, and how far.
+        widths: Group id -> exactly this many channels stay; constraints do not apply to these groups.
 
     Returns:
         A plan with macs_after <= budget.macs * macs_before, within one move of it.
@@ -79,103 +88,133 @@ def allocate(
     Raises:
         BudgetError: Even the narrowest widths cost more; the message says what is reachable.
         InputError: Nothing can be pruned at all.
-        RecipeError: Unknown scope, budget or step out of range.
+        RecipeError: Unknown scope or pattern, budget or step out of range.
+        PlanError: `widths` names no group, or a width it cannot have.
     """
     check_budget(budget)
     if scope not in SCOPES:
         raise RecipeError(f"no scope called '{scope}'", hint=nearest(scope, SCOPES))
     if step < 1:
         raise RecipeError(f"--step must be at least 1 channel, got {step}", hint="8, 16 or 32 suit int8 kernels")
-    order = {
-        group_id: torch.argsort(score, descending=True, stable=True).numpy() for group_id, score in scores.items()
-    }
-    widths = {g.id: g.size for g in graph.groups}
-    moves = sorted(_moves(graph, scores, scope, normalizer, step), key=lambda m: (m.rank, m.group, -m.width))
+    constraints, fixed = constraints or Constraints(), dict(widths or {})
+    check_widths(graph, fixed)
+    order = {g: torch.argsort(score, descending=True, stable=True).numpy() for g, score in scores.items()}
     target = budget.macs * graph.costs.macs()
-    if budget.macs < 1:
-        _require_moves(graph, moves, step)
-        chosen = _shortest_prefix(graph, order, widths, moves, target)
-        if chosen is None:
-            raise _out_of_reach(graph, budget, step)
-        widths = _take_back(graph, order, chosen, moves, target)
-    return make_plan(graph, _keep(graph, order, widths), criterion=criterion, scope=scope, step=step)
+    if budget.macs == 1:
+        find_limits(graph, constraints, step=step, statistics=True)  # says which pattern matches nothing
+        room = _room(graph, order, _NOTHING, step=step, fixed=fixed)
+        return make_plan(graph, room.narrowest, criterion=criterion, scope=scope, step=step)
+    room = _room(graph, order, constraints, step=step, fixed=fixed, target=target)
+    if room.macs > target:
+        _require_movable(graph, room.limits, step)
+        raise _out_of_reach(graph, budget, room.macs, constraints=constraints, step=step)
+    start = {g.id: fixed.get(g.id, g.size) for g in graph.groups}
+    moves = _moves(graph, scores, room.limits, scope=scope, normalizer=normalizer)
+    chosen = _shortest_prefix(graph, room.order, start, moves=moves, target=target)
+    chosen = _take_back(graph, room.order, chosen, moves=moves, target=target)
+    return make_plan(graph, _keep(room.order, chosen), criterion=criterion, scope=scope, step=step)
 
 
-def make_plan(graph: Graph, keep: Mapping[str, np.ndarray], *, criterion: str, scope: str, step: int) -> Plan:
-    """A plan from kept channels per group, however they were chosen; groups not named stay whole."""
-    whole = {g.id: keep[g.id] if g.id in keep else np.arange(g.size) for g in graph.groups}
-    before, after = graph.cost(), graph.cost(whole)
-    return Plan(
-        groups=tuple(
-            GroupPlan(g.id, g.size, tuple(int(c) for c in np.sort(whole[g.id])), members_of(graph, g.id))
-            for g in graph.groups
-        ),
-        criterion=criterion,
-        scope=scope,
-        step=step,
-        inputs=input_specs(graph),
-        macs_before=before.macs,
-        macs_after=after.macs,
-        params_before=before.params,
-        params_after=after.params,
-    )
+def reachable(graph: Graph, step: int, constraints: Constraints | None = None) -> int:
+    """Fewest MACs any plan can have: every group that may be cut at its narrowest width.
+
+    Raises:
+        RecipeError: A pattern of the constraints matches nothing.
+    """
+    order = {g.id: np.arange(g.size) for g in graph.groups}
+    return _room(graph, order, constraints or Constraints(), step=step).macs
 
 
-def input_specs(graph: Graph) -> tuple[TensorSpec, ...]:
-    """Name, shape and dtype of the model's inputs; the batch is None where it is dynamic."""
-    specs = []
-    for node in graph.module.graph.nodes:
-        value = node.meta.get("val")
-        if node.op == "placeholder" and isinstance(value, torch.Tensor):
-            sizes = [s if isinstance(s, int) else None for s in value.shape]
-            specs.append(TensorSpec(node.name, tuple(sizes), str(value.dtype).removeprefix("torch.")))
-    return tuple(specs)
+# ---------------------------------------------------------------------- how far everything may go
 
 
-def reachable(graph: Graph, step: int) -> int:
-    """Fewest MACs any plan can have: every group at its narrowest width."""
-    keep = {}
-    for group in graph.groups:
-        narrower = _narrower(group, step) if _may_shrink(group) else []
-        if narrower:
-            keep[group.id] = np.arange(narrower[-1])
-    return graph.costs.macs(graph.removed(keep))
+@dataclass(frozen=True)
+class _Room:
+    """How far a model may be cut.
+
+    Args:
+        limits: Group id -> limit.
+        order: Group id -> channels, what has to stay first, then by importance.
+        narrowest: What every group keeps at the least.
+        macs: Of that.
+    """
+
+    limits: Mapping[str, Limit]
+    order: Order
+    narrowest: Mapping[str, IntArray]
+    macs: int
+
+
+def _room(
+    graph: Graph,
+    order: Order,
+    constraints: Constraints,
+    *,
+    step: int,
+    fixed: Mapping[str, int] | None = None,
+    target: float = 0,
+) -> _Room:
+    """Groups that change statistics are left out of it unless they must help to get below `target`."""
+    policies = {"auto": (False, True), "keep": (False,), "prune": (True,)}[constraints.statistics]
+    for statistics in policies:
+        limits = find_limits(graph, constraints, step=step, statistics=statistics)
+        room = _without_empty_tensors(graph, order, limits, fixed=fixed or {})
+        if room.macs <= target:
+            break
+    return room
+
+
+def _without_empty_tensors(
+    graph: Graph, order: Order, limits: Mapping[str, Limit], *, fixed: Mapping[str, int]
+) -> _Room:
+    """Put channels first without which the narrowest plan would leave a tensor without an index."""
+    pins: dict[str, set[int]] = {}
+    limits = {g: replace(limit, whole="its width is given") if g in fixed else limit for g, limit in limits.items()}
+    while True:
+        widths = {g.id: fixed.get(g.id, min(limits[g.id].narrower(g.size), default=g.size)) for g in graph.groups}
+        narrowest = _keep(order, widths)
+        emptied = graph.emptied(narrowest, order)
+        if not emptied:
+            return _Room(limits, order, narrowest, graph.costs.macs(graph.removed(narrowest)))
+        for group, channels in emptied.items():
+            pins.setdefault(group, set()).update(channels)
+            if len(pins[group]) > fixed.get(group, len(order[group])):
+                raise PlanError(
+                    f"with {fixed[group]} channels of '{group}' some tensor has none left",
+                    hint=f"keep at least {len(pins[group])}",
+                )
+            limits = {**limits, group: replace(limits[group], least=max(limits[group].least, len(pins[group])))}
+        order = {g: _first(channels, pins.get(g, set())) for g, channels in order.items()}
+
+
+def _first(channels: IntArray, pins: set[int]) -> IntArray:
+    """The same channels, `pins` at the front."""
+    pinned = np.isin(channels, sorted(pins))
+    return np.concatenate([channels[pinned], channels[~pinned]])
 
 
 # ---------------------------------------------------------------------- moves
 
 
 def _moves(
-    graph: Graph, scores: Mapping[str, Tensor], scope: str, normalizer: Normalizer, step: int
-) -> Sequence[Move]:
+    graph: Graph, scores: Mapping[str, Tensor], limits: Mapping[str, Limit], *, scope: str, normalizer: Normalizer
+) -> list[Move]:
+    """Every cut that is allowed, in the order of the scope."""
     moves = []
     for group in graph.groups:
-        if not _may_shrink(group):
+        widths = np.array([group.size, *limits[group.id].narrower(group.size)])
+        if len(widths) == 1:
             continue
-        ascending = _comparable(scores[group.id].double(), group, normalizer).sort().values
-        width = group.size
-        for new in _narrower(group, step):
-            block = ascending[group.size - width : group.size - new]
-            rank = 1 - new / group.size if scope == "uniform" else float(block.mean())
-            moves.append(Move(group.id, new, rank))
-            width = new
-    return moves
-
-
-def _may_shrink(group: Group) -> bool:
-    return not (group.secondary or group.changes_statistics)
-
-
-def _narrower(group: Group, step: int) -> list[int]:
-    """Widths the group may be cut to, widest first.
-
-    One channel of a group can stand for several output channels (a column of a grouped convolution); the step
-    counts output channels.
-    """
-    per_channel = min((m.index.shape[1] for m in group.members if m.axis == 0), default=1)
-    unit = step // gcd(step, per_channel)
-    floor = max(unit, ceil(_FLOOR * group.size))
-    return [width for width in range((group.size - 1) // unit * unit, 0, -unit) if width >= floor]
+        if scope == "uniform":
+            ranks = 1 - widths[1:] / group.size
+        else:
+            ascending = np.sort(_comparable(scores[group.id].double(), group, normalizer).numpy())
+            blocks = np.add.reduceat(ascending[: group.size - widths[-1]], group.size - widths[:-1])
+            # A block is never less important than the one before it, except by rounding.
+            ranks = np.maximum.accumulate(blocks / -np.diff(widths))
+        steps = zip(widths[:-1].tolist(), widths[1:].tolist(), ranks.tolist(), strict=True)
+        moves += [Move(group.id, before, width, rank) for before, width, rank in steps]
+    return sorted(moves, key=lambda m: (m.rank, m.group, -m.width))
 
 
 def _comparable(score: Tensor, group: Group, normalizer: Normalizer) -> Tensor:
@@ -190,70 +229,71 @@ def _comparable(score: Tensor, group: Group, normalizer: Normalizer) -> Tensor:
 # ---------------------------------------------------------------------- choosing
 
 
-def _keep(graph: Graph, order: Mapping[str, np.ndarray], widths: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """The most important channels of each group, and whatever keeps every tensor from becoming empty."""
-    keep = {group_id: np.sort(order[group_id][:width]) for group_id, width in widths.items()}
-    for group_id, channels in graph.emptied(keep).items():
-        keep[group_id] = np.union1d(keep[group_id], np.array(sorted(channels), dtype=np.int64))
-    return keep
-
-
-def _macs(graph: Graph, order: Mapping[str, np.ndarray], widths: Mapping[str, int]) -> int:
-    keep = {g: order[g][:width] for g, width in widths.items() if width < len(order[g])}
-    return graph.costs.macs(graph.removed(keep))
-
-
-def _after(widths: Mapping[str, int], moves: Sequence[Move]) -> dict[str, int]:
-    return {**widths, **{m.group: m.width for m in moves}}
+def _keep(order: Order, widths: Mapping[str, int]) -> dict[str, IntArray]:
+    """The most important channels of each group."""
+    return {group: np.sort(order[group][:width]) for group, width in widths.items()}
 
 
 def _shortest_prefix(
-    graph: Graph, order: Mapping[str, np.ndarray], widths: Mapping[str, int], moves: Sequence[Move], target: float
-) -> dict[str, int] | None:
+    graph: Graph, order: Order, widths: Mapping[str, int], *, moves: Sequence[Move], target: float
+) -> dict[str, int]:
     """Widths after as few moves as meet the target (bisection: each move only lowers the cost)."""
+    places: dict[str, list[int]] = {}
+    for place, move in enumerate(moves):
+        places.setdefault(move.group, []).append(place)
+
+    def after(count: int) -> dict[str, int]:
+        done = {group: bisect_left(mine, count) for group, mine in places.items()}
+        return {**widths, **{group: moves[places[group][n - 1]].width for group, n in done.items() if n}}
+
     low, high = 0, len(moves)
-    if _macs(graph, order, _after(widths, moves)) > target:
-        return None
     while low < high:
         middle = (low + high) // 2
-        if _macs(graph, order, _after(widths, moves[:middle])) <= target:
+        if graph.costs.macs(graph.removed(_keep(order, after(middle)))) <= target:
             high = middle
         else:
             low = middle + 1
-    return _after(widths, moves[:high])
+    return after(high)
 
 
 def _take_back(
-    graph: Graph, order: Mapping[str, np.ndarray], widths: dict[str, int], moves: Sequence[Move], target: float
+    graph: Graph, order: Order, widths: dict[str, int], *, moves: Sequence[Move], target: float
 ) -> dict[str, int]:
     """Undo the most important moves that fit under the target again, until none does."""
-    before = {(m.group, m.width): len(order[m.group]) for m in moves}
-    for earlier, later in _consecutive(moves):
-        before[later.group, later.width] = earlier.width
+    tally = graph.tally()
+    for group, width in widths.items():
+        tally.keep(group, order[group][:width])
     for move in sorted(moves, key=lambda m: m.rank, reverse=True):
         if widths[move.group] != move.width:
             continue
-        wider = {**widths, move.group: before[move.group, move.width]}
-        if _macs(graph, order, wider) <= target:
-            widths = wider
+        if tally.keep(move.group, order[move.group][: move.before]) <= target:
+            widths = {**widths, move.group: move.before}
+        else:
+            tally.keep(move.group, order[move.group][: move.width])
     return widths
-
-
-def _consecutive(moves: Sequence[Move]) -> list[tuple[Move, Move]]:
-    by_group: dict[str, list[Move]] = {}
-    for move in sorted(moves, key=lambda m: -m.width):
-        by_group.setdefault(move.group, []).append(move)
-    return [pair for group in by_group.values() for pair in pairwise(group)]
 
 
 # ---------------------------------------------------------------------- refusing
 
 
-def _require_moves(graph: Graph, moves: Sequence[Move], step: int) -> None:
-    if moves:
+def _require_movable(graph: Graph, limits: Mapping[str, Limit], step: int) -> None:
+    """Refuse a model in which nothing may be cut at all, with the reason.
+
+    Raises:
+        InputError: There is no group, none is wide enough, or none is left by the constraints.
+    """
+    if any(limits[g.id].narrower(g.size) for g in graph.groups):
         return
     if graph.groups:
         widest = max(graph.groups, key=lambda g: g.size)
+        whole = limits[widest.id].whole
+        if whole and whole != NARROW:
+            why = "a normalisation averages over it" if whole == STATISTICS_NOTE else whole
+            raise InputError(
+                f"none of the {len(graph.groups)} groups of this model may be cut; the widest, '{widest.id}', "
+                f"stays whole: {why}",
+                hint="relax --exclude, --min-width, --max-cut, --heads or --statistics",
+            )
         raise InputError(
             f"no group of this model can be cut to a multiple of {step} channels; the widest, '{widest.id}', "
             f"has {widest.size}",
@@ -264,13 +304,20 @@ def _require_moves(graph: Graph, moves: Sequence[Move], step: int) -> None:
     raise InputError(f"nothing in this model can be pruned: {listed}", hint="`deploypruner plan` lists every reason")
 
 
-def _out_of_reach(graph: Graph, budget: Budget, step: int) -> BudgetError:
-    dense, least = graph.costs.macs(), reachable(graph, step)
+def _out_of_reach(graph: Graph, budget: Budget, least: int, *, constraints: Constraints, step: int) -> BudgetError:
+    dense = graph.costs.macs()
     fraction = ceil(1000 * least / dense) / 1000
+    limits = f"a multiple of {step}, at least {1 - constraints.max_cut:.0%} of its channels"
+    if constraints != Constraints(max_cut=constraints.max_cut):
+        limits += ", within the constraints"
+    others = [
+        "a smaller --step" if step > 1 else "",
+        "--statistics auto" if constraints.statistics == "keep" else "",
+        "fewer constraints" if constraints.exclude or constraints.layers or constraints.min_width > 1 else "",
+    ]
+    hint = f"the smallest reachable budget is --macs {fraction:g}"
     return BudgetError(
         f"--macs {budget.macs:g} allows {budget.macs * dense / 1e6:.2f} M multiply-adds, but cutting every group to "
-        f"its narrowest width (a multiple of {step}, at least {_FLOOR:.0%} of its channels) still costs "
-        f"{least / 1e6:.2f} M of {dense / 1e6:.2f} M",
-        hint=f"the smallest reachable budget is --macs {fraction:g}"
-        + (", or try a smaller --step" if step > 1 else ""),
+        f"its narrowest width ({limits}) still costs {least / 1e6:.2f} M of {dense / 1e6:.2f} M",
+        hint=", or try ".join([hint, " or ".join(filter(None, others))]).removesuffix(", or try "),
     )

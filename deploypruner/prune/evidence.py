@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,6 +14,7 @@ from deploypruner.criteria import Criterion, Needs
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import call
+from deploypruner.graph.sharing import sharing_copy
 from deploypruner.graph.views import gate_rows, last_affines, member_views
 
 Batch = tuple[tuple[Any, ...], Tensor | None]
@@ -75,7 +75,7 @@ def _gradients(
     graph: Graph, batches: Iterable[Batch], seed: int, on_batch: Callable[[], None]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Mean gradients per parameter, and gate derivatives `[B, n]` per minibatch of every last affine layer."""
-    module = copy.deepcopy(graph.module).eval().requires_grad_(True)
+    module = sharing_copy(graph.module).requires_grad_(True)
     weights = dict(module.named_parameters(remove_duplicate=False))
     affines = list(dict.fromkeys(a for group in graph.groups for a in last_affines(graph, group)))
     generator = torch.Generator().manual_seed(seed)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from deploypruner.errors import PlanError
 from deploypruner.graph import Graph
-from deploypruner.records import TensorSpec
+from deploypruner.graph.inputs import to_json
+from deploypruner.prune.own_class import own_class
+from deploypruner.prune.retrace import retrace
+from deploypruner.records import Group
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -42,22 +47,24 @@ class Plan:
         criterion: Registered name.
         scope: "uniform" or "global".
         step: Widths were rounded to multiples of this.
-        inputs: Example inputs the model was traced with.
+        inputs: Example inputs the model was traced with, as `graph.inputs.to_json` describes them.
         macs_before: Predicted multiply-adds of one sample, dense.
         macs_after: The same after removal.
         params_before: Parameters of the inference graph, dense.
         params_after: The same after removal.
+        part: Name of the only sub-module that was traced, "" for the whole model.
     """
 
     groups: tuple[GroupPlan, ...]
     criterion: str
     scope: str
     step: int
-    inputs: tuple[TensorSpec, ...]
+    inputs: Any
     macs_before: int
     macs_after: int
     params_before: int
     params_after: int
+    part: str = ""
 
     @property
     def keep(self) -> Mapping[str, NDArray[np.int64]]:
@@ -80,11 +87,29 @@ class Plan:
                 raise PlanError(
                     f"'{mine.id}' has {group.size} channels in this model and {mine.size} in the plan", hint=hint
                 )
-            if members_of(graph, mine.id) != mine.members:
-                raise PlanError(f"the channels of '{mine.id}' are used by other layers than in the plan", hint=hint)
+            if members_of(group) != mine.members:
+                raise PlanError(_first_difference(mine, members_of(group)), hint=hint)
         if len(theirs) != len(self.groups):
             extra = next(i for i in theirs if i not in {g.id for g in self.groups})
             raise PlanError(f"this model has a group '{extra}' that the plan does not know", hint=hint)
+
+    def apply_to(self, model: nn.Module, example_inputs: Any = None) -> nn.Module:
+        """The pruned model in its own class, with the weights of `model`.
+
+        A copy whose state and sizes are cut, compared with the pruned graph in eval on two batch sizes and in
+        training mode before it is given out. Hooks, modes, ties, parametrizations and `requires_grad` stay.
+
+        Args:
+            model: The dense model the plan was made for; it is not changed.
+            example_inputs: What it runs on; None for inputs of the shapes the plan was made with.
+
+        Raises:
+            PlanError: The plan was made for another model, or the class cannot take these sizes: says what went
+                wrong or how far off it is. `dp.remove` gives the same model as a graph, which always works.
+        """
+        graph = retrace(self, model, example_inputs)
+        removed = graph.removed(self.keep)
+        return own_class(graph, removed, model, graph.cut(removed))
 
     def to_json(self) -> dict[str, Any]:
         """JSON form, readable by `from_json`."""
@@ -93,11 +118,12 @@ class Plan:
             "criterion": self.criterion,
             "scope": self.scope,
             "step": self.step,
-            "inputs": [{"name": t.name, "shape": list(t.shape), "dtype": t.dtype} for t in self.inputs],
+            "inputs": self.inputs,
             "macs_before": self.macs_before,
             "macs_after": self.macs_after,
             "params_before": self.params_before,
             "params_after": self.params_after,
+            "part": self.part,
             "groups": [
                 {"id": g.id, "size": g.size, "keep": list(g.keep), "members": [list(m) for m in g.members]}
                 for g in self.groups
@@ -126,15 +152,97 @@ class Plan:
                 )
                 for g in document["groups"]
             )
-            inputs = tuple(TensorSpec(t["name"], tuple(t["shape"]), t["dtype"]) for t in document["inputs"])
+            inputs = document["inputs"]
             numbers = {k: int(document[k]) for k in ("macs_before", "macs_after", "params_before", "params_after")}
-            return Plan(groups, document["criterion"], document["scope"], int(document["step"]), inputs, **numbers)
+            return Plan(
+                groups,
+                document["criterion"],
+                document["scope"],
+                int(document["step"]),
+                inputs,
+                part=str(document.get("part", "")),
+                **numbers,
+            )
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise PlanError(
                 f"not a plan: {type(error).__name__} at {error}", hint="plan.json is damaged; compile again"
             ) from error
 
 
-def members_of(graph: Graph, group_id: str) -> tuple[tuple[str, int, int], ...]:
+def make_plan(
+    graph: Graph,
+    keep: Mapping[str, NDArray[np.int64] | Sequence[int]],
+    *,
+    criterion: str = "given",
+    scope: str = "given",
+    step: int = 1,
+) -> Plan:
+    """A plan from kept channels, however they were chosen.
+
+    Args:
+        graph: The traced model.
+        keep: Group id -> channels that stay; groups it does not name stay whole.
+        criterion: How they were chosen, for the record.
+        scope: The same.
+        step: The same.
+
+    Raises:
+        PlanError: No such group or channel, a group without any channel, or a tensor that would have none left.
+    """
+    kept = {group_id: _channels(graph, group_id, channels) for group_id, channels in keep.items()}
+    whole = {g.id: kept[g.id] if g.id in kept else np.arange(g.size) for g in graph.groups}
+    for group_id, channels in graph.emptied(whole).items():
+        raise PlanError(
+            f"the plan leaves some tensor without any index: channel {min(channels)} of '{group_id}' has to stay",
+            hint="keep it, or another channel that goes the same way through the model",
+        )
+    removed = graph.removed(whole)
+    return Plan(
+        groups=tuple(GroupPlan(g.id, g.size, tuple(whole[g.id].tolist()), members_of(g)) for g in graph.groups),
+        criterion=criterion,
+        scope=scope,
+        step=step,
+        inputs=to_json(graph.example_inputs, dynamic_batch=graph.dynamic_batch),
+        macs_before=graph.costs.macs(),
+        macs_after=graph.costs.macs(removed),
+        params_before=graph.costs.params(),
+        params_after=graph.costs.params(removed),
+        part=graph.part,
+    )
+
+
+def _first_difference(planned: GroupPlan, found: tuple[tuple[str, int, int], ...]) -> str:
+    """Which layer uses the channels in the plan but not in this model, the other way round, or in another order."""
+    side = {0: "output", 1: "input"}
+    told = f"the channels of '{planned.id}' are used by other layers than in the plan: "
+    for mine, theirs, where in ((planned.members, found, "the plan"), (found, planned.members, "this model")):
+        for name, axis, _ in (member for member in mine if member not in theirs):
+            return told + f"the {side.get(axis, f'axis {axis}')} of '{name}' is one in {where} only"
+    return told + "their order differs"
+
+
+def members_of(group: Group) -> tuple[tuple[str, int, int], ...]:
     """(parameter, axis, positions per channel) of every member of a group."""
-    return tuple((m.parameter, m.axis, m.index.shape[1]) for m in graph.group(group_id).members)
+    return tuple((m.parameter, m.axis, m.index.shape[1]) for m in group.members)
+
+
+def _channels(graph: Graph, group_id: str, channels: NDArray[np.int64] | Sequence[int]) -> NDArray[np.int64]:
+    """Kept channels of one group, ascending, if they are possible."""
+    known = {g.id for g in graph.groups}
+    if group_id not in known:
+        close = get_close_matches(group_id, known, n=1, cutoff=0.3)
+        raise PlanError(
+            f"this model has no group '{group_id}'",
+            hint=f"did you mean '{close[0]}'?" if close else "`deploypruner plan` lists them",
+        )
+    size, kept = graph.group(group_id).size, np.sort(np.asarray(channels, dtype=np.int64))
+    if not len(kept):
+        raise PlanError(
+            f"the plan keeps none of the {size} channels of '{group_id}'", hint="every group keeps at least one"
+        )
+    if kept[0] < 0 or kept[-1] >= size or (np.diff(kept) == 0).any():
+        raise PlanError(
+            f"the plan does not keep {len(kept)} different channels of '{group_id}', which has 0 to {size - 1}",
+            hint="name each channel that stays once",
+        )
+    return kept

@@ -5,25 +5,28 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from deploypruner.errors import InputError, PlanError
-from deploypruner.graph import trace
+from deploypruner.prune.own_class import in_place_of_part, own_class
 from deploypruner.prune.plan import Plan
-
-# A dynamic batch is traced with two samples: export turns a batch of one into a constant.
-_BATCH = 2
+from deploypruner.prune.retrace import retrace
 
 
-def restore(model: nn.Module, folder: str | Path) -> nn.Module:
+def restore(model: nn.Module, folder: str | Path, *, as_graph: bool = False) -> nn.Module:
     """Rebuild the compiled model.
+
+    The result is of the user's own class where that class can take the pruned sizes and then computes what the
+    compiled model does, on two batch sizes and in training mode; else it is the traced graph, which always works.
+    What the build does not hold comes from `model`: batch-norm counters, and layers that inference never runs, such
+    as auxiliary heads. A model that was traced in part is put together again around that part.
 
     Args:
         model: The dense model the build started from; its weights do not matter, and it is not changed.
         folder: Build folder with `plan.json` and `weights.safetensors`.
+        as_graph: Give the traced graph in any case.
 
     Returns:
         The pruned and recovered module in eval mode, trainable.
@@ -34,29 +37,37 @@ def restore(model: nn.Module, folder: str | Path) -> nn.Module:
     """
     root = Path(folder)
     plan = Plan.from_json(_read_json(root / "plan.json"))
-    inputs = tuple(_example(tuple(_BATCH if s is None else s for s in t.shape), t.dtype) for t in plan.inputs)
-    graph = trace(model, inputs)
-    plan.check(graph)
-    module = graph.cut(graph.removed(plan.keep))
-    path = root / "weights.safetensors"
-    try:
-        state = load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist", hint=f"{root} is not a finished build folder") from None
-    except SafetensorError as error:
-        raise InputError(f"{path} is truncated or corrupt: {error}", hint="compile again") from error
+    state = _read_state(root / "weights.safetensors")
+    graph = retrace(plan, model)
+    removed = graph.removed(plan.keep)
+    pruned = graph.cut(removed)
+    _load(pruned, state, root / "weights.safetensors")
+    if graph.part:
+        return in_place_of_part(graph, removed, pruned, as_graph=as_graph).eval()
+    if not as_graph:
+        try:
+            return own_class(graph, removed, model, pruned).eval()
+        except PlanError:
+            pass  # the class cannot have these sizes
+    return pruned.eval()
+
+
+def _load(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise PlanError(f"{path} does not fit the pruned model: {first}", hint="compile again") from error
-    return module.eval()
 
 
-def _example(shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-    """Values do not matter to the trace; integers are zero, a valid index into any table."""
-    kind = getattr(torch, dtype)
-    return torch.zeros(shape, dtype=kind)
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist", hint=f"{path.parent} is not a finished build folder") from None
+    except SafetensorError as error:
+        raise InputError(f"{path} is truncated or corrupt: {error}", hint="compile again") from error
+    return state
 
 
 def _read_json(path: Path) -> dict[str, object]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
+from deploypruner.graph.inputs import Inputs
 from deploypruner.sources.preprocessing import Preprocessing
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -45,7 +46,7 @@ class Found:
 
     module: nn.Module | ExportedProgram
     name: str
-    example_inputs: tuple[Tensor, ...] | None = None
+    example_inputs: Inputs | None = None
     input_shape: tuple[int, ...] | None = None
     integers_below: int = 0
     preprocessing: Preprocessing | None = None

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from deploypruner.errors import InputError
+from deploypruner.graph.inputs import Inputs
 from deploypruner.sources.factory import load_factory
 from deploypruner.sources.found import Found, Request, Shapes
 from deploypruner.sources.pickle_file import load_pickled
@@ -45,7 +46,8 @@ class LoadedModel:
 
     Args:
         module: nn.Module in eval mode, or an ExportedProgram.
-        example_inputs: One tensor per input, batch dimension first; the same values on every load.
+        example_inputs: One tensor per input, batch dimension first, by position or by keyword; the same values on
+            every load.
         name: Short title: file stem, factory or zoo name.
         source: MODEL as typed.
         sha256: `fingerprint(module)`.
@@ -54,7 +56,7 @@ class LoadedModel:
     """
 
     module: nn.Module | ExportedProgram
-    example_inputs: tuple[Tensor, ...]
+    example_inputs: Inputs
     name: str
     source: str
     sha256: str
@@ -138,7 +140,7 @@ def _loader_of(source: str) -> Loader:
     raise InputError(f"'{source}' is no kind of model that can be loaded", hint=f"give {_FORMS}")
 
 
-def _example_inputs(found: Found, request: Request, data_shape: tuple[int, ...] | None) -> tuple[Tensor, ...]:
+def _example_inputs(found: Found, request: Request, data_shape: tuple[int, ...] | None) -> Inputs:
     shapes = request.input_shapes
     if shapes is None and found.input_shape is not None:
         shapes = (found.input_shape,)

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
 from deploypruner.errors import InputError
+from deploypruner.graph.inputs import Inputs
 from deploypruner.sources.foreign import foreign
 from deploypruner.sources.found import Found, Request, Shapes
 from deploypruner.sources.torch_file import Kind, check_present, kind_of
@@ -30,7 +31,7 @@ def load_program(request: Request) -> Found:
 
     Raises:
         InputError: It is missing, damaged, another kind of file, exported in training mode or in half
-            precision, takes keyword inputs, or does not take the shape given with --input-shape.
+            precision, mixes positional and keyword inputs, or does not take the shape given with --input-shape.
     """
     path = Path(request.source)
     check_present(path, what="model")
@@ -68,25 +69,36 @@ def _check_exported_for_inference(program: ExportedProgram, path: Path) -> None:
             )
 
 
-def _example_inputs(program: ExportedProgram, request: Request) -> tuple[Tensor, ...]:
+def _example_inputs(program: ExportedProgram, request: Request) -> Inputs:
     """The program's own inputs, or new ones of the asked shape where its dynamic dimensions allow that."""
     nodes = _inputs(program)
+    keywords = _keywords(program, request.source)
     stored = program.example_inputs
-    if stored is not None and stored[1]:
-        names = ", ".join(map(str, stored[1]))
-        raise InputError(
-            f"'{request.source}' was exported with keyword inputs ({names})",
-            hint="export it with positional tensors: torch.export.export(model, (x,))",
-        )
-    if stored is not None and not all(isinstance(value, Tensor) for value in stored[0]):
+    flat = None if stored is None else (*stored[0], *stored[1].values())
+    if flat is not None and not all(isinstance(value, Tensor) for value in flat):
         raise InputError(f"'{request.source}' takes inputs that are not tensors", hint="export it with tensors only")
-    kept = None if stored is None else tuple(value.detach().cpu() for value in stored[0])
+    kept = None if flat is None else tuple(value.detach().cpu() for value in flat)
     shapes = tuple(tuple(value.shape) for value in kept) if kept else tuple(map(_smallest_shape, nodes))
     if request.input_shapes is not None:
         _check_shapes(request.input_shapes, nodes, request.source)
         if request.input_shapes != shapes:
             kept, shapes = None, request.input_shapes
-    return kept or tuple(_values(shape, node.meta["val"].dtype) for shape, node in zip(shapes, nodes, strict=True))
+    values = kept or tuple(_values(shape, node.meta["val"].dtype) for shape, node in zip(shapes, nodes, strict=True))
+    return dict(zip(keywords, values, strict=True)) if keywords else values
+
+
+def _keywords(program: ExportedProgram, source: str) -> tuple[str, ...]:
+    """Names of the keyword inputs, in the program's order; empty where all are positional."""
+    spec = program.call_spec.in_spec
+    if spec is None or spec.num_children != 2:
+        return ()
+    names = tuple(map(str, spec.child(1).context or ()))
+    if names and spec.child(0).num_children:
+        raise InputError(
+            f"'{source}' was exported with positional and keyword inputs ({', '.join(names)})",
+            hint="export it with one kind: torch.export.export(model, (x, y)) or (model, (), {'x': x, 'y': y})",
+        )
+    return names
 
 
 def _inputs(program: ExportedProgram) -> list[Node]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -87,8 +88,13 @@ def load_torchvision(request: Request) -> Found:
     models = import_torchvision().models
     _check_known(order, order.name, models.list_models())
     # Without this, the builders of googlenet and inception_v3 warn about their future defaults.
-    extra = {"init_weights": False} if order.name in ("googlenet", "inception_v3") and not order.pretrained else {}
+    extra: dict[str, Any] = {}
+    if order.name in ("googlenet", "inception_v3") and not order.pretrained:
+        extra["init_weights"] = False
     with foreign(order.failed, hint=order.hint):
+        builder = inspect.signature(models.get_model_builder(order.name))
+        if not order.pretrained and "weights_backbone" in builder.parameters:
+            extra["weights_backbone"] = None  # the builder would download it even without weights of its own
         weights = "DEFAULT" if order.pretrained else None
         module = models.get_model(order.name, weights=weights, **order.arguments(), **extra)
     size, preprocessing = _torchvision_evaluation(models, order.name)

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from deploypruner.folder import BuildFolder
 from deploypruner.graph import Graph
-from deploypruner.graph.module import TracedModule
+from deploypruner.graph.inputs import Inputs
 from deploypruner.progress import Progress
 from deploypruner.prune.plan import Plan
 from deploypruner.recipe import Recipe
@@ -33,13 +33,13 @@ class Given:
 
     Args:
         model: Module or program, None to load `recipe.model.source`.
-        example_inputs: Positional example inputs of `model`.
+        example_inputs: Example inputs of `model`, positional or by keyword; empty without one.
         data: Anything `sources.as_data` takes, None to load `recipe.data.source`.
         train: Training function in place of the built-in fine-tuning.
     """
 
     model: nn.Module | ExportedProgram | None = None
-    example_inputs: tuple[Any, ...] = ()
+    example_inputs: Inputs = ()
     data: object = None
     train: Any = None
 
@@ -83,13 +83,13 @@ class Build:
     source: str = ""
     model: nn.Module | ExportedProgram | None = None
     sha256: str = ""
-    example_inputs: tuple[Any, ...] = ()
+    example_inputs: Inputs = ()
     data: Data | None = None
     graph: Graph | None = None
     scores: dict[str, Tensor] | None = None
     criterion: str = ""
     plan: Plan | None = None
-    module: TracedModule | None = None
+    module: nn.Module | None = None
     checks: tuple[Check, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     pruned: Cost | None = None
@@ -114,7 +114,7 @@ class Build:
         return self.plan
 
     @property
-    def compiled(self) -> TracedModule:
+    def compiled(self) -> nn.Module:
         """The pruned module, once there is one."""
         assert self.module is not None, "stage 'remove' has not run"
         return self.module

@@ -30,6 +30,7 @@ class Allocate(Stage):
             scope=recipe.scope,
             normalizer=criteria.get(build.criterion).normalizer,
             step=recipe.step,
+            constraints=recipe.constraints,
         )
         build.folder.write_json(self.saves[0], plan.to_json())
         return replace(build, plan=plan)
@@ -43,7 +44,9 @@ class Allocate(Stage):
     def document(self, build: Build) -> str:
         """MACs before and after."""
         plan = build.planned
+        cut = sum(build.traced.group(g.id).changes_statistics and len(g.keep) < g.size for g in plan.groups)
+        statistics = f"; {cut} of the groups are averaged over by a normalisation" if cut else ""
         return (
             f"{plan.macs_before / 1e6:.2f} -> {plan.macs_after / 1e6:.2f} M MACs "
-            f"({plan.macs_after / plan.macs_before:.3f}), {plan.scope}, widths in steps of {plan.step}"
+            f"({plan.macs_after / plan.macs_before:.3f}), {plan.scope}, widths in steps of {plan.step}{statistics}"
         )

@@ -23,10 +23,11 @@ class Export(Stage):
         folder, graph = build.folder, build.traced
         with folder.writing("model.int8.xml", siblings=(".bin",)) as path:
             write_ir(folder.path("model.int8.onnx"), path)
-        with folder.writing("model.pt2") as path:
-            exporters.get("pt2")().write(
-                build.compiled, graph.example_inputs, path, dynamic_batch=graph.dynamic_batch
-            )
+        if graph.front_end == "torch.export":  # what no export could trace has no program either
+            with folder.writing("model.pt2") as path:
+                exporters.get("pt2")().write(
+                    build.compiled, graph.example_inputs, path, dynamic_batch=graph.dynamic_batch
+                )
         write_state(folder, "weights.safetensors", build.compiled)
         return self.restore(build)
 
@@ -38,4 +39,5 @@ class Export(Stage):
     def document(self, build: Build) -> str:
         """Sizes of what was written."""
         names = ("model.fp32.onnx", "model.int8.onnx", "model.int8.bin", "model.pt2")
-        return ", ".join(f"{name} {build.folder.path(name).stat().st_size / 1e6:.2f} MB" for name in names)
+        written = [name for name in names if build.folder.has(name)]
+        return ", ".join(f"{name} {build.folder.path(name).stat().st_size / 1e6:.2f} MB" for name in written)

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 from deploypruner.errors import InputError
 from deploypruner.export.program import evaluating
+from deploypruner.graph.inputs import Inputs, call, tensors
 from deploypruner.sources.adapted import Unlabelled
 from deploypruner.sources.batches import Data
 from deploypruner.sources.data import as_data, check_labels, check_shapes, peek_shape, settings_for
@@ -33,7 +33,9 @@ class Load(Stage):
         data = None
         remarks = loaded.remarks
         if given is not None:
-            settings = settings_for(loaded.example_inputs, loaded.preprocessing, build.recipe.data.settings)
+            settings = settings_for(
+                tuple(tensors(loaded.example_inputs)), loaded.preprocessing, build.recipe.data.settings
+            )
             data = as_data(given, settings)
             data, said = fitting(data, loaded.example_inputs, output)
             remarks += data.remarks + said
@@ -50,7 +52,7 @@ class Load(Stage):
 
     def document(self, build: Build) -> str:
         """Name, input shapes and data."""
-        shapes = " ".join("x".join(map(str, t.shape)) for t in pytree.tree_leaves(build.example_inputs))
+        shapes = " ".join("x".join(map(str, t.shape)) for t in tensors(build.example_inputs))
         if build.data is None:
             return f"{build.name} on {shapes}, no data"
         kind = "labelled" if build.data.labelled else "unlabelled"
@@ -81,8 +83,8 @@ def _model(build: Build) -> LoadedModel:
     return LoadedModel(module, given.example_inputs, kind, f"<{kind}>", fingerprint(module), remarks=remarks)
 
 
-def _check_example_inputs(inputs: tuple[Any, ...]) -> None:
-    for number, value in enumerate(inputs):
+def _check_example_inputs(inputs: Inputs) -> None:
+    for number, value in inputs.items() if isinstance(inputs, dict) else enumerate(inputs):
         if not isinstance(value, Tensor) or not value.ndim:
             kind = "a number" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise InputError(
@@ -91,7 +93,7 @@ def _check_example_inputs(inputs: tuple[Any, ...]) -> None:
             )
 
 
-def fitting(data: Data, example_inputs: tuple[Tensor, ...], output: tuple[int, ...]) -> tuple[Data, tuple[str, ...]]:
+def fitting(data: Data, example_inputs: Inputs, output: tuple[int, ...]) -> tuple[Data, tuple[str, ...]]:
     """Check that data and model belong together; labels of a model that is no classifier are left out.
 
     Args:
@@ -105,7 +107,7 @@ def fitting(data: Data, example_inputs: tuple[Tensor, ...], output: tuple[int, .
     Raises:
         InputError: Samples of another shape, or labels that are none of the model's outputs.
     """
-    check_shapes(data, example_inputs)
+    check_shapes(data, tuple(tensors(example_inputs)))
     if not (data.train.labelled or data.val.labelled):
         return data, ()
     if len(output) == 2 and output[1] > 1:
@@ -117,7 +119,7 @@ def fitting(data: Data, example_inputs: tuple[Tensor, ...], output: tuple[int, .
     return replace(data, train=Unlabelled(data.train), val=Unlabelled(data.val)), (remark,)
 
 
-def output_shape(model: nn.Module | ExportedProgram, example_inputs: tuple[Tensor, ...]) -> tuple[int, ...]:
+def output_shape(model: nn.Module | ExportedProgram, example_inputs: Inputs) -> tuple[int, ...]:
     """Shape of the first tensor the model returns, batch included.
 
     Raises:
@@ -125,11 +127,11 @@ def output_shape(model: nn.Module | ExportedProgram, example_inputs: tuple[Tenso
     """
     module: Any = model if isinstance(model, nn.Module) else model.module()
     with torch.no_grad():
-        output = module(*example_inputs)
-    first = next((leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)), None)
-    if first is None:
+        output = call(module, example_inputs)
+    found = tensors(output)
+    if not found:
         raise InputError(
             f"the model returned {type(output).__name__}, which holds no tensor",
             hint="return a tensor, or a tuple or dict that has one",
         )
-    return tuple(first.shape)
+    return tuple(found[0].shape)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from deploypruner.errors import InputError
+from deploypruner.graph.inputs import batch_size
 from deploypruner.measure import (
     environment,
     evaluate,
@@ -102,10 +103,8 @@ def validation_samples(build: Build) -> Samples:
     if build.data is None:
         generator = torch.Generator().manual_seed(build.recipe.seed + 1)
         example = build.traced.example_inputs
-        batch = _BATCH if build.traced.dynamic_batch else int(example[0].shape[0])
-        return [
-            ([noise_like(t, batch, generator) for t in example], None) for _ in range(_NOISE_SAMPLES // batch or 1)
-        ]
+        batch = _BATCH if build.traced.dynamic_batch else batch_size(example)
+        return [(noise_like(example, batch, generator), None) for _ in range(_NOISE_SAMPLES // batch or 1)]
     most, seen = build.recipe.measure.samples, 0
     samples: Samples = []
     total_bytes = 0

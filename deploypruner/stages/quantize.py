@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from deploypruner.export import exporters
+from deploypruner.graph.inputs import Inputs, batch_size, carries_batch, tensors
 from deploypruner.quantize.static import quantize_static
 from deploypruner.records import Artifact
 from deploypruner.stages import Build, Feeds, Stage, stage_file
+from deploypruner.stages.recover import write_state
 from deploypruner.stages.score import training_batches
 from deploypruner.target import detect
 
@@ -30,6 +32,8 @@ class Quantize(Stage):
 
     def run(self, build: Build) -> Build:
         """Give the four ONNX artifacts."""
+        if build.traced.front_end != "torch.export":  # ONNX may turn out to be impossible; the weights remain
+            write_state(build.folder, "weights.safetensors", build.compiled)
         summary = self._model(build, build.traced.module, _DENSE), self._model(build, build.compiled, _PRUNED)
         facts = {"quantization": {"dense": asdict(summary[0]), "pruned": asdict(summary[1])}}
         build.folder.write_json(self.saves[-1], facts)
@@ -63,26 +67,32 @@ class Quantize(Stage):
 def calibration_feeds(build: Build) -> Iterator[Feeds]:
     """Training samples without augmentation; seeded noise where there is no data."""
     samples = build.recipe.quantize.samples
-    example: Any = build.traced.example_inputs
-    batch = _BATCH if build.traced.dynamic_batch else int(example[0].shape[0])
+    example = build.traced.example_inputs
+    batch = _BATCH if build.traced.dynamic_batch else batch_size(example)
     count = max(1, samples // batch)
     if build.data is None:
         # Timing depends on the graph alone; 32 samples of noise are as good as many.
         generator = torch.Generator().manual_seed(build.recipe.seed)
         for _ in range(min(count, max(1, 32 // batch))):
-            yield [noise_like(t, batch, generator) for t in example]
+            yield noise_like(example, batch, generator)
         return
     for inputs, _ in training_batches(build, batch_size=batch, count=count):
         if len(inputs[0]) == batch or build.traced.dynamic_batch:
             yield [np.ascontiguousarray(t.numpy()) for t in inputs]
 
 
-def noise_like(example: torch.Tensor, batch: int, generator: torch.Generator) -> np.ndarray:
-    """Standard normal for floating inputs; integer inputs repeat the example."""
-    if example.is_floating_point():
-        return torch.randn((batch, *example.shape[1:]), generator=generator).to(example.dtype).numpy()
-    repeats = -(-batch // example.shape[0])
-    return example.repeat(repeats, *[1] * (example.ndim - 1))[:batch].numpy()
+def noise_like(example: Inputs, batch: int, generator: torch.Generator) -> Feeds:
+    """One array per input: standard normal for floating ones, the example repeated for integers."""
+    feeds = []
+    for tensor in tensors(example):
+        if not carries_batch(tensor, example):
+            value = tensor
+        elif tensor.is_floating_point():
+            value = torch.randn((batch, *tensor.shape[1:]), generator=generator).to(tensor.dtype)
+        else:
+            value = tensor.index_select(0, torch.arange(batch) % len(tensor))
+        feeds.append(np.ascontiguousarray(value.numpy()))
+    return feeds
 
 
 def _with_artifacts(build: Build, facts: dict[str, Any]) -> Build:

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deploypruner.folder import BuildFolder, os_errors
-from deploypruner.graph.module import TracedModule
 from deploypruner.records import Cost
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.finetune import finetune
@@ -63,7 +62,7 @@ class Recover(Stage):
         return ", ".join(steps)
 
 
-def _recover(build: Build, module: TracedModule) -> dict[str, Any]:
+def _recover(build: Build, module: nn.Module) -> dict[str, Any]:
     assert build.data is not None, "there is no data"
     recipe, data = build.recipe.recover, build.data
     facts: dict[str, Any] = {"batchnorm_layers": reestimate(build, module)}

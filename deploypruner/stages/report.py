@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, ClassVar
 
-from torch.utils import _pytree as pytree
-
 from deploypruner.graph import Graph
+from deploypruner.graph.inputs import tensors
 from deploypruner.graph.module import get_state
 from deploypruner.measure import environment
 from deploypruner.recipe import resolved_toml
@@ -51,7 +50,7 @@ def make_report(build: Build) -> Report:
             "name": build.name,
             "source": build.source,
             "sha256": build.sha256,
-            "inputs": [list(t.shape) for t in pytree.tree_leaves(build.example_inputs)],
+            "inputs": [list(t.shape) for t in tensors(build.example_inputs)],
         },
         settings=_settings(build),
         budget={

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from deploypruner.graph.inputs import batch_size
 from deploypruner.records import Check
 from deploypruner.stages import Build, Feeds, Stage, stage_file
 from deploypruner.stages.quantize import noise_like
@@ -26,9 +27,13 @@ class Verify(Stage):
 
     def run(self, build: Build) -> Build:
         """Give one check per file and runtime."""
-        files = {name: build.folder.path(name) for name in _FILES}
+        files = {name: build.folder.path(name) for name in _FILES if build.folder.has(name)}
         checks = verify_exports(
-            build.compiled, files, verification_feeds(build), dynamic_batch=build.traced.dynamic_batch
+            build.compiled,
+            files,
+            verification_feeds(build),
+            dynamic_batch=build.traced.dynamic_batch,
+            example_inputs=build.traced.example_inputs,
         )
         build.folder.write_json(self.saves[0], [_finite(check) for check in checks])
         return replace(build, checks=(*build.checks, *checks))
@@ -50,7 +55,7 @@ class Verify(Stage):
 def verification_feeds(build: Build) -> list[Feeds]:
     """A few validation batches; seeded noise where there is no data."""
     graph = build.traced
-    batch = _BATCH if graph.dynamic_batch else int(graph.example_inputs[0].shape[0])
+    batch = _BATCH if graph.dynamic_batch else batch_size(graph.example_inputs)
     if build.data is not None:
         epoch = build.data.val.epoch(batch_size=batch, seed=build.recipe.seed, shuffle=True)
         found = [[np.ascontiguousarray(t.numpy()) for t in inputs] for inputs, _ in islice(epoch, _BATCHES)]
@@ -58,7 +63,7 @@ def verification_feeds(build: Build) -> list[Feeds]:
         if whole:
             return whole
     generator = torch.Generator().manual_seed(build.recipe.seed)
-    return [[noise_like(t, batch, generator) for t in graph.example_inputs] for _ in range(_BATCHES)]
+    return [noise_like(graph.example_inputs, batch, generator) for _ in range(_BATCHES)]
 
 
 def _finite(check: Check) -> dict[str, object]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from deploypruner.errors import InputError
 from deploypruner.export.program import evaluating, quiet
+from deploypruner.graph.inputs import Inputs, call, filled
 from deploypruner.records import Check
 from deploypruner.runtime import runtimes
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
@@ -47,6 +48,7 @@ def verify_exports(
     *,
     dynamic_batch: bool = True,
     threads: int = 1,
+    example_inputs: Inputs | None = None,
 ) -> list[Check]:
     """Compare `module` with each exported file in every runtime that opens it.
 
@@ -60,6 +62,7 @@ def verify_exports(
         feeds: Real inputs; each one array per input, samples on axis 0.
         dynamic_batch: Also run batches of 1 and of 3, made from the first feeds.
         threads: Threads per runtime.
+        example_inputs: How torch is given the arrays: by keyword where this is a dict; None = by position.
 
     Raises:
         InputError: No feeds, or a runtime that cannot load a file.
@@ -67,12 +70,14 @@ def verify_exports(
     if not feeds:
         raise InputError("verification has no inputs", hint="pass at least one batch")
     batches = [*([_batch_of(feeds[0], 1), _batch_of(feeds[0], 3)] if dynamic_batch else []), *feeds]
-    subject = _Subject(files, batches, threads, want=_run_torch(evaluating(module), batches))
+    subject = _Subject(files, batches, threads, want=_run_torch(evaluating(module), batches, example_inputs))
     checks = []
     for name, path in files.items():
         if path.suffix == ".pt2":
             checks.append(
-                subject.same(f"torch = {name} (torch)", _run_torch(_load_archive(path), batches), subject.want)
+                subject.same(
+                    f"torch = {name} (torch)", _run_torch(_load_archive(path), batches, example_inputs), subject.want
+                )
             )
         elif path.suffix == ".xml":
             checks.append(subject.ir(name, path))
@@ -168,13 +173,14 @@ def _batch_of(feeds: Feeds, size: int) -> list[Array]:
     return [np.take(array, np.arange(size) % len(array), axis=0) for array in feeds]
 
 
-def _run_torch(module: torch.nn.Module, batches: Sequence[Feeds]) -> list[Array]:
+def _run_torch(module: torch.nn.Module, batches: Sequence[Feeds], example_inputs: Inputs | None) -> list[Array]:
+    found: list[Array] = []
     with torch.no_grad():
-        return [
-            output
-            for feeds in batches
-            for output in flatten_outputs(module(*(torch.from_numpy(array) for array in feeds)))
-        ]
+        for feeds in batches:
+            given = tuple(torch.from_numpy(array) for array in feeds)
+            by_name = filled(example_inputs, given) if isinstance(example_inputs, dict) else given
+            found += flatten_outputs(call(module, by_name))
+    return found
 
 
 def _load_archive(path: Path) -> torch.nn.Module:

@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.fx import Node
+
+from deploypruner.graph.nodes import op_name
 
 if TYPE_CHECKING:
     from deploypruner.graph.propagate import Tracing
@@ -19,6 +22,7 @@ Rule = Callable[["Tracing", Node, dict[str, Any]], Any]
 
 RULES: dict[str, Rule] = {}
 FAMILIES: list[tuple[Callable[[Node], bool], Rule]] = []
+_FOUND: dict[Any, Rule | None] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -41,3 +45,14 @@ def family(matches: Callable[[Node], bool]) -> Callable[[Rule], Rule]:
         return function
 
     return add
+
+
+def find(node: Node) -> Rule | None:
+    """The rule for a call: the operator's own, or that of the first family it belongs to."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return None
+    if target not in _FOUND:
+        general = next((general for matches, general in FAMILIES if matches(node)), None)
+        _FOUND[target] = RULES.get(op_name(node), general)
+    return _FOUND[target]

@@ -52,7 +52,7 @@ def elementwise(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Any]
             if j < 0 or size == 1 or size != out_shape[j]:
                 continue
             out[j] = (
-                tracing.unify(out[j], labels, "combined element by element with an axis that cannot shrink")
+                tracing.unify(out[j], labels, "combined element by element with an axis of fixed length (tokens, pixels)")
                 if seen[j]
                 else labels
             )
@@ -65,7 +65,7 @@ def prelu(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
     """One slope per channel, or one for all."""
     axes = tracing.axes(node.args[0])
     if shape_of(node.args[1])[0] > 1:
-        axes[1] = tracing.unify(axes[1], tracing.axes(node.args[1])[0], "prelu slope")
+        axes[1] = tracing.unify(axes[1], tracing.axes(node.args[1])[0], "one prelu slope per channel, of fixed number")
     return axes
 
 
@@ -77,7 +77,7 @@ def glu(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
     half = shape_of(node)[d]
     labels = axes[d]
     if labels is not None:
-        axes[d] = tracing.unify(labels[:half], labels[half:], "halves of a gated linear unit")
+        axes[d] = tracing.unify(labels[:half], labels[half:], "halves of a gated linear unit, one of them fixed")
     return axes
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch.fx import Node
 
-from deploypruner.graph.atoms import Labels
+from deploypruner.graph.atoms import IntArray, Labels
 from deploypruner.graph.joint import Dissolved
-from deploypruner.graph.nodes import positive, shape_of, writes_into
+from deploypruner.graph.module import get_state
+from deploypruner.graph.nodes import op_name, positive, shape_of, writes_into
 from deploypruner.graph.rules import rule
 
 if TYPE_CHECKING:
@@ -25,13 +27,13 @@ def slice_(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Any]:
         return values
     labels = tracing.axes(node.args[0])[d]
     if isinstance(args["start"], Node) or isinstance(args["end"], Node):
-        tracing.freeze(labels, "slice whose ends are computed")
+        tracing.freeze(labels, "cut at positions that are computed while it runs")
         values[d] = None
         return values
     step = args["step"] or 1
     if step != 1 and any(writes_into(user, node) for user in node.users):
         # Rewritten, it would be a gather, which is a copy: the write would be lost.
-        tracing.freeze(labels, "strided slice written in place")
+        tracing.freeze(labels, "every n-th channel is overwritten in place")
     values[d] = None if labels is None else labels[slice(args["start"], args["end"], step)]
     return values
 
@@ -41,7 +43,7 @@ def select(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
     """One index of an axis, which must therefore stay where it is."""
     labels = tracing.axes(node.args[0])
     d = positive(args["dim"], len(labels))
-    tracing.freeze(labels[d], "a fixed index of this axis is selected")
+    tracing.freeze(labels[d], "one position of this axis is picked by its number")
     return labels[:d] + labels[d + 1 :]
 
 
@@ -50,18 +52,21 @@ def unbind(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[list[Labe
     """Every index of an axis becomes a tensor of its own."""
     labels = tracing.axes(node.args[0])
     d = positive(args["dim"], len(labels))
-    tracing.freeze(labels[d], "unbind along this axis")
+    tracing.freeze(labels[d], "taken apart position by position")
     return [labels[:d] + labels[d + 1 :] for _ in node.meta["val"]]
 
 
 @rule("index")
 def index(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
     """Advanced indexing: indexed axes and everything on the indices stay; other axes pass."""
-    labels, indices = tracing.axes(node.args[0]), args["indices"]
+    indices = args["indices"]
     used = [i for i, t in enumerate(indices) if t is not None]
+    if len(used) == 1 and (chosen := _constant(tracing, indices[used[0]])) is not None:
+        return _choose(tracing, node, used[0], chosen)
+    labels = tracing.axes(node.args[0])
     for i in used:
-        tracing.freeze(labels[i], "indexed by a tensor")
-        tracing.freeze_all(indices[i], "used as an index")
+        tracing.freeze(labels[i], "looked up by an index tensor")
+        tracing.freeze_all(indices[i], "holds positions in another tensor")
     new = len(shape_of(node)) - (len(labels) - len(used))
     consecutive = used == list(range(used[0], used[-1] + 1))
     lead = used[0] if consecutive else 0
@@ -74,10 +79,41 @@ def index_select(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Lab
     """Indices of one axis given by a tensor."""
     labels = tracing.axes(node.args[0])
     d = positive(args["dim"], len(labels))
-    tracing.freeze(labels[d], "index_select along this axis")
-    tracing.freeze_all(args["index"], "used as an index")
+    chosen = _constant(tracing, args["index"])
+    if chosen is not None:
+        return _choose(tracing, node, d, chosen)
+    tracing.freeze(labels[d], "picked by an index tensor")
+    tracing.freeze_all(args["index"], "holds positions in another tensor")
     labels[d] = None
     return labels
+
+
+def _choose(tracing: Tracing, node: Node, axis: int, chosen: IntArray) -> list[Labels]:
+    """Fixed indices of one axis: what is left of them is picked out of what is left of the axis."""
+    source = node.args[0]
+    assert isinstance(source, Node), "indexing has a tensor argument"
+    out = tracing.axes(source)
+    labels = out[axis]
+    if labels is not None:
+        out[axis] = labels[chosen]
+        tracing.dissolved[node] = Dissolved((source, axis), axis, chosen % len(labels), None)
+    return out
+
+
+def _constant(tracing: Tracing, node: Any) -> IntArray | None:
+    """The values of a constant list of distinct indices, None for anything else.
+
+    A table that is looked up many times per entry (relative positions) is not cut: its indices belong to tokens.
+    """
+    while isinstance(node, Node) and op_name(node) in ("alias", "detach", "clone", "to", "_to_copy", "lift_fresh_copy"):
+        node = node.args[0]
+    if not isinstance(node, Node) or node.op != "get_attr" or any(writes_into(user, node) for user in node.users):
+        return None
+    tensor = get_state(tracing.module, str(node.target))
+    if tensor.ndim != 1 or tensor.dtype not in (torch.int64, torch.int32) or tensor.numel() < 2:
+        return None
+    values: IntArray = tensor.cpu().numpy().astype(np.int64)
+    return values if len(np.unique(values)) == len(values) else None
 
 
 @rule("gather")
@@ -88,11 +124,11 @@ def gather(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
     d = positive(args["dim"], len(labels))
     for i in range(len(labels)):
         if i == d or shape[i] != index_shape[i]:
-            tracing.freeze(labels[i], "gathered axis")
-            tracing.freeze(indices[i], "gathered axis")
+            tracing.freeze(labels[i], "gathered by an index tensor")
+            tracing.freeze(indices[i], "gathered by an index tensor")
             labels[i] = None
         else:
-            labels[i] = tracing.unify(labels[i], indices[i], "gathered with an index that cannot shrink")
+            labels[i] = tracing.unify(labels[i], indices[i], "gathered by an index tensor of fixed size")
     return labels
 
 
@@ -110,7 +146,7 @@ def pixel_shuffle(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[La
     """Channels (c, r, r) become space: whole blocks of r * r channels vanish together."""
     labels, shape, factor = tracing.axes(node.args[0]), shape_of(node.args[0]), args["upscale_factor"]
     channel, block = tracing.atoms.split(labels[-3], [shape[-3] // factor**2, factor**2])
-    tracing.freeze(block, "block of a pixel shuffle")
+    tracing.freeze(block, "channels that a pixel shuffle turns into pixels")
     return [*labels[:-3], channel, None, None]
 
 
@@ -148,7 +184,7 @@ def col2im(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
     """Channels (c, k, k) become windows: whole blocks vanish together."""
     labels, shape, out = tracing.axes(node.args[0]), shape_of(node.args[0]), shape_of(node)
     channel, block = tracing.atoms.split(labels[-2], [out[-3], shape[-2] // out[-3]])
-    tracing.freeze(block, "window of a fold")
+    tracing.freeze(block, "channels that a fold turns into pixels")
     return [*labels[:-2], channel, None, None]
 
 
@@ -157,6 +193,6 @@ def unfold(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
     """Overlapping windows along one axis."""
     labels = tracing.axes(node.args[0])
     d = positive(args["dimension"], len(labels))
-    tracing.freeze(labels[d], "unfolded axis")
+    tracing.freeze(labels[d], "cut into overlapping windows")
     labels[d] = None
     return [*labels, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.fx import Node
 
 from deploypruner.graph.atoms import Labels
@@ -13,7 +14,7 @@ from deploypruner.graph.rules import rule
 if TYPE_CHECKING:
     from deploypruner.graph.propagate import Tracing
 
-_PARAMETER = "scale, shift or statistic of a normalisation"
+_PARAMETER = "a normalisation over channels whose number is fixed"
 
 
 @rule("batch_norm", "instance_norm")
@@ -68,13 +69,15 @@ def group_norm(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Label
 
 
 @rule("_weight_norm", "_weight_norm_interface")
-def weight_norm(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
+def weight_norm(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Any]:
     """V * g / |v|, the norm taken over all axes but one."""
     v, g = tracing.axes(node.args[0]), tracing.axes(node.args[1])
     d = args["dim"] % len(v)
-    v[d] = tracing.unify(v[d], g[d], "magnitude of a weight norm")
+    v[d] = tracing.unify(v[d], g[d], "a weight norm over rows of fixed number")
     direction = node.args[0]
     if isinstance(direction, Node) and direction.op == "get_attr":
         tracing.directions.add(str(direction.target))
     tracing.statistic(node, [labels for axis, labels in enumerate(v) if axis != d])
-    return v
+    if isinstance(node.meta["val"], torch.Tensor):
+        return v
+    return [v, [labels if axis == d else None for axis, labels in enumerate(v)]]  # the interface adds the norms

@@ -71,7 +71,7 @@ def ordered(tracing: Tracing, node: Node, args: dict[str, Any]) -> Any:
     axes = tracing.axes(node.args[0])
     dims = _dims(args.get("dim", args.get("dims")), len(axes))
     for d in dims:
-        tracing.freeze(axes[d], f"{op_name(node)} along this axis")
+        tracing.freeze(axes[d], f"{op_name(node)} along this axis depends on every position")
         axes[d] = None
     values = node.meta["val"]
     if not isinstance(values, torch.Tensor):

@@ -49,7 +49,7 @@ def view_as(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
     """A view to the shape of another tensor, which must then keep that shape."""
     out = [a.labels() if isinstance(a, JointAxis) else a for a in view(tracing, node, args)]
     return [
-        tracing.unify(mine, theirs, "reshaped to the shape of another tensor")
+        tracing.unify(mine, theirs, "reshaped to the shape of a tensor of fixed size")
         for mine, theirs in zip(out, tracing.axes(node.args[1]), strict=True)
     ]
 
@@ -233,7 +233,7 @@ def expand_as(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels
     """Expanded to the shape of another tensor, which must then keep that shape."""
     theirs, shape = tracing.axes(node.args[1]), shape_of(node)
     return [
-        tracing.unify(mine, other, "expanded to the shape of another tensor") if size > 1 else None
+        tracing.unify(mine, other, "expanded to the shape of a tensor of fixed size") if size > 1 else None
         for mine, other, size in zip(expand(tracing, node, args), theirs, shape, strict=True)
     ]
 
@@ -289,7 +289,7 @@ def cat(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
     for other in parts[1:]:
         for i in range(len(out)):
             if i != d:
-                out[i] = tracing.unify(out[i], other[i], "concatenated with a tensor that cannot shrink")
+                out[i] = tracing.unify(out[i], other[i], "beside a tensor of fixed size in a concatenation")
     out[d] = _concatenate([p[d] for p in parts], [shape_of(t)[d] for t in tensors])
     return out
 
@@ -301,7 +301,7 @@ def stack(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
     out = list(parts[0])
     for other in parts[1:]:
         out = [
-            tracing.unify(a, b, "stacked with a tensor that cannot shrink") for a, b in zip(out, other, strict=True)
+            tracing.unify(a, b, "stacked with a tensor of fixed size") for a, b in zip(out, other, strict=True)
         ]
     out.insert(positive(args["dim"] or 0, len(out) + 1), None)
     return out
@@ -325,7 +325,7 @@ def pad(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
             parts = [tracing.atoms.fresh(before), rows, tracing.atoms.fresh(after)]
             labels[axis] = _concatenate(parts, [before, len(rows), after])
         else:
-            tracing.freeze(rows, "padded with something else than a constant")
+            tracing.freeze(rows, "padded by reflection or repetition")
             labels[axis] = None
     return labels
 

@@ -1,0 +1,149 @@
+"""The user's own model as the judge of a traced graph: what it returns, and in whose words it fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from deploypruner.errors import TraceError
+from deploypruner.graph.inputs import Inputs, call, described, tensors
+from deploypruner.records import Check
+
+# Both run the same operators; only a cache or a fused path of the original may round differently.
+_RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-4}
+_OURS, _TORCH = (str(Path(p).parent) for p in (__file__, torch.__file__))
+_PLAIN = (Tensor, int, float, complex, bool, str, type(None))
+
+
+class Reference:
+    """A copy of the model in evaluation mode.
+
+    Args:
+        module: It is run, so its buffers must be its own.
+
+    Attributes:
+        left_out: Types of what the model returns that no graph can hold.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.left_out: tuple[str, ...] = ()
+
+    def outputs(self, inputs: Inputs, seed: int = 0) -> list[Tensor]:
+        """The tensors the model returns, in order.
+
+        Raises:
+            TraceError: It raises, or returns no tensor.
+        """
+        try:
+            with torch.no_grad(), seeded(inputs, seed):
+                output = call(self.module, inputs)
+        except Exception as error:  # whatever the user's forward raises
+            raise TraceError(
+                f"the model does not run on example inputs of shape {described(inputs)}: {said(error)}",
+                hint=_misfit(self.module, inputs),
+            ) from error
+        register_dataclasses(output)
+        leaves = pytree.tree_leaves(output)
+        found = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not found:
+            raise TraceError(
+                f"the model returned {type(output).__name__}, which holds no tensor",
+                hint="return a tensor, or a tuple, dict or dataclass that has one",
+            )
+        self.left_out = tuple(dict.fromkeys(type(leaf).__name__ for leaf in leaves if not isinstance(leaf, _PLAIN)))
+        return found
+
+    def compare(self, got: list[Tensor], wanted: list[Tensor]) -> Check:
+        """Does the graph compute what the model does? Every output, relative to the largest value."""
+        kinds = [t.dtype for t in (*self.module.parameters(), *wanted) if t.is_floating_point()]
+        kind = max(kinds, key=lambda d: torch.finfo(d).eps, default=torch.float32)
+        relative = _RELATIVE.get(kind, 16 * torch.finfo(kind).eps)
+        name = f"traced graph = model ({str(kind).removeprefix('torch.')})"
+        if [t.shape for t in got] != [t.shape for t in wanted]:
+            shapes = " and ".join(str([list(t.shape) for t in side]) for side in (got, wanted))
+            return Check(name, float("nan"), 0.0, False, f"shapes {shapes}")
+        largest = max((float(_wide(t).abs().nan_to_num().max()) for t in wanted if t.numel()), default=0.0)
+        difference = max((_difference(a, b) for a, b in zip(got, wanted, strict=True)), default=0.0)
+        tolerance = relative * largest
+        return Check(name, difference, tolerance, difference <= tolerance)
+
+    def is_random(self, inputs: Inputs) -> bool:
+        """Does the model return something else on the same inputs after another seed?"""
+        first, second = (self.outputs(inputs, seed) for seed in (0, 1))
+        return not self.compare(first, second).passed
+
+
+def without_opaque_outputs(module: nn.Module) -> None:
+    """Return None in the place of every object that a graph cannot hold, in place; the signature stays."""
+    forward = module.forward
+
+    @functools.wraps(forward)
+    def _plain(*args: Any, **kwargs: Any) -> Any:
+        return pytree.tree_map(lambda leaf: leaf if isinstance(leaf, _PLAIN) else None, forward(*args, **kwargs))
+
+    module.forward = _plain
+
+
+def register_dataclasses(value: Any) -> None:
+    """Let torch look into the dataclasses inside inputs or outputs, as it does into tuples and dicts."""
+    while True:
+        opaque = {type(leaf) for leaf in pytree.tree_leaves(value) if not isinstance(leaf, _PLAIN)}
+        new = [kind for kind in opaque if dataclasses.is_dataclass(kind)]
+        if not new:
+            return
+        for kind in new:
+            pytree.register_dataclass(kind)
+
+
+@contextmanager
+def seeded(inputs: Inputs, seed: int) -> Iterator[None]:
+    """Draw random numbers from `seed`, and leave the caller's sequence alone."""
+    devices = sorted({t.device.index or 0 for t in tensors(inputs) if t.device.type == "cuda"})
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def said(error: BaseException) -> str:
+    """What an exception says in one line, and the user's line that raised it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_OURS, _TORCH, "<"))]
+    return f"{text} (at {'/'.join(Path(frames[-1].filename).parts[-2:])}:{frames[-1].lineno})" if frames else text
+
+
+def _misfit(module: nn.Module, inputs: Inputs) -> str:
+    """What is wrong with the inputs, as far as it shows without running anything."""
+    weights, given = [*module.parameters()], tensors(inputs)
+    devices = {str(t.device) for t in weights}
+    strange = [str(t.device) for t in given if str(t.device) not in devices]
+    if devices and strange:
+        return f"the model is on {', '.join(sorted(devices))} and an input on {strange[0]}; move one to the other"
+    kinds = {t.dtype for t in weights if t.is_floating_point()}
+    other = [t.dtype for t in given if t.is_floating_point() and t.dtype not in kinds]
+    if kinds and other:
+        theirs, ours = (str(d).removeprefix("torch.") for d in (other[0], next(iter(kinds))))
+        return f"the weights are {ours} and an input is {theirs}; give {ours}, or integers where indices are meant"
+    return "pass example inputs of the shape, dtype and number the model takes"
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def _difference(got: Tensor, wanted: Tensor) -> float:
+    """Largest absolute difference; equal infinities and NaN in the same places differ by nothing."""
+    a, b = _wide(got), _wide(wanted)
+    same = (a == b) | (a.isnan() & b.isnan())
+    gap = (a - b).abs().masked_fill(same, 0.0)
+    return float(gap.nan_to_num(nan=float("inf"), posinf=float("inf")).max()) if gap.numel() else 0.0

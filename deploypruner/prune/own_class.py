@@ -1,0 +1,176 @@
+"""The pruned model in the user's own class, offered only where it computes what the pruned graph does."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deploypruner.errors import PlanError
+from deploypruner.graph import Graph
+from deploypruner.graph.inputs import Inputs, batch_size, call, map_tensors, tensors
+from deploypruner.graph.module import TracedModule, get_state, set_state
+from deploypruner.graph.part import Holder
+from deploypruner.graph.resize import Resized, owned_copy, state_names
+from deploypruner.graph.scale import folds
+from deploypruner.prune.probes import probe
+from deploypruner.prune.proof import compare_modules
+
+# Of the largest output, in training mode: by precision, the second where the model's code insists on float32. In
+# float64 a model that casts to float32 on its way leaves 1e-7.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
+# A factor rounds float32 weights by 6e-8, the proof asks for 1e-11.
+_ROUNDED = 1e5
+_HINT = "dp.remove gives the pruned model as a graph, which always works"
+
+
+def own_class(graph: Graph, removed: NDArray[np.bool_], model: nn.Module, pruned: nn.Module) -> nn.Module:
+    """A copy of `model` in its own class, without the removed channels.
+
+    Args:
+        graph: What tracing `model` gave.
+        removed: Bool over atoms.
+        model: The user's module; it is not changed.
+        pruned: `graph.cut(removed)`, what the result must compute. The weights are taken from it; what it does not
+            have (auxiliary heads, batch-norm counters) from `model`.
+
+    Returns:
+        A trainable module with the modes, hooks and `requires_grad` of `model`.
+
+    Raises:
+        PlanError: The class cannot have these sizes, or computes something else; says what and how far off.
+    """
+    if graph.part:
+        part = own_class(
+            replace(graph, part=""), removed, Holder(graph.part, model.get_submodule(graph.part)), pruned
+        )
+        return owned_copy(model, instead={graph.part: part.get_submodule(graph.part)})
+    resized = Resized(model, graph.labelling, removed)
+    if graph.front_end == "torch-pruning":
+        module = next(resized.variants())
+        _fill(module, pruned)
+        return _same_modes(module, model)
+    _fill(resized.module, pruned)
+    scaled = folds(graph.labelling, removed)
+    for fold in scaled:
+        fold.apply(resized.module)
+    reasons = []
+    for module in resized.variants():
+        reason = difference(module, pruned, graph, rounded=bool(scaled))
+        if not reason:
+            return _same_modes(module, model)
+        reasons.append(reason)
+    name = type(model.get_submodule(model.name) if isinstance(model, Holder) else model).__name__
+    raise PlanError(f"{name} cannot take the sizes of this plan: {reasons[0]}", hint=_HINT)
+
+
+def in_place_of_part(graph: Graph, removed: NDArray[np.bool_], pruned: nn.Module, *, as_graph: bool) -> nn.Module:
+    """The whole model in eval mode, its traced part replaced by the pruned one.
+
+    Args:
+        graph: A graph of a part.
+        removed: Bool over atoms.
+        pruned: `graph.cut(removed)`.
+        as_graph: Put in the pruned graph, which takes inputs of the traced size only. Else the part's own class
+            where it fits, and the graph where it does not.
+    """
+    assert graph.whole is not None, "a graph of a part knows the whole"
+    if not as_graph:
+        try:
+            return own_class(graph, removed, graph.whole, pruned)
+        except PlanError:
+            pass
+    return owned_copy(graph.whole, instead={graph.part: _rerooted(pruned, graph.part)}).eval()
+
+
+def _rerooted(pruned: nn.Module, name: str) -> nn.Module:
+    """The graph of a part as a module whose state has the names it has inside the part."""
+    assert isinstance(pruned, TracedModule), "only an exported graph has reads of state to rename"
+    inner = pruned.get_submodule(name)
+    for node in pruned.graph.find_nodes(op="get_attr"):
+        target = str(node.target)
+        if target.startswith(f"{name}."):
+            node.target = target.removeprefix(f"{name}.")
+        else:  # a constant that export lifted out of the code
+            set_state(inner, target, get_state(pruned, target))
+    return TracedModule(inner, pruned.graph)
+
+
+def _fill(module: nn.Module, pruned: nn.Module) -> None:
+    """Copy the state of the pruned graph into a module of the same sizes, name by name."""
+    with torch.no_grad():
+        known = {name: tensor for tensor, names in state_names(pruned).values() for name in names}
+        for tensor, names in state_names(module).values():
+            found = next((known[name] for name in names if name in known), None)
+            if found is not None and found.shape == tensor.shape:
+                tensor.copy_(found)
+
+
+def difference(module: nn.Module, pruned: nn.Module, graph: Graph, *, rounded: bool) -> str:
+    """How a module differs from the pruned graph, in eval and in training mode; "" where it does not.
+
+    With `rounded`, weights were multiplied by a factor and may differ in their last bit.
+    """
+    slack = _ROUNDED if rounded else 1
+    inputs = graph.example_inputs
+    cases = [inputs]
+    if graph.dynamic_batch:
+        cases.append(probe(inputs, batch_size(inputs) + 1, seed=1))
+    for case in cases:
+        check = compare_modules("your class = the pruned graph", module, pruned, case)
+        if not check.passed and not check.max_abs_diff <= slack * check.tolerance:
+            return (
+                check.detail.replace("the first module raises", "it raises")
+                or f"outputs are off by {check.max_abs_diff:.1e}, allowed {check.tolerance:.1e}"
+            )
+    return _training_difference(module, pruned, probe(inputs, None, seed=2), slack)
+
+
+def _training_difference(module: nn.Module, pruned: nn.Module, inputs: Inputs, slack: float) -> str:
+    """One forward pass in training mode; a model that draws random numbers only has to run."""
+    reason = ""
+    for dtype, tolerance in _TOLERANCE.items():
+        own, want = (copy.deepcopy(m).to(dtype).train() for m in (module, pruned))
+        case = map_tensors(partial(_in, dtype=dtype), inputs)
+        try:
+            with torch.no_grad(), torch.random.fork_rng():
+                torch.manual_seed(0)
+                before = torch.get_rng_state()
+                got = call(own, case)
+                if not torch.equal(before, torch.get_rng_state()):
+                    return ""
+                off = _off(got, call(want, case), min(slack * tolerance, _TOLERANCE[torch.float32]))
+        except Exception as error:  # noqa: BLE001 - the user's forward raises anything when a size is wrong
+            reason = f"in training mode: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+            continue
+        return f"in training mode {off}" if off else ""
+    return reason
+
+
+def _off(got: Any, want: Any, tolerance: float) -> str:
+    """What differs between two outputs; a model may well give other tensors in training mode than in eval."""
+    left, right = tensors(got), tensors(want)
+    if [t.shape for t in left] != [t.shape for t in right]:
+        return ""
+    for a, b in zip(left, right, strict=True):
+        scale = float(b.abs().max()) if b.numel() else 0.0
+        gap = float((a - b).abs().max()) if b.numel() else 0.0
+        if not gap <= tolerance * scale:
+            return f"outputs are off by {gap:.1e}, the largest is {scale:.1e}"
+    return ""
+
+
+def _in(tensor: Tensor, *, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _same_modes(module: nn.Module, model: nn.Module) -> nn.Module:
+    for new, old in zip(module.modules(), model.modules(), strict=True):
+        new.training = old.training
+    return module

@@ -1,0 +1,70 @@
+"""The groups of a model as a table: what a channel is, what it costs, and what is done about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deploypruner.report.ranges import collapse
+from deploypruner.report.terminal import clean
+from deploypruner.report.units import scaled
+
+_MIN_NAME = 16
+
+
+@dataclass(frozen=True)
+class GroupLine:
+    """One line of the table.
+
+    Args:
+        id: Group id.
+        kind: What a channel is.
+        size: Channels.
+        width: How many stay, None where nothing is planned.
+        macs: Multiply-adds of one channel.
+        share: Of all multiply-adds, those of layers that would vanish with the whole group, 0 to 1.
+        note: Why it stays whole, or what else a user should know.
+    """
+
+    id: str
+    kind: str
+    size: int
+    width: int | None
+    macs: float
+    share: float
+    note: str
+
+
+def group_table(lines: Sequence[GroupLine], width: int | None) -> list[str]:
+    """Aligned lines, equal ones of repeated layers collapsed; at most `width` columns where it is given."""
+    together: dict[tuple[str, ...], list[GroupLine]] = {}
+    for line in lines:
+        together.setdefault(_cells(line), []).append(line)
+    names = [collapse(line.id for line in same) for same in together.values()]
+    rows = [(name, *cells) for cells, ids in zip(together, names, strict=True) for name in ids]
+    head = ("group", "kind", "channels", "MACs each", "of all", "")
+    sizes = [max(len(row[i]) for row in (head, *rows)) for i in range(5)]
+    if width is not None:
+        spare = width - sum(sizes[1:]) - 2 * 5 - max(len(row[5]) for row in rows or [head])
+        sizes[0] = max(_MIN_NAME, min(sizes[0], spare))
+    return [_line(row, sizes, width) for row in (head, *rows)]
+
+
+def _cells(line: GroupLine) -> tuple[str, ...]:
+    channels = str(line.size) if line.width in (None, line.size) else f"{line.size} -> {line.width}"
+    return line.kind, channels, scaled(line.macs), f"{line.share:.1%}", line.note
+
+
+def _line(row: Sequence[str], sizes: Sequence[int], width: int | None) -> str:
+    name = _shortened(clean(row[0]), sizes[0])
+    numbers = [f"{cell:>{size}}" for cell, size in zip(row[2:5], sizes[2:], strict=True)]
+    text = "  ".join((f"{name:{sizes[0]}}", f"{row[1]:{sizes[1]}}", *numbers, row[5]))
+    return text[:width].rstrip()
+
+
+def _shortened(name: str, size: int) -> str:
+    """The name with its middle left out where it is too long: both ends tell a layer from its neighbours."""
+    if len(name) <= size:
+        return name
+    front = (size - 2) // 3
+    return f"{name[:front]}..{name[len(name) - (size - 2 - front) :]}"
