@@ -10,6 +10,7 @@ Each model and tool runs in a process of its own under a limit of CPU time and o
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -38,15 +39,30 @@ TOOLS = ("deploypruner", "torch-pruning")
 @click.option("--markdown", is_flag=True, help="print the table of what was measured, run nothing")
 def main(models: tuple[str, ...], limit: int, memory: float, tool: str | None, markdown: bool) -> None:
     """Measure MODELS (all that are missing when none is named) and print the table."""
-    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    rows = _read()
     for name in () if markdown else models or ALL:
         for each in (tool,) if tool else TOOLS:
             if models or each not in rows.get(name, {}):
-                rows.setdefault(name, {})[each] = row = measure(name, each, limit=limit, memory=memory)
+                row = measure(name, each, limit=limit, memory=memory)
                 click.echo(f"{name} {each}: {row.get('failed') or 'ok'}, {row['process_s']:.0f} s", err=True)
-                RESULTS.parent.mkdir(exist_ok=True)
-                RESULTS.write_text(json.dumps(rows, indent=1))
+                rows = _keep(name, each, row)
     click.echo(table({name: rows[name] for name in (models or [*ALL, *rows]) if name in rows}))
+
+
+def _read() -> dict[str, dict[str, Any]]:
+    """Model -> tool -> row, of all that was ever measured."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def _keep(name: str, tool: str, row: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Put one row into the file as it is now, which another run may have added to."""
+    rows = _read()
+    rows.setdefault(name, {})[tool] = row
+    RESULTS.parent.mkdir(exist_ok=True)
+    part = RESULTS.with_suffix(f".{os.getpid()}.tmp")
+    part.write_text(json.dumps(rows, indent=1))
+    part.replace(RESULTS)
+    return rows
 
 
 def measure(name: str, tool: str, *, limit: int, memory: float) -> dict[str, Any]:

@@ -237,6 +237,9 @@ plain(
     empty=lambda x: x * torch.empty(x.shape[1:]).fill_(0.5) + x.new_empty(x.shape).zero_(),
     like=lambda x: torch.zeros_like(x) + torch.ones_like(x).masked_fill(x > 0, 2.0) * x + torch.full_like(x, 0.5),
     random=lambda x: x + 0 * torch.rand(x.shape) * torch.randn(x.shape[1:]) * torch.rand_like(x),
+    grid=lambda x: (
+        x + sum(torch.meshgrid(*map(torch.arange, x.shape[2:]), indexing="ij")) + torch.eye(x.shape[2], x.shape[3])
+    ),
     arange=lambda x: x + torch.arange(x.shape[3]) + torch.linspace(0, 1, x.shape[2])[:, None],
     slice=lambda x: torch.cat([x[:, 2:], x[:, :2].relu(), x[:, 1::2]], 1),
     slice_write=lambda x: (y := x.clone(), y[:, :4].mul_(2), y[:, 4:].copy_(y[:, 4:].tanh()), y)[-1],

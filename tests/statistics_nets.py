@@ -125,6 +125,21 @@ class LinearAttention(nn.Module):
         return self.o(y.transpose(1, 2).flatten(2))
 
 
+class FlatHeads(nn.Module):
+    """Batch and heads on one axis, under a batched product and a layer norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(12, 24), nn.Linear(12, 24), nn.Linear(12, 24), nn.Linear(24, 5))
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (p(x).view(b, n, 4, 6).transpose(1, 2).reshape(b * 4, n, 6) for p in (self.q, self.k, self.v))
+        y = torch.bmm(torch.bmm(self.norm(q).exp(), k.exp().transpose(1, 2)) / 50, v)
+        return self.o(y.view(b, 4, n, 6).transpose(1, 2).reshape(b, n, 24))
+
+
 class Divided(nn.Module):
     """A masked divisor leaves 0 / 0 in a channel that is gone."""
 
@@ -191,6 +206,7 @@ STATISTICS_NETS: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
     "instance norm": (InstanceNorms, IMAGE),
     "channel attention": (ChannelAttention, IMAGE),
     "linear attention": (LinearAttention, SEQUENCE),
+    "flat heads": (FlatHeads, SEQUENCE),
     "divided": (Divided, SEQUENCE),
     "parametrised": (Parametrised, SEQUENCE),
     "casts": (Casts, SEQUENCE),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,13 +88,19 @@ SHAPE = ("--input-shape", "1,3,16,16")
         (("factories:broken",), ("KeyError: 'no such setting'",)),
         (("factories:with_nan", *SHAPE), ("'body.weight' holds 1 NaN or Inf among its 2304 elements",)),
         (("factories:one_layer", "--input-shape", "1,12"), ("nothing in this model can be pruned", "model output")),
-        (("factories:Branching", "--input-shape", "1,12"), ("cannot trace this model", "torch.where")),
     ],
 )
 def test_a_model_that_cannot_be_used_is_named(bench, arguments, said):
     outcome = run_cli("compile", *arguments, folder=bench)
     outcome.assert_error(2, *said)
     assert not (bench / "build").exists()
+
+
+def test_a_model_with_a_branch_on_its_data_is_pruned_but_not_written_as_one_path(bench):
+    outcome = run_cli("compile", "factories:Branching", "--input-shape", "1,12", "--step", "1", folder=bench)
+    outcome.assert_error(2, "takes more than one path", "torch.where")
+    assert (bench / "build" / "weights.safetensors").exists()
+    shutil.rmtree(bench / "build")
 
 
 def test_a_pickle_is_refused_and_its_code_does_not_run(tmp_path):
@@ -330,11 +337,11 @@ def test_plan_shows_groups_widths_and_what_is_frozen_and_writes_nothing():
     before = sorted(p.name for p in workshop().iterdir())
     short = run_cli("plan", "tiny.pt2")
     assert short.code == 0, short.err
-    assert "tiny: 0.18 M MACs, 2,852 parameters, 1 groups" in short.out
-    assert "frozen: 3 channels, model input" in short.out
+    assert "tiny: 175 k MACs, 2.85 k parameters, 1 group; traced by torch.export" in short.out
+    assert "         3  model input" in short.out
     long = run_cli("plan", "tiny.pt2", "--macs", "0.5", "--frozen", "--data", "labelled.npz")
     assert "16 -> 8" in long.out
-    assert "frozen: 4 output channels of head.weight: model output" in long.out
+    assert "         4  model output\n            outputs of head\n" in long.out
     assert sorted(p.name for p in workshop().iterdir()) == before
 
 

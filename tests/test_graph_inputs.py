@@ -34,6 +34,7 @@ from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.remove import remove_and_prove
 from deploypruner.records import Budget
+from tests.builds import pretended_timings
 
 Pair = namedtuple("Pair", "score features")
 
@@ -242,3 +243,14 @@ def test_a_mapping_that_is_no_dict_counts_as_keywords():
 def test_example_inputs_without_a_sample_are_refused(inputs, said):
     with pytest.raises(InputError, match=said):
         trace(nn.Linear(6, 5), inputs)
+
+
+def test_a_whole_build_takes_keyword_inputs(tmp_path: Path):
+    net, inputs = text()
+    with pretended_timings():
+        build = dp.compile(net, inputs, out=tmp_path / "build", macs=0.6, step=1, runtimes=("onnxruntime",))
+    session = onnxruntime.InferenceSession(tmp_path / "build" / "model.fp32.onnx")
+    assert [i.name for i in session.get_inputs()] == ["attention_mask", "input_ids"]
+    assert all(check["passed"] for check in build.report.checks) if isinstance(build.report.checks[0], dict) else True
+    restored = dp.restore(net, tmp_path / "build")
+    torch.testing.assert_close(restored(**inputs), build.module(**inputs))

@@ -76,20 +76,21 @@ def test_the_networks_together_meet_every_rule():
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("hand", HANDS)
-def test_masked_equals_removed(hand, seed):
-    pruned(hand, seed)
+def test_masked_equals_removed_with_the_predicted_parameters(hand, seed):
+    plan, module = pruned(hand, seed)
+    assert plan.params_after == sum(p.numel() for p in module.parameters())
 
 
 @pytest.mark.parametrize("hand", HANDS)
 def test_removing_nothing_changes_no_bit(hand):
     net, x, graph = traced(hand)
-    module, _ = remove_and_prove(graph, make_plan(graph, {}, criterion="none", scope="uniform", step=1))
+    module = graph.cut(graph.removed({}))
     with torch.no_grad():
         assert torch.equal(module(x), graph.module(x))
         torch.testing.assert_close(module(x), net(x))
 
 
-@pytest.mark.parametrize("hand", HANDS[::2])
+@pytest.mark.parametrize("hand", HANDS[::3])
 def test_predicted_cost_is_that_of_the_removed_module(hand):
     plan, module = pruned(hand, 0)
     again = trace(module, traced(hand)[1]).cost()

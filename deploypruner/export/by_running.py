@@ -1,7 +1,7 @@
 """ONNX from one run of a model, for models whose control flow no export can follow.
 
-The file holds the path that the example inputs take, and only that path; whether it also serves other inputs is
-for the verification to say.
+The file holds the path that the example inputs take. Where variations of the inputs take another one and come to
+another result, no file is written: it would be silently wrong.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from deploypruner.errors import TraceError
 from deploypruner.export.program import evaluating, quiet
 from deploypruner.graph.inputs import Inputs, as_arguments, batch_size, call, carries_batch, tensors
+from deploypruner.graph.observe import variations
 
 # The last opset of the exporter that works by running.
 _OPSET = 20
@@ -33,10 +34,11 @@ def onnx_by_running(
         refused: Why torch.export could not capture it.
 
     Raises:
-        TraceError: An operator without ONNX counterpart; carries both reasons.
+        TraceError: Other inputs take another path, or an operator has no ONNX counterpart; carries both reasons.
     """
     model = evaluating(module)
     args, kwargs = as_arguments(example_inputs)
+    _require_one_path(model, example_inputs, refused)
     with torch.no_grad():
         outputs = tensors(call(model, example_inputs))
     names = _input_names(module, example_inputs)
@@ -68,6 +70,29 @@ def onnx_by_running(
                 hint="the pruned weights are saved; dp.restore puts them into your class",
             ) from error
     return onnx.load_from_string(buffer.getvalue())
+
+
+def _require_one_path(model: torch.nn.Module, example_inputs: Inputs, refused: str) -> None:
+    """Compare one recorded run with the model on variations of its inputs."""
+    args, kwargs = as_arguments(example_inputs)
+    names = list(inspect.signature(model.forward).parameters)
+    with quiet(), torch.no_grad():
+        recorded = torch.jit.trace(
+            model, example_kwarg_inputs={**dict(zip(names, args, strict=False)), **kwargs}, strict=False
+        )
+        for case in variations(example_inputs):
+            try:
+                wanted = tensors(call(model, case))
+            except Exception:  # noqa: BLE001 - a variation may be no valid input, whatever the model then raises
+                continue
+            got = tensors(call(recorded, case))
+            for a, b in zip(got, wanted, strict=True):
+                if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-3, atol=1e-5):
+                    raise TraceError(
+                        f"the model takes more than one path, and an ONNX file can hold only one: {refused}",
+                        hint="write the branch with torch.where or torch.cond; the pruned weights are saved, and "
+                        "dp.restore puts them into your class",
+                    )
 
 
 def _input_names(module: torch.nn.Module, inputs: Inputs) -> list[str]:

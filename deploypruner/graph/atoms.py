@@ -91,7 +91,7 @@ class Atoms(Facts):
         # An atom that stands in several rows takes the first row's factors; the next round compares the others.
         _, first = np.unique(atoms, return_index=True)
         atoms, factors = atoms[first], factors[first]
-        independent = ~np.isin(factors, atoms).any(axis=1)
+        independent: NDArray[np.bool_] = np.asarray(~np.isin(factors, atoms).any(axis=1))
         if not independent.any():
             independent[:1] = True
         self.set_products(atoms[independent], factors[independent])

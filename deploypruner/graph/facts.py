@@ -1,7 +1,7 @@
 """What is known about removable atoms: which are the same, which are products of others, which never go.
 
-The store behind the label algebra (`atoms.py`): arrays indexed by atom, which only ever learn. Everything reads labels
-through `canon`, which rewrites them under all that is known.
+The store behind the label algebra (`atoms.py`): arrays indexed by atom, which only ever learn. Everything reads
+labels through `canon`, which rewrites them under all that is known.
 """
 
 from __future__ import annotations

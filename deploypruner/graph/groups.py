@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.axes import Axes
@@ -61,7 +62,13 @@ def find_groups(labelling: Labelling, axes: Axes) -> list[Found]:
             if (number, name) not in indices:
                 indices[number, name] = index[np.searchsorted(atoms, groups[name].atoms)]
             groups[name].members.append(Member(state.names[0], axis, indices[number, name]))
-    found = [group for group in groups.values() if len(group.atoms) > 1]
+    learnt = {s.names[0] for s in labelling.state.values() if isinstance(s.tensor, torch.nn.Parameter)}
+    # What lives in buffers alone (position numbers beyond the example's length) costs nothing and has no score.
+    found = [
+        group
+        for group in groups.values()
+        if len(group.atoms) > 1 and any(member.parameter in learnt for member in group.members)
+    ]
     _relate(labelling, axes, found)
     return found
 

@@ -111,7 +111,7 @@ def _factors(layer: nn.Module) -> Tensor | None:
             x = 1 + torch.rand(_SAMPLES, *rest, dtype=torch.float64)
             try:
                 found = _run(probe, x)
-            except Exception:  # noqa: BLE001, S112 - a stranger's forward on a shape that may not be its own
+            except Exception:  # noqa: BLE001 - a stranger's forward on a shape that may not be its own
                 continue
             return found
     return None

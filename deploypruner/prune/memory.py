@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from deploypruner.graph.module import get_state
-from deploypruner.graph.nodes import size_hint
+from deploypruner.graph.nodes import is_tensor, op_name, shape_of, size_hint
 from deploypruner.prune.streamed import last_uses
 
 # Workspaces of convolutions and what other programs take meanwhile.
@@ -19,8 +19,8 @@ _USABLE = 0.7
 _SYMPTOMS = ("not enough memory", "can't allocate memory", "out of memory", "doesn't support float64")
 
 
-def fits(module: nn.Module, samples: int, dtype: torch.dtype) -> bool:
-    """Does a streamed run of this many samples fit into the memory that is free now?
+def fits(module: nn.Module, samples: int | None, dtype: torch.dtype) -> bool:
+    """Does a streamed run of this many samples (None: as traced) fit into the memory that is free now?
 
     True where the module is not a graph: then nothing is known in advance.
     """
@@ -29,17 +29,18 @@ def fits(module: nn.Module, samples: int, dtype: torch.dtype) -> bool:
     return peak_bytes(module, samples, dtype) <= _USABLE * _free(module)
 
 
-def peak_bytes(module: GraphModule, samples: int, dtype: torch.dtype) -> int:
+def peak_bytes(module: GraphModule, samples: int | None, dtype: torch.dtype) -> int:
     """Most bytes that converted parameters and intermediate values take at one time."""
     dying, alive, peak = last_uses(module.graph), dict[Node, float](), 0.0
-    traced = _traced_batch(module)
+    growth = 1.0 if samples is None else samples / _traced_batch(module)
     for node in module.graph.nodes:
         if node.op == "get_attr":
             continue
         for value in (*node.all_input_nodes, node):
             if value not in alive:
-                alive[value] = _numbers(module, value, samples / traced) * dtype.itemsize
-        peak = max(peak, sum(alive.values()))
+                alive[value] = _numbers(module, value, growth) * dtype.itemsize
+        columns = _columns(node) * growth * dtype.itemsize
+        peak = max(peak, sum(alive.values()) + columns)
         for dead in dying[node]:
             alive.pop(dead, None)
     return int(peak)
@@ -59,22 +60,23 @@ def _numbers(module: GraphModule, node: Node, growth: float) -> float:
         return state.numel() if isinstance(state, Tensor) else 0
     if isinstance(node.target, torch._ops.OpOverload) and any(r.alias_info for r in node.target._schema.returns):
         return 0
-    leaves = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
-    return sum(
-        prod(size_hint(s) for s in t.shape) * (1 if all(isinstance(s, int) for s in t.shape) else growth)
-        for t in leaves
-    )
+    values = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
+    return growth * sum(prod(size_hint(size) for size in value.shape) for value in values)
+
+
+def _columns(node: Node) -> int:
+    """Elements of the matrix of windows that a convolution in float64 is computed from."""
+    if not op_name(node).startswith("conv") or not isinstance(node.args[1], Node):
+        return 0
+    inputs, weight, out = (shape_of(n) for n in (node.args[0], node.args[1], node))
+    kernel = prod(weight[2:])
+    return inputs[1] * kernel * out[0] * prod(out[2:]) if kernel > 1 else 0
 
 
 def _traced_batch(module: GraphModule) -> int:
-    """Batch the graph was traced with, 1 where it is fixed."""
-    sizes = [
-        size
-        for node in module.graph.nodes
-        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor)
-        for size in node.meta["val"].shape
-    ]
-    return next((size_hint(size) for size in sizes if not isinstance(size, int)), 1)
+    """Length of axis 0 of the first input, when it was traced."""
+    inputs = (node for node in module.graph.nodes if node.op == "placeholder" and is_tensor(node))
+    return next((shape_of(node)[0] for node in inputs if shape_of(node)), 1)
 
 
 def _free(module: nn.Module) -> int:

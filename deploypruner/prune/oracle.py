@@ -79,8 +79,8 @@ class Masked(Streamed):
     def gone(self, node: Node) -> list[Gone]:
         """Removed indices of each tensor a node holds; one list for a node that holds one tensor.
 
-        Axes whose length depends on the batch are left out: their labels hold for the traced batch only, and
-        neither statistics nor sums run along them.
+        Of an axis whose length depends on the batch they hold for the traced batch only. Neither statistics nor sums
+        run along such an axis, so it is left alone wherever its length is another (`_here`).
         """
         if node not in self._gone:
             value, axes = node.meta.get("val"), self._labelling.values.get(node)
@@ -93,14 +93,15 @@ class Masked(Streamed):
     def comparable(self, node: Node) -> bool:
         """Is what remains of this value a box of known indices, so that it can be compared with the removed one?
 
-        Not where a channel shuffle is under way (a gather replaces it), nor along axes that hold the batch.
+        Not where a channel shuffle is under way (a gather replaces it), nor where the batch was traced as a symbol
+        and something vanishes along it.
         """
         values, value = self._labelling.values.get(node), node.meta.get("val")
         if not isinstance(values, list) or not isinstance(value, Tensor):
             return True
         joints = [axis.joint for axis in values if isinstance(axis, JointAxis)]
-        flexible = [axis for axis, size in zip(values, value.shape, strict=True) if not isinstance(size, int)]
-        return all(j.is_box(self._removed) for j in joints) and all(self._vanishing(a) is None for a in flexible)
+        symbolic = [axis for axis, size in zip(values, value.shape, strict=True) if not isinstance(size, int)]
+        return all(j.is_box(self._removed) for j in joints) and all(self._vanishing(a) is None for a in symbolic)
 
     def _gone_axes(self, axes: list[Axis] | None, value: Any) -> Gone:
         found: Gone = []
@@ -149,7 +150,7 @@ class Masked(Streamed):
                 return tensor
             gone = self.gone(argument)[0]
             if gone and (len(computed) > 1 or not tensor.sum().isfinite()):
-                for axis, indices in gone:
+                for axis, indices in _here(tensor, gone):
                     tensor = tensor.index_fill(axis, _positions(indices, tensor), 0)
             return tensor
 
@@ -204,7 +205,7 @@ def removed_slices(graph: Graph, keep: Keep) -> Mapping[str, list[tuple[int, Ten
 
 def restrict(tensor: Tensor, gone: Gone) -> Tensor:
     """A tensor without its removed indices."""
-    for axis, indices in gone:
+    for axis, indices in _here(tensor, gone):
         tensor = tensor.index_select(axis, _positions(~indices, tensor))
     return tensor
 
@@ -212,9 +213,15 @@ def restrict(tensor: Tensor, gone: Gone) -> Tensor:
 def _scatter(tensor: Tensor, gone: Gone) -> Tensor:
     """The opposite of `restrict`: full size, zeros where removed."""
     for axis, indices in gone:
-        shape = [*tensor.shape[:axis], len(indices), *tensor.shape[axis + 1 :]]
-        tensor = tensor.new_zeros(shape).index_copy_(axis, _positions(~indices, tensor), tensor)
+        if tensor.shape[axis] == (~indices).sum():
+            shape = [*tensor.shape[:axis], len(indices), *tensor.shape[axis + 1 :]]
+            tensor = tensor.new_zeros(shape).index_copy_(axis, _positions(~indices, tensor), tensor)
     return tensor
+
+
+def _here(tensor: Tensor, gone: Gone) -> Gone:
+    """Axes that are as long as they were traced."""
+    return [(axis, indices) for axis, indices in gone if len(indices) == tensor.shape[axis]]
 
 
 def _positions(indices: BoolArray, like: Tensor) -> Tensor:

@@ -71,7 +71,8 @@ def prove(graph: Graph, plan: Plan, module: nn.Module) -> tuple[Check, ...]:
         masked = Masked(graph, plan.keep, dtype) if traced else masked_module(graph, plan.keep, dtype)
         return _checks(graph, masked, runner(module, dtype), dtype)
 
-    return _in_memory("masked = removed", attempt, float64=fits(graph.module, max(_SAMPLES), torch.float64))
+    samples = max(_SAMPLES) if graph.dynamic_batch else None
+    return _in_memory("masked = removed", attempt, float64=fits(graph.module, samples, torch.float64))
 
 
 def compare_modules(name: str, left: nn.Module, right: nn.Module, inputs: Inputs) -> Check:

@@ -208,14 +208,9 @@ def _batch_axis(
 
 @rule("einsum")
 def einsum(tracing: Tracing, node: Node, args: dict[str, Any]) -> Any:
-    """Axes with the same letter vanish together."""
-    equation, operands = args["equation"].replace(" ", ""), args["tensors"]
-    if "." in equation:
-        return tracing.fallback(node, "einsum with an ellipsis")
-    inputs, arrow, output = equation.partition("->")
-    if not arrow:
-        letters = inputs.replace(",", "")
-        output = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    """Axes with the same letter vanish together; those under an ellipsis are matched from the end."""
+    operands = args["tensors"]
+    inputs, output = _letters(args["equation"].replace(" ", ""), [len(shape_of(t)) for t in operands])
     known: dict[str, Labels] = {}
     sizes: dict[str, int] = {}
     for letters, operand in zip(inputs.split(","), operands, strict=True):
@@ -234,6 +229,20 @@ def einsum(tracing: Tracing, node: Node, args: dict[str, Any]) -> Any:
             involved = dict.fromkeys(letter for letter in output + letters if letter in sizes)
             tracing.contraction(node, weight, [(known[letter], sizes[letter]) for letter in involved])
     return [known.get(letter) for letter in output]
+
+
+def _letters(equation: str, ranks: list[int]) -> tuple[str, str]:
+    """Inputs and output of an equation with every axis named; an ellipsis stands for capitals from the end."""
+    inputs, arrow, output = equation.partition("->")
+    letters = inputs.replace(",", "").replace(".", "")
+    spare = "".join(c for c in "ZYXWVUTSRQPONMLKJIHGFEDCBA" if c not in letters)
+    covered = [rank - len(t.replace(".", "")) for t, rank in zip(inputs.split(","), ranks, strict=True)]
+    named = [t.replace("...", spare[:n][::-1]) for t, n in zip(inputs.split(","), covered, strict=True)]
+    dots = spare[: max((n for t, n in zip(inputs.split(","), covered, strict=True) if "." in t), default=0)][::-1]
+    if not arrow:
+        output = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+        output = ("..." if dots else "") + output
+    return ",".join(named), output.replace("...", dots)
 
 
 @rule("scaled_dot_product_attention")

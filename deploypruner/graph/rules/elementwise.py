@@ -52,7 +52,7 @@ def elementwise(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Any]
             if j < 0 or size == 1 or size != out_shape[j]:
                 continue
             out[j] = (
-                tracing.unify(out[j], labels, "combined element by element with an axis of fixed length (tokens, pixels)")
+                tracing.unify(out[j], labels, "combined element by element with a fixed axis (tokens, pixels)")
                 if seen[j]
                 else labels
             )
@@ -65,7 +65,8 @@ def prelu(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
     """One slope per channel, or one for all."""
     axes = tracing.axes(node.args[0])
     if shape_of(node.args[1])[0] > 1:
-        axes[1] = tracing.unify(axes[1], tracing.axes(node.args[1])[0], "one prelu slope per channel, of fixed number")
+        slopes = tracing.axes(node.args[1])[0]
+        axes[1] = tracing.unify(axes[1], slopes, "one prelu slope per channel, of fixed number")
     return axes
 
 
@@ -87,7 +88,7 @@ def created(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
     return [tracing.atoms.fresh(size) for size in shape_of(node)]
 
 
-@rule("arange", "linspace")
+@rule("arange", "linspace", "eye")
 def counted(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
     """The values depend on the position: nothing may be removed."""
-    return [None]
+    return [None] * len(shape_of(node))

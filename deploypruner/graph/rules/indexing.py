@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from deploypruner.graph.propagate import Tracing
 
 
+_COPIES = ("alias", "detach", "clone", "to", "_to_copy", "lift_fresh_copy")
+
+
 @rule("slice")
 def slice_(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Any]:
     """A range of one axis."""
@@ -105,7 +108,7 @@ def _constant(tracing: Tracing, node: Any) -> IntArray | None:
 
     A table that is looked up many times per entry (relative positions) is not cut: its indices belong to tokens.
     """
-    while isinstance(node, Node) and op_name(node) in ("alias", "detach", "clone", "to", "_to_copy", "lift_fresh_copy"):
+    while isinstance(node, Node) and op_name(node) in _COPIES:
         node = node.args[0]
     if not isinstance(node, Node) or node.op != "get_attr" or any(writes_into(user, node) for user in node.users):
         return None

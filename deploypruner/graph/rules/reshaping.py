@@ -228,6 +228,15 @@ def expand(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
     ]
 
 
+@rule("meshgrid")
+def meshgrid(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[list[Labels]]:
+    """Every tensor along an axis of its own, repeated along those of the others."""
+    axes = [tracing.axes(t)[0] if shape_of(t) else None for t in args["tensors"]]
+    if args.get("indexing") == "xy":
+        axes[:2] = axes[1::-1]
+    return [list(axes) for _ in axes]
+
+
 @rule("expand_as")
 def expand_as(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
     """Expanded to the shape of another tensor, which must then keep that shape."""
@@ -300,9 +309,7 @@ def stack(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
     parts = [tracing.axes(t) for t in args["tensors"]]
     out = list(parts[0])
     for other in parts[1:]:
-        out = [
-            tracing.unify(a, b, "stacked with a tensor of fixed size") for a, b in zip(out, other, strict=True)
-        ]
+        out = [tracing.unify(a, b, "stacked with a tensor of fixed size") for a, b in zip(out, other, strict=True)]
     out.insert(positive(args["dim"] or 0, len(out) + 1), None)
     return out
 
