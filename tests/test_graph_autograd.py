@@ -203,3 +203,27 @@ def test_a_model_that_exports_never_meets_the_second_front_end(monkeypatch):
     monkeypatch.setattr(front_ends, "trace_autograd", None)
     net, x = make("residual")
     assert dp.trace(net, x).front_end == "torch.export"
+
+
+class ListDetector(nn.Module):
+    """Takes a list of images of different sizes, as torchvision's detectors do, and returns a dict for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv_bn(3, 12), nn.ReLU(), conv_bn(12, 16), nn.ReLU())
+        self.head = nn.Conv2d(16, 5, 1)
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        batch = torch.stack([nn.functional.interpolate(image[None], (8, 8))[0] for image in images])
+        found = self.head(self.body(batch))
+        return [{"boxes": one[:4, one[4] > 0]} for one in found]
+
+
+def test_a_list_of_images_is_no_batch_and_the_backbone_of_a_detector_is_pruned_inside_it():
+    model, images = ListDetector().eval(), [torch.randn(3, 9, 11), torch.randn(3, 12, 8)]
+    result = dp.prune(model, (images,), macs=0.5, step=1)
+    assert result.graph.part == "body"
+    assert "the size of a tensor depends on the values of another" in result.graph.remarks[0]
+    assert type(result.module) is ListDetector
+    assert [d["boxes"].shape[0] for d in result.module(images)] == [4, 4]
+    assert result.plan.macs_after <= 0.5 * result.plan.macs_before

@@ -360,6 +360,21 @@ def test_inputs_that_do_not_fit_are_explained(net, x, said):
         trace(net, x)
 
 
+class DropPath(nn.Module):
+    """Drops samples in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * (torch.rand(len(x), 1) < 0.5) / 0.5
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_stochastic_depth_is_captured_the_fast_way(samples):
+    net = seeded(lambda: nn.Sequential(nn.Linear(3, 8), DropPath(), nn.Linear(8, 4))).eval()
+    assert _Capturing(net, (torch.ones(samples, 3),)).marked()[1].passed
+
+
 def test_data_dependent_control_flow_says_where():
     class Branching(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -389,7 +404,11 @@ def test_dropout_that_is_always_on_is_no_disagreement():
         def forward(self, x: Tensor) -> Tensor:
             return F.dropout(self.a(x), 0.5, training=True)
 
-    assert capture(Always().eval(), (torch.ones(2, 3),)).check.passed
+    captured = capture(Always().eval(), (torch.ones(2, 3),))
+    assert captured.check.passed
+    assert captured.dynamic_batch
+    for module in (captured.module.eval(), captured.module.train()):
+        assert (module(torch.ones(20, 3)) == 0).any()
 
 
 @pytest.mark.parametrize("name", NETS)

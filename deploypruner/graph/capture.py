@@ -23,7 +23,7 @@ from deploypruner.graph.attention_dropout import restore_attention_dropout
 from deploypruner.graph.batch import Uncertain, checked_run, marked, marker, open_batch, rescale
 from deploypruner.graph.exporting import export, quiet, unlifted, without_collection
 from deploypruner.graph.inputs import Inputs, batch_size, call, carries_batch, map_tensors, resized, tensors
-from deploypruner.graph.module import TracedModule, get_state, set_state
+from deploypruner.graph.module import TracedModule, get_state, mark_always_training, set_state
 from deploypruner.graph.nodes import is_tensor
 from deploypruner.graph.reference import Reference, register_dataclasses, said, seeded, without_opaque_outputs
 from deploypruner.graph.regions import clean
@@ -36,6 +36,10 @@ __all__ = ["Capture", "capture", "quiet"]
 
 # torch.export specialises sizes 0 and 1 to constants; two samples also tell a batch from a broadcast.
 _BATCH = 2
+# torch.export's names for sizes that depend on data.
+_FROM_DATA = ("u", "zuf")
+
+_Way = Callable[[], tuple[TracedModule, Check]]
 
 
 @dataclass(frozen=True)
@@ -89,25 +93,33 @@ class _Capturing:
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self.model = model
         self.given = inputs
+        self.reference = Reference(sharing_copy(model))
         # As few samples as will do: more only make everything after this slower.
         self.small = resized(inputs, min(_BATCH, batch_size(inputs)))
-        self.reference = Reference(sharing_copy(model))
-        self.wanted = self.reference.outputs(self.small)
+        self.ways: tuple[_Way, ...] = (self.marked, self.symbolic, self.static)
+        self.reasons: list[str] = []
+        try:
+            self.wanted = self.reference.outputs(self.small)
+        except TraceError as refused:
+            # Axis 0 of these inputs may be no batch: a detector takes a list of images.
+            self.wanted = self.reference.outputs(inputs)
+            self.small, self.ways = inputs, (self.static,)
+            self.reasons.append(refused.message)
         self.unused: list[str] = []
         self.aliases: dict[str, str] = {}
         self.lost: list[str] = []
 
     def run(self) -> Capture:
         """The first way whose graph agrees with the model."""
-        reasons: list[str] = []
+        reasons = self.reasons
         error: Exception | None = None
         failed: Check | None = None
-        for way in (self.marked, self.symbolic, self.static):
+        for way in self.ways:
             try:
                 module, check = way()
             except Exception as raised:  # noqa: BLE001 - torch.export raises anything a model raises
                 error = raised
-                reasons.append(said(raised))
+                reasons.append(str(raised) if isinstance(raised, Uncertain) else said(raised))
                 continue
             if check.passed:
                 return self._capture(module, check, reasons[-1] if way == self.static and reasons else "")
@@ -155,11 +167,14 @@ class _Capturing:
         if self.reference.left_out:
             without_opaque_outputs(copied)
         program = export(copied, inputs, dynamic_shapes)
+        if any(str(symbol).startswith(_FROM_DATA) for symbol in program.range_constraints):
+            raise Uncertain("the size of a tensor depends on the values of another (nonzero, boolean indexing)")
         bounded = [r for r in program.range_constraints.values() if r.upper < 2**31 or r.lower > _BATCH]
         if bounded:
             raise Uncertain(f"the model takes batches of {bounded[0].lower} to {bounded[0].upper} only")
         module = unlifted(program)
         clean(module)
+        mark_always_training(module)
         self.unused = _unused_state(program, module)
         self.aliases = _aliases(program, module)
         return module

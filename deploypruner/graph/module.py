@@ -13,6 +13,8 @@ from deploypruner.graph.nodes import arguments, op_name, set_argument
 
 # Where a fused attention keeps the dropout it has in training.
 DROPOUT = "dropout_p_in_training"
+# Marks a call that the model makes in training mode whatever its own mode is (Monte Carlo dropout).
+ALWAYS = "always_in_training"
 
 
 class TracedModule(GraphModule):
@@ -49,7 +51,12 @@ class TracedModule(GraphModule):
 
 
 def mode_argument(node: Node, mode: bool) -> tuple[str, bool | float]:
-    """Name and value of the argument that tells training from inference, "" where the op has none."""
+    """Name and value of the argument that tells training from inference, "" where none is to be switched."""
+    return ("", False) if ALWAYS in node.meta else any_mode_argument(node, mode)
+
+
+def any_mode_argument(node: Node, mode: bool) -> tuple[str, bool | float]:
+    """The same, also of a call that the model always makes in training mode."""
     op = op_name(node)
     if op == "batch_norm" and isinstance(arguments(node)["running_mean"], Node):
         return "training", mode
@@ -58,6 +65,14 @@ def mode_argument(node: Node, mode: bool) -> tuple[str, bool | float]:
     if DROPOUT in node.meta:
         return "dropout_p", node.meta[DROPOUT] if mode else 0.0
     return "", False
+
+
+def mark_always_training(module: GraphModule) -> None:
+    """Let every call that is in training mode now, after an export in evaluation mode, stay so."""
+    for node in module.graph.nodes:
+        switch, value = mode_argument(node, False)
+        if switch and arguments(node)[switch] != value:
+            node.meta[ALWAYS] = True
 
 
 def get_state(module: nn.Module, name: str) -> Any:

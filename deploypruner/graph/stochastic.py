@@ -63,7 +63,7 @@ def keep_stochastic_depth(model: nn.Module) -> list[str]:
                     lost.append(f"{owner_name}.{name}".lstrip("."))
             kept = made[id(layer)]
             if kept is not None:
-                owner._modules[name] = kept
+                owner._modules[name] = kept.eval()
     return lost
 
 

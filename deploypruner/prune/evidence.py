@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from deploypruner.criteria import Criterion, Needs
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph import Graph
-from deploypruner.graph.inputs import call
+from deploypruner.graph.inputs import call, map_tensors
 from deploypruner.graph.sharing import sharing_copy
 from deploypruner.graph.views import gate_rows, last_affines, member_views
 
@@ -78,13 +78,15 @@ def _gradients(
     module = sharing_copy(graph.module).requires_grad_(True)
     weights = dict(module.named_parameters(remove_duplicate=False))
     affines = list(dict.fromkeys(a for group in graph.groups for a in last_affines(graph, group)))
-    generator = torch.Generator().manual_seed(seed)
+    device = next((w.device for w in weights.values()), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device draws the same
     total = {name: torch.zeros_like(w) for name, w in weights.items()}
     gates: dict[str, list[Tensor]] = {a.weight: [] for a in affines}
     seen = 0
     for inputs, labels in batches:
         seen += 1
-        loss = _loss(_first_tensor(call(module, inputs)), labels, generator)
+        placed = map_tensors(lambda t: t.to(device), inputs)
+        loss = _loss(_first_tensor(call(module, placed)), labels, generator)
         if not torch.isfinite(loss):
             raise InputError(
                 f"the loss of scoring batch {seen} is {loss.item()}",
@@ -128,8 +130,8 @@ def _loss(output: Tensor, labels: Tensor | None, generator: torch.Generator) -> 
     """
     classifier = output.ndim == 2 and output.shape[1] > 1
     if classifier and labels is None:
-        labels = torch.multinomial(output.detach().softmax(1), 1, generator=generator).squeeze(1)
+        labels = torch.multinomial(output.detach().softmax(1).cpu(), 1, generator=generator).squeeze(1)
     if classifier and labels is not None:
-        return functional.cross_entropy(output, labels)
-    noise = torch.randn(output.shape, generator=generator, dtype=output.dtype)
+        return functional.cross_entropy(output, labels.to(output.device))
+    noise = torch.randn(output.shape, generator=generator, dtype=output.dtype).to(output.device)
     return 0.5 * functional.mse_loss(output, output.detach() + noise, reduction="sum") / len(output)

@@ -9,7 +9,7 @@ from torch import nn
 
 from deploypruner.errors import PlanError
 from deploypruner.graph import Graph, trace
-from deploypruner.graph.inputs import Inputs, from_json
+from deploypruner.graph.inputs import Inputs, from_json, map_tensors
 from deploypruner.graph.part import Holder
 from deploypruner.graph.sharing import sharing_copy
 
@@ -42,13 +42,17 @@ def retrace(plan: Plan, model: nn.Module, example_inputs: Any = None) -> Graph:
                 f"the plan prunes the part '{plan.part}', which this model does not have",
                 hint="apply a plan only to the model it was made for",
             ) from None
-        graph = replace(trace(Holder(plan.part, part), inputs_of(plan)), part=plan.part, whole=sharing_copy(model))
+        graph = replace(
+            trace(Holder(plan.part, part), inputs_of(plan, model)), part=plan.part, whole=sharing_copy(model)
+        )
     else:
-        graph = trace(model, inputs_of(plan))
+        graph = trace(model, inputs_of(plan, model))
     plan.check(graph)
     return graph
 
 
-def inputs_of(plan: Plan) -> Inputs:
-    """Zeros, a valid index into any table, of the shapes the plan was made with: the trace looks at no value."""
-    return from_json(plan.inputs, batch=_BATCH)
+def inputs_of(plan: Plan, model: nn.Module) -> Inputs:
+    """Zeros, a valid index into any table, of the shapes the plan was made with, where the model lives."""
+    inputs = from_json(plan.inputs, batch=_BATCH)
+    weight = next(model.parameters(), None)
+    return inputs if weight is None else map_tensors(lambda t: t.to(weight.device), inputs)

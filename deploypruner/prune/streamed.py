@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from deploypruner.graph.inputs import Inputs, call, map_tensors, tensors
-from deploypruner.graph.module import TracedModule, get_state, mode_argument
+from deploypruner.graph.module import TracedModule, any_mode_argument, get_state
 from deploypruner.graph.nodes import arguments, op_name
 from deploypruner.graph.reference import seeded
 
@@ -43,7 +43,7 @@ class Streamed:
 
     A parameter is converted when its first reader needs it and freed after its last, as every other value is; the
     data types that export wrote into the graph (casts, new tensors) are converted where they are used. A smaller
-    module draws fewer random numbers, so noise is one half everywhere.
+    module draws fewer random numbers, so noise is one half everywhere and no dropout drops.
 
     Args:
         module: A graph of ATen calls in any mode; it is not changed.
@@ -55,7 +55,7 @@ class Streamed:
         self.dtype = dtype
         self.at: Node | None = None
         self._dying = last_uses(module.graph)
-        switches = {node: mode_argument(node, False) for node in module.graph.nodes if module.training}
+        switches = {node: any_mode_argument(node, False) for node in module.graph.nodes}
         self._evaluating = {node: {name: setting} for node, (name, setting) in switches.items() if name}
         self._writes = any(writes(node) for node in module.graph.nodes)
 
