@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import ResNet
+from deploypruner.budget import Budget
 from deploypruner.criteria import criteria
 from deploypruner.graph import trace
 from deploypruner.prune.allocate import allocate
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.remove import remove_and_prove
-from deploypruner.records import Budget
 
 Scoring = list[tuple[tuple[Tensor, ...], Tensor | None]]
 History = list[tuple[str, bool, list[int]]]  # layer, whether its outputs, removed channels

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deploypruner.api import CompiledBuild, Pruned, compile, plan, prune
+    from deploypruner.budget import Budget
     from deploypruner.errors import DeployPrunerError
     from deploypruner.graph import Graph, trace
     from deploypruner.measure import measure
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from deploypruner.prune.plan import Plan, make_plan
     from deploypruner.prune.remove import remove
     from deploypruner.prune.restore import restore
-    from deploypruner.records import Budget, Frozen, Group, Row
+    from deploypruner.records import Frozen, Group, Row
 
 __version__ = "0.1.0"
 
@@ -40,7 +41,8 @@ _HOMES = {
     "deploypruner.prune.plan": ("Plan", "make_plan"),
     "deploypruner.prune.remove": ("remove",),
     "deploypruner.prune.restore": ("restore",),
-    "deploypruner.records": ("Budget", "Frozen", "Group", "Row"),
+    "deploypruner.budget": ("Budget",),
+    "deploypruner.records": ("Frozen", "Group", "Row"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from deploypruner import pipeline
+from deploypruner.budget import Budget
 from deploypruner.config import overlay, read_recipe
 from deploypruner.criteria import Needs, criteria
 from deploypruner.errors import InputError, RecipeError
@@ -18,13 +19,13 @@ from deploypruner.folder import BuildFolder
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.inputs import as_inputs
 from deploypruner.progress import Progress, SilentProgress
-from deploypruner.prune.allocate import allocate, check_budget
+from deploypruner.prune.allocate import allocate
 from deploypruner.prune.constraints import Constraints
 from deploypruner.prune.evidence import Batch, score_groups
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.remove import remove
 from deploypruner.recipe import Recipe
-from deploypruner.records import Budget, Row
+from deploypruner.records import Row
 from deploypruner.report import Report, read_report
 from deploypruner.sources.data import as_data
 from deploypruner.stages import Build, Given
@@ -111,7 +112,6 @@ def plan(
     if budget is None and not widths:
         raise RecipeError("plan needs a budget", hint="pass budget=Budget(macs=0.5), or widths")
     budget = budget or Budget(macs=1.0)
-    check_budget(budget)
     chosen = make_criterion(criterion, parameters or {})
     batches: Iterable[Batch] | None = None
     if data is not None and chosen.needs != Needs.WEIGHTS:

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from deploypruner import __version__
+from deploypruner.budget import Budget
 from deploypruner.errors import BudgetError, InputError, RecipeError, VerificationError
 from deploypruner.folder import BuildFolder, file_sha256
 from deploypruner.prune.allocate import allocate, reachable
 from deploypruner.prune.remove import require
-from deploypruner.records import Budget
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.allocate import Allocate
 from deploypruner.stages.export import Export

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from deploypruner.budget import Budget
 from deploypruner.criteria import criteria
 from deploypruner.folder import BuildFolder
 from deploypruner.graph import Graph, trace
@@ -17,7 +18,6 @@ from deploypruner.prune.constraints import STATISTICS_NOTE, Statistics, find_lim
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.plan import Plan
 from deploypruner.recipe import PruneRecipe, Recipe
-from deploypruner.records import Budget
 from deploypruner.report.frozen import by_reason, frozen_details, frozen_summary
 from deploypruner.report.groups import GroupLine, group_table
 from deploypruner.report.terminal import wrap

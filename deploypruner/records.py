@@ -123,14 +123,21 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What the compiled model may cost.
+class Setting:
+    """How an artifact is executed: what a latency belongs to.
 
     Args:
-        macs: Fraction of the dense model's MACs that may remain, 0 < macs <= 1.
+        runtime: Registered runtime name.
+        precision: "fp32" or "int8".
+        threads: Threads of the runtime.
     """
 
-    macs: float
+    runtime: str
+    precision: Precision
+    threads: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.precision} on {self.runtime}, {self.threads} thread{'' if self.threads == 1 else 's'}"
 
 
 @dataclass(frozen=True)

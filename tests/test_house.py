@@ -27,12 +27,13 @@ LAYERS = (
     {"config", "pipeline"},
     {"stages"},
     {"report", "recipe"},
-    {"verify"},
+    {"verify", "search"},
+    {"latency"},
     {"export", "quantize", "measure", "recover", "sources", "prune"},
     {"runtime", "criteria"},
     {"graph"},
     {"folder", "progress"},
-    {"target", "registry", "records"},
+    {"target", "registry", "records", "budget"},
     {"errors"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

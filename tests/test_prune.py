@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from deploypruner.budget import Budget
 from deploypruner.criteria.magnitude import Magnitude
 from deploypruner.errors import BudgetError, InputError, PlanError, RecipeError, VerificationError
 from deploypruner.graph import trace
@@ -19,7 +20,6 @@ from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.remove import remove
 from deploypruner.prune.restore import restore
-from deploypruner.records import Budget
 from tests.nets import NETS, Residual, make
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import deploypruner as dp
+from deploypruner.budget import Budget
 from deploypruner.criteria.magnitude import Magnitude
 from deploypruner.errors import BudgetError, InputError, PlanError, RecipeError
 from deploypruner.graph import Graph, trace
@@ -18,7 +19,6 @@ from deploypruner.prune.allocate import allocate, reachable
 from deploypruner.prune.constraints import Constraints, LayerConstraint, find_limits
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.plan import Plan, make_plan
-from deploypruner.records import Budget
 from tests.nets import NETS, make
 
 

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deploypruner.budget import Budget
 from deploypruner.criteria import Normalizer
 from deploypruner.errors import BudgetError, InputError, PlanError, RecipeError, nearest
 from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
 from deploypruner.prune.constraints import NARROW, STATISTICS_NOTE, Constraints, Limit, check_widths, find_limits
 from deploypruner.prune.plan import Plan, make_plan
-from deploypruner.records import Budget, Group
+from deploypruner.records import Group
 
 Scope = Literal["uniform", "global"]
 SCOPES = {
@@ -46,15 +47,6 @@ class Move:
     before: int
     width: int
     rank: float
-
-
-def check_budget(budget: Budget) -> None:
-    """Raise RecipeError unless 0 < macs <= 1."""
-    if not 0 < budget.macs <= 1:
-        raise RecipeError(
-            f"--macs is the fraction of multiply-adds that remain, 0 < macs <= 1, got {budget.macs:g}",
-            hint="0.5 keeps half of them",
-        )
 
 
 def allocate(
@@ -91,7 +83,7 @@ def allocate(
         RecipeError: Unknown scope or pattern, budget or step out of range.
         PlanError: `widths` names no group, or a width it cannot have.
     """
-    check_budget(budget)
+    assert budget.macs is not None, "a budget of milliseconds is met by `search`, which measures"
     if scope not in SCOPES:
         raise RecipeError(f"no scope called '{scope}'", hint=nearest(scope, SCOPES))
     if step < 1:
@@ -107,7 +99,7 @@ def allocate(
     room = _room(graph, order, constraints, step=step, fixed=fixed, target=target)
     if room.macs > target:
         _require_movable(graph, room.limits, step)
-        raise _out_of_reach(graph, budget, room.macs, constraints=constraints, step=step)
+        raise _out_of_reach(graph, budget.macs, room.macs, constraints=constraints, step=step)
     start = {g.id: fixed.get(g.id, g.size) for g in graph.groups}
     moves = _moves(graph, scores, room.limits, scope=scope, normalizer=normalizer)
     chosen = _shortest_prefix(graph, room.order, start, moves=moves, target=target)
@@ -304,7 +296,7 @@ def _require_movable(graph: Graph, limits: Mapping[str, Limit], step: int) -> No
     raise InputError(f"nothing in this model can be pruned: {listed}", hint="`deploypruner plan` lists every reason")
 
 
-def _out_of_reach(graph: Graph, budget: Budget, least: int, *, constraints: Constraints, step: int) -> BudgetError:
+def _out_of_reach(graph: Graph, asked: float, least: int, *, constraints: Constraints, step: int) -> BudgetError:
     dense = graph.costs.macs()
     fraction = ceil(1000 * least / dense) / 1000
     limits = f"a multiple of {step}, at least {1 - constraints.max_cut:.0%} of its channels"
@@ -317,7 +309,7 @@ def _out_of_reach(graph: Graph, budget: Budget, least: int, *, constraints: Cons
     ]
     hint = f"the smallest reachable budget is --macs {fraction:g}"
     return BudgetError(
-        f"--macs {budget.macs:g} allows {budget.macs * dense / 1e6:.2f} M multiply-adds, but cutting every group to "
+        f"--macs {asked:g} allows {asked * dense / 1e6:.2f} M multiply-adds, but cutting every group to "
         f"its narrowest width ({limits}) still costs {least / 1e6:.2f} M of {dense / 1e6:.2f} M",
         hint=", or try ".join([hint, " or ".join(filter(None, others))]).removesuffix(", or try "),
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
+from deploypruner.budget import Budget
 from deploypruner.criteria import criteria
 from deploypruner.prune.allocate import allocate
 from deploypruner.prune.plan import Plan
-from deploypruner.records import Budget
 from deploypruner.stages import Build, Stage
 
 

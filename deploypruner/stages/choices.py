@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from deploypruner.budget import Budget
 from deploypruner.criteria import Needs
 from deploypruner.errors import RecipeError, nearest
-from deploypruner.prune.allocate import SCOPES, check_budget
+from deploypruner.prune.allocate import SCOPES
 from deploypruner.recipe import Recipe
-from deploypruner.records import Budget
 from deploypruner.recover.hook import load_hook
 from deploypruner.runtime import runtimes
 from deploypruner.sources.foreign import foreign
@@ -28,7 +28,7 @@ def check_choices(recipe: Recipe, given: Given) -> None:
     """
     if given.model is None and not recipe.model.source:
         raise RecipeError("no MODEL given", hint="name it first, or as source under [model] of the recipe")
-    check_budget(Budget(macs=recipe.prune.macs))
+    _ = Budget(macs=recipe.prune.macs)  # checks it
     detect(recipe.target)
     for name in recipe.measure.runtimes:
         runtimes.get(name)
