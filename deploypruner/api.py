@@ -166,7 +166,10 @@ def compile(
     out: str | Path = "build",
     data: object = None,
     target: str | None = None,
+    latency: float | str | None = None,
+    speedup: float | None = None,
     macs: float | None = None,
+    accuracy_drop: float | None = None,
     criterion: str | None = None,
     scope: str | None = None,
     step: int | None = None,
@@ -174,6 +177,7 @@ def compile(
     epochs: int | None = None,
     train: Callable[..., None] | None = None,
     runtimes: tuple[str, ...] | None = None,
+    precision: str | None = None,
     threads: int | None = None,
     seed: int | None = None,
     recipe: str | Path | Recipe | None = None,
@@ -190,14 +194,19 @@ def compile(
         out: Build folder; an earlier build in it is replaced, unless `resume`.
         data: Path, loader, pair of loaders or pair of tensors; None prunes by weights and recovers nothing.
         target: Device to compile for, "cpu" by default.
-        macs: Fraction of the multiply-adds that may remain.
+        latency: Of one inference on the target, measured: milliseconds or text such as "5ms@p95". One of this and the
+            next two.
+        speedup: Over the dense model in the same runtime, precision and threads, measured.
+        macs: Fraction of the multiply-adds that may remain; 0.5 without any of the three.
+        accuracy_drop: Points of accuracy int8 may cost before fp32 is preferred, for `latency` and `speedup`.
         criterion: Registered name, "auto" by default.
         scope: "uniform" or "global".
         step: Widths become multiples of this.
         constraints: What may be cut, and how far.
         epochs: Fine-tuning epochs.
         train: `train(student, teacher, data)` in place of the built-in fine-tuning.
-        runtimes: Registered names, all by default.
+        runtimes: Registered names, all that deployments use by default.
+        precision: "fp32", "int8" or "auto": what `latency` and `speedup` are for.
         threads: Threads of every runtime while measuring.
         seed: Decides every random choice.
         recipe: A Recipe or a TOML file with the rest; arguments that are given win.
@@ -224,11 +233,20 @@ def compile(
         "model": {"source": model if isinstance(model, str) else None},
         "data": {"source": str(data) if isinstance(data, str | Path) else None},
         "prune": {
-            **{"macs": macs, "criterion": criterion, "scope": scope, "step": step},
+            **{
+                "latency": latency,
+                "speedup": speedup,
+                "macs": macs,
+                "criterion": criterion,
+                "scope": scope,
+                "step": step,
+            },
             **(asdict(constraints) if constraints else {}),
         },
         "recover": {"epochs": epochs},
-        "measure": {"runtimes": runtimes, "threads": threads},
+        "measure": {
+            **{"runtimes": runtimes, "threads": threads, "precision": precision, "accuracy_drop": accuracy_drop}
+        },
         "target": target,
         "seed": seed,
     }
@@ -266,6 +284,7 @@ def run_recipe(
         command=command,
         given=given,
         progress=progress or SilentProgress(),
+        say=say,
     )
     done = pipeline.run(build, resume=resume, say=say)
     return CompiledBuild(out, read_report(out), done.compiled, done.planned)

@@ -14,7 +14,7 @@ Kind = Literal["macs", "latency", "speedup"]
 _TIME = re.compile(
     r"\s*(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*(?P<unit>[^@\s]*)\s*(?:@\s*(?P<at>\S*)\s*)?", re.I
 )
-_MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
+_MS = {"us": 1e-3, "\N{MICRO SIGN}s": 1e-3, "\N{GREEK SMALL LETTER MU}s": 1e-3, "ms": 1.0, "s": 1e3}
 _QUANTILES = {"median": 0.5, "p50": 0.5, "p95": 0.95, "p99": 0.99}
 _HINT = "write it as 5ms, 800us or 5ms@p95"
 
@@ -88,12 +88,13 @@ def parse_latency(value: float | str) -> tuple[float, float]:
     """
     if isinstance(value, str):
         found = _TIME.fullmatch(value)
-        if found is None or (found["unit"] or "ms") not in _MS:
+        unit = (found["unit"] or "ms").lower() if found is not None else ""
+        if found is None or unit not in _MS:
             raise RecipeError(f"--latency '{value}' is not a time", hint=_HINT)
         at = found["at"]
-        if at is not None and at not in _QUANTILES:
+        if at is not None and at.lower() not in _QUANTILES:
             raise RecipeError(f"--latency '{value}': no quantile called '{at}'", hint="p50, p95 or p99")
-        number, quantile = float(found["number"]) * _MS[found["unit"] or "ms"], _QUANTILES[at or "median"]
+        number, quantile = float(found["number"]) * _MS[unit], _QUANTILES[(at or "median").lower()]
     else:
         number, quantile = float(value), 0.5
     if not (number > 0 and math.isfinite(number)):

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import Any
 
 import click
 
-from deploypruner.errors import DeployPrunerError, InputError, RecipeError, nearest
+from deploypruner.benching import bench_command
+from deploypruner.errors import DeployPrunerError, RecipeError, nearest
+from deploypruner.options import RUNTIME, SECONDS, THREADS, chosen_runtimes, colour, width
 
 Command = Callable[..., None]
 
@@ -177,6 +178,29 @@ def _model_options(command: Command) -> Command:
     return command
 
 
+def _budget_options(command: Command) -> Command:
+    """What the compiled model may cost, and in which setting."""
+    for option in reversed(
+        (
+            click.option("--latency", metavar="5ms", help="Of one inference, measured; 5ms@p95 for a quantile."),
+            click.option("--speedup", type=float, metavar="TIMES", help="Over the dense model, measured."),
+            click.option(
+                "--macs", type=float, metavar="FRACTION", help="Multiply-adds that may remain.  [default: 0.5]"
+            ),
+            click.option(
+                "--precision",
+                type=click.Choice(("auto", "fp32", "int8")),
+                help="Of --latency and --speedup; auto: the fastest that keeps the accuracy.  [default: auto]",
+            ),
+            click.option(
+                "--accuracy-drop", type=float, metavar="POINTS", help="That int8 may cost in auto.  [default: 1]"
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 def _overrides(options: dict[str, Any]) -> dict[str, Any]:
     """Command line options as a nested recipe; what was not given is None."""
     return {
@@ -188,41 +212,29 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
         },
         "data": {"source": options["data"], "settings": {"mean": options["mean"], "std": options["std"]}},
         "prune": {
-            **{name: options.get(name) for name in ("macs", "criterion", "scope", "step")},
+            **{name: options.get(name) for name in ("latency", "speedup", "macs", "criterion", "scope", "step")},
             **{name: options[name] for name in ("min_width", "max_cut", "heads", "statistics")},
             "exclude": options["exclude"] or None,
         },
         "recover": {"epochs": options.get("epochs"), "train": options.get("train")},
         "measure": {
-            "runtimes": _runtimes(options.get("runtime")),
+            "runtimes": chosen_runtimes(options.get("runtime")),
             "threads": options.get("threads"),
-            "seconds": options.get("seconds"),
+            **{name: options.get(name) for name in ("seconds", "precision", "accuracy_drop")},
         },
         "target": options["target"],
         "seed": options["seed"],
     }
 
 
-def _runtimes(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    chosen = tuple(name for name in names or () if name != "auto")
-    return chosen or None
-
-
-_RUNTIME = click.option(
-    "--runtime", multiple=True, metavar="NAME", help="openvino, onnxruntime; repeat for several.  [default: all]"
-)
-_THREADS = click.option("--threads", type=click.IntRange(1), help="Of every runtime.  [default: 1]")
-_SECONDS = click.option("--seconds", type=click.FloatRange(1), help="Time for measuring.  [default: 20]")
-
-
 @cli.command("compile")
 @_model_options
-@click.option("--macs", type=float, metavar="FRACTION", help="Multiply-adds that may remain.  [default: 0.5]")
+@_budget_options
 @click.option("--epochs", type=int, metavar="N", help="Fine-tuning epochs.  [default: 3 with data]")
 @click.option("--train", metavar="MODULE:FUNCTION", help="Your own train(student, teacher, data).")
-@_RUNTIME
-@_THREADS
-@_SECONDS
+@RUNTIME
+@THREADS
+@SECONDS
 @click.option("--out", default="build", show_default=True, type=click.Path(path_type=Path), help="Build folder.")
 @click.option("--resume", is_flag=True, help="Go on with the build in --out.")
 def compile_command(out: Path, resume: bool, **options: Any) -> None:
@@ -243,88 +255,30 @@ def compile_command(out: Path, resume: bool, **options: Any) -> None:
 
 @cli.command("plan")
 @_model_options
-@click.option("--macs", type=float, metavar="FRACTION", help="Show the widths for this budget.")
+@_budget_options
+@RUNTIME
+@THREADS
+@click.option(
+    "--time", "with_times", is_flag=True, help="Predict milliseconds too; layers are timed once, then cached."
+)
 @click.option("--frozen", is_flag=True, help="List what cannot be pruned, why, and where in the code.")
 @click.option("--json", "as_document", is_flag=True, help="Everything as JSON, for a program.")
-def plan_command(frozen: bool, as_document: bool, **options: Any) -> None:
-    """Dry run: groups, what is frozen and why, and the reachable budget."""
+def plan_command(with_times: bool, frozen: bool, as_document: bool, **options: Any) -> None:
+    """Dry run: groups, what is frozen and why, and the reachable budget; with a budget also the widths for it."""
     from deploypruner import planning
     from deploypruner.config import read_recipe
+    from deploypruner.progress import progress_for
 
     recipe = read_recipe(options["recipe"], _overrides(options))
-    found = planning.dry_run(recipe, with_widths=options["macs"] is not None)
+    asked = any(options[name] is not None for name in ("latency", "speedup", "macs"))
+    found = planning.dry_run(recipe, with_widths=asked, with_times=with_times, progress=progress_for())
     if as_document:
         click.echo(json.dumps(planning.as_json(found), indent=2))
         return
-    click.echo(planning.describe(found, frozen=frozen, width=_width()), nl=False)
+    click.echo(planning.describe(found, frozen=frozen, width=width()), nl=False)
 
 
-@cli.command("bench")
-@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
-@_RUNTIME
-@_THREADS
-@_SECONDS
-@click.option("--input-shape", multiple=True, metavar="NAME=1,3,224,224", help="For dynamic dimensions.")
-@click.option("--seed", type=int, default=0, show_default=True)
-def bench_command(
-    artifacts: tuple[Path, ...],
-    runtime: tuple[str, ...],
-    threads: int | None,
-    seconds: float | None,
-    input_shape: tuple[str, ...],
-    seed: int,
-) -> None:
-    """Measure artifacts side by side; the first one is the baseline.
-
-    An artifact is an .onnx or .xml file, or a build folder, which stands for all its models.
-    """
-    from deploypruner.measure import measure
-    from deploypruner.report import table_rows
-    from deploypruner.runtime import runtimes
-
-    names = _runtimes(runtime) or tuple(runtimes)
-    opened = {suffix for name in names for suffix in runtimes.get(name).suffixes}
-    rows = measure(
-        [file for path in artifacts for file in _artifact_files(path, opened)],
-        runtime=names,
-        threads=threads or 1,
-        budget_s=seconds or 12.0,
-        input_shapes=_named_shapes(input_shape),
-        seed=seed,
-    )
-    click.echo(table_rows(rows, colour=_colour(), width=_width()))
-
-
-def _artifact_files(path: Path, opened: set[str]) -> list[Path]:
-    """The file itself, or the models of a build folder that end in one of the suffixes `opened`."""
-    if not path.exists():
-        raise InputError(f"there is no file or folder '{path}'", hint=f"looked in {path.absolute().parent}")
-    if not path.is_dir():
-        return [path]
-    names = (
-        "stages/dense.fp32.onnx",
-        "stages/dense.int8.onnx",
-        "model.fp32.onnx",
-        "model.int8.onnx",
-        "model.int8.xml",
-    )
-    found = [path / name for name in names if (path / name).is_file() and Path(name).suffix in opened]
-    if not found:
-        raise InputError(f"{path} holds no artifact", hint="name a build folder, or .onnx and .xml files")
-    return found
-
-
-def _named_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for value in values:
-        name, equals, sizes = value.partition("=")
-        try:
-            shapes[name] = tuple(int(size) for size in sizes.split(","))
-        except ValueError:
-            equals = ""
-        if not equals:
-            raise RecipeError(f"--input-shape '{value}' is not NAME=1,3,224,224", hint="give one option per input")
-    return shapes
+cli.add_command(bench_command)
 
 
 @cli.command("report")
@@ -385,14 +339,5 @@ def _show(folder: Path) -> None:
     """The result on stdout; where to read more on stderr."""
     from deploypruner.report import read_report, table
 
-    click.echo(table(read_report(folder), colour=_colour(), width=_width()), nl=False)
+    click.echo(table(read_report(folder), colour=colour(), width=width()), nl=False)
     _say(f"\n{folder / 'report.html'} has the pictures, the proof and the raw data")
-
-
-def _colour() -> bool:
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-
-
-def _width() -> int | None:
-    """Columns of the terminal; files and pipes get everything."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

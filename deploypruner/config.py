@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from deploypruner.errors import RecipeError, nearest
-from deploypruner.recipe import DERIVED, Recipe
+from deploypruner.recipe import BUDGETS, DERIVED, Recipe
 
 
 def read_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
@@ -60,6 +60,8 @@ def _validated(document: dict[str, Any]) -> Recipe:
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
+    if any(over.get(key) is not None for key in BUDGETS):  # one kind of budget takes the place of another
+        merged = {key: value for key, value in merged.items() if key not in BUDGETS}
     for key, value in over.items():
         if isinstance(value, dict):
             merged[key] = _merge(merged.get(key, {}), value)

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from deploypruner import __version__
-from deploypruner.budget import Budget
 from deploypruner.errors import BudgetError, InputError, RecipeError, VerificationError
 from deploypruner.folder import BuildFolder, file_sha256
 from deploypruner.prune.allocate import allocate, reachable
 from deploypruner.prune.remove import require
+from deploypruner.recipe import BUDGETS
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.allocate import Allocate
 from deploypruner.stages.export import Export
@@ -38,6 +38,8 @@ CHAIN: tuple[type[Stage], ...] = (
     *(Quantize, Export, Verify, Measure, WriteReport),
 )
 _MARKS = stage_file("finished.json")
+# Keys of the recipe that only the budget and what follows from it depend on.
+_BUDGET_KEYS = (*(f"prune.{name}" for name in BUDGETS), "measure.precision", "measure.accuracy_drop")
 
 Say = Callable[[str], None]
 
@@ -87,7 +89,28 @@ def run(build: Build, *, resume: bool, say: Say) -> Build:
             + (f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""),
             hint=f"{build.folder.path('report.json')} lists every check; do not deploy these files",
         )
+    _require_met(build)
     return build
+
+
+def _require_met(build: Build) -> None:
+    """A budget of time that the final artifact does not keep, or that nobody could check, is a promise not kept."""
+    certificate, budget = build.certificate, build.recipe.prune.budget
+    if certificate is None or certificate.met:
+        return
+    unit = "x" if budget.speedup is not None else " ms"
+    value = "nothing" if certificate.measured is None else f"{certificate.measured:.3g}{unit}"
+    measured = f"{certificate.artifact}: measured {value}"
+    finished = f"the files in {build.folder.root} are finished"
+    if certificate.met is None:
+        raise BudgetError(
+            f"{budget} cannot be certified: {certificate.doubt} ({measured})",
+            hint=f"{finished}; run the same command with --resume on a quiet machine",
+        )
+    raise BudgetError(
+        f"{budget} is missed: {measured}, and its 95 % interval ends at {certificate.bound:.3g}{unit}, which counts",
+        hint=f"{finished}; measure again with --resume, or ask for a little more",
+    )
 
 
 def _require_sound(stage: Stage, build: Build) -> None:
@@ -99,17 +122,19 @@ def _require_sound(stage: Stage, build: Build) -> None:
 def _require_reachable(build: Build) -> None:
     """Refuse a budget out of reach before an earlier build is replaced, and save what can be reached."""
     graph, recipe = build.traced, build.recipe.prune
+    budget = recipe.budget
+    if budget.macs is None:  # milliseconds are for `allocate` to find out
+        return
     least, dense = reachable(graph, recipe.step, recipe.constraints), graph.costs.macs()
-    if recipe.macs == 1 or least <= recipe.macs * dense:
+    if budget.macs == 1 or least <= budget.macs * dense:
         return
     try:
         # Whatever the scores: this only finds the words for what is known already.
         scores = {group.id: torch.zeros(group.size) for group in graph.groups}
-        budget = Budget(macs=recipe.macs)
         allocate(graph, scores, budget, criterion="", step=recipe.step, constraints=recipe.constraints)
     except BudgetError as error:
         document = {"message": error.message, "hint": error.hint}
-        numbers = {"requested_macs": recipe.macs, "reachable_macs": least / dense, "step": recipe.step}
+        numbers = {"requested_macs": budget.macs, "reachable_macs": least / dense, "step": recipe.step}
         # The budget is what the user has to hear about, also where nothing can be saved.
         with suppress(InputError):
             build.folder.prepare()
@@ -126,7 +151,7 @@ def _open_folder(build: Build, *, resume: bool) -> dict[str, Any]:
     folder.prepare()
     recipe = _fingerprint(build)
     if resume and folder.has(_MARKS):
-        marks = _read_marks(folder)
+        marks = _for_budget(_read_marks(folder), recipe)
         _same_recipe(folder, marks["recipe"], recipe)
         folder.path("reachable.json").unlink(missing_ok=True)
         return marks
@@ -173,6 +198,21 @@ def _mark(folder: BuildFolder, stage: Stage, marks: dict[str, Any], seconds: flo
     marks["stages"] = {name: mark for name, mark in marks["stages"].items() if name in earlier}
     marks["stages"][stage.name] = {"seconds": seconds, "sha256": _hashes(folder, stage)}
     folder.write_json(_MARKS, marks)
+
+
+def _for_budget(marks: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
+    """The same marks where the budget is the same; for another budget, without what followed from the old one.
+
+    So a build goes on with another budget, and its scores and the latency table are used again.
+    """
+    if all(marks["recipe"].get(key) == recipe.get(key) for key in _BUDGET_KEYS):
+        return marks
+    names = [cls.name for cls in CHAIN]
+    earlier = names[: names.index(Allocate.name)]
+    return {
+        "recipe": {**marks["recipe"], **{key: recipe.get(key) for key in _BUDGET_KEYS}},
+        "stages": {name: mark for name, mark in marks["stages"].items() if name in earlier},
+    }
 
 
 def _same_recipe(folder: BuildFolder, theirs: dict[str, Any], ours: dict[str, Any]) -> None:

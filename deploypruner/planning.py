@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deploypruner.budget import Budget
 from deploypruner.criteria import criteria
 from deploypruner.folder import BuildFolder
 from deploypruner.graph import Graph, trace
-from deploypruner.progress import SilentProgress
+from deploypruner.latency import build_latency_model
+from deploypruner.progress import Progress, SilentProgress
 from deploypruner.prune.allocate import allocate, reachable
 from deploypruner.prune.constraints import STATISTICS_NOTE, Statistics, find_limits
-from deploypruner.prune.evidence import score_groups
-from deploypruner.prune.plan import Plan
+from deploypruner.prune.evidence import Scores, score_groups
+from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.recipe import PruneRecipe, Recipe
+from deploypruner.records import Precision, Setting
 from deploypruner.report.frozen import by_reason, frozen_details, frozen_summary
 from deploypruner.report.groups import GroupLine, group_table
 from deploypruner.report.terminal import wrap
 from deploypruner.report.units import scaled
+from deploypruner.search.outlook import Outlook, look_ahead
 from deploypruner.stages import Build, Given
 from deploypruner.stages.choices import check_choices
 from deploypruner.stages.load import Load
@@ -31,6 +33,10 @@ _IF_NEEDED = "statistics: cut if needed"
 _LEGEND = (
     "a normalisation averages over the channels of groups marked 'statistics', so that removing some changes the "
     "others; --statistics keep|prune|auto decides"
+)
+_TIMED_LEGEND = (
+    "'ms to gain': predicted to go with this group alone at its narrowest; 'lost per ms': the share of all "
+    "importance that goes with each of them"
 )
 
 
@@ -44,6 +50,7 @@ class DryRun:
         recipe: What may be cut, and how far.
         plan: The widths for a budget, None where none was asked for.
         remarks: What a user should know.
+        outlook: Predicted milliseconds, None where nobody asked for them.
     """
 
     name: str
@@ -51,6 +58,7 @@ class DryRun:
     recipe: PruneRecipe
     plan: Plan | None
     remarks: tuple[str, ...]
+    outlook: Outlook | None = None
 
     @property
     def reachable(self) -> dict[str, float]:
@@ -79,23 +87,49 @@ class DryRun:
                 note = _IF_NEEDED if policy == "auto" else STATISTICS_NOTE
             width = widths.get(group.id)
             share = gone / max(dense, 1)
-            found.append(GroupLine(group.id, group.kind, group.size, width, group.macs_per_channel, share, note))
+            time = self.outlook.groups[group.id] if self.outlook else None
+            found.append(
+                GroupLine(
+                    *(group.id, group.kind, group.size, width, group.macs_per_channel, share, note),
+                    saved_ms=time.saved_ms if time else None,
+                    importance_per_ms=time.importance_per_ms if time else None,
+                )
+            )
         return found
 
 
-def dry_run(recipe: Recipe, *, with_widths: bool) -> DryRun:
-    """Load and trace the model; nothing is written to disk.
+def dry_run(
+    recipe: Recipe, *, with_widths: bool, with_times: bool = False, progress: Progress | None = None
+) -> DryRun:
+    """Load and trace the model; nothing is written to disk but the timings of layers in the user's cache.
 
     Args:
         recipe: Resolved recipe.
-        with_widths: Also score and allocate for `recipe.prune.macs`.
+        with_widths: Also score, and choose the widths for `recipe.prune.budget`.
+        with_times: Also predict milliseconds; always so for widths under a budget of time.
+        progress: Told about the layers' timing.
+
+    Raises:
+        BudgetError: The budget cannot be reached.
+        MeasureError: Layers cannot be timed.
     """
     check_choices(recipe, Given())
     build = Load().run(Build(recipe, BuildFolder(Path("build")), "deploypruner plan", Given(), SilentProgress()))
     assert build.model is not None, "stage 'load' gives a model"
     graph = trace(build.model, build.example_inputs)
-    plan = _plan(build, graph) if with_widths else None
-    return DryRun(build.name, graph, recipe.prune, plan, (*build.remarks, *graph.remarks))
+    remarks, budget = (*build.remarks, *graph.remarks), recipe.prune.budget
+    timed = with_times or (with_widths and budget.macs is None)
+    if not (with_widths or timed):
+        return DryRun(build.name, graph, recipe.prune, None, remarks)
+    name = criterion_name(recipe.prune, has_data=build.data is not None)
+    scores = _scores(build, graph, name)
+    found = _outlook(build, graph, scores, name, with_widths, progress) if timed else None
+    plan = None
+    if found is not None and found.solution is not None:
+        plan = make_plan(graph, found.solution.keep, criterion=name, scope="latency", step=recipe.prune.step)
+    elif with_widths:
+        plan = _plan(build, graph, scores, name)
+    return DryRun(build.name, graph, recipe.prune, plan, remarks, found)
 
 
 def describe(found: DryRun, *, frozen: bool, width: int | None = None) -> str:
@@ -116,9 +150,11 @@ def describe(found: DryRun, *, frozen: bool, width: int | None = None) -> str:
             width,
         ),
         wrap("reachable: ", _range(found), width),
-        *([wrap("plan: ", _outcome(plan), width)] if plan else []),
+        *([wrap("time: ", _times(found.outlook), width)] if found.outlook else []),
+        *([wrap("plan: ", _outcome(plan, found.outlook), width)] if plan else []),
         "",
         *group_table(found.lines, width),
+        *([wrap("", _TIMED_LEGEND, width)] if found.outlook else []),
         *([wrap("", _LEGEND, width)] if any(g.changes_statistics for g in graph.groups) else []),
         "",
         *(frozen_details if frozen else frozen_summary)(graph.frozen, width),
@@ -140,6 +176,7 @@ def as_json(found: DryRun) -> dict[str, Any]:
         "params": graph.costs.params(),
         "macs_after": found.plan.macs_after if found.plan else None,
         "params_after": found.plan.params_after if found.plan else None,
+        "time": _time_document(found.outlook) if found.outlook else None,
         "reachable": {name or "as asked": least for name, least in found.reachable.items()},
         "groups": [
             {
@@ -149,6 +186,8 @@ def as_json(found: DryRun) -> dict[str, Any]:
                 "keep": line.width,
                 "macs_per_channel": line.macs,
                 "share_of_macs": line.share,
+                "saved_ms": line.saved_ms,
+                "importance_per_ms": line.importance_per_ms,
                 "changes_statistics": partners[line.id].changes_statistics,
                 "partners": list(partners[line.id].partners),
                 "parameters": [[m.parameter, m.axis] for m in partners[line.id].members],
@@ -164,6 +203,17 @@ def as_json(found: DryRun) -> dict[str, Any]:
     }
 
 
+def _time_document(outlook: Outlook) -> dict[str, Any]:
+    solution = outlook.solution
+    return {
+        "setting": asdict(outlook.setting),
+        "dense_ms": outlook.reach.dense_ms,
+        "fastest_ms": outlook.reach.fastest_ms,
+        "predicted_ms": solution.predicted_ms if solution else None,
+        "importance": solution.importance if solution else None,
+    }
+
+
 def _range(found: DryRun) -> str:
     least = found.reachable
     text = f"--macs {least['']:.3f} to 1, widths in steps of {found.recipe.step}"
@@ -175,30 +225,70 @@ def _range(found: DryRun) -> str:
     return f"{text} ({kept:.3f} where channels that a normalisation averages over stay)"
 
 
-def _outcome(plan: Plan) -> str:
-    before, after = plan.macs_before, plan.macs_after
+def _times(outlook: Outlook) -> str:
+    dense, least = outlook.reach.dense_ms, outlook.reach.fastest_ms
     return (
+        f"{least:.3g} to {dense:.3g} ms predicted for {outlook.setting}: up to --speedup {dense / least:.2f}; "
+        "--runtime, --precision and --threads choose another setting"
+    )
+
+
+def _outcome(plan: Plan, outlook: Outlook | None) -> str:
+    before, after = plan.macs_before, plan.macs_after
+    text = ""
+    if outlook is not None and outlook.solution is not None:
+        solution = outlook.solution
+        text = (
+            f"{solution.dense_ms:.3g} -> {solution.predicted_ms:.3g} ms predicted, {solution.importance:.1%} of the "
+            "importance stays; "
+        )
+    return text + (
         f"{scaled(before)} -> {scaled(after)} MACs ({after / before:.3f}), {scaled(plan.params_before)} -> "
         f"{scaled(plan.params_after)} parameters, by {plan.criterion}, {plan.scope}"
     )
 
 
-def _plan(build: Build, graph: Graph) -> Plan:
-    recipe = build.recipe.prune
-    name = criterion_name(recipe, has_data=build.data is not None)
-    batches = None
+def _scores(build: Build, graph: Graph, criterion: str) -> Scores:
+    recipe, batches = build.recipe.prune, None
     if build.data is not None:
         batches = training_batches(
             build, batch_size=recipe.batch_size, count=max(1, recipe.samples // recipe.batch_size)
         )
-    scores = score_groups(graph, make_criterion(name, recipe.parameters), batches, seed=build.recipe.seed)
+    return score_groups(graph, make_criterion(criterion, recipe.parameters), batches, seed=build.recipe.seed)
+
+
+def _plan(build: Build, graph: Graph, scores: Scores, criterion: str) -> Plan:
+    recipe = build.recipe.prune
     return allocate(
         graph,
         scores,
-        Budget(macs=recipe.macs),
-        criterion=name,
+        recipe.budget,
+        criterion=criterion,
         scope=recipe.scope,
-        normalizer=criteria.get(name).normalizer,
+        normalizer=criteria.get(criterion).normalizer,
         step=recipe.step,
         constraints=recipe.constraints,
+    )
+
+
+def _outlook(
+    build: Build, graph: Graph, scores: Scores, criterion: str, with_widths: bool, progress: Progress | None
+) -> Outlook:
+    """Predictions in the first runtime allowed; int8 where the recipe leaves the precision open."""
+    recipe, measure = build.recipe.prune, build.recipe.measure
+    precision: Precision = "int8" if measure.precision == "auto" else measure.precision
+    setting = Setting(measure.runtimes[0] if measure.runtimes else "openvino", precision, measure.threads)
+    model = build_latency_model(
+        graph, setting, seconds=measure.table_seconds, step=recipe.step, seed=build.recipe.seed, progress=progress
+    )
+    return look_ahead(
+        graph,
+        scores,
+        model,
+        setting,
+        budget=recipe.budget if with_widths and recipe.budget.macs is None else None,
+        normalizer=criteria.get(criterion).normalizer,
+        step=recipe.step,
+        constraints=recipe.constraints,
+        seed=build.recipe.seed,
     )

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 
+from deploypruner.budget import Budget
 from deploypruner.errors import RecipeError
 from deploypruner.prune.constraints import Constraints, Heads, LayerConstraint, Statistics
 from deploypruner.quantize.calibrate import Method
 from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.sources.batches import DataSettings
+
+DEFAULT_MACS = 0.5
+BUDGETS = ("latency", "speedup", "macs")
 
 # Keys of the nested settings that another key decides -> that key; they are not part of a recipe file.
 DERIVED = {"recover.settings.epochs": "recover.epochs", "recover.settings.seed": "seed"}
@@ -52,7 +56,11 @@ class DataRecipe:
 class PruneRecipe:
     """How channels are chosen.
 
+    At most one of the first three is set; without any, half of the multiply-adds may remain.
+
     Args:
+        latency: Of one inference on the target: milliseconds, or text such as "5ms@p95".
+        speedup: Over the dense model in the same runtime, precision and threads, at least.
         macs: Fraction of the multiply-adds that may remain, 0 < macs <= 1.
         criterion: Registered name, or "auto": taylor with data, magnitude without.
         parameters: Fields of the criterion.
@@ -68,7 +76,9 @@ class PruneRecipe:
         batch_size: Samples per scoring minibatch.
     """
 
-    macs: float = 0.5
+    latency: float | str | None = None
+    speedup: float | None = None
+    macs: float | None = None
     criterion: str = "auto"
     parameters: dict[str, float | int | str | bool] = field(default_factory=dict)
     scope: str = "global"
@@ -86,7 +96,14 @@ class PruneRecipe:
         _at_least(1, "--step", self.step, "8, 16 or 32 suit int8 kernels")
         _at_least(1, "prune.samples", self.samples, "512 is plenty")
         _at_least(1, "prune.batch_size", self.batch_size, "32 suits most models")
-        _ = self.constraints  # checks them
+        _ = self.constraints, self.budget  # checks them
+
+    @property
+    def budget(self) -> Budget:
+        """What the compiled model may cost."""
+        if self.latency is None and self.speedup is None and self.macs is None:
+            return Budget(macs=DEFAULT_MACS)
+        return Budget(macs=self.macs, latency=self.latency, speedup=self.speedup)
 
     @property
     def constraints(self) -> Constraints:
@@ -143,18 +160,27 @@ class MeasureRecipe:
     """What is measured, and for how long.
 
     Args:
-        runtimes: Registered names; empty means all of them.
+        runtimes: Registered names; empty means all that are measured by default.
+        precision: What a budget of milliseconds or a speed-up is for: "fp32", "int8", or "auto": the fastest that
+            keeps the accuracy.
+        accuracy_drop: Points of accuracy that int8 may cost before "auto" prefers fp32.
         threads: Threads of every runtime.
         seconds: Time for the interleaved rounds of all artifacts together.
+        table_seconds: Time for timing layers, for a budget of milliseconds or a speed-up.
         samples: Validation samples behind accuracy and agreement, at most.
     """
 
     runtimes: tuple[str, ...] = ()
+    precision: Literal["auto", "fp32", "int8"] = "auto"
+    accuracy_drop: float = 1.0
     threads: int = 1
     seconds: float = 20.0
+    table_seconds: float = 120.0
     samples: int = 10_000
 
     def __post_init__(self) -> None:
+        _at_least(0, "--accuracy-drop", self.accuracy_drop, "1 lets int8 cost one point of accuracy")
+        _at_least(1, "measure.table_seconds", self.table_seconds, "120 suits most models")
         _at_least(1, "--threads", self.threads, "1 times most steadily")
         _at_least(1, "--seconds", self.seconds, "20 suits most models")
         _at_least(1, "measure.samples", self.samples, "10000 suits most data sets")
@@ -177,6 +203,7 @@ class Recipe:
 def resolved_toml(recipe: Recipe) -> str:
     """The recipe with every default spelled out; what is not set is left out, as TOML has no null."""
     document = _plain(asdict(recipe))
+    document["prune"][recipe.prune.budget.kind] = getattr(recipe.prune.budget, recipe.prune.budget.kind)
     for name in DERIVED:
         *sections, key = name.split(".")
         section = document

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from deploypruner import cli
+from deploypruner import options
 from tests.builds import (
     Outcome,
     copy_of_finished,
@@ -385,8 +385,8 @@ def test_colour_is_for_terminals_and_can_be_switched_off(monkeypatch, terminal, 
     monkeypatch.setattr(sys, "stdout", type("Stream", (), {"isatty": lambda self: terminal})())
     monkeypatch.setenv("NO_COLOR", no_color)
     monkeypatch.setenv("COLUMNS", "99")
-    assert cli._colour() is colour
-    assert cli._width() == (99 if terminal else None)
+    assert options.colour() is colour
+    assert options.width() == (99 if terminal else None)
 
 
 def test_a_full_disk_behind_stdout_is_named():

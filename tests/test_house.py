@@ -22,7 +22,7 @@ TESTS = sorted(Path(__file__).parent.glob("test_*.py"))
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"demo", "planning"},
+    {"demo", "planning", "benching"},
     {"api"},
     {"config", "pipeline"},
     {"stages"},
@@ -32,7 +32,7 @@ LAYERS = (
     {"export", "quantize", "measure", "recover", "sources", "prune"},
     {"runtime", "criteria"},
     {"graph"},
-    {"folder", "progress"},
+    {"folder", "progress", "options"},
     {"target", "registry", "records", "budget"},
     {"errors"},
 )

@@ -8,10 +8,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnx
 import psutil
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from deploypruner.errors import InputError, MeasureError, RecipeError
 from deploypruner.measure import measure, pair_up, process, time_artifacts
@@ -21,21 +19,7 @@ from deploypruner.measure.process import Worker
 from deploypruner.measure.rounds import Effort, block_calls, run_rounds
 from deploypruner.measure.worker import block, warm_up
 from deploypruner.records import TensorSpec
-
-
-def save_conv(path: Path, channels: int, batch: int | str = 1) -> Path:
-    """One 3x3 convolution over 32x32 with as many outputs as inputs."""
-    weight = np.random.default_rng(0).standard_normal((channels, channels, 3, 3), dtype=np.float32)
-    shape = [batch, channels, 32, 32]
-    graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])],
-        "conv",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
-        [numpy_helper.from_array(weight, "w")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    return path
+from tests.timed import Scripted, Unsteady, save_conv
 
 
 def open_worker(path: Path, runtime: str = "onnxruntime") -> Worker:
@@ -48,17 +32,6 @@ def open_worker(path: Path, runtime: str = "onnxruntime") -> Worker:
 
 def is_running(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
-class Scripted:
-    """A worker that takes the same time for every call and notes when it was asked."""
-
-    def __init__(self, name: str, ns: int, log: list[str]) -> None:
-        self.name, self.ns, self.log = name, ns, log
-
-    def block(self, calls: int) -> list[int]:
-        self.log.append(self.name)
-        return [self.ns] * calls
 
 
 def run_scripted(seed: int = 0, **effort: float) -> tuple[list[str], object]:
@@ -81,14 +54,6 @@ def test_the_order_changes_between_rounds_and_follows_the_seed() -> None:
     assert len({tuple(log[start : start + 3]) for start in range(0, 30, 3)}) > 1
     assert log == run_scripted(seed=1)[0]
     assert log != run_scripted(seed=2)[0]
-
-
-class Unsteady(Scripted):
-    """Twice as slow in every other round, so that no ratio settles."""
-
-    def block(self, calls: int) -> list[int]:
-        self.ns = 300 - self.ns
-        return super().block(calls)
 
 
 def test_rounds_end_with_the_budget_where_no_interval_gets_narrow() -> None:
@@ -130,7 +95,7 @@ def test_rounds_go_on_until_a_p95_is_carried() -> None:
 
 @pytest.mark.parametrize(
     ("call_ms", "calls"),
-    [(1.0, 20), (10.0, 5), (0.001, 1000)],
+    [(1.0, 20), (10.0, 3), (0.001, 1000)],
 )
 def test_a_block_lasts_about_20_ms(call_ms: float, calls: int) -> None:
     assert block_calls([call_ms * 1e6], Effort()) == [calls]
@@ -176,7 +141,7 @@ def test_random_feeds_fit_their_specs_and_follow_the_seed() -> None:
         ((2,), "bool"),
     ]
     assert set(ids.ravel().tolist()) == {0, 1}
-    assert np.array_equal(image, random_feeds(specs, seed=3)[0])
+    assert np.array_equal(image, random_feeds(specs[:1], seed=3)[0])
 
 
 def test_a_shape_the_model_contradicts_is_refused() -> None:
@@ -253,9 +218,9 @@ def test_a_crash_repeats_the_workers_last_words(tmp_path: Path) -> None:
 
 def test_a_hanging_worker_is_reported_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_worker(save_conv(tmp_path / "m.onnx", 4)) as worker:
-        monkeypatch.setattr(process, "REPLY_TIMEOUT_S", 0.2)
+        monkeypatch.setitem(process.REPLY_TIMEOUTS_S, "block", 0.2)
         os.kill(worker.pid, signal.SIGSTOP)
-        with pytest.raises(MeasureError, match=r"'m\.onnx' on onnxruntime: no answer in 0\.2 s"):
+        with pytest.raises(MeasureError, match=r"'m\.onnx' on onnxruntime: no answer to 'block' in 0\.2 s"):
             worker.block(5)
     assert not is_running(worker.pid)
 
@@ -314,3 +279,30 @@ def test_a_runtime_that_cannot_open_the_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.xml").write_text("<net/>")
     with pytest.raises(InputError, match=r"onnxruntime cannot open '.*m\.xml'"):
         measure(tmp_path / "m.xml", runtime="onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("effort", "message"), [({"narrow": 0.0}, "the interval must be > 0"), ({"quantile": 1.0}, "quantile must be in")]
+)
+def test_an_interval_or_quantile_out_of_range_is_refused(effort: dict[str, float], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Effort(**effort)
+
+
+def test_rounds_go_on_until_the_interval_asked_for_is_known() -> None:
+    def count(narrow: float) -> int:
+        seconds = iter(range(10_000))
+        workers = [Scripted("a", 100, []), Unsteady("b", 100, [])]
+        effort = Effort(min_rounds=10, budget_s=60, narrow=narrow)
+        rounds = run_rounds(workers, [10, 10], [0, 0], effort=effort, clock=lambda: float(next(seconds)))
+        return len(rounds.samples_ns[0])
+
+    assert count(2.0) == 10
+    assert count(0.02) > 20
+
+
+def test_a_block_may_take_long_where_its_calls_do(tmp_path: Path) -> None:
+    with open_worker(save_conv(tmp_path / "m.onnx", 4)) as worker:
+        assert worker._patience({"do": "block", "calls": 10}) == process.REPLY_TIMEOUTS_S["block"]
+        worker._call_ns = 10e9
+        assert worker._patience({"do": "block", "calls": 10}) == 2000.0

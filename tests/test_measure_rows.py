@@ -164,7 +164,7 @@ def test_a_damaged_ir_is_named(tmp_path: Path) -> None:
         describe_file(tmp_path / "m.xml")
 
 
-@pytest.mark.parametrize(("name", "message"), [("m.pt2", "cannot be measured"), ("m.onnx", "no file at")])
+@pytest.mark.parametrize(("name", "message"), [("m.bin", "cannot be measured"), ("m.onnx", "no file at")])
 def test_a_file_that_cannot_be_measured_is_refused(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         describe_file(tmp_path / name)

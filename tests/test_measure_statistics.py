@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from deploypruner.errors import MeasureError
-from deploypruner.measure.statistics import compare, median_ms, noise_floor, paired_ratio, quantile_ms
+from deploypruner.measure.statistics import (
+    _rank_above,
+    _student,
+    compare,
+    median_ms,
+    noise_floor,
+    paired_ratio,
+    quantile_ms,
+    samples_for,
+    upper_bound_ms,
+)
 from deploypruner.records import Artifact, Timing
 
 
@@ -124,3 +134,61 @@ def test_quantile_by_hand() -> None:
 def test_the_same_seed_gives_the_same_interval() -> None:
     a, b = noisy(1.0, seed=1).samples_ns, noisy(1.0, seed=2).samples_ns
     assert paired_ratio(a, b, seed=7) == paired_ratio(a, b, seed=7)
+
+
+def clustered(rng: np.random.Generator, rounds: int, per_round: int, kind: str) -> np.ndarray:
+    """Milliseconds in nanoseconds whose rounds differ as a machine's do: by a little, or in two speeds."""
+    steady = 1 + 0.05 * rng.standard_normal((rounds, 1))
+    two_speeds = np.where(rng.random((rounds, 1)) < 0.3, 1.5, 1.0) * (1 + 0.02 * rng.standard_normal((rounds, 1)))
+    machine = {"steady": steady, "two speeds": two_speeds}[kind]
+    calls = 0.02 * rng.standard_normal((rounds, per_round)) + rng.exponential(0.02, (rounds, per_round))
+    return 1e6 * machine * (1 + calls)
+
+
+@pytest.mark.parametrize("kind", ["steady", "two speeds"])
+@pytest.mark.parametrize(("quantile", "rounds"), [(0.5, 10), (0.5, 40), (0.95, 40), (0.95, 120)])
+def test_the_upper_bound_covers_the_truth_as_often_as_it_says(kind: str, quantile: float, rounds: int) -> None:
+    truth = np.quantile(clustered(np.random.default_rng(99), 50_000, 10, kind), quantile) / 1e6
+    rng = np.random.default_rng(1)
+    bounds = [upper_bound_ms(clustered(rng, rounds, 10, kind), quantile) for _ in range(200)]
+    given = [bound for bound in bounds if bound is not None]
+    # 95 % of 200 is 190, give or take 3.
+    assert sum(bound >= truth for bound in given) >= 0.92 * len(given)
+    assert len(given) >= 0.8 * len(bounds)
+
+
+def test_calls_of_one_round_do_not_count_as_independent() -> None:
+    machine = np.random.default_rng(0).uniform(1, 2, size=(40, 1))
+    alone, repeated = upper_bound_ms(1e6 * machine), upper_bound_ms(1e6 * machine * np.ones((1, 50)))
+    assert alone == repeated
+
+
+def test_more_rounds_bring_the_bound_nearer() -> None:
+    samples = clustered(np.random.default_rng(3), 160, 10, "steady")
+    bounds = [upper_bound_ms(samples[:rounds]) for rounds in (10, 40, 160)]
+    assert bounds == sorted(bounds, reverse=True)
+    assert bounds[-1] > median_ms(samples)
+
+
+def test_a_bound_that_the_rounds_cannot_carry_is_not_given() -> None:
+    assert upper_bound_ms(np.ones((4, 1000))) is None
+    assert upper_bound_ms(np.ones((39, 1000)), 0.95) is None
+    assert upper_bound_ms(np.full((40, 50), 2e6), 0.95) == 2.0
+    # One round in three is slow as a whole: nothing is surely above the p95 of 40 rounds.
+    slow = np.where(np.arange(40)[:, None] % 3, 1e6, 2e6) * np.ones((1, 50))
+    assert upper_bound_ms(slow, 0.95) in (None, 2.0)
+
+
+@pytest.mark.parametrize(("count", "quantile", "rank"), [(10, 0.5, 9), (58, 0.95, None), (59, 0.95, 59)])
+def test_ranks_are_those_of_the_textbook(count: int, quantile: float, rank: int | None) -> None:
+    # 0.95^58 = 5.1 %, 0.95^59 = 4.8 %; of 10 tosses at most 8 are heads in 98.9 % and at most 7 in 94.5 %.
+    assert _rank_above(count, quantile) == rank
+
+
+@pytest.mark.parametrize(("freedom", "t"), [(4, 2.132), (9, 1.833), (30, 1.697)])
+def test_student_is_the_tables(freedom: int, t: float) -> None:
+    assert _student(freedom) == pytest.approx(t, rel=0.01)
+
+
+def test_five_samples_beyond_by_hand() -> None:
+    assert [samples_for(q) for q in (0.5, 0.95, 0.99)] == [10, 100, 500]

@@ -155,7 +155,6 @@ def test_resume_in_an_empty_folder_starts_a_build(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--macs", "0.9"), "prune.macs = 0.5, this command says 0.9"),
         (("--seed", "1"), "seed = 0, this command says 1"),
         (("--epochs", "1"), "recover.epochs = 3, this command says 1"),
         (("--criterion", "magnitude"), "prune.criterion = 'auto', this command says 'magnitude'"),
@@ -170,6 +169,16 @@ def test_resume_with_other_options_names_the_first_difference_and_changes_nothin
     outcome = run_cli(*COMPILE, *options, "--out", str(finished()), "--resume")
     outcome.assert_error(2, said, "leave out --resume")
     assert digests(finished()) == before
+
+
+def test_resume_with_another_budget_uses_the_scores_again(tmp_path):
+    folder = copy_of_finished(tmp_path)
+    with stopped_before("remove"):
+        outcome = run_cli(*COMPILE, "--macs", "0.9", "--out", str(folder), "--resume")
+    outcome.assert_error(130, "interrupted")
+    assert done_before(outcome.err) == ["score"]
+    plan = json.loads((folder / "plan.json").read_text())
+    assert 0.5 < plan["macs_after"] / plan["macs_before"] <= 0.9
 
 
 def test_resume_with_another_model_under_the_same_name_is_refused(tmp_path):

@@ -58,7 +58,10 @@ def save_half_steps(path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=sorted(runtimes))
+OPEN_ONNX = [name for name in runtimes if ".onnx" in runtimes.get(name).suffixes]
+
+
+@pytest.fixture(params=OPEN_ONNX)
 def runtime(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -106,7 +109,7 @@ def test_openvino_is_told_to_stay_in_f32(tmp_path: Path) -> None:
 
 def test_runtimes_agree_on_random_input(tmp_path: Path) -> None:
     x = np.random.default_rng(3).standard_normal((4, 3), dtype=np.float32)
-    ours = [open_linear(name, tmp_path).run([x])[0] for name in runtimes]
+    ours = [open_linear(name, tmp_path).run([x])[0] for name in OPEN_ONNX]
     for other in ours[1:]:
         np.testing.assert_allclose(ours[0], other, atol=1e-5)
 

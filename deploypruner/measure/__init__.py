@@ -8,18 +8,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deploypruner.errors import InputError
 from deploypruner.measure.baselines import Job
+from deploypruner.measure.bench import Bench, bench, openers, pair_up
 from deploypruner.measure.environment import environment
+from deploypruner.measure.failure import Failure, as_error
 from deploypruner.measure.files import describe_file, detect_precision, read_timing, write_timing
 from deploypruner.measure.protocol import Measured, time_artifacts
 from deploypruner.measure.quality import Batch, evaluate, outputs
 from deploypruner.measure.rounds import Progress
 from deploypruner.measure.rows import make_rows
-from deploypruner.measure.statistics import compare, median_ms, noise_floor, paired_ratio, quantile_ms
+from deploypruner.measure.statistics import (
+    compare,
+    median_ms,
+    noise_floor,
+    paired_ratio,
+    quantile_ms,
+    upper_bound_ms,
+)
 from deploypruner.measure.warnings import find_warnings
+from deploypruner.measure.watch import Conditions
 from deploypruner.records import Row
-from deploypruner.runtime import Array, runtimes
+from deploypruner.runtime import Array
 
 PathLike = str | Path
 
@@ -35,13 +44,15 @@ def measure(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Time artifacts side by side, batch 1; the first file is what the others are compared with.
+    """Time artifacts side by side; the first file is what the others are compared with.
+
+    `bench` returns the same rows with raw samples, warnings and environment, and goes on without what fails.
 
     Args:
-        paths: .onnx or .xml files.
+        paths: .onnx, .xml or .pt2 files.
         runtime: Registered runtime name, or several; each file is timed on those that open its kind.
         threads: Threads of every runtime.
-        input_shapes: Full shapes by input name, for dynamic dimensions; an unnamed one is 1.
+        input_shapes: Full shapes by input name, for dynamic dimensions; a batch that is not named is 1.
         feeds: One array per input, for every file; random ones where None.
         budget_s: Seconds of measuring, loading and warm-up not counted.
         seed: Seed of random inputs, order and bootstrap.
@@ -53,9 +64,9 @@ def measure(
         MeasureError: A file that could not be loaded or run; the message says why.
     """
     files = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    names = [runtime] if isinstance(runtime, str) else list(runtime)
-    measured = time_artifacts(
-        pair_up([Path(file) for file in files], names),
+    found = bench(
+        [Path(file) for file in files],
+        runtimes=[runtime] if isinstance(runtime, str) else list(runtime),
         threads=threads,
         budget_s=budget_s,
         seed=seed,
@@ -63,29 +74,20 @@ def measure(
         input_shapes=input_shapes,
         progress=progress,
     )
-    return make_rows(measured.timings, [None] * len(measured.timings), floor=measured.floor, seed=seed)
-
-
-def pair_up(paths: Sequence[Path], names: Sequence[str]) -> list[Job]:
-    """Return every pair of a file and a runtime that opens its kind, runtimes together.
-
-    Raises:
-        InputError: A file that is missing or that none of the runtimes opens.
-        RecipeError: No such runtime.
-    """
-    artifacts = [describe_file(path) for path in paths]
-    opens = {name: runtimes.get(name).suffixes for name in names}
-    for path in paths:
-        if not any(path.suffix in suffixes for suffixes in opens.values()):
-            raise InputError(f"{', '.join(names)} cannot open '{path}'", hint="choose another --runtime")
-    return [(artifact, name) for name in names for artifact in artifacts if artifact.path.suffix in opens[name]]
+    if found.measured.failures:
+        raise as_error(found.measured.failures)
+    return list(found.rows)
 
 
 __all__ = [
     "Batch",
+    "Bench",
+    "Conditions",
+    "Failure",
     "Job",
     "Measured",
     "Progress",
+    "bench",
     "compare",
     "describe_file",
     "detect_precision",
@@ -96,11 +98,13 @@ __all__ = [
     "measure",
     "median_ms",
     "noise_floor",
+    "openers",
     "outputs",
     "pair_up",
     "paired_ratio",
     "quantile_ms",
     "read_timing",
     "time_artifacts",
+    "upper_bound_ms",
     "write_timing",
 ]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import mmap
+import zipfile
+import zlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,10 @@ _INT8_OPS = (
     "ConvInteger",
     "MatMulInteger",
 )
-_FORMATS = {".onnx": "onnx", ".xml": "openvino"}
+_FORMATS = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
+# In protobuf: field 1, a string of 8 characters, the key of what follows.
+_EXTERNAL_KEY = b"\x0a\x08location"
+_PT2_INT8 = b"quantized_decomposed"
 # In protobuf the operator of an ONNX node is field 4, a string: this tag byte, its length, its characters.
 _OP_TYPE_TAG = 0x22
 
@@ -32,10 +38,10 @@ def describe_file(path: Path) -> Artifact:
     """Return an artifact for a file of unknown origin, named after it; pattern "unknown", no cost.
 
     Raises:
-        InputError: No such file, or neither .onnx nor .xml.
+        InputError: No such file, or neither .onnx nor .xml nor .pt2.
     """
     if path.suffix not in _FORMATS:
-        raise InputError(f"'{path}' cannot be measured", hint="give .onnx or .xml files")
+        raise InputError(f"'{path}' cannot be measured", hint="give .onnx, .xml or .pt2 files")
     if not path.is_file():
         raise InputError(f"no file at '{path}'", hint="check the path, or build the artifact first")
     return Artifact(
@@ -48,13 +54,30 @@ def describe_file(path: Path) -> Artifact:
 
 
 def detect_precision(path: Path) -> Precision:
-    """int8 where an .onnx file has a quantizing operator, or an .xml FakeQuantize or 8-bit constants.
+    """int8 where a file has quantizing operators, or an .xml FakeQuantize or 8-bit constants; else fp32.
+
+    Half precision counts as fp32: that is what OpenVINO and ONNX Runtime compute it in on a processor.
 
     Raises:
         InputError: The .xml is damaged.
     """
-    found = _ir_is_int8(path) if path.suffix == ".xml" else _onnx_is_int8(path)
-    return "int8" if found else "fp32"
+    tells = {".xml": _ir_is_int8, ".pt2": _program_is_int8}
+    return "int8" if tells.get(path.suffix, _onnx_is_int8)(path) else "fp32"
+
+
+def external_files(path: Path) -> list[Path]:
+    """Files beside an .onnx file that hold its weights; none for any other file, or a damaged one."""
+    if path.suffix != ".onnx" or not _holds(path, [_EXTERNAL_KEY]):
+        return []
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except DecodeError:
+        return []
+    named = {entry.value for t in graph.initializer for entry in t.external_data if entry.key == "location"}
+    return [path.parent / name for name in sorted(named)]
 
 
 def write_timing(timing: Timing, path: Path) -> None:
@@ -82,11 +105,24 @@ def read_timing(path: Path) -> Timing:
 
 
 def _onnx_is_int8(path: Path) -> bool:
+    return _holds(path, [bytes([_OP_TYPE_TAG, len(op)]) + op.encode() for op in _INT8_OPS])
+
+
+def _holds(path: Path, needles: Sequence[bytes]) -> bool:
     if not path.stat().st_size:
         return False
-    needles = [bytes([_OP_TYPE_TAG, len(op)]) + op.encode() for op in _INT8_OPS]
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return any(data.find(needle) >= 0 for needle in needles)
+
+
+def _program_is_int8(path: Path) -> bool:
+    """Look into the graph of a torch.export archive; one that is damaged is left to torch to complain about."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            graphs = [name for name in archive.namelist() if name.endswith(".json")]
+            return any(_PT2_INT8 in archive.read(name) for name in graphs)
+    except (zipfile.BadZipFile, EOFError, zlib.error):
+        return False
 
 
 def _ir_is_int8(path: Path) -> bool:

@@ -21,29 +21,43 @@ def random_feeds(
 
     Args:
         inputs: Declared inputs.
-        shapes: Full shapes by input name, for dynamic dimensions; an unnamed one is 1.
+        shapes: Full shapes by input name, for dynamic dimensions. A first dimension that is dynamic and not named
+            is the batch: as large as that of the inputs that are named, or else 1.
         seed: Seed of the generator.
 
     Raises:
-        InputError: A shape for an input that does not exist, or one that contradicts the model.
+        InputError: A shape for an input that does not exist, one that contradicts the model, or none for an
+            input with a dynamic dimension other than the first.
     """
     shapes = shapes or {}
     names = [spec.name for spec in inputs]
     for name in shapes:
         if name not in names:
             raise InputError(f"the model has no input called '{name}'", hint=nearest(name, names))
+    batches = {shape[0] for name, shape in shapes.items() if shape}
+    batch = batches.pop() if len(batches) == 1 else 1
     rng = np.random.default_rng(seed)
-    return [_one(spec, _concrete(spec, shapes.get(spec.name)), rng) for spec in inputs]
+    return [_one(spec, _concrete(spec, shapes.get(spec.name), batch), rng) for spec in inputs]
 
 
-def _concrete(spec: TensorSpec, given: Sequence[int] | None) -> tuple[int, ...]:
+def _concrete(spec: TensorSpec, given: Sequence[int] | None, batch: int) -> tuple[int, ...]:
     if given is None:
-        return tuple(1 if size is None else size for size in spec.shape)
+        if None in spec.shape[1:]:
+            # 1 would run, and say nothing about the model that anybody deploys.
+            example = ",".join(str(size or (batch if axis == 0 else 128)) for axis, size in enumerate(spec.shape))
+            raise InputError(
+                f"input '{spec.name}' has shape {shape_text(spec)}, and nothing says how large '?' is to be",
+                hint=f"give it: --input-shape {spec.name}={example}",
+            )
+        return tuple(batch if size is None else size for size in spec.shape)
     fits = len(given) == len(spec.shape) and all(
         want in (None, have) for want, have in zip(spec.shape, given, strict=True)
     )
     if not fits:
-        raise InputError(f"input '{spec.name}' has shape {shape_text(spec)}, asked for {list(given)}")
+        raise InputError(
+            f"input '{spec.name}' has shape {shape_text(spec)}, asked for {list(given)}",
+            hint="sizes that are not '?' are fixed in the file",
+        )
     return tuple(given)
 
 

@@ -10,14 +10,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from deploypruner.errors import MeasureError
 from deploypruner.records import Artifact
 
-# Compiling a large model takes a minute on a small machine; nothing else a worker does takes longer.
-REPLY_TIMEOUT_S = 300.0
+# Seconds a worker may take for each kind of message. Compiling a large model takes a minute on a small machine, and
+# importing torch half of one on a busy machine; what is not listed may take as long as the longest.
+REPLY_TIMEOUTS_S = {"load": 120.0, "pin": 20.0, "open": 300.0, "warm": 120.0, "block": 60.0, "memory": 20.0}
+# A block may take this many times what its calls took in the warm-up.
+_BLOCK_PATIENCE = 20
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _PACKAGE_ROOT = Path(__file__).parents[2]
 _EXIT_GRACE_S = 2.0
@@ -25,6 +30,8 @@ _EXIT_GRACE_S = 2.0
 
 class Worker:
     """One worker process, for one artifact on one runtime; a context manager that always ends it.
+
+    `waited_ns` is what the last block waited for its core, None where the system does not say.
 
     Args:
         artifact: What it will time.
@@ -36,7 +43,10 @@ class Worker:
     def __init__(self, artifact: Artifact, runtime: str, *, threads: int, log: Path) -> None:
         self.artifact = artifact
         self.runtime = runtime
+        self.waited_ns: int | None = None
         self._unread = b""
+        self._asked: deque[tuple[str, float]] = deque()
+        self._call_ns = 0.0
         self._log = log
         with log.open("wb") as errors:
             # A process group of its own: Ctrl-C reaches the parent only, which then ends its workers.
@@ -69,6 +79,7 @@ class Worker:
         Raises:
             MeasureError: The worker is gone.
         """
+        self._asked.append((str(message["do"]), self._patience(message)))
         try:
             self._stdin.write(json.dumps(message).encode() + b"\n")
             self._stdin.flush()
@@ -81,7 +92,7 @@ class Worker:
         Raises:
             MeasureError: The worker reports a mistake, crashed, or does not answer in time.
         """
-        reply: dict[str, Any] = json.loads(self._line())
+        reply: dict[str, Any] = json.loads(self._line(*self._asked.popleft()))
         if "error" in reply:
             raise MeasureError(f"{self._subject()}: {reply['error']}", hint=reply["hint"])
         return reply
@@ -101,8 +112,20 @@ class Worker:
         Raises:
             MeasureError: As `ask`.
         """
-        samples: list[int] = self.ask(do="block", calls=calls)["ns"]
+        reply = self.ask(do="block", calls=calls)
+        self.waited_ns = reply["waited_ns"]
+        samples: list[int] = reply["ns"]
         return samples
+
+    def warm_up(self, *, max_s: float, max_calls: int) -> dict[str, Any]:
+        """Call until it is warm; return calls and nanoseconds of one.
+
+        Raises:
+            MeasureError: As `ask`.
+        """
+        reply = self.ask(do="warm", max_s=max_s, max_calls=max_calls)
+        self._call_ns = reply["call_ns"]
+        return reply
 
     def close(self) -> None:
         """End the process: by closing its input, then by force. Safe to call twice."""
@@ -115,15 +138,19 @@ class Worker:
             self._process.wait()
         self._stdout.close()
 
-    def _line(self) -> bytes:
-        deadline = time.monotonic() + REPLY_TIMEOUT_S
+    def _patience(self, message: Mapping[str, Any]) -> float:
+        seconds = REPLY_TIMEOUTS_S.get(message["do"], max(REPLY_TIMEOUTS_S.values()))
+        return max(seconds, _BLOCK_PATIENCE * self._call_ns * message.get("calls", 0) / 1e9)
+
+    def _line(self, doing: str, patience_s: float) -> bytes:
+        deadline = time.monotonic() + patience_s
         with selectors.DefaultSelector() as selector:
             selector.register(self._stdout, selectors.EVENT_READ)
             while b"\n" not in self._unread:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
                     self._process.kill()
                     raise MeasureError(
-                        f"{self._subject()}: no answer in {REPLY_TIMEOUT_S:g} s{self._last_words()}",
+                        f"{self._subject()}: no answer to '{doing}' in {patience_s:g} s{self._last_words()}",
                         hint="try another runtime, or one thread",
                     )
                 received = os.read(self._stdout.fileno(), 1 << 16)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +14,17 @@ from numpy.typing import NDArray
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.measure.baselines import Job, baseline_index
 from deploypruner.measure.cores import pick_cores
-from deploypruner.measure.process import Worker
-from deploypruner.measure.rounds import Effort, Progress, block_calls, run_rounds
+from deploypruner.measure.crew import Crew, Member
+from deploypruner.measure.failure import Failure, as_error
+from deploypruner.measure.rounds import NARROW, Effort, Progress, block_calls, run_rounds
 from deploypruner.measure.statistics import noise_floor
+from deploypruner.measure.watch import Conditions, Watch, read_counters
 from deploypruner.records import Timing
 from deploypruner.runtime import Array, runtimes
+from deploypruner.target import detect
 
-_WARM_S = 0.5
-_WARM_CALLS = 2000
+# Two workers of one file that differ by more than this say nothing about a budget.
+_HOPELESS_FLOOR = 0.10
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,40 @@ class Measured:
     """One run of the protocol.
 
     Args:
-        timings: One per job, in the order given.
-        twin: A second worker of the first job's baseline (A/A).
+        timings: One per job that could be timed, in the order given.
+        twin: A second worker of the first such job's baseline (A/A).
         floor: Noise floor of the run, relative: what the twin shows between identical workers.
-        settled: False where the budget ended before every ratio was known to ±2 %.
+        settled: False where the budget ended before every ratio was known as narrowly as was asked.
+        failures: One per job that could not be timed, in the order they failed.
+        conditions: What else the machine did meanwhile.
     """
 
     timings: tuple[Timing, ...]
     twin: Timing
     floor: float
     settled: bool
+    failures: tuple[Failure, ...] = ()
+    conditions: Conditions = field(default_factory=lambda: Conditions((), 1, 1))
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """What `timings` are of."""
+        return tuple((timing.artifact, timing.runtime) for timing in self.timings)
+
+    @property
+    def certifiable(self) -> bool:
+        """Can a promise rest on these numbers? `reason` says why not."""
+        return not self.reason
+
+    @property
+    def reason(self) -> str:
+        """Why no budget may be certified by this run, "" where it may: one phrase for the user."""
+        busy = self.conditions.busy_throughout()
+        if busy:
+            return busy
+        if self.floor > _HOPELESS_FLOOR:
+            return f"two workers of the same file differ by up to {self.floor:.0%}, so the machine is not steady"
+        return ""
 
 
 def time_artifacts(
@@ -48,65 +74,111 @@ def time_artifacts(
     threads: int = 1,
     budget_s: float = 12.0,
     min_rounds: int = 10,
+    narrow: float = NARROW,
+    quantile: float = 0.95,
     seed: int = 0,
     feeds: Sequence[Array] | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     progress: Progress | None = None,
 ) -> Measured:
-    """Time every job, batch 1, and the first job's baseline twice.
+    """Time every job, one call after another, and the first job's baseline twice.
 
     Workers share the same `threads` cores, as only one of them computes at a time. They end with this
-    call, however it ends.
+    call, however it ends. A job whose worker fails is left out and returned as a failure; the others go on.
 
     Args:
         jobs: Pairs of an artifact and the name of a registered runtime.
         threads: Threads of every runtime.
         budget_s: Seconds of rounds after which none starts; loading and warm-up are not counted.
         min_rounds: Rounds that are run whatever they take; an interval needs 10.
+        narrow: Half width of every ratio's interval that ends the rounds: 0.02 is ±2 %.
+        quantile: Rounds also go on until the samples carry this quantile.
         seed: Seed of random inputs, of the order within rounds and of the bootstrap.
         feeds: One array per input, for every artifact; random ones where None.
-        input_shapes: Full shapes of random inputs by name, for dynamic dimensions; an unnamed one is 1.
+        input_shapes: Full shapes of random inputs by name, for dynamic dimensions.
         progress: Told after every round.
 
     Raises:
         InputError: No jobs.
-        RecipeError: `threads`, `min_rounds` or `budget_s` out of range, or an unknown runtime.
-        MeasureError: A worker could not load its artifact, crashed or hung; names the artifact, the
-            runtime and what the worker said last.
+        RecipeError: A number out of range, or an unknown runtime.
+        MeasureError: No worker could load its artifact and run it; names each artifact, its runtime and what the
+            worker said last.
     """
     _check(jobs, threads)
-    effort = Effort(min_rounds=min_rounds, budget_s=budget_s)
-    baselines = [baseline_index(jobs, runtime) for _, runtime in jobs]
-    with_twin = [*jobs, jobs[baselines[0]]]
+    effort = Effort(min_rounds=min_rounds, budget_s=budget_s, narrow=narrow, quantile=quantile)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deploypruner-")))
-        workers = [
-            stack.enter_context(Worker(artifact, runtime, threads=threads, log=folder / f"{number}.log"))
-            for number, (artifact, runtime) in enumerate(with_twin)
-        ]
-        message = {"do": "open", "threads": threads, "seed": seed, "shapes": _plain(input_shapes)}
-        replies = _open(workers, {**message, "feeds": _saved(feeds, folder)}, cores=pick_cores(threads))
-        rounds = run_rounds(
-            workers,
-            block_calls([reply["call_ns"] for reply in replies], effort),
-            [*baselines, baselines[0]],
-            effort=effort,
-            seed=seed,
-            progress=progress,
-        )
-        memory = [worker.ask(do="memory") for worker in workers]
-    timings = tuple(
-        _timing(job, samples, threads=threads, replies={**reply, **used})
-        for job, samples, reply, used in zip(with_twin, rounds.samples_ns, replies, memory, strict=True)
+        message = {"threads": threads, "seed": seed, "shapes": _plain(input_shapes), "feeds": _saved(feeds, folder)}
+        crew = Crew(stack, folder, message, cores=pick_cores(threads))
+        members = crew.hire(jobs)
+        while members:
+            partner = members[baseline_index([member.job for member in members], members[0].job[1])]
+            twin = crew.hire_twin(partner)
+            if twin is not None:
+                found = _attempt(crew, members, (partner, twin), effort=effort, seed=seed, progress=progress)
+                if found is not None:
+                    return found
+            members = [member for member in members if member not in crew.gone]
+        raise as_error(crew.failures)
+
+
+def _attempt(
+    crew: Crew,
+    members: Sequence[Member],
+    pair: tuple[Member, Member],
+    *,
+    effort: Effort,
+    seed: int,
+    progress: Progress | None,
+) -> Measured | None:
+    """Run the rounds with everybody; None where one of the A/A pair failed, which leaves no noise floor."""
+    everybody, (partner, twin) = [*members, pair[1]], pair
+    jobs = [member.job for member in members]
+    baselines = [baseline_index(jobs, runtime) for _, runtime in jobs]
+    watch = Watch(
+        cores=detect().cores,
+        threads=crew.threads,
+        read=lambda: read_counters([member.worker.pid for member in everybody]),
     )
-    floor = noise_floor(timings[baselines[0]], timings[-1], seed=seed)
-    return Measured(timings[:-1], timings[-1], floor, rounds.settled)
+
+    def each_round() -> None:
+        for member in everybody:
+            watch.waited(member.worker.waited_ns)
+        watch.look()
+
+    rounds = run_rounds(
+        [member.worker for member in everybody],
+        block_calls([member.said["call_ns"] for member in everybody], effort),
+        [*baselines, everybody.index(partner)],
+        effort=effort,
+        seed=seed,
+        progress=progress,
+        each_round=each_round,
+    )
+    for index, error in rounds.failed.items():
+        # The twin is the partner's file on the partner's runtime.
+        crew.fail(partner if everybody[index] is twin else everybody[index], error)
+    timings = {
+        member: _timing(member, samples, threads=crew.threads, peak_rss_bytes=peak)
+        for member, samples in zip(everybody, rounds.samples_ns, strict=True)
+        if member not in crew.gone and (peak := crew.memory(member)) is not None
+    }
+    if partner not in timings or twin not in timings:
+        return None
+    return Measured(
+        timings=tuple(timings[member] for member in members if member in timings),
+        twin=timings[twin],
+        floor=noise_floor(timings[partner], timings[twin], seed=seed),
+        settled=rounds.settled,
+        failures=tuple(crew.failures),
+        conditions=watch.conditions(),
+    )
 
 
 def _check(jobs: Sequence[Job], threads: int) -> None:
     """Refuse what would otherwise fail in every worker."""
     if not jobs:
-        raise InputError("no artifacts to measure", hint="name at least one .onnx or .xml file")
+        raise InputError("no artifacts to measure", hint="name at least one .onnx, .xml or .pt2 file")
     if threads < 1:
         raise RecipeError(f"threads must be >= 1, got {threads}", hint="use 1 for the steadiest timing")
     for _, runtime in jobs:
@@ -126,31 +198,15 @@ def _saved(feeds: Sequence[Array] | None, folder: Path) -> str | None:
     return str(path)
 
 
-def _open(workers: Sequence[Worker], message: Mapping[str, Any], *, cores: Sequence[int]) -> list[dict[str, Any]]:
-    """Open and warm up; return what each worker said.
-
-    Libraries are loaded by all workers at once, artifacts one at a time, so that load times are true.
-    """
-    for worker in workers:
-        worker.tell(do="load", runtime=worker.runtime)
-    for worker in workers:
-        worker.hear()
-        if cores:
-            worker.ask(do="pin", cores=list(cores))
-    opened = [worker.ask(**message, path=str(worker.artifact.path)) for worker in workers]
-    warm = [worker.ask(do="warm", max_s=_WARM_S, max_calls=_WARM_CALLS) for worker in workers]
-    return [{**said, **then} for said, then in zip(opened, warm, strict=True)]
-
-
-def _timing(job: Job, samples_ns: NDArray[np.int64], *, threads: int, replies: Mapping[str, Any]) -> Timing:
-    artifact, runtime = job
+def _timing(member: Member, samples_ns: NDArray[np.int64], *, threads: int, peak_rss_bytes: int) -> Timing:
+    artifact, runtime = member.job
     return Timing(
         artifact=artifact,
         runtime=runtime,
         threads=threads,
         samples_ns=samples_ns,
-        load_s=replies["load_s"],
-        warmup=replies["calls"],
-        peak_rss_bytes=replies["peak_rss_bytes"],
-        settings=replies["settings"],
+        load_s=member.said["load_s"],
+        warmup=member.said["calls"],
+        peak_rss_bytes=peak_rss_bytes,
+        settings=member.said["settings"],
     )

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deploypruner.errors import RecipeError
-from deploypruner.measure.statistics import half_width, paired_ratio
+from deploypruner.errors import MeasureError, RecipeError
+from deploypruner.measure.statistics import half_width, paired_ratio, samples_for
 
 BLOCK_NS = 20_000_000
-MIN_CALLS, MAX_CALLS = 5, 1000
+MIN_CALLS, MAX_CALLS = 3, 1000
 NARROW = 0.02
-_P95_SAMPLES = 100
 _CHECK_EVERY = 5
 
 Progress = Callable[[float, str], None]
@@ -39,19 +38,27 @@ class Effort:
     Args:
         min_rounds: Rounds that are always run.
         budget_s: Seconds after which no further round starts.
+        narrow: Half width of every interval, relative to its ratio, that ends the rounds.
+        quantile: Largest quantile that the samples are to carry before the rounds end.
 
     Raises:
-        RecipeError: `min_rounds` < 2 or `budget_s` <= 0.
+        RecipeError: `min_rounds` < 2, `budget_s` or `narrow` <= 0, or `quantile` outside of [0.5, 1).
     """
 
     min_rounds: int = 10
     budget_s: float = 12.0
+    narrow: float = NARROW
+    quantile: float = 0.95
 
     def __post_init__(self) -> None:
         if self.min_rounds < 2:
             raise RecipeError(f"min_rounds must be >= 2, got {self.min_rounds}", hint="an interval needs 10")
         if self.budget_s <= 0:
             raise RecipeError(f"budget_s must be > 0, got {self.budget_s:g}", hint="12 suits eight small models")
+        if not self.narrow > 0:
+            raise RecipeError(f"the interval must be > 0, got {self.narrow:g}", hint="0.02 is ±2 %")
+        if not 0.5 <= self.quantile < 1:
+            raise RecipeError(f"quantile must be in [0.5, 1), got {self.quantile:g}", hint="0.95 is p95")
 
 
 @dataclass(frozen=True)
@@ -59,16 +66,18 @@ class Rounds:
     """What rounds gave.
 
     Args:
-        samples_ns: One `[rounds, per_round]` int64 array per job.
-        settled: True where every interval is within ±2 % of its ratio.
+        samples_ns: One `[rounds, per_round]` int64 array per job; of a job that failed, nothing is kept.
+        settled: True where every interval is as narrow as was asked.
+        failed: Index of each job whose worker failed on the way -> what happened.
     """
 
     samples_ns: tuple[NDArray[np.int64], ...]
     settled: bool
+    failed: dict[int, MeasureError] = field(default_factory=dict)
 
 
 def block_calls(call_ns: Sequence[float], effort: Effort) -> list[int]:
-    """Calls per block for each job: about 20 ms, 5 to 1000 calls.
+    """Calls per block for each job: about 20 ms, 3 to 1000 calls.
 
     Where even that would not fit `min_rounds` rounds into the budget, blocks are shortened alike,
     down to one call.
@@ -92,42 +101,61 @@ def run_rounds(
     effort: Effort,
     seed: int = 0,
     progress: Progress | None = None,
+    each_round: Callable[[], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Rounds:
-    """Run rounds until every ratio is known to ±2 % and every p95 is carried, or the budget ends.
+    """Run rounds until every ratio is known and every p95 is carried, or the budget ends.
+
+    A worker that fails is left out from then on; those it was the baseline of get the first of them instead.
 
     Args:
         workers: One per job.
         calls: Calls per block of each job.
         baselines: For each job, the index of the job it is compared with.
-        effort: Fewest rounds, and the time after which none starts.
+        effort: Fewest rounds, the time after which none starts, and how well the ratios are to be known.
         seed: Seed of the order within rounds.
         progress: Told after every round.
+        each_round: Called after every round.
         clock: Seconds; a test may pass its own.
-
-    Raises:
-        MeasureError: A worker failed.
     """
     rng = np.random.default_rng(seed)
-    taken: list[list[list[int]]] = [[] for _ in workers]
+    taken: dict[int, list[list[int]]] = {index: [] for index in range(len(workers))}
+    against, failed = list(baselines), dict[int, MeasureError]()
+    needed = samples_for(effort.quantile)
     begin, settled, widest, done = clock(), False, math.inf, 0
-    while not settled and (done < effort.min_rounds or clock() - begin < effort.budget_s):
-        for index in rng.permutation(len(workers)):
-            taken[index].append(workers[index].block(calls[index]))
+    while taken and not settled and (done < effort.min_rounds or clock() - begin < effort.budget_s):
+        for index in map(int, rng.permutation(len(workers))):
+            if index in failed:
+                continue
+            try:
+                taken[index].append(workers[index].block(calls[index]))
+            except MeasureError as error:
+                failed[index] = error
+                del taken[index]
+                _replace_baseline(against, index, list(taken))
         done += 1
         if done >= effort.min_rounds and (done - effort.min_rounds) % _CHECK_EVERY == 0:
-            widest = _widest(taken, baselines)
-            settled = widest <= NARROW and done * min(calls) >= _P95_SAMPLES
+            widest = _widest(taken, against)
+            settled = widest <= effort.narrow and done * min(calls[index] for index in taken or [0]) >= needed
+        if each_round is not None:
+            each_round()
         if progress is not None:
             known = "" if math.isinf(widest) else f", widest interval ±{widest:.1%}"
             progress(min(1.0, (clock() - begin) / effort.budget_s), f"round {done}{known}")
-    widest = _widest(taken, baselines)
-    return Rounds(tuple(np.array(rows, dtype=np.int64) for rows in taken), widest <= NARROW)
+    samples = tuple(np.array(taken.get(index, []), dtype=np.int64) for index in range(len(workers)))
+    return Rounds(samples, _widest(taken, against) <= effort.narrow, failed)
 
 
-def _widest(taken: Sequence[Sequence[Sequence[int]]], baselines: Sequence[int]) -> float:
+def _replace_baseline(against: list[int], gone: int, alive: Sequence[int]) -> None:
+    """In place: compare those whose baseline is gone with the first of them."""
+    orphans = [index for index in alive if against[index] == gone]
+    for index in orphans:
+        against[index] = orphans[0]
+
+
+def _widest(taken: Mapping[int, Sequence[Sequence[int]]], baselines: Sequence[int]) -> float:
     """Largest relative half width over all jobs; 0 for a job that is its own baseline."""
-    arrays = [np.array(rows, dtype=np.int64) for rows in taken]
-    pairs = [(own, base) for own, base in enumerate(baselines) if own != base]
+    arrays = {index: np.array(rows, dtype=np.int64) for index, rows in taken.items()}
+    pairs = [(own, baselines[own]) for own in taken if own != baselines[own]]
     widths = [half_width(*paired_ratio(arrays[own], arrays[base])) for own, base in pairs]
     return max(widths, default=0.0)

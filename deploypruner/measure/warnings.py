@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deploypruner.measure.rounds import NARROW
 from deploypruner.measure.statistics import median_ms, quantile_ms
+from deploypruner.measure.watch import Conditions
 from deploypruner.records import Timing
 
 _LONG_TAIL = 1.5
@@ -17,22 +19,36 @@ _TWO_HUMPS = 0.85
 _SMALLER_HUMP = 0.15
 _GAP = 0.10
 _TRIM = 0.95
+_SOMETIMES = 0.10
+_NOISY_FLOOR = 0.05
 
 
-def find_warnings(timings: Sequence[Timing], machine: Mapping[str, Any], *, settled: bool, floor: float) -> list[str]:
-    """Return what casts doubt on `timings`; empty where nothing does.
+def find_warnings(
+    timings: Sequence[Timing],
+    machine: Mapping[str, Any],
+    *,
+    settled: bool,
+    floor: float,
+    narrow: float = NARROW,
+    conditions: Conditions | None = None,
+) -> list[str]:
+    """Return what casts doubt on `timings`, each with its cause and what to try; empty where nothing does.
 
     Args:
         timings: Of one run.
         machine: What `environment` returned before it.
-        settled: False where the budget ended before every ratio was known to ±2 %.
+        settled: False where the budget ended before every ratio was known to ± `narrow`.
         floor: Noise floor of the run.
+        narrow: How well the ratios were to be known, relative.
+        conditions: What else the machine did during the run; None where nobody looked.
     """
     threads = max((timing.threads for timing in timings), default=1)
     return [
         *_about_machine(machine["busy_cores"], machine["cores"], threads),
-        *_about_run(settled=settled, floor=floor),
+        *(_about_conditions(conditions) if conditions is not None else ()),
+        *_about_run(settled=settled, floor=floor, narrow=narrow),
         *_about_samples(timings),
+        *_about_inputs(timings),
     ]
 
 
@@ -67,13 +83,50 @@ def _about_machine(busy: float, cores: int, threads: int) -> list[str]:
     return texts
 
 
-def _about_run(*, settled: bool, floor: float) -> list[str]:
-    if settled:
+def _about_conditions(conditions: Conditions) -> list[str]:
+    texts = []
+    if busy := conditions.busy_throughout():
+        texts.append(f"{busy}; no budget is certified by such numbers; stop other programs and measure again")
+    elif conditions.disturbed > _SOMETIMES:
+        texts.append(
+            f"the machine was busy for {conditions.disturbed:.0%} of the time while measuring: "
+            f"{conditions.reasons()}; stop other programs, or give more time with --seconds"
+        )
+    if conditions.mhz_moved is not None:
+        low, high = conditions.mhz_moved
+        texts.append(
+            f"the processor's frequency moved between {low:.0f} and {high:.0f} MHz while measuring; fix it (governor "
+            "'performance', turbo off) or give more time with --seconds, and rely on ratios, not on milliseconds"
+        )
+    return texts
+
+
+def _about_run(*, settled: bool, floor: float, narrow: float) -> list[str]:
+    texts = []
+    if not settled:
+        texts.append(
+            f"the time budget ended before every ratio was known to ±{narrow * 100:g} % (noise floor {floor:.1%}); "
+            "give more time with --seconds, or measure on a quieter machine"
+        )
+    if floor > _NOISY_FLOOR:
+        texts.append(
+            f"two workers of the same file differ by up to {floor:.1%}, so smaller differences are not called; stop "
+            "other programs, try --threads 1, or give more time with --seconds"
+        )
+    return texts
+
+
+def _about_inputs(timings: Sequence[Timing]) -> list[str]:
+    """Milliseconds per call of models that are called differently do not compare."""
+    fed: dict[str, list[str]] = {}
+    for timing in timings:
+        shapes = sorted(text for name, text in timing.settings.items() if name.startswith("fed "))
+        if shapes:
+            fed.setdefault(", ".join(shapes), []).append(f"'{timing.artifact.name}'")
+    if len(fed) < 2:
         return []
-    return [
-        f"the time budget ended before every ratio was known to ±2 % (noise floor {floor:.1%}); "
-        "give more time, or measure on a quieter machine"
-    ]
+    said = "; ".join(f"{', '.join(dict.fromkeys(names))}: {shapes}" for shapes, names in fed.items())
+    return [f"the artifacts were called with inputs of different sizes ({said}), so their times do not compare"]
 
 
 def _about_samples(timings: Sequence[Timing]) -> list[str]:

@@ -3,11 +3,13 @@
 It reads one JSON object per line and answers each with one line:
 
     {"do": "load", "runtime"}                                 -> {"version"}
-    {"do": "open", "path", "threads", "seed", "shapes", "feeds"} -> {"inputs", "settings", "load_s"}
+    {"do": "open", "path", "threads", "seed", "shapes", "feeds"} -> {"settings", "load_s"}
     {"do": "warm", "max_s", "max_calls"}                      -> {"calls", "call_ns"}
-    {"do": "block", "calls"}                                  -> {"ns": [one integer per call]}
+    {"do": "block", "calls"}                                  -> {"ns": [one integer per call], "waited_ns"}
     {"do": "memory"}                                          -> {"peak_rss_bytes"}
     {"do": "pin", "cores"}                                    -> {}
+    {"do": "profile", "path", "threads", "feeds", "seconds"}  -> see `profiling.profile_file`;
+                                                     what is open is the reference
 
 A user's mistake is answered with {"error", "hint"}; anything else is a traceback on stderr and the end of
 the process. It ends when its input does, so it cannot outlive the process that started it.
@@ -30,6 +32,7 @@ import numpy as np
 
 from deploypruner.errors import DeployPrunerError
 from deploypruner.measure.inputs import random_feeds
+from deploypruner.measure.profiling import profile_file
 from deploypruner.runtime import Array, Runtime, Session, Shapes, runtimes
 
 Message = dict[str, Any]
@@ -38,6 +41,7 @@ _WINDOW_CALLS = 5
 _WINDOW_NS = 10_000_000
 _STEADY = 0.02
 _STEADY_WINDOWS = 3
+_PROFILE_WARM_S = 0.1
 
 
 class Timer:
@@ -61,7 +65,12 @@ class Timer:
             case "warm":
                 return warm_up(self._ready(), max_s=message["max_s"], max_calls=message["max_calls"])
             case "block":
-                return {"ns": block(self._ready(), message["calls"])}
+                before = waited_ns()
+                samples = block(self._ready(), message["calls"])
+                after = waited_ns()
+                return {"ns": samples, "waited_ns": None if before is None or after is None else after - before}
+            case "profile":
+                return self._profile(message)
             case "memory":
                 return {"peak_rss_bytes": peak_rss_bytes()}
         raise AssertionError(f"unknown message: {message}")
@@ -79,8 +88,29 @@ class Timer:
             shapes = [array.shape for array in feeds]
             session, load_s = _timed_open(self._runtime, path, threads=threads, shapes=shapes)
         self._infer = session.prepare(feeds)
-        inputs = [[spec.name, list(spec.shape), spec.dtype] for spec in session.inputs]
-        return {"inputs": inputs, "settings": session.settings, "load_s": load_s}
+        fed = {
+            f"fed {spec.name}": f"{'x'.join(map(str, array.shape))} {spec.dtype}"
+            for spec, array in zip(session.inputs, feeds, strict=True)
+        }
+        return {"settings": {**session.settings, **fed}, "load_s": load_s}
+
+    def _profile(self, message: Message) -> Message:
+        assert self._runtime is not None, "'profile' came before 'load'"
+        path, threads = Path(message["path"]), message["threads"]
+        feeds = (
+            _read_feeds(Path(message["feeds"]))
+            if message["feeds"]
+            else random_feeds(self._runtime.open(path, threads=threads).inputs)
+        )
+        return profile_file(
+            self._runtime,
+            path,
+            feeds,
+            threads=threads,
+            seconds=message["seconds"],
+            warm=lambda infer: warm_up(infer, max_s=_PROFILE_WARM_S, max_calls=_WINDOW_CALLS * 20),
+            reference=self._infer,
+        )
 
     def _ready(self) -> Callable[[], None]:
         assert self._infer is not None, "no artifact is open"
@@ -135,6 +165,20 @@ def warm_up(infer: Callable[[], None], *, max_s: float, max_calls: int) -> Messa
         steady = steady + 1 if median > lowest * (1 - _STEADY) else 0
         lowest = min(lowest, median)
     return {"calls": calls, "call_ns": median}
+
+
+def waited_ns() -> int | None:
+    """Nanoseconds that threads of this process were ready to run while another program had their core.
+
+    None where the kernel does not count it (it is the second number of schedstat).
+    """
+    waited = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            waited += int(path.read_text().split()[1])
+        except OSError:  # the thread has ended
+            continue
+    return waited or None
 
 
 def peak_rss_bytes() -> int:

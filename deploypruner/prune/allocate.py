@@ -10,22 +10,20 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from deploypruner.budget import Budget
 from deploypruner.criteria import Normalizer
-from deploypruner.errors import BudgetError, InputError, PlanError, RecipeError, nearest
+from deploypruner.errors import BudgetError, InputError, RecipeError, nearest
 from deploypruner.graph import Graph
-from deploypruner.graph.atoms import IntArray
 from deploypruner.prune.constraints import NARROW, STATISTICS_NOTE, Constraints, Limit, check_widths, find_limits
 from deploypruner.prune.plan import Plan, make_plan
-from deploypruner.records import Group
+from deploypruner.prune.room import CostOf, Order, by_importance, comparable, find_room, most_important
 
 Scope = Literal["uniform", "global"]
 SCOPES = {
@@ -33,8 +31,6 @@ SCOPES = {
     "global": "the least important channels of the whole network, wherever they are",
 }
 PATTERNS = {"channel": "whole channels, physically removed: the model stays dense and smaller"}
-
-Order = Mapping[str, IntArray]
 
 _NOTHING = Constraints(max_cut=0, statistics="keep")
 
@@ -90,21 +86,21 @@ def allocate(
         raise RecipeError(f"--step must be at least 1 channel, got {step}", hint="8, 16 or 32 suit int8 kernels")
     constraints, fixed = constraints or Constraints(), dict(widths or {})
     check_widths(graph, fixed)
-    order = {g: torch.argsort(score, descending=True, stable=True).numpy() for g, score in scores.items()}
+    order = by_importance(scores)
     target = budget.macs * graph.costs.macs()
     if budget.macs == 1:
         find_limits(graph, constraints, step=step, statistics=True)  # says which pattern matches nothing
-        room = _room(graph, order, _NOTHING, step=step, fixed=fixed)
+        room, _ = find_room(graph, order, _NOTHING, step=step, cost=_macs(graph), fixed=fixed)
         return make_plan(graph, room.narrowest, criterion=criterion, scope=scope, step=step)
-    room = _room(graph, order, constraints, step=step, fixed=fixed, target=target)
-    if room.macs > target:
-        _require_movable(graph, room.limits, step)
-        raise _out_of_reach(graph, budget.macs, room.macs, constraints=constraints, step=step)
+    room, least = find_room(graph, order, constraints, step=step, cost=_macs(graph), fixed=fixed, target=target)
+    if least > target:
+        require_movable(graph, room.limits, step)
+        raise _out_of_reach(graph, budget.macs, int(least), constraints=constraints, step=step)
     start = {g.id: fixed.get(g.id, g.size) for g in graph.groups}
     moves = _moves(graph, scores, room.limits, scope=scope, normalizer=normalizer)
     chosen = _shortest_prefix(graph, room.order, start, moves=moves, target=target)
     chosen = _take_back(graph, room.order, chosen, moves=moves, target=target)
-    return make_plan(graph, _keep(room.order, chosen), criterion=criterion, scope=scope, step=step)
+    return make_plan(graph, most_important(room.order, chosen), criterion=criterion, scope=scope, step=step)
 
 
 def reachable(graph: Graph, step: int, constraints: Constraints | None = None) -> int:
@@ -114,75 +110,12 @@ def reachable(graph: Graph, step: int, constraints: Constraints | None = None) -
         RecipeError: A pattern of the constraints matches nothing.
     """
     order = {g.id: np.arange(g.size) for g in graph.groups}
-    return _room(graph, order, constraints or Constraints(), step=step).macs
+    return int(find_room(graph, order, constraints or Constraints(), step=step, cost=_macs(graph))[1])
 
 
-# ---------------------------------------------------------------------- how far everything may go
-
-
-@dataclass(frozen=True)
-class _Room:
-    """How far a model may be cut.
-
-    Args:
-        limits: Group id -> limit.
-        order: Group id -> channels, what has to stay first, then by importance.
-        narrowest: What every group keeps at the least.
-        macs: Of that.
-    """
-
-    limits: Mapping[str, Limit]
-    order: Order
-    narrowest: Mapping[str, IntArray]
-    macs: int
-
-
-def _room(
-    graph: Graph,
-    order: Order,
-    constraints: Constraints,
-    *,
-    step: int,
-    fixed: Mapping[str, int] | None = None,
-    target: float = 0,
-) -> _Room:
-    """Groups that change statistics are left out of it unless they must help to get below `target`."""
-    policies = {"auto": (False, True), "keep": (False,), "prune": (True,)}[constraints.statistics]
-    for statistics in policies:
-        limits = find_limits(graph, constraints, step=step, statistics=statistics)
-        room = _without_empty_tensors(graph, order, limits, fixed=fixed or {})
-        if room.macs <= target:
-            break
-    return room
-
-
-def _without_empty_tensors(
-    graph: Graph, order: Order, limits: Mapping[str, Limit], *, fixed: Mapping[str, int]
-) -> _Room:
-    """Put channels first without which the narrowest plan would leave a tensor without an index."""
-    pins: dict[str, set[int]] = {}
-    limits = {g: replace(limit, whole="its width is given") if g in fixed else limit for g, limit in limits.items()}
-    while True:
-        widths = {g.id: fixed.get(g.id, min(limits[g.id].narrower(g.size), default=g.size)) for g in graph.groups}
-        narrowest = _keep(order, widths)
-        emptied = graph.emptied(narrowest, order)
-        if not emptied:
-            return _Room(limits, order, narrowest, graph.costs.macs(graph.removed(narrowest)))
-        for group, channels in emptied.items():
-            pins.setdefault(group, set()).update(channels)
-            if len(pins[group]) > fixed.get(group, len(order[group])):
-                raise PlanError(
-                    f"with {fixed[group]} channels of '{group}' some tensor has none left",
-                    hint=f"keep at least {len(pins[group])}",
-                )
-            limits = {**limits, group: replace(limits[group], least=max(limits[group].least, len(pins[group])))}
-        order = {g: _first(channels, pins.get(g, set())) for g, channels in order.items()}
-
-
-def _first(channels: IntArray, pins: set[int]) -> IntArray:
-    """The same channels, `pins` at the front."""
-    pinned = np.isin(channels, sorted(pins))
-    return np.concatenate([channels[pinned], channels[~pinned]])
+def _macs(graph: Graph) -> CostOf:
+    """Counts the multiply-adds of the narrowest plan."""
+    return lambda room: graph.costs.macs(graph.removed(room.narrowest))
 
 
 # ---------------------------------------------------------------------- moves
@@ -200,7 +133,7 @@ def _moves(
         if scope == "uniform":
             ranks = 1 - widths[1:] / group.size
         else:
-            ascending = np.sort(_comparable(scores[group.id].double(), group, normalizer).numpy())
+            ascending = np.sort(comparable(scores[group.id].double(), group, normalizer).numpy())
             blocks = np.add.reduceat(ascending[: group.size - widths[-1]], group.size - widths[:-1])
             # A block is never less important than the one before it, except by rounding.
             ranks = np.maximum.accumulate(blocks / -np.diff(widths))
@@ -209,21 +142,7 @@ def _moves(
     return sorted(moves, key=lambda m: (m.rank, m.group, -m.width))
 
 
-def _comparable(score: Tensor, group: Group, normalizer: Normalizer) -> Tensor:
-    if normalizer == "none":
-        return score
-    if normalizer == "per_mac":
-        return score / max(group.macs_per_channel, 1.0)
-    scale = score.mean() if normalizer == "mean" else score.max()
-    return score / scale.clamp_min(torch.finfo(score.dtype).tiny)
-
-
 # ---------------------------------------------------------------------- choosing
-
-
-def _keep(order: Order, widths: Mapping[str, int]) -> dict[str, IntArray]:
-    """The most important channels of each group."""
-    return {group: np.sort(order[group][:width]) for group, width in widths.items()}
 
 
 def _shortest_prefix(
@@ -241,7 +160,7 @@ def _shortest_prefix(
     low, high = 0, len(moves)
     while low < high:
         middle = (low + high) // 2
-        if graph.costs.macs(graph.removed(_keep(order, after(middle)))) <= target:
+        if graph.costs.macs(graph.removed(most_important(order, after(middle)))) <= target:
             high = middle
         else:
             low = middle + 1
@@ -268,7 +187,7 @@ def _take_back(
 # ---------------------------------------------------------------------- refusing
 
 
-def _require_movable(graph: Graph, limits: Mapping[str, Limit], step: int) -> None:
+def require_movable(graph: Graph, limits: Mapping[str, Limit], step: int) -> None:
     """Refuse a model in which nothing may be cut at all, with the reason.
 
     Raises:

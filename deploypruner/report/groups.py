@@ -10,6 +10,7 @@ from deploypruner.report.terminal import clean
 from deploypruner.report.units import scaled
 
 _MIN_NAME = 16
+_TIMED = ("ms to gain", "lost per ms")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class GroupLine:
         macs: Multiply-adds of one channel.
         share: Of all multiply-adds, those of layers that would vanish with the whole group, 0 to 1.
         note: Why it stays whole, or what else a user should know.
+        saved_ms: Milliseconds predicted to go with this group alone at its narrowest, None where nobody asked.
+        importance_per_ms: Share of all importance that goes per millisecond so saved, None where unknown or none is.
     """
 
     id: str
@@ -33,32 +36,40 @@ class GroupLine:
     macs: float
     share: float
     note: str
+    saved_ms: float | None = None
+    importance_per_ms: float | None = None
 
 
 def group_table(lines: Sequence[GroupLine], width: int | None) -> list[str]:
     """Aligned lines, equal ones of repeated layers collapsed; at most `width` columns where it is given."""
+    timed = any(line.saved_ms is not None for line in lines)
     together: dict[tuple[str, ...], list[GroupLine]] = {}
     for line in lines:
-        together.setdefault(_cells(line), []).append(line)
+        together.setdefault(_cells(line, timed), []).append(line)
     names = [collapse(line.id for line in same) for same in together.values()]
     rows = [(name, *cells) for cells, ids in zip(together, names, strict=True) for name in ids]
-    head = ("group", "kind", "channels", "MACs each", "of all", "")
-    sizes = [max(len(row[i]) for row in (head, *rows)) for i in range(5)]
+    head = ("group", "kind", "channels", "MACs each", "of all", *(_TIMED if timed else ()), "")
+    last = len(head) - 1
+    sizes = [max(len(row[i]) for row in (head, *rows)) for i in range(last)]
     if width is not None:
-        spare = width - sum(sizes[1:]) - 2 * 5 - max(len(row[5]) for row in rows or [head])
+        spare = width - sum(sizes[1:]) - 2 * last - max(len(row[last]) for row in rows or [head])
         sizes[0] = max(_MIN_NAME, min(sizes[0], spare))
     return [_line(row, sizes, width) for row in (head, *rows)]
 
 
-def _cells(line: GroupLine) -> tuple[str, ...]:
+def _cells(line: GroupLine, timed: bool) -> tuple[str, ...]:
     channels = str(line.size) if line.width in (None, line.size) else f"{line.size} -> {line.width}"
-    return line.kind, channels, scaled(line.macs), f"{line.share:.1%}", line.note
+    times: tuple[str, ...] = ()
+    if timed:
+        rate = "" if line.importance_per_ms is None else f"{line.importance_per_ms:.1%}"
+        times = (f"{line.saved_ms or 0:.3f}", rate)
+    return line.kind, channels, scaled(line.macs), f"{line.share:.1%}", *times, line.note
 
 
 def _line(row: Sequence[str], sizes: Sequence[int], width: int | None) -> str:
     name = _shortened(clean(row[0]), sizes[0])
-    numbers = [f"{cell:>{size}}" for cell, size in zip(row[2:5], sizes[2:], strict=True)]
-    text = "  ".join((f"{name:{sizes[0]}}", f"{row[1]:{sizes[1]}}", *numbers, row[5]))
+    numbers = [f"{cell:>{size}}" for cell, size in zip(row[2:-1], sizes[2:], strict=True)]
+    text = "  ".join((f"{name:{sizes[0]}}", f"{row[1]:{sizes[1]}}", *numbers, row[-1]))
     return text[:width].rstrip()
 
 

@@ -46,7 +46,8 @@ def _budget(report: Report, paint: Paint) -> str:
     if not report.budget:
         return ""
     sentence = clean(units.budget_sentence(report.budget))
-    return f"budget: {sentence}: {paint('met', 'good') if report.budget.get('met') else paint('NOT MET', 'bad')}"
+    verdict = units.budget_verdict(report.budget)
+    return f"budget: {sentence}: {paint(verdict, 'good' if verdict == 'met' else 'bad')}"
 
 
 def _verification(report: Report, paint: Paint, width: int | None) -> str:

@@ -126,12 +126,24 @@ def plain_text(value: object) -> str:
 
 
 def budget_sentence(budget: dict[str, Any]) -> str:
-    """What was asked, predicted and certified: "latency: requested 5.00 ms, predicted 4.60 ms"."""
+    """What was asked, predicted, measured and certified: "latency: requested 5.00 ms, predicted 4.60 ms"."""
     kind = str(budget.get("kind", ""))
     name = {"macs": "MACs relative to dense", "speedup": "speed-up"}.get(kind, kind)
+    if budget.get("quantile", 0.5) != 0.5:
+        name += f" (p{100 * budget['quantile']:.0f})"
+    if isinstance(where := budget.get("setting"), dict):
+        threads = f"{where['threads']} thread{'' if where['threads'] == 1 else 's'}"
+        name += f" of {where['precision']} on {where['runtime']}, {threads}"
     parts = [
         f"{key} {budget_value(kind, budget[key])}"
-        for key in ("requested", "predicted", "certified")
+        for key in ("requested", "predicted", "measured", "certified")
         if budget.get(key) is not None
     ]
-    return f"{name}: {', '.join(parts) or 'nothing requested'}"
+    doubt = f"; {budget['doubt']}" if budget.get("doubt") else ""
+    return f"{name}: {', '.join(parts) or 'nothing requested'}{doubt}"
+
+
+def budget_verdict(budget: dict[str, Any]) -> str:
+    """ "met", "NOT MET", or "NOT CERTIFIED" where the machine was too busy to tell."""
+    met = budget.get("met")
+    return "met" if met else "NOT CERTIFIED" if met is None else "NOT MET"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -57,10 +58,12 @@ class Runtime(ABC):
     Attributes:
         suffixes: File name endings it opens.
         label: Its name as people write it.
+        by_default: Is it measured where nobody named a runtime? False for one that deployments do not use.
     """
 
     suffixes: ClassVar[frozenset[str]]
     label: ClassVar[str]
+    by_default: ClassVar[bool] = True
 
     @abstractmethod
     def open(self, path: Path, *, threads: int = 1, shapes: Shapes | None = None) -> Session:
@@ -82,7 +85,54 @@ class Runtime(ABC):
         """Version of the library that is loaded (and load it, if it was not)."""
 
 
+@dataclass(frozen=True)
+class NodeTime:
+    """One executed operation of a loaded artifact.
+
+    Args:
+        name: The runtime's name for it; nodes of one artifact have different names.
+        kind: What it computes, fused operations included: "Convolution+Add+Relu".
+        shapes: Of its inputs, weights included where the runtime shows them, then of its outputs.
+        precisions: "u8,i8>u8": of the inputs and the outputs, as far as the runtime tells them.
+        ns: Nanoseconds of one inference.
+    """
+
+    name: str
+    kind: str
+    shapes: tuple[tuple[int, ...], ...]
+    precisions: str
+    ns: float
+
+    @property
+    def sort(self) -> str:
+        """What it is, apart from any size, without blanks."""
+        return f"{self.kind}|{self.precisions}|{','.join(str(len(shape)) for shape in self.shapes)}".replace(" ", "_")
+
+
+class Profiler(ABC):
+    """What a runtime that counts the time of every executed operation implements as well."""
+
+    @abstractmethod
+    def profile(self, path: Path, feeds: Sequence[Array], *, threads: int, calls: int) -> tuple[NodeTime, ...]:
+        """Load the artifact with counters, run it, and return each operation that was executed.
+
+        Args:
+            path: The artifact.
+            feeds: One array per input; dynamic dimensions are fixed to their shapes.
+            threads: Threads it may use.
+            calls: Inferences that are counted; with 0 the times are those of the first inferences.
+
+        Raises:
+            InputError: As `Runtime.open` and `Session.run`.
+        """
+
+
 runtimes: Registry[Runtime] = Registry("runtime", "deploypruner.runtime")
+
+
+def default_runtimes() -> tuple[str, ...]:
+    """Names of those that are measured where nobody named one."""
+    return tuple(name for name in runtimes if runtimes.get(name).by_default)
 
 
 def check_openable(runtime: type[Runtime], path: Path, threads: int) -> None:
@@ -137,10 +187,13 @@ def shape_text(spec: TensorSpec) -> str:
 
 __all__ = [
     "Array",
+    "NodeTime",
+    "Profiler",
     "Runtime",
     "Session",
     "check_feeds",
     "check_openable",
+    "default_runtimes",
     "runtimes",
     "shape_text",
     "unreadable",

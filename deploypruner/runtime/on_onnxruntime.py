@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +14,8 @@ from deploypruner.errors import InputError
 from deploypruner.records import TensorSpec
 from deploypruner.runtime import (
     Array,
+    NodeTime,
+    Profiler,
     Runtime,
     Session,
     Shapes,
@@ -20,6 +24,7 @@ from deploypruner.runtime import (
     runtimes,
     unreadable,
 )
+from deploypruner.runtime.onnxruntime_nodes import WARM_CALLS, executed_nodes
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -37,13 +42,21 @@ _DTYPES = (
 
 
 @runtimes.register("onnxruntime")
-class OnnxRuntime(Runtime):
+class OnnxRuntime(Runtime, Profiler):
     """ONNX Runtime, CPU execution provider."""
 
     suffixes: ClassVar[frozenset[str]] = frozenset({".onnx"})
     label: ClassVar[str] = "ONNX Runtime"
 
-    def open(self, path: Path, *, threads: int = 1, shapes: Shapes | None = None, literal: bool = False) -> Session:
+    def open(
+        self,
+        path: Path,
+        *,
+        threads: int = 1,
+        shapes: Shapes | None = None,
+        literal: bool = False,
+        counters: Path | None = None,
+    ) -> OnnxRuntimeSession:
         """Load `path`; see `Runtime.open`.
 
         Args:
@@ -52,6 +65,7 @@ class OnnxRuntime(Runtime):
             shapes: Not looked at: its kernels are the same for dynamic shapes.
             literal: Execute the graph as written, with every graph optimisation off, so that
                 quantize and dequantize nodes round exactly where they stand. Slow; for checking.
+            counters: Time every node, and write the times to a file in this folder when `node_times` asks for them.
 
         Raises:
             InputError: The file is missing, damaged or uses an unknown operator or input type.
@@ -66,6 +80,9 @@ class OnnxRuntime(Runtime):
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = _ERRORS_ONLY
+        if counters is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(counters / "nodes")
         options.add_session_config_entry(_STOP_SPINNING, "1")
         levels = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_DISABLE_ALL if literal else levels.ORT_ENABLE_ALL
@@ -91,6 +108,12 @@ class OnnxRuntime(Runtime):
             "graph_optimization_level": options.graph_optimization_level.name,
         }
         return OnnxRuntimeSession(native_session, settings)
+
+    def profile(self, path: Path, feeds: Sequence[Array], *, threads: int, calls: int) -> tuple[NodeTime, ...]:
+        """See `Profiler.profile`."""
+        with tempfile.TemporaryDirectory(prefix="deploypruner-") as folder:
+            session = self.open(path, threads=threads, counters=Path(folder))
+            return session.node_times(feeds, calls=calls)
 
     def version(self) -> str:
         """Version of the loaded onnxruntime."""
@@ -134,6 +157,13 @@ class OnnxRuntimeSession(Session):
             run(binding)
 
         return infer
+
+    def node_times(self, feeds: Sequence[Array], *, calls: int) -> tuple[NodeTime, ...]:
+        """Median time of every executed node over `calls` inferences; needs counters, and ends them."""
+        infer = self.prepare(feeds)
+        for _ in range(WARM_CALLS + calls):
+            infer()
+        return executed_nodes(json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8")))
 
 
 def _spec(arg: Any) -> TensorSpec:

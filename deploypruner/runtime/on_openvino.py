@@ -13,6 +13,8 @@ from deploypruner.errors import InputError
 from deploypruner.records import TensorSpec
 from deploypruner.runtime import (
     Array,
+    NodeTime,
+    Profiler,
     Runtime,
     Session,
     Shapes,
@@ -22,6 +24,7 @@ from deploypruner.runtime import (
     unreadable,
 )
 from deploypruner.runtime.openvino_import import import_openvino
+from deploypruner.runtime.openvino_nodes import WARM_CALLS, executed_nodes, mean_ns, mean_since
 
 if TYPE_CHECKING:
     import openvino
@@ -37,7 +40,7 @@ _DTYPES = (
 
 
 @runtimes.register("openvino")
-class OpenVino(Runtime):
+class OpenVino(Runtime, Profiler):
     """OpenVINO, CPU plugin, one latency stream."""
 
     suffixes: ClassVar[frozenset[str]] = frozenset({".onnx", ".xml"})
@@ -50,6 +53,15 @@ class OpenVino(Runtime):
             InputError: The file is missing, damaged or uses an unknown operator or input type.
             RecipeError: `threads` < 1.
         """
+        return self._compile(path, threads=threads, shapes=shapes, more={})
+
+    def profile(self, path: Path, feeds: Sequence[Array], *, threads: int, calls: int) -> tuple[NodeTime, ...]:
+        """See `Profiler.profile`."""
+        shapes = [array.shape for array in feeds]
+        session = self._compile(path, threads=threads, shapes=shapes, more={"PERF_COUNT": "YES"})
+        return session.node_times(feeds, calls=calls)
+
+    def _compile(self, path: Path, *, threads: int, shapes: Shapes | None, more: dict[str, str]) -> OpenVinoSession:
         openvino = import_openvino()
 
         check_openable(OpenVino, path, threads)
@@ -59,7 +71,7 @@ class OpenVino(Runtime):
                 f"'{path}' has no weights beside it: '{weights.name}' is missing",
                 hint="keep the .xml and .bin of one export together",
             )
-        settings = {"INFERENCE_NUM_THREADS": str(threads), **_FIXED}
+        settings = {"INFERENCE_NUM_THREADS": str(threads), **_FIXED, **more}
         fixed: dict[str, str] = {}
         core = openvino.Core()
         try:
@@ -109,6 +121,17 @@ class OpenVinoSession(Session):
             request.infer(share_outputs=True)
 
         return infer
+
+    def node_times(self, feeds: Sequence[Array], *, calls: int) -> tuple[NodeTime, ...]:
+        """Mean time of every executed node over `calls` inferences; needs PERF_COUNT."""
+        request = self._compiled.create_infer_request()
+        self._bind(request, feeds)
+        for _ in range(WARM_CALLS):
+            request.infer(share_outputs=True)
+        before = mean_ns(request)
+        for _ in range(calls):
+            request.infer(share_outputs=True)
+        return executed_nodes(self._compiled, request.profiling_info, mean_since(before, mean_ns(request), calls))
 
     @cached_property
     def _request(self) -> openvino.InferRequest:

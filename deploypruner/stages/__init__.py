@@ -7,6 +7,7 @@ which gives the same result because everything is seeded.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +23,8 @@ from deploypruner.progress import Progress
 from deploypruner.prune.plan import Plan
 from deploypruner.recipe import Recipe
 from deploypruner.records import Artifact, Check, Cost, Row, Timing
+from deploypruner.search.certify import Certificate
+from deploypruner.search.found import Found
 from deploypruner.sources.batches import Data
 
 Feeds = list[np.ndarray]
@@ -54,6 +57,7 @@ class Build:
         command: Command line or call that started the build.
         given: Objects from the Python API.
         progress: Told about long work.
+        say: Called with a line about what a stage is doing.
         name: Short name of the model (load).
         source: What was loaded (load).
         model: The user's model (load).
@@ -64,12 +68,14 @@ class Build:
         scores: Group id -> `[C]` (score).
         criterion: Name of the criterion that scored, and of its normaliser (score).
         plan: What stays (allocate).
+        found: How the plan meets a budget of time, None for a budget of MACs (allocate).
         module: The pruned module (remove), recovered in place of it (recover).
         checks: Proofs so far (trace, remove, verify).
         artifacts: Every file that will be measured (quantize, export).
         pruned: Predicted cost of the pruned module, zeros counted (recover).
         timings: Raw timings (measure).
         rows: Report rows (measure).
+        certificate: The budget of time, judged on the final artifact (measure).
         remarks: What the user should know, in the order it came up.
         facts: Numbers for the report's settings: epochs run, calibration samples, ...
     """
@@ -79,6 +85,7 @@ class Build:
     command: str
     given: Given
     progress: Progress
+    say: Callable[[str], None] = lambda line: None
     name: str = ""
     source: str = ""
     model: nn.Module | ExportedProgram | None = None
@@ -89,12 +96,14 @@ class Build:
     scores: dict[str, Tensor] | None = None
     criterion: str = ""
     plan: Plan | None = None
+    found: Found | None = None
     module: nn.Module | None = None
     checks: tuple[Check, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     pruned: Cost | None = None
     timings: tuple[Timing, ...] = ()
     rows: tuple[Row, ...] = ()
+    certificate: Certificate | None = None
     remarks: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     seconds: tuple[tuple[str, float], ...] = ()

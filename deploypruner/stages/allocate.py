@@ -2,51 +2,137 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import ClassVar
 
-from deploypruner.budget import Budget
 from deploypruner.criteria import criteria
+from deploypruner.errors import InputError, RecipeError
+from deploypruner.measure import Job
 from deploypruner.prune.allocate import allocate
-from deploypruner.prune.plan import Plan
-from deploypruner.stages import Build, Stage
+from deploypruner.prune.plan import Plan, make_plan
+from deploypruner.records import Quality
+from deploypruner.runtime import default_runtimes, runtimes
+from deploypruner.search.found import Found
+from deploypruner.search.meet import OutOfReach, Request, meet
+from deploypruner.stages import Build, Stage, stage_file
+from deploypruner.stages.evaluate import judge, timing_feeds, validation_samples
+from deploypruner.stages.quantize import with_dense
+
+_FOUND = stage_file("search.json")
 
 
 class Allocate(Stage):
     """Choose the width of every group under the budget."""
 
     name: ClassVar[str] = "allocate"
-    saves: ClassVar[tuple[str, ...]] = ("plan.json",)
+    saves: ClassVar[tuple[str, ...]] = ("plan.json", _FOUND)
 
     def run(self, build: Build) -> Build:
         """Give the plan and save it."""
-        assert build.scores is not None, "stage 'score' has not run"
-        recipe = build.recipe.prune
-        plan = allocate(
-            build.traced,
-            build.scores,
-            Budget(macs=recipe.macs),
-            criterion=build.criterion,
-            scope=recipe.scope,
-            normalizer=criteria.get(build.criterion).normalizer,
-            step=recipe.step,
-            constraints=recipe.constraints,
-        )
-        build.folder.write_json(self.saves[0], plan.to_json())
-        return replace(build, plan=plan)
+        build = _in_macs(build) if build.recipe.prune.budget.kind == "macs" else _in_time(build)
+        build.folder.write_json(self.saves[0], build.planned.to_json())
+        build.folder.write_json(_FOUND, None if build.found is None else build.found.to_json())
+        return build
 
     def restore(self, build: Build) -> Build:
         """Read the plan of an earlier run."""
         plan = Plan.from_json(build.folder.read_json(self.saves[0]))
         plan.check(build.traced)
-        return replace(build, plan=plan)
+        found = build.folder.read_json(_FOUND)
+        return replace(build, plan=plan, found=None if found is None else Found.from_json(found))
 
     def document(self, build: Build) -> str:
-        """MACs before and after."""
-        plan = build.planned
+        """MACs before and after, and milliseconds where they are what counts."""
+        plan, found = build.planned, build.found
         cut = sum(build.traced.group(g.id).changes_statistics and len(g.keep) < g.size for g in plan.groups)
         statistics = f"; {cut} of the groups are averaged over by a normalisation" if cut else ""
-        return (
+        text = (
             f"{plan.macs_before / 1e6:.2f} -> {plan.macs_after / 1e6:.2f} M MACs "
             f"({plan.macs_after / plan.macs_before:.3f}), {plan.scope}, widths in steps of {plan.step}{statistics}"
         )
+        if found is None:
+            return text
+        if not found.rounds or found.measured_ms is None:
+            return found.remark
+        return (
+            f"{found.dense_ms:.3g} -> {found.measured_ms:.3g} ms ({found.setting}) in {len(found.rounds)} "
+            f"round{'' if len(found.rounds) == 1 else 's'}, {text}"
+        )
+
+
+def _in_macs(build: Build) -> Build:
+    assert build.scores is not None, "stage 'score' has not run"
+    recipe = build.recipe.prune
+    plan = allocate(
+        build.traced,
+        build.scores,
+        recipe.budget,
+        criterion=build.criterion,
+        scope=recipe.scope,
+        normalizer=criteria.get(build.criterion).normalizer,
+        step=recipe.step,
+        constraints=recipe.constraints,
+    )
+    return replace(build, plan=plan)
+
+
+def _in_time(build: Build) -> Build:
+    assert build.scores is not None, "stage 'score' has not run"
+    scores = build.scores
+    build = with_dense(build)
+    recipe, measure = build.recipe.prune, build.recipe.measure
+    request = Request(
+        graph=build.traced,
+        scores=scores,
+        budget=recipe.budget,
+        jobs=_jobs(build),
+        normalizer=criteria.get(build.criterion).normalizer,
+        step=recipe.step,
+        constraints=recipe.constraints,
+        threads=measure.threads,
+        accuracy_drop=measure.accuracy_drop,
+        qualities=lambda jobs: _qualities(build, jobs),
+        feeds=timing_feeds(build),
+        table_seconds=measure.table_seconds,
+        seed=build.recipe.seed,
+        progress=build.progress,
+        say=build.say,
+    )
+    try:
+        keep, found = meet(request)
+    except OutOfReach as error:
+        # The budget is what the user has to hear about, also where nothing can be saved.
+        with suppress(InputError):
+            document = {"message": error.message, "hint": error.hint, **error.numbers}
+            build.folder.write_json("reachable.json", document)
+        raise
+    plan = make_plan(build.traced, keep, criterion=build.criterion, scope="latency", step=recipe.step)
+    return replace(build, plan=plan, found=found)
+
+
+def _jobs(build: Build) -> list[Job]:
+    """The dense model in every runtime and precision that may be chosen, runtimes together.
+
+    Raises:
+        RecipeError: None of the runtimes opens the ONNX files that layers are timed in.
+    """
+    measure = build.recipe.measure
+    names = measure.runtimes or default_runtimes()
+    wanted = ("fp32", "int8") if measure.precision == "auto" else (measure.precision,)
+    dense = [a for a in build.artifacts if a.pattern == "dense" and a.precision in wanted]
+    jobs = [(a, name) for name in names for a in dense if a.path.suffix in runtimes.get(name).suffixes]
+    if not jobs:
+        raise RecipeError(
+            f"a budget of time needs a runtime that opens ONNX, not {', '.join(names)}",
+            hint="name --runtime openvino or onnxruntime as well, or give --macs",
+        )
+    return jobs
+
+
+def _qualities(build: Build, jobs: Sequence[Job]) -> list[Quality | None]:
+    """Accuracy of every job, where there are labels."""
+    if build.data is None or not build.data.labelled:
+        return [None] * len(jobs)
+    return list(judge(build, list(jobs), validation_samples(build)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from deploypruner.budget import Budget
 from deploypruner.criteria import Needs
 from deploypruner.errors import RecipeError, nearest
 from deploypruner.prune.allocate import SCOPES
@@ -16,19 +15,18 @@ from deploypruner.target import detect
 
 
 def check_choices(recipe: Recipe, given: Given) -> None:
-    """Check the budget, everything chosen by name, and that what needs data has it.
+    """Check everything chosen by name, and that what needs data has it.
 
     Args:
         recipe: Resolved recipe.
         given: What the Python API passes beside it.
 
     Raises:
-        RecipeError: An unknown name, a budget out of range, or a choice that needs data without data.
+        RecipeError: An unknown name, a choice that needs data without data.
         InputError: The training function cannot be imported.
     """
     if given.model is None and not recipe.model.source:
         raise RecipeError("no MODEL given", hint="name it first, or as source under [model] of the recipe")
-    _ = Budget(macs=recipe.prune.macs)  # checks it
     detect(recipe.target)
     for name in recipe.measure.runtimes:
         runtimes.get(name)

@@ -4,35 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, ClassVar
-
-import numpy as np
-import torch
+from typing import ClassVar
 
 from deploypruner.errors import InputError
-from deploypruner.graph.inputs import batch_size
 from deploypruner.measure import (
+    Measured,
     environment,
-    evaluate,
     find_warnings,
     make_rows,
-    outputs,
     time_artifacts,
     write_timing,
 )
 from deploypruner.measure.baselines import Job
-from deploypruner.records import Artifact, Quality
-from deploypruner.runtime import runtimes
+from deploypruner.records import Artifact
+from deploypruner.runtime import default_runtimes, runtimes
+from deploypruner.search.certify import Certificate, certify, in_setting
+from deploypruner.search.found import Found
 from deploypruner.stages import Build, Feeds, Stage
-from deploypruner.stages.quantize import noise_like
-from deploypruner.stages.verify import verification_feeds
-
-# Validation inputs are decoded once and shared by all artifacts, so they have to fit into memory.
-_MEMORY_BYTES = 1 << 30
-_BATCH = 16
-_NOISE_SAMPLES = 64
-
-Samples = list[tuple[Feeds, np.ndarray | None]]
+from deploypruner.stages.evaluate import judge, timing_feeds, validation_samples
 
 
 class Measure(Stage):
@@ -43,11 +32,11 @@ class Measure(Stage):
     def run(self, build: Build) -> Build:
         """Give rows, raw timings and warnings."""
         recipe = build.recipe.measure
-        jobs = make_jobs(build.artifacts, recipe.runtimes or tuple(runtimes))
+        jobs = make_jobs(build.artifacts, recipe.runtimes or default_runtimes())
         machine = environment()
         samples = validation_samples(build)
-        qualities = _qualities(build, jobs, samples)
-        feeds = [array[:1] for array in verification_feeds(build)[0]] if build.traced.dynamic_batch else None
+        qualities = judge(build, jobs, samples)
+        feeds = timing_feeds(build)
         try:
             measured = time_artifacts(
                 jobs,
@@ -63,13 +52,24 @@ class Measure(Stage):
             name = f"{timing.artifact.name.replace(' ', '-')}.{timing.artifact.format}.{timing.runtime}.json"
             with build.folder.writing(f"measurements/{name}") as path:
                 write_timing(timing, path)
-        rows = make_rows(measured.timings, qualities, floor=measured.floor, seed=build.recipe.seed)
-        warnings = find_warnings(measured.timings, machine, settled=measured.settled, floor=measured.floor)
+        judged = dict(zip(jobs, qualities, strict=True))
+        known = [judged[job] for job in measured.jobs]
+        rows = make_rows(measured.timings, known, floor=measured.floor, seed=build.recipe.seed)
+        failures = [failure.message for failure in measured.failures]
+        warnings = find_warnings(
+            measured.timings,
+            machine,
+            settled=measured.settled,
+            floor=measured.floor,
+            conditions=measured.conditions,
+        )
+        certificate = None if build.found is None else _certify(build, build.found, measured, feeds=feeds)
         return replace(
             build,
             timings=measured.timings,
             rows=tuple(rows),
-            remarks=(*build.remarks, *warnings),
+            certificate=certificate,
+            remarks=(*build.remarks, *failures, *warnings),
             facts={**build.facts, "environment": machine, "noise_floor": measured.floor},
         )
 
@@ -77,6 +77,23 @@ class Measure(Stage):
         """How much was measured."""
         samples = sum(t.samples_ns.size for t in build.timings)
         return f"{len(build.rows)} rows, {samples:,} timed inferences, noise floor {build.facts['noise_floor']:.1%}"
+
+
+def _certify(build: Build, found: Found, measured: Measured, *, feeds: Feeds | None) -> Certificate:
+    """Judge the budget by this run; one that cannot tell is followed by another of the two artifacts alone."""
+    goal, recipe = found.goal(build.recipe.prune.budget), build.recipe
+    first = certify(goal, found.setting, measured.timings, doubt=measured.reason, seed=recipe.seed)
+    pair = [in_setting(measured.timings, found.setting, dense=dense) for dense in (True, False)]
+    if first.met or None in pair:
+        return first
+    again = time_artifacts(
+        [(timing.artifact, found.setting.runtime) for timing in pair if timing is not None],
+        threads=found.setting.threads,
+        budget_s=recipe.measure.seconds,
+        seed=recipe.seed + 1,
+        feeds=feeds,
+    )
+    return certify(goal, found.setting, again.timings, doubt=again.reason, seed=recipe.seed)
 
 
 def make_jobs(artifacts: Iterable[Artifact], names: Iterable[str]) -> list[Job]:
@@ -96,47 +113,6 @@ def make_jobs(artifacts: Iterable[Artifact], names: Iterable[str]) -> list[Job]:
             raise InputError(f"runtime '{name}' opens none of the build's files", hint="choose another --runtime")
         jobs += [(artifact, name) for artifact in best.values()]
     return jobs
-
-
-def validation_samples(build: Build) -> Samples:
-    """Inputs and labels that accuracy and agreement are computed on; noise without data."""
-    if build.data is None:
-        generator = torch.Generator().manual_seed(build.recipe.seed + 1)
-        example = build.traced.example_inputs
-        batch = _BATCH if build.traced.dynamic_batch else batch_size(example)
-        return [(noise_like(example, batch, generator), None) for _ in range(_NOISE_SAMPLES // batch or 1)]
-    most, seen = build.recipe.measure.samples, 0
-    samples: Samples = []
-    total_bytes = 0
-    whole = build.data.val.samples is not None and build.data.val.samples <= most
-    for inputs, labels in build.data.val.epoch(batch_size=_BATCH, seed=build.recipe.seed, shuffle=not whole):
-        feeds = [np.ascontiguousarray(t.numpy()) for t in inputs]
-        total_bytes += sum(array.nbytes for array in feeds)
-        if seen >= most or total_bytes > _MEMORY_BYTES:
-            break
-        samples.append((feeds, None if labels is None else labels.numpy()))
-        seen += len(feeds[0])
-    return samples
-
-
-def _qualities(build: Build, jobs: list[Job], samples: Samples) -> list[Quality]:
-    """Accuracy of every job, and agreement with the dense fp32 model on the first runtime."""
-    build.progress.start(len(jobs) + 1, "evaluate")
-    try:
-        artifact, runtime = jobs[0]
-        reference = outputs(_open(artifact, runtime), samples)
-        build.progress.advance()
-        found = []
-        for artifact, runtime in jobs:
-            found.append(evaluate(_open(artifact, runtime), samples, reference=reference))
-            build.progress.advance()
-        return found
-    finally:
-        build.progress.close()
-
-
-def _open(artifact: Artifact, runtime: str) -> Any:
-    return runtimes.get(runtime)().open(artifact.path, threads=torch.get_num_threads())
 
 
 class _Percent:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 from deploypruner.export import exporters
 from deploypruner.graph.inputs import Inputs, batch_size, carries_batch, tensors
-from deploypruner.quantize.static import quantize_static
+from deploypruner.quantize.static import QuantizationSummary, quantize_static
 from deploypruner.records import Artifact
 from deploypruner.stages import Build, Feeds, Stage, stage_file
 from deploypruner.stages.recover import write_state
@@ -34,14 +34,16 @@ class Quantize(Stage):
         """Give the four ONNX artifacts."""
         if build.traced.front_end != "torch.export":  # ONNX may turn out to be impossible; the weights remain
             write_state(build.folder, "weights.safetensors", build.compiled)
-        summary = self._model(build, build.traced.module, _DENSE), self._model(build, build.compiled, _PRUNED)
-        facts = {"quantization": {"dense": asdict(summary[0]), "pruned": asdict(summary[1])}}
+        build = with_dense(build)
+        pruned = _write(build, build.compiled, _PRUNED)
+        facts = {"quantization": {**build.facts["quantization"], "pruned": asdict(pruned)}}
         build.folder.write_json(self.saves[-1], facts)
-        return _with_artifacts(build, facts)
+        return _with_pruned(replace(build, facts={**build.facts, **facts}))
 
     def restore(self, build: Build) -> Build:
         """The files are there."""
-        return _with_artifacts(build, build.folder.read_json(self.saves[-1]))
+        facts = build.folder.read_json(self.saves[-1])
+        return _with_pruned(_with_dense(replace(build, facts={**build.facts, **facts})))
 
     def document(self, build: Build) -> str:
         """How much became int8."""
@@ -49,19 +51,29 @@ class Quantize(Stage):
         samples = "random noise" if build.data is None else f"{summary['samples']} samples"
         return f"{summary['quantized']} layers int8, {len(summary['left_float'])} left float, ranges from {samples}"
 
-    def _model(self, build: Build, module: nn.Module, names: tuple[str, str]) -> Any:
-        fp32, int8 = names
-        graph = build.traced
-        with build.folder.writing(fp32) as path:
-            exporters.get("onnx")().write(module, graph.example_inputs, path, dynamic_batch=graph.dynamic_batch)
-        with build.folder.writing(int8) as path:
-            return quantize_static(
-                build.folder.path(fp32),
-                path,
-                calibration=calibration_feeds(build),
-                method=build.recipe.quantize.method,
-                reduce_range=detect(build.recipe.target).saturates,
-            )
+
+def with_dense(build: Build) -> Build:
+    """Write the dense model in both precisions, unless this run has done so before, and give both artifacts."""
+    if build.artifacts:
+        return build
+    dense = _write(build, build.traced.module, _DENSE)
+    facts = {"quantization": {"dense": asdict(dense)}}
+    return _with_dense(replace(build, facts={**build.facts, **facts}))
+
+
+def _write(build: Build, module: nn.Module, names: tuple[str, str]) -> QuantizationSummary:
+    fp32, int8 = names
+    graph = build.traced
+    with build.folder.writing(fp32) as path:
+        exporters.get("onnx")().write(module, graph.example_inputs, path, dynamic_batch=graph.dynamic_batch)
+    with build.folder.writing(int8) as path:
+        return quantize_static(
+            build.folder.path(fp32),
+            path,
+            calibration=calibration_feeds(build),
+            method=build.recipe.quantize.method,
+            reduce_range=detect(build.recipe.target).saturates,
+        )
 
 
 def calibration_feeds(build: Build) -> Iterator[Feeds]:
@@ -95,13 +107,21 @@ def noise_like(example: Inputs, batch: int, generator: torch.Generator) -> Feeds
     return feeds
 
 
-def _with_artifacts(build: Build, facts: dict[str, Any]) -> Build:
-    dense = build.traced.cost()
+def _with_dense(build: Build) -> Build:
+    if build.artifacts:
+        return build
+    cost, folder = build.traced.cost(), build.folder
+    artifacts = (
+        Artifact("dense fp32", folder.path(_DENSE[0]), "onnx", "fp32", "dense", cost),
+        Artifact("dense int8", folder.path(_DENSE[1]), "onnx", "int8", "dense", cost),
+    )
+    return replace(build, artifacts=artifacts)
+
+
+def _with_pruned(build: Build) -> Build:
     folder = build.folder
     artifacts = (
-        Artifact("dense fp32", folder.path(_DENSE[0]), "onnx", "fp32", "dense", dense),
-        Artifact("dense int8", folder.path(_DENSE[1]), "onnx", "int8", "dense", dense),
         Artifact("pruned fp32", folder.path(_PRUNED[0]), "onnx", "fp32", "channel", build.pruned),
         Artifact("pruned int8", folder.path(_PRUNED[1]), "onnx", "int8", "channel", build.pruned),
     )
-    return replace(build, artifacts=artifacts, facts={**build.facts, **facts})
+    return replace(build, artifacts=(*build.artifacts, *artifacts))

@@ -40,7 +40,7 @@ class WriteReport(Stage):
 
 def make_report(build: Build) -> Report:
     """Everything the build knows, as one record."""
-    plan, graph = build.planned, build.traced
+    graph = build.traced
     dense = graph.cost()
     return Report(
         target=asdict(detect(build.recipe.target)),
@@ -53,16 +53,10 @@ def make_report(build: Build) -> Report:
             "inputs": [list(t.shape) for t in tensors(build.example_inputs)],
         },
         settings=_settings(build),
-        budget={
-            "kind": "macs",
-            "requested": build.recipe.prune.macs,
-            "predicted": plan.macs_after / plan.macs_before,
-            "certified": plan.macs_after / plan.macs_before,
-            "met": plan.macs_after <= build.recipe.prune.macs * plan.macs_before,
-        },
+        budget=budget_of(build),
         rows=build.rows,
         verification=build.checks,
-        loop=(),
+        loop=() if build.found is None else tuple(asdict(line) for line in build.found.rounds),
         layers=layer_widths(build),
         frozen=graph.frozen,
         stages=tuple(StageTime(name, seconds) for name, seconds in build.seconds),
@@ -70,6 +64,39 @@ def make_report(build: Build) -> Report:
         dense=dense,
         pruned=build.pruned or dense,
     )
+
+
+def budget_of(build: Build) -> dict[str, Any]:
+    """What was asked for, predicted, and certified by measuring; `certified` is None where nothing could be."""
+    plan, found, budget = build.planned, build.found, build.recipe.prune.budget
+    if found is None:
+        remain = plan.macs_after / plan.macs_before
+        return {
+            "kind": "macs",
+            "requested": budget.macs,
+            "predicted": remain,
+            "certified": remain,
+            "met": budget.macs is not None and plan.macs_after <= budget.macs * plan.macs_before,
+        }
+    goal, certificate = found.goal(budget), build.certificate
+    assert certificate is not None, "stage 'measure' judges every budget of time"
+    predicted = found.predicted_ms
+    if predicted is not None:
+        predicted = found.dense_ms / predicted if budget.speedup is not None else predicted * found.tail
+    return {
+        "kind": budget.kind,
+        "requested": goal.requested,
+        "quantile": budget.quantile,
+        "setting": asdict(found.setting),
+        "dense_ms": found.dense_ms,
+        "importance": found.importance,
+        "predicted": predicted,
+        "measured": certificate.measured,
+        "certified": certificate.bound,
+        "met": certificate.met,
+        "remark": found.remark,
+        "doubt": certificate.doubt,
+    }
 
 
 def layer_widths(build: Build) -> tuple[LayerWidth, ...]:

@@ -1,0 +1,65 @@
+"""The tables of `benchmarks.budgets`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+PLANS = ("solver", "uniform", "MACs")
+
+
+def tables(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: the requests, then the same latency by three ways of choosing widths."""
+    return f"{requests(rows)}\n\n{same_latency(rows)}"
+
+
+def requests(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line per request."""
+    lines = [
+        "| network | asked | outcome | fresh processes [95 %] | rounds | search s |",
+        "|---|--:|---|--:|--:|--:|",
+    ]
+    for key, row in rows.items():
+        name, precision, speedup = key.split()
+        if row["outcome"] == "refused":
+            reach = f"narrowest {row['reachable']:.2f}x" if row["reachable"] else ""
+            lines.append(f"| {short(name)} {precision} | {speedup}x | refused | {reach} | 0 | {row['seconds']:.0f} |")
+            continue
+        solver = row["plans"]["solver"]
+        low, high = solver["ci"]
+        lines.append(
+            f"| {short(name)} {precision} | {speedup}x | {row['outcome']} | {solver['ratio']:.2f}x "
+            f"[{low:.2f}, {high:.2f}] | {len(row['rounds'])} | {row['seconds']:.0f} |"
+        )
+    outcomes = [row["outcome"] for row in rows.values()]
+    counted = ", ".join(f"{outcomes.count(o)} {o}" for o in ("met", "missed", "refused"))
+    return "\n".join([*lines, "", f"{len(rows)} requests: {counted}."])
+
+
+def same_latency(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line per request that was met: importance, speed-up and speed-up / MACs reduction of each plan."""
+    lines = [
+        "| network | solver: importance, speed-up, per MACs | uniform | global MACs |",
+        "|---|---|---|---|",
+    ]
+    done = {key: row for key, row in rows.items() if "plans" in row}
+    for key, row in done.items():
+        name, precision, speedup = key.split()
+        cells = " | ".join(_cell(row["plans"][plan]) for plan in PLANS)
+        lines.append(f"| {short(name)} {precision} {speedup}x | {cells} |")
+    summary = [
+        f"{plan}: median importance {median(r['plans'][plan]['importance'] for r in done.values()):.1%}"
+        for plan in PLANS
+        if done
+    ]
+    return "\n".join([*lines, "", "; ".join(summary)])
+
+
+def short(name: str) -> str:
+    """Without the library."""
+    return name.partition(":")[2]
+
+
+def _cell(plan: Mapping[str, Any]) -> str:
+    return f"{plan['importance']:.1%}, {plan['ratio']:.2f}x, {plan['ratio'] * plan['macs']:.2f}"

@@ -1,0 +1,135 @@
+"""The command `bench`: artifacts of any origin, measured side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deploypruner.errors import InputError, MeasureError, RecipeError
+from deploypruner.options import RUNTIME, SECONDS, THREADS, chosen_runtimes, colour, width
+
+if TYPE_CHECKING:
+    from deploypruner.measure import Bench
+
+_BUILD_FILES = (
+    "stages/dense.fp32.onnx",
+    "stages/dense.int8.onnx",
+    "model.fp32.onnx",
+    "model.int8.onnx",
+    "model.int8.xml",
+    "model.pt2",
+)
+
+
+@click.command("bench")
+@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@RUNTIME
+@THREADS
+@SECONDS
+@click.option(
+    "--interval",
+    type=click.FloatRange(0, min_open=True),
+    default=2.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="Stop when every ratio is known to ± this.",
+)
+@click.option("--input-shape", multiple=True, metavar="NAME=1,3,224,224", help="For dynamic dimensions.")
+@click.option("--json", "document", metavar="FILE", help="Everything as JSON, raw samples too; - for stdout.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def bench_command(
+    artifacts: tuple[Path, ...],
+    runtime: tuple[str, ...],
+    threads: int | None,
+    seconds: float | None,
+    interval: float,
+    input_shape: tuple[str, ...],
+    document: str | None,
+    seed: int,
+) -> None:
+    """Measure artifacts side by side; the first one is the baseline.
+
+    An artifact is an .onnx, .xml or .pt2 file, or a build folder, which stands for all its models.
+    """
+    from deploypruner.measure import bench, openers
+
+    shapes = _named_shapes(input_shape)
+    if document not in (None, "-"):
+        _check_writable(Path(str(document)))
+    names = chosen_runtimes(runtime)
+    opened = openers(names)
+    found = bench(
+        [file for path in artifacts for file in _artifact_files(path, opened)],
+        runtimes=names,
+        threads=threads or 1,
+        budget_s=seconds or 20.0,
+        narrow=interval / 100,
+        input_shapes=shapes,
+        seed=seed,
+    )
+    if document is not None:
+        text = json.dumps(found.as_json())
+        click.echo(text) if document == "-" else _write(Path(document), text + "\n")
+    click.echo(_as_text(found), err=document == "-")
+    _report_failures(found)
+
+
+def _as_text(found: Bench) -> str:
+    """The table, then what failed and what casts doubt."""
+    from deploypruner.report import table_rows
+    from deploypruner.report.terminal import wrap
+
+    failed = [wrap("failed: ", str(failure.message), width()) for failure in found.measured.failures]
+    doubts = [wrap("warning: ", text, width()) for text in found.warnings]
+    return "\n".join([table_rows(found.rows, colour=colour(), width=width()), *failed, *doubts])
+
+
+def _report_failures(found: Bench) -> None:
+    failures = found.measured.failures
+    if failures:
+        total = len(failures) + len(found.rows)
+        raise MeasureError(f"{len(failures)} of {total} artifacts could not be measured", hint=failures[0].hint)
+
+
+def _artifact_files(path: Path, opened: frozenset[str]) -> list[Path]:
+    """The file itself, or the models of a build folder that end in one of the suffixes `opened`."""
+    if not path.exists():
+        raise InputError(f"there is no file or folder '{path}'", hint=f"looked in {path.absolute().parent}")
+    if not path.is_dir():
+        return [path]
+    found = [path / name for name in _BUILD_FILES if (path / name).is_file() and Path(name).suffix in opened]
+    if not found:
+        raise InputError(f"{path} holds no artifact", hint="name a build folder, or .onnx, .xml and .pt2 files")
+    return found
+
+
+def _named_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for value in values:
+        # Names of ONNX inputs may hold "=" themselves.
+        name, _, sizes = value.rpartition("=")
+        try:
+            shape = tuple(int(size) for size in sizes.replace("x", ",").split(","))
+        except ValueError:
+            shape = ()
+        if not name or not shape or min(shape) < 1:
+            raise RecipeError(f"--input-shape '{value}' is not NAME=1,3,224,224", hint="give one option per input")
+        shapes[name] = shape
+    return shapes
+
+
+def _check_writable(path: Path) -> None:
+    """Before measuring, so that minutes of it are not lost to a mistyped folder."""
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write '{path}'", hint="--json takes a file in a folder that exists, or -")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write '{path}': {error.strerror}", hint="--json takes a file, or -") from None

@@ -1,0 +1,147 @@
+"""Build the latency model of a traced graph: export a few probes, time many, bind what was executed."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from deploypruner.graph import Graph
+from deploypruner.graph.dependency import Keep
+from deploypruner.latency.cache import Cache, fingerprint
+from deploypruner.latency.model import LatencyModel
+from deploypruner.latency.nodes import bind
+from deploypruner.latency.plans import probe_plans, reference_plan
+from deploypruner.latency.probes import ProbeFiles, Profile, Timer, noise, undisturbed_ns
+from deploypruner.latency.quality import Quality
+from deploypruner.progress import Progress, SilentProgress
+from deploypruner.records import Setting
+
+PROBES = 14
+# Fewer tell too little about any layer; they are timed however little time is left.
+FEWEST = 4
+# A kind of operation with as many timings, from whatever models, needs no more.
+ENOUGH = 6
+_SECONDS_EACH = 0.35
+
+
+def build_latency_model(
+    graph: Graph,
+    setting: Setting,
+    *,
+    cache: Path | None = None,
+    seconds: float = 120.0,
+    step: int = 8,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> LatencyModel:
+    """The latency model of one setting; see `build_latency_models`."""
+    return build_latency_models(
+        graph, [setting], cache=cache, seconds=seconds, step=step, seed=seed, progress=progress
+    )[0]
+
+
+def build_latency_models(
+    graph: Graph,
+    settings: Sequence[Setting],
+    *,
+    cache: Path | None = None,
+    seconds: float = 120.0,
+    step: int = 8,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[LatencyModel]:
+    """Time probes of a graph in several settings and model what any plan takes.
+
+    Args:
+        graph: The traced model.
+        settings: What to predict; they share the exports.
+        cache: Folder of earlier timings; None for the default one.
+        seconds: About how long it may take; when that is short there are fewer probes, and the model says so.
+        step: Probes have widths that are multiples of this, as plans will.
+        seed: Of the probes' widths.
+        progress: Told about every probe.
+
+    Raises:
+        MeasureError: The model cannot be exported, a runtime does not tell what each operation takes, or a worker
+            failed.
+        RecipeError: No such runtime.
+    """
+    begin, bar = time.monotonic(), progress or SilentProgress()
+    caches = [Cache(cache, setting) for setting in settings]
+    name = fingerprint(graph)
+    found = [one.model(name) for one in caches]
+    missing = [i for i, one in enumerate(found) if one is None]
+    models = dict[int, LatencyModel]()
+    bar.start(1 + len(missing) * PROBES, "latency model")
+    try:
+        for i, known in enumerate(found):
+            if known is not None:
+                nodes, quality = known
+                models[i] = LatencyModel(graph, settings[i], nodes=nodes, points=caches[i].points, quality=quality)
+        if missing:
+            with tempfile.TemporaryDirectory(prefix="deploypruner-") as folder:
+                files = ProbeFiles(graph, [settings[i].precision for i in missing], Path(folder), seed=seed)
+                bar.advance(1, "probes exported")
+                work = _Work(graph, files, probe_plans(graph, PROBES, step=step, seed=seed), step, bar)
+                for number, i in enumerate(missing):
+                    share = (seconds - (time.monotonic() - begin)) / (len(missing) - number)
+                    models[i] = _build(work, settings[i], caches[i], name=name, seconds=share)
+    finally:
+        bar.close()
+    return [models[i] for i in range(len(settings))]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the settings of one call share."""
+
+    graph: Graph
+    files: ProbeFiles
+    plans: Sequence[Keep]
+    step: int
+    bar: Progress
+
+
+def _build(work: _Work, setting: Setting, cache: Cache, *, name: str, seconds: float) -> LatencyModel:
+    """Learn the operations; time probes unless other models have had the same ones; keep what was found."""
+    graph, files = work.graph, work.files
+    plans, timed = list(files.learnt), list[Profile]()
+    with Timer(setting, noise(graph)) as timer:
+        known = [timer.profile(files.write(keep, setting.precision), seconds=0) for keep in plans]
+        nodes = bind([profile.nodes for profile in known], files.counts(plans))
+        if any(cache.points.count(node.key) < ENOUGH for node in nodes):
+            timed = _time(work, setting, timer, end=time.monotonic() + seconds)
+            plans += work.plans[: len(timed)]
+            nodes = bind([profile.nodes for profile in [*known, *timed]], files.counts(plans))
+    points, ms = cache.points.copy(), list[float]()
+    if timed:
+        reference = undisturbed_ns(timed)
+        ms = [profile.ms(reference) for profile in timed]
+        for profile, total in zip(timed, ms, strict=True):
+            points.add_profile(nodes, profile.scaled(total))
+    for profile in known:
+        points.add_profile(nodes, profile.nodes, only_new=True)
+    short = 0 < len(timed) < len(work.plans)
+    remarks = [f"{len(timed)} of {len(work.plans)} probes fitted into the time"] if short else []
+    model = LatencyModel(graph, setting, nodes=nodes, points=points, quality=Quality(None, 0, 0.0))
+    quality = replace(model.judged(work.plans[: len(timed)], ms), remarks=tuple(remarks))
+    if not short:
+        cache.write(name, nodes, quality, points)
+    if cache.remark:
+        quality = replace(quality, remarks=(*quality.remarks, cache.remark))
+    return LatencyModel(graph, setting, nodes=nodes, points=points, quality=quality)
+
+
+def _time(work: _Work, setting: Setting, timer: Timer, *, end: float) -> list[Profile]:
+    """Time probes until all are done or the time is over."""
+    timer.refer_to(work.files.write(reference_plan(work.graph, work.step), setting.precision))
+    timed: list[Profile] = []
+    for keep in work.plans:
+        if len(timed) >= FEWEST and time.monotonic() >= end:
+            break
+        timed.append(timer.profile(work.files.write(keep, setting.precision), seconds=_SECONDS_EACH))
+        work.bar.advance(1, f"{setting}: probe {len(timed)} of {len(work.plans)}")
+    return timed

@@ -1,0 +1,138 @@
+"""Timings on disk: one file for each device and setting, shared by all models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deploypruner.errors import InputError
+from deploypruner.folder import BuildFolder
+from deploypruner.graph import Graph
+from deploypruner.graph.inputs import tensors
+from deploypruner.latency.matching import Follows
+from deploypruner.latency.nodes import Node
+from deploypruner.latency.points import Points
+from deploypruner.latency.quality import Quality
+from deploypruner.records import Setting
+from deploypruner.target import detect
+
+FORMAT = 1
+
+
+def default_folder() -> Path:
+    """$DEPLOYPRUNER_CACHE, or the folder called deploypruner in the user's cache folder."""
+    named = os.environ.get("DEPLOYPRUNER_CACHE")
+    if named:
+        return Path(named)
+    caches = os.environ.get("XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "deploypruner"
+
+
+class Cache:
+    """Earlier timings of one setting on this device.
+
+    Args:
+        folder: Where files are; None for `default_folder`.
+        setting: Runtime, precision and threads.
+
+    Attributes:
+        points: What was timed.
+        remark: What a user should know about the file, "" where it was as expected.
+    """
+
+    def __init__(self, folder: Path | None, setting: Setting) -> None:
+        self._folder = folder or default_folder()
+        self._device = device(setting)
+        digest = hashlib.sha256(json.dumps(self._device, sort_keys=True).encode()).hexdigest()[:16]
+        self._name = f"latency-{setting.runtime}-{setting.precision}-{setting.threads}-{digest}.json"
+        self.points, self.remark = Points(), ""
+        self._models: dict[str, Any] = {}
+        self._read()
+
+    def model(self, fingerprint: str) -> tuple[tuple[Node, ...], Quality] | None:
+        """Operations and quality of a model that was built before."""
+        found = self._models.get(fingerprint)
+        return None if found is None else (tuple(map(_node, found["nodes"])), _quality(found["quality"]))
+
+    def write(self, fingerprint: str, nodes: Sequence[Node], quality: Quality, points: Points) -> None:
+        """Keep a model and all points; a folder that cannot be written to is a remark, no error."""
+        self.points = points
+        self._models[fingerprint] = {"nodes": [asdict(node) for node in nodes], "quality": asdict(quality)}
+        document = {"format": FORMAT, "device": self._device, "points": points.to_json(), "models": self._models}
+        try:
+            BuildFolder(self._folder).write_json(self._name, document)
+        except InputError as error:
+            self.remark = f"the latency table was not kept: {error.message}"
+
+    def _read(self) -> None:
+        path = self._folder / self._name
+        if not path.is_file():
+            return
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if document["format"] != FORMAT or document["device"] != self._device:
+                raise ValueError("another format or device")
+            points, models = Points.from_json(document["points"]), dict(document["models"])
+            for found in models.values():
+                nodes = tuple(map(_node, found["nodes"]))
+                _quality(found["quality"])
+                if not all(points.has(node.key) for node in nodes):
+                    raise ValueError("operations without timings")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self.remark = f"the latency table {path} is damaged or of another device ({said}), so it is rebuilt"
+            return
+        self.points, self._models = points, models
+
+
+def device(setting: Setting) -> dict[str, Any]:
+    """What timings depend on besides the model, JSON-able."""
+    target = detect()
+    return {
+        "cpu": target.processor,
+        "cores": target.cores,
+        "features": list(target.int8_features),
+        "runtime": setting.runtime,
+        "version": _version(setting.runtime),
+        "precision": setting.precision,
+        "threads": setting.threads,
+    }
+
+
+def fingerprint(graph: Graph) -> str:
+    """Equal for models with the same operations, sizes, groups and input shapes, whatever their weights."""
+    module = graph.module
+    code = module.code if isinstance(module, torch.fx.GraphModule) else repr(module)
+    facts = [
+        code,
+        [(name, list(value.shape)) for name, value in module.state_dict().items()],
+        [(g.id, g.size, [(m.parameter, m.axis, list(m.index.shape)) for m in g.members]) for g in graph.groups],
+        [list(tensor.shape) for tensor in tensors(graph.example_inputs)],
+        [graph.part, graph.dynamic_batch],
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _node(found: dict[str, Any]) -> Node:
+    sizes = tuple(None if follows is None else Follows(**follows) for follows in found["sizes"])
+    places = tuple((int(number), int(axis)) for number, axis in found["places"])
+    return Node(**{**found, "sizes": sizes, "places": places})
+
+
+def _quality(found: dict[str, Any]) -> Quality:
+    return Quality(**{**found, "remarks": tuple(found["remarks"])})

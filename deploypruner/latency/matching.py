@@ -1,0 +1,110 @@
+"""Which axis of the traced graph a number of an exported or executed model follows.
+
+Over several plans a size that depends on the plan equals, up to a constant factor, the length that remains of one
+axis of the graph. Lengths that change together are one axis (`graph.axes`), so comparing vectors is enough: no
+names, no operator types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd
+
+import numpy as np
+
+from deploypruner.graph import Graph
+from deploypruner.graph.atoms import IntArray
+from deploypruner.graph.axes import Stack
+from deploypruner.graph.dependency import Keep
+
+
+@dataclass(frozen=True)
+class Follows:
+    """A number that is `length(axis) * times // per`.
+
+    Args:
+        axis: Position in `Lengths.axes`.
+        times: Factor.
+        per: Divisor; it divides exactly.
+    """
+
+    axis: int
+    times: int = 1
+    per: int = 1
+
+    def value(self, lengths: Sequence[int] | IntArray) -> int:
+        """The number, given the remaining length of every axis."""
+        return int(lengths[self.axis]) * self.times // self.per
+
+
+class Lengths:
+    """Remaining lengths of every axis of a graph that something prunable lies on.
+
+    Attributes:
+        axes: Numbers of `graph.axes`.
+        rows: Labels of each.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        movable = np.zeros(graph.labelling.atoms.count, bool)
+        for atoms in graph.atoms.values():
+            movable[atoms] = True
+        self.axes = [i for i, rows in enumerate(graph.axes.rows) if len(rows) and movable[rows].any()]
+        self.rows = [graph.axes.rows[i] for i in self.axes]
+        self._stack = Stack(self.rows)
+
+    def of(self, keep: Keep) -> IntArray:
+        """Lengths `[axes]` under a plan."""
+        return self._stack.kept(self._graph.removed(keep))
+
+    def whole(self) -> IntArray:
+        """Lengths `[axes]` of the dense model."""
+        return self._stack.kept()
+
+
+class Matcher:
+    """Finds the axis behind a vector of numbers, one number for each plan.
+
+    Args:
+        lengths: `[plans, axes]`, see `Lengths.of`.
+    """
+
+    def __init__(self, lengths: IntArray) -> None:
+        self._lengths = lengths
+        self._tables: dict[tuple[int, ...], dict[tuple[int, ...], list[tuple[int, int]]]] = {}
+
+    def find(self, numbers: Sequence[int], plans: Sequence[int] | None = None) -> Follows | None:
+        """The axis that `numbers` follow, None where there is none.
+
+        Args:
+            numbers: One for each plan.
+            plans: Which plans they belong to; all by default.
+        """
+        if min(numbers) <= 0:
+            return None
+        rows = tuple(range(len(self._lengths))) if plans is None else tuple(plans)
+        unit, shape = _ratio(numbers)
+        found = self._table(rows).get(shape, [])
+        if not found:
+            return None
+        axis, step = min(found, key=lambda one: (one[1] != unit, unit % one[1] != 0, one))
+        common = gcd(unit, step)
+        return Follows(axis, unit // common, step // common)
+
+    def _table(self, rows: tuple[int, ...]) -> dict[tuple[int, ...], list[tuple[int, int]]]:
+        if rows not in self._tables:
+            table: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+            for axis, column in enumerate(self._lengths[list(rows)].T.tolist()):
+                if min(column) > 0:
+                    unit, shape = _ratio(column)
+                    table.setdefault(shape, []).append((axis, unit))
+            self._tables[rows] = table
+        return self._tables[rows]
+
+
+def _ratio(numbers: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+    """(greatest common divisor, numbers divided by it)."""
+    unit = gcd(*numbers)
+    return unit, tuple(number // unit for number in numbers)

@@ -1,0 +1,77 @@
+"""Plans of probe networks: widths scattered so that every size can be told apart, or spread over what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from deploypruner.graph import Graph
+from deploypruner.graph.dependency import Keep
+from deploypruner.prune.constraints import Constraints, find_limits
+
+# How often a probe cuts what is left whole by default: the smaller of two coupled groups, channels of a layer norm.
+_RARELY = 1 / 3
+_ALL = Constraints(heads="both", statistics="prune")
+
+
+def scattered_plans(graph: Graph, count: int, *, seed: int) -> list[Keep]:
+    """Plans with any widths from a third to the whole, for finding out which size follows which group."""
+    rng = np.random.default_rng([seed, 1])
+    plans = []
+    for _ in range(count):
+        widths = {g.id: int(rng.integers(max(1, g.size // 3), g.size + 1)) for g in graph.groups}
+        plans.append(keep_first(graph, widths))
+    return plans
+
+
+def probe_plans(graph: Graph, count: int, *, step: int, seed: int) -> list[Keep]:
+    """Plans to be timed: the dense one, the narrowest one, then widths spread evenly over what each group may have.
+
+    Args:
+        graph: The traced model.
+        count: How many plans, at least 2. The first n of a longer list are spread as evenly as they can be.
+        step: As in `allocate`: widths are multiples of it, or whole.
+        seed: Seed of which width meets which.
+    """
+    rng = np.random.default_rng([seed, 2])
+    widths = candidate_widths(graph, step)
+    default = find_limits(graph, Constraints(), step=step, statistics=False)
+    ids = [group.id for group in graph.groups]
+    plans = [
+        keep_first(graph, {}),
+        keep_first(graph, {i: widths[i][-1] if not default[i].whole else widths[i][0] for i in ids}),
+    ]
+    shifts = {i: rng.uniform() for i in ids}
+    for number in range(count - 2):
+        chosen = {}
+        for i in ids:
+            # A golden-ratio sequence stays evenly spread however soon it is cut off; each group has its own start,
+            # and a shuffle of every block of eight unties groups from one another.
+            place = (shifts[i] + (number + int(rng.integers(8))) * 0.6180339887) % 1.0
+            whole = bool(default[i].whole) and rng.uniform() > _RARELY
+            chosen[i] = widths[i][0] if whole else widths[i][int(place * len(widths[i]))]
+        plans.append(keep_first(graph, chosen))
+    return plans[:count]
+
+
+def reference_plan(graph: Graph, step: int) -> Keep:
+    """A plan of middling width, whose network is the reference that the others are timed beside."""
+    widths = candidate_widths(graph, step)
+    default = find_limits(graph, Constraints(), step=step, statistics=False)
+    return keep_first(graph, {i: w[0] if default[i].whole else w[len(w) * 5 // 8] for i, w in widths.items()})
+
+
+def candidate_widths(graph: Graph, step: int) -> dict[str, Sequence[int]]:
+    """Group id -> widths it may have, the whole first."""
+    limits = find_limits(graph, _ALL, step=step, statistics=True)
+    return {g.id: [g.size, *limits[g.id].narrower(g.size)] for g in graph.groups}
+
+
+def keep_first(graph: Graph, widths: dict[str, int]) -> Keep:
+    """The first channels of every group, and those without which some tensor would be left with none."""
+    keep = {g.id: np.arange(widths.get(g.id, g.size)) for g in graph.groups}
+    while emptied := graph.emptied(keep):
+        for group, channels in emptied.items():
+            keep[group] = np.union1d(keep[group], sorted(channels))
+    return keep

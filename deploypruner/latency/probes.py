@@ -1,0 +1,236 @@
+"""Probe files of one graph in every precision, and the worker that times them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deploypruner.errors import MeasureError, TraceError
+from deploypruner.export import exporters
+from deploypruner.graph import Graph
+from deploypruner.graph.atoms import IntArray
+from deploypruner.graph.dependency import Keep
+from deploypruner.graph.inputs import Inputs, carries_batch, tensors
+from deploypruner.latency.matching import Lengths
+from deploypruner.latency.plans import scattered_plans
+from deploypruner.latency.template import Template, learn
+from deploypruner.measure.cores import pick_cores
+from deploypruner.measure.process import Worker
+from deploypruner.measure.profiling import from_lists
+from deploypruner.quantize.static import quantize_static
+from deploypruner.records import Artifact, Precision, Setting
+from deploypruner.runtime import Array, NodeTime
+
+# Two further exports beside the dense one: three numbers with scattered widths tell axes apart.
+SCATTERED = 2
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One network timed from the inside.
+
+    Virtual machines share cores with neighbours nobody sees: no process, no steal time, yet everything takes up to
+    twice as long for a tenth of a second or for minutes. Calls of one reference network between the calls of every
+    other one tell by how much each call was slowed down.
+
+    Args:
+        samples: `[calls, 2]` nanoseconds of single inferences without counters, and of the reference around each.
+        nodes: Every executed operation; their times add up to about one inference.
+    """
+
+    samples: NDArray[np.float64]
+    nodes: tuple[NodeTime, ...]
+
+    def ms(self, reference_ns: float) -> float:
+        """Latency when the reference takes `reference_ns`."""
+        return float(np.median(self.samples[:, 0] / self.samples[:, 1])) * reference_ns / 1e6
+
+    def scaled(self, ms: float) -> tuple[NodeTime, ...]:
+        """The nodes, their times scaled so that they add up to `ms`."""
+        factor = ms * 1e6 / sum(node.ns for node in self.nodes)
+        return tuple(NodeTime(n.name, n.kind, n.shapes, n.precisions, n.ns * factor) for n in self.nodes)
+
+
+def undisturbed_ns(profiles: Sequence[Profile]) -> float:
+    """What the reference takes when nothing disturbs the core: the lowest fiftieth of all its calls."""
+    return float(np.quantile(np.concatenate([profile.samples[:, 1] for profile in profiles]), 0.02))
+
+
+class ProbeFiles:
+    """Writes the exported form of a graph under any plan.
+
+    Args:
+        graph: The traced model.
+        precisions: In which files will be asked for.
+        folder: For temporary files.
+        seed: Of the plans the template is learnt from.
+
+    Attributes:
+        lengths: Lengths of the graph's axes.
+        learnt: Plans of the exports, the dense one first.
+
+    Raises:
+        MeasureError: The model cannot be written as ONNX, so that no runtime can tell what each layer takes.
+    """
+
+    def __init__(self, graph: Graph, precisions: Sequence[Precision], folder: Path, *, seed: int) -> None:
+        self._graph, self._folder = graph, folder
+        self.lengths = Lengths(graph)
+        self.learnt: list[Keep] = [{}, *scattered_plans(graph, SCATTERED, seed=seed)]
+        exported = [self._export(keep, folder / f"learn{i}.onnx") for i, keep in enumerate(self.learnt)]
+        self._templates: dict[Precision, Template | None] = {}
+        for precision in dict.fromkeys(precisions):
+            files = exported
+            if precision == "int8":
+                files = [self._quantize(file, file.with_name(f"{file.stem}.int8.onnx")) for file in exported]
+            self._templates[precision] = learn(files, self.counts(self.learnt))
+
+    def write(self, keep: Keep, precision: Precision) -> Path:
+        """The file of a plan; the next call overwrites it."""
+        path = self._folder / f"probe.{precision}.onnx"
+        template = self._templates[precision]
+        if template is not None:
+            template.write(self.lengths.of(keep), path)
+            return path
+        if precision == "fp32":
+            return self._export(keep, path)
+        return self._quantize(self._export(keep, self._folder / "probe.onnx"), path)
+
+    def counts(self, plans: Sequence[Keep]) -> IntArray:
+        """Lengths `[plans, axes]`, see `Lengths`."""
+        return np.array([self.lengths.of(keep) for keep in plans])
+
+    def _export(self, keep: Keep, path: Path) -> Path:
+        write_candidate(self._graph, keep, "fp32", path)
+        return path
+
+    def _quantize(self, fp32: Path, int8: Path) -> Path:
+        quantize_static(fp32, int8, calibration=[noise(self._graph)])
+        return int8
+
+
+def write_candidate(graph: Graph, keep: Keep, precision: Precision, path: Path) -> None:
+    """Write the network that is left under a plan, as a build would but for its weights and ranges, to be timed.
+
+    Args:
+        graph: The traced model.
+        keep: Group id -> kept channels.
+        precision: "int8" is quantized with ranges from one sample of noise.
+        path: The .onnx file.
+
+    Raises:
+        MeasureError: The model cannot be written as ONNX.
+    """
+    module = graph.cut(graph.removed(keep)) if keep else graph.module
+    fp32 = path if precision == "fp32" else path.with_name(f"{path.stem}.fp32.onnx")
+    try:
+        exporters.get("onnx")().write(module, graph.example_inputs, fp32, dynamic_batch=graph.dynamic_batch)
+    except TraceError as error:
+        raise MeasureError(
+            f"predicting latency needs the model as ONNX, and that failed: {error.message}",
+            hint="give a budget with --macs instead, or change the operation named above",
+        ) from error
+    if precision == "int8":
+        quantize_static(fp32, path, calibration=[noise(graph)])
+        fp32.unlink()
+
+
+def profile(path: Path, setting: Setting, *, feeds: Sequence[Array] | None = None, seconds: float = 0.5) -> Profile:
+    """Time one file from the inside, in a worker of its own.
+
+    Args:
+        path: .onnx or .xml file.
+        setting: Where it runs.
+        feeds: One array per input; random ones where None.
+        seconds: For each of the two timings.
+
+    Raises:
+        MeasureError: As `Timer.profile`.
+    """
+    with Timer(setting, feeds) as timer:
+        return timer.profile(path, seconds=seconds)
+
+
+class Timer:
+    """A worker that times probe files of one setting; a context manager.
+
+    Args:
+        setting: Runtime, precision and threads.
+        feeds: One array per input; random ones where None.
+    """
+
+    def __init__(self, setting: Setting, feeds: Sequence[Array] | None) -> None:
+        self._setting, self._feeds, self._stack = setting, feeds, ExitStack()
+
+    def __enter__(self) -> Timer:
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="deploypruner-")))
+        self._saved: str | None = None
+        if self._feeds is not None:
+            self._saved = str(folder / "feeds.npz")
+            np.savez(self._saved, *self._feeds)
+        setting = self._setting
+        artifact = Artifact("probe", folder, "onnx", setting.precision)
+        self._worker = self._stack.enter_context(
+            Worker(artifact, setting.runtime, threads=setting.threads, log=folder / "log")
+        )
+        self.version = str(self._worker.ask(do="load", runtime=setting.runtime)["version"])
+        cores = pick_cores(setting.threads)
+        if cores:
+            self._worker.ask(do="pin", cores=cores)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def refer_to(self, path: Path) -> None:
+        """Make a file the reference of all profiles that follow.
+
+        Raises:
+            MeasureError: It cannot be run.
+        """
+        threads = self._setting.threads
+        self._worker.ask(do="open", path=str(path), threads=threads, seed=0, shapes={}, feeds=self._saved)
+        self._worker.ask(do="warm", max_s=0.3, max_calls=300)
+
+    def profile(self, path: Path, *, seconds: float) -> Profile:
+        """Time a file from the inside.
+
+        Args:
+            path: The file.
+            seconds: For each of its two timings; 0 to learn its operations only, their times being rough.
+
+        Raises:
+            MeasureError: It cannot be run, or the runtime does not count the time of operations.
+        """
+        said = self._worker.ask(
+            do="profile", path=str(path), threads=self._setting.threads, feeds=self._saved, seconds=seconds
+        )
+        samples = np.array([said["ns"], said["reference"]], dtype=np.float64).T
+        return Profile(samples, from_lists(said["nodes"]))
+
+
+def noise(graph: Graph) -> list[Array]:
+    """One sample to run a probe on: normal numbers for floating inputs, the example for others."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        np.ascontiguousarray(_like(t, graph.example_inputs, graph.dynamic_batch, generator))
+        for t in tensors(graph.example_inputs)
+    ]
+
+
+def _like(tensor: torch.Tensor, inputs: Inputs, dynamic_batch: bool, generator: torch.Generator) -> Array:
+    batched = carries_batch(tensor, inputs)
+    value = tensor[:1] if batched and dynamic_batch else tensor
+    if batched and value.is_floating_point():
+        value = torch.randn(value.shape, generator=generator).to(value.dtype)
+    return value.numpy()

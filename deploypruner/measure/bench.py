@@ -1,0 +1,184 @@
+"""Any files, measured side by side: what `measure` and the command `bench` are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deploypruner.errors import InputError
+from deploypruner.measure.baselines import Job
+from deploypruner.measure.environment import environment
+from deploypruner.measure.files import describe_file
+from deploypruner.measure.protocol import Measured, time_artifacts
+from deploypruner.measure.rounds import NARROW, Progress
+from deploypruner.measure.rows import make_rows
+from deploypruner.measure.warnings import find_warnings
+from deploypruner.records import Artifact, Row
+from deploypruner.runtime import Array, default_runtimes, runtimes
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Artifacts measured side by side.
+
+    Args:
+        rows: One per artifact and runtime that could be measured, each runtime's baseline first.
+        measured: Raw timings, failures and what else the machine did.
+        environment: Machine and software before the run.
+        warnings: What casts doubt on the numbers, each with what to try.
+        settings: What was asked for.
+    """
+
+    rows: tuple[Row, ...]
+    measured: Measured
+    environment: dict[str, Any]
+    warnings: tuple[str, ...]
+    settings: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, raw nanoseconds too, as JSON-able values."""
+        measured = self.measured
+        raw = {(timing.artifact.name, timing.runtime): timing for timing in measured.timings}
+        rows = []
+        for row in self.rows:
+            timing = raw[row.name, row.runtime]
+            rows.append(
+                {
+                    **asdict(row),
+                    "path": str(timing.artifact.path),
+                    "load_s": timing.load_s,
+                    "warmup": timing.warmup,
+                    "settings": timing.settings,
+                    "samples_ns": timing.samples_ns.tolist(),
+                }
+            )
+        return {
+            "format": FORMAT,
+            "settings": self.settings,
+            "environment": self.environment,
+            "noise_floor": measured.floor,
+            "settled": measured.settled,
+            "certifiable": measured.certifiable,
+            "reason": measured.reason,
+            "rows": rows,
+            "twin": {
+                "of": measured.twin.artifact.name,
+                "runtime": measured.twin.runtime,
+                "samples_ns": measured.twin.samples_ns.tolist(),
+            },
+            "failures": [
+                {"name": f.artifact.name, "path": str(f.artifact.path), "runtime": f.runtime}
+                | {"message": f.message, "hint": f.hint}
+                for f in measured.failures
+            ],
+            "conditions": measured.conditions.as_json(),
+            "warnings": list(self.warnings),
+        }
+
+
+def bench(
+    paths: Sequence[Path],
+    *,
+    runtimes: Sequence[str] | None = None,
+    threads: int = 1,
+    budget_s: float = 12.0,
+    narrow: float = NARROW,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    feeds: Sequence[Array] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Bench:
+    """Time artifacts side by side; the first file is what the others are compared with.
+
+    Args:
+        paths: .onnx, .xml or .pt2 files of any origin.
+        runtimes: Registered names; where None, each file is timed on the default ones that open its kind, or on
+            every one that does where no default one does.
+        threads: Threads of every runtime.
+        budget_s: Seconds of measuring, loading and warm-up not counted.
+        narrow: Half width of every ratio's interval that ends the measuring: 0.02 is ±2 %.
+        input_shapes: Full shapes by input name, for dynamic dimensions.
+        feeds: One array per input, for every file; random ones where None.
+        seed: Seed of random inputs, order and bootstrap.
+        progress: Told after every round: fraction of the budget, one line of text.
+
+    Raises:
+        InputError: No file, or one that none of the runtimes can open.
+        RecipeError: No such runtime, or a number out of range.
+        MeasureError: No artifact could be loaded and run; where some could, the others are in `measured.failures`.
+    """
+    jobs = pair_up(paths, runtimes)
+    machine = environment()
+    measured = time_artifacts(
+        jobs,
+        threads=threads,
+        budget_s=budget_s,
+        narrow=narrow,
+        seed=seed,
+        feeds=feeds,
+        input_shapes=input_shapes,
+        progress=progress,
+    )
+    rows = make_rows(measured.timings, [None] * len(measured.timings), floor=measured.floor, seed=seed)
+    warnings = find_warnings(
+        measured.timings,
+        machine,
+        settled=measured.settled,
+        floor=measured.floor,
+        narrow=narrow,
+        conditions=measured.conditions,
+    )
+    settings = {
+        "threads": threads,
+        "seconds": budget_s,
+        "interval": narrow,
+        "input_shapes": {name: list(shape) for name, shape in (input_shapes or {}).items()},
+        "seed": seed,
+    }
+    return Bench(tuple(rows), measured, machine, tuple(warnings), settings)
+
+
+def openers(names: Sequence[str] | None = None) -> frozenset[str]:
+    """File name endings that the runtimes `names` open, or the default ones where None."""
+    return frozenset().union(*(runtimes.get(name).suffixes for name in names or default_runtimes()))
+
+
+def pair_up(paths: Sequence[Path], names: Sequence[str] | None = None) -> list[Job]:
+    """Return every pair of a file and a runtime that opens its kind, runtimes together.
+
+    Args:
+        paths: Files.
+        names: Registered names; where None, the default runtimes, and for a file that none of them opens, every
+            other one that does.
+
+    Raises:
+        InputError: A file that is missing or that none of the runtimes opens.
+        RecipeError: No such runtime.
+    """
+    opens = {name: runtimes.get(name).suffixes for name in names or runtimes}
+    artifacts = _told_apart([describe_file(path) for path in paths])
+    for path in paths:
+        if not any(path.suffix in suffixes for suffixes in opens.values()):
+            able = [name for name in runtimes if path.suffix in runtimes.get(name).suffixes]
+            raise InputError(f"{', '.join(opens)} cannot open '{path}'", hint=f"use --runtime {able[0]}")
+    usual, usually_opened = default_runtimes(), openers()
+
+    def wanted(suffix: str, name: str) -> bool:
+        return suffix in opens[name] and (names is not None or name in usual or suffix not in usually_opened)
+
+    return [(artifact, name) for name in opens for artifact in artifacts if wanted(artifact.path.suffix, name)]
+
+
+def _told_apart(artifacts: Sequence[Artifact]) -> list[Artifact]:
+    """The same with names that differ: files of one name get their paths, one file that is given twice a number."""
+    names = [artifact.name for artifact in artifacts]
+    longer = [str(a.path) if names.count(a.name) > 1 else a.name for a in artifacts]
+    found = []
+    for index, (artifact, name) in enumerate(zip(artifacts, longer, strict=True)):
+        before = longer[:index].count(name)
+        found.append(replace(artifact, name=f"{name} ({before + 1})" if before else name))
+    return found

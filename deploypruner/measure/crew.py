@@ -1,0 +1,124 @@
+"""The workers of one run; whoever fails is let go and remembered, and the others go on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploypruner.errors import MeasureError
+from deploypruner.measure.baselines import Job
+from deploypruner.measure.failure import Failure
+from deploypruner.measure.process import Worker
+
+_WARM_S = 0.5
+_WARM_CALLS = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A worker that has opened its artifact and is warm.
+
+    Args:
+        job: What it times.
+        worker: Its process.
+        said: Its answers to "open" and "warm".
+    """
+
+    job: Job
+    worker: Worker
+    said: Mapping[str, Any]
+
+
+class Crew:
+    """Starts workers and keeps the book of those that failed.
+
+    Args:
+        stack: Ends every worker.
+        folder: Where workers write what they print.
+        message: What every worker is told with "open", without the path.
+        cores: Cores they are pinned to; none where the system cannot pin.
+    """
+
+    def __init__(self, stack: ExitStack, folder: Path, message: Mapping[str, Any], *, cores: Sequence[int]) -> None:
+        self.failures: list[Failure] = []
+        self.gone: set[Member] = set()
+        self.threads: int = message["threads"]
+        self._stack, self._folder = stack, folder
+        self._message, self._cores = message, list(cores)
+        self._hired = 0
+
+    def hire(self, jobs: Sequence[Job]) -> list[Member]:
+        """Start, open and warm up one worker per job; those that could.
+
+        Libraries are loaded by all workers at once, artifacts one at a time, so that load times are true.
+        """
+        workers = [self._start(job) for job in jobs]
+        for worker in workers:
+            with contextlib.suppress(MeasureError):  # one that is gone says so below, when it is to answer
+                worker.tell(do="load", runtime=worker.runtime)
+        loaded = [
+            (job, worker, self._try(job, worker, self._loaded)) for job, worker in zip(jobs, workers, strict=True)
+        ]
+        opened = [
+            (job, worker, self._try(job, worker, self._open)) for job, worker, said in loaded if said is not None
+        ]
+        return [
+            Member(job, worker, {**said, **warm})
+            for job, worker, said in opened
+            if said is not None and (warm := self._try(job, worker, self._warm)) is not None
+        ]
+
+    def hire_twin(self, partner: Member) -> Member | None:
+        """A second worker of the same job; where it fails, so has the job."""
+        twins = self.hire([partner.job])
+        if not twins:
+            self.gone.add(partner)
+            return None
+        return twins[0]
+
+    def fail(self, member: Member, error: MeasureError) -> None:
+        """Let a member go."""
+        self.gone.add(member)
+        self._note(member.job, error)
+        member.worker.close()
+
+    def memory(self, member: Member) -> int | None:
+        """Peak resident bytes of a member's process, None where it fails at last."""
+        try:
+            return int(member.worker.ask(do="memory")["peak_rss_bytes"])
+        except MeasureError as error:
+            self.fail(member, error)
+            return None
+
+    def _start(self, job: Job) -> Worker:
+        self._hired += 1
+        artifact, runtime = job
+        log = self._folder / f"{self._hired}.log"
+        return self._stack.enter_context(Worker(artifact, runtime, threads=self.threads, log=log))
+
+    def _try(self, job: Job, worker: Worker, step: Callable[[Worker], dict[str, Any]]) -> dict[str, Any] | None:
+        try:
+            return step(worker)
+        except MeasureError as error:
+            self._note(job, error)
+            worker.close()
+            return None
+
+    def _note(self, job: Job, error: MeasureError) -> None:
+        failure = Failure(*job, error.message, error.hint)
+        if failure not in self.failures:
+            self.failures.append(failure)
+
+    def _loaded(self, worker: Worker) -> dict[str, Any]:
+        said = worker.hear()
+        return {**said, **worker.ask(do="pin", cores=self._cores)} if self._cores else said
+
+    def _open(self, worker: Worker) -> dict[str, Any]:
+        return worker.ask(do="open", **self._message, path=str(worker.artifact.path))
+
+    def _warm(self, worker: Worker) -> dict[str, Any]:
+        return worker.warm_up(max_s=_WARM_S, max_calls=_WARM_CALLS)

@@ -1,0 +1,227 @@
+"""What else the machine did while it was measuring: other programs, stolen time, frequency.
+
+Each window of about half a second is judged alone, so that a neighbour who came and went is told from one who
+was there throughout.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+
+WINDOW_S = 0.5
+# A worker that loses a twentieth of its time to somebody else is slower by more than any bound of ours is wide.
+_DISTURBED = 0.05
+# Half of one core is what a desktop does by itself; more leaves no room for the worker's threads.
+_SLACK_CORES = 0.5
+_THROUGHOUT = 0.5
+_FREQUENCY_MOVES = 0.05
+
+
+@dataclass(frozen=True)
+class Window:
+    """A piece of a run.
+
+    Args:
+        seconds: Its length.
+        others_cores: Cores in use by programs that are not ours, on the whole machine.
+        stolen: Share of the workers' time that the host of a virtual machine took away, 0 to 1.
+        waited: Share of the time that workers were ready to run while somebody else had their core, 0 to 1; None
+            where the system does not say.
+        mhz: Frequency of the fastest core at the end of it, None where the system does not say.
+    """
+
+    seconds: float
+    others_cores: float
+    stolen: float
+    waited: float | None
+    mhz: float | None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the machine did during a run.
+
+    Args:
+        windows: In order; none where the run was shorter than one.
+        cores: Cores of the machine this process may use.
+        threads: Threads of every worker.
+    """
+
+    windows: tuple[Window, ...]
+    cores: int
+    threads: int
+
+    @property
+    def disturbed(self) -> float:
+        """Share of the windows, 0 to 1, in which somebody else needed the cores too."""
+        if not self.windows:
+            return 0.0
+        return sum(bool(self._why(window)) for window in self.windows) / len(self.windows)
+
+    @property
+    def others_cores(self) -> float:
+        """Mean of cores in use by other programs."""
+        return self._mean([window.others_cores for window in self.windows])
+
+    @property
+    def stolen(self) -> float:
+        """Mean share of stolen time."""
+        return self._mean([window.stolen for window in self.windows])
+
+    @property
+    def waited(self) -> float:
+        """Mean share of time that workers waited for a core."""
+        return self._mean([window.waited or 0.0 for window in self.windows])
+
+    @property
+    def mhz_moved(self) -> tuple[float, float] | None:
+        """Lowest and highest frequency where they lie more than 5 % apart."""
+        seen = [window.mhz for window in self.windows if window.mhz]
+        if not seen or min(seen) >= max(seen) * (1 - _FREQUENCY_MOVES):
+            return None
+        return min(seen), max(seen)
+
+    def busy_throughout(self) -> str:
+        """Why the machine cannot be said to have been free for the workers, "" where it was.
+
+        It was not free where somebody else needed the cores in at least half of the windows: then the samples
+        describe the machine with its guest, and no statistic can take the guest away.
+        """
+        if self.disturbed < _THROUGHOUT:
+            return ""
+        return f"the machine was busy throughout: {self.reasons()}"
+
+    def reasons(self) -> str:
+        """Who disturbed, with numbers; "" where nobody did."""
+        found = dict.fromkeys(why for window in self.windows for why in self._why(window))
+        said = {
+            "others": f"other programs used {self.others_cores:.1f} of {self.cores} cores",
+            "waited": f"workers waited {self.waited:.0%} of the time for a core",
+            "stolen": f"the host of this virtual machine took {self.stolen:.0%} of its time",
+        }
+        return ", ".join(text for why, text in said.items() if why in found)
+
+    def as_json(self) -> dict[str, Any]:
+        """Windows and what follows from them."""
+        return {
+            "disturbed": self.disturbed,
+            "others_cores": self.others_cores,
+            "stolen": self.stolen,
+            "waited": self.waited,
+            "windows": [asdict(window) for window in self.windows],
+        }
+
+    def _why(self, window: Window) -> list[str]:
+        crowded = (
+            window.others_cores > _SLACK_CORES and window.others_cores + self.threads > self.cores + _SLACK_CORES
+        )
+        found = {
+            "others": crowded,
+            "waited": window.waited is not None and window.waited > _DISTURBED,
+            "stolen": window.stolen > _DISTURBED,
+        }
+        return [why for why, is_true in found.items() if is_true]
+
+    @staticmethod
+    def _mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values) if values else 0.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Counters at one moment, seconds since boot or start; only differences mean something.
+
+    Args:
+        busy_s: Of all cores together, time spent on programs and the kernel, stolen time not counted.
+        stolen_s: Of all cores together, taken by the host.
+        own_s: Of this process and its workers.
+        mhz: Frequency of the fastest core now.
+    """
+
+    busy_s: float
+    stolen_s: float
+    own_s: float
+    mhz: float | None
+
+
+class Watch:
+    """Cuts a run into windows.
+
+    Args:
+        cores: Cores of the machine this process may use.
+        threads: Threads of every worker.
+        read: Returns the counters; a test may pass its own.
+        clock: Seconds; a test may pass its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        cores: int,
+        threads: int,
+        read: Callable[[], Reading],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cores, self._threads = cores, threads
+        self._read, self._clock = read, clock
+        self._windows: list[Window] = []
+        self._since, self._before = clock(), read()
+        self._waited_s: float | None = None
+
+    def waited(self, nanoseconds: int | None) -> None:
+        """Add time that a worker waited for its core in one block; None where it cannot tell."""
+        if nanoseconds is not None:
+            self._waited_s = (self._waited_s or 0.0) + nanoseconds / 1e9
+
+    def look(self) -> None:
+        """Close the window if it is long enough; call it after each round."""
+        now = self._clock()
+        seconds = now - self._since
+        if seconds < WINDOW_S:
+            return
+        after = self._read()
+        before = self._before
+        others = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
+        self._windows.append(
+            Window(
+                seconds=seconds,
+                others_cores=max(0.0, others / seconds),
+                stolen=min(1.0, max(0.0, (after.stolen_s - before.stolen_s) / seconds / self._threads)),
+                waited=None if self._waited_s is None else min(1.0, self._waited_s / seconds / self._threads),
+                mhz=after.mhz,
+            )
+        )
+        self._since, self._before, self._waited_s = now, after, None
+
+    def conditions(self) -> Conditions:
+        """What was seen so far."""
+        return Conditions(tuple(self._windows), self._cores, self._threads)
+
+
+def read_counters(pids: Sequence[int]) -> Reading:
+    """Read the system's counters; `pids` are the workers."""
+    times = psutil.cpu_times()
+    stolen = getattr(times, "steal", 0.0)
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    # A guest's time is in `user` already.
+    guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+    frequency = psutil.cpu_freq()
+    return Reading(
+        busy_s=sum(times) - idle - stolen - guests,
+        stolen_s=stolen,
+        own_s=sum(map(_own_seconds, [psutil.Process().pid, *pids])),
+        mhz=frequency.current if frequency else None,
+    )
+
+
+def _own_seconds(pid: int) -> float:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:  # a worker that has crashed
+        return 0.0
+    return float(times.user + times.system)

@@ -1,0 +1,123 @@
+"""How far a model may be cut at all, and what an importance is worth: the same for every kind of budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deploypruner.criteria import Normalizer
+from deploypruner.errors import PlanError
+from deploypruner.graph import Graph
+from deploypruner.graph.atoms import IntArray
+from deploypruner.prune.constraints import Constraints, Limit, find_limits
+from deploypruner.records import Group
+
+Order = Mapping[str, IntArray]
+# What keeping exactly these channels costs, in the unit of the budget, with those orders of channels.
+CostOf = Callable[["Room"], float]
+
+
+@dataclass(frozen=True)
+class Room:
+    """How far a model may be cut.
+
+    Args:
+        limits: Group id -> limit.
+        order: Group id -> channels, what has to stay first, then by importance.
+        narrowest: What every group keeps at the least.
+    """
+
+    limits: Mapping[str, Limit]
+    order: Order
+    narrowest: Mapping[str, IntArray]
+
+
+def find_room(
+    graph: Graph,
+    order: Order,
+    constraints: Constraints,
+    *,
+    step: int,
+    cost: CostOf,
+    target: float = 0,
+    fixed: Mapping[str, int] | None = None,
+) -> tuple[Room, float]:
+    """Groups that change statistics are left out of the room unless they must help to get below `target`.
+
+    Args:
+        graph: The traced model.
+        order: Group id -> all its channels, the most important first.
+        constraints: What may be cut, and how far.
+        step: Widths become multiples of this, counted in output channels of the layers concerned.
+        cost: What the narrowest plan of a room costs.
+        target: The budget, in the same unit.
+        fixed: Group id -> exactly this many channels stay.
+
+    Returns:
+        The room, and what its narrowest plan costs.
+
+    Raises:
+        RecipeError: A pattern of the constraints matches nothing.
+        PlanError: A fixed width leaves some tensor without an index.
+    """
+    policies = {"auto": (False, True), "keep": (False,), "prune": (True,)}[constraints.statistics]
+    for statistics in policies:
+        limits = find_limits(graph, constraints, step=step, statistics=statistics)
+        room = _without_empty_tensors(graph, order, limits, fixed=fixed or {})
+        least = cost(room)
+        if least <= target:
+            break
+    return room, least
+
+
+def by_importance(scores: Mapping[str, Tensor]) -> dict[str, IntArray]:
+    """Group id -> its channels, the most important first; equal ones by number."""
+    return {g: torch.argsort(score, descending=True, stable=True).numpy() for g, score in scores.items()}
+
+
+def most_important(order: Order, widths: Mapping[str, int]) -> dict[str, IntArray]:
+    """Group id -> the first channels of its order, ascending."""
+    return {group: np.sort(order[group][:width]) for group, width in widths.items()}
+
+
+def comparable(score: Tensor, group: Group, normalizer: Normalizer) -> Tensor:
+    """`[C]` scores of one group so that they can be compared with those of another."""
+    if normalizer == "none":
+        return score
+    if normalizer == "per_mac":
+        return score / max(group.macs_per_channel, 1.0)
+    scale = score.mean() if normalizer == "mean" else score.max()
+    return score / scale.clamp_min(torch.finfo(score.dtype).tiny)
+
+
+def _without_empty_tensors(
+    graph: Graph, order: Order, limits: Mapping[str, Limit], *, fixed: Mapping[str, int]
+) -> Room:
+    """Put channels first without which the narrowest plan would leave a tensor without an index."""
+    pins: dict[str, set[int]] = {}
+    limits = {g: replace(limit, whole="its width is given") if g in fixed else limit for g, limit in limits.items()}
+    while True:
+        widths = {g.id: fixed.get(g.id, min(limits[g.id].narrower(g.size), default=g.size)) for g in graph.groups}
+        narrowest = most_important(order, widths)
+        emptied = graph.emptied(narrowest, order)
+        if not emptied:
+            return Room(limits, order, narrowest)
+        for group, channels in emptied.items():
+            pins.setdefault(group, set()).update(channels)
+            if len(pins[group]) > fixed.get(group, len(order[group])):
+                raise PlanError(
+                    f"with {fixed[group]} channels of '{group}' some tensor has none left",
+                    hint=f"keep at least {len(pins[group])}",
+                )
+            limits = {**limits, group: replace(limits[group], least=max(limits[group].least, len(pins[group])))}
+        order = {g: _first(channels, pins.get(g, set())) for g, channels in order.items()}
+
+
+def _first(channels: IntArray, pins: set[int]) -> IntArray:
+    """The same channels, `pins` at the front."""
+    pinned = np.isin(channels, sorted(pins))
+    return np.concatenate([channels[pinned], channels[~pinned]])

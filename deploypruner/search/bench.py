@@ -1,0 +1,85 @@
+"""Candidates on the bench: cut, exported, and timed beside the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+
+from deploypruner.errors import MeasureError
+from deploypruner.graph import Graph
+from deploypruner.latency import profile, write_candidate
+from deploypruner.measure import time_artifacts
+from deploypruner.records import Artifact, Setting
+from deploypruner.runtime import Array
+from deploypruner.search.goal import Goal
+from deploypruner.search.loop import Keep, Trial
+
+# A ratio known to 2 % takes this long on a quiet machine for all but the slowest models.
+SECONDS = 6.0
+
+
+class Bench:
+    """Times candidates of one graph in one setting; a context manager that keeps their files while it is open.
+
+    Args:
+        graph: The traced model.
+        setting: Where candidates run.
+        dense: The dense model's file for that setting.
+        feeds: One array per input, None for random ones.
+        seconds: Of measuring, per candidate.
+        seed: Of the rounds.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        setting: Setting,
+        dense: Artifact,
+        *,
+        feeds: Sequence[Array] | None = None,
+        seconds: float = SECONDS,
+        seed: int = 0,
+    ) -> None:
+        self.graph, self.setting, self.dense = graph, setting, dense
+        self._feeds, self._seconds, self._seed = feeds, seconds, seed
+        self._files = ExitStack()
+        self._count = 0
+
+    def __enter__(self) -> Bench:
+        self._folder = Path(self._files.enter_context(TemporaryDirectory(prefix="deploypruner-")))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.close()
+
+    def trial(self, keep: Keep, goal: Goal) -> Trial:
+        """Export the model with only `keep` and measure it.
+
+        Raises:
+            TraceError: It cannot be exported.
+            MeasureError: It cannot be measured.
+        """
+        self._count += 1
+        path = self._folder / f"candidate{self._count}.onnx"
+        write_candidate(self.graph, keep, self.setting.precision, path)
+        artifact = Artifact(f"candidate {self._count}", path, "onnx", self.setting.precision, "channel")
+        measured = time_artifacts(
+            [(self.dense, self.setting.runtime), (artifact, self.setting.runtime)],
+            threads=self.setting.threads,
+            budget_s=self._seconds,
+            seed=self._seed + self._count,
+            feeds=self._feeds,
+        )
+        for failure in measured.failures:
+            raise MeasureError(failure.message, hint=failure.hint)
+        dense, timing = measured.timings
+        return Trial(
+            assessment=goal.assess(timing, dense, seed=self._seed),
+            profile=profile(path, self.setting, feeds=self._feeds),
+            doubt=measured.reason,
+        )

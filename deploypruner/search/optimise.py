@@ -1,0 +1,177 @@
+"""The most worth within a budget of time: Lagrangian ascent from several starts, then exchanges, then filling up.
+
+For a price of a millisecond, coordinate ascent moves one group after another to the width with the highest
+worth - price * time. Bisection finds the price at which the plan just fits. Groups are coupled (a layer's time is
+about the product of its input and output width), so that where this ends depends on where it began: it is done from
+several starts. The best plans are then improved by exchanges no price can find: one group narrower for others wider.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from deploypruner.search.choices import Walk
+
+# Starts of the ascent: whole, narrowest, and at random: so many groups in all of them, but at least a few starts.
+_STARTED_GROUPS, _FEW_STARTS = 150, 5
+_BISECTIONS = 16
+_PASSES = 20
+_STEPS_DOWN = 6
+# Exchanges are tried with the best plans found, for this many sweeps in all and at most half of them with one: about a
+# second where a sweep takes 100 to 200 us.
+_EFFORT = 5_000
+_SMALL = 1e-9
+
+Places = tuple[int, ...]
+
+
+def fastest(walk: Walk) -> Places:
+    """The places of least time that single moves lead to from the narrowest widths, wider where that is free."""
+    walk.go([0] * len(walk.choices))
+    _ascend(walk, np.inf)
+    return tuple(walk.at)
+
+
+def best_places(walk: Walk, budget_ms: float, *, seed: int = 0) -> Places | None:
+    """Places of the most worth whose time is within the budget, None where no plan was found that is.
+
+    Args:
+        walk: Anywhere; it is moved about.
+        budget_ms: Never exceeded.
+        seed: Of the random starts.
+    """
+    whole = tuple(len(choice.widths) - 1 for choice in walk.choices)
+    walk.go(whole)
+    if walk.ms <= budget_ms:
+        return whole
+    quick = fastest(walk)
+    if walk.ms > budget_ms:
+        return None
+    found = {quick: walk.worth, **dict(_descents(walk, budget_ms, quick, seed=seed))}
+    ranked = sorted(found, key=lambda places: (-found[places], places))
+    best, most = ranked[0], -np.inf
+    end = walk.sweeps + _EFFORT
+    for places in ranked:
+        if walk.sweeps >= end:
+            break
+        walk.go(places)
+        _polish(walk, budget_ms, effort=min(_EFFORT // 2, end - walk.sweeps))
+        if walk.worth > most + _SMALL:
+            best, most = tuple(walk.at), walk.worth
+    return best
+
+
+def _descents(walk: Walk, budget_ms: float, quick: Places, *, seed: int) -> Iterator[tuple[Places, float]]:
+    """Plans within the budget, at most one per start."""
+    rng, sizes = np.random.default_rng(seed), [len(choice.widths) for choice in walk.choices]
+    starts: list[Sequence[int]] = [[size - 1 for size in sizes], quick]
+    starts += [rng.integers(sizes).tolist() for _ in range(max(_FEW_STARTS, _STARTED_GROUPS // max(len(sizes), 1)))]
+    walk.go(starts[0])
+    span = float(sum(np.ptp(choice.worth) for choice in walk.choices))
+    price = span / max(walk.ms - budget_ms, _SMALL * walk.ms)
+    spread, halvings = 1e4, _BISECTIONS
+    for start in starts:
+        low, high = price / spread, price * spread
+        best: tuple[Places, float] | None = None
+        walk.go(start)
+        for _ in range(halvings):
+            middle = float(np.sqrt(low * high))
+            _ascend(walk, middle)
+            if walk.ms > budget_ms:
+                low = middle
+                continue
+            high = middle
+            if best is None or walk.worth > best[1]:
+                best = tuple(walk.at), walk.worth
+        if best is not None:
+            # The next start ends at a price like this one's.
+            price, spread, halvings = high, 4.0, _BISECTIONS // 2
+            walk.go(best[0])
+            _fill(walk, budget_ms)
+            yield tuple(walk.at), walk.worth
+
+
+def _ascend(walk: Walk, price: float) -> None:
+    """Move one choice after another to its best width at this price, until none moves; wider among equals."""
+    for _ in range(_PASSES):
+        before = list(walk.at)
+        for number, choice in enumerate(walk.choices):
+            times = walk.times(number)
+            value = -times if np.isinf(price) else choice.worth - price * times
+            here = walk.at[number]
+            reached = np.flatnonzero(value >= value.max() - _SMALL * abs(value.max()))
+            to = int(reached[-1])
+            if value[to] > value[here] or to > here:
+                walk.move(number, to)
+        if walk.at == before:
+            return
+
+
+def _fill(walk: Walk, budget_ms: float) -> None:
+    """Widen groups, those with the most worth per millisecond first, until nothing fits any more."""
+    while True:
+        offers = []
+        for number in range(len(walk.choices)):
+            offer = _widening(walk, number, budget_ms)
+            if offer is not None:
+                offers.append((*offer, number))
+        if not offers:
+            return
+        for _, _, number in sorted(offers, key=lambda offer: (-offer[0], offer[2])):
+            offer = _widening(walk, number, budget_ms)  # the ones before it have taken some of the time
+            if offer is not None:
+                walk.move(number, offer[1])
+
+
+def _widening(walk: Walk, number: int, budget_ms: float) -> tuple[float, int] | None:
+    """The wider place of one choice that fits and brings the most worth per millisecond: (that, place)."""
+    choice, here = walk.choices[number], walk.at[number]
+    if here == len(choice.widths) - 1:
+        return None
+    times = walk.times(number)[here + 1 :]
+    fits = np.flatnonzero(times <= budget_ms)
+    if not len(fits):
+        return None
+    gains = (choice.worth[here + 1 :] - choice.worth[here])[fits]
+    rates = gains / np.maximum(times[fits] - walk.ms, _SMALL * budget_ms)
+    pick = len(rates) - 1 - int(np.argmax(rates[::-1]))
+    return float(rates[pick]), here + 1 + int(fits[pick])
+
+
+def _polish(walk: Walk, budget_ms: float, *, effort: int) -> None:
+    """Fill up and exchange until neither helps, or for at most `effort` sweeps."""
+    end = walk.sweeps + effort
+    _fill(walk, budget_ms)
+    improved = True
+    while improved and walk.sweeps < end:
+        improved = False
+        for number in range(len(walk.choices)):
+            if walk.sweeps >= end:
+                break
+            if _exchange(walk, number, budget_ms):
+                improved = True
+
+
+def _exchange(walk: Walk, number: int, budget_ms: float) -> bool:
+    """Narrow one group by a few steps and spend what that frees on the others; undo it unless worth is gained."""
+    before, worth = list(walk.at), walk.worth
+    for down in range(1, min(_STEPS_DOWN, before[number]) + 1):
+        walk.move(number, before[number] - down)
+        lost = worth - walk.worth
+        best, most = None, lost + _SMALL * abs(worth)
+        for other, choice in enumerate(walk.choices):
+            here = walk.at[other]
+            if other == number or choice.worth[-1] - choice.worth[here] <= most:
+                continue
+            fits = np.flatnonzero(walk.times(other)[here + 1 :] <= budget_ms)
+            if len(fits) and choice.worth[here + 1 + fits].max() - choice.worth[here] > most:
+                to = here + 1 + int(fits[-1])
+                best, most = (other, to), float(choice.worth[to] - choice.worth[here])
+        if best is not None:
+            walk.move(*best)
+            _fill(walk, budget_ms)
+            return True
+    walk.go(before)
+    return False

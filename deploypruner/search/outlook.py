@@ -1,0 +1,124 @@
+"""What a latency model says before anything is cut: the range of reach, and each group's part in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from deploypruner.budget import Budget
+from deploypruner.criteria import Normalizer
+from deploypruner.graph import Graph
+from deploypruner.prune.constraints import Constraints
+from deploypruner.prune.room import by_importance
+from deploypruner.records import Setting
+from deploypruner.search.choices import TallyOf
+from deploypruner.search.importance import running_importance
+from deploypruner.search.solve import LayersOf, Reach, Solution, reach, solve
+
+
+class Predicts(Protocol):
+    """The part of a latency model this needs."""
+
+    @property
+    def tally(self) -> TallyOf:
+        """Makes a running prediction."""
+
+    @property
+    def layers(self) -> LayersOf:
+        """Time of each layer of a plan."""
+
+
+@dataclass(frozen=True)
+class GroupTime:
+    """What time has to do with one group.
+
+    Args:
+        saved_ms: Predicted to disappear with this group alone at the width it has in the fastest plan; 0 where it
+            stays whole.
+        importance_per_ms: Share of the importance of the whole model that goes per millisecond so saved, None where
+            nothing is saved.
+    """
+
+    saved_ms: float
+    importance_per_ms: float | None
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Predicted milliseconds of a model and its plans in one setting.
+
+    Args:
+        setting: Runtime, precision and threads.
+        reach: The range.
+        groups: Group id -> its part.
+        solution: The plan for the budget, None where none was asked for.
+    """
+
+    setting: Setting
+    reach: Reach
+    groups: Mapping[str, GroupTime]
+    solution: Solution | None = None
+
+
+def look_ahead(
+    graph: Graph,
+    scores: Mapping[str, Tensor],
+    model: Predicts,
+    setting: Setting,
+    *,
+    budget: Budget | None = None,
+    normalizer: Normalizer = "none",
+    step: int = 8,
+    constraints: Constraints | None = None,
+    seed: int = 0,
+) -> Outlook:
+    """Predict the range of reach, what each group contributes, and the plan for a budget.
+
+    A quantile is not predicted: a latency counts as that of the median.
+
+    Args:
+        graph: The traced model.
+        scores: Group id -> `[C]`, larger means keep.
+        model: Predicts.
+        setting: What it predicts for.
+        budget: Of kind "latency" or "speedup", or None.
+        normalizer: As in `solve`.
+        step: As in `solve`.
+        constraints: As in `solve`.
+        seed: As in `solve`.
+
+    Raises:
+        BudgetError: The budget is out of reach.
+        RecipeError: A pattern of the constraints matches nothing.
+    """
+    constraints = constraints or Constraints()
+    order = by_importance(scores)
+    found = reach(graph, model.tally, step=step, constraints=constraints)
+    running = running_importance(graph, scores, order, normalizer=normalizer)
+    whole = sum(float(line[-1]) for line in running.values())
+    tally, groups = model.tally(order), {}
+    for group in graph.groups:
+        width = len(found.keep[group.id])
+        saved = max(0.0, tally.ms - float(tally.sweep(group.id, np.array([width]))[0]))
+        lost = float(running[group.id][-1] - running[group.id][width - 1])
+        groups[group.id] = GroupTime(saved, lost / whole / saved if saved > 0 and whole > 0 else None)
+    solution = None
+    if budget is not None:
+        asked = found.dense_ms / budget.speedup if budget.speedup is not None else budget.latency_ms
+        assert asked is not None, "multiply-adds are no time; `allocate` plans for them"
+        solution = solve(
+            graph,
+            scores,
+            model.tally,
+            asked,
+            normalizer=normalizer,
+            step=step,
+            constraints=constraints,
+            layers_of=model.layers,
+            seed=seed,
+        )
+    return Outlook(setting, found, groups, solution)

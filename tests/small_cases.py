@@ -1,0 +1,96 @@
+"""Problems of choosing widths that are small enough to enumerate, and their exact answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploypruner.search.choices import Choice
+
+KINDS = ("chain", "residual", "dense")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """ms = base + rate * blocks(sum of input groups, or `fixed`) * blocks(output group, or `fixed`)."""
+
+    inputs: tuple[int, ...]
+    output: int | None
+    base: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """Layers between groups of up to 48 channels that kernels see in blocks."""
+
+    choices: tuple[Choice, ...]
+    layers: tuple[Layer, ...]
+    block: int
+
+    @property
+    def order(self) -> dict[str, NDArray[np.int64]]:
+        return {c.group: np.arange(int(c.widths[-1])) for c in self.choices}
+
+    def ms(self, widths):
+        """Of widths per group; each may be an array, and they broadcast."""
+        total = 0.0
+        for layer in self.layers:
+            blocks = [sum(widths[i] for i in layer.inputs) if layer.inputs else 3]
+            blocks.append(10 if layer.output is None else widths[layer.output])
+            total = total + layer.base + layer.rate * prod(-(-n // self.block) for n in blocks)
+        return total
+
+    def everything(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Milliseconds and worth of every plan there is."""
+        grid = np.meshgrid(*(c.widths for c in self.choices), indexing="ij")
+        worths = np.meshgrid(*(c.worth for c in self.choices), indexing="ij")
+        return self.ms(grid), np.sum(worths, axis=0)
+
+    def tally(self) -> CaseTally:
+        return CaseTally(self)
+
+
+class CaseTally:
+    """Every group whole at first."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self._place = {c.group: i for i, c in enumerate(case.choices)}
+        self._widths = [int(c.widths[-1]) for c in case.choices]
+
+    @property
+    def ms(self) -> float:
+        return float(self._case.ms(self._widths))
+
+    def keep(self, group, channels) -> float:
+        self._widths[self._place[group]] = len(channels)
+        return self.ms
+
+    def sweep(self, group, widths) -> NDArray[np.float64]:
+        mine = [*self._widths]
+        mine[self._place[group]] = widths
+        return np.broadcast_to(self._case.ms(mine), np.shape(widths)).astype(np.float64)
+
+
+def draw(rng: np.random.Generator, kind: str) -> Case:
+    """3 to 6 groups of 4 to 6 widths; scores and rates spread over an order of magnitude."""
+    groups, count, block = int(rng.integers(3, 7)), int(rng.integers(4, 7)), int(rng.choice([8, 16]))
+
+    def layer(inputs: tuple[int, ...], output: int | None) -> Layer:
+        return Layer(inputs, output, float(rng.uniform(0, 1)), float(np.exp(rng.normal())))
+
+    layers = {
+        "chain": [((i - 1,) if i else (), i) for i in range(groups)] + [((groups - 1,), None)],
+        "residual": [((), 0), *(pair for i in range(1, groups) for pair in (((0,), i), ((i,), 0))), ((0,), None)],
+        "dense": [*((tuple(range(i)), i) for i in range(groups)), (tuple(range(groups)), None)],
+    }[kind]
+    choices = []
+    for i in range(groups):
+        widths = np.arange(1, count + 1) * 8
+        scores = np.sort(rng.gamma(0.7, size=8 * count))[::-1] * np.exp(0.7 * rng.normal())
+        choices.append(Choice(f"g{i}", widths, np.cumsum(scores)[widths - 1]))
+    return Case(tuple(choices), tuple(layer(*ends) for ends in layers), block)

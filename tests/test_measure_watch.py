@@ -1,0 +1,143 @@
+"""Who else used the machine while it was measuring, and what follows from that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from deploypruner.measure import Measured, find_warnings
+from deploypruner.measure.watch import Conditions, Reading, Watch, Window, read_counters
+from deploypruner.records import Artifact, Timing
+
+QUIET = Window(seconds=1.0, others_cores=0.02, stolen=0.0, waited=0.001, mhz=2500.0)
+GUEST = Window(seconds=1.0, others_cores=1.9, stolen=0.0, waited=0.45, mhz=2500.0)
+STOLEN = Window(seconds=1.0, others_cores=0.0, stolen=0.3, waited=0.0, mhz=None)
+MACHINE = {"busy_cores": 0.0, "cores": 2}
+
+
+def seen(*windows: Window, cores: int = 2, threads: int = 1) -> Conditions:
+    return Conditions(windows, cores, threads)
+
+
+def timing(name: str = "m", fed: str = "1x3 float32") -> Timing:
+    samples = np.full((10, 20), 1_000_000, dtype=np.int64)
+    return Timing(Artifact(name, Path(name), "onnx", "fp32"), "openvino", 1, samples, 0.0, 0, 0, {"fed x": fed})
+
+
+def measured(conditions: Conditions, floor: float = 0.01) -> Measured:
+    return Measured((timing(),), timing(), floor, True, conditions=conditions)
+
+
+def test_windows_are_differences_of_counters_by_hand() -> None:
+    # Two seconds: the machine worked 3.4 core seconds, 1.6 of them ours, and 0.2 were stolen from two threads.
+    readings = iter([Reading(10.0, 1.0, 5.0, 2000.0), Reading(13.4, 1.2, 6.6, 2100.0)])
+    clock = iter([0.0, 0.1, 2.0])
+    watch = Watch(cores=4, threads=2, read=lambda: next(readings), clock=lambda: next(clock))
+    watch.look()  # too early for a window
+    for nanoseconds in (100_000_000, None, 300_000_000):
+        watch.waited(nanoseconds)
+    watch.look()
+    (window,) = watch.conditions().windows
+    assert window.seconds == 2.0
+    assert window.others_cores == pytest.approx(0.9)
+    assert window.stolen == pytest.approx(0.05)
+    assert window.waited == pytest.approx(0.1)
+    assert window.mhz == 2100.0
+
+
+def test_a_system_that_does_not_say_who_waited_gives_none() -> None:
+    clock: Iterator[float] = iter([0.0, 1.0])
+    watch = Watch(cores=1, threads=1, read=lambda: Reading(0.0, 0.0, 0.0, None), clock=lambda: next(clock))
+    watch.waited(None)
+    watch.look()
+    assert watch.conditions().windows[0].waited is None
+    assert watch.conditions().busy_throughout() == ""
+
+
+@pytest.mark.parametrize(
+    ("windows", "said"),
+    [
+        ((QUIET,) * 10, ""),
+        ((QUIET,) * 6 + (GUEST,) * 4, ""),
+        ((), ""),
+        ((GUEST,) * 10, "other programs used 1.9 of 2 cores, workers waited 45% of the time for a core"),
+        ((QUIET,) * 5 + (STOLEN,) * 5, "the host of this virtual machine took 15% of its time"),
+    ],
+)
+def test_busy_throughout_is_half_of_the_windows(windows: tuple[Window, ...], said: str) -> None:
+    conditions = seen(*windows)
+    assert conditions.busy_throughout() == (f"the machine was busy throughout: {said}" if said else "")
+
+
+def test_a_neighbour_on_a_free_core_disturbs_nobody() -> None:
+    window = Window(seconds=1.0, others_cores=1.0, stolen=0.0, waited=0.0, mhz=None)
+    assert seen(window, cores=4, threads=1).disturbed == 0.0
+    assert seen(window, cores=4, threads=4).disturbed == 1.0
+
+
+def test_a_busy_machine_keeps_its_numbers_and_certifies_nothing() -> None:
+    busy = measured(seen(*(GUEST,) * 4))
+    assert not busy.certifiable
+    assert "busy throughout" in busy.reason
+    assert len(busy.timings) == 1
+    assert measured(seen(*(QUIET,) * 4)).certifiable
+
+
+def test_a_machine_that_disagrees_with_itself_certifies_nothing() -> None:
+    assert measured(seen(QUIET), floor=0.02).reason == ""
+    assert measured(seen(QUIET), floor=0.25).reason == (
+        "two workers of the same file differ by up to 25%, so the machine is not steady"
+    )
+
+
+@pytest.mark.parametrize(
+    ("conditions", "said"),
+    [
+        (seen(*(GUEST,) * 4), ("busy throughout", "no budget is certified", "stop other programs")),
+        (seen(*(QUIET,) * 3, GUEST), ("busy for 25% of the time", "other programs used 0.5 of 2 cores", "--seconds")),
+        (
+            seen(QUIET, Window(1.0, 0.0, 0.0, 0.0, 1200.0)),
+            ("frequency moved between 1200 and 2500 MHz", "governor 'performance'"),
+        ),
+    ],
+)
+def test_a_warning_names_the_cause_and_what_to_try(conditions: Conditions, said: tuple[str, ...]) -> None:
+    (text,) = find_warnings([timing()], MACHINE, settled=True, floor=0.01, conditions=conditions)
+    assert all(part in text for part in said), text
+
+
+def test_a_quiet_machine_is_not_warned_about() -> None:
+    assert find_warnings([timing()], MACHINE, settled=True, floor=0.01, conditions=seen(*(QUIET,) * 9)) == []
+
+
+def test_a_noisy_floor_names_flags_to_try() -> None:
+    (text,) = find_warnings([timing()], MACHINE, settled=True, floor=0.08)
+    assert "two workers of the same file differ by up to 8.0%" in text
+    assert "--threads 1" in text
+    assert "--seconds" in text
+
+
+def test_times_of_calls_with_different_inputs_are_not_compared_silently() -> None:
+    pair = [timing("one"), timing("eight", "8x3 float32")]
+    (text,) = find_warnings(pair, MACHINE, settled=True, floor=0.01)
+    assert "('one': 1x3 float32; 'eight': 8x3 float32)" in text
+
+
+def test_conditions_are_json() -> None:
+    told = json.loads(json.dumps(seen(QUIET, GUEST).as_json()))
+    assert told["disturbed"] == 0.5
+    assert told["windows"][1]["others_cores"] == 1.9
+
+
+def test_counters_only_grow_and_survive_a_worker_that_is_gone() -> None:
+    gone = max(psutil.pids()) + 1_000_000
+    before = read_counters([gone])
+    sum(range(300_000))
+    after = read_counters([gone])
+    assert after.busy_s >= before.busy_s > 0
+    assert after.own_s >= before.own_s > 0

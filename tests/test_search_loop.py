@@ -1,0 +1,229 @@
+"""The closed loop, the goal, the choice of a setting and the certificate, on machines made of numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploypruner.budget import Budget
+from deploypruner.errors import BudgetError, InputError
+from deploypruner.records import Artifact, Quality, Setting, Timing
+from deploypruner.search.certify import certify
+from deploypruner.search.choose import choose_setting
+from deploypruner.search.found import Found
+from deploypruner.search.goal import Assessment, Goal
+from deploypruner.search.loop import RESERVE, Round, Trial, close_loop
+
+
+def timing(
+    ms: float, *, noise: float = 0.0, pattern: str = "dense", precision: str = "fp32", runtime: str = "openvino"
+) -> Timing:
+    """40 rounds of 10 samples around `ms`."""
+    rng = np.random.default_rng(0)
+    samples = ms * 1e6 * (1 + noise * rng.standard_normal((40, 10)))
+    name = f"{'dense' if pattern == 'dense' else 'pruned'} {precision}"
+    artifact = Artifact(name, Path("x.onnx"), "onnx", precision, pattern)
+    return Timing(artifact, runtime, 1, samples.astype(np.int64), 0.0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A candidate with one group."""
+
+    width: int
+    predicted_ms: float
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {"g": self.width}
+
+    @property
+    def keep(self) -> dict[str, np.ndarray]:
+        return {"g": np.arange(self.width)}
+
+    @property
+    def importance(self) -> float:
+        return self.width / 1000
+
+
+@dataclass(frozen=True)
+class Model:
+    """Predicts `scale` ms per channel."""
+
+    scale: float
+
+    def calibrated(self, keep, measured_ms: float, profile=None) -> Model:
+        return Model(measured_ms / len(keep["g"]))
+
+
+@dataclass
+class Machine:
+    """Takes `scale` ms per channel and `fixed` ms, and remembers what it was asked."""
+
+    scale: float
+    fixed: float = 0.0
+    goal: Goal = field(default_factory=lambda: Goal(Budget(latency=5.0), 10.0))
+    uncertainty: float = 1.0
+    asked: list[int] = field(default_factory=list)
+
+    def measure(self, plan: Plan) -> Trial:
+        self.asked.append(plan.width)
+        ms = self.scale * plan.width + self.fixed
+        limit = self.goal.requested
+        return Trial(Assessment(ms, ms, ms, ms * self.uncertainty, ms * self.uncertainty / limit, ms / limit))
+
+
+def solve(model: Model, budget_ms: float) -> Plan:
+    width = int(budget_ms / model.scale)
+    if width < 1:
+        raise BudgetError("nothing fits")
+    return Plan(min(width, 1000), min(width, 1000) * model.scale)
+
+
+@pytest.mark.parametrize("wrong_by", [0.5, 0.8, 1.0, 1.3, 3.0])
+@pytest.mark.parametrize("fixed", [0.0, 1.0])
+def test_however_wrong_the_first_prediction_the_budget_is_met_and_used(wrong_by, fixed):
+    machine = Machine(0.01, fixed)
+    outcome = close_loop(machine.goal, Model(0.01 * wrong_by), solve=solve, measure=machine.measure)
+    ms = 0.01 * outcome.solution.width + fixed
+    assert 5 * 0.93 <= ms <= 5
+    assert len(outcome.rounds) == len(machine.asked) <= 6
+
+
+def test_a_right_prediction_takes_one_round():
+    machine = Machine(0.01)
+    outcome = close_loop(machine.goal, Model(0.01), solve=solve, measure=machine.measure)
+    assert machine.asked == [int(5 * (1 - RESERVE) / 0.01)]
+    assert outcome.rounds[0].met
+
+
+def test_the_end_of_the_interval_has_to_keep_the_budget():
+    machine = Machine(0.01, uncertainty=1.1)
+    outcome = close_loop(machine.goal, Model(0.01), solve=solve, measure=machine.measure)
+    assert not outcome.rounds[0].met
+    assert outcome.rounds[0].measured_ms < 5 < outcome.rounds[0].bound
+    assert 0.01 * outcome.solution.width * 1.1 <= 5
+
+
+def test_a_machine_on_which_nothing_helps_is_said():
+    machine = Machine(0.0, fixed=6.0)
+    with pytest.raises(BudgetError, match=r"--latency 5ms was not met in \d+ rounds; .* 6 ms"):
+        close_loop(machine.goal, Model(0.01), solve=solve, measure=machine.measure)
+
+
+def test_a_budget_below_every_prediction_is_refused_before_anything_is_measured():
+    machine = Machine(0.01)
+    with pytest.raises(BudgetError, match="nothing fits"):
+        close_loop(machine.goal, Model(100.0), solve=solve, measure=machine.measure)
+    assert machine.asked == []
+
+
+def test_rounds_are_reported_as_they_end():
+    seen: list[Round] = []
+    machine = Machine(0.01)
+    close_loop(machine.goal, Model(0.02), solve=solve, measure=machine.measure, on_round=seen.append)
+    assert [line.widths["g"] for line in seen] == machine.asked
+    assert seen[0].predicted_ms == pytest.approx(0.02 * machine.asked[0])
+    assert seen[0].measured_ms == pytest.approx(0.01 * machine.asked[0])
+
+
+# ---------------------------------------------------------------------- goal
+
+
+def test_a_latency_is_judged_by_its_upper_bound_and_a_speedup_by_its_lower():
+    dense, fast = timing(10, noise=0.05), timing(4, noise=0.05)
+    latency = Goal.of(Budget(latency="5ms"), dense).assess(fast, dense)
+    assert latency.met
+    assert latency.measured < latency.bound < 5
+    speedup = Goal.of(Budget(speedup=2), dense).assess(fast, dense)
+    assert speedup.met
+    assert 2 < speedup.bound < speedup.measured
+    assert not Goal.of(Budget(speedup=2.6), dense).assess(fast, dense).met
+
+
+def test_a_quantile_asks_for_a_lower_median():
+    dense = timing(10, noise=0.1)
+    goal = Goal.of(Budget(latency="5ms@p95"), dense)
+    tail = np.quantile(dense.samples_ns, 0.95) / np.median(dense.samples_ns)
+    assert goal.median_ms == pytest.approx(5 / tail)
+    assert goal.assess(timing(4.8, noise=0.1), dense).met is False
+    assert Goal.of(Budget(latency="5ms"), dense).assess(timing(4.8, noise=0.1), dense).met
+
+
+def test_a_machine_that_became_slower_changes_no_ratio():
+    goal = Goal.of(Budget(speedup=2), timing(10))
+    found = goal.assess(timing(7), timing(14))
+    assert (found.median_ms, found.model_ms, found.measured) == pytest.approx((7, 5, 2))
+
+
+def test_the_median_for_a_speedup_follows_from_the_dense_model():
+    assert Goal.of(Budget(speedup=4), timing(10)).median_ms == pytest.approx(2.5)
+
+
+# ---------------------------------------------------------------------- choice
+
+
+def quality(accuracy: float | None) -> Quality:
+    return Quality(accuracy, 1.0, "top-1", 100)
+
+
+def test_the_fastest_setting_that_keeps_the_accuracy_is_chosen():
+    timings = [timing(10), timing(3, precision="int8"), timing(2, precision="int8", runtime="onnxruntime")]
+    kept = choose_setting(timings, [quality(90), quality(89.5), quality(80)], drop=1.0)
+    assert kept.setting == Setting("openvino", "int8", 1)
+    assert "loses 10.0 points" in kept.remark
+    careless = choose_setting(timings, [quality(90), quality(89.5), quality(80)], drop=20)
+    assert careless.setting.runtime == "onnxruntime"
+
+
+def test_without_labels_the_fastest_setting_is_chosen():
+    timings = [timing(10), timing(3, precision="int8")]
+    assert choose_setting(timings, [None, None], drop=1.0).setting.precision == "int8"
+
+
+def test_nothing_to_choose_from_is_an_error():
+    with pytest.raises(InputError, match="no dense model could be measured"):
+        choose_setting([], [], drop=1)
+
+
+# ---------------------------------------------------------------------- certificate
+
+
+def test_the_certificate_is_about_the_pruned_artifact_of_the_setting():
+    timings = [
+        timing(10),
+        timing(4, pattern="channel", noise=0.02),
+        timing(3, precision="int8"),
+        timing(1, precision="int8", pattern="channel"),
+    ]
+    goal = Goal(Budget(latency=5.0), 10.0)
+    found = certify(goal, Setting("openvino", "fp32"), timings, doubt="")
+    assert (found.artifact, found.met) == ("pruned fp32 on openvino", True)
+    assert found.measured == pytest.approx(4, rel=0.02)
+    missed = certify(Goal(Budget(speedup=4), 3.0), Setting("openvino", "int8"), timings, doubt="")
+    assert missed.met is False
+    assert missed.bound == pytest.approx(3)
+
+
+def test_a_busy_machine_certifies_nothing_and_the_numbers_stay():
+    timings = [timing(10), timing(4, pattern="channel")]
+    found = certify(Goal(Budget(latency=5.0), 10.0), Setting("openvino", "fp32"), timings, doubt="busy")
+    assert (found.met, found.bound, found.doubt) == (None, None, "busy")
+    assert found.measured == pytest.approx(4)
+
+
+def test_an_artifact_that_could_not_be_measured_is_not_certified():
+    found = certify(Goal(Budget(latency=5.0), 10.0), Setting("openvino", "fp32"), [timing(10)], doubt="")
+    assert (found.met, found.measured) == (None, None)
+    assert found.doubt == "the pruned artifact could not be measured"
+
+
+def test_a_search_survives_its_file():
+    line = Round({"g": 8}, 0.5, 4.0, 4.1, 4.1, 4.2, True)
+    found = Found(Setting("openvino", "int8"), 10.0, 1.1, 0.5, 4.0, 4.1, (line,), "why", {"probes": 3})
+    assert Found.from_json(found.to_json()) == found
+    with pytest.raises(InputError, match="damaged"):
+        Found.from_json({"setting": 3})
