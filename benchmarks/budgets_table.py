@@ -38,19 +38,20 @@ def requests(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def same_latency(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line per request that was met: importance, speed-up and speed-up / MACs reduction of each plan."""
+    """One line per request with rivals: importance lost, speed-up and speed-up / MACs reduction of each plan."""
     lines = [
-        "| network | solver: importance, speed-up, per MACs | uniform | global MACs |",
+        "| network | solver: importance lost, speed-up, speed-up x MACs | uniform | global MACs |",
         "|---|---|---|---|",
     ]
-    done = {key: row for key, row in rows.items() if "plans" in row}
+    done = {key: row for key, row in rows.items() if len(row.get("plans", ())) == len(PLANS)}
     for key, row in done.items():
         name, precision, speedup = key.split()
         cells = " | ".join(_cell(row["plans"][plan]) for plan in PLANS)
         lines.append(f"| {short(name)} {precision} {speedup}x | {cells} |")
+    lost = {plan: [1 - row["plans"][plan]["importance"] for row in done.values()] for plan in PLANS}
     summary = [
-        f"{plan}: median importance {median(r['plans'][plan]['importance'] for r in done.values()):.1%}"
-        for plan in PLANS
+        f"{plan} loses {median(a / b for a, b in zip(lost[plan], lost['solver'], strict=True)):.1f}x the solver's"
+        for plan in PLANS[1:]
         if done
     ]
     return "\n".join([*lines, "", "; ".join(summary)])
@@ -62,4 +63,5 @@ def short(name: str) -> str:
 
 
 def _cell(plan: Mapping[str, Any]) -> str:
-    return f"{plan['importance']:.1%}, {plan['ratio']:.2f}x, {plan['ratio'] * plan['macs']:.2f}"
+    lost = 100 * (1 - plan["importance"])
+    return f"{lost:.3g} %, {plan['ratio']:.2f}x, {plan['ratio'] * plan['macs']:.2f}"

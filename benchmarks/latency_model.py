@@ -38,6 +38,7 @@ MODELS = (
     *("torchvision:efficientnet_b0", "torchvision:regnet_y_400mf", "timm:vit_tiny_patch16_224"),
 )
 ON_ONNXRUNTIME = ("torchvision:resnet18", "torchvision:mobilenet_v2")
+WORK = Path(__file__).parent / "work" / "latency_model"
 RESULTS = Path(__file__).parent / "results" / "latency_model.json"
 WIDTHS = (0.8, 0.6, 0.4, None)
 CALIBRATED_ON = 1
@@ -62,13 +63,19 @@ def plans(graph: Graph) -> list[Keep]:
 
 
 def run_one(name: str, setting: Setting, *, seconds: float) -> dict[str, Any]:
-    """Build the table without a cache and measure the four networks of one model in one setting."""
+    """Build the table in a cache of its own, and measure the four networks of one model in one setting.
+
+    A run that is cut off after the table was built goes on from there.
+    """
     source = load_model(f"{name}?pretrained=0")
     graph = dp.trace(source.module, source.example_inputs)
+    own = WORK / f"{name} {setting}".replace("/", "_").replace(" ", "_").replace(":", "_")
     begin = time.monotonic()
+    model = build_latency_model(graph, setting, cache=own, step=STEP)
+    if not (own / "seconds").exists():
+        (own / "seconds").write_text(f"{time.monotonic() - begin:.1f}")
+    built = float((own / "seconds").read_text())
     with tempfile.TemporaryDirectory() as folder:
-        model = build_latency_model(graph, setting, cache=Path(folder) / "cache", step=STEP)
-        built = time.monotonic() - begin
         chosen = plans(graph)
         jobs = []
         for i, keep in enumerate([{}, *chosen]):

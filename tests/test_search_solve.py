@@ -37,11 +37,11 @@ def gaps(kind: str, cases: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_most_small_cases_are_solved_exactly_and_none_is_off_by_more_than_four_percent(kind):
+def test_nearly_all_small_cases_are_solved_exactly_and_none_is_off_by_more_than_two_percent(kind):
     found = gaps(kind, cases=8)
-    assert np.mean(found < 1e-9) >= 0.9
+    assert np.mean(found < 1e-9) >= 0.95
     assert np.median(found) == pytest.approx(0, abs=1e-9)
-    assert found.max() <= 0.04
+    assert found.max() <= 0.02
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -127,10 +127,14 @@ def test_the_same_question_has_the_same_answer():
 
 
 def test_a_width_that_costs_no_more_is_always_taken():
-    graph, scores = scored("vgg")
-    model = Staircase(graph, block=8)
-    found = solve(graph, scores, model.tally, within(graph, model, 0.5, step=1), step=1)
-    assert all(w % 8 == 0 or w == graph.group(g).size for g, w in found.widths.items())
+    rng = np.random.default_rng(5)
+    for case in (draw(rng, "chain") for _ in range(6)):
+        ms, _ = case.everything()
+        walk = Walk(case.choices, case.tally(), case.order)
+        places = best_places(walk, float(0.5 * (ms.min() + ms.max())))
+        assert places is not None
+        for choice, place in zip(case.choices, places, strict=True):
+            assert choice.widths[place] % case.block == 0 or place == len(choice.widths) - 1
 
 
 def test_the_most_important_channels_stay():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -12,17 +13,30 @@ from deploypruner.prune.constraints import Constraints, find_limits
 
 # How often a probe cuts what is left whole by default: the smaller of two coupled groups, channels of a layer norm.
 _RARELY = 1 / 3
+# Attempts at widths that no other group has.
+_DRAWS = 200
 _ALL = Constraints(heads="both", statistics="prune")
 
 
 def scattered_plans(graph: Graph, count: int, *, seed: int) -> list[Keep]:
-    """Plans with any widths from a third to the whole, for finding out which size follows which group."""
+    """Plans with widths from a third to just below the whole, for finding out which size follows which group.
+
+    What never changes would be taken for a constant, and what changes alike for one axis: as far as small groups
+    allow, every group has widths of its own in each plan, and no two groups keep the same shares in all of them.
+    """
     rng = np.random.default_rng([seed, 1])
-    plans = []
-    for _ in range(count):
-        widths = {g.id: int(rng.integers(max(1, g.size // 3), g.size + 1)) for g in graph.groups}
-        plans.append(keep_first(graph, widths))
-    return plans
+    drawn: dict[str, list[int]] = {}
+    taken: set[tuple[Fraction, ...]] = set()
+    for group in sorted(graph.groups, key=lambda g: g.size):
+        below = np.arange(max(1, group.size // 3), max(2, group.size))
+        for _ in range(_DRAWS):
+            widths = rng.choice(below, count, replace=len(below) < count).tolist()
+            shares = tuple(Fraction(width, group.size) for width in widths)
+            if shares not in taken:
+                break
+        taken.add(shares)
+        drawn[group.id] = widths
+    return [keep_first(graph, {group: widths[i] for group, widths in drawn.items()}) for i in range(count)]
 
 
 def probe_plans(graph: Graph, count: int, *, step: int, seed: int) -> list[Keep]:

@@ -161,7 +161,7 @@ def _medians(sizes: IntArray, ns: Floats) -> tuple[IntArray, Floats]:
 
 
 def _different(sizes: IntArray) -> list[int]:
-    """Columns that say something new: not a copy of another, and not the same everywhere."""
+    """Columns that say something new: not copies of one before."""
     chosen: list[int] = []
     for column in range(sizes.shape[1]):
         values = sizes[:, column]

@@ -99,6 +99,10 @@ def _canonical(model: onnx.ModelProto) -> onnx.ModelProto:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     names = {value.name: value.name for value in (*graph.input, *graph.output)}
     used: list[onnx.TensorProto] = []
+    for place, node in enumerate(graph.node):  # first of all: the quantizer does not keep nodes in order
+        for index, name in enumerate(node.output):
+            if name:
+                node.output[index] = names.setdefault(name, f"value_{place}_{index}")
     for place, node in enumerate(graph.node):
         for index, name in enumerate(node.input):
             if name in constants:
@@ -109,9 +113,6 @@ def _canonical(model: onnx.ModelProto) -> onnx.ModelProto:
                 node.input[index] = tensor.name
             elif name:
                 node.input[index] = names[name]
-        for index, name in enumerate(node.output):
-            if name:
-                node.output[index] = names.setdefault(name, f"value_{place}_{index}")
     del graph.initializer[:], graph.value_info[:]
     graph.initializer.extend(used)
     for value in graph.output:

@@ -3,7 +3,8 @@
 For a price of a millisecond, coordinate ascent moves one group after another to the width with the highest
 worth - price * time. Bisection finds the price at which the plan just fits. Groups are coupled (a layer's time is
 about the product of its input and output width), so that where this ends depends on where it began: it is done from
-several starts. The best plans are then improved by exchanges no price can find: one group narrower for others wider.
+several starts. The best plans are then improved by what no price can find: one group narrower for another wider
+(exchange), and one group at another width with all others fitted to it (turn).
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import numpy as np
 from deploypruner.search.choices import Walk
 
 # Starts of the ascent: whole, narrowest, and at random: so many groups in all of them, but at least a few starts.
-_STARTED_GROUPS, _FEW_STARTS = 150, 5
+_STARTED_GROUPS, _FEW_STARTS = 30, 5
 _BISECTIONS = 16
 _PASSES = 20
-_STEPS_DOWN = 6
-# Exchanges are tried with the best plans found, for this many sweeps in all and at most half of them with one: about a
-# second where a sweep takes 100 to 200 us.
-_EFFORT = 5_000
+_STEPS = 6
+# The best plans found are improved, for this many sweeps in all and at most half of them for one: about a second
+# where a sweep takes 100 to 200 us.
+_EFFORT = 6_000
 _SMALL = 1e-9
 
 Places = tuple[int, ...]
@@ -109,12 +110,12 @@ def _ascend(walk: Walk, price: float) -> None:
             return
 
 
-def _fill(walk: Walk, budget_ms: float) -> None:
+def _fill(walk: Walk, budget_ms: float, *, fixed: int = -1) -> None:
     """Widen groups, those with the most worth per millisecond first, until nothing fits any more."""
     while True:
         offers = []
         for number in range(len(walk.choices)):
-            offer = _widening(walk, number, budget_ms)
+            offer = _widening(walk, number, budget_ms) if number != fixed else None
             if offer is not None:
                 offers.append((*offer, number))
         if not offers:
@@ -123,6 +124,24 @@ def _fill(walk: Walk, budget_ms: float) -> None:
             offer = _widening(walk, number, budget_ms)  # the ones before it have taken some of the time
             if offer is not None:
                 walk.move(number, offer[1])
+
+
+def _repair(walk: Walk, budget_ms: float, *, fixed: int) -> None:
+    """Narrow groups, those with the least worth per millisecond first, until the budget is kept or none helps."""
+    while walk.ms > budget_ms:
+        best, least = None, np.inf
+        for number, choice in enumerate(walk.choices):
+            here = walk.at[number]
+            if number == fixed or here == 0:
+                continue
+            freed = np.minimum(walk.ms - walk.times(number)[:here], walk.ms - budget_ms)
+            lost = choice.worth[here] - choice.worth[:here]
+            rates = np.where(freed > 0, lost / np.maximum(freed, _SMALL * budget_ms), np.inf)
+            if rates.min() < least:
+                best, least = (number, int(rates.argmin())), float(rates.min())
+        if best is None:
+            return
+        walk.move(*best)
 
 
 def _widening(walk: Walk, number: int, budget_ms: float) -> tuple[float, int] | None:
@@ -141,23 +160,43 @@ def _widening(walk: Walk, number: int, budget_ms: float) -> tuple[float, int] | 
 
 
 def _polish(walk: Walk, budget_ms: float, *, effort: int) -> None:
-    """Fill up and exchange until neither helps, or for at most `effort` sweeps."""
+    """Fill up, exchange and turn until nothing helps, or for at most `effort` sweeps."""
     end = walk.sweeps + effort
     _fill(walk, budget_ms)
-    improved = True
-    while improved and walk.sweeps < end:
-        improved = False
-        for number in range(len(walk.choices)):
-            if walk.sweeps >= end:
-                break
-            if _exchange(walk, number, budget_ms):
-                improved = True
+    numbers = range(len(walk.choices))
+    while walk.sweeps < end:
+        exchanged = sum(walk.sweeps < end and _exchange(walk, n, budget_ms) for n in numbers)
+        if not exchanged:
+            spans = [float(np.ptp(walk.times(n))) for n in numbers]
+            by_weight = sorted(numbers, key=lambda n: -spans[n])
+            if not any(walk.sweeps < end and _turn(walk, n, budget_ms) for n in by_weight):
+                return
+
+
+def _turn(walk: Walk, number: int, budget_ms: float) -> bool:
+    """Give one group another width and fit all others to it; undo it unless worth is gained.
+
+    A group that meets many others (a residual stream) pays only where several of them move the other way.
+    """
+    before, worth = list(walk.at), walk.worth
+    here = before[number]
+    near = range(max(0, here - _STEPS), min(len(walk.choices[number].widths), here + _STEPS + 1))
+    for to in sorted(set(near) - {here}, key=lambda place: (abs(place - here), place)):
+        walk.move(number, to)
+        _repair(walk, budget_ms, fixed=number)
+        if walk.ms <= budget_ms:
+            _fill(walk, budget_ms, fixed=number)
+            if walk.worth > worth + _SMALL * abs(worth):
+                _fill(walk, budget_ms)
+                return True
+        walk.go(before)
+    return False
 
 
 def _exchange(walk: Walk, number: int, budget_ms: float) -> bool:
     """Narrow one group by a few steps and spend what that frees on the others; undo it unless worth is gained."""
     before, worth = list(walk.at), walk.worth
-    for down in range(1, min(_STEPS_DOWN, before[number]) + 1):
+    for down in range(1, min(_STEPS, before[number]) + 1):
         walk.move(number, before[number] - down)
         lost = worth - walk.worth
         best, most = None, lost + _SMALL * abs(worth)
