@@ -4,8 +4,8 @@
     python -m benchmarks.budget_accuracy plan --net resnet20 --speedup 2       # widths; needs a quiet machine
     python -m benchmarks.budget_accuracy train --net resnet20 --speedup 2      # accuracy of each, last epoch
 
-The latency solver's widths are found as `deploypruner compile --speedup` does. Uniform shares and the global budget of
-MACs get the largest share that is predicted within the same latency; all three are then timed side by side.
+The latency solver's widths are found as `deploypruner compile --speedup` does. Uniform shares and the global budget
+of MACs get the largest share that is predicted within the same latency; all three are then timed side by side.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def plan(net: str, speedup: float, precision: Precision) -> None:
     )
     keep, found = meet(asked)
     model = build_latency_model(graph, found.setting, step=STEP)
-    plans = {"solver": keep, **rivals(graph, scores, model, found.predicted_ms or 0.0)}
+    plans = {"solver": keep, **rivals(graph, scores, model, model.ms(keep))}
     measured = race(graph, dense, found.setting, plans)
     row = {
         "dense_ms": measured["dense"]["ms"],

@@ -20,7 +20,8 @@ def requests(rows: Mapping[str, Mapping[str, Any]]) -> str:
         "| network | asked | outcome | fresh processes [95 %] | rounds | search s |",
         "|---|--:|---|--:|--:|--:|",
     ]
-    for key, row in rows.items():
+    asked = {key: row for key, row in rows.items() if "outcome" in row}
+    for key, row in asked.items():
         name, precision, speedup = key.split()
         if row["outcome"] == "refused":
             reach = f"narrowest {row['reachable']:.2f}x" if row["reachable"] else ""
@@ -32,28 +33,31 @@ def requests(rows: Mapping[str, Mapping[str, Any]]) -> str:
             f"| {short(name)} {precision} | {speedup}x | {row['outcome']} | {solver['ratio']:.2f}x "
             f"[{low:.2f}, {high:.2f}] | {len(row['rounds'])} | {row['seconds']:.0f} |"
         )
-    outcomes = [row["outcome"] for row in rows.values()]
+    outcomes = [row["outcome"] for row in asked.values()]
     counted = ", ".join(f"{outcomes.count(o)} {o}" for o in ("met", "missed", "refused"))
-    return "\n".join([*lines, "", f"{len(rows)} requests: {counted}."])
+    return "\n".join([*lines, "", f"{len(asked)} requests: {counted}."])
 
 
 def same_latency(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line per request with rivals: importance lost, speed-up and speed-up / MACs reduction of each plan."""
+    """One line per network and precision: importance lost, speed-up and speed-up / MACs reduction of each plan."""
     lines = [
         "| network | solver: importance lost, speed-up, speed-up x MACs | uniform | global MACs |",
         "|---|---|---|---|",
     ]
-    done = {key: row for key, row in rows.items() if len(row.get("plans", ())) == len(PLANS)}
+    done = {key: row for key, row in rows.items() if key.endswith(" same")}
     for key, row in done.items():
-        name, precision, speedup = key.split()
+        name, precision, _ = key.split()
         cells = " | ".join(_cell(row["plans"][plan]) for plan in PLANS)
-        lines.append(f"| {short(name)} {precision} {speedup}x | {cells} |")
+        lines.append(f"| {short(name)} {precision} | {cells} |")
     lost = {plan: [1 - row["plans"][plan]["importance"] for row in done.values()] for plan in PLANS}
+    less = {plan: sum(a < b for a, b in zip(lost["solver"], lost[plan], strict=True)) for plan in PLANS[1:]}
     summary = [
-        f"{plan} loses {median(a / b for a, b in zip(lost[plan], lost['solver'], strict=True)):.1f}x the solver's"
+        f"{plan} loses {100 * median(lost[plan]):.3g} % (median), more than the solver in {less[plan]} of {len(done)}"
         for plan in PLANS[1:]
         if done
     ]
+    if done:
+        summary.insert(0, f"the solver loses {100 * median(lost['solver']):.3g} % of the importance (median)")
     return "\n".join([*lines, "", "; ".join(summary)])
 
 

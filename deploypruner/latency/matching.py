@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from math import gcd
 
 import numpy as np
@@ -48,10 +49,18 @@ class Lengths:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
+        graph.emptied({})  # looks at every tensor, so that the axes of all are among `graph.axes`
         movable = np.zeros(graph.labelling.atoms.count, bool)
         for atoms in graph.atoms.values():
             movable[atoms] = True
-        self.axes = [i for i, rows in enumerate(graph.axes.rows) if len(rows) and movable[rows].any()]
+        found = {
+            (rows.shape, sha256(np.ascontiguousarray(rows)).digest()): i
+            for i, rows in enumerate(graph.axes.rows)
+            if len(rows) and movable[rows].any()
+        }
+        self.axes = [
+            found[content] for content in sorted(found)
+        ]  # numbers depend on who asked first; content does not
         self.rows = [graph.axes.rows[i] for i in self.axes]
         self._stack = Stack(self.rows)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,8 @@ def _explain_tensor(
     """Note what the sizes or integers of one tensor follow; False where something is unexplained."""
     shapes = [tuple(tensor.dims) for tensor in tensors]
     integers = tensors[0].data_type == onnx.TensorProto.INT64
-    if len(set(shapes)) > 1:
+    scalar = not integers and all(prod(shape) == 1 for shape in shapes)  # written as [] or as [1]
+    if len(set(shapes)) > 1 and not scalar:
         if integers or len({len(shape) for shape in shapes}) > 1:
             return False  # a list of indices: cutting it would leave wrong ones
         for axis, column in enumerate(zip(*shapes, strict=True)):
