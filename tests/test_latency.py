@@ -59,6 +59,13 @@ def test_lengths_count_what_a_cut_leaves():
         assert (lengths.of(keep) <= lengths.whole()).all()
 
 
+def test_positions_of_lengths_do_not_depend_on_who_asked_for_an_axis_first():
+    fresh, used = traced(), traced()
+    used.emptied({})
+    keep = scattered_plans(used, 1, seed=2)[0]
+    assert Lengths(fresh).of(keep).tolist() == Lengths(used).of(keep).tolist()
+
+
 # ---------------------------------------------------------------------- probes
 
 

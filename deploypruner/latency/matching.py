@@ -58,9 +58,8 @@ class Lengths:
             for i, rows in enumerate(graph.axes.rows)
             if len(rows) and movable[rows].any()
         }
-        self.axes = [
-            found[content] for content in sorted(found)
-        ]  # numbers depend on who asked first; content does not
+        # By content: numbers depend on who asked for an axis first, and positions are kept on disk.
+        self.axes = [found[content] for content in sorted(found)]
         self.rows = [graph.axes.rows[i] for i in self.axes]
         self._stack = Stack(self.rows)
 
