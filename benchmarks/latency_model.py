@@ -56,7 +56,8 @@ def plans(graph: Graph) -> list[Keep]:
         for group, allowed in widths.items():
             pick = int(rng.choice(allowed))
             if share is not None:
-                pick = min(allowed, key=lambda width, goal=share * allowed[0]: abs(width - goal))
+                goal = share * allowed[0]
+                pick = allowed[int(np.abs(np.asarray(allowed) - goal).argmin())]
             chosen[group] = allowed[0] if limits[group].whole else pick
         found.append(keep_first(graph, chosen))
     return found
@@ -85,7 +86,7 @@ def run_one(name: str, setting: Setting, *, seconds: float) -> dict[str, Any]:
             jobs.append((Artifact(f"{i}", path, "onnx", setting.precision, pattern), setting.runtime))
         timings = time_artifacts(jobs, threads=setting.threads, budget_s=seconds).timings
     dense_ms = model.ms({})
-    rows = []
+    rows: list[dict[str, Any]] = []
     for share, keep, timing in zip(WIDTHS, chosen, timings[1:], strict=True):
         ratio, interval = paired_ratio(timing.samples_ns, timings[0].samples_ns)
         rows.append(

@@ -96,13 +96,13 @@ class PruneRecipe:
         _at_least(1, "--step", self.step, "8, 16 or 32 suit int8 kernels")
         _at_least(1, "prune.samples", self.samples, "512 is plenty")
         _at_least(1, "prune.batch_size", self.batch_size, "32 suits most models")
+        if self.latency is None and self.speedup is None and self.macs is None:
+            object.__setattr__(self, "macs", DEFAULT_MACS)
         _ = self.constraints, self.budget  # checks them
 
     @property
     def budget(self) -> Budget:
         """What the compiled model may cost."""
-        if self.latency is None and self.speedup is None and self.macs is None:
-            return Budget(macs=DEFAULT_MACS)
         return Budget(macs=self.macs, latency=self.latency, speedup=self.speedup)
 
     @property
@@ -203,7 +203,6 @@ class Recipe:
 def resolved_toml(recipe: Recipe) -> str:
     """The recipe with every default spelled out; what is not set is left out, as TOML has no null."""
     document = _plain(asdict(recipe))
-    document["prune"][recipe.prune.budget.kind] = getattr(recipe.prune.budget, recipe.prune.budget.kind)
     for name in DERIVED:
         *sections, key = name.split(".")
         section = document

@@ -53,9 +53,8 @@ def test_lengths_count_what_a_cut_leaves():
     graph = traced()
     lengths = Lengths(graph)
     for keep in scattered_plans(graph, 3, seed=1):
-        counts = dict(zip(lengths.axes, lengths.of(keep).tolist(), strict=True))
         cut = graph.cut(graph.removed(keep))
-        assert {n for p in cut.parameters() for n in p.shape} & set(counts.values())
+        assert {cut.get_parameter("stem.0.weight").shape[0]} <= set(lengths.of(keep).tolist())
         assert (lengths.of(keep) <= lengths.whole()).all()
 
 
@@ -94,9 +93,9 @@ def test_a_template_writes_what_an_export_would_have_the_shapes_of(net, tmp_path
         tuple(t.dims) for t in exported.graph.initializer if t.data_type == 1
     )
     onnx.checker.check_model(quick)
-    feeds = [torch.randn(IMAGE).numpy()]
+    feeds = [torch.randn(1, *IMAGE[1:]).numpy()]
     assert files.write(keep, "int8").is_file()
-    assert runtimes.get("onnxruntime")().open(files._folder / "probe.fp32.onnx").run(feeds)[0].shape[0] == IMAGE[0]
+    assert runtimes.get("onnxruntime")().open(files._folder / "probe.fp32.onnx").run(feeds)[0].shape[0] == 1
 
 
 # ---------------------------------------------------------------------- surfaces
@@ -337,7 +336,7 @@ def test_a_runtime_names_every_layer_of_a_small_network(name, tmp_path):
     graph = traced()
     path = tmp_path / "net.onnx"
     write_candidate(graph, {}, "fp32", path)
-    nodes = runtimes.get(name)().profile(path, [torch.randn(IMAGE).numpy()], threads=1, calls=2)
+    nodes = runtimes.get(name)().profile(path, [torch.randn(1, *IMAGE[1:]).numpy()], threads=1, calls=2)
     convolutions = [n for n in nodes if "Conv" in n.kind]
     assert len(convolutions) == 4
     assert len({n.name for n in nodes}) == len(nodes)

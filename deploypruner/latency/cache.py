@@ -24,7 +24,7 @@ from deploypruner.latency.quality import Quality
 from deploypruner.records import Setting
 from deploypruner.target import detect
 
-FORMAT = 2
+FORMAT = 3
 
 
 def default_folder() -> Path:

@@ -25,7 +25,7 @@ class Follows:
     """A number that is `length(axis) * times // per`.
 
     Args:
-        axis: Position in `Lengths.axes`.
+        axis: Position in `Lengths.rows`.
         times: Factor.
         per: Divisor; it divides exactly.
     """
@@ -40,10 +40,9 @@ class Follows:
 
 
 class Lengths:
-    """Remaining lengths of every axis of a graph that something prunable lies on.
+    """Remaining lengths of every axis of a graph that something prunable lies on, and of every group.
 
     Attributes:
-        axes: Numbers of `graph.axes`.
         rows: Labels of each.
     """
 
@@ -53,14 +52,10 @@ class Lengths:
         movable = np.zeros(graph.labelling.atoms.count, bool)
         for atoms in graph.atoms.values():
             movable[atoms] = True
-        found = {
-            (rows.shape, sha256(np.ascontiguousarray(rows)).digest()): i
-            for i, rows in enumerate(graph.axes.rows)
-            if len(rows) and movable[rows].any()
-        }
+        counted = [*graph.axes.rows, *(atoms[:, None] for atoms in graph.atoms.values())]
         # By content: numbers depend on who asked for an axis first, and positions are kept on disk.
-        self.axes = [found[content] for content in sorted(found)]
-        self.rows = [graph.axes.rows[i] for i in self.axes]
+        found = {(rows.shape, sha256(rows.tobytes()).digest()): rows for rows in counted if movable[rows].any()}
+        self.rows = [found[content] for content in sorted(found)]
         self._stack = Stack(self.rows)
 
     def of(self, keep: Keep) -> IntArray:
