@@ -17,7 +17,7 @@ from torch import nn
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.export.to_onnx import Onnx
 from deploypruner.quantize import quantize_static
-from deploypruner.runtime import runtimes
+from deploypruner.runtime import default_runtimes, runtimes
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 
 SHAPE = (3, 8, 8)
@@ -112,7 +112,7 @@ def test_every_method_stays_near_fp32_in_both_runtimes(mixed: Path, tmp_path: Pa
     feeds = next(batches(1, seed=1))
     want = literal(mixed, feeds)
     assert relative(literal(int8, feeds), want) < 0.1
-    for name in runtimes:
+    for name in default_runtimes():
         assert relative(runtimes.get(name)().open(int8).run(feeds)[0], want) < 0.1
     assert (summary.method, summary.samples, summary.quantized, summary.left_float) == (method, 12, 7, {})
 
