@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
+
+from deploypruner.recover.regime import Regime
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,13 @@ def save(
     optimizer: torch.optim.SGD,
     *,
     epochs: Sequence[EpochRecord],
+    regime: Regime,
 ) -> None:
     """Replace the file at `path`; a reader finds either the old state or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"student.{name}": tensor for name, tensor in student.state_dict().items()}
     tensors |= {f"momentum.{i}": buffer for i, buffer in enumerate(_momenta(optimizer)) if buffer is not None}
+    tensors |= {f"regime.{name}": tensor for name, tensor in regime.state().items()}
     # Clones: safetensors refuses tied weights, which share memory.
     apart = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     about = {"fingerprint": fingerprint, "epochs": json.dumps([asdict(epoch) for epoch in epochs])}
@@ -75,8 +79,10 @@ def save(
         temporary.unlink(missing_ok=True)
 
 
-def load(path: Path, fingerprint: str, student: nn.Module, optimizer: torch.optim.SGD) -> list[EpochRecord]:
-    """Put the saved state into `student` and `optimizer`, and return the finished epochs.
+def load(
+    path: Path, fingerprint: str, student: nn.Module, optimizer: torch.optim.SGD, *, regime: Regime
+) -> list[EpochRecord]:
+    """Put the saved state into `student`, `optimizer` and `regime`, and return the finished epochs.
 
     Returns an empty list and changes nothing where there is no file, where it is damaged, or where it
     belongs to another run.
@@ -91,13 +97,17 @@ def load(path: Path, fingerprint: str, student: nn.Module, optimizer: torch.opti
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except SafetensorError:
         return []
-    prefix = "student."
-    student.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+    student.load_state_dict(_part(tensors, "student."))
+    regime.load_state(_part(tensors, "regime."))
     for i, parameter in enumerate(_parameters(optimizer)):
         buffer = tensors.get(f"momentum.{i}")
         if buffer is not None:
             optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
     return [EpochRecord(**epoch) for epoch in json.loads(about["epochs"])]
+
+
+def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _parameters(optimizer: torch.optim.SGD) -> list[torch.Tensor]:

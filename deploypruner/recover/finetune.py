@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph.inputs import call
@@ -19,6 +20,7 @@ from deploypruner.recover.batches import Batch, Batches
 from deploypruner.recover.checkpoint import EpochRecord
 from deploypruner.recover.losses import first_output, recovery_loss
 from deploypruner.recover.modes import device_of, mode_kept
+from deploypruner.recover.regime import Regime
 from deploypruner.recover.settings import FinetuneSettings, learning_rate
 
 __all__ = ["EpochRecord", "FinetuneHistory", "FinetuneSettings", "finetune"]
@@ -52,6 +54,7 @@ def finetune(
     progress: Progress | None = None,
     label: str = "recover",
     validate: Callable[[nn.Module], float] | None = None,
+    regime: Regime | None = None,
 ) -> FinetuneHistory:
     """Train `student` in place; it holds the last epoch's weights afterwards. The teacher does not change.
 
@@ -70,6 +73,7 @@ def finetune(
         progress: Told about every step and epoch.
         label: What the progress calls the job.
         validate: Called with the model in evaluation mode after each epoch; its result is the epoch's score.
+        regime: Masks that go with the training; None for none. The student ends with its hard weights.
 
     Raises:
         RecipeError: Neither labels nor a teacher.
@@ -81,9 +85,12 @@ def finetune(
         )
     progress = progress or SilentProgress()
     steps = _steps_per_epoch(batches, settings)
-    fingerprint = saved.fingerprint(repr(settings), student, teacher, (batches.labelled, steps, validate is None))
-    run = _Run(student, teacher, batches, settings, steps, progress)
-    done = [] if checkpoint is None else saved.load(checkpoint, fingerprint, student, run.optimizer)
+    regime = regime or Regime()
+    about = (batches.labelled, steps, validate is None, regime.describe())
+    fingerprint = saved.fingerprint(repr(settings), student, teacher, about)
+    regime.begin(student, settings.epochs * steps)
+    run = _Run(student, teacher, batches, settings, steps, progress, regime)
+    done = [] if checkpoint is None else saved.load(checkpoint, fingerprint, student, run.optimizer, regime=regime)
     resumed = len(done)
     try:
         progress.start(settings.epochs * steps, label)
@@ -91,9 +98,10 @@ def finetune(
         for epoch in range(resumed, settings.epochs):
             done.append(run.epoch(epoch, validate))
             if checkpoint is not None:
-                saved.save(checkpoint, fingerprint, student, run.optimizer, epochs=done)
+                saved.save(checkpoint, fingerprint, student, run.optimizer, epochs=done, regime=regime)
     finally:
         progress.close()
+    regime.finish(student)
     return FinetuneHistory(tuple(done), resumed)
 
 
@@ -107,10 +115,13 @@ class _Run:
     settings: FinetuneSettings
     steps: int
     progress: Progress
+    regime: Regime
     optimizer: torch.optim.SGD = field(init=False)
 
     def __post_init__(self) -> None:
         self.optimizer = _optimizer(self.student, self.settings)
+        for group in self.regime.parameter_groups():
+            self.optimizer.add_param_group(group)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._device = device_of(self.student)
 
@@ -125,21 +136,26 @@ class _Run:
             self.student.train()
             with _teaching(self.teacher):
                 for number, batch in enumerate(_usable(data)):
-                    lr = learning_rate(settings, epoch * self.steps + number, settings.epochs * self.steps)
-                    total += self._step(batch, lr, f"epoch {epoch + 1}, batch {number + 1}")
+                    step = epoch * self.steps + number
+                    lr = learning_rate(settings, step, settings.epochs * self.steps)
+                    total += self._step(step, batch, lr, where=f"epoch {epoch + 1}, batch {number + 1}")
                     count += 1
                     self.progress.advance(1 if number + 1 < self.steps else 0)
             self.student.eval()
-            score = None if validate is None else validate(self.student)
+            with self.regime.hardened(self.student):
+                score = None if validate is None else validate(self.student)
         record = EpochRecord(epoch + 1, total / count, lr, score)
         self.progress.advance(1, _milestone(record, settings.epochs))
         return record
 
-    def _step(self, batch: Batch, lr: float, where: str) -> float:
+    def _step(self, step: int, batch: Batch, lr: float, *, where: str) -> float:
         """One update of the weights; returns the loss."""
         inputs, labels = batch
         inputs = tuple(_placed(x, self._device, channels_last=self.settings.channels_last) for x in inputs)
-        output = first_output(call(self.student, inputs))
+        weights = self.regime.weights(step)
+        output = first_output(
+            functional_call(self.student, weights, inputs) if weights else call(self.student, inputs)
+        )
         target = None
         if self.teacher is not None:
             with torch.no_grad():
@@ -154,6 +170,7 @@ class _Run:
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.regime.after_backward(step)
         norm = float(nn.utils.clip_grad_norm_(self._parameters, self.settings.clip_norm))
         value = float(loss.detach())
         for name, number in (("loss", value), ("gradient norm", norm)):
@@ -163,8 +180,9 @@ class _Run:
                     hint=f"lower the learning rate (now {self.settings.lr:g}), and check the data for NaN",
                 )
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         self.optimizer.step()
+        self.regime.after_step(step)
         return value
 
     @contextmanager
