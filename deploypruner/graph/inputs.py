@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -87,6 +89,16 @@ def resized(inputs: Inputs, size: int) -> Inputs:
         return tensor.detach().index_select(0, rows) if carries_batch(tensor, inputs) else tensor
 
     return map_tensors(one, inputs)
+
+
+def noise_like(inputs: Inputs, size: int, generator: torch.Generator) -> list[NDArray[Any]]:
+    """One array per input with `size` samples: standard normal for floating ones, the example's own otherwise."""
+    arrays = []
+    for example, value in zip(tensors(inputs), tensors(resized(inputs, size)), strict=True):
+        if carries_batch(example, inputs) and value.is_floating_point():
+            value = torch.randn(value.shape, generator=generator).to(value.dtype)
+        arrays.append(np.ascontiguousarray(value.detach().numpy()))
+    return arrays
 
 
 def to_json(inputs: Inputs, *, dynamic_batch: bool) -> Any:

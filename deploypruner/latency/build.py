@@ -14,7 +14,7 @@ from deploypruner.latency.cache import Cache, fingerprint
 from deploypruner.latency.model import LatencyModel
 from deploypruner.latency.nodes import bind
 from deploypruner.latency.plans import probe_plans, reference_plan
-from deploypruner.latency.probes import ProbeFiles, Profile, Timer, noise, undisturbed_ns
+from deploypruner.latency.probes import ProbeFiles, Profile, Timer, one_sample, undisturbed_ns
 from deploypruner.latency.quality import Quality
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.records import Setting
@@ -25,6 +25,8 @@ FEWEST = 4
 # A kind of operation with as many timings, from whatever models, needs no more.
 ENOUGH = 6
 _SECONDS_EACH = 0.35
+# Probes between two lines of a log.
+_MILESTONE = 5
 
 
 def build_latency_model(
@@ -109,7 +111,7 @@ def _build(work: _Work, setting: Setting, cache: Cache, *, name: str, seconds: f
     """Learn the operations; time probes unless other models have had the same ones; keep what was found."""
     graph, files = work.graph, work.files
     plans, timed = list(files.learnt), list[Profile]()
-    with Timer(setting, noise(graph)) as timer:
+    with Timer(setting, one_sample(graph)) as timer:
         known = [timer.profile(files.write(keep, setting.precision), seconds=0) for keep in plans]
         nodes = bind([profile.nodes for profile in known], files.counts(plans))
         if any(cache.points.count(node.key) < ENOUGH for node in nodes):
@@ -143,5 +145,6 @@ def _time(work: _Work, setting: Setting, timer: Timer, *, end: float) -> list[Pr
         if len(timed) >= FEWEST and time.monotonic() >= end:
             break
         timed.append(timer.profile(work.files.write(keep, setting.precision), seconds=_SECONDS_EACH))
-        work.bar.advance(1, f"{setting}: probe {len(timed)} of {len(work.plans)}")
+        milestone = len(timed) % _MILESTONE == 0 or len(timed) == len(work.plans)
+        work.bar.advance(1, f"{setting}: probe {len(timed)} of {len(work.plans)}" if milestone else "")
     return timed

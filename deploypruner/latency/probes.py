@@ -18,7 +18,7 @@ from deploypruner.export import exporters
 from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.dependency import Keep
-from deploypruner.graph.inputs import Inputs, carries_batch, resized, tensors
+from deploypruner.graph.inputs import batch_size, noise_like, resized
 from deploypruner.latency.matching import Lengths
 from deploypruner.latency.plans import scattered_plans
 from deploypruner.latency.template import Template, learn
@@ -113,7 +113,7 @@ class ProbeFiles:
         return path
 
     def _quantize(self, fp32: Path, int8: Path) -> Path:
-        quantize_static(fp32, int8, calibration=[noise(self._graph)])
+        quantize_static(fp32, int8, calibration=[one_sample(self._graph)])
         return int8
 
 
@@ -141,7 +141,7 @@ def write_candidate(graph: Graph, keep: Keep, precision: Precision, path: Path) 
             hint="give a budget with --macs instead, or change the operation named above",
         ) from error
     if precision == "int8":
-        quantize_static(fp32, path, calibration=[noise(graph)])
+        quantize_static(fp32, path, calibration=[one_sample(graph)])
         fp32.unlink()
 
 
@@ -221,18 +221,7 @@ class Timer:
         return Profile(samples, from_lists(said["nodes"]))
 
 
-def noise(graph: Graph) -> list[Array]:
-    """One sample to run a probe on: normal numbers for floating inputs, the example for others."""
-    generator = torch.Generator().manual_seed(0)
-    return [
-        np.ascontiguousarray(_like(t, graph.example_inputs, graph.dynamic_batch, generator))
-        for t in tensors(graph.example_inputs)
-    ]
-
-
-def _like(tensor: torch.Tensor, inputs: Inputs, dynamic_batch: bool, generator: torch.Generator) -> Array:
-    batched = carries_batch(tensor, inputs)
-    value = tensor[:1] if batched and dynamic_batch else tensor
-    if batched and value.is_floating_point():
-        value = torch.randn(value.shape, generator=generator).to(value.dtype)
-    return value.numpy()
+def one_sample(graph: Graph) -> list[Array]:
+    """What a probe runs on: normal numbers for floating inputs, the example for others; one sample if it may."""
+    size = 1 if graph.dynamic_batch else batch_size(graph.example_inputs)
+    return noise_like(graph.example_inputs, size, torch.Generator().manual_seed(0))

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from deploypruner.graph.inputs import batch_size
+from deploypruner.graph.inputs import batch_size, noise_like
 from deploypruner.measure import Job, evaluate, outputs
 from deploypruner.records import Artifact, Quality
 from deploypruner.runtime import runtimes
 from deploypruner.stages import Build, Feeds
-from deploypruner.stages.quantize import noise_like
 from deploypruner.stages.verify import verification_feeds
 
 # Validation inputs are decoded once and shared by all artifacts, so they have to fit into memory.

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from deploypruner.export import exporters
-from deploypruner.graph.inputs import Inputs, batch_size, carries_batch, tensors
+from deploypruner.graph.inputs import batch_size, noise_like
 from deploypruner.quantize.static import QuantizationSummary, quantize_static
 from deploypruner.records import Artifact
 from deploypruner.stages import Build, Feeds, Stage, stage_file
@@ -91,20 +91,6 @@ def calibration_feeds(build: Build) -> Iterator[Feeds]:
     for inputs, _ in training_batches(build, batch_size=batch, count=count):
         if len(inputs[0]) == batch or build.traced.dynamic_batch:
             yield [np.ascontiguousarray(t.numpy()) for t in inputs]
-
-
-def noise_like(example: Inputs, batch: int, generator: torch.Generator) -> Feeds:
-    """One array per input: standard normal for floating ones, the example repeated for integers."""
-    feeds = []
-    for tensor in tensors(example):
-        if not carries_batch(tensor, example):
-            value = tensor
-        elif tensor.is_floating_point():
-            value = torch.randn((batch, *tensor.shape[1:]), generator=generator).to(tensor.dtype)
-        else:
-            value = tensor.index_select(0, torch.arange(batch) % len(tensor))
-        feeds.append(np.ascontiguousarray(value.numpy()))
-    return feeds
 
 
 def _with_dense(build: Build) -> Build:

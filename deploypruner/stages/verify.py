@@ -9,10 +9,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from deploypruner.graph.inputs import batch_size
+from deploypruner.graph.inputs import batch_size, noise_like
 from deploypruner.records import Check
 from deploypruner.stages import Build, Feeds, Stage, stage_file
-from deploypruner.stages.quantize import noise_like
 from deploypruner.verify.exported import verify_exports
 
 _BATCHES, _BATCH = 2, 3
