@@ -1,6 +1,7 @@
-"""The dense baseline: published CIFAR-10 weights, fine-tuned once on the JPEG images and kept in `WORK`.
+"""The dense baseline, kept in `WORK`: published weights fine-tuned once on the JPEG images, or trained from scratch.
 
-Run it as `nice python -m benchmarks.baseline --net resnet20 --epochs 4 --threads 1`.
+Run it as `nice python -m benchmarks.baseline --net resnet20 --epochs 4 --threads 1`; a net without published weights
+wants `--lr 0.1` and more epochs.
 """
 
 from __future__ import annotations
@@ -12,19 +13,22 @@ from pathlib import Path
 import click
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from benchmarks.cifar10 import SHARED, WORK, cifar10
-from benchmarks.models import NETS, ResNet
+from benchmarks.models import NETS, PUBLISHED
 from deploypruner.errors import InputError
 from deploypruner.progress import progress_for
 from deploypruner.recover.finetune import FinetuneSettings, finetune
 from deploypruner.recover.validate import top1_percent
 
 
-def published(net: str) -> ResNet:
-    """The network with the weights trained on lossless CIFAR-10."""
+def start(net: str) -> nn.Module:
+    """The network with the weights trained on lossless CIFAR-10, or seeded random ones where there are none."""
+    torch.manual_seed(0)
     model = NETS[net]()
-    model.load_state_dict(load_file(SHARED / f"{net}_cifar10.safetensors"))
+    if net in PUBLISHED:
+        model.load_state_dict(load_file(SHARED / f"{net}_cifar10.safetensors"))
     return model.eval()
 
 
@@ -32,7 +36,7 @@ def path_of(net: str) -> Path:
     return WORK / f"{net}-jpeg.safetensors"
 
 
-def baseline(net: str) -> ResNet:
+def baseline(net: str) -> nn.Module:
     """The network fine-tuned on the JPEG images.
 
     Raises:
@@ -49,10 +53,11 @@ def baseline(net: str) -> ResNet:
 @click.option("--net", type=click.Choice(sorted(NETS)), default="resnet20", show_default=True)
 @click.option("--epochs", default=5, show_default=True)
 @click.option("--threads", default=1, show_default=True)
-def main(net: str, epochs: int, threads: int) -> None:
-    """Fine-tune the published weights on the JPEG images; an interrupted run continues."""
+@click.option("--lr", default=0.02, show_default=True)
+def main(net: str, epochs: int, threads: int, lr: float) -> None:
+    """Train on the JPEG images; an interrupted run continues."""
     torch.set_num_threads(threads)
-    model, data = published(net), cifar10()
+    model, data = start(net), cifar10()
     untouched = top1_percent(model, data.val)
     click.echo(f"{net} untouched: {untouched:.2f} %", err=True)
     begun = time.perf_counter()
@@ -60,7 +65,7 @@ def main(net: str, epochs: int, threads: int) -> None:
         model,
         None,
         data.train,
-        FinetuneSettings(epochs=epochs, lr=0.02, batch_size=128, channels_last=True),
+        FinetuneSettings(epochs=epochs, lr=lr, batch_size=128, channels_last=True),
         checkpoint=WORK / f"{net}-baseline.checkpoint",
         progress=progress_for(),
         validate=lambda module: top1_percent(module, data.val),
@@ -72,6 +77,7 @@ def main(net: str, epochs: int, threads: int) -> None:
         "percent_by_epoch": [epoch.score for epoch in history.epochs],
         "epochs_resumed": history.resumed,
         "seconds": time.perf_counter() - begun,
+        "lr": lr,
         "threads": threads,
     }
     path_of(net).with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")

@@ -20,7 +20,7 @@ import torch_pruning as tp
 
 from benchmarks.baseline import baseline
 from benchmarks.cifar10 import WORK, cifar10
-from benchmarks.models import NETS, ResNet
+from benchmarks.models import PUBLISHED, ResNet
 from benchmarks.pruners import TOOLS, CannotPrune, Case, Scoring, macs_of, params_of, prune
 from deploypruner.progress import progress_for
 from deploypruner.recover.batchnorm import reestimate_batchnorm
@@ -54,7 +54,7 @@ class Protocol:
 
 
 @click.command()
-@click.option("--net", type=click.Choice(sorted(NETS)), default="resnet20", show_default=True)
+@click.option("--net", type=click.Choice(sorted(PUBLISHED)), default="resnet20", show_default=True)
 @click.option("--macs", default=0.5, show_default=True, help="fraction of the dense MACs that may remain")
 @click.option("--epochs", default=5, show_default=True, help="fine-tuning epochs after pruning")
 @click.option("--seeds", default=1, show_default=True, help="runs per case")

@@ -1,9 +1,11 @@
-"""The CIFAR ResNets of He et al. (arXiv:1512.03385, sec. 4.2), with parameter-free (option A) shortcuts.
+"""The CIFAR ResNets of He et al. (arXiv:1512.03385, sec. 4.2) with parameter-free (option A) shortcuts; a MobileNetV2.
 
 Parameter names are those of the published weights in the shared data folder: `conv1, bn1, layerX.Y.conv1, linear`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -72,4 +74,62 @@ def resnet56() -> ResNet:
     return ResNet(9)
 
 
-NETS = {"resnet20": resnet20, "resnet32": resnet32, "resnet44": resnet44, "resnet56": resnet56}
+class InvertedResidual(nn.Module):
+    """Expand by 1x1, filter depthwise, project by 1x1 linearly; added to the input where shapes agree."""
+
+    def __init__(self, before: int, after: int, stride: int, expand: int) -> None:
+        super().__init__()
+        wide = before * expand
+        layers: list[nn.Module] = [] if expand == 1 else _convolved(before, wide, 1)
+        layers += _convolved(wide, wide, 3, stride=stride, groups=wide)
+        layers += [nn.Conv2d(wide, after, 1, bias=False), nn.BatchNorm2d(after)]
+        self.layers = nn.Sequential(*layers)
+        self.added = stride == 1 and before == after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.added else self.layers(x)
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 (arXiv:1801.04381, table 2) for 32 x 32 images: the first two strides are 1.
+
+    Args:
+        width: Factor on the channels of every layer but the last, rounded to multiples of 8.
+    """
+
+    # expansion, channels, blocks, stride of the first
+    STAGES = (
+        *((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2)),
+        *((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
+    )
+
+    def __init__(self, width: float, classes: int = 10) -> None:
+        super().__init__()
+
+        def scaled(channels: int) -> int:
+            return max(8, round(channels * width / 8) * 8)
+
+        before = scaled(32)
+        layers = _convolved(3, before, 3)
+        for expand, channels, blocks, stride in self.STAGES:
+            for i in range(blocks):
+                layers.append(InvertedResidual(before, scaled(channels), stride if i == 0 else 1, expand))
+                before = scaled(channels)
+        self.features = nn.Sequential(*layers, *_convolved(before, 640, 1))
+        self.linear = nn.Linear(640, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, 3, 32, 32] -> [N, classes]
+        return self.linear(self.features(x).mean(dim=(2, 3)))
+
+
+def _convolved(before: int, after: int, k: int, *, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    conv = nn.Conv2d(before, after, k, stride, k // 2, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(after), nn.ReLU6()]
+
+
+def mobilenet_v2_half() -> MobileNetV2:
+    return MobileNetV2(0.5)
+
+
+PUBLISHED = {"resnet20": resnet20, "resnet32": resnet32, "resnet44": resnet44, "resnet56": resnet56}
+NETS: dict[str, Callable[[], nn.Module]] = {**PUBLISHED, "mobilenet_v2_half": mobilenet_v2_half}
