@@ -1,4 +1,4 @@
-"""The CIFAR ResNets of He et al. (arXiv:1512.03385, sec. 4.2) with parameter-free (option A) shortcuts; a MobileNetV2.
+"""The CIFAR ResNets of He et al. (arXiv:1512.03385, sec. 4.2), option A shortcuts without parameters; a MobileNetV2.
 
 Parameter names are those of the published weights in the shared data folder: `conv1, bn1, layerX.Y.conv1, linear`.
 """
