@@ -16,7 +16,7 @@ from deploypruner.latency import LatencyModel, Profile, build
 from deploypruner.latency.cache import Cache, fingerprint
 from deploypruner.latency.matching import Follows, Lengths, Matcher
 from deploypruner.latency.nodes import bind
-from deploypruner.latency.plans import candidate_widths, probe_plans, scattered_plans
+from deploypruner.latency.plans import candidate_widths, plans_needed, probe_plans, scattered_plans
 from deploypruner.latency.probes import ProbeFiles, undisturbed_ns, write_candidate
 from deploypruner.latency.surface import Surface
 from deploypruner.measure.profiling import as_lists, from_lists, profile_file
@@ -351,3 +351,14 @@ def test_no_two_groups_of_the_same_size_are_cut_alike_in_all_learnt_plans():
     pairs = {group.id: tuple(len(plan[group.id]) for plan in plans) for group in graph.groups}
     assert len(set(pairs.values())) == len(pairs) == 7
     assert all(first != second and 12 not in (first, second) for first, second in pairs.values())
+
+
+@pytest.mark.parametrize(("size", "number"), [(2, 6), (3, 14), (12, 8)])
+def test_as_many_plans_are_learnt_from_as_tell_all_groups_apart(size, number):
+    conv = torch.nn.Conv2d
+    layers = [conv(3, size, 1), *(conv(size, size, 1) for _ in range(number - 1)), conv(size, 4, 1)]
+    graph = dp.trace(torch.nn.Sequential(*layers).eval(), (torch.randn(2, 3, 4, 4),))
+    plans = scattered_plans(graph, plans_needed(graph), seed=0)
+    widths = {tuple(len(plan[group.id]) for plan in plans) for group in graph.groups}
+    assert len(widths) == len(graph.groups) == number
+    assert (size,) * len(plans) not in widths

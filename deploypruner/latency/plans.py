@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
 
 from deploypruner.graph import Graph
+from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.dependency import Keep
 from deploypruner.prune.constraints import Constraints, find_limits
 
@@ -15,7 +17,25 @@ from deploypruner.prune.constraints import Constraints, find_limits
 _RARELY = 1 / 3
 # Attempts at widths that no other group has.
 _DRAWS = 200
+# Groups below this size may stay whole in a scattered plan: there are few other widths to tell them apart by.
+_SMALL = 8
+# Scattered plans at most: each is an export.
+_MOST = 5
 _ALL = Constraints(heads="both", statistics="prune")
+
+
+def plans_needed(graph: Graph) -> int:
+    """How many scattered plans tell all groups apart: two, or more where many groups of one small size are alike."""
+    alike = Counter(group.size for group in graph.groups)
+    count = 2
+    while count < _MOST and any(len(_scattered(size)) ** count < 2 * number for size, number in alike.items()):
+        count += 1
+    return count
+
+
+def _scattered(size: int) -> IntArray:
+    """Widths from a third to just below the whole; the whole too where there are few."""
+    return np.arange(max(1, size // 3), size + 1 if size < _SMALL else size)
 
 
 def scattered_plans(graph: Graph, count: int, *, seed: int) -> list[Keep]:
@@ -26,11 +46,11 @@ def scattered_plans(graph: Graph, count: int, *, seed: int) -> list[Keep]:
     """
     rng = np.random.default_rng([seed, 1])
     drawn: dict[str, list[int]] = {}
-    taken: set[tuple[Fraction, ...]] = set()
+    taken: set[tuple[Fraction, ...]] = {(Fraction(1),) * count}
     for group in sorted(graph.groups, key=lambda g: g.size):
-        below = np.arange(max(1, group.size // 3), max(2, group.size))
+        below = _scattered(group.size)
         for _ in range(_DRAWS):
-            widths = rng.choice(below, count, replace=len(below) < count).tolist()
+            widths = rng.choice(below, count, replace=len(below) <= count).tolist()
             shares = tuple(Fraction(width, group.size) for width in widths)
             if shares not in taken:
                 break

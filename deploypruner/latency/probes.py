@@ -20,7 +20,7 @@ from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.dependency import Keep
 from deploypruner.graph.inputs import batch_size, noise_like, resized
 from deploypruner.latency.matching import Lengths
-from deploypruner.latency.plans import scattered_plans
+from deploypruner.latency.plans import plans_needed, scattered_plans
 from deploypruner.latency.template import Template, learn
 from deploypruner.measure.cores import pick_cores
 from deploypruner.measure.process import Worker
@@ -28,9 +28,6 @@ from deploypruner.measure.profiling import from_lists
 from deploypruner.quantize.static import quantize_static
 from deploypruner.records import Artifact, Precision, Setting
 from deploypruner.runtime import Array, NodeTime
-
-# Two further exports beside the dense one: three numbers with scattered widths tell axes apart.
-SCATTERED = 2
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ class ProbeFiles:
     def __init__(self, graph: Graph, precisions: Sequence[Precision], folder: Path, *, seed: int) -> None:
         self._graph, self._folder = graph, folder
         self.lengths = Lengths(graph)
-        self.learnt: list[Keep] = [{}, *scattered_plans(graph, SCATTERED, seed=seed)]
+        self.learnt: list[Keep] = [{}, *scattered_plans(graph, plans_needed(graph), seed=seed)]
         exported = [self._export(keep, folder / f"learn{i}.onnx") for i, keep in enumerate(self.learnt)]
         self._templates: dict[Precision, Template | None] = {}
         for precision in dict.fromkeys(precisions):
