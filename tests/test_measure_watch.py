@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import psutil
 import pytest
 
 from deploypruner.measure import Measured, find_warnings
+from deploypruner.measure import watch as watch_module
 from deploypruner.measure.watch import Conditions, Reading, Watch, Window, read_counters
 from deploypruner.records import Artifact, Timing
 
@@ -141,3 +143,13 @@ def test_counters_only_grow_and_survive_a_worker_that_is_gone() -> None:
     after = read_counters([gone])
     assert after.busy_s >= before.busy_s > 0
     assert after.own_s >= before.own_s > 0
+
+
+def test_only_the_cores_this_process_may_use_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = namedtuple("counted", "user idle steal guest")
+    cores = [counted(50.0, 1.0, 9.0, 0.0), counted(7.0, 40.0, 0.5, 2.0)]
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: cores)
+    monkeypatch.setattr(watch_module, "own_cores", lambda: [1])
+    reading = read_counters([])
+    assert reading.busy_s == pytest.approx(7.0)
+    assert reading.stolen_s == 0.5

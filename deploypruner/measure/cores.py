@@ -11,6 +11,18 @@ _SYSTEM = Path("/sys/devices/system/cpu")
 _LOOK_S = 0.1
 
 
+def own_cores() -> list[int]:
+    """Cores this process may use, ascending: a container or `taskset` may have given it a part of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(psutil.cpu_count() or 1))
+
+
+def used_share(seconds: float) -> list[float]:
+    """How much each core of the machine is in use, 0 to 1, observed for so long."""
+    return [percent / 100 for percent in psutil.cpu_percent(interval=seconds, percpu=True)]
+
+
 def pick_cores(threads: int) -> list[int]:
     """Return up to `threads` cores of this process's own, best first; [] where the system cannot pin.
 
@@ -19,13 +31,13 @@ def pick_cores(threads: int) -> list[int]:
     """
     if not hasattr(os, "sched_getaffinity"):
         return []
-    busy = psutil.cpu_percent(interval=_LOOK_S, percpu=True)
+    busy = used_share(_LOOK_S)
 
     def rank(core: int) -> tuple[bool, int, int, int]:
-        load = int(busy[core] // 10) if core < len(busy) else 0
+        load = int(busy[core] * 10) if core < len(busy) else 0
         return (_is_second_thread(core), -_top_khz(core), load, core)
 
-    return sorted(os.sched_getaffinity(0), key=rank)[:threads]
+    return sorted(own_cores(), key=rank)[:threads]
 
 
 def _is_second_thread(core: int) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from deploypruner.measure.cores import own_cores, used_share
 from deploypruner.target import detect
 
 _PACKAGES = ("deploypruner", "torch", "onnx", "onnxruntime", "openvino", "numpy")
@@ -23,10 +24,10 @@ _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 def environment() -> dict[str, Any]:
     """Describe machine and software as JSON-able values; None where the system does not say.
 
-    Call it before measuring: `busy_cores`, observed for 0.2 s, is then what others use. (The load average
-    still remembers a training run that has ended.) No package is imported for its version.
+    Call it before measuring: `busy_cores`, observed for 0.2 s on the cores this process may use, is then what others
+    use. (The load average still remembers a training run that has ended.) No package is imported for its version.
     """
-    target = detect()
+    target, used = detect(), used_share(_LOOK_S)
     # Virtual machines give psutil nothing to read.
     frequency = psutil.cpu_freq()
     return {
@@ -35,7 +36,7 @@ def environment() -> dict[str, Any]:
         "cores": target.cores,
         "int8_features": list(target.int8_features),
         "memory_bytes": psutil.virtual_memory().total,
-        "busy_cores": psutil.cpu_percent(interval=_LOOK_S) / 100 * (psutil.cpu_count() or 1),
+        "busy_cores": sum(used[core] for core in own_cores() if core < len(used)),
         "load_average_1min": psutil.getloadavg()[0],
         "frequency_mhz": round(frequency.current) if frequency else None,
         "governor": _GOVERNOR.read_text().strip() if _GOVERNOR.exists() else None,

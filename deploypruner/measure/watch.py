@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 
+from deploypruner.measure.cores import own_cores
+
 WINDOW_S = 0.5
 # A worker that loses a twentieth of its time to somebody else is slower by more than any bound of ours is wide.
 _DISTURBED = 0.05
@@ -137,8 +139,9 @@ class Reading:
     """Counters at one moment, seconds since boot or start; only differences mean something.
 
     Args:
-        busy_s: Of all cores together, time spent on programs and the kernel, stolen time not counted.
-        stolen_s: Of all cores together, taken by the host.
+        busy_s: Of all cores this process may use together, time spent on programs and the kernel, stolen time not
+            counted.
+        stolen_s: Of the same cores, taken by the host.
         own_s: Of this process and its workers.
         mhz: Frequency of the fastest core now.
     """
@@ -205,18 +208,21 @@ class Watch:
 
 def read_counters(pids: Sequence[int]) -> Reading:
     """Read the system's counters; `pids` are the workers."""
-    times = psutil.cpu_times()
-    stolen = getattr(times, "steal", 0.0)
-    idle = times.idle + getattr(times, "iowait", 0.0)
-    # A guest's time is in `user` already.
-    guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+    every = psutil.cpu_times(percpu=True)
+    mine = [every[core] for core in own_cores() if core < len(every)]
     frequency = psutil.cpu_freq()
     return Reading(
-        busy_s=sum(times) - idle - stolen - guests,
-        stolen_s=stolen,
+        busy_s=sum(map(_busy_seconds, mine)),
+        stolen_s=sum(getattr(times, "steal", 0.0) for times in mine),
         own_s=sum(map(_own_seconds, [psutil.Process().pid, *pids])),
         mhz=frequency.current if frequency else None,
     )
+
+
+def _busy_seconds(times: Any) -> float:
+    """One core's time that is neither idle nor stolen; a guest's time is in `user` already."""
+    left_out = ("idle", "iowait", "steal", "guest", "guest_nice")
+    return float(sum(times) - sum(getattr(times, name, 0.0) for name in left_out))
 
 
 def _own_seconds(pid: int) -> float:
