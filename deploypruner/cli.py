@@ -19,7 +19,7 @@ from deploypruner.options import RUNTIME, SECONDS, THREADS, chosen_runtimes, col
 
 Command = Callable[..., None]
 
-_KINDS = ("criteria", "patterns", "runtimes", "scopes", "targets")
+_KINDS = ("criteria", "patterns", "runtimes", "schedules", "scopes", "targets")
 
 
 def main() -> None:
@@ -216,6 +216,7 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
             **{name: options[name] for name in ("min_width", "max_cut", "heads", "statistics")},
             "exclude": options["exclude"] or None,
         },
+        "learn": {"schedule": options.get("schedule"), "epochs": options.get("learn_epochs")},
         "recover": {"epochs": options.get("epochs"), "train": options.get("train")},
         "measure": {
             "runtimes": chosen_runtimes(options.get("runtime")),
@@ -230,6 +231,8 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
 @cli.command("compile")
 @_model_options
 @_budget_options
+@click.option("--schedule", metavar="NAME", help="See `deploypruner list schedules`.  [default: by criterion]")
+@click.option("--learn-epochs", type=int, metavar="N", help="Of training while channels are chosen.  [default: 3]")
 @click.option("--epochs", type=int, metavar="N", help="Fine-tuning epochs.  [default: 3 with data]")
 @click.option("--train", metavar="MODULE:FUNCTION", help="Your own train(student, teacher, data).")
 @RUNTIME
@@ -319,6 +322,10 @@ def _described(kind: str) -> dict[str, str]:
         from deploypruner.criteria import criteria
 
         return criteria.describe()
+    if kind == "schedules":
+        from deploypruner.learn.schedules import SCHEDULES
+
+        return SCHEDULES
     from deploypruner.prune.allocate import PATTERNS, SCOPES
 
     return SCOPES if kind == "scopes" else PATTERNS

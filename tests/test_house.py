@@ -28,7 +28,7 @@ LAYERS = (
     {"stages"},
     {"report", "recipe"},
     {"verify", "search"},
-    {"latency"},
+    {"latency", "learn"},
     {"export", "quantize", "measure", "recover", "sources", "prune"},
     {"runtime", "criteria", "masks"},
     {"graph"},

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deploypruner.graph import Graph
 from deploypruner.graph.labelling import Affine
+from deploypruner.graph.leaving import leaving
 from deploypruner.graph.module import get_state
 from deploypruner.records import Group, Member, MemberView, Role
 
@@ -44,7 +45,7 @@ def member_views(
             MemberView(
                 name=member.parameter,
                 role=_role(graph, parameter, member.axis),
-                weight=_rows(parameter, member),
+                weight=_rows(parameter.detach(), member),
                 grad=_rows(grads[member.parameter], member) if grads is not None else None,
                 gate=gate,
             )
@@ -53,11 +54,32 @@ def member_views(
 
 
 def last_affines(graph: Graph, group: Group) -> tuple[Affine, ...]:
-    """The layers through which the group's channels leave: its normalisations, or its producers without any."""
+    """The layers through which the group's channels leave: a gate of zero on all of them closes the channel.
+
+    Without a graph to follow: its normalisations, or its producers where it has none.
+    """
     on = {(member.parameter, member.axis) for member in group.members}
     affines = [a for a in graph.labelling.affines.values() if (a.weight, a.axis) in on]
+    if graph.labelling.values and affines:
+        return leaving(graph, group, affines)
     norms = [a for a in affines if a.role == "norm"]
     return tuple(norms or affines)
+
+
+def weight_rows(graph: Graph, group: Group, weights: Mapping[str, Tensor]) -> list[Tensor]:
+    """`[C, F]` rows of every layer that writes or reads the group, of all its parameters where there is none.
+
+    Args:
+        graph: The traced model.
+        group: One of its groups.
+        weights: Parameter name -> tensor; gradients flow to it.
+    """
+    found: dict[bool, list[Tensor]] = {True: [], False: []}
+    for member in group.members:
+        if member.parameter in weights:
+            role = _role(graph, get_state(graph.module, member.parameter), member.axis)
+            found[role in ("producer", "consumer")].append(_rows(weights[member.parameter], member))
+    return found[True] or found[False]
 
 
 def gate_rows(affine: Affine, weights: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> Tensor:
@@ -75,8 +97,8 @@ def gate_rows(affine: Affine, weights: Mapping[str, Tensor], grads: Mapping[str,
 
 def _rows(tensor: Tensor, member: Member) -> Tensor:
     """[C, k * F] float32: everything on the axis positions of each channel."""
-    index = torch.as_tensor(member.index)
-    rows = tensor.detach().float().movedim(member.axis, 0).reshape(tensor.shape[member.axis], -1)
+    index = torch.as_tensor(member.index, device=tensor.device)
+    rows = tensor.float().movedim(member.axis, 0).reshape(tensor.shape[member.axis], -1)
     return rows[index.reshape(-1)].reshape(len(index), -1)
 
 

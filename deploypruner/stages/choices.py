@@ -10,6 +10,7 @@ from deploypruner.recover.hook import load_hook
 from deploypruner.runtime import runtimes
 from deploypruner.sources.foreign import foreign
 from deploypruner.stages import Given
+from deploypruner.stages.learn import check_learning
 from deploypruner.stages.score import criterion_name, make_criterion
 from deploypruner.target import detect
 
@@ -34,11 +35,13 @@ def check_choices(recipe: Recipe, given: Given) -> None:
         raise RecipeError(f"no scope called '{recipe.prune.scope}'", hint=nearest(recipe.prune.scope, SCOPES))
     has_data = given.data is not None or recipe.data.source is not None
     name = criterion_name(recipe.prune, has_data=has_data)
-    if make_criterion(name, recipe.prune.parameters).needs != Needs.WEIGHTS and not has_data:
+    criterion = make_criterion(name, recipe.prune.parameters)
+    if criterion.needs != Needs.WEIGHTS and not has_data:
         raise RecipeError(
             f"criterion '{name}' looks at gradients and needs data",
             hint="pass --data DIR (labels are not required), or use --criterion magnitude",
         )
+    check_learning(recipe.learn, criterion, has_data=has_data)
     if (recipe.recover.train or given.train) and not has_data:
         named = recipe.recover.train or getattr(given.train, "__name__", "train")
         raise RecipeError(f"training function '{named}' has nothing to train on", hint="pass --data DIR")
