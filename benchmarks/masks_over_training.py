@@ -3,8 +3,8 @@
     python -m benchmarks.masks_over_training --net resnet20 --macs 0.5 --epochs 6 --train-limit 5000
 
 For every method: is the number of channels exact at the end, which share of the masks is undecided (between 0.05 and
-0.95) over the training, and the loss and accuracy of the network with soft masks against the one with the hard masks it
-would end in, after every epoch. Writes benchmarks/results/masks_over_training.json and a picture beside it.
+0.95) over the training, and the loss and accuracy of the network with soft masks against the one with the hard masks
+it would end in, after every epoch. Writes benchmarks/results/masks_over_training.json and a picture beside it.
 """
 
 from __future__ import annotations
@@ -71,13 +71,14 @@ class Recording:
             before(step)
             self.undecided.append(self.regime.undecided())
             if (step + 1) % self.per_epoch == 0:
-                self._soft = {name: w.clone() for name, w in self.regime.soft_weights().items()}
+                trained = {**self.regime.parameters, **self.regime.soft_weights()}
+                self._soft = {name: tensor.detach().clone() for name, tensor in trained.items()}
 
         self.regime.after_step = after_step  # type: ignore[method-assign]  # the loop only calls it
 
     def validate(self, module: nn.Module) -> float:
         """Note losses and accuracies; the module holds the hard weights."""
-        hard = self._judge(lambda x: module(x))
+        hard = self._judge(module)
         soft = self._judge(lambda x: functional_call(module, self._soft, (x,)))
         noted = {"hard_loss": hard[0], "soft_loss": soft[0], "hard_percent": hard[1], "soft_percent": soft[1]}
         self.epochs.append(noted)
@@ -125,8 +126,9 @@ def main(method: tuple[str, ...], out: Path, **options: Any) -> None:
     for name, found in document["methods"].items():
         last = found["epochs"][-1]
         click.echo(
-            f"{name}: {found['kept']} of {found['planned']} channels kept, exact {found['exact']}; undecided "
-            f"{found['undecided'][len(found['undecided']) // 2]:.1%} half way, {found['undecided'][-1]:.1%} at the end; "
+            f"{name}: {found['kept']} of {found['planned']} channels kept, exact {found['exact']}; "
+            f"{found['undecided'][len(found['undecided']) // 2]:.1%} undecided half way, "
+            f"{found['undecided'][-1]:.1%} in the end; "
             f"soft {last['soft_percent']:.2f} % (loss {last['soft_loss']:.4f}), hard {last['hard_percent']:.2f} % "
             f"(loss {last['hard_loss']:.4f}); {found['seconds']:.0f} s"
         )

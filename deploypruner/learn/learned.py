@@ -26,6 +26,8 @@ from deploypruner.masks import (
 )
 from deploypruner.prune.plan import Plan
 
+# Factor on the temperature of PDP at the end: of channels, two are at the threshold of a group at all times.
+_COOLING = 0.01
 # Masks of k/n on every channel from the first step would shrink all activations at once.
 _FADE_IN = 0.1
 # Of a training, where masks that are still undecided are made to decide sooner.
@@ -86,7 +88,10 @@ class PdpGates(ChannelRegime):
         }
 
     def _temperature(self, q: Tensor) -> Tensor:
-        return pdp_temperature(q, share=self._criterion.temperature)
+        """Constant to the end of the ramp; then it falls, so that channels at the threshold are decided too."""
+        end, progress = self._criterion.end, self._step / max(self.steps - 1, 1)
+        cooled = (progress - end) / (1 - end) if progress > end else 0.0
+        return pdp_temperature(q, share=self._criterion.temperature * _COOLING**cooled)
 
 
 class TransportGates(ChannelRegime):
@@ -184,8 +189,8 @@ class TransportGates(ChannelRegime):
 def _expected_gap(lr: float, steps: int) -> float:
     """How far scores that Adam moves are apart, averaged over the first half of a training; ours.
 
-    Adam moves a score by at most `lr` a step, and gradients of masks change sign: measured on ResNet-20, about a
-    tenth of that way is covered.
+    Adam moves a score by at most `lr` a step, and gradients of masks change sign. With a tenth of that way the masks
+    of ResNet-20 on CIFAR-10 are hard around half time (benchmarks/masks_over_training.py).
     """
     return 0.1 * lr * max(steps, 4) / 4
 

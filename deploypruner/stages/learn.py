@@ -58,8 +58,8 @@ class Learn(Stage):
         """Read plan and weights of an earlier run."""
         plan = Plan.from_json(build.folder.read_json("plan.json"))
         plan.check(build.traced)
-        learned = load_file(build.folder.path(_WEIGHTS)) if build.folder.has(_WEIGHTS) else {}
         facts = build.folder.read_json(_FACTS)
+        learned = load_file(build.folder.path(_WEIGHTS)) if "learn_epochs" in facts else {}
         return replace(build, plan=plan, learned=learned, facts={**build.facts, **facts})
 
     def document(self, build: Build) -> str:
