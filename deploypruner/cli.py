@@ -19,7 +19,7 @@ from deploypruner.options import RUNTIME, SECONDS, THREADS, chosen_runtimes, col
 
 Command = Callable[..., None]
 
-_KINDS = ("criteria", "patterns", "runtimes", "scopes", "targets")
+_KINDS = ("criteria", "normalizers", "patterns", "runtimes", "scopes", "targets")
 
 
 def main() -> None:
@@ -145,7 +145,8 @@ def _model_options(command: Command) -> Command:
             click.option("--mean", callback=_numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
             click.option("--std", callback=_numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
             click.option("--criterion", metavar="NAME", help="See `deploypruner list criteria`."),
-            click.option("--scope", metavar="NAME", help="global or uniform.  [default: global]"),
+            click.option("--normalizer", metavar="NAME", help="See `list normalizers`.  [default: the criterion's]"),
+            click.option("--scope", metavar="NAME", help="See `list scopes`.  [default: global]"),
             click.option("--step", type=int, metavar="N", help="Widths become multiples of N.  [default: 8]"),
             click.option(
                 "--exclude",
@@ -213,6 +214,7 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
         "data": {"source": options["data"], "settings": {"mean": options["mean"], "std": options["std"]}},
         "prune": {
             **{name: options.get(name) for name in ("latency", "speedup", "macs", "criterion", "scope", "step")},
+            "normalizer": options["normalizer"],
             **{name: options[name] for name in ("min_width", "max_cut", "heads", "statistics")},
             "exclude": options["exclude"] or None,
         },
@@ -319,6 +321,10 @@ def _described(kind: str) -> dict[str, str]:
         from deploypruner.criteria import criteria
 
         return criteria.describe()
+    if kind == "normalizers":
+        from deploypruner.prune.normalize import NORMALIZERS
+
+        return {name: found.about for name, found in NORMALIZERS.items()}
     from deploypruner.prune.allocate import PATTERNS, SCOPES
 
     return SCOPES if kind == "scopes" else PATTERNS
