@@ -44,7 +44,8 @@ class LayerConstraint:
         step: Widths become multiples of this.
         max_cut: See `Constraints`.
         heads: See `Constraints`.
-        cut: Exactly this share of the channels goes, 0 <= cut < 1, whatever the scope would do; see `given_widths`.
+        cut: Exactly this share of the output channels of these layers goes, 0 <= cut < 1, whatever the scope would
+            do; see `given_widths`.
     """
 
     match: str
@@ -145,7 +146,8 @@ def find_limits(graph: Graph, constraints: Constraints, *, step: int, statistics
     Raises:
         RecipeError: A pattern that matches nothing; the nearest name is offered.
     """
-    mine = layers_of(graph, constraints)
+    rules = [*(LayerConstraint(pattern, exclude=True) for pattern in constraints.exclude), *constraints.layers]
+    mine = tables_of(graph, rules)
     whole = {
         group.id: _whole(graph, group, mine[group.id], (constraints.heads, statistics)) for group in graph.groups
     }
@@ -163,18 +165,28 @@ def find_limits(graph: Graph, constraints: Constraints, *, step: int, statistics
     return limits
 
 
-def layers_of(graph: Graph, constraints: Constraints) -> dict[str, list[LayerConstraint]]:
-    """Group id -> the tables that name one of its parameters; `exclude` counts as tables.
+def tables_of(
+    graph: Graph, tables: Sequence[LayerConstraint], *, outputs: bool = False
+) -> dict[str, list[LayerConstraint]]:
+    """Group id -> the tables that name one of its parameters.
+
+    Args:
+        graph: The traced model.
+        tables: In their order.
+        outputs: Only where the channels are the output of the layer that is named.
 
     Raises:
         RecipeError: A pattern that matches nothing; the nearest name is offered.
     """
-    rules = [*(LayerConstraint(pattern, exclude=True) for pattern in constraints.exclude), *constraints.layers]
-    matching = _matching(graph, [rule.match for rule in rules])
-    return {
-        group.id: [r for r in rules if any(m.parameter in matching[r.match] for m in group.members)]
-        for group in graph.groups
+    matching = _matching(graph, [table.match for table in tables])
+    made = {
+        (s.names[0], axis) for s in graph.labelling.state.values() for axis, r in s.roles.items() if r == "producer"
     }
+    found = {}
+    for group in graph.groups:
+        names = {m.parameter for m in group.members if not outputs or (m.parameter, m.axis) in made}
+        found[group.id] = [table for table in tables if names & matching[table.match]]
+    return found
 
 
 def check_widths(graph: Graph, widths: Mapping[str, int]) -> None:

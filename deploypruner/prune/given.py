@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deploypruner.graph import Graph
-from deploypruner.prune.constraints import Constraints, find_limits, layers_of
+from deploypruner.prune.constraints import Constraints, find_limits, tables_of
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ class Given:
 def given_widths(graph: Graph, constraints: Constraints, *, step: int) -> Given:
     """The widths of all groups that a `cut` names; where several tables name one group the smallest cut counts.
 
+    A table names the groups that are the output of its layers, so that a list of layers and shares, as papers print
+    it, says what it looks like. Layers whose outputs are added share one group.
+
     The share that goes is rounded so that the width is a multiple of the step, and a group keeps at least one step
     of channels (or all it has). Only what may be cut at all is: not what is excluded, and what a normalisation
     averages over with `statistics = "prune"` only.
@@ -36,12 +39,13 @@ def given_widths(graph: Graph, constraints: Constraints, *, step: int) -> Given:
     Raises:
         RecipeError: A pattern matches nothing.
     """
-    if all(rule.cut is None for rule in constraints.layers):
+    tables = [table for table in constraints.layers if table.cut is not None]
+    if not tables:
         return Given({}, ())
     limits = find_limits(graph, constraints, step=step, statistics=constraints.statistics == "prune")
     widths, remarks = {}, []
-    for group, rules in layers_of(graph, constraints).items():
-        cuts = [rule.cut for rule in rules if rule.cut is not None]
+    for group, mine in tables_of(graph, tables, outputs=True).items():
+        cuts = [table.cut for table in mine if table.cut is not None]
         if not cuts:
             continue
         limit, size = limits[group], graph.group(group).size
