@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from deploypruner.benching import bench_command
+from deploypruner.checking import check_command
 from deploypruner.errors import DeployPrunerError, RecipeError, nearest
 from deploypruner.options import RUNTIME, SECONDS, THREADS, chosen_runtimes, colour, width
 
@@ -281,6 +282,7 @@ def plan_command(with_times: bool, frozen: bool, as_document: bool, **options: A
 
 
 cli.add_command(bench_command)
+cli.add_command(check_command)
 
 
 @cli.command("report")

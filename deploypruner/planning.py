@@ -113,10 +113,7 @@ def dry_run(
         BudgetError: The budget cannot be reached.
         MeasureError: Layers cannot be timed.
     """
-    check_choices(recipe, Given())
-    build = Load().run(Build(recipe, BuildFolder(Path("build")), "deploypruner plan", Given(), SilentProgress()))
-    assert build.model is not None, "stage 'load' gives a model"
-    graph = trace(build.model, build.example_inputs)
+    build, graph = loaded(recipe, "deploypruner plan")
     given = given_widths(graph, recipe.prune.constraints, step=recipe.prune.step).remarks
     remarks, budget = (*build.remarks, *graph.remarks, *given), recipe.prune.budget
     timed = with_times or (with_widths and budget.macs is None)
@@ -131,6 +128,18 @@ def dry_run(
     elif with_widths:
         plan = _plan(build, graph, scores, name)
     return DryRun(build.name, graph, recipe.prune, plan, remarks, found)
+
+
+def loaded(recipe: Recipe, command: str) -> tuple[Build, Graph]:
+    """Check a recipe, load its model and data, and trace; nothing is written to disk.
+
+    Raises:
+        DeployPrunerError: Anything of it cannot be used.
+    """
+    check_choices(recipe, Given())
+    build = Load().run(Build(recipe, BuildFolder(Path("build")), command, Given(), SilentProgress()))
+    assert build.model is not None, "stage 'load' gives a model"
+    return build, trace(build.model, build.example_inputs)
 
 
 def describe(found: DryRun, *, frozen: bool, width: int | None = None) -> str:
