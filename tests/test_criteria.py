@@ -48,6 +48,13 @@ def traced(net: str) -> Graph:
     return trace(*make(net))
 
 
+@functools.cache
+def branching() -> Graph:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return trace(Branching().eval(), torch.randn(2, 3, 6, 6))
+
+
 def a_group(channels: int = 6) -> tuple[MemberView, ...]:
     generator = torch.Generator().manual_seed(1)
 
@@ -132,6 +139,33 @@ def test_relabelling_channels_relabels_scores(name):
     criterion, group = VARIANTS[name], a_group()
     order = torch.randperm(6, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(criterion.score(reordered(group, order)), criterion.score(group)[order])
+
+
+class Branching(nn.Module):
+    """Control flow that torch.export refuses: torch-pruning traces it, without a graph of operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)).relu()
+        if x.sum() > -1:
+            x = 2 * x
+        return self.last(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_criterion_scores_a_model_without_a_graph(name):
+    x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    graph = branching()
+    assert graph.front_end == "torch-pruning"
+    (scores,) = score_groups(graph, VARIANTS[name], [((x,), torch.tensor([0, 1]))]).values()
+    assert scores.shape == (8,)
+    if name == "activation":
+        net = graph.module
+        expected = 2 * net.norm(net.conv(x)).relu().mean(dim=(0, 2, 3))
+        torch.testing.assert_close(scores, expected.detach(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALL)

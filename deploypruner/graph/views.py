@@ -99,9 +99,9 @@ def gate_rows(affine: Affine, weights: Mapping[str, Tensor], grads: Mapping[str,
 
 
 def _rows(tensor: Tensor, member: Member) -> Tensor:
-    """[C, k * F] float32: everything on the axis positions of each channel."""
+    """[C, k * F] float32 on the CPU: everything on the axis positions of each channel."""
     index = torch.as_tensor(member.index)
-    rows = tensor.detach().float().movedim(member.axis, 0).reshape(tensor.shape[member.axis], -1)
+    rows = tensor.detach().float().cpu().movedim(member.axis, 0).reshape(tensor.shape[member.axis], -1)
     return rows[index.reshape(-1)].reshape(len(index), -1)
 
 
