@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from deploypruner.criteria import Criterion, Needs
 from deploypruner.graph import Graph
 from deploypruner.graph.holding import holding
-from deploypruner.graph.views import gate_rows, last_affines, member_views
+from deploypruner.graph.views import Evidence, gate_rows, last_affines, member_views
+from deploypruner.prune.evidence.slopes import slope_sums
 
 # What one backward pass of training tells; everything else takes passes of its own.
 AVAILABLE = Needs.WEIGHTS | Needs.GRADIENTS | Needs.GATES
@@ -32,6 +33,8 @@ class Gathering:
         assert not criterion.needs & ~AVAILABLE, f"{criterion} needs more than a training's gradients"
         self._graph, self._criterion, self._parameters = graph, criterion, parameters
         self._affines = list(dict.fromkeys(a for group in graph.groups for a in last_affines(graph, group)))
+        members = (m for group in graph.groups for m in group.members)
+        self._axes = list(dict.fromkeys((m.parameter, m.axis) for m in members if m.parameter in parameters))
         self._reset()
 
     def add(self) -> None:
@@ -43,43 +46,38 @@ class Gathering:
         held = {name: parameter.detach() for name, parameter in self._parameters.items()}
         if needs & Needs.GATES:
             for affine in self._affines:
-                self._gates.setdefault(affine.weight, []).append(gate_rows(affine, held, grads).float())
+                self._gates.setdefault(affine.weight, []).append(gate_rows(affine, held, grads).float().cpu())
         if needs & Needs.GRADIENTS:
-            for name, grad in grads.items():
-                self._total[name] = self._total[name] + grad if name in self._total else grad.clone()
-        self._count += 1
+            for name, axis in self._axes:
+                sums = slope_sums(held[name] * grads[name], axis).float().cpu()
+                self._slopes.setdefault((name, axis), []).append(sums)
 
     def scores(self) -> dict[str, Tensor]:
         """Group id -> `[C]` scores of everything since the last time, and of the weights as they are now."""
-        grads = {name: (total / self._count).float() for name, total in self._total.items()} or None
-        gates = {name: torch.stack(rows) for name, rows in self._gates.items()} or None
+        gates = {name: torch.stack(rows) for name, rows in self._gates.items()}
+        slopes = {key: torch.stack(sums, dim=1) for key, sums in self._slopes.items()}
+        evidence = Evidence(gates=gates or None, slopes=slopes or None)
         with holding(self._graph, {name: p.detach() for name, p in self._parameters.items()}):
-            found = {
-                group.id: self._criterion.score(member_views(self._graph, group, grads=grads, gates=gates))
-                for group in self._graph.groups
-            }
+            found = {g.id: self._criterion.score(member_views(self._graph, g, evidence)) for g in self._graph.groups}
         self._reset()
         return found
 
     def state(self) -> dict[str, Tensor]:
         """What was gathered since the last ranking."""
-        state = {"count": torch.tensor(self._count)}
-        state |= {f"gates.{name}": torch.stack(rows) for name, rows in self._gates.items()}
-        return state | {f"total.{name}": total for name, total in self._total.items()}
+        state = {f"gates.{name}": torch.stack(rows) for name, rows in self._gates.items()}
+        return state | {f"slopes.{axis}.{name}": torch.stack(sums) for (name, axis), sums in self._slopes.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from there."""
         self._reset()
-        self._count = int(state["count"])
-        device = next(iter(self._parameters.values())).device
         for key, tensor in state.items():
             kind, _, name = key.partition(".")
             if kind == "gates":
-                self._gates[name] = list(tensor.to(device).unbind())
-            elif kind == "total":
-                self._total[name] = tensor.to(device)
+                self._gates[name] = list(tensor.unbind())
+            else:
+                axis, _, name = name.partition(".")
+                self._slopes[name, int(axis)] = list(tensor.unbind())
 
     def _reset(self) -> None:
-        self._count = 0
         self._gates: dict[str, list[Tensor]] = {}
-        self._total: dict[str, Tensor] = {}
+        self._slopes: dict[tuple[str, int], list[Tensor]] = {}
