@@ -30,8 +30,8 @@ from deploypruner.prune.plan import Plan
 _COOLING = 0.01
 # Masks of k/n on every channel from the first step would shrink all activations at once.
 _FADE_IN = 0.1
-# Of a training, where masks that are still undecided are made to decide sooner.
-_CHECKS, _TOO_MANY = (0.6, 0.7, 0.8, 0.9), 0.2
+# Fraction of the training -> share of undecided masks beyond which beta is halved.
+_TOO_MANY = {0.6: 0.2, 0.7: 0.1, 0.8: 0.05, 0.9: 0.02}
 
 
 class PdpGates(ChannelRegime):
@@ -97,8 +97,8 @@ class PdpGates(ChannelRegime):
 class TransportGates(ChannelRegime):
     """DTP on channels: one transport per group, scores trained with the weights by an Adam of their own.
 
-    Scores begin equal, so the loss alone decides. The masks fade in over the first tenth of the training. Where more
-    than a fifth of them are undecided at 60, 70, 80 or 90 % of it, beta is halved.
+    Scores begin equal, so the loss alone decides. The masks fade in over the first tenth of the training. Beta is
+    halved where more than 20, 10, 5 or 2 % of them are undecided at 60, 70, 80 or 90 % of it.
 
     Args:
         graph: The traced dense model.
@@ -145,7 +145,8 @@ class TransportGates(ChannelRegime):
         if self._scores:
             self._adam.step()
             self._adam.zero_grad(set_to_none=True)
-        if step + 1 in {round(check * self.steps) for check in _CHECKS} and self.undecided() > _TOO_MANY:
+        allowed = {round(progress * self.steps): share for progress, share in _TOO_MANY.items()}
+        if self.undecided() > allowed.get(step + 1, 1.0):
             self.halvings += 1
             for transport in self._transports.values():
                 transport.beta /= 2
