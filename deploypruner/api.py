@@ -81,6 +81,7 @@ def plan(
     budget: Budget | None = None,
     data: object = None,
     scope: str = "global",
+    normalizer: str | None = None,
     step: int = 8,
     constraints: Constraints | None = None,
     widths: Mapping[str, int] | None = None,
@@ -95,7 +96,8 @@ def plan(
         budget: What may remain; may be left out where `widths` say it all.
         data: Needed by criteria that look at gradients: a loader or iterable of (x, y) or x batches, a pair of
             tensors, or a path. At most 512 samples are used of tensors and paths, 16 batches of a loader.
-        scope: "global" or "uniform".
+        scope: "global", "uniform", "isomorphic" or "recipe".
+        normalizer: What makes scores comparable across groups, the criterion's own where None.
         step: Widths become multiples of this.
         constraints: What may be cut, and how far.
         widths: Group id -> how many of its channels stay, the most important ones; the budget and the constraints
@@ -125,7 +127,7 @@ def plan(
         budget,
         criterion=criterion,
         scope=scope,
-        normalizer=criteria.get(criterion).normalizer,
+        normalizer=normalizer or criteria.get(criterion).normalizer,
         step=step,
         constraints=constraints,
         widths=widths,
@@ -140,6 +142,7 @@ def prune(
     macs: float,
     data: object = None,
     scope: str = "global",
+    normalizer: str | None = None,
     step: int = 8,
     constraints: Constraints | None = None,
     seed: int = 0,
@@ -152,6 +155,7 @@ def prune(
         budget=Budget(macs=macs),
         data=data,
         scope=scope,
+        normalizer=normalizer,
         step=step,
         constraints=constraints,
         seed=seed,
@@ -172,6 +176,7 @@ def compile(
     accuracy_drop: float | None = None,
     criterion: str | None = None,
     scope: str | None = None,
+    normalizer: str | None = None,
     step: int | None = None,
     constraints: Constraints | None = None,
     epochs: int | None = None,
@@ -200,7 +205,8 @@ def compile(
         macs: Fraction of the multiply-adds that may remain; 0.5 without any of the three.
         accuracy_drop: Points of accuracy int8 may cost before fp32 is preferred, for `latency` and `speedup`.
         criterion: Registered name, "auto" by default.
-        scope: "uniform" or "global".
+        scope: "global" by default, "uniform", "isomorphic" or "recipe".
+        normalizer: What makes scores comparable across groups, the criterion's own by default.
         step: Widths become multiples of this.
         constraints: What may be cut, and how far.
         epochs: Fine-tuning epochs.
@@ -239,6 +245,7 @@ def compile(
                 "macs": macs,
                 "criterion": criterion,
                 "scope": scope,
+                "normalizer": normalizer,
                 "step": step,
             },
             **(asdict(constraints) if constraints else {}),

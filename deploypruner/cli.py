@@ -14,12 +14,13 @@ from typing import Any
 import click
 
 from deploypruner.benching import bench_command
+from deploypruner.checking import check_command
 from deploypruner.errors import DeployPrunerError, RecipeError, nearest
 from deploypruner.options import RUNTIME, SECONDS, THREADS, chosen_runtimes, colour, width
 
 Command = Callable[..., None]
 
-_KINDS = ("criteria", "patterns", "runtimes", "scopes", "targets")
+_KINDS = ("criteria", "normalizers", "patterns", "runtimes", "scopes", "targets")
 
 
 def main() -> None:
@@ -145,7 +146,8 @@ def _model_options(command: Command) -> Command:
             click.option("--mean", callback=_numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
             click.option("--std", callback=_numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
             click.option("--criterion", metavar="NAME", help="See `deploypruner list criteria`."),
-            click.option("--scope", metavar="NAME", help="global or uniform.  [default: global]"),
+            click.option("--normalizer", metavar="NAME", help="See `list normalizers`.  [default: the criterion's]"),
+            click.option("--scope", metavar="NAME", help="See `list scopes`.  [default: global]"),
             click.option("--step", type=int, metavar="N", help="Widths become multiples of N.  [default: 8]"),
             click.option(
                 "--exclude",
@@ -213,6 +215,7 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
         "data": {"source": options["data"], "settings": {"mean": options["mean"], "std": options["std"]}},
         "prune": {
             **{name: options.get(name) for name in ("latency", "speedup", "macs", "criterion", "scope", "step")},
+            "normalizer": options["normalizer"],
             **{name: options[name] for name in ("min_width", "max_cut", "heads", "statistics")},
             "exclude": options["exclude"] or None,
         },
@@ -279,6 +282,7 @@ def plan_command(with_times: bool, frozen: bool, as_document: bool, **options: A
 
 
 cli.add_command(bench_command)
+cli.add_command(check_command)
 
 
 @cli.command("report")
@@ -319,6 +323,10 @@ def _described(kind: str) -> dict[str, str]:
         from deploypruner.criteria import criteria
 
         return criteria.describe()
+    if kind == "normalizers":
+        from deploypruner.prune.normalize import NORMALIZERS
+
+        return {name: found.about for name, found in NORMALIZERS.items()}
     from deploypruner.prune.allocate import PATTERNS, SCOPES
 
     return SCOPES if kind == "scopes" else PATTERNS

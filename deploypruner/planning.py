@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from deploypruner.criteria import criteria
 from deploypruner.folder import BuildFolder
 from deploypruner.graph import Graph, trace
 from deploypruner.latency import build_latency_model
@@ -16,6 +15,7 @@ from deploypruner.progress import Progress, SilentProgress
 from deploypruner.prune.allocate import allocate, reachable
 from deploypruner.prune.constraints import STATISTICS_NOTE, Statistics, find_limits
 from deploypruner.prune.evidence import Scores, score_groups
+from deploypruner.prune.given import given_widths
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.recipe import PruneRecipe, Recipe
 from deploypruner.records import Precision, Setting
@@ -27,7 +27,7 @@ from deploypruner.search.outlook import Outlook, look_ahead
 from deploypruner.stages import Build, Given
 from deploypruner.stages.choices import check_choices
 from deploypruner.stages.load import Load
-from deploypruner.stages.score import criterion_name, make_criterion, training_batches
+from deploypruner.stages.score import criterion_name, make_criterion, normalizer_name, training_batches
 
 _IF_NEEDED = "statistics: cut if needed"
 _LEGEND = (
@@ -113,11 +113,9 @@ def dry_run(
         BudgetError: The budget cannot be reached.
         MeasureError: Layers cannot be timed.
     """
-    check_choices(recipe, Given())
-    build = Load().run(Build(recipe, BuildFolder(Path("build")), "deploypruner plan", Given(), SilentProgress()))
-    assert build.model is not None, "stage 'load' gives a model"
-    graph = trace(build.model, build.example_inputs)
-    remarks, budget = (*build.remarks, *graph.remarks), recipe.prune.budget
+    build, graph = loaded(recipe, "deploypruner plan")
+    given = given_widths(graph, recipe.prune.constraints, step=recipe.prune.step).remarks
+    remarks, budget = (*build.remarks, *graph.remarks, *given), recipe.prune.budget
     timed = with_times or (with_widths and budget.macs is None)
     if not (with_widths or timed):
         return DryRun(build.name, graph, recipe.prune, None, remarks)
@@ -130,6 +128,18 @@ def dry_run(
     elif with_widths:
         plan = _plan(build, graph, scores, name)
     return DryRun(build.name, graph, recipe.prune, plan, remarks, found)
+
+
+def loaded(recipe: Recipe, command: str) -> tuple[Build, Graph]:
+    """Check a recipe, load its model and data, and trace; nothing is written to disk.
+
+    Raises:
+        DeployPrunerError: Anything of it cannot be used.
+    """
+    check_choices(recipe, Given())
+    build = Load().run(Build(recipe, BuildFolder(Path("build")), command, Given(), SilentProgress()))
+    assert build.model is not None, "stage 'load' gives a model"
+    return build, trace(build.model, build.example_inputs)
 
 
 def describe(found: DryRun, *, frozen: bool, width: int | None = None) -> str:
@@ -265,7 +275,7 @@ def _plan(build: Build, graph: Graph, scores: Scores, criterion: str) -> Plan:
         recipe.budget,
         criterion=criterion,
         scope=recipe.scope,
-        normalizer=criteria.get(criterion).normalizer,
+        normalizer=normalizer_name(recipe, criterion),
         step=recipe.step,
         constraints=recipe.constraints,
     )
@@ -287,7 +297,7 @@ def _outlook(
         model,
         setting,
         budget=recipe.budget if with_widths and recipe.budget.macs is None else None,
-        normalizer=criteria.get(criterion).normalizer,
+        normalizer=normalizer_name(recipe, criterion),
         step=recipe.step,
         constraints=recipe.constraints,
         seed=build.recipe.seed,

@@ -56,7 +56,8 @@ class DataRecipe:
 class PruneRecipe:
     """How channels are chosen.
 
-    At most one of the first three is set; without any, half of the multiply-adds may remain.
+    At most one of the first three is set; without any, half of the multiply-adds may remain, or all that the widths
+    of scope "recipe" leave.
 
     Args:
         latency: Of one inference on the target: milliseconds, or text such as "5ms@p95".
@@ -64,7 +65,8 @@ class PruneRecipe:
         macs: Fraction of the multiply-adds that may remain, 0 < macs <= 1.
         criterion: Registered name, or "auto": taylor with data, magnitude without.
         parameters: Fields of the criterion.
-        scope: "global" or "uniform".
+        normalizer: Registered name of what makes scores comparable across groups, or "auto": the criterion's own.
+        scope: Name of a scope; "recipe" takes the widths from `layers` and has no budget.
         step: Widths become multiples of this.
         exclude: Patterns of modules that are left alone, see `prune.constraints`.
         min_width: Output channels every layer keeps.
@@ -81,6 +83,7 @@ class PruneRecipe:
     macs: float | None = None
     criterion: str = "auto"
     parameters: dict[str, float | int | str | bool] = field(default_factory=dict)
+    normalizer: str = "auto"
     scope: str = "global"
     step: int = 8
     exclude: tuple[str, ...] = ()
@@ -97,7 +100,7 @@ class PruneRecipe:
         _at_least(1, "prune.samples", self.samples, "512 is plenty")
         _at_least(1, "prune.batch_size", self.batch_size, "32 suits most models")
         if self.latency is None and self.speedup is None and self.macs is None:
-            object.__setattr__(self, "macs", DEFAULT_MACS)
+            object.__setattr__(self, "macs", 1.0 if self.scope == "recipe" else DEFAULT_MACS)
         _ = self.constraints, self.budget  # checks them
 
     @property

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-Role = Literal["producer", "consumer", "norm", "other"]
+Role = Literal["producer", "consumer", "norm", "shift", "other"]
 Precision = Literal["fp32", "int8"]
 Verdict = Literal["faster", "slower", "indistinguishable"]
 GroupKind = Literal["channels", "heads", "head columns", "conv groups", "norm groups", "group columns"]
@@ -67,25 +67,52 @@ class Group:
 
 
 @dataclass(frozen=True)
+class ChannelEvidence:
+    """What data says about the channels of a group as wholes; None where the criterion did not ask for it.
+
+    Args:
+        activation: `[C]`, mean absolute value of what the channel carries to the layers that read it.
+        active: `[C]`, share of those values that are not zero, 0 to 1.
+        gate: `[B, C]`, for each of B minibatches the derivative of its mean loss with respect to one gate z = 1 on
+            everything through which the channel leaves.
+        gate_curvature: `[C]`, the second derivative, averaged over minibatches and probes.
+        closing: `[B, C]`, for each minibatch the loss without the channel minus the loss with it.
+    """
+
+    activation: Tensor | None = None
+    active: Tensor | None = None
+    gate: Tensor | None = None
+    gate_curvature: Tensor | None = None
+    closing: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class MemberView:
     """One group member as a criterion sees it: rows of numbers, one row a channel, no layer types.
 
     Args:
         name: Parameter the rows come from.
         role: What the layer uses these channels for: its output ("producer"), its input ("consumer"), a
-            normalisation's parameter ("norm"), or something computed ("other").
+            normalisation's scale ("norm") or its shift ("shift"), or something else ("other").
         weight: `[C, F]` float32, all numbers that belong to each channel.
-        grad: `[C, F]` float32 gradient of the mean loss over the scoring data, None if not collected.
         gate: `[B, C]` float32; for each of B minibatches the derivative of its mean loss with respect to a
             scalar z = 1 that multiplies the channel where it leaves this member, None where the member is
             not a channel's last producer or gates were not collected.
+        slope: `[B, C]` float32; for each minibatch the sum over f of weight[c, f] x its gradient, None if not
+            collected.
+        slope_squares: `[B, C]` float32; the same sum of squared products.
+        curvature: `[C, F]` float32; diagonal of the Hessian of the mean loss, estimated, None if not collected.
+        channels: What is known of the group's channels as wholes; the same in all its members.
     """
 
     name: str
     role: Role
     weight: Tensor
-    grad: Tensor | None = None
     gate: Tensor | None = None
+    slope: Tensor | None = None
+    slope_squares: Tensor | None = None
+    curvature: Tensor | None = None
+    channels: ChannelEvidence = ChannelEvidence()
 
 
 @dataclass(frozen=True)

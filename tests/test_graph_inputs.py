@@ -92,9 +92,7 @@ def text() -> tuple[Text, dict[str, Tensor]]:
 
 def halved(graph: dp.Graph) -> Plan:
     scores = score_groups(graph, criteria.get("magnitude")(), None)
-    return allocate(
-        graph, scores, Budget(macs=0.6), criterion="magnitude", scope="uniform", normalizer="by_sum", step=1
-    )
+    return allocate(graph, scores, Budget(macs=0.6), criterion="magnitude", scope="uniform", normalizer="sum", step=1)
 
 
 def many(kind: str) -> tuple[Many, tuple[object, ...]]:

@@ -22,6 +22,7 @@ TESTS = sorted(Path(__file__).parent.glob("test_*.py"))
 LAYERS = (
     {"__main__"},
     {"cli"},
+    {"checking"},
     {"demo", "planning", "benching"},
     {"api"},
     {"config", "pipeline"},

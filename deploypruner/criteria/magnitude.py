@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from deploypruner.criteria import Criterion, Needs, Normalizer, criteria
+from deploypruner.criteria import Criterion, Needs, Normalizer, criteria, layers, mean_of_shares
 from deploypruner.errors import RecipeError
 from deploypruner.records import MemberView
 
@@ -43,7 +42,5 @@ class Magnitude(Criterion):
 
     def score(self, members: tuple[MemberView, ...]) -> Tensor:
         """Return `[C]` scores; see the class."""
-        layers = [m for m in members if m.role in ("producer", "consumer")] or list(members)
-        masses = [m.weight.abs().pow(self.p).sum(dim=1) for m in layers]
-        tiny = torch.finfo(torch.float32).tiny
-        return torch.stack([mass / mass.mean().clamp_min(tiny) for mass in masses]).mean(dim=0)
+        chosen = layers(members, "producer", "consumer")
+        return mean_of_shares([m.weight.abs().pow(self.p).sum(dim=1) for m in chosen])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -10,43 +11,67 @@ from torch import Tensor
 from deploypruner.graph import Graph
 from deploypruner.graph.labelling import Affine
 from deploypruner.graph.module import get_state
-from deploypruner.records import Group, Member, MemberView, Role
+from deploypruner.records import ChannelEvidence, Group, Member, MemberView, Role
 
 
-def member_views(
-    graph: Graph,
-    group: Group,
-    *,
-    grads: Mapping[str, Tensor] | None = None,
-    gates: Mapping[str, Tensor] | None = None,
-) -> tuple[MemberView, ...]:
+@dataclass(frozen=True)
+class Evidence:
+    """What was learnt from data, in the coordinates of parameters and groups; None where it was not collected.
+
+    Args:
+        gates: Weight name of an affine layer -> `[B, n]` gate derivatives of its n output channels (`gate_rows`).
+        slopes: (parameter name, axis) -> `[2, B, n]`: weight x gradient, and its square, summed over all other axes.
+        curvature: Parameter name -> diagonal of the Hessian, same shape as the parameter.
+        channels: Group id -> what is known of its channels as wholes.
+    """
+
+    gates: Mapping[str, Tensor] | None = None
+    slopes: Mapping[tuple[str, int], Tensor] | None = None
+    curvature: Mapping[str, Tensor] | None = None
+    channels: Mapping[str, ChannelEvidence] = field(default_factory=dict)
+
+    def joined(self, other: Evidence) -> Evidence:
+        """Both; what `other` has takes the place of what this one has."""
+        mine = {f.name: getattr(other, f.name) or getattr(self, f.name) for f in fields(self)}
+        return Evidence(**mine)
+
+
+def member_views(graph: Graph, group: Group, evidence: Evidence | None = None) -> tuple[MemberView, ...]:
     """What a criterion sees of one group.
 
     Args:
         graph: The traced model.
         group: One of its groups.
-        grads: Parameter name -> gradient of the mean loss, same shape as the parameter.
-        gates: Weight name of an affine layer -> `[B, n]` gate derivatives of its n output channels (`gate_rows`).
+        evidence: What was learnt from data, None for the weights alone.
 
     Returns:
         Views of all parameters of the group (not of running statistics), in the order of the graph.
     """
-    last = {affine.weight: affine for affine in last_affines(graph, group)}
+    known = evidence or Evidence()
+    channels = known.channels.get(group.id, ChannelEvidence())
+    last = {affine.weight: affine.axis for affine in last_affines(graph, group)}
     views = []
     for member in group.members:
         parameter = get_state(graph.module, member.parameter)
         if not isinstance(parameter, torch.nn.Parameter):
             continue
-        gate = None
-        if gates is not None and member.parameter in last and last[member.parameter].axis == member.axis:
-            gate = gates[member.parameter][:, torch.as_tensor(member.index)].sum(dim=2)  # [B, C, k] -> [B, C]
+        gate, slopes, curvature = None, None, None
+        if known.gates is not None and last.get(member.parameter) == member.axis:
+            gate = _summed(known.gates[member.parameter], member)
+        if known.slopes is not None:
+            slopes = _summed(known.slopes[member.parameter, member.axis], member)
+        if known.curvature is not None:
+            curvature = _rows(known.curvature[member.parameter], member)
         views.append(
             MemberView(
                 name=member.parameter,
-                role=_role(graph, parameter, member.axis),
+                role=_role(graph, parameter, member),
                 weight=_rows(parameter, member),
-                grad=_rows(grads[member.parameter], member) if grads is not None else None,
                 gate=gate,
+                slope=None if slopes is None else slopes[0],
+                slope_squares=None if slopes is None else slopes[1],
+                curvature=curvature,
+                channels=channels,
             )
         )
     return tuple(views)
@@ -74,11 +99,17 @@ def gate_rows(affine: Affine, weights: Mapping[str, Tensor], grads: Mapping[str,
 
 
 def _rows(tensor: Tensor, member: Member) -> Tensor:
-    """[C, k * F] float32: everything on the axis positions of each channel."""
+    """[C, k * F] float32 on the CPU: everything on the axis positions of each channel."""
     index = torch.as_tensor(member.index)
-    rows = tensor.detach().float().movedim(member.axis, 0).reshape(tensor.shape[member.axis], -1)
+    rows = tensor.detach().float().cpu().movedim(member.axis, 0).reshape(tensor.shape[member.axis], -1)
     return rows[index.reshape(-1)].reshape(len(index), -1)
 
 
-def _role(graph: Graph, parameter: Tensor, axis: int) -> Role:
-    return graph.labelling.state[id(parameter)].roles.get(axis, "other")
+def _summed(positions: Tensor, member: Member) -> Tensor:
+    """[.., n] over positions of an axis to [.., C] over channels."""
+    return positions[..., torch.as_tensor(member.index)].sum(dim=-1)
+
+
+def _role(graph: Graph, parameter: Tensor, member: Member) -> Role:
+    role = graph.labelling.state[id(parameter)].roles.get(member.axis, "other")
+    return "shift" if role == "norm" and member.parameter not in graph.labelling.affines else role

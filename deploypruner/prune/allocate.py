@@ -10,39 +10,27 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import ceil
-from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
 from deploypruner.budget import Budget
 from deploypruner.criteria import Normalizer
-from deploypruner.errors import BudgetError, InputError, RecipeError, nearest
+from deploypruner.errors import BudgetError, InputError, RecipeError
 from deploypruner.graph import Graph
 from deploypruner.prune.constraints import NARROW, STATISTICS_NOTE, Constraints, Limit, check_widths, find_limits
+from deploypruner.prune.given import given_widths
+from deploypruner.prune.normalize import find_normalizer
 from deploypruner.prune.plan import Plan, make_plan
-from deploypruner.prune.room import CostOf, Order, by_importance, comparable, find_room, most_important
+from deploypruner.prune.room import CostOf, Order, by_importance, find_room, most_important
+from deploypruner.prune.scope import SCOPES, Move, check_scope, ordered_moves
 
-Scope = Literal["uniform", "global"]
-SCOPES = {
-    "uniform": "the same fraction of channels of every group",
-    "global": "the least important channels of the whole network, wherever they are",
-}
+__all__ = ["PATTERNS", "SCOPES", "allocate", "reachable", "require_movable"]
+
 PATTERNS = {"channel": "whole channels, physically removed: the model stays dense and smaller"}
 
 _NOTHING = Constraints(max_cut=0, statistics="keep")
-
-
-@dataclass(frozen=True)
-class Move:
-    """Cut `group` from width `before` down to `width`; `rank` orders moves, lowest first."""
-
-    group: str
-    before: int
-    width: int
-    rank: float
 
 
 def allocate(
@@ -64,8 +52,8 @@ def allocate(
         scores: Group id -> `[C]`, larger means keep.
         budget: Fraction of the MACs that may remain.
         criterion: Name to record in the plan.
-        scope: "uniform" or "global".
-        normalizer: How to compare scores across groups in the global scope.
+        scope: A name of `SCOPES`.
+        normalizer: A name of `prune.normalize.NORMALIZERS`; how to compare scores across groups.
         step: Widths become multiples of this, counted in output channels of the layers concerned.
         constraints: What may be cut, and how far.
         widths: Group id -> exactly this many channels stay; constraints do not apply to these groups.
@@ -76,16 +64,20 @@ def allocate(
     Raises:
         BudgetError: Even the narrowest widths cost more; the message says what is reachable.
         InputError: Nothing can be pruned at all.
-        RecipeError: Unknown scope or pattern, budget or step out of range.
+        RecipeError: Unknown scope, normalizer or pattern, budget or step out of range; scope "recipe" with a budget,
+            or without anything to cut.
         PlanError: `widths` names no group, or a width it cannot have.
     """
     assert budget.macs is not None, "a budget of milliseconds is met by `search`, which measures"
-    if scope not in SCOPES:
-        raise RecipeError(f"no scope called '{scope}'", hint=nearest(scope, SCOPES))
+    check_scope(scope)
+    find_normalizer(normalizer)
     if step < 1:
         raise RecipeError(f"--step must be at least 1 channel, got {step}", hint="8, 16 or 32 suit int8 kernels")
-    constraints, fixed = constraints or Constraints(), dict(widths or {})
+    constraints = constraints or Constraints()
+    fixed = {**given_widths(graph, constraints, step=step).widths, **(widths or {})}
     check_widths(graph, fixed)
+    if scope == "recipe":
+        check_recipe_scope(constraints, budget, widths=bool(widths))
     order = by_importance(scores)
     target = budget.macs * graph.costs.macs()
     if budget.macs == 1:
@@ -97,7 +89,7 @@ def allocate(
         require_movable(graph, room.limits, step)
         raise _out_of_reach(graph, budget.macs, int(least), constraints=constraints, step=step)
     start = {g.id: fixed.get(g.id, g.size) for g in graph.groups}
-    moves = _moves(graph, scores, room.limits, scope=scope, normalizer=normalizer)
+    moves = ordered_moves(graph, scores, room.limits, scope=scope, normalizer=normalizer)
     chosen = _shortest_prefix(graph, room.order, start, moves=moves, target=target)
     chosen = _take_back(graph, room.order, chosen, moves=moves, target=target)
     return make_plan(graph, most_important(room.order, chosen), criterion=criterion, scope=scope, step=step)
@@ -109,37 +101,33 @@ def reachable(graph: Graph, step: int, constraints: Constraints | None = None) -
     Raises:
         RecipeError: A pattern of the constraints matches nothing.
     """
+    constraints = constraints or Constraints()
     order = {g.id: np.arange(g.size) for g in graph.groups}
-    return int(find_room(graph, order, constraints or Constraints(), step=step, cost=_macs(graph))[1])
+    fixed = given_widths(graph, constraints, step=step).widths
+    return int(find_room(graph, order, constraints, step=step, cost=_macs(graph), fixed=fixed)[1])
+
+
+def check_recipe_scope(constraints: Constraints, budget: Budget, *, widths: bool = False) -> None:
+    """Check what scope "recipe" goes together with.
+
+    Raises:
+        RecipeError: A budget beside it, or nothing that says how much to cut.
+    """
+    if budget.macs != 1:
+        raise RecipeError(
+            "scope 'recipe' takes every width from the [[prune.layers]] tables, and none from a budget",
+            hint="leave out --macs, --latency and --speedup; another scope decides about the groups without a cut",
+        )
+    if not widths and all(rule.cut is None for rule in constraints.layers):
+        raise RecipeError(
+            "scope 'recipe' has nothing to cut: no [[prune.layers]] table of the recipe has a cut",
+            hint='write match = "layer1.*" and cut = 0.5 into one, or choose another scope',
+        )
 
 
 def _macs(graph: Graph) -> CostOf:
     """Counts the multiply-adds of the narrowest plan."""
     return lambda room: graph.costs.macs(graph.removed(room.narrowest))
-
-
-# ---------------------------------------------------------------------- moves
-
-
-def _moves(
-    graph: Graph, scores: Mapping[str, Tensor], limits: Mapping[str, Limit], *, scope: str, normalizer: Normalizer
-) -> list[Move]:
-    """Every cut that is allowed, in the order of the scope."""
-    moves = []
-    for group in graph.groups:
-        widths = np.array([group.size, *limits[group.id].narrower(group.size)])
-        if len(widths) == 1:
-            continue
-        if scope == "uniform":
-            ranks = 1 - widths[1:] / group.size
-        else:
-            ascending = np.sort(comparable(scores[group.id].double(), group, normalizer).numpy())
-            blocks = np.add.reduceat(ascending[: group.size - widths[-1]], group.size - widths[:-1])
-            # A block is never less important than the one before it, except by rounding.
-            ranks = np.maximum.accumulate(blocks / -np.diff(widths))
-        steps = zip(widths[:-1].tolist(), widths[1:].tolist(), ranks.tolist(), strict=True)
-        moves += [Move(group.id, before, width, rank) for before, width, rank in steps]
-    return sorted(moves, key=lambda m: (m.rank, m.group, -m.width))
 
 
 # ---------------------------------------------------------------------- choosing

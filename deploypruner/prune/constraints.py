@@ -44,6 +44,8 @@ class LayerConstraint:
         step: Widths become multiples of this.
         max_cut: See `Constraints`.
         heads: See `Constraints`.
+        cut: Exactly this share of the output channels of these layers goes, 0 <= cut < 1, whatever the scope would
+            do; see `given_widths`.
     """
 
     match: str
@@ -52,6 +54,7 @@ class LayerConstraint:
     step: int | None = None
     max_cut: float | None = None
     heads: Heads | None = None
+    cut: float | None = None
 
     def __post_init__(self) -> None:
         if not self.match:
@@ -60,6 +63,11 @@ class LayerConstraint:
             )
         _check(self.min_width, self.max_cut, self.step)
         _check_choice("heads", self.heads or "auto", HEADS)
+        if self.cut is not None and not 0 <= self.cut < 1:
+            raise RecipeError(
+                f"the cut of '{self.match}' is the share of its channels that goes, 0 <= cut < 1, got {self.cut:g}",
+                hint="0.5 removes half of them",
+            )
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,11 @@ class Limit:
     least: int
     whole: str = ""
 
+    @property
+    def held(self) -> bool:
+        """Is it left whole by a decision, not only for being too narrow?"""
+        return bool(self.whole) and self.whole != NARROW
+
     def narrower(self, size: int) -> range:
         """Widths below `size` the group may be cut to, widest first."""
         if self.whole:
@@ -134,11 +147,7 @@ def find_limits(graph: Graph, constraints: Constraints, *, step: int, statistics
         RecipeError: A pattern that matches nothing; the nearest name is offered.
     """
     rules = [*(LayerConstraint(pattern, exclude=True) for pattern in constraints.exclude), *constraints.layers]
-    matching = _matching(graph, [rule.match for rule in rules])
-    mine = {
-        group.id: [r for r in rules if any(m.parameter in matching[r.match] for m in group.members)]
-        for group in graph.groups
-    }
+    mine = tables_of(graph, rules)
     whole = {
         group.id: _whole(graph, group, mine[group.id], (constraints.heads, statistics)) for group in graph.groups
     }
@@ -154,6 +163,30 @@ def find_limits(graph: Graph, constraints: Constraints, *, step: int, statistics
         if not limits[group.id].whole and not limits[group.id].narrower(group.size):
             limits[group.id] = Limit(limits[group.id].unit, group.size, NARROW)
     return limits
+
+
+def tables_of(
+    graph: Graph, tables: Sequence[LayerConstraint], *, outputs: bool = False
+) -> dict[str, list[LayerConstraint]]:
+    """Group id -> the tables that name one of its parameters.
+
+    Args:
+        graph: The traced model.
+        tables: In their order.
+        outputs: Only where the channels are the output of the layer that is named.
+
+    Raises:
+        RecipeError: A pattern that matches nothing; the nearest name is offered.
+    """
+    matching = _matching(graph, [table.match for table in tables])
+    made = {
+        (s.names[0], axis) for s in graph.labelling.state.values() for axis, r in s.roles.items() if r == "producer"
+    }
+    found = {}
+    for group in graph.groups:
+        names = {m.parameter for m in group.members if not outputs or (m.parameter, m.axis) in made}
+        found[group.id] = [table for table in tables if names & matching[table.match]]
+    return found
 
 
 def check_widths(graph: Graph, widths: Mapping[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""How far a model may be cut at all, and what an importance is worth: the same for every kind of budget."""
+"""How far a model may be cut at all: the same for every kind of budget."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploypruner.criteria import Normalizer
 from deploypruner.errors import PlanError
 from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
 from deploypruner.prune.constraints import Constraints, Limit, find_limits
-from deploypruner.records import Group
 
 Order = Mapping[str, IntArray]
 # What keeping exactly these channels costs, in the unit of the budget, with those orders of channels.
@@ -82,16 +80,6 @@ def by_importance(scores: Mapping[str, Tensor]) -> dict[str, IntArray]:
 def most_important(order: Order, widths: Mapping[str, int]) -> dict[str, IntArray]:
     """Group id -> the first channels of its order, ascending."""
     return {group: np.sort(order[group][:width]) for group, width in widths.items()}
-
-
-def comparable(score: Tensor, group: Group, normalizer: Normalizer) -> Tensor:
-    """`[C]` scores of one group so that they can be compared with those of another."""
-    if normalizer == "none":
-        return score
-    if normalizer == "per_mac":
-        return score / max(group.macs_per_channel, 1.0)
-    scale = score.mean() if normalizer == "mean" else score.max()
-    return score / scale.clamp_min(torch.finfo(score.dtype).tiny)
 
 
 def _without_empty_tensors(

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from deploypruner.criteria import Normalizer
 from deploypruner.graph import Graph
-from deploypruner.prune.room import Order, Room, comparable
+from deploypruner.prune.normalize import comparable
+from deploypruner.prune.room import Order, Room
 from deploypruner.search.choices import Choice, Floats
 
 

@@ -7,10 +7,10 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import ClassVar
 
-from deploypruner.criteria import criteria
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.measure import Job
 from deploypruner.prune.allocate import allocate
+from deploypruner.prune.given import given_widths
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.records import Quality
 from deploypruner.runtime import default_runtimes, runtimes
@@ -19,6 +19,7 @@ from deploypruner.search.meet import OutOfReach, Request, meet
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.evaluate import judge, timing_feeds, validation_samples
 from deploypruner.stages.quantize import with_dense
+from deploypruner.stages.score import normalizer_name
 
 _FOUND = stage_file("search.json")
 
@@ -65,13 +66,15 @@ class Allocate(Stage):
 def _in_macs(build: Build) -> Build:
     assert build.scores is not None, "stage 'score' has not run"
     recipe = build.recipe.prune
+    for remark in given_widths(build.traced, recipe.constraints, step=recipe.step).remarks:
+        build.say(f"remark: {remark}")
     plan = allocate(
         build.traced,
         build.scores,
         recipe.budget,
         criterion=build.criterion,
         scope=recipe.scope,
-        normalizer=criteria.get(build.criterion).normalizer,
+        normalizer=normalizer_name(recipe, build.criterion),
         step=recipe.step,
         constraints=recipe.constraints,
     )
@@ -88,7 +91,7 @@ def _in_time(build: Build) -> Build:
         scores=scores,
         budget=recipe.budget,
         jobs=_jobs(build),
-        normalizer=criteria.get(build.criterion).normalizer,
+        normalizer=normalizer_name(recipe, build.criterion),
         step=recipe.step,
         constraints=recipe.constraints,
         threads=measure.threads,

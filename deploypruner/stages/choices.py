@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from deploypruner.criteria import Needs
-from deploypruner.errors import RecipeError, nearest
-from deploypruner.prune.allocate import SCOPES
-from deploypruner.recipe import Recipe
+from deploypruner.errors import RecipeError
+from deploypruner.prune.allocate import check_recipe_scope
+from deploypruner.prune.evidence import require_data
+from deploypruner.prune.normalize import find_normalizer
+from deploypruner.prune.scope import check_scope
+from deploypruner.recipe import PruneRecipe, Recipe
 from deploypruner.recover.hook import load_hook
 from deploypruner.runtime import runtimes
 from deploypruner.sources.foreign import foreign
 from deploypruner.stages import Given
-from deploypruner.stages.score import criterion_name, make_criterion
+from deploypruner.stages.score import criterion_name, make_criterion, normalizer_name
 from deploypruner.target import detect
 
 
@@ -30,18 +32,45 @@ def check_choices(recipe: Recipe, given: Given) -> None:
     detect(recipe.target)
     for name in recipe.measure.runtimes:
         runtimes.get(name)
-    if recipe.prune.scope not in SCOPES:
-        raise RecipeError(f"no scope called '{recipe.prune.scope}'", hint=nearest(recipe.prune.scope, SCOPES))
     has_data = given.data is not None or recipe.data.source is not None
     name = criterion_name(recipe.prune, has_data=has_data)
-    if make_criterion(name, recipe.prune.parameters).needs != Needs.WEIGHTS and not has_data:
-        raise RecipeError(
-            f"criterion '{name}' looks at gradients and needs data",
-            hint="pass --data DIR (labels are not required), or use --criterion magnitude",
-        )
+    require_data(make_criterion(name, recipe.prune.parameters), name, has_data=has_data)
+    _check_axes(recipe.prune, name)
     if (recipe.recover.train or given.train) and not has_data:
         named = recipe.recover.train or getattr(given.train, "__name__", "train")
         raise RecipeError(f"training function '{named}' has nothing to train on", hint="pass --data DIR")
     if recipe.recover.train:
         with foreign(f"importing '{recipe.recover.train}' raised", hint="fix the module, or run from its folder"):
             load_hook(recipe.recover.train)
+
+
+def _check_axes(recipe: PruneRecipe, criterion: str) -> None:
+    """Scope, normalizer and budget, each by itself and together.
+
+    Raises:
+        RecipeError: An unknown name, or a combination that makes no sense.
+    """
+    check_scope(recipe.scope)
+    normalizer = normalizer_name(recipe, criterion)
+    adds_up = find_normalizer(normalizer).adds_up
+    if recipe.scope == "recipe":
+        check_recipe_scope(recipe.constraints, recipe.budget)
+    if recipe.budget.kind == "macs":
+        return
+    budget = f"--{recipe.budget.kind}"
+    if recipe.scope != "global":
+        raise RecipeError(
+            f"scope '{recipe.scope}' orders cuts for a budget of multiply-adds; {budget} chooses every width by the "
+            f"time it saves",
+            hint="leave out --scope, or give --macs",
+        )
+    if not adds_up:
+        raise RecipeError(
+            f"normalizer '{normalizer}' gives scores below zero, and {budget} looks for the largest sum of scores",
+            hint="choose another --normalizer, such as mean, or give --macs",
+        )
+    if any(table.cut is not None for table in recipe.layers):
+        raise RecipeError(
+            f"the cut of a [[prune.layers]] table fixes a width, and {budget} has to choose all of them",
+            hint="use exclude, min_width or max_cut in that table, or give --macs",
+        )

@@ -31,6 +31,7 @@ class Score(Stage):
         batches = None
         if build.data is not None and criterion.needs != Needs.WEIGHTS:
             steps = max(1, recipe.samples // recipe.batch_size)
+            steps = min(steps, criterion.effort.batches or steps)
             batches = training_batches(build, batch_size=recipe.batch_size, count=steps)
             build.progress.start(steps, f"score ({name})")
         try:
@@ -59,6 +60,11 @@ def criterion_name(recipe: PruneRecipe, *, has_data: bool) -> str:
     if recipe.criterion != "auto":
         return recipe.criterion
     return "taylor" if has_data else "magnitude"
+
+
+def normalizer_name(recipe: PruneRecipe, criterion: str) -> str:
+    """Resolve "auto": the criterion's own."""
+    return criteria.get(criterion).normalizer if recipe.normalizer == "auto" else recipe.normalizer
 
 
 def make_criterion(name: str, parameters: dict[str, Any]) -> Criterion:

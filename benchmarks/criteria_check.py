@@ -1,0 +1,133 @@
+"""Criteria beside the oracle on a trained network, and what scoring costs on ResNet-50 at 224.
+
+Run it as `python -m benchmarks.criteria_check` (both parts) or with `--part rank` or `--part cost`.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import click
+import torch
+
+from benchmarks.baseline import baseline
+from benchmarks.cifar10 import cifar10
+from deploypruner.criteria import Criterion, criteria
+from deploypruner.criteria.activation import Activation
+from deploypruner.criteria.hessian import Hessian
+from deploypruner.criteria.taylor import Taylor
+from deploypruner.graph import Graph, trace
+from deploypruner.graph.inputs import call
+from deploypruner.prune.agreement import agreements, table
+from deploypruner.prune.evidence import score_groups
+from deploypruner.prune.evidence.passes import Batch, Passes, differentiate
+from deploypruner.sources.torchvision_ops import import_torchvision
+
+RESULTS = Path(__file__).parent / "results"
+VARIANTS: dict[str, Criterion] = {
+    **{name: criteria.get(name)() for name in criteria if name not in ("oracle", "pdp", "dtp")},
+    "taylor group": Taylor(of="group"),
+    "taylor individual": Taylor(of="individual"),
+    "taylor order 2": Taylor(order=2, probes=4),
+    "hessian 4 probes": Hessian(probes=4),
+    "apoz": Activation(statistic="apoz"),
+}
+PLAIN = ("nothing", "forward", "forward and backward")
+
+
+def rank(net: str, samples: int) -> list[dict[str, object]]:
+    """Correlations on the CIFAR network."""
+    data = cifar10(train_limit=5000)
+    epoch = data.train.epoch(batch_size=64, seed=0, shuffle=True, augment=False)
+    batches = list(islice(epoch, max(1, samples // 64)))
+    graph = trace(baseline(net), torch.zeros(2, 3, 32, 32))
+    begun = time.perf_counter()
+
+    def said(name: str) -> None:
+        click.echo(f"{name}: done after {time.perf_counter() - begun:.0f} s", err=True)
+
+    found = agreements(graph, VARIANTS, batches, on_done=said)
+    click.echo(table(found))
+    return [vars(a) for a in found]
+
+
+def cost(images: int) -> list[dict[str, object]]:
+    """Each in a process of its own, for its own peak memory."""
+    rows: list[dict[str, object]] = []
+    for name in (*PLAIN, *VARIANTS):
+        command = [sys.executable, "-m", "benchmarks.criteria_check", "--one", name, "--images", str(images)]
+        row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        rows.append(row)
+        both = next((r["seconds"] for r in rows if r["name"] == "forward and backward"), None)
+        ratio = "" if both is None else f"{row['seconds'] / both:.2f} x forward and backward"  # type: ignore[operator]
+        click.echo(f"{name:<22}{row['seconds']:>8.2f} s {row['peak_mib']:>7.0f} MiB  {ratio}")
+    return rows
+
+
+def one(name: str, images: int) -> dict[str, object]:
+    """Time and peak memory of one way to look at ResNet-50, its loading and tracing not counted in the time.
+
+    The time is that of the processor, on one thread.
+    """
+    torchvision = import_torchvision()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    graph = trace(torchvision.models.resnet50(), torch.zeros(2, 3, 224, 224))
+    batches: list[Batch] = [((torch.randn(images, 3, 224, 224),), torch.arange(images))]
+    work: Callable[[], object] = {
+        "nothing": lambda: None,
+        "forward": lambda: _forward(graph, batches),
+        "forward and backward": lambda: _backward(graph, batches),
+    }.get(name) or (lambda: score_groups(graph, VARIANTS[name], batches))
+    begun = time.process_time()  # one thread: what other programs do meanwhile does not count
+    work()
+    seconds = time.process_time() - begun
+    return {"name": name, "seconds": seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def _forward(graph: Graph, batches: list[Batch]) -> None:
+    passes = Passes(graph, batches, seed=0)
+    with torch.no_grad():
+        for _, parts in passes.minibatches():
+            for part in parts:
+                passes.loss(part, call(passes.module, part.inputs)).item()
+
+
+def _backward(graph: Graph, batches: list[Batch]) -> None:
+    passes = Passes(graph, batches, seed=0)
+    for _, parts in passes.minibatches():
+        for part in parts:
+            loss = passes.loss(part, call(passes.module, part.inputs))
+            differentiate(loss, list(passes.weights.values()))
+
+
+@click.command()
+@click.option("--part", type=click.Choice(("rank", "cost", "both")), default="both", show_default=True)
+@click.option("--net", default="resnet20", show_default=True)
+@click.option("--samples", default=256, show_default=True, help="Training images of the rank correlation.")
+@click.option("--images", default=8, show_default=True, help="Images of the one minibatch that is timed.")
+@click.option("--one", "name", hidden=True)
+def main(part: str, net: str, samples: int, images: int, name: str | None) -> None:
+    """Print both tables and save them under results."""
+    torch.set_num_threads(1)
+    if name is not None:
+        click.echo(json.dumps(one(name, images)))
+        return
+    path = RESULTS / "criteria_check.json"
+    document = json.loads(path.read_text()) if path.exists() else {}
+    if part in ("rank", "both"):
+        document["rank"] = {"net": net, "samples": samples, "rows": rank(net, samples)}
+    if part in ("cost", "both"):
+        document["cost"] = {"net": "resnet50 at 224", "images": images, "threads": 1, "rows": cost(images)}
+    path.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
