@@ -30,7 +30,7 @@ LAYERS = (
     {"verify", "search"},
     {"latency"},
     {"export", "quantize", "measure", "recover", "sources", "prune"},
-    {"runtime", "criteria"},
+    {"runtime", "criteria", "masks"},
     {"graph"},
     {"folder", "progress", "options"},
     {"target", "registry", "records", "budget"},
