@@ -15,11 +15,21 @@ import click
 
 from deploypruner.benching import bench_command
 from deploypruner.errors import DeployPrunerError, RecipeError, nearest
-from deploypruner.options import RUNTIME, SECONDS, THREADS, chosen_runtimes, colour, width
+from deploypruner.options import (
+    RUNTIME,
+    SECONDS,
+    THREADS,
+    chosen_runtimes,
+    colour,
+    sparse_options,
+    sparse_overrides,
+    sparse_patterns,
+    width,
+)
 
 Command = Callable[..., None]
 
-_KINDS = ("criteria", "patterns", "runtimes", "scopes", "targets")
+_KINDS = ("criteria", "patterns", "runtimes", "scopes", "sparse-schedules", "targets")
 
 
 def main() -> None:
@@ -215,7 +225,9 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
             **{name: options.get(name) for name in ("latency", "speedup", "macs", "criterion", "scope", "step")},
             **{name: options[name] for name in ("min_width", "max_cut", "heads", "statistics")},
             "exclude": options["exclude"] or None,
+            "patterns": sparse_patterns(options),
         },
+        "sparse": sparse_overrides(options),
         "recover": {"epochs": options.get("epochs"), "train": options.get("train")},
         "measure": {
             "runtimes": chosen_runtimes(options.get("runtime")),
@@ -230,6 +242,7 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
 @cli.command("compile")
 @_model_options
 @_budget_options
+@sparse_options
 @click.option("--epochs", type=int, metavar="N", help="Fine-tuning epochs.  [default: 3 with data]")
 @click.option("--train", metavar="MODULE:FUNCTION", help="Your own train(student, teacher, data).")
 @RUNTIME
@@ -319,9 +332,17 @@ def _described(kind: str) -> dict[str, str]:
         from deploypruner.criteria import criteria
 
         return criteria.describe()
-    from deploypruner.prune.allocate import PATTERNS, SCOPES
+    if kind == "patterns":
+        from deploypruner.patterns import described
 
-    return SCOPES if kind == "scopes" else PATTERNS
+        return described()
+    if kind == "sparse-schedules":
+        from deploypruner.recover.sparse import schedules
+
+        return schedules.describe()
+    from deploypruner.prune.allocate import SCOPES
+
+    return SCOPES
 
 
 @cli.command("demo")

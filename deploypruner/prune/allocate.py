@@ -30,7 +30,6 @@ SCOPES = {
     "uniform": "the same fraction of channels of every group",
     "global": "the least important channels of the whole network, wherever they are",
 }
-PATTERNS = {"channel": "whole channels, physically removed: the model stays dense and smaller"}
 
 _NOTHING = Constraints(max_cut=0, statistics="keep")
 

@@ -11,6 +11,7 @@ from deploypruner.runtime import runtimes
 from deploypruner.sources.foreign import foreign
 from deploypruner.stages import Given
 from deploypruner.stages.score import criterion_name, make_criterion
+from deploypruner.stages.sparsity import check_sparse
 from deploypruner.target import detect
 
 
@@ -39,7 +40,9 @@ def check_choices(recipe: Recipe, given: Given) -> None:
             f"criterion '{name}' looks at gradients and needs data",
             hint="pass --data DIR (labels are not required), or use --criterion magnitude",
         )
-    if (recipe.recover.train or given.train) and not has_data:
+    hooked = bool(recipe.recover.train or given.train)
+    check_sparse(recipe, trains=has_data and not hooked and recipe.recover.epochs > 0)
+    if hooked and not has_data:
         named = recipe.recover.train or getattr(given.train, "__name__", "train")
         raise RecipeError(f"training function '{named}' has nothing to train on", hint="pass --data DIR")
     if recipe.recover.train:
