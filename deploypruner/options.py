@@ -39,7 +39,9 @@ def sparse_options(command: Callable[..., None]) -> Callable[..., None]:
                 help="1x1, conv, linear, stem, depthwise, classifier.  [default: 1x1,conv,linear]",
             ),
             click.option("--sparse-only", multiple=True, metavar="PATTERN", help="Only modules so called; repeat."),
-            click.option("--sparse-exclude", multiple=True, metavar="PATTERN", help="Modules to leave dense; repeat."),
+            click.option(
+                "--sparse-exclude", multiple=True, metavar="PATTERN", help="Modules to leave dense; repeat."
+            ),
         )
     ):
         command = option(command)

@@ -58,7 +58,8 @@ class DataRecipe:
 class PruneRecipe:
     """How channels are chosen.
 
-    At most one of the first three is set; without any, half of the multiply-adds may remain where channels are removed.
+    At most one of the first three is set; without any, half of the multiply-adds may remain where channels are
+    removed.
 
     Args:
         latency: Of one inference on the target: milliseconds, or text such as "5ms@p95".

@@ -1,8 +1,8 @@
 """Sparse patterns: which weights of a layer may be zero together. Adding one is one file in this package.
 
-A pattern sees numbers of a weight's shape, never layer types or the graph. It cuts the weight into *units* that stay or
-go as a whole; what a unit is worth is the sum of its weights' saliencies, so that the largest units of every row are
-the best mask the pattern allows at that count.
+A pattern sees numbers of a weight's shape, never layer types or the graph. It cuts the weight into *units* that stay
+or go as a whole; what a unit is worth is the sum of its weights' saliencies, so that the largest units of every row
+are the best mask the pattern allows at that count.
 
 A weight is [O, I] (linear) or [O, I, *kernel] (convolution). Runs of neighbouring inputs are runs of I at one kernel
 tap, as in the int8 kernels' NHWC im2col layout, where the input channel is the fastest axis.
@@ -76,6 +76,9 @@ class Pattern(ABC):
 
     sparsity: ClassVar[float | None] = None
 
+    def __str__(self) -> str:
+        return next(name for name in patterns if patterns.get(name) is type(self))
+
     @abstractmethod
     def units(self, saliency: Tensor) -> Units:
         """Cut a weight into units.
@@ -146,4 +149,5 @@ def by_tap(weight: Tensor) -> Tensor:
 
 def as_weight(by_taps: Tensor, shape: torch.Size) -> Tensor:
     """[O, taps, I] -> [O, I, *kernel], the inverse of `by_tap`."""
-    return by_taps.transpose(1, 2).reshape(shape)
+    # Contiguous: a mask's strides would become those of the masked weight, and decide how convolutions round.
+    return by_taps.transpose(1, 2).reshape(shape).contiguous()

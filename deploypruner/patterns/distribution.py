@@ -1,8 +1,8 @@
 """How a network's sparsity is spread over its layers.
 
-Source: Ghosh et al., "Pruning Compact ConvNets for Efficient Inference", arXiv:2301.04502, compare one threshold on |w|
-for the whole network (global magnitude) with the same sparsity in every layer (uniform magnitude). Ours: both for units
-of any pattern, where a unit counts by its mean saliency, and the unit every layer keeps.
+Source: Ghosh et al., "Pruning Compact ConvNets for Efficient Inference", arXiv:2301.04502, compare one threshold on
+|w| for the whole network (global magnitude) with the same sparsity in every layer (uniform magnitude). Ours: both for
+units of any pattern, where a unit counts by its mean saliency, and the unit every layer keeps.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deploypruner.errors import RecipeError, nearest
-from deploypruner.patterns import Pattern, Units
+from deploypruner.patterns import Pattern
 
 DISTRIBUTIONS = {
     "global": "one threshold for the whole network: layers that matter little lose more",
@@ -28,8 +28,8 @@ def units_to_keep(pattern: Pattern, saliencies: Sequence[Tensor], sparsity: floa
         pattern: Its own sparsity, where it has one, holds for every layer.
         saliencies: One per layer, [O, I, *kernel], comparable across layers.
         sparsity: Share of the weights that become zero, in (0, 1).
-        distribution: See `DISTRIBUTIONS`. As many units stay as fit into the weights that may, so that the sparsity is
-            never below what was asked, except that a layer keeps one unit.
+        distribution: See `DISTRIBUTIONS`. As many units stay as fit into the weights that may, so that the sparsity
+            is never below what was asked, except that a layer keeps one unit.
 
     Raises:
         RecipeError: Unknown distribution.

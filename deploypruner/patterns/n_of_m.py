@@ -32,9 +32,12 @@ class NOfM(Pattern):
     def __post_init__(self) -> None:
         if not 1 <= self.n < self.m:
             raise RecipeError(
-                f"pattern {self.n}:{self.m} must keep at least 1 and fewer than {self.m} of {self.m} weights",
+                f"pattern {self} must keep at least 1 and fewer than {self.m} of {self.m} weights",
                 hint="2:4 keeps two of every four",
             )
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
 
     @property
     def sparsity(self) -> float:  # type: ignore[override]  # its numbers say it, so it belongs to the instance
@@ -53,7 +56,7 @@ class NOfM(Pattern):
         """Refused: the hardware reads whole runs."""
         if inputs % self.m:
             raise RecipeError(
-                f"{inputs} inputs are no multiple of {self.m}, which pattern {self.n}:{self.m} needs",
+                f"{inputs} inputs are no multiple of {self.m}, which pattern {self} needs",
                 hint=f"leave the layer dense with --sparse-exclude, or let widths be multiples: --step {self.m}",
             )
         return ""

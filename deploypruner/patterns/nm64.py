@@ -19,8 +19,8 @@ class Nm64(Pattern):
     """Per 16 outputs and window of 64 inputs a whole number of steps; each step is any 4 weights of every output.
 
     A step is one VPERMB gather and one VPDPBUSD of the int8 kernel. The number of steps is free in every (16 outputs,
-    window); inside, step s takes the weights ranked 4s to 4s + 3 of each output, so a step is never worth more than the
-    one before it and the best steps of the whole layer are the best mask.
+    window); inside, step s takes the weights ranked 4s to 4s + 3 of each output, so a step is never worth more than
+    the one before it and the best steps of the whole layer are the best mask.
 
     Source: ours (the kernel and the exact projection).
     """
@@ -43,4 +43,6 @@ class Nm64(Pattern):
     def ragged(self, inputs: int) -> str:
         """The last step of the last window is narrower, and takes the time of a whole one."""
         rest = inputs % _STEP
-        return f"{inputs} inputs are no multiple of {_STEP}: the last step of each window holds {rest}" if rest else ""
+        return (
+            f"{inputs} inputs are no multiple of {_STEP}: the last step of each window holds {rest}" if rest else ""
+        )

@@ -15,8 +15,8 @@ from deploypruner.patterns import Pattern, Units, patterns
 class Unstructured(Pattern):
     """Any weight of a layer may be zero; the yardstick for all others.
 
-    Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015 (the pattern
-    of magnitude pruning).
+    Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015 (the
+    pattern of magnitude pruning).
     """
 
     def units(self, saliency: Tensor) -> Units:

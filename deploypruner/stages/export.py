@@ -43,7 +43,9 @@ class Export(Stage):
 
     def restore(self, build: Build) -> Build:
         """The files are there."""
-        ir = Artifact("pruned int8", build.folder.path("model.int8.xml"), "openvino", "int8", build.pattern, build.pruned)
+        ir = Artifact(
+            "pruned int8", build.folder.path("model.int8.xml"), "openvino", "int8", build.pattern, build.pruned
+        )
         return replace(build, artifacts=(*build.artifacts, ir, *_programs(build)))
 
     def document(self, build: Build) -> str:

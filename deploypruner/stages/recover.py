@@ -13,8 +13,8 @@ from deploypruner.folder import BuildFolder, os_errors
 from deploypruner.records import Cost
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.finetune import finetune
-from deploypruner.recover.sparse import SparseRegime
 from deploypruner.recover.hook import SIGNATURE, load_hook, run_hook
+from deploypruner.recover.sparse import SparseRegime
 from deploypruner.recover.validate import top1_percent
 from deploypruner.sources.foreign import foreign
 from deploypruner.stages import Build, Stage, stage_file

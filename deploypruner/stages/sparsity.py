@@ -40,7 +40,7 @@ def check_sparse(recipe: Recipe, *, trains: bool) -> None:
         return
     if pattern.sparsity is not None and settings.sparsity not in (None, pattern.sparsity):
         raise RecipeError(
-            f"pattern {recipe.prune.patterns[-1]} makes {pattern.sparsity:.0%} of the weights zero, and --sparsity says "
+            f"pattern {pattern} makes {pattern.sparsity:.0%} of the weights zero, and --sparsity says "
             f"{settings.sparsity:.0%}",
             hint="leave out --sparsity, or choose other numbers such as 1:4",
         )
@@ -93,15 +93,13 @@ def make_regime(build: Build, *, trains: bool) -> SparseRegime | None:
 
 def sparse_facts(build: Build, regime: SparseRegime) -> dict[str, Any]:
     """What became zero, layer by layer, for report.json."""
-    pattern = sparse_pattern(build.recipe.prune.patterns)
-    assert pattern is not None, "a regime has a pattern"
-    layers = []
+    pattern, layers = regime.pattern, []
     for layer in _layers(build):
         weight = get_state(build.compiled, layer.weight)
         zeros = weight.numel() - int(torch.count_nonzero(weight))
         layers.append({"name": layer.name, "kind": layer.kind, "weights": weight.numel(), "zeros": zeros})
     return {
-        "pattern": build.recipe.prune.patterns[-1],
+        "pattern": str(pattern),
         "schedule": next(name for name in schedules if schedules.get(name) is type(regime)),
         "sparsity": regime.sparsity,
         "distribution": regime.settings.distribution,

@@ -59,9 +59,7 @@ class SparseRegime(Regime):
         self._student, self._steps = student, max(1, steps)
         self.held, self.masks = False, {}
         saliencies = [self.weight(name).detach().square() for name in self._names]
-        counts = units_to_keep(
-            self.pattern, saliencies, self.sparsity, distribution=self.settings.distribution
-        )
+        counts = units_to_keep(self.pattern, saliencies, self.sparsity, distribution=self.settings.distribution)
         self.keep = dict(zip(self._names, counts, strict=True))
 
     def weights(self, step: int) -> dict[str, Tensor]:

@@ -21,14 +21,14 @@ class Dtp(SparseRegime):
 
         w' = (1 - a) w + a m w,   m from `masks.TransportMask` of the units' mean scores
 
-    Every weight has a score, in the beginning its magnitude in units of the layer's root mean square. a rises from 0 at
-    `start` to 1 at `reached`, because all masks begin at k / n; beta is such that they are decided at `held`.
+    Every weight has a score, in the beginning its magnitude in units of the layer's root mean square. a rises from 0
+    at `start` to 1 at `reached`, because all masks begin at k / n; beta is such that they are decided at `held`.
 
     Source:
-        Li et al., "Differentiable Transportation Pruning", ICCV 2023, arXiv:2307.08483: masks by transport from scores
-        that are parameters of their own, one Sinkhorn iteration per minibatch, hardening by itself. Ours: units of a
-        pattern, scores that begin as magnitudes (the network is trained already), the blend, beta, and Adam at 1e-2
-        for the scores.
+        Li et al., "Differentiable Transportation Pruning", ICCV 2023, arXiv:2307.08483: masks by transport from
+        scores that are parameters of their own, one Sinkhorn iteration per minibatch, hardening by itself. Ours:
+        units of a pattern, scores that begin as magnitudes (the network is trained already), the blend, beta, and
+        Adam at 1e-2 for the scores.
     """
 
     def begin(self, student: nn.Module, steps: int) -> None:

@@ -18,8 +18,8 @@ class Gradual(SparseRegime):
     A weight without gradient keeps its value, so it may come back while others shrink.
 
     Source:
-        Zhu and Gupta, "To prune, or not to prune", 2017, arXiv:1710.01878, equation (1). Ours: every pattern, in whole
-        units; N:M goes down one weight of M at a time.
+        Zhu and Gupta, "To prune, or not to prune", 2017, arXiv:1710.01878, equation (1). Ours: every pattern, in
+        whole units; N:M goes down one weight of M at a time.
     """
 
     def advance(self, progress: float, step: int) -> None:

@@ -112,7 +112,9 @@ def _kind(graph: Graph, weight: str) -> str:
 def _embedded(graph: Graph) -> set[str]:
     """Names of weights that an embedding looks up."""
     nodes = graph.labelling.values
-    return {str(arg.target) for n in nodes if op_name(n) == "embedding" for arg in n.args[:1] if hasattr(arg, "target")}
+    return {
+        str(arg.target) for n in nodes if op_name(n) == "embedding" for arg in n.args[:1] if hasattr(arg, "target")
+    }
 
 
 def _ends(graph: Graph) -> tuple[set[str], set[str]]:

@@ -17,8 +17,8 @@ class Pdp(SparseRegime):
 
         w' = m w,   m = sigmoid((q^2 - t^2) / tau),   q = root mean square of the weight's unit
 
-    q is |w| for single weights; t lies between the smallest unit that stays and the largest that goes. For N:M, where a
-    part of a weight cannot be kept, the ramp blends: w' = (1 - a) w + a m w.
+    q is |w| for single weights; t lies between the smallest unit that stays and the largest that goes. For N:M, where
+    a part of a weight cannot be kept, the ramp blends: w' = (1 - a) w + a m w.
 
     Source:
         Cho et al., "PDP: Parameter-free Differentiable Pruning is All You Need", NeurIPS 2023, arXiv:2305.11203: the
