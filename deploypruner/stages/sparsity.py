@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from deploypruner.errors import RecipeError
 from deploypruner.graph.module import get_state
@@ -108,6 +109,13 @@ def sparse_facts(build: Build, regime: SparseRegime) -> dict[str, Any]:
         "remarks": check_sizes(build.compiled, _layers(build), pattern),
         "layers": layers,
     }
+
+
+def sparse_weights(build: Build) -> dict[str, NDArray[Any]]:
+    """Parameter name -> trained weight of every layer that follows a sparse pattern."""
+    if sparse_pattern(build.recipe.prune.patterns) is None:
+        return {}
+    return {a.weight: get_state(build.compiled, a.weight).detach().cpu().numpy() for a in _layers(build)}
 
 
 def describe_sparse(facts: dict[str, Any]) -> str:
