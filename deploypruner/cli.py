@@ -16,11 +16,21 @@ import click
 from deploypruner.benching import bench_command
 from deploypruner.checking import check_command
 from deploypruner.errors import DeployPrunerError, RecipeError, nearest
-from deploypruner.options import RUNTIME, SECONDS, THREADS, chosen_runtimes, colour, width
+from deploypruner.options import (
+    RUNTIME,
+    SECONDS,
+    THREADS,
+    chosen_runtimes,
+    colour,
+    sparse_options,
+    sparse_overrides,
+    sparse_patterns,
+    width,
+)
 
 Command = Callable[..., None]
 
-_KINDS = ("criteria", "normalizers", "patterns", "runtimes", "scopes", "targets")
+_KINDS = ("criteria", "normalizers", "patterns", "runtimes", "scopes", "sparse-schedules", "targets")
 
 
 def main() -> None:
@@ -218,7 +228,9 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
             "normalizer": options["normalizer"],
             **{name: options[name] for name in ("min_width", "max_cut", "heads", "statistics")},
             "exclude": options["exclude"] or None,
+            "patterns": sparse_patterns(options),
         },
+        "sparse": sparse_overrides(options),
         "recover": {"epochs": options.get("epochs"), "train": options.get("train")},
         "measure": {
             "runtimes": chosen_runtimes(options.get("runtime")),
@@ -233,6 +245,7 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
 @cli.command("compile")
 @_model_options
 @_budget_options
+@sparse_options
 @click.option("--epochs", type=int, metavar="N", help="Fine-tuning epochs.  [default: 3 with data]")
 @click.option("--train", metavar="MODULE:FUNCTION", help="Your own train(student, teacher, data).")
 @RUNTIME
@@ -327,9 +340,17 @@ def _described(kind: str) -> dict[str, str]:
         from deploypruner.prune.normalize import NORMALIZERS
 
         return {name: found.about for name, found in NORMALIZERS.items()}
-    from deploypruner.prune.allocate import PATTERNS, SCOPES
+    if kind == "patterns":
+        from deploypruner.patterns import described
 
-    return SCOPES if kind == "scopes" else PATTERNS
+        return described()
+    if kind == "sparse-schedules":
+        from deploypruner.recover.sparse import schedules
+
+        return schedules.describe()
+    from deploypruner.prune.allocate import SCOPES
+
+    return SCOPES
 
 
 @cli.command("demo")

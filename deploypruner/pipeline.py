@@ -30,6 +30,7 @@ from deploypruner.stages.recover import Recover
 from deploypruner.stages.remove import Remove
 from deploypruner.stages.report import WriteReport
 from deploypruner.stages.score import Score
+from deploypruner.stages.sparsity import check_layers, check_widths
 from deploypruner.stages.trace import Trace
 from deploypruner.stages.verify import Verify
 
@@ -79,8 +80,11 @@ def run(build: Build, *, resume: bool, say: Say) -> Build:
         say(f"{stage.name:9} {'(done before)' if finished else f'{seconds:6.1f} s'}  {note}".rstrip())
         _require_sound(stage, build)
         if stage.name == Trace.name:
+            check_layers(build)
             _require_reachable(build)
             marks = _open_folder(build, resume=resume)
+        if stage.name == Allocate.name:
+            check_widths(build)
     failed = [c for c in build.checks if not c.passed]
     if failed:
         first = failed[0]

@@ -13,6 +13,7 @@ from deploypruner.runtime import runtimes
 from deploypruner.sources.foreign import foreign
 from deploypruner.stages import Given
 from deploypruner.stages.score import criterion_name, make_criterion, normalizer_name
+from deploypruner.stages.sparsity import check_sparse
 from deploypruner.target import detect
 
 
@@ -36,7 +37,9 @@ def check_choices(recipe: Recipe, given: Given) -> None:
     name = criterion_name(recipe.prune, has_data=has_data)
     require_data(make_criterion(name, recipe.prune.parameters), name, has_data=has_data)
     _check_axes(recipe.prune, name)
-    if (recipe.recover.train or given.train) and not has_data:
+    hooked = bool(recipe.recover.train or given.train)
+    check_sparse(recipe, trains=has_data and not hooked and recipe.recover.epochs > 0)
+    if hooked and not has_data:
         named = recipe.recover.train or getattr(given.train, "__name__", "train")
         raise RecipeError(f"training function '{named}' has nothing to train on", hint="pass --data DIR")
     if recipe.recover.train:

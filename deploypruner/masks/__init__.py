@@ -1,0 +1,19 @@
+"""Soft masks: which entries of a vector stay, as numbers between 0 and 1 with a gradient. Tensors only, no layers."""
+
+from __future__ import annotations
+
+from deploypruner.masks.hard import top_mask
+from deploypruner.masks.pdp import pdp_mask, pdp_temperature
+from deploypruner.masks.ramp import cubic_ramp, linear_ramp, ramped_keep
+from deploypruner.masks.transport import TransportMask, transport_beta
+
+__all__ = [
+    "TransportMask",
+    "cubic_ramp",
+    "linear_ramp",
+    "pdp_mask",
+    "pdp_temperature",
+    "ramped_keep",
+    "top_mask",
+    "transport_beta",
+]
