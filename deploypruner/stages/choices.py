@@ -6,7 +6,7 @@ from deploypruner.criteria import Needs
 from deploypruner.errors import RecipeError, nearest
 from deploypruner.prune.allocate import SCOPES
 from deploypruner.recipe import Recipe
-from deploypruner.recover.hook import load_hook
+from deploypruner.recover.hook import SIGNATURE, hook_name, load_hook
 from deploypruner.runtime import runtimes
 from deploypruner.sources.foreign import foreign
 from deploypruner.stages import Given
@@ -39,8 +39,10 @@ def check_choices(recipe: Recipe, given: Given) -> None:
             f"criterion '{name}' looks at gradients and needs data",
             hint="pass --data DIR (labels are not required), or use --criterion magnitude",
         )
-    if (recipe.recover.train or given.train) and not has_data:
-        named = recipe.recover.train or getattr(given.train, "__name__", "train")
+    if given.train is not None and not callable(given.train):
+        raise RecipeError(f"train is a {type(given.train).__name__}, not a function", hint=f"expected {SIGNATURE}")
+    if (recipe.recover.train or given.train is not None) and not has_data:
+        named = recipe.recover.train if given.train is None else hook_name(given.train)
         raise RecipeError(f"training function '{named}' has nothing to train on", hint="pass --data DIR")
     if recipe.recover.train:
         with foreign(f"importing '{recipe.recover.train}' raised", hint="fix the module, or run from its folder"):
