@@ -231,7 +231,10 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
             "patterns": sparse_patterns(options),
         },
         "sparse": sparse_overrides(options),
-        "recover": {"epochs": options.get("epochs"), "train": options.get("train")},
+        "recover": {
+            **{name: options.get(name) for name in ("epochs", "train")},
+            "settings": {name: options.get(name) for name in ("lr", "optimizer", "ema", "amp", "devices")},
+        },
         "measure": {
             "runtimes": chosen_runtimes(options.get("runtime")),
             "threads": options.get("threads"),
@@ -248,6 +251,15 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
 @sparse_options
 @click.option("--epochs", type=int, metavar="N", help="Fine-tuning epochs.  [default: 3 with data]")
 @click.option("--train", metavar="MODULE:FUNCTION", help="Your own train(student, teacher, data).")
+@click.option("--optimizer", metavar="NAME", help="Of torch.optim: sgd, adamw, ...  [default: sgd]")
+@click.option("--lr", type=float, metavar="RATE", help="Highest learning rate.  [default: 0.02 for sgd]")
+@click.option("--ema", type=float, metavar="DECAY", help="Average the weights, such as 0.998.  [default: 0, off]")
+@click.option(
+    "--amp",
+    type=click.Choice(("off", "bf16", "fp16")),
+    help="Numbers of the forward pass in training.  [default: off]",
+)
+@click.option("--devices", type=int, metavar="N", help="Processes that train together.  [default: 1]")
 @RUNTIME
 @THREADS
 @SECONDS

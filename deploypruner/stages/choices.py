@@ -8,7 +8,7 @@ from deploypruner.prune.evidence import require_data
 from deploypruner.prune.normalize import find_normalizer
 from deploypruner.prune.scope import check_scope
 from deploypruner.recipe import PruneRecipe, Recipe
-from deploypruner.recover.hook import load_hook
+from deploypruner.recover.hook import SIGNATURE, hook_name, load_hook
 from deploypruner.runtime import runtimes
 from deploypruner.sources.foreign import foreign
 from deploypruner.stages import Given
@@ -37,10 +37,12 @@ def check_choices(recipe: Recipe, given: Given) -> None:
     name = criterion_name(recipe.prune, has_data=has_data)
     require_data(make_criterion(name, recipe.prune.parameters), name, has_data=has_data)
     _check_axes(recipe.prune, name)
-    hooked = bool(recipe.recover.train or given.train)
+    hooked = bool(recipe.recover.train) or given.train is not None
     check_sparse(recipe, trains=has_data and not hooked and recipe.recover.epochs > 0)
+    if given.train is not None and not callable(given.train):
+        raise RecipeError(f"train is a {type(given.train).__name__}, not a function", hint=f"expected {SIGNATURE}")
     if hooked and not has_data:
-        named = recipe.recover.train or getattr(given.train, "__name__", "train")
+        named = recipe.recover.train if given.train is None else hook_name(given.train)
         raise RecipeError(f"training function '{named}' has nothing to train on", hint="pass --data DIR")
     if recipe.recover.train:
         with foreign(f"importing '{recipe.recover.train}' raised", hint="fix the module, or run from its folder"):

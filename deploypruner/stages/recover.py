@@ -13,7 +13,7 @@ from deploypruner.folder import BuildFolder, os_errors
 from deploypruner.records import Cost
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.finetune import finetune
-from deploypruner.recover.hook import SIGNATURE, load_hook, run_hook
+from deploypruner.recover.hook import SIGNATURE, hook_name, load_hook, run_hook
 from deploypruner.recover.sparse import SparseRegime
 from deploypruner.recover.validate import top1_percent
 from deploypruner.sources.foreign import foreign
@@ -85,13 +85,14 @@ def _recover(build: Build, module: nn.Module, regime: SparseRegime | None) -> di
     if data.labelled:
         facts["accuracy_dense"] = top1_percent(build.traced.module, data.val)
         facts["accuracy_removed"] = top1_percent(module, data.val)
-    hook = build.given.train or (load_hook(recipe.train) if recipe.train else None)
+    hook = load_hook(recipe.train) if build.given.train is None and recipe.train else build.given.train
     if hook is not None:
-        with foreign(f"training function '{recipe.train or hook.__name__}' raised", hint=f"expected {SIGNATURE}"):
+        name = recipe.train if build.given.train is None else hook_name(hook)
+        with foreign(f"training function '{name}' raised", hint=f"expected {SIGNATURE}"):
             run_hook(hook, module, build.traced.module, data)
         if regime is not None:
             regime.finish(module)  # it may have brought weights back
-        facts["train"] = recipe.train or getattr(hook, "__name__", "custom")
+        facts["train"] = name
     elif recipe.epochs:
         build.folder.path(_CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
         with os_errors(build.folder.path(_CHECKPOINT)):
