@@ -179,6 +179,9 @@ def compile(
     normalizer: str | None = None,
     step: int | None = None,
     constraints: Constraints | None = None,
+    pattern: str | tuple[str, ...] | None = None,
+    sparsity: float | None = None,
+    sparse_schedule: str | None = None,
     epochs: int | None = None,
     train: Callable[..., None] | None = None,
     runtimes: tuple[str, ...] | None = None,
@@ -209,6 +212,9 @@ def compile(
         normalizer: What makes scores comparable across groups, the criterion's own by default.
         step: Widths become multiples of this.
         constraints: What may be cut, and how far.
+        pattern: "channel" (the default), a sparse pattern such as "nm64" or "2:4", or both in a tuple.
+        sparsity: Share of the weights the sparse pattern makes zero, 0.8 by default; N:M says its own.
+        sparse_schedule: "one-shot", "gradual", "pdp" or "dtp".
         epochs: Fine-tuning epochs.
         train: `train(student, teacher, data)` in place of the built-in fine-tuning.
         runtimes: Registered names, all that deployments use by default.
@@ -249,7 +255,9 @@ def compile(
                 "step": step,
             },
             **(asdict(constraints) if constraints else {}),
+            "patterns": (pattern,) if isinstance(pattern, str) else pattern,
         },
+        "sparse": {"sparsity": sparsity, "schedule": sparse_schedule},
         "recover": {"epochs": epochs},
         "measure": {
             **{"runtimes": runtimes, "threads": threads, "precision": precision, "accuracy_drop": accuracy_drop}

@@ -16,11 +16,24 @@ import click
 from deploypruner.benching import bench_command
 from deploypruner.checking import check_command
 from deploypruner.errors import DeployPrunerError, RecipeError, nearest
-from deploypruner.options import RUNTIME, SECONDS, THREADS, chosen_runtimes, colour, width
+from deploypruner.options import (
+    RUNTIME,
+    SECONDS,
+    THREADS,
+    chosen_runtimes,
+    colour,
+    sparse_options,
+    sparse_overrides,
+    sparse_patterns,
+    width,
+)
 
 Command = Callable[..., None]
 
-_KINDS = ("criteria", "normalizers", "patterns", "runtimes", "schedules", "scopes", "targets")
+_KINDS = (
+    *("criteria", "normalizers", "patterns", "runtimes", "schedules", "scopes"),
+    *("sparse-schedules", "targets"),
+)
 
 
 def main() -> None:
@@ -218,9 +231,14 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
             "normalizer": options["normalizer"],
             **{name: options[name] for name in ("min_width", "max_cut", "heads", "statistics")},
             "exclude": options["exclude"] or None,
+            "patterns": sparse_patterns(options),
+        },
+        "sparse": sparse_overrides(options),
+        "recover": {
+            **{name: options.get(name) for name in ("epochs", "train")},
+            "settings": {name: options.get(name) for name in ("lr", "optimizer", "ema", "amp", "devices")},
         },
         "learn": {"schedule": options.get("schedule"), "epochs": options.get("learn_epochs")},
-        "recover": {"epochs": options.get("epochs"), "train": options.get("train")},
         "measure": {
             "runtimes": chosen_runtimes(options.get("runtime")),
             "threads": options.get("threads"),
@@ -236,8 +254,18 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
 @_budget_options
 @click.option("--schedule", metavar="NAME", help="See `deploypruner list schedules`.  [default: by criterion]")
 @click.option("--learn-epochs", type=int, metavar="N", help="Of training while channels are chosen.  [default: 3]")
+@sparse_options
 @click.option("--epochs", type=int, metavar="N", help="Fine-tuning epochs.  [default: 3 with data]")
 @click.option("--train", metavar="MODULE:FUNCTION", help="Your own train(student, teacher, data).")
+@click.option("--optimizer", metavar="NAME", help="Of torch.optim: sgd, adamw, ...  [default: sgd]")
+@click.option("--lr", type=float, metavar="RATE", help="Highest learning rate.  [default: 0.02 for sgd]")
+@click.option("--ema", type=float, metavar="DECAY", help="Average the weights, such as 0.998.  [default: 0, off]")
+@click.option(
+    "--amp",
+    type=click.Choice(("off", "bf16", "fp16")),
+    help="Numbers of the forward pass in training.  [default: off]",
+)
+@click.option("--devices", type=int, metavar="N", help="Processes that train together.  [default: 1]")
 @RUNTIME
 @THREADS
 @SECONDS
@@ -334,9 +362,17 @@ def _described(kind: str) -> dict[str, str]:
         from deploypruner.prune.normalize import NORMALIZERS
 
         return {name: found.about for name, found in NORMALIZERS.items()}
-    from deploypruner.prune.allocate import PATTERNS, SCOPES
+    if kind == "patterns":
+        from deploypruner.patterns import described
 
-    return SCOPES if kind == "scopes" else PATTERNS
+        return described()
+    if kind == "sparse-schedules":
+        from deploypruner.recover.sparse import schedules
+
+        return schedules.describe()
+    from deploypruner.prune.allocate import SCOPES
+
+    return SCOPES
 
 
 @cli.command("demo")

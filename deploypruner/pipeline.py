@@ -31,6 +31,7 @@ from deploypruner.stages.recover import Recover
 from deploypruner.stages.remove import Remove
 from deploypruner.stages.report import WriteReport
 from deploypruner.stages.score import Score
+from deploypruner.stages.sparsity import check_layers, check_widths
 from deploypruner.stages.trace import Trace
 from deploypruner.stages.verify import Verify
 
@@ -39,8 +40,12 @@ CHAIN: tuple[type[Stage], ...] = (
     *(Quantize, Export, Verify, Measure, WriteReport),
 )
 _MARKS = stage_file("finished.json")
-# Keys of the recipe that only the budget and what follows from it depend on.
-_BUDGET_KEYS = (*(f"prune.{name}" for name in BUDGETS), "measure.precision", "measure.accuracy_drop")
+# Keys of the recipe that a resumed build may change -> the first stage whose result depends on them.
+_CHANGEABLE: dict[str, str] = {
+    **{f"prune.{name}": Allocate.name for name in BUDGETS},
+    **dict.fromkeys(("measure.precision", "measure.accuracy_drop"), Allocate.name),
+    "recover.settings.lr": Recover.name,  # after training that diverged
+}
 
 Say = Callable[[str], None]
 
@@ -80,8 +85,11 @@ def run(build: Build, *, resume: bool, say: Say) -> Build:
         say(f"{stage.name:9} {'(done before)' if finished else f'{seconds:6.1f} s'}  {note}".rstrip())
         _require_sound(stage, build)
         if stage.name == Trace.name:
+            check_layers(build)
             _require_reachable(build)
             marks = _open_folder(build, resume=resume)
+        if stage.name == Allocate.name:
+            check_widths(build)
     failed = [c for c in build.checks if not c.passed]
     if failed:
         first = failed[0]
@@ -152,7 +160,7 @@ def _open_folder(build: Build, *, resume: bool) -> dict[str, Any]:
     folder.prepare()
     recipe = _fingerprint(build)
     if resume and folder.has(_MARKS):
-        marks = _for_budget(_read_marks(folder), recipe)
+        marks = _for_changes(_read_marks(folder), recipe)
         _same_recipe(folder, marks["recipe"], recipe)
         folder.path("reachable.json").unlink(missing_ok=True)
         return marks
@@ -201,17 +209,18 @@ def _mark(folder: BuildFolder, stage: Stage, marks: dict[str, Any], seconds: flo
     folder.write_json(_MARKS, marks)
 
 
-def _for_budget(marks: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
-    """The same marks where the budget is the same; for another budget, without what followed from the old one.
+def _for_changes(marks: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
+    """The same marks where nothing changed that may; otherwise without what followed from the old values.
 
     So a build goes on with another budget, and its scores and the latency table are used again.
     """
-    if all(marks["recipe"].get(key) == recipe.get(key) for key in _BUDGET_KEYS):
+    changed = [key for key in _CHANGEABLE if marks["recipe"].get(key) != recipe.get(key)]
+    if not changed:
         return marks
     names = [cls.name for cls in CHAIN]
-    earlier = names[: names.index(Allocate.name)]
+    earlier = names[: min(names.index(_CHANGEABLE[key]) for key in changed)]
     return {
-        "recipe": {**marks["recipe"], **{key: recipe.get(key) for key in _BUDGET_KEYS}},
+        "recipe": {**marks["recipe"], **{key: recipe.get(key) for key in changed}},
         "stages": {name: mark for name, mark in marks["stages"].items() if name in earlier},
     }
 

@@ -11,9 +11,11 @@ import tomli_w
 from deploypruner.budget import Budget
 from deploypruner.errors import RecipeError
 from deploypruner.learn.settings import LearnSettings
+from deploypruner.patterns import CHANNEL
 from deploypruner.prune.constraints import Constraints, Heads, LayerConstraint, Statistics
 from deploypruner.quantize.calibrate import Method
 from deploypruner.recover.settings import FinetuneSettings
+from deploypruner.recover.sparse.settings import SparseSettings
 from deploypruner.sources.batches import DataSettings
 
 DEFAULT_MACS = 0.5
@@ -62,13 +64,14 @@ class DataRecipe:
 class PruneRecipe:
     """How channels are chosen.
 
-    At most one of the first three is set; without any, half of the multiply-adds may remain, or all that the widths
-    of scope "recipe" leave.
+    At most one of the first three is set; without any, half of the multiply-adds may remain where channels are
+    removed, or all that the widths of scope "recipe" leave.
 
     Args:
         latency: Of one inference on the target: milliseconds, or text such as "5ms@p95".
         speedup: Over the dense model in the same runtime, precision and threads, at least.
         macs: Fraction of the multiply-adds that may remain, 0 < macs <= 1.
+        patterns: "channel", a sparse pattern such as "2:4" or "nm64", or both; without "channel" none is removed.
         criterion: Registered name, or "auto": taylor with data, magnitude without.
         parameters: Fields of the criterion.
         normalizer: Registered name of what makes scores comparable across groups, or "auto": the criterion's own.
@@ -87,6 +90,7 @@ class PruneRecipe:
     latency: float | str | None = None
     speedup: float | None = None
     macs: float | None = None
+    patterns: tuple[str, ...] = (CHANNEL,)
     criterion: str = "auto"
     parameters: dict[str, float | int | str | bool] = field(default_factory=dict)
     normalizer: str = "auto"
@@ -106,8 +110,18 @@ class PruneRecipe:
         _at_least(1, "prune.samples", self.samples, "512 is plenty")
         _at_least(1, "prune.batch_size", self.batch_size, "32 suits most models")
         if self.latency is None and self.speedup is None and self.macs is None:
-            object.__setattr__(self, "macs", 1.0 if self.scope == "recipe" else DEFAULT_MACS)
+            object.__setattr__(self, "macs", self._default_macs)
+        if CHANNEL not in self.patterns and self.macs != 1:
+            raise RecipeError(
+                f"a budget of {self.budget} removes channels, and --pattern says {', '.join(self.patterns)}",
+                hint=f"add {CHANNEL} to --pattern, or leave out the budget",
+            )
         _ = self.constraints, self.budget  # checks them
+
+    @property
+    def _default_macs(self) -> float:
+        decided = CHANNEL in self.patterns and self.scope != "recipe"
+        return DEFAULT_MACS if decided else 1.0
 
     @property
     def budget(self) -> Budget:
@@ -224,6 +238,7 @@ class Recipe:
     data: DataRecipe = field(default_factory=DataRecipe)
     prune: PruneRecipe = field(default_factory=PruneRecipe)
     learn: LearnRecipe = field(default_factory=LearnRecipe)
+    sparse: SparseSettings = field(default_factory=SparseSettings)
     recover: RecoverRecipe = field(default_factory=RecoverRecipe)
     quantize: QuantizeRecipe = field(default_factory=QuantizeRecipe)
     measure: MeasureRecipe = field(default_factory=MeasureRecipe)

@@ -185,7 +185,8 @@ class Artifact:
         path: File; for OpenVINO IR the .xml.
         format: "onnx", "openvino" or "pt2".
         precision: "fp32" or "int8" (QDQ).
-        pattern: "dense" for the user's model, "channel" for the pruned one.
+        pattern: "dense" for the user's model, for the pruned one what it was pruned by: "channel", "channel + 2:4"; a
+            pattern says nothing of speed, runtimes execute zeros like any other number.
         cost: Predicted cost, None when the file's origin is unknown.
     """
 

@@ -453,7 +453,7 @@ def test_the_gate_derivative_is_that_of_an_explicit_gate_after_batch_norm():
             return x * self.z[:, None, None]
 
     gate = Gate()
-    net.b[1] = nn.Sequential(net.b[1], gate)
+    net.b[1], net.project = nn.Sequential(net.b[1], gate), nn.Sequential(net.project, gate)  # the shortcut leaves too
     torch.nn.functional.cross_entropy(net(x), y).backward()
     torch.testing.assert_close(scores["b.0.weight:0"], gate.z.grad.square(), rtol=1e-4, atol=1e-9)
 

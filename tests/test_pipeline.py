@@ -99,10 +99,10 @@ torch.set_num_threads(1)
 from deploypruner import cli
 from deploypruner.recover import checkpoint
 save = checkpoint.save
-def save_and_die(*arguments, epochs, **options):
-    save(*arguments, epochs=epochs, **options)
-    if len(epochs) == 2:
-        (arguments[0].parent / ".writing-left").mkdir()
+def save_and_die(path, identity, state):
+    save(path, identity, state)
+    if len(state.epochs) == 2:
+        (path.parent / ".writing-left").mkdir()
         os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.save = save_and_die
 cli.main()

@@ -52,6 +52,11 @@ class Gathering:
                 sums = slope_sums(held[name] * grads[name], axis).float().cpu()
                 self._slopes.setdefault((name, axis), []).append(sums)
 
+    @property
+    def ready(self) -> bool:
+        """Is there what the criterion asks for?"""
+        return bool(self._gates or self._slopes) or self._criterion.needs == Needs.WEIGHTS
+
     def scores(self) -> dict[str, Tensor]:
         """Group id -> `[C]` scores of everything since the last time, and of the weights as they are now."""
         gates = {name: torch.stack(rows) for name, rows in self._gates.items()}

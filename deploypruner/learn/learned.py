@@ -14,7 +14,7 @@ from deploypruner.criteria.pdp import Pdp
 from deploypruner.graph import Graph
 from deploypruner.graph.gates import gated
 from deploypruner.graph.views import weight_rows
-from deploypruner.learn.regime import ChannelRegime
+from deploypruner.learn.regime import ChannelRegime, under
 from deploypruner.masks import (
     TransportMask,
     linear_ramp,
@@ -65,10 +65,11 @@ class PdpGates(ChannelRegime):
 
     def state(self) -> dict[str, Tensor]:
         """Where in the ramp training is."""
-        return {"step": torch.tensor(self._step)}
+        return super().state() | {"step": torch.tensor(self._step)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from there."""
+        super().load_state(state)
         self._step = int(state["step"])
 
     def describe(self) -> str:
@@ -161,7 +162,7 @@ class TransportGates(ChannelRegime):
 
     def state(self) -> dict[str, Tensor]:
         """Scores, what Adam remembers of them, plans."""
-        state = {"step": torch.tensor(self._step), "halvings": torch.tensor(self.halvings)}
+        state = super().state() | {"step": torch.tensor(self._step), "halvings": torch.tensor(self.halvings)}
         for group, score in self._scores.items():
             state[f"scores.{group}"] = score.detach()
             state |= {f"plan.{group}.{name}": t for name, t in self._transports[group].state().items()}
@@ -170,12 +171,13 @@ class TransportGates(ChannelRegime):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Put them back."""
+        super().load_state(state)
         self._step, self.halvings = int(state["step"]), int(state["halvings"])
         for group, score in self._scores.items():
             with torch.no_grad():
                 score.copy_(state[f"scores.{group}"])
-            self._transports[group].load_state(_under(state, f"plan.{group}."))
-            memory = _under(state, f"adam.{group}.")
+            self._transports[group].load_state(under(state, f"plan.{group}."))
+            memory = under(state, f"adam.{group}.")
             self._adam.state[score] = {n: t.clone() if n == "step" else t.to(score) for n, t in memory.items()}
 
     def describe(self) -> str:
@@ -194,10 +196,6 @@ def _expected_gap(lr: float, steps: int) -> float:
     of ResNet-20 on CIFAR-10 are hard around half time (benchmarks/masks_over_training.py).
     """
     return 0.1 * lr * max(steps, 4) / 4
-
-
-def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
 
 
 def is_learned(criterion: Criterion) -> bool:

@@ -26,9 +26,8 @@ from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.prune.room import CostOf, Order, by_importance, find_room, most_important
 from deploypruner.prune.scope import SCOPES, Move, check_scope, ordered_moves
 
-__all__ = ["PATTERNS", "SCOPES", "allocate", "reachable", "require_movable"]
+__all__ = ["SCOPES", "allocate", "reachable", "require_movable"]
 
-PATTERNS = {"channel": "whole channels, physically removed: the model stays dense and smaller"}
 
 _NOTHING = Constraints(max_cut=0, statistics="keep")
 

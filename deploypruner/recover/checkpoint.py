@@ -6,15 +6,14 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from torch import nn
-
-from deploypruner.recover.regime import Regime
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,38 @@ class EpochRecord:
     score: float | None
 
 
+@dataclass(frozen=True)
+class Identity:
+    """Which run a checkpoint belongs to.
+
+    Args:
+        fingerprint: Hash of everything a run's result depends on, but for the learning rate.
+        lr: The highest learning rate.
+    """
+
+    fingerprint: str
+    lr: float
+
+
+@dataclass(frozen=True)
+class State:
+    """A run after a finished epoch.
+
+    Args:
+        epochs: The finished ones.
+        tensors: Name -> tensor, everything the run changes; `part` picks by prefix.
+        numbers: The same for what is no tensor; JSON.
+    """
+
+    epochs: Sequence[EpochRecord]
+    tensors: Mapping[str, Tensor]
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors under a prefix, without it."""
+        return {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
+
+
 def fingerprint(settings: str, student: nn.Module, teacher: nn.Module | None, data: Sequence[object]) -> str:
     """Hash of everything a run's result depends on, taken before the first step.
 
@@ -51,23 +82,25 @@ def fingerprint(settings: str, student: nn.Module, teacher: nn.Module | None, da
     return digest.hexdigest()
 
 
-def save(
-    path: Path,
-    fingerprint: str,
-    student: nn.Module,
-    optimizer: torch.optim.SGD,
-    *,
-    epochs: Sequence[EpochRecord],
-    regime: Regime,
-) -> None:
-    """Replace the file at `path`; a reader finds either the old state or the new one, never a part."""
+def save(path: Path, identity: Identity, state: State, *, stopped: bool = False) -> None:
+    """Replace the file at `path`; a reader finds either the old state or the new one, never a part.
+
+    Args:
+        path: The file.
+        identity: Of the run.
+        state: After its last finished epoch.
+        stopped: True where the epoch after it failed, so that a run with a lower rate may go on from here.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {f"student.{name}": tensor for name, tensor in student.state_dict().items()}
-    tensors |= {f"momentum.{i}": buffer for i, buffer in enumerate(_momenta(optimizer)) if buffer is not None}
-    tensors |= {f"regime.{name}": tensor for name, tensor in regime.state().items()}
     # Clones: safetensors refuses tied weights, which share memory.
-    apart = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    about = {"fingerprint": fingerprint, "epochs": json.dumps([asdict(epoch) for epoch in epochs])}
+    apart = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.tensors.items()}
+    about = {
+        "fingerprint": identity.fingerprint,
+        "lr": repr(identity.lr),
+        "stopped": json.dumps(stopped),
+        "epochs": json.dumps([asdict(epoch) for epoch in state.epochs]),
+        "numbers": json.dumps(dict(state.numbers)),
+    }
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -79,40 +112,53 @@ def save(
         temporary.unlink(missing_ok=True)
 
 
-def load(
-    path: Path, fingerprint: str, student: nn.Module, optimizer: torch.optim.SGD, *, regime: Regime
-) -> list[EpochRecord]:
-    """Put the saved state into `student`, `optimizer` and `regime`, and return the finished epochs.
+def load(path: Path, identity: Identity) -> State | None:
+    """The saved state, None where there is no file, where it is damaged, or where it belongs to another run.
 
-    Returns an empty list and changes nothing where there is no file, where it is damaged, or where it
-    belongs to another run.
+    The state of a run that stopped at numbers which are not finite belongs to a run with a lower rate, too.
     """
     if not path.exists():
-        return []
+        return None
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
-            if about.get("fingerprint") != fingerprint:
-                return []
+            if about.get("fingerprint") != identity.fingerprint or not _rate_fits(about, identity.lr):
+                return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except SafetensorError:
-        return []
-    student.load_state_dict(_part(tensors, "student."))
-    regime.load_state(_part(tensors, "regime."))
-    for i, parameter in enumerate(_parameters(optimizer)):
-        buffer = tensors.get(f"momentum.{i}")
-        if buffer is not None:
-            optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
-    return [EpochRecord(**epoch) for epoch in json.loads(about["epochs"])]
+        return None
+    epochs = [EpochRecord(**epoch) for epoch in json.loads(about["epochs"])]
+    return State(epochs, tensors, json.loads(about["numbers"]))
 
 
-def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+def mark_stopped(path: Path, identity: Identity) -> None:
+    """Remember that the epoch after the saved ones failed; nothing where no epoch of this run is saved."""
+    state = load(path, identity)
+    if state is not None:
+        save(path, identity, state, stopped=True)
 
 
-def _parameters(optimizer: torch.optim.SGD) -> list[torch.Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def _rate_fits(about: Mapping[str, str], lr: float) -> bool:
+    saved, stopped = float(about.get("lr", "nan")), json.loads(about.get("stopped", "false"))
+    return lr == saved or (stopped and lr < saved)
 
 
-def _momenta(optimizer: torch.optim.SGD) -> list[torch.Tensor | None]:
-    return [optimizer.state[p].get("momentum_buffer") for p in _parameters(optimizer)]
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What an optimizer remembers of each parameter: tensors, and numbers for JSON, both as "INDEX.KEY"."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for index, remembered in optimizer.state_dict()["state"].items():
+        for key, value in remembered.items():
+            (tensors if isinstance(value, Tensor) else numbers)[f"{index}.{key}"] = value
+    return tensors, numbers
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+) -> None:
+    """Put back what `optimizer_state` gave."""
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in {**tensors, **numbers}.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import nn
 
 from deploypruner.errors import InputError, RecipeError
-from deploypruner.graph.inputs import call
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.recover import checkpoint as saved
-from deploypruner.recover.batches import Batch, Batches
-from deploypruner.recover.checkpoint import EpochRecord
-from deploypruner.recover.losses import first_output, recovery_loss
-from deploypruner.recover.modes import device_of, mode_kept
+from deploypruner.recover.batches import Batches
+from deploypruner.recover.checkpoint import EpochRecord, Identity, State
+from deploypruner.recover.launch import run_together
+from deploypruner.recover.loop import Loop, steps_per_epoch
+from deploypruner.recover.modes import device_of
 from deploypruner.recover.regime import Regime
-from deploypruner.recover.settings import FinetuneSettings, learning_rate
+from deploypruner.recover.settings import FinetuneSettings
+from deploypruner.recover.team import Team
 
 __all__ = ["EpochRecord", "FinetuneHistory", "FinetuneSettings", "finetune"]
 
@@ -60,9 +62,14 @@ def finetune(
 
     The same arguments give the same weights to the bit on one machine and thread count, also when the run
     was interrupted and started again with the same checkpoint file. A checkpoint that another run left
-    (other settings, other initial weights, another teacher, another amount of data) is not used.
-    torch's global random state is left as it was. A last batch of a single sample is skipped: batch norm
-    has no variance over it.
+    (other settings, other initial weights, another teacher, another amount of data) is not used; but after a run
+    that stopped at a loss that is not finite, one that differs in a lower learning rate alone goes on from the last
+    finished epoch. torch's global random state is left as it was. A last batch of a single sample is skipped: batch
+    norm has no variance over it.
+
+    With several devices, every process takes its share of each batch and gradients are averaged, so that a step is
+    that of one process on the whole batch, but for batch norm, which normalises each share by itself (its running
+    statistics are averaged after every epoch), and for dropout. The calling process does not train.
 
     Args:
         student: Pruned model.
@@ -77,179 +84,116 @@ def finetune(
 
     Raises:
         RecipeError: Neither labels nor a teacher.
-        InputError: No data, a loss that is not finite (the student then holds the last finished epoch).
+        InputError: No data, a loss that is not finite (the student then holds the last finished epoch), devices
+            that cannot be used.
     """
     if teacher is None and not batches.labelled:
         raise RecipeError(
             "there are no labels and no dense model to learn from", hint="pass labelled data, or the dense model"
         )
     progress = progress or SilentProgress()
-    steps = _steps_per_epoch(batches, settings)
-    regime = regime or Regime()
-    about = (batches.labelled, steps, validate is None, regime.describe())
-    fingerprint = saved.fingerprint(repr(settings), student, teacher, about)
-    regime.begin(student, settings.epochs * steps)
-    run = _Run(student, teacher, batches, settings, steps, progress, regime)
-    done = [] if checkpoint is None else saved.load(checkpoint, fingerprint, student, run.optimizer, regime=regime)
-    resumed = len(done)
-    try:
-        progress.start(settings.epochs * steps, label)
-        progress.advance(resumed * steps, f"continued after epoch {resumed}" if resumed else "")
-        for epoch in range(resumed, settings.epochs):
-            done.append(run.epoch(epoch, validate))
-            if checkpoint is not None:
-                saved.save(checkpoint, fingerprint, student, run.optimizer, epochs=done, regime=regime)
-    finally:
-        progress.close()
-    regime.finish(student)
-    return FinetuneHistory(tuple(done), resumed)
+    device = _device(settings, student)
+    job = _Job(student, teacher, batches, settings, checkpoint, label, validate, regime or Regime())
+    return (job.together if settings.devices * settings.hosts > 1 else job.alone)(progress, device)
 
 
 @dataclass
-class _Run:
-    """The pieces of one fine-tuning run that every step needs."""
+class _Job:
+    """The arguments of one fine-tuning."""
 
     student: nn.Module
     teacher: nn.Module | None
     batches: Batches
     settings: FinetuneSettings
-    steps: int
-    progress: Progress
+    checkpoint: Path | None
+    label: str
+    validate: Callable[[nn.Module], float] | None
     regime: Regime
-    optimizer: torch.optim.SGD = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.optimizer = _optimizer(self.student, self.settings)
-        for group in self.regime.parameter_groups():
-            self.optimizer.add_param_group(group)
-        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._device = device_of(self.student)
+    def together(self, progress: Progress, device: torch.device) -> FinetuneHistory:
+        """Train in several processes, and take over what they made."""
 
-    def epoch(self, epoch: int, validate: Callable[[nn.Module], float] | None) -> EpochRecord:
-        """One pass over the data, and the validation after it."""
-        settings = self.settings
-        data = self.batches.epoch(
-            batch_size=settings.batch_size, seed=settings.seed + epoch, shuffle=True, augment=settings.augment
+        def job(team: Team, progress: Progress) -> bytes:
+            mine = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
+            history = self.alone(progress, mine, team=team)
+            about = {"epochs": [asdict(epoch) for epoch in history.epochs], "resumed": history.resumed}
+            tensors = {f"student.{name}": tensor for name, tensor in self.student.state_dict().items()}
+            tensors |= {f"regime.{name}": tensor for name, tensor in self.regime.state().items()}
+            tensors["about"] = torch.tensor(list(json.dumps(about).encode()), dtype=torch.uint8)
+            return to_bytes({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()})
+
+        steps = steps_per_epoch(self.batches, self.settings, least=self.settings.devices * self.settings.hosts)
+        made = from_bytes(
+            run_together(
+                job,
+                accelerator=device.type,
+                devices=self.settings.devices,
+                hosts=self.settings.hosts,
+                progress=progress,
+            )
         )
-        total, count, lr = 0.0, 0, 0.0
-        with self._restored_on_failure(), _seeded(settings.seed + epoch), mode_kept(self.student):
-            self.student.train()
-            with _teaching(self.teacher):
-                for number, batch in enumerate(_usable(data)):
-                    step = epoch * self.steps + number
-                    lr = learning_rate(settings, step, settings.epochs * self.steps)
-                    total += self._step(step, batch, lr, where=f"epoch {epoch + 1}, batch {number + 1}")
-                    count += 1
-                    self.progress.advance(1 if number + 1 < self.steps else 0)
-            self.student.eval()
-            with self.regime.hardened(self.student):
-                score = None if validate is None else validate(self.student)
-        record = EpochRecord(epoch + 1, total / count, lr, score)
-        self.progress.advance(1, _milestone(record, settings.epochs))
-        return record
+        about = json.loads(bytes(made.pop("about").tolist()))
+        state = State([], made)
+        self.regime.begin(self.student, self.settings.epochs * steps)
+        self.student.load_state_dict(state.part("student."))
+        self.regime.load_state(state.part("regime."))
+        return FinetuneHistory(tuple(EpochRecord(**epoch) for epoch in about["epochs"]), about["resumed"])
 
-    def _step(self, step: int, batch: Batch, lr: float, *, where: str) -> float:
-        """One update of the weights; returns the loss."""
-        inputs, labels = batch
-        inputs = tuple(_placed(x, self._device, channels_last=self.settings.channels_last) for x in inputs)
-        weights = self.regime.weights(step)
-        output = first_output(
-            functional_call(self.student, weights, inputs) if weights else call(self.student, inputs)
-        )
-        target = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                target = first_output(call(self.teacher, inputs))
-        loss = recovery_loss(
-            output,
-            target,
-            labels.to(self._device) if labels is not None and self.batches.labelled else None,
-            distill=self.settings.distill,
-            temperature=self.settings.temperature,
-            smoothing=self.settings.label_smoothing,
-        )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.regime.after_backward(step)
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, self.settings.clip_norm))
-        value = float(loss.detach())
-        for name, number in (("loss", value), ("gradient norm", norm)):
-            if not math.isfinite(number):
-                raise InputError(
-                    f"the {name} became {number} in {where}",
-                    hint=f"lower the learning rate (now {self.settings.lr:g}), and check the data for NaN",
-                )
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
-        self.optimizer.step()
-        self.regime.after_step(step)
-        return value
+    def alone(self, progress: Progress, device: torch.device, *, team: Team | None = None) -> FinetuneHistory:
+        """Train in this process, which may be one of a team."""
+        with _on(device, self.student), _on(device, self.teacher):
+            return self._train(progress, team or Team())
 
-    @contextmanager
-    def _restored_on_failure(self) -> Iterator[None]:
-        """Put the weights of the last finished epoch back when this one fails."""
-        before = {name: tensor.clone() for name, tensor in self.student.state_dict().items()}
+    def _train(self, progress: Progress, team: Team) -> FinetuneHistory:
+        epochs, path = self.settings.epochs, self.checkpoint
+        steps = steps_per_epoch(self.batches, self.settings, least=team.size)
+        identity = self._identity(steps)
+        self.regime.begin(self.student, epochs * steps)
+        loop = Loop(self.student, self.teacher, self.batches, self.settings, steps, self.regime, team, progress)
+        state = None if path is None else saved.load(path, identity)
+        done = [] if state is None else loop.load(state)
+        resumed = len(done)
+        team.same(steps, "the number of batches")
+        team.same(resumed, "the epochs that a checkpoint holds")
         try:
-            yield
+            progress.start(epochs * steps, self.label)
+            progress.advance(resumed * steps, f"continued after epoch {resumed}" if resumed else "")
+            for epoch in range(resumed, epochs):
+                done.append(loop.epoch(epoch, self.validate))
+                if path is not None and team.rank == 0:
+                    saved.save(path, identity, loop.state(done))
         except InputError:
-            self.student.load_state_dict(before)
+            if path is not None and team.rank == 0:
+                saved.mark_stopped(path, identity)
             raise
+        finally:
+            progress.close()
+        loop.finish()
+        return FinetuneHistory(tuple(done), resumed)
+
+    def _identity(self, steps: int) -> Identity:
+        about = (self.batches.labelled, steps, self.validate is None, self.regime.describe())
+        text = repr(replace(self.settings, lr=None))
+        return Identity(saved.fingerprint(text, self.student, self.teacher, about), self.settings.peak_lr)
 
 
-def _optimizer(student: nn.Module, settings: FinetuneSettings) -> torch.optim.SGD:
-    trained = [p for p in student.parameters() if p.requires_grad]
-    if not trained:
-        raise InputError(
-            "the model has no parameter that requires a gradient", hint="call requires_grad_() on what may be trained"
-        )
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    used = [group for group in groups if group["params"]]
-    return torch.optim.SGD(used, lr=settings.lr, momentum=settings.momentum, nesterov=True)
-
-
-def _steps_per_epoch(batches: Batches, settings: FinetuneSettings) -> int:
-    """How many usable batches an epoch has, counted by reading one."""
-    data = batches.epoch(batch_size=settings.batch_size, seed=settings.seed, shuffle=False, augment=False)
-    steps = sum(1 for _ in _usable(data))
-    if steps == 0:
-        raise InputError("the training data has no samples", hint="check the training split")
-    return steps
-
-
-def _usable(data: Iterator[Batch]) -> Iterator[Batch]:
-    """All batches but empty ones and a later one of a single sample."""
-    for number, batch in enumerate(data):
-        if len(batch[0][0]) > (0 if number == 0 else 1):
-            yield batch
-
-
-def _placed(tensor: Tensor, device: torch.device, *, channels_last: bool) -> Tensor:
-    if channels_last and tensor.dim() == 4:
-        return tensor.to(device, memory_format=torch.channels_last)
-    return tensor.to(device)
-
-
-def _milestone(record: EpochRecord, epochs: int) -> str:
-    score = "" if record.score is None else f", validation {record.score:.2f}"
-    return f"epoch {record.epoch} of {epochs}, loss {record.loss:.4f}{score}"
+def _device(settings: FinetuneSettings, student: nn.Module) -> torch.device:
+    if settings.accelerator == "auto":
+        return device_of(student)
+    if settings.accelerator == "cuda" and not torch.cuda.device_count():
+        raise InputError("this machine has no CUDA device to train on", hint='set accelerator = "cpu"')
+    return torch.device(settings.accelerator)
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Draw random numbers from `seed`, and leave the caller's sequence alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def _teaching(teacher: nn.Module | None) -> Iterator[None]:
-    if teacher is None:
+def _on(device: torch.device, module: nn.Module | None) -> Iterator[None]:
+    """The module's tensors on a device for the length of the block."""
+    home = device if module is None else device_of(module)
+    if module is None or home.type == device.type:
         yield
         return
-    with mode_kept(teacher):
-        teacher.eval()
+    module.to(device)
+    try:
         yield
+    finally:
+        module.to(home)

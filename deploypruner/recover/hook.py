@@ -55,8 +55,21 @@ def load_hook(spec: str) -> Hook:
     return found
 
 
+def hook_name(hook: object) -> str:
+    """What to call a training function that was passed as an object: its own name, or that of its class."""
+    return str(getattr(hook, "__name__", type(hook).__name__))
+
+
 def run_hook(hook: Hook, student: nn.Module, teacher: nn.Module, data: object) -> None:
     """Call `hook`; it trains `student` in place. Both modules get their modes back.
+
+    Args:
+        hook: Any callable: a function, a bound method, an object with `__call__`, a `functools.partial`. What it
+            returns is not looked at.
+        student: The pruned module, in evaluation mode.
+        teacher: The dense module.
+        data: `.train` and `.val`, each with `epoch(batch_size=..., seed=..., shuffle=..., augment=...)` giving
+            (inputs, labels or None).
 
     Raises:
         InputError: It changed a shape, removed a parameter, or left a weight that is not finite.

@@ -3,6 +3,9 @@
 A regime never changes the module's structure. In every step the loop asks it for tensors that take the place of
 parameters in this forward pass (`torch.func.functional_call`), for example `mask * weight`; gradients flow through
 them to the parameters of the module and to whatever the regime learns itself.
+
+Everything is float32, also under mixed precision. Where several processes train together, each has a regime of its
+own; they stay alike because gradients are averaged, so whatever a regime draws comes from a generator of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +27,11 @@ class Regime:
         """Get ready to train `student` for `steps` steps in all, before a checkpoint is read."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the regime learns itself, as optimizer groups; `lr_scale` is a factor on the weights' rate."""
+        """What the regime learns itself, as optimizer groups; `lr_scale` is a factor on the weights' rate.
+
+        A gradient is averaged over processes and freed of the loss scale only if its tensor is in some group; one
+        that nobody is to move has `lr_scale` 0.
+        """
         return []
 
     def weights(self, step: int) -> dict[str, Tensor]:
@@ -32,13 +39,19 @@ class Regime:
         return {}
 
     def after_backward(self, step: int) -> None:
-        """Gradients are there, unscaled and not clipped yet."""
+        """Gradients are there, unscaled and not clipped yet.
+
+        A step whose gradients overflow fp16 calls neither this nor `after_step`: it moves nothing.
+        """
 
     def after_step(self, step: int) -> None:
         """The optimizer has moved the weights."""
 
     def hard_weights(self) -> dict[str, Tensor]:
-        """Parameter name -> what it would be if training ended now; what validation and the end of training use."""
+        """Parameter name -> what it would be if training ended now; what validation and the end of training use.
+
+        Computed from the parameters as they are at the call, which with `ema` hold averaged weights.
+        """
         return {}
 
     def state(self) -> dict[str, Tensor]:

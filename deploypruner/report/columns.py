@@ -84,6 +84,7 @@ def _layout(rows: Sequence[Row], groups: Sequence[RuntimeGroup]) -> _Layout:
     right = (
         _Column("MACs", "predicted", lambda row: units.scaled(row.macs), spare=3),
         _Column("params", "", lambda row: units.scaled(row.params), spare=4),
+        *([_Column("nonzero", "params", lambda row: units.scaled(row.nonzero), spare=4)] if _sparse(rows) else []),
         _Column("size", "", lambda row: units.scaled(row.bytes, "B"), spare=2),
     )
 
@@ -97,6 +98,11 @@ def _layout(rows: Sequence[Row], groups: Sequence[RuntimeGroup]) -> _Layout:
         speed=max(len(text) for text in (_against(groups), _INTERVAL, *cells)),
         right=sized(right),
     )
+
+
+def _sparse(rows: Sequence[Row]) -> bool:
+    """Does any row follow a pattern of zeros? Its MACs still count all multiply-adds: runtimes execute zeros too."""
+    return any(row.pattern not in ("dense", "channel", "unknown") for row in rows)
 
 
 def _fit(layout: _Layout) -> _Layout:

@@ -126,6 +126,11 @@ class Build:
         return self.plan
 
     @property
+    def pattern(self) -> str:
+        """What the pruned artifacts are pruned by: "channel", "2:4", "channel + 2:4"."""
+        return " + ".join(self.recipe.prune.patterns)
+
+    @property
     def compiled(self) -> nn.Module:
         """The pruned module, once there is one."""
         assert self.module is not None, "stage 'remove' has not run"

@@ -8,12 +8,13 @@ from deploypruner.prune.evidence import require_data
 from deploypruner.prune.normalize import find_normalizer
 from deploypruner.prune.scope import check_scope
 from deploypruner.recipe import PruneRecipe, Recipe
-from deploypruner.recover.hook import load_hook
+from deploypruner.recover.hook import SIGNATURE, hook_name, load_hook
 from deploypruner.runtime import runtimes
 from deploypruner.sources.foreign import foreign
 from deploypruner.stages import Given
 from deploypruner.stages.learn import check_learning
 from deploypruner.stages.score import criterion_name, make_criterion, normalizer_name
+from deploypruner.stages.sparsity import check_sparse
 from deploypruner.target import detect
 
 
@@ -39,8 +40,12 @@ def check_choices(recipe: Recipe, given: Given) -> None:
     require_data(criterion, name, has_data=has_data)
     _check_axes(recipe.prune, name)
     check_learning(recipe.learn, criterion, has_data=has_data)
-    if (recipe.recover.train or given.train) and not has_data:
-        named = recipe.recover.train or getattr(given.train, "__name__", "train")
+    hooked = bool(recipe.recover.train) or given.train is not None
+    check_sparse(recipe, trains=has_data and not hooked and recipe.recover.epochs > 0)
+    if given.train is not None and not callable(given.train):
+        raise RecipeError(f"train is a {type(given.train).__name__}, not a function", hint=f"expected {SIGNATURE}")
+    if hooked and not has_data:
+        named = recipe.recover.train if given.train is None else hook_name(given.train)
         raise RecipeError(f"training function '{named}' has nothing to train on", hint="pass --data DIR")
     if recipe.recover.train:
         with foreign(f"importing '{recipe.recover.train}' raised", hint="fix the module, or run from its folder"):

@@ -43,7 +43,9 @@ class Export(Stage):
 
     def restore(self, build: Build) -> Build:
         """The files are there."""
-        ir = Artifact("pruned int8", build.folder.path("model.int8.xml"), "openvino", "int8", "channel", build.pruned)
+        ir = Artifact(
+            "pruned int8", build.folder.path("model.int8.xml"), "openvino", "int8", build.pattern, build.pruned
+        )
         return replace(build, artifacts=(*build.artifacts, ir, *_programs(build)))
 
     def document(self, build: Build) -> str:
@@ -71,5 +73,5 @@ def _programs(build: Build) -> tuple[Artifact, ...]:
         return ()
     return (
         Artifact("dense fp32", folder.path(_DENSE_PROGRAM), "pt2", "fp32", "dense", build.traced.cost()),
-        Artifact("pruned fp32", folder.path(_PRUNED_PROGRAM), "pt2", "fp32", "channel", build.pruned),
+        Artifact("pruned fp32", folder.path(_PRUNED_PROGRAM), "pt2", "fp32", build.pattern, build.pruned),
     )

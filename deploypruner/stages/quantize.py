@@ -107,7 +107,7 @@ def _with_dense(build: Build) -> Build:
 def _with_pruned(build: Build) -> Build:
     folder = build.folder
     artifacts = (
-        Artifact("pruned fp32", folder.path(_PRUNED[0]), "onnx", "fp32", "channel", build.pruned),
-        Artifact("pruned int8", folder.path(_PRUNED[1]), "onnx", "int8", "channel", build.pruned),
+        Artifact("pruned fp32", folder.path(_PRUNED[0]), "onnx", "fp32", build.pattern, build.pruned),
+        Artifact("pruned int8", folder.path(_PRUNED[1]), "onnx", "int8", build.pattern, build.pruned),
     )
     return replace(build, artifacts=(*build.artifacts, *artifacts))

@@ -13,11 +13,13 @@ from deploypruner.folder import BuildFolder, os_errors
 from deploypruner.records import Cost
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.finetune import finetune
-from deploypruner.recover.hook import SIGNATURE, load_hook, run_hook
+from deploypruner.recover.hook import SIGNATURE, hook_name, load_hook, run_hook
+from deploypruner.recover.sparse import SparseRegime
 from deploypruner.recover.validate import top1_percent
 from deploypruner.sources.foreign import foreign
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.score import training_batches
+from deploypruner.stages.sparsity import describe_sparse, make_regime, sparse_facts
 
 _CHECKPOINT = stage_file("finetune.safetensors")
 _BATCH = 64
@@ -33,8 +35,14 @@ class Recover(Stage):
         """Train the pruned module in place and save its weights."""
         facts: dict[str, Any] = {}
         module = build.compiled
+        regime = make_regime(build, trains=_trains(build))
+        if regime is not None and not regime.trains:
+            regime.begin(module, 0)
+            regime.finish(module)
         if build.data is not None:
-            facts = _recover(build, module)
+            facts = _recover(build, module, regime)
+        if regime is not None:
+            facts["sparse"] = sparse_facts(build, regime)
         module.eval()
         write_state(build.folder, self.saves[0], module)
         build.folder.write_json(self.saves[1], facts)
@@ -48,10 +56,12 @@ class Recover(Stage):
 
     def document(self, build: Build) -> str:
         """Accuracy along the way."""
-        if build.data is None:
-            return "no data: weights stay as they are, accuracy is not recovered"
         facts = build.facts
-        steps = [f"batch norm re-estimated over {facts['batchnorm_layers']} layers"]
+        sparse = [describe_sparse(facts["sparse"])] if "sparse" in facts else []
+        if build.data is None:
+            rest = "other weights" if sparse else "weights"
+            return ", ".join([*sparse, f"no data: {rest} stay as they are, accuracy is not recovered"])
+        steps = [*sparse, f"batch norm re-estimated over {facts['batchnorm_layers']} layers"]
         if facts.get("epochs"):
             steps.append(f"{facts['epochs']} epoch{'' if facts['epochs'] == 1 else 's'}")
         if "accuracy_dense" in facts:
@@ -62,18 +72,27 @@ class Recover(Stage):
         return ", ".join(steps)
 
 
-def _recover(build: Build, module: nn.Module) -> dict[str, Any]:
+def _trains(build: Build) -> bool:
+    """Will the built-in fine-tuning run?"""
+    recipe = build.recipe.recover
+    return build.data is not None and recipe.epochs > 0 and not recipe.train and build.given.train is None
+
+
+def _recover(build: Build, module: nn.Module, regime: SparseRegime | None) -> dict[str, Any]:
     assert build.data is not None, "there is no data"
     recipe, data = build.recipe.recover, build.data
     facts: dict[str, Any] = {"batchnorm_layers": reestimate(build, module)}
     if data.labelled:
         facts["accuracy_dense"] = top1_percent(build.traced.module, data.val)
         facts["accuracy_removed"] = top1_percent(module, data.val)
-    hook = build.given.train or (load_hook(recipe.train) if recipe.train else None)
+    hook = load_hook(recipe.train) if build.given.train is None and recipe.train else build.given.train
     if hook is not None:
-        with foreign(f"training function '{recipe.train or hook.__name__}' raised", hint=f"expected {SIGNATURE}"):
+        name = recipe.train if build.given.train is None else hook_name(hook)
+        with foreign(f"training function '{name}' raised", hint=f"expected {SIGNATURE}"):
             run_hook(hook, module, build.traced.module, data)
-        facts["train"] = recipe.train or getattr(hook, "__name__", "custom")
+        if regime is not None:
+            regime.finish(module)  # it may have brought weights back
+        facts["train"] = name
     elif recipe.epochs:
         build.folder.path(_CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
         with os_errors(build.folder.path(_CHECKPOINT)):
@@ -85,6 +104,7 @@ def _recover(build: Build, module: nn.Module) -> dict[str, Any]:
                 checkpoint=build.folder.path(_CHECKPOINT),
                 progress=build.progress,
                 validate=(lambda m: top1_percent(m, data.val)) if data.labelled else None,
+                regime=regime,
             )
         build.folder.path(_CHECKPOINT).unlink(missing_ok=True)
         facts["epochs"] = recipe.epochs

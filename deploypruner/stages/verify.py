@@ -12,7 +12,9 @@ import torch
 from deploypruner.graph.inputs import batch_size, noise_like
 from deploypruner.records import Check
 from deploypruner.stages import Build, Feeds, Stage, stage_file
+from deploypruner.stages.sparsity import sparse_weights
 from deploypruner.verify.exported import verify_exports
+from deploypruner.verify.zeros import verify_zeros
 
 _BATCHES, _BATCH = 2, 3
 _FILES = ("model.fp32.onnx", "model.int8.onnx", "model.int8.xml", "model.pt2")
@@ -34,6 +36,9 @@ class Verify(Stage):
             dynamic_batch=build.traced.dynamic_batch,
             example_inputs=build.traced.example_inputs,
         )
+        weights = sparse_weights(build)
+        if weights:
+            checks += verify_zeros(weights, files["model.fp32.onnx"], files["model.int8.onnx"])
         build.folder.write_json(self.saves[0], [_finite(check) for check in checks])
         return replace(build, checks=(*build.checks, *checks))
 

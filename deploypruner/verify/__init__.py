@@ -4,5 +4,13 @@ from __future__ import annotations
 
 from deploypruner.verify.compare import compare_outputs, compare_relative, flatten_outputs, relative_error
 from deploypruner.verify.exported import verify_exports
+from deploypruner.verify.zeros import verify_zeros
 
-__all__ = ["compare_outputs", "compare_relative", "flatten_outputs", "relative_error", "verify_exports"]
+__all__ = [
+    "compare_outputs",
+    "compare_relative",
+    "flatten_outputs",
+    "relative_error",
+    "verify_exports",
+    "verify_zeros",
+]

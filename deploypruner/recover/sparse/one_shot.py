@@ -1,0 +1,25 @@
+"""one-shot: the masks of the first step, for good."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from deploypruner.recover.sparse import SparseRegime, schedules
+
+
+@schedules.register("one-shot")
+class OneShot(SparseRegime):
+    """All weights go before the first step; works without training too."""
+
+    trains: ClassVar[bool] = False
+
+    def begin(self, student: nn.Module, steps: int) -> None:
+        """Choose and fix the masks."""
+        super().begin(student, steps)
+        self.hold()
+
+    def soft(self, name: str, progress: float) -> Tensor:
+        """Never called: masks are fixed from the start."""
+        raise AssertionError(f"one-shot masks are hard, {name} at {progress}")
