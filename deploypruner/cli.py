@@ -30,7 +30,7 @@ from deploypruner.options import (
 
 Command = Callable[..., None]
 
-_KINDS = ("criteria", "normalizers", "patterns", "runtimes", "scopes", "sparse-schedules", "targets")
+_KINDS = ("criteria", "normalizers", "patterns", "runtimes", "schedules", "scopes", "sparse-schedules", "targets")
 
 
 def main() -> None:
@@ -235,6 +235,7 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
             **{name: options.get(name) for name in ("epochs", "train")},
             "settings": {name: options.get(name) for name in ("lr", "optimizer", "ema", "amp", "devices")},
         },
+        "learn": {"schedule": options.get("schedule"), "epochs": options.get("learn_epochs")},
         "measure": {
             "runtimes": chosen_runtimes(options.get("runtime")),
             "threads": options.get("threads"),
@@ -249,6 +250,8 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
 @_model_options
 @_budget_options
 @sparse_options
+@click.option("--schedule", metavar="NAME", help="See `deploypruner list schedules`.  [default: by criterion]")
+@click.option("--learn-epochs", type=int, metavar="N", help="Of training while channels are chosen.  [default: 3]")
 @click.option("--epochs", type=int, metavar="N", help="Fine-tuning epochs.  [default: 3 with data]")
 @click.option("--train", metavar="MODULE:FUNCTION", help="Your own train(student, teacher, data).")
 @click.option("--optimizer", metavar="NAME", help="Of torch.optim: sgd, adamw, ...  [default: sgd]")
@@ -348,6 +351,10 @@ def _described(kind: str) -> dict[str, str]:
         from deploypruner.criteria import criteria
 
         return criteria.describe()
+    if kind == "schedules":
+        from deploypruner.learn.schedules import SCHEDULES
+
+        return SCHEDULES
     if kind == "normalizers":
         from deploypruner.prune.normalize import NORMALIZERS
 

@@ -23,6 +23,7 @@ from deploypruner.recipe import BUDGETS
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.allocate import Allocate
 from deploypruner.stages.export import Export
+from deploypruner.stages.learn import Learn
 from deploypruner.stages.load import Load
 from deploypruner.stages.measure import Measure
 from deploypruner.stages.quantize import Quantize
@@ -35,7 +36,7 @@ from deploypruner.stages.trace import Trace
 from deploypruner.stages.verify import Verify
 
 CHAIN: tuple[type[Stage], ...] = (
-    *(Load, Trace, Score, Allocate, Remove, Recover),
+    *(Load, Trace, Score, Allocate, Learn, Remove, Recover),
     *(Quantize, Export, Verify, Measure, WriteReport),
 )
 _MARKS = stage_file("finished.json")

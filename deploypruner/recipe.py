@@ -10,6 +10,7 @@ import tomli_w
 
 from deploypruner.budget import Budget
 from deploypruner.errors import RecipeError
+from deploypruner.learn.settings import LearnSettings
 from deploypruner.patterns import CHANNEL
 from deploypruner.prune.constraints import Constraints, Heads, LayerConstraint, Statistics
 from deploypruner.quantize.calibrate import Method
@@ -21,7 +22,12 @@ DEFAULT_MACS = 0.5
 BUDGETS = ("latency", "speedup", "macs")
 
 # Keys of the nested settings that another key decides -> that key; they are not part of a recipe file.
-DERIVED = {"recover.settings.epochs": "recover.epochs", "recover.settings.seed": "seed"}
+DERIVED = {
+    "recover.settings.epochs": "recover.epochs",
+    "recover.settings.seed": "seed",
+    "learn.settings.epochs": "learn.epochs",
+    "learn.settings.seed": "seed",
+}
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,27 @@ class PruneRecipe:
 
 
 @dataclass(frozen=True)
+class LearnRecipe:
+    """How channels are chosen while the dense model is trained, before they are removed.
+
+    Args:
+        schedule: "one-shot", "iterative", "gradual", "learned", or "auto": learned for a criterion whose masks are
+            trained, one-shot for every other.
+        epochs: Of that training; it does not take place for one-shot.
+        pace: When how many channels go, for the iterative and the gradual schedule.
+        settings: Of the training; its `epochs` is the one above.
+    """
+
+    schedule: str = "auto"
+    epochs: int = 3
+    pace: LearnSettings = field(default_factory=LearnSettings)
+    settings: FinetuneSettings = field(default_factory=FinetuneSettings)
+
+    def __post_init__(self) -> None:
+        _at_least(0, "--learn-epochs", self.epochs, "3 is a start")
+
+
+@dataclass(frozen=True)
 class RecoverRecipe:
     """How accuracy is brought back.
 
@@ -211,6 +238,7 @@ class Recipe:
     data: DataRecipe = field(default_factory=DataRecipe)
     prune: PruneRecipe = field(default_factory=PruneRecipe)
     sparse: SparseSettings = field(default_factory=SparseSettings)
+    learn: LearnRecipe = field(default_factory=LearnRecipe)
     recover: RecoverRecipe = field(default_factory=RecoverRecipe)
     quantize: QuantizeRecipe = field(default_factory=QuantizeRecipe)
     measure: MeasureRecipe = field(default_factory=MeasureRecipe)

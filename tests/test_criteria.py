@@ -438,8 +438,8 @@ def test_a_minibatch_in_parts_gives_the_same_scores(criterion, monkeypatch):
     torch.testing.assert_close(parts["0.weight:0"], whole["0.weight:0"], rtol=1e-4, atol=1e-9)
 
 
-def test_the_gate_derivative_is_that_of_an_explicit_gate_after_batch_norm():
-    """dL/dz = gamma dL/dgamma + beta dL/dbeta, against autograd through a real gate."""
+def test_the_gate_derivative_is_that_of_explicit_gates_after_batch_norm_and_on_the_shortcut():
+    """dL/dz = gamma dL/dgamma + beta dL/dbeta, and the shortcut's share, against autograd through real gates."""
     net, x = make("residual")
     y = torch.tensor([1, 3])
     scores = score_groups(trace(net, x), Taylor(), [((x,), y)])
@@ -453,7 +453,7 @@ def test_the_gate_derivative_is_that_of_an_explicit_gate_after_batch_norm():
             return x * self.z[:, None, None]
 
     gate = Gate()
-    net.b[1] = nn.Sequential(net.b[1], gate)
+    net.b[1], net.project = nn.Sequential(net.b[1], gate), nn.Sequential(net.project, gate)
     torch.nn.functional.cross_entropy(net(x), y).backward()
     torch.testing.assert_close(scores["b.0.weight:0"], gate.z.grad.square(), rtol=1e-4, atol=1e-9)
 

@@ -117,7 +117,7 @@ def test_a_build_killed_between_two_epochs_goes_on_from_its_checkpoint_to_the_sa
     with stopped_before("quantize"):
         outcome = run_cli(*command, "--resume")
     assert "recover: continued after epoch 2" in outcome.err
-    assert done_before(outcome.err) == ["score", "allocate"]
+    assert done_before(outcome.err) == ["score", "allocate", "learn"]
     assert left_over(tmp_path) == []
     same = ("plan.json", "stages/scores.safetensors", "stages/recovered.safetensors")
     assert digests(tmp_path / "build", same) == digests(finished(), same)
@@ -195,7 +195,8 @@ def test_resume_with_another_model_under_the_same_name_is_refused(tmp_path):
     ("file", "first_again"),
     [
         ("stages/scores.safetensors", "score"),
-        ("plan.json", "allocate"),
+        ("stages/allocated.json", "allocate"),
+        ("plan.json", "learn"),
         ("stages/recovered.safetensors", "recover"),
         ("stages/verify.json", "verify"),
     ],

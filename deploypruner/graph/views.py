@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deploypruner.graph import Graph
 from deploypruner.graph.labelling import Affine
+from deploypruner.graph.leaving import leaving
 from deploypruner.graph.module import get_state
 from deploypruner.records import ChannelEvidence, Group, Member, MemberView, Role
 
@@ -61,12 +62,12 @@ def member_views(graph: Graph, group: Group, evidence: Evidence | None = None) -
         if known.slopes is not None:
             slopes = _summed(known.slopes[member.parameter, member.axis], member)
         if known.curvature is not None:
-            curvature = _rows(known.curvature[member.parameter], member)
+            curvature = _rows(known.curvature[member.parameter].cpu(), member)
         views.append(
             MemberView(
                 name=member.parameter,
                 role=_role(graph, parameter, member),
-                weight=_rows(parameter, member),
+                weight=_rows(parameter.detach().cpu(), member),
                 gate=gate,
                 slope=None if slopes is None else slopes[0],
                 slope_squares=None if slopes is None else slopes[1],
@@ -78,11 +79,32 @@ def member_views(graph: Graph, group: Group, evidence: Evidence | None = None) -
 
 
 def last_affines(graph: Graph, group: Group) -> tuple[Affine, ...]:
-    """The layers through which the group's channels leave: its normalisations, or its producers without any."""
+    """The layers through which the group's channels leave: a gate of zero on all of them closes the channel.
+
+    Without a graph to follow: its normalisations, or its producers where it has none.
+    """
     on = {(member.parameter, member.axis) for member in group.members}
     affines = [a for a in graph.labelling.affines.values() if (a.weight, a.axis) in on]
+    if graph.labelling.values and affines:
+        return leaving(graph, group, affines)
     norms = [a for a in affines if a.role == "norm"]
     return tuple(norms or affines)
+
+
+def weight_rows(graph: Graph, group: Group, weights: Mapping[str, Tensor]) -> list[Tensor]:
+    """`[C, F]` rows of every layer that writes or reads the group, of all its parameters where there is none.
+
+    Args:
+        graph: The traced model.
+        group: One of its groups.
+        weights: Parameter name -> tensor; gradients flow to it.
+    """
+    found: dict[bool, list[Tensor]] = {True: [], False: []}
+    for member in group.members:
+        if member.parameter in weights:
+            role = _role(graph, get_state(graph.module, member.parameter), member)
+            found[role in ("producer", "consumer")].append(_rows(weights[member.parameter], member))
+    return found[True] or found[False]
 
 
 def gate_rows(affine: Affine, weights: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> Tensor:
@@ -99,9 +121,9 @@ def gate_rows(affine: Affine, weights: Mapping[str, Tensor], grads: Mapping[str,
 
 
 def _rows(tensor: Tensor, member: Member) -> Tensor:
-    """[C, k * F] float32 on the CPU: everything on the axis positions of each channel."""
-    index = torch.as_tensor(member.index)
-    rows = tensor.detach().float().cpu().movedim(member.axis, 0).reshape(tensor.shape[member.axis], -1)
+    """[C, k * F] float32: everything on the axis positions of each channel."""
+    index = torch.as_tensor(member.index, device=tensor.device)
+    rows = tensor.float().movedim(member.axis, 0).reshape(tensor.shape[member.axis], -1)
     return rows[index.reshape(-1)].reshape(len(index), -1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deploypruner.masks.hard import top_mask
-from deploypruner.masks.pdp import pdp_mask, pdp_temperature
+from deploypruner.masks.pdp import pdp_mask, pdp_temperature, root_mean_square
 from deploypruner.masks.ramp import cubic_ramp, linear_ramp, ramped_keep
 from deploypruner.masks.transport import TransportMask, transport_beta
 
@@ -14,6 +14,7 @@ __all__ = [
     "pdp_mask",
     "pdp_temperature",
     "ramped_keep",
+    "root_mean_square",
     "top_mask",
     "transport_beta",
 ]

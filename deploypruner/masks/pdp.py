@@ -6,6 +6,8 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -53,3 +55,14 @@ def pdp_temperature(q: Tensor, *, share: float = _SHARE) -> Tensor:
     squared = q.detach().square().double()
     spread = squared.std(correction=0) / 2**0.5 if squared.numel() else squared.new_zeros(())
     return (share * spread).clamp_min(torch.finfo(torch.float32).tiny).to(q.dtype)
+
+
+def root_mean_square(rows: Sequence[Tensor]) -> Tensor:
+    """Magnitude q `[C]` of channels that live in several layers: in the unit of a weight, whatever their number.
+
+    Args:
+        rows: `[C, F]` weights of each channel, one tensor a layer; every weight counts the same.
+    """
+    squares = torch.stack([row.square().sum(dim=1) for row in rows]).sum(dim=0)
+    mean = squares / sum(row.shape[1] for row in rows)
+    return mean.clamp_min(torch.finfo(mean.dtype).tiny).sqrt()

@@ -86,6 +86,11 @@ class TransportMask:
         """The masks of the last step again `[..., n]`, without a gradient; k/n before the first step."""
         return self._bypassed(torch.sigmoid(self._logits))
 
+    @property
+    def logits(self) -> Tensor:
+        """Logits of the masks of the last step `[..., n]`; they differ where masks are equal to the last bit."""
+        return self._logits
+
     def hard(self) -> Tensor:
         """Bool `[..., n]`: exactly `keep` entries of every row, those with the largest masks."""
         return top_mask(self._logits, self.keep[..., 0])

@@ -67,8 +67,10 @@ class Build:
         graph: Traced model (trace).
         scores: Group id -> `[C]` (score).
         criterion: Name of the criterion that scored, and of its normaliser (score).
-        plan: What stays (allocate).
+        plan: What stays (allocate), with the channels that training chose in place of others (learn).
         found: How the plan meets a budget of time, None for a budget of MACs (allocate).
+        learned: Parameter or buffer name -> tensor of the dense model to remove channels from, empty where the plan
+            is for the model's own weights (learn).
         module: The pruned module (remove), recovered in place of it (recover).
         checks: Proofs so far (trace, remove, verify).
         artifacts: Every file that will be measured (quantize, export).
@@ -97,6 +99,7 @@ class Build:
     criterion: str = ""
     plan: Plan | None = None
     found: Found | None = None
+    learned: dict[str, Tensor] = field(default_factory=dict)
     module: nn.Module | None = None
     checks: tuple[Check, ...] = ()
     artifacts: tuple[Artifact, ...] = ()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import ClassVar
 
+from torch import Tensor
+
+from deploypruner.budget import Budget
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.measure import Job
 from deploypruner.prune.allocate import allocate
@@ -28,7 +31,7 @@ class Allocate(Stage):
     """Choose the width of every group under the budget."""
 
     name: ClassVar[str] = "allocate"
-    saves: ClassVar[tuple[str, ...]] = ("plan.json", _FOUND)
+    saves: ClassVar[tuple[str, ...]] = (stage_file("allocated.json"), _FOUND)
 
     def run(self, build: Build) -> Build:
         """Give the plan and save it."""
@@ -65,20 +68,24 @@ class Allocate(Stage):
 
 def _in_macs(build: Build) -> Build:
     assert build.scores is not None, "stage 'score' has not run"
+    return replace(build, plan=plan_in_macs(build, build.scores, build.recipe.prune.budget))
+
+
+def plan_in_macs(build: Build, scores: Mapping[str, Tensor], budget: Budget) -> Plan:
+    """The plan for a budget of MACs as the recipe wants it chosen, whatever the scores."""
     recipe = build.recipe.prune
     for remark in given_widths(build.traced, recipe.constraints, step=recipe.step).remarks:
         build.say(f"remark: {remark}")
-    plan = allocate(
+    return allocate(
         build.traced,
-        build.scores,
-        recipe.budget,
+        scores,
+        budget,
         criterion=build.criterion,
         scope=recipe.scope,
         normalizer=normalizer_name(recipe, build.criterion),
         step=recipe.step,
         constraints=recipe.constraints,
     )
-    return replace(build, plan=plan)
 
 
 def _in_time(build: Build) -> Build:

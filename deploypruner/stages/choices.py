@@ -12,6 +12,7 @@ from deploypruner.recover.hook import SIGNATURE, hook_name, load_hook
 from deploypruner.runtime import runtimes
 from deploypruner.sources.foreign import foreign
 from deploypruner.stages import Given
+from deploypruner.stages.learn import check_learning
 from deploypruner.stages.score import criterion_name, make_criterion, normalizer_name
 from deploypruner.stages.sparsity import check_sparse
 from deploypruner.target import detect
@@ -35,7 +36,9 @@ def check_choices(recipe: Recipe, given: Given) -> None:
         runtimes.get(name)
     has_data = given.data is not None or recipe.data.source is not None
     name = criterion_name(recipe.prune, has_data=has_data)
-    require_data(make_criterion(name, recipe.prune.parameters), name, has_data=has_data)
+    criterion = make_criterion(name, recipe.prune.parameters)
+    require_data(criterion, name, has_data=has_data)
+    check_learning(recipe.learn, criterion, has_data=has_data)
     _check_axes(recipe.prune, name)
     hooked = bool(recipe.recover.train) or given.train is not None
     check_sparse(recipe, trains=has_data and not hooked and recipe.recover.epochs > 0)

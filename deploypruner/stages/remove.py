@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
+from deploypruner.graph.holding import holding
 from deploypruner.prune.remove import remove_and_prove
 from deploypruner.stages import Build, Stage
 
@@ -15,8 +16,9 @@ class Remove(Stage):
     name: ClassVar[str] = "remove"
 
     def run(self, build: Build) -> Build:
-        """Give the pruned module and its proof."""
-        module, checks = remove_and_prove(build.traced, build.planned)
+        """Give the pruned module and its proof, both with the weights that were learned, where there are any."""
+        with holding(build.traced, build.learned):
+            module, checks = remove_and_prove(build.traced, build.planned)
         return replace(build, module=module, checks=build.checks + checks)
 
     def document(self, build: Build) -> str:

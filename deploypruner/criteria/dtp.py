@@ -1,0 +1,55 @@
+"""DTP: scores that are learned with the weights decide which channels an optimal transport sends to "kept"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from deploypruner.criteria import Criterion, Needs, Normalizer, criteria
+from deploypruner.errors import RecipeError
+from deploypruner.masks import root_mean_square
+from deploypruner.records import MemberView
+
+
+@criteria.register("dtp")
+@dataclass(frozen=True)
+class Dtp(Criterion):
+    """Learned: masks from an optimal transport between trained scores and the number that stays; hardens by itself.
+
+    Before training the score is the root mean square of the channel's weights, which chooses the widths; training
+    chooses the channels, from equal scores.
+
+    Args:
+        lr: Step of Adam on the scores, > 0.
+        beta: Temperature in the unit of the scores, >= 0; larger hardens later, 0 follows from the number of steps.
+
+    Raises:
+        RecipeError: A value out of its range.
+
+    Source:
+        Li et al., "Differentiable Transportation Pruning", ICCV 2023, arXiv:2307.08483: learned scores, transport to
+        a Bernoulli target, one Sinkhorn iteration per minibatch, ratios of layers given beforehand. Ours: the
+        equations (see `masks.transport`), the mask on gamma and beta of the batch norm, the defaults, and the widths
+        from magnitudes.
+    """
+
+    needs: ClassVar[Needs] = Needs.WEIGHTS
+    normalizer: ClassVar[Normalizer] = "none"
+
+    lr: float = 0.01
+    beta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise RecipeError(f"criterion.lr must be > 0, got {self.lr:g}", hint="0.01 suits most models")
+        if self.beta < 0:
+            raise RecipeError(
+                f"criterion.beta must be at least 0, got {self.beta:g}", hint="0 lets the number of steps decide"
+            )
+
+    def score(self, members: tuple[MemberView, ...]) -> Tensor:
+        """Return `[C]` root mean squares; see the class."""
+        layers = [m.weight for m in members if m.role in ("producer", "consumer")]
+        return root_mean_square(layers or [m.weight for m in members])

@@ -1,0 +1,88 @@
+"""Where a group's channels leave: the layers after which nothing else of the group stands in their way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from deploypruner.graph.dependency import Graph
+from deploypruner.graph.joint import JointAxis
+from deploypruner.graph.labelling import Affine
+from deploypruner.graph.module import get_state
+from deploypruner.graph.nodes import op_name
+from deploypruner.records import Group
+
+_PRODUCTS = ("mul", "div")
+
+
+def leaving(graph: Graph, group: Group, affines: Sequence[Affine]) -> tuple[Affine, ...]:
+    """Those of a group's layers whose channels reach a reader without passing another of them.
+
+    A convolution whose only way leads to its batch norm is not among them, nor is a batch norm before a depthwise
+    convolution of the same channels; a shortcut without a norm of its own is. Where a group has norms, a layer
+    without one that only scales what passed a norm (the end of a squeeze-and-excitation) is not either.
+
+    Args:
+        graph: Traced by torch.export.
+        group: One of its groups.
+        affines: All layers that write the group's channels.
+    """
+    assert isinstance(graph.module, GraphModule), "only an exported graph has nodes to follow"
+    calls = _calls(graph, affines)
+    stops = {node for nodes in calls.values() for node in nodes}
+    normed = any(a.role == "norm" for a in affines)
+    found = []
+    for affine in affines:
+        scales_only = normed and affine.role != "norm"
+        if any(_is_read(graph, group, node, stops, past_products=not scales_only) for node in calls[affine.weight]):
+            found.append(affine)
+    return tuple(found) or tuple(affines)
+
+
+def _calls(graph: Graph, affines: Sequence[Affine]) -> dict[str, list[Node]]:
+    """Weight name -> calls that use it."""
+    wanted = {id(get_state(graph.module, a.weight)): a.weight for a in affines}
+    calls: dict[str, list[Node]] = {a.weight: [] for a in affines}
+    assert isinstance(graph.module, GraphModule), "checked by the caller"
+    for node in graph.module.graph.find_nodes(op="get_attr"):
+        name = wanted.get(id(get_state(graph.module, str(node.target))))
+        if name is not None:
+            calls[name] += list(node.users)
+    return calls
+
+
+def _is_read(graph: Graph, group: Group, start: Node, stops: set[Node], *, past_products: bool) -> bool:
+    """Does what `start` made reach a node that no longer carries the group, on a way around all of `stops`?"""
+    seen, stack = {start}, [start]
+    while stack:
+        node = stack.pop()
+        for user in node.users:
+            if user in seen or user in stops:
+                continue
+            seen.add(user)
+            if not _carries(graph, group, user):
+                return True
+            if past_products or not _is_product(graph, group, user):
+                stack.append(user)
+    return False
+
+
+def _is_product(graph: Graph, group: Group, node: Node) -> bool:
+    """Does this node multiply two tensors that both carry the group?"""
+    return op_name(node) in _PRODUCTS and sum(_carries(graph, group, n) for n in node.all_input_nodes) > 1
+
+
+def _carries(graph: Graph, group: Group, node: Node) -> bool:
+    """Do the group's channels lie on an axis of what the node holds?"""
+    atoms, algebra = graph.atoms[group.id], graph.labelling.atoms
+    return any(bool(np.isin(algebra.canon(rows), atoms).any()) for rows in _labels(graph, node))
+
+
+def _labels(graph: Graph, node: Node) -> Iterator[np.ndarray]:
+    for axis in pytree.tree_leaves(graph.labelling.values.get(node), is_leaf=lambda v: not isinstance(v, list)):
+        labels = axis.joint.block.reshape(-1, axis.joint.block.shape[-1]) if isinstance(axis, JointAxis) else axis
+        if labels is not None:
+            yield labels

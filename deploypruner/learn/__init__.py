@@ -1,0 +1,29 @@
+"""Learning which channels stay: the dense model is trained with gates on them until the plan's widths are left.
+
+The widths are chosen before, by `allocate` or the latency solver. What training ends in is a plan with those widths
+and other channels, and the weights to remove them from.
+"""
+
+from __future__ import annotations
+
+from deploypruner.learn.learned import is_learned, learned_regime
+from deploypruner.learn.regime import ChannelRegime, closed, settled
+from deploypruner.learn.run import Learned, learn
+from deploypruner.learn.schedules import SCHEDULES, Shrinking, can_score_while_training, toward_budget, toward_widths
+from deploypruner.learn.settings import LearnSettings
+
+__all__ = [
+    "SCHEDULES",
+    "ChannelRegime",
+    "LearnSettings",
+    "Learned",
+    "Shrinking",
+    "can_score_while_training",
+    "closed",
+    "is_learned",
+    "learn",
+    "learned_regime",
+    "settled",
+    "toward_budget",
+    "toward_widths",
+]

@@ -1,0 +1,150 @@
+"""Training with gates on channels, until exactly the plan's widths are left."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deploypruner.graph import Graph
+from deploypruner.graph.atoms import IntArray
+from deploypruner.graph.gates import gated
+from deploypruner.graph.views import last_affines
+from deploypruner.prune.constraints import Constraints
+from deploypruner.prune.oracle import removed_slices
+from deploypruner.prune.plan import Plan
+from deploypruner.prune.room import Order, find_room, most_important
+from deploypruner.recover.regime import Regime
+
+_UNDECIDED = (0.05, 0.95)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training chose.
+
+    Args:
+        keep: Group id -> channels that stay.
+        undecided: Share of the channels whose mask was still between 0.05 and 0.95.
+    """
+
+    keep: Mapping[str, IntArray]
+    undecided: float
+
+
+class ChannelRegime(Regime):
+    """What all ways to choose channels while training share; the graph's own module and weights are not touched.
+
+    Groups that the plan leaves whole are left alone. So are those without a layer that a gate could be put on (their
+    channels are computed, as in weight norm): they keep the channels the plan chose.
+
+    Args:
+        graph: The traced dense model; the student is a copy of its module.
+        plan: Its widths are what training ends in.
+
+    Attributes:
+        chosen: Group id -> number of channels that stay, of the groups that are decided by training.
+        result: What stays and how sure that was, once training is over.
+    """
+
+    def __init__(self, graph: Graph, plan: Plan) -> None:
+        self.graph, self.plan = graph, plan
+        self.chosen = {
+            g.id: len(g.keep) for g in plan.groups if len(g.keep) < g.size and last_affines(graph, graph.group(g.id))
+        }
+        self.result: Result | None = None
+        self.steps = 0
+        self.parameters: dict[str, nn.Parameter] = {}
+
+    def begin(self, student: nn.Module, steps: int) -> None:
+        """Remember what is trained, and for how long."""
+        self.steps = steps
+        self.parameters = dict(student.named_parameters(remove_duplicate=False))
+
+    @abstractmethod
+    def soft(self) -> dict[str, Tensor]:
+        """Group id -> masks `[C]` of the last step, without a gradient."""
+
+    @abstractmethod
+    def values(self) -> dict[str, Tensor]:
+        """Group id -> `[C]`, larger stays, if training ended now."""
+
+    def keep(self) -> dict[str, IntArray]:
+        """Group id -> channels that stay if training ended now: exactly the plan's widths."""
+        given = {g.id: np.array(g.keep, dtype=np.int64) for g in self.plan.groups}
+        values = self.values()
+        order = {
+            g: torch.argsort(values[g], descending=True, stable=True).cpu().numpy()
+            if g in values
+            else np.concatenate([kept, np.setdiff1d(np.arange(self.graph.group(g).size), kept)])
+            for g, kept in given.items()
+        }
+        return settled(self.graph, order, {g: len(kept) for g, kept in given.items()})
+
+    def soft_weights(self) -> dict[str, Tensor]:
+        """Parameters with the masks of the last step in them: the network that was trained."""
+        return {name: w.detach() for name, w in gated(self.graph, self.parameters, self.soft()).items()}
+
+    def hard_weights(self) -> dict[str, Tensor]:
+        """Parameters in which everything that goes is zero; what stays keeps the rest of its mask, about 1."""
+        held = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        soft = self.soft_weights()
+        return {**soft, **closed(self.graph, {**held, **soft}, self.keep())}
+
+    def undecided(self) -> float:
+        """Share of the channels with a mask between 0.05 and 0.95; has to be about 0 at the end."""
+        masks = list(self.soft().values())
+        if not masks:
+            return 0.0
+        joined = torch.cat(masks)
+        return float(((joined > _UNDECIDED[0]) & (joined < _UNDECIDED[1])).double().mean())
+
+    def finish(self, student: nn.Module) -> None:
+        """Decide, then zero everything that goes; afterwards magnitudes would say something else."""
+        self.result = Result(self.keep(), self.undecided())
+        super().finish(student)
+
+    def describe(self) -> str:
+        """Widths and everything of the subclass that decides the result."""
+        return f"{type(self).__name__} {sorted(self.chosen.items())} {self.plan.groups}"
+
+
+def settled(graph: Graph, order: Order, widths: Mapping[str, int]) -> dict[str, IntArray]:
+    """The first channels of every group, except where that would leave a tensor without an index.
+
+    Args:
+        graph: The traced model.
+        order: Group id -> all its channels, the most important first.
+        widths: Group id -> how many stay.
+
+    Raises:
+        PlanError: These widths leave some tensor without an index whatever stays.
+    """
+    whole = Constraints(max_cut=0, statistics="keep")
+    room, _ = find_room(graph, order, whole, step=1, cost=lambda _: 0.0, fixed=widths)
+    return most_important(room.order, widths)
+
+
+def closed(graph: Graph, weights: Mapping[str, Tensor], keep: Mapping[str, IntArray]) -> dict[str, Tensor]:
+    """Parameters with zeros wherever a channel goes, in what writes it and in what reads it; differentiable.
+
+    Only those that change. What is divided by its own norm keeps its values, which zeros elsewhere make irrelevant.
+
+    Args:
+        graph: The traced model.
+        weights: Parameter name -> tensor.
+        keep: Group id -> channels that stay.
+    """
+    found: dict[str, Tensor] = {}
+    for name, cuts in removed_slices(graph, keep).items():
+        if name not in weights or name in graph.labelling.directions:
+            continue
+        tensor = weights[name]
+        for axis, rows in cuts:
+            tensor = tensor.index_fill(axis, rows.to(tensor.device), 0)
+        found[name] = tensor
+    return found

@@ -1,0 +1,209 @@
+"""Schedules: channels go little by little while the network trains, ranked anew each time by any criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import ceil
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deploypruner.criteria import Criterion
+from deploypruner.errors import RecipeError
+from deploypruner.graph import Graph
+from deploypruner.graph.atoms import IntArray
+from deploypruner.learn.gathering import AVAILABLE, Gathering
+from deploypruner.learn.regime import ChannelRegime, closed, settled
+from deploypruner.learn.settings import LearnSettings
+from deploypruner.masks import cubic_ramp, ramped_keep
+from deploypruner.prune.plan import Plan
+from deploypruner.prune.room import by_importance
+
+SCHEDULES = {
+    "one-shot": "score once, remove everything, then train",
+    "iterative": "a few channels every few minibatches of training, ranked anew each time",
+    "gradual": "widths shrink to the plan's on a cubic ramp while training, ranked anew at every change",
+    "learned": "masks are trained with the weights; the one of pdp and dtp",
+}
+_RANKINGS = 30
+# Of the training: where the last channel goes. The rest of it is fine-tuning.
+_END = {"iterative": 0.5, "gradual": 0.7}
+
+Scores = dict[str, Tensor]
+# Share of the removal in (0, 1], scores -> group id -> channels that stay.
+Narrow = Callable[[float, Scores], Mapping[str, IntArray]]
+
+
+def can_score_while_training(criterion: Criterion) -> bool:
+    """Do the gradients of training say all that this criterion asks for?"""
+    return not criterion.needs & ~AVAILABLE
+
+
+def rankings(schedule: str, settings: LearnSettings, steps: int, going: int) -> dict[int, float]:
+    """Step -> share of the removal that is in force after it.
+
+    Args:
+        schedule: "iterative" or "gradual".
+        settings: Pace.
+        steps: Of the training.
+        going: Channels that go in all.
+
+    Raises:
+        RecipeError: The training has too few steps.
+    """
+    last = max(1, int(_END[schedule] * steps))
+    if schedule == "iterative" and settings.channels:
+        count = max(1, ceil(going / settings.channels))
+    else:
+        count = max(1, last // settings.every) if settings.every else min(_RANKINGS, last)
+    every = settings.every or max(1, last // count)
+    if count * every > steps:
+        raise RecipeError(
+            f"{count} rankings, one every {every} minibatches, take {count * every} training steps, and there are "
+            f"{steps}",
+            hint="raise --learn-epochs, or remove more channels at a time (learn.pace.channels)",
+        )
+    found = {}
+    for number in range(1, count + 1):
+        share = number / count
+        if schedule == "gradual":
+            share = cubic_ramp(share, start=0, end=1)
+        elif settings.channels:
+            share = min(1.0, number * settings.channels / max(going, 1))
+        found[number * every - 1] = share
+    return found
+
+
+class Shrinking(ChannelRegime):
+    """Closed channels stay closed: zero in everything that writes or reads them, in every forward pass.
+
+    Args:
+        graph: The traced dense model.
+        plan: From the dense model; says how many channels go.
+        criterion: Scores channels; see `can_score_while_training`.
+        schedule: "iterative" or "gradual".
+        settings: Pace.
+        narrow: Which channels stay at a share of the removal.
+        before: Scores of the dense model, for a ranking at which the training's loss has no gradient at all.
+
+    Attributes:
+        rankings: Step -> share of the removal, once training begins.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        plan: Plan,
+        criterion: Criterion,
+        *,
+        schedule: str,
+        settings: LearnSettings,
+        narrow: Narrow,
+        before: Scores,
+    ) -> None:
+        super().__init__(graph, plan)
+        self._criterion, self._schedule, self._settings = criterion, schedule, settings
+        self._narrow, self._before = narrow, before
+        self._alive = {g.id: np.ones(g.size, bool) for g in graph.groups}
+        self._average: Scores = {}
+        self.rankings: dict[int, float] = {}
+
+    def begin(self, student: nn.Module, steps: int) -> None:
+        """Fix the steps at which channels go."""
+        super().begin(student, steps)
+        going = sum(g.size - len(g.keep) for g in self.plan.groups)
+        self.rankings = rankings(self._schedule, self._settings, steps, going)
+        self._gathering = Gathering(self.graph, self._criterion, self.parameters)
+
+    def weights(self, step: int) -> dict[str, Tensor]:
+        """Zeros for everything that is gone."""
+        return closed(self.graph, self.parameters, self.keep())
+
+    def after_backward(self, step: int) -> None:
+        """Gather evidence, and take channels away where it is time."""
+        if step > max(self.rankings):
+            return
+        self._gathering.add()
+        if step not in self.rankings:
+            return
+        scores = self._ranked(self._gathering.scores())
+        for group, kept in self._narrow(self.rankings[step], scores).items():
+            self._alive[group] &= np.isin(np.arange(len(self._alive[group])), kept)
+
+    def soft(self) -> dict[str, Tensor]:
+        """1 for what is there, 0 for what is gone."""
+        return {g: torch.as_tensor(alive).float() for g, alive in self._alive.items()}
+
+    def values(self) -> dict[str, Tensor]:
+        """The same."""
+        return self.soft()
+
+    def keep(self) -> dict[str, IntArray]:
+        """Channels that are still there."""
+        return {g: np.flatnonzero(alive) for g, alive in self._alive.items()}
+
+    def soft_weights(self) -> dict[str, Tensor]:
+        """The network that is trained, which is hard at all times."""
+        return self.hard_weights()
+
+    def hard_weights(self) -> dict[str, Tensor]:
+        """Zeros for everything that is gone."""
+        held = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        return closed(self.graph, held, self.keep())
+
+    def state(self) -> dict[str, Tensor]:
+        """What is gone, running averages of scores, and evidence since the last ranking."""
+        state = {f"alive.{g}": torch.as_tensor(alive) for g, alive in self._alive.items()}
+        state |= {f"average.{g}": average for g, average in self._average.items()}
+        return state | {f"gathered.{name}": tensor for name, tensor in self._gathering.state().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put them back."""
+        parts: dict[str, dict[str, Tensor]] = {"alive": {}, "average": {}, "gathered": {}}
+        for key, tensor in state.items():
+            kind, _, name = key.partition(".")
+            parts[kind][name] = tensor
+        self._alive = {g: alive.bool().cpu().numpy() for g, alive in parts["alive"].items()}
+        self._average = parts["average"]
+        self._gathering.load_state(parts["gathered"])
+
+    def describe(self) -> str:
+        """Criterion, schedule and pace too."""
+        return f"{super().describe()} {self._criterion} {self._schedule} {self._settings}"
+
+    def _ranked(self, new: Scores) -> Scores:
+        """Scores averaged over rankings; what is gone is worth nothing."""
+        if not any(bool(score.any()) for score in new.values()):
+            new = self._before
+        momentum = self._settings.momentum
+        if momentum and self._average:
+            new = {g: momentum * self._average[g] + (1 - momentum) * score for g, score in new.items()}
+        self._average = new if momentum else {}
+        gone = {g: torch.as_tensor(~alive, device=new[g].device) for g, alive in self._alive.items()}
+        # At most 0, so that it goes first; the schedule keeps it gone in any case.
+        return {g: score.masked_fill(gone[g], min(0.0, float(score.min()))) for g, score in new.items()}
+
+
+def toward_widths(graph: Graph, plan: Plan) -> Narrow:
+    """Every group goes straight to its width in the plan; the scores decide which of its channels stay."""
+
+    def narrow(share: float, scores: Scores) -> Mapping[str, IntArray]:
+        widths = {g.id: int(ramped_keep(g.size, len(g.keep), share)) for g in plan.groups}
+        return settled(graph, by_importance(scores), widths)
+
+    return narrow
+
+
+def toward_budget(macs: float, allocated: Callable[[Scores, float], Plan]) -> Narrow:
+    """All groups are ranked against each other at a budget that falls to `macs`, so widths change with the scores.
+
+    Args:
+        macs: Fraction of the multiply-adds that remains in the end.
+        allocated: Scores and a fraction -> plan.
+    """
+
+    def narrow(share: float, scores: Scores) -> Mapping[str, IntArray]:
+        return allocated(scores, 1 - share * (1 - macs) if share < 1 else macs).keep
+
+    return narrow

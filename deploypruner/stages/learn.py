@@ -1,0 +1,172 @@
+"""learn: which channels stay, found while the dense model is trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from safetensors.torch import load_file, save_file
+
+from deploypruner.budget import Budget
+from deploypruner.criteria import Criterion
+from deploypruner.errors import RecipeError, nearest
+from deploypruner.folder import os_errors
+from deploypruner.learn.learned import TransportGates, is_learned, learned_regime
+from deploypruner.learn.regime import ChannelRegime
+from deploypruner.learn.run import Learned, learn
+from deploypruner.learn.schedules import (
+    SCHEDULES,
+    Scores,
+    Shrinking,
+    can_score_while_training,
+    toward_budget,
+    toward_widths,
+)
+from deploypruner.prune.plan import Plan
+from deploypruner.recipe import LearnRecipe
+from deploypruner.recover.validate import top1_percent
+from deploypruner.stages import Build, Stage, stage_file
+from deploypruner.stages.allocate import plan_in_macs
+from deploypruner.stages.score import make_criterion
+
+_CHECKPOINT = stage_file("learning.safetensors")
+_WEIGHTS, _FACTS = stage_file("learned.safetensors"), stage_file("learn.json")
+
+
+class Learn(Stage):
+    """Train the dense model with gates on its channels until the plan's widths are left; nothing for one-shot."""
+
+    name: ClassVar[str] = "learn"
+    saves: ClassVar[tuple[str, ...]] = ("plan.json", _WEIGHTS, _FACTS)
+
+    def run(self, build: Build) -> Build:
+        """Give the plan with the channels that training chose, and the trained weights; save both."""
+        criterion = make_criterion(build.criterion, build.recipe.prune.parameters)
+        schedule = schedule_name(build.recipe.learn, criterion)
+        facts: dict[str, Any] = {"schedule": schedule}
+        if schedule != "one-shot" and _cuts(build.planned):
+            learned, found = _learn(build, criterion, schedule)
+            facts |= found
+            with build.folder.writing(_WEIGHTS) as path:
+                save_file({name: tensor.contiguous().clone() for name, tensor in learned.weights.items()}, path)
+            build = replace(build, plan=learned.plan, learned=learned.weights)
+        build.folder.write_json("plan.json", build.planned.to_json())
+        build.folder.write_json(_FACTS, facts)
+        return replace(build, facts={**build.facts, **facts})
+
+    def restore(self, build: Build) -> Build:
+        """Read plan and weights of an earlier run."""
+        plan = Plan.from_json(build.folder.read_json("plan.json"))
+        plan.check(build.traced)
+        facts = build.folder.read_json(_FACTS)
+        learned = load_file(build.folder.path(_WEIGHTS)) if "learn_epochs" in facts else {}
+        return replace(build, plan=plan, learned=learned, facts={**build.facts, **facts})
+
+    def document(self, build: Build) -> str:
+        """What training did, and how sure it was."""
+        facts, plan = build.facts, build.planned
+        if "learn_epochs" not in facts:
+            return facts["schedule"]
+        text = (
+            f"{facts['schedule']}, {facts['learn_epochs']} epoch{'' if facts['learn_epochs'] == 1 else 's'}: "
+            f"{plan.macs_after / plan.macs_before:.3f} of the MACs, {facts['undecided']:.1%} of the masks undecided"
+        )
+        return text + (f", accuracy {facts['accuracy_learned']:.2f} %" if "accuracy_learned" in facts else "")
+
+
+def schedule_name(recipe: LearnRecipe, criterion: Criterion) -> str:
+    """Resolve "auto", and refuse what does not go together.
+
+    Raises:
+        RecipeError: No such schedule, or one that makes no sense with this criterion.
+    """
+    named, learned = type(criterion).__name__.lower(), is_learned(criterion)
+    if recipe.schedule == "auto":
+        return "learned" if learned else "one-shot"
+    if recipe.schedule not in SCHEDULES:
+        raise RecipeError(f"no schedule called '{recipe.schedule}'", hint=nearest(recipe.schedule, SCHEDULES))
+    if learned and recipe.schedule != "learned":
+        raise RecipeError(
+            f"criterion '{named}' trains its masks and has a schedule of its own, not '{recipe.schedule}'",
+            hint="leave out --schedule, or use --criterion magnitude or taylor",
+        )
+    if recipe.schedule == "learned" and not learned:
+        raise RecipeError(
+            f"criterion '{named}' has no masks that could be learned", hint="use --criterion pdp or dtp"
+        )
+    if recipe.schedule != "one-shot" and not can_score_while_training(criterion):
+        raise RecipeError(
+            f"criterion '{named}' needs more than the gradients of a training step, which is all that schedule "
+            f"'{recipe.schedule}' has",
+            hint="use --schedule one-shot, or a criterion such as taylor or magnitude",
+        )
+    return recipe.schedule
+
+
+def check_learning(recipe: LearnRecipe, criterion: Criterion, *, has_data: bool) -> None:
+    """Check before any work that a schedule which trains has something to train on.
+
+    Raises:
+        RecipeError: See `schedule_name`; or there is no data, or no epoch.
+    """
+    schedule, named = schedule_name(recipe, criterion), type(criterion).__name__.lower()
+    if schedule == "one-shot":
+        return
+    what = f"criterion '{named}'" if schedule == "learned" else f"schedule '{schedule}'"
+    if not has_data:
+        raise RecipeError(
+            f"{what} chooses channels while training and needs data",
+            hint="pass --data DIR (labels are not required), or use --criterion magnitude with --schedule one-shot",
+        )
+    if not recipe.epochs:
+        raise RecipeError(f"{what} chooses channels while training, and --learn-epochs is 0", hint="3 is a start")
+
+
+def _cuts(plan: Plan) -> bool:
+    return any(len(g.keep) < g.size for g in plan.groups)
+
+
+def _learn(build: Build, criterion: Criterion, schedule: str) -> tuple[Learned, dict[str, Any]]:
+    data, recipe = build.data, build.recipe.learn
+    assert data is not None, "check_learning asks for data"
+    regime = _regime(build, criterion, schedule)
+    checkpoint = build.folder.path(_CHECKPOINT)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    with os_errors(checkpoint):
+        learned = learn(
+            build.traced,
+            data.train,
+            regime,
+            replace(recipe.settings, epochs=recipe.epochs, seed=build.recipe.seed),
+            checkpoint=checkpoint,
+            progress=build.progress,
+            validate=(lambda m: top1_percent(m, data.val)) if data.labelled else None,
+        )
+    checkpoint.unlink(missing_ok=True)
+    facts: dict[str, Any] = {"learn_epochs": recipe.epochs, "undecided": learned.undecided}
+    if learned.history.score is not None:
+        facts["accuracy_learned"] = learned.history.score
+    if isinstance(regime, TransportGates):
+        facts["beta_halvings"] = regime.halvings
+    return learned, facts
+
+
+def _regime(build: Build, criterion: Criterion, schedule: str) -> ChannelRegime:
+    graph, plan, budget = build.traced, build.planned, build.recipe.prune.budget
+    if schedule == "learned":
+        return learned_regime(graph, plan, criterion)
+    assert build.scores is not None, "stage 'score' has not run"
+
+    def allocated(scores: Scores, macs: float) -> Plan:
+        return plan_in_macs(build, scores, Budget(macs=macs))
+
+    anew = budget.macs if schedule == "iterative" else None
+    return Shrinking(
+        graph,
+        plan,
+        criterion,
+        schedule=schedule,
+        settings=build.recipe.learn.pace,
+        narrow=toward_widths(graph, plan) if anew is None else toward_budget(anew, allocated),
+        before=build.scores,
+    )
