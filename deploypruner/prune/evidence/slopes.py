@@ -31,6 +31,10 @@ class Slopes:
         self._affines = list(dict.fromkeys(a for group in groups for a in last_affines(passes.graph, group)))
         members = [m for g in passes.graph.groups for m in g.members] if weights else []
         self._axes = list(dict.fromkeys((m.parameter, m.axis) for m in members if m.parameter in passes.weights))
+        # A backward pass for gates alone has no need of the gradients of convolutions before a norm.
+        gated = [name for a in self._affines for name in (a.weight, *a.biases)]
+        names = passes.weights if weights or not gated else dict.fromkeys(gated)
+        self._weights = {name: passes.weights[name] for name in names}
         self._gates: dict[str, list[Tensor]] = {a.weight: [] for a in self._affines}
         self._slopes: dict[tuple[str, int], list[Tensor]] = {axis: [] for axis in self._axes}
 
@@ -40,7 +44,7 @@ class Slopes:
         Raises:
             InputError: A loss that is not finite, or a model without a gradient.
         """
-        weights, grads = self._passes.weights, dict[str, Tensor]()
+        weights, grads = self._weights, dict[str, Tensor]()
         for part in parts:
             loss = self._passes.loss(part, call(self._passes.module, part.inputs))
             checked(loss.item(), number)
