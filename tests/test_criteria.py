@@ -261,6 +261,15 @@ def test_fpgm_by_hand():
     torch.testing.assert_close(Fpgm().score((filters, one([[1.0], [2.0], [9.0]]))), expected)  # a bias has no shape
 
 
+def test_fpgm_by_a_matrix_product_is_fpgm_row_by_row():
+    rows = torch.randn(12, 30, generator=torch.Generator().manual_seed(0)) + 5
+    rows[3] = rows[7]
+    sums = torch.stack([(rows - row).norm(dim=1).sum() for row in rows])
+    torch.testing.assert_close(Fpgm().score((one(rows.tolist()),)), sums / sums.mean())
+    near_two = Fpgm(p=2 + 1e-9).score((one(rows.tolist()),))
+    torch.testing.assert_close(Fpgm().score((one(rows.tolist()),)), near_two)
+
+
 def test_activation_by_hand():
     """Channels relu(x) and relu(-x) over 1, -1, -2, 0: means 1/4 and 3/4, a quarter and half of them not zero."""
     net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 3)).eval()
