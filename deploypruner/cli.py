@@ -30,7 +30,10 @@ from deploypruner.options import (
 
 Command = Callable[..., None]
 
-_KINDS = ("criteria", "normalizers", "patterns", "runtimes", "schedules", "scopes", "sparse-schedules", "targets")
+_KINDS = (
+    *("criteria", "normalizers", "patterns", "runtimes", "schedules", "scopes"),
+    *("sparse-schedules", "targets"),
+)
 
 
 def main() -> None:
@@ -249,9 +252,9 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
 @cli.command("compile")
 @_model_options
 @_budget_options
-@sparse_options
 @click.option("--schedule", metavar="NAME", help="See `deploypruner list schedules`.  [default: by criterion]")
 @click.option("--learn-epochs", type=int, metavar="N", help="Of training while channels are chosen.  [default: 3]")
+@sparse_options
 @click.option("--epochs", type=int, metavar="N", help="Fine-tuning epochs.  [default: 3 with data]")
 @click.option("--train", metavar="MODULE:FUNCTION", help="Your own train(student, teacher, data).")
 @click.option("--optimizer", metavar="NAME", help="Of torch.optim: sgd, adamw, ...  [default: sgd]")

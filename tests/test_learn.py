@@ -202,6 +202,35 @@ def test_the_gradient_of_pdp_reaches_weights_through_the_masks():
     graph.module.zero_grad()
 
 
+def test_what_a_skipped_step_should_have_taken_goes_at_the_next():
+    """fp16 steps that overflow call neither `after_backward` nor `after_step`."""
+    graph = small()
+    chosen = regime(graph, "gradual", "magnitude", LearnSettings(every=3))
+    chosen.begin(graph.module, 10)
+    assert list(chosen.rankings) == [2, 5]
+    for step in (0, 1, 3, 4):
+        chosen.after_backward(step)
+    counts = {g: len(k) for g, k in chosen.keep().items()}
+    assert sum(counts.values()) < sum(g.size for g in graph.groups)
+    whole = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
+    chosen.finish(graph.module)
+    assert {g: len(k) for g, k in chosen.result.keep.items()} == widths(chosen.plan)
+    graph.module.load_state_dict(whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_result_travels_with_the_state_from_the_process_that_trained(kind):
+    graph = small()
+    trained, fresh = regime(graph, kind), regime(graph, kind)
+    learned = learn(graph, Images(), trained, replace(SETTINGS, epochs=2))
+    fresh.begin(graph.module, 10)
+    fresh.load_state({name: tensor.clone() for name, tensor in trained.state().items()})
+    assert {g: k.tolist() for g, k in fresh.result.keep.items()} == {
+        g: k.tolist() for g, k in learned.plan.keep.items()
+    }
+    assert fresh.result.undecided == learned.undecided
+
+
 def test_undecided_transports_get_a_lower_temperature():
     graph = small()
     chosen = learned_regime(graph, regime(graph, "dtp").plan, Dtp(beta=1e6))

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from deploypruner.criteria import Criterion, Needs, Normalizer, criteria
+from deploypruner.criteria import Criterion, Needs, Normalizer, criteria, layers
 from deploypruner.errors import RecipeError
 from deploypruner.masks import root_mean_square
 from deploypruner.records import MemberView
@@ -51,5 +51,4 @@ class Dtp(Criterion):
 
     def score(self, members: tuple[MemberView, ...]) -> Tensor:
         """Return `[C]` root mean squares; see the class."""
-        layers = [m.weight for m in members if m.role in ("producer", "consumer")]
-        return root_mean_square(layers or [m.weight for m in members])
+        return root_mean_square([m.weight for m in layers(members, "producer", "consumer")])

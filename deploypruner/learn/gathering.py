@@ -38,6 +38,11 @@ class Gathering:
         """Take in the gradients of this minibatch."""
         self._sums.add(self._parameters, {name: parameter.grad for name, parameter in self._parameters.items()})
 
+    @property
+    def ready(self) -> bool:
+        """Is there what the criterion asks for?"""
+        return self._criterion.needs == Needs.WEIGHTS or not self._sums.is_empty
+
     def scores(self) -> dict[str, Tensor]:
         """Group id -> `[C]` scores of everything since the last time, and of the weights as they are now."""
         evidence = self._sums.evidence()

@@ -14,7 +14,7 @@ from deploypruner.criteria.pdp import Pdp
 from deploypruner.graph import Graph
 from deploypruner.graph.gates import gated
 from deploypruner.graph.views import weight_rows
-from deploypruner.learn.regime import ChannelRegime
+from deploypruner.learn.regime import ChannelRegime, under
 from deploypruner.masks import (
     TransportMask,
     linear_ramp,
@@ -30,8 +30,8 @@ from deploypruner.prune.plan import Plan
 _COOLING = 0.01
 # Masks of k/n on every channel from the first step would shrink all activations at once.
 _FADE_IN = 0.1
-# Of a training, where masks that are still undecided are made to decide sooner.
-_CHECKS, _TOO_MANY = (0.6, 0.7, 0.8, 0.9), 0.2
+# Fraction of the training -> share of undecided masks beyond which beta is halved.
+_TOO_MANY = {0.6: 0.2, 0.7: 0.1, 0.8: 0.05, 0.9: 0.02}
 
 
 class PdpGates(ChannelRegime):
@@ -65,10 +65,11 @@ class PdpGates(ChannelRegime):
 
     def state(self) -> dict[str, Tensor]:
         """Where in the ramp training is."""
-        return {"step": torch.tensor(self._step)}
+        return super().state() | {"step": torch.tensor(self._step)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from there."""
+        super().load_state(state)
         self._step = int(state["step"])
 
     def describe(self) -> str:
@@ -97,8 +98,8 @@ class PdpGates(ChannelRegime):
 class TransportGates(ChannelRegime):
     """DTP on channels: one transport per group, scores trained with the weights by an Adam of their own.
 
-    Scores begin equal, so the loss alone decides. The masks fade in over the first tenth of the training. Where more
-    than a fifth of them are undecided at 60, 70, 80 or 90 % of it, beta is halved.
+    Scores begin equal, so the loss alone decides. The masks fade in over the first tenth of the training. Beta is
+    halved where more than 20, 10, 5 or 2 % of them are undecided at 60, 70, 80 or 90 % of it.
 
     Args:
         graph: The traced dense model.
@@ -145,7 +146,8 @@ class TransportGates(ChannelRegime):
         if self._scores:
             self._adam.step()
             self._adam.zero_grad(set_to_none=True)
-        if step + 1 in {round(check * self.steps) for check in _CHECKS} and self.undecided() > _TOO_MANY:
+        allowed = {round(progress * self.steps): share for progress, share in _TOO_MANY.items()}
+        if self.undecided() > allowed.get(step + 1, 1.0):
             self.halvings += 1
             for transport in self._transports.values():
                 transport.beta /= 2
@@ -160,7 +162,7 @@ class TransportGates(ChannelRegime):
 
     def state(self) -> dict[str, Tensor]:
         """Scores, what Adam remembers of them, plans."""
-        state = {"step": torch.tensor(self._step), "halvings": torch.tensor(self.halvings)}
+        state = super().state() | {"step": torch.tensor(self._step), "halvings": torch.tensor(self.halvings)}
         for group, score in self._scores.items():
             state[f"scores.{group}"] = score.detach()
             state |= {f"plan.{group}.{name}": t for name, t in self._transports[group].state().items()}
@@ -169,12 +171,13 @@ class TransportGates(ChannelRegime):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Put them back."""
+        super().load_state(state)
         self._step, self.halvings = int(state["step"]), int(state["halvings"])
         for group, score in self._scores.items():
             with torch.no_grad():
                 score.copy_(state[f"scores.{group}"])
-            self._transports[group].load_state(_under(state, f"plan.{group}."))
-            memory = _under(state, f"adam.{group}.")
+            self._transports[group].load_state(under(state, f"plan.{group}."))
+            memory = under(state, f"adam.{group}.")
             self._adam.state[score] = {n: t.clone() if n == "step" else t.to(score) for n, t in memory.items()}
 
     def describe(self) -> str:
@@ -193,10 +196,6 @@ def _expected_gap(lr: float, steps: int) -> float:
     of ResNet-20 on CIFAR-10 are hard around half time (benchmarks/masks_over_training.py).
     """
     return 0.1 * lr * max(steps, 4) / 4
-
-
-def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
 
 
 def is_learned(criterion: Criterion) -> bool:

@@ -103,6 +103,18 @@ class ChannelRegime(Regime):
         joined = torch.cat(masks)
         return float(((joined > _UNDECIDED[0]) & (joined < _UNDECIDED[1])).double().mean())
 
+    def state(self) -> dict[str, Tensor]:
+        """The result, once there is one: another process may have trained."""
+        if self.result is None:
+            return {}
+        kept = {f"result.keep.{g}": torch.as_tensor(keep) for g, keep in self.result.keep.items()}
+        return kept | {"result.undecided": torch.tensor(self.result.undecided, dtype=torch.float64)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take it over."""
+        kept = {g: keep.cpu().numpy() for g, keep in under(state, "result.keep.").items()}
+        self.result = Result(kept, float(state["result.undecided"])) if kept else None
+
     def finish(self, student: nn.Module) -> None:
         """Decide, then zero everything that goes; afterwards magnitudes would say something else."""
         self.result = Result(self.keep(), self.undecided())
@@ -111,6 +123,11 @@ class ChannelRegime(Regime):
     def describe(self) -> str:
         """Widths and everything of the subclass that decides the result."""
         return f"{type(self).__name__} {sorted(self.chosen.items())} {self.plan.groups}"
+
+
+def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The part of a state whose names begin like this, without that beginning."""
+    return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
 
 
 def settled(graph: Graph, order: Order, widths: Mapping[str, int]) -> dict[str, IntArray]:

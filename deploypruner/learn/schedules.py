@@ -14,7 +14,7 @@ from deploypruner.errors import RecipeError
 from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
 from deploypruner.learn.gathering import AVAILABLE, Gathering
-from deploypruner.learn.regime import ChannelRegime, closed, settled
+from deploypruner.learn.regime import ChannelRegime, closed, settled, under
 from deploypruner.learn.settings import LearnSettings
 from deploypruner.masks import cubic_ramp, ramped_keep
 from deploypruner.prune.plan import Plan
@@ -107,6 +107,7 @@ class Shrinking(ChannelRegime):
         self._narrow, self._before = narrow, before
         self._alive = {g.id: np.ones(g.size, bool) for g in graph.groups}
         self._average: Scores = {}
+        self._done = 0.0
         self.rankings: dict[int, float] = {}
 
     def begin(self, student: nn.Module, steps: int) -> None:
@@ -122,14 +123,19 @@ class Shrinking(ChannelRegime):
 
     def after_backward(self, step: int) -> None:
         """Gather evidence, and take channels away where it is time."""
-        if step > max(self.rankings):
+        if self._done == 1:
             return
         self._gathering.add()
-        if step not in self.rankings:
-            return
-        scores = self._ranked(self._gathering.scores())
-        for group, kept in self._narrow(self.rankings[step], scores).items():
-            self._alive[group] &= np.isin(np.arange(len(self._alive[group])), kept)
+        # A step that overflowed fp16 calls nobody: what was due then is due now.
+        due = max((share for at, share in self.rankings.items() if at <= step), default=0.0)
+        if due > self._done:
+            self._shrink(due)
+
+    def finish(self, student: nn.Module) -> None:
+        """Everything that had to go is gone, also where the last step of all overflowed."""
+        if self._done < 1:
+            self._shrink(1.0)
+        super().finish(student)
 
     def soft(self) -> dict[str, Tensor]:
         """1 for what is there, 0 for what is gone."""
@@ -154,23 +160,29 @@ class Shrinking(ChannelRegime):
 
     def state(self) -> dict[str, Tensor]:
         """What is gone, running averages of scores, and evidence since the last ranking."""
-        state = {f"alive.{g}": torch.as_tensor(alive) for g, alive in self._alive.items()}
+        state = super().state() | {"done": torch.tensor(self._done, dtype=torch.float64)}
+        state |= {f"alive.{g}": torch.as_tensor(alive) for g, alive in self._alive.items()}
         state |= {f"average.{g}": average for g, average in self._average.items()}
         return state | {f"gathered.{name}": tensor for name, tensor in self._gathering.state().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Put them back."""
-        parts: dict[str, dict[str, Tensor]] = {"alive": {}, "average": {}, "gathered": {}}
-        for key, tensor in state.items():
-            kind, _, name = key.partition(".")
-            parts[kind][name] = tensor
-        self._alive = {g: alive.bool().cpu().numpy() for g, alive in parts["alive"].items()}
-        self._average = parts["average"]
-        self._gathering.load_state(parts["gathered"])
+        super().load_state(state)
+        self._done = float(state["done"])
+        self._alive = {g: alive.bool().cpu().numpy() for g, alive in under(state, "alive.").items()}
+        self._average = under(state, "average.")
+        self._gathering.load_state(under(state, "gathered."))
 
     def describe(self) -> str:
         """Criterion, schedule and pace too."""
         return f"{super().describe()} {self._criterion} {self._schedule} {self._settings}"
+
+    def _shrink(self, share: float) -> None:
+        """Rank anew, and close what goes at this share of the removal."""
+        scores = self._ranked(self._gathering.scores() if self._gathering.ready else self._before)
+        for group, kept in self._narrow(share, scores).items():
+            self._alive[group] &= np.isin(np.arange(len(self._alive[group])), kept)
+        self._done = share
 
     def _ranked(self, new: Scores) -> Scores:
         """Scores averaged over rankings; what is gone is worth nothing."""

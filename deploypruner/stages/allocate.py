@@ -68,14 +68,15 @@ class Allocate(Stage):
 
 def _in_macs(build: Build) -> Build:
     assert build.scores is not None, "stage 'score' has not run"
-    return replace(build, plan=plan_in_macs(build, build.scores, build.recipe.prune.budget))
+    recipe = build.recipe.prune
+    for remark in given_widths(build.traced, recipe.constraints, step=recipe.step).remarks:
+        build.say(f"remark: {remark}")
+    return replace(build, plan=plan_in_macs(build, build.scores, recipe.budget))
 
 
 def plan_in_macs(build: Build, scores: Mapping[str, Tensor], budget: Budget) -> Plan:
     """The plan for a budget of MACs as the recipe wants it chosen, whatever the scores."""
     recipe = build.recipe.prune
-    for remark in given_widths(build.traced, recipe.constraints, step=recipe.step).remarks:
-        build.say(f"remark: {remark}")
     return allocate(
         build.traced,
         scores,

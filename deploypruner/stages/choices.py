@@ -38,8 +38,8 @@ def check_choices(recipe: Recipe, given: Given) -> None:
     name = criterion_name(recipe.prune, has_data=has_data)
     criterion = make_criterion(name, recipe.prune.parameters)
     require_data(criterion, name, has_data=has_data)
-    check_learning(recipe.learn, criterion, has_data=has_data)
     _check_axes(recipe.prune, name)
+    check_learning(recipe.learn, criterion, has_data=has_data)
     hooked = bool(recipe.recover.train) or given.train is not None
     check_sparse(recipe, trains=has_data and not hooked and recipe.recover.epochs > 0)
     if given.train is not None and not callable(given.train):

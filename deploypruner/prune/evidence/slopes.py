@@ -52,6 +52,11 @@ class SlopeSums:
         self._gates: dict[str, list[Tensor]] = {a.weight: [] for a in self._affines}
         self._slopes: dict[tuple[str, int], list[Tensor]] = {axis: [] for axis in self._axes}
 
+    @property
+    def is_empty(self) -> bool:
+        """Has there been no minibatch since the last `clear`?"""
+        return not any([*self._gates.values(), *self._slopes.values()])
+
     def evidence(self) -> Evidence:
         """What was asked for, of all minibatches since the last `clear`; see `graph.views.Evidence`."""
         gates = {name: torch.stack(rows) for name, rows in self._gates.items()}
@@ -112,6 +117,6 @@ class Slopes:
 
 
 def _sums(product: Tensor, axis: int) -> Tensor:
-    """[2, n]: the sum and the sum of squares over all other axes."""
+    """Of weight x gradient: `[2, n]`, its sum and its sum of squares over all other axes than `axis`."""
     rows = product.movedim(axis, 0).flatten(1) if product.ndim > 1 else product[:, None]
     return torch.stack([rows.sum(dim=1), rows.square().sum(dim=1)])
