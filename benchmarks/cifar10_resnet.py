@@ -7,6 +7,7 @@ Run `python -m benchmarks.baseline` once, then `python -m benchmarks.cifar10_res
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import time
@@ -17,11 +18,12 @@ from typing import Any
 import click
 import torch
 import torch_pruning as tp
+from torch import nn
 
 from benchmarks.baseline import baseline
 from benchmarks.cifar10 import WORK, cifar10
-from benchmarks.models import PUBLISHED, ResNet
-from benchmarks.pruners import TOOLS, CannotPrune, Case, Scoring, macs_of, params_of, prune
+from benchmarks.models import PUBLISHED
+from benchmarks.pruners import IMPORTANCE, OURS, TOOLS, CannotPrune, Case, Job, Scoring, macs_of, params_of, prune
 from deploypruner.progress import progress_for
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.finetune import FinetuneSettings, finetune
@@ -44,8 +46,8 @@ class Protocol:
     train_limit: int | None
     lr: float
 
-    def settings(self, seed: int) -> FinetuneSettings:
-        return FinetuneSettings(epochs=self.epochs, lr=self.lr, channels_last=True, seed=1000 * seed)
+    def settings(self, seed: int, epochs: int) -> FinetuneSettings:
+        return FinetuneSettings(epochs=epochs, lr=self.lr, channels_last=True, seed=1000 * seed)
 
     @property
     def path(self) -> Path:
@@ -64,6 +66,7 @@ class Protocol:
 @click.option("--scope", "scopes", type=click.Choice(["all", "blocks"]), multiple=True, help="default: both")
 @click.option("--tool", "tools", type=click.Choice(sorted(TOOLS)), multiple=True, help="default: both")
 @click.option("--step", "steps", type=int, multiple=True, help="widths are multiples of this; default: 1")
+@click.option("--criterion", "chosen", multiple=True, help="default: taylor and magnitude; `every` for all there are")
 def main(
     net: str,
     macs: float,
@@ -75,31 +78,38 @@ def main(
     scopes: tuple[str, ...],
     tools: tuple[str, ...],
     steps: tuple[int, ...],
+    chosen: tuple[str, ...],
 ) -> None:
     """Prune, recover, and print last-epoch test accuracy as a markdown table."""
     torch.set_num_threads(threads)
     protocol = Protocol(net, macs, epochs, seeds, train_limit, lr)
     data, dense = cifar10(train_limit), baseline(net)
-    document = _document(protocol, dense, data)
     for scope in scopes or ("all", "blocks"):
         for step in steps or (1,):
-            for criterion in ("taylor", "magnitude"):
-                for tool in tools or sorted(TOOLS):
+            for tool in tools or sorted(TOOLS):
+                for criterion in _criteria(tool, chosen):
                     case = Case(tool, criterion, scope, step)
-                    if len(document["cases"].get(case.name, {}).get("runs", ())) < seeds:
-                        document["cases"][case.name] = _run(case, protocol, dense, data)
-                        _save(protocol.path, document)
-    click.echo(table(document))
+                    if len(_document(protocol, dense, data)["cases"].get(case.name, {}).get("runs", ())) < seeds:
+                        result = _run(case, protocol, dense, data)
+                        _save(protocol.path, case, result, _document(protocol, dense, data))
+    click.echo(table(_document(protocol, dense, data)))
 
 
-def _run(case: Case, protocol: Protocol, dense: ResNet, data: Data) -> dict[str, Any]:
+def _criteria(tool: str, chosen: tuple[str, ...]) -> list[str]:
+    """Names of one tool among those that were asked for."""
+    known = list(OURS if tool == "deploypruner" else IMPORTANCE)
+    return known if "every" in chosen else [name for name in chosen or ("taylor", "magnitude") if name in known]
+
+
+def _run(case: Case, protocol: Protocol, dense: nn.Module, data: Data) -> dict[str, Any]:
     """All seeds of one case; the seed decides the scoring samples and the fine-tuning."""
     runs = []
     for seed in range(protocol.seeds):
         begun = time.perf_counter()
-        scoring = _scoring(data, seed)
+        learning = protocol.settings(seed, max(1, protocol.epochs // 2))
+        job = Job(protocol.net, dense, protocol.macs, _scoring(data, seed), data, learning)
         try:
-            pruned = prune(case, dense, protocol.macs, scoring)
+            pruned = prune(case, job)
         except CannotPrune as error:
             return asdict(case) | {"failed": str(error), "runs": [{"seed": s} for s in range(protocol.seeds)]}
         module = pruned.module
@@ -108,7 +118,6 @@ def _run(case: Case, protocol: Protocol, dense: ResNet, data: Data) -> dict[str,
             "macs": macs_of(module),
             "params": params_of(module),
             "masked_vs_removed": pruned.proof,
-            "pruned_percent": top1_percent(module, data.val),
         }
         batches = data.train.epoch(batch_size=128, seed=seed, shuffle=True, augment=False)
         reestimate_batchnorm(module, batches, max_batches=STATISTICS_BATCHES)
@@ -118,13 +127,13 @@ def _run(case: Case, protocol: Protocol, dense: ResNet, data: Data) -> dict[str,
             module,
             dense,
             data.train,
-            protocol.settings(seed),
+            protocol.settings(seed, protocol.epochs - pruned.epochs),
             checkpoint=WORK / f"{name}.checkpoint",
             progress=progress_for(),
             label=f"{case.name}, seed {seed}",
-            validate=lambda trained: top1_percent(trained, data.val),
         )
-        run["percent_by_epoch"] = [epoch.score for epoch in history.epochs]
+        run["loss_by_epoch"] = [epoch.loss for epoch in history.epochs]
+        run["percent"] = top1_percent(module, data.val)
         run["seconds"] = time.perf_counter() - begun
         runs.append(run)
     return asdict(case) | {"runs": runs}
@@ -135,7 +144,7 @@ def _scoring(data: Data, seed: int) -> Scoring:
     return [batch for batch, _ in zip(batches, range(SCORING_SAMPLES // SCORING_BATCH), strict=False)]
 
 
-def _document(protocol: Protocol, dense: ResNet, data: Data) -> dict[str, Any]:
+def _document(protocol: Protocol, dense: nn.Module, data: Data) -> dict[str, Any]:
     """What an earlier run left, or the dense row alone."""
     if protocol.path.exists():
         found: dict[str, Any] = json.loads(protocol.path.read_text())
@@ -152,9 +161,11 @@ def _document(protocol: Protocol, dense: ResNet, data: Data) -> dict[str, Any]:
     }
 
 
-def _save(path: Path, document: dict[str, Any]) -> None:
+def _save(path: Path, case: Case, result: dict[str, Any], document: dict[str, Any]) -> None:
+    """Add one case to the file; another process may have added others meanwhile."""
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    document["cases"][case.name] = result
+    temporary = path.with_suffix(f".{os.getpid()}")
     temporary.write_text(json.dumps(document, indent=2) + "\n")
     temporary.replace(path)
 
@@ -163,21 +174,21 @@ def table(document: dict[str, Any]) -> str:
     """Markdown: one line per case, last-epoch accuracy as mean ± standard deviation over the seeds."""
     dense = document["dense"]
     lines = [
-        "| tool | criterion | channels | step | MACs | params | top-1 pruned | with statistics | recovered | |",
-        "| --- | --- | --- | --: | --: | --: | --: | --: | --: | --: |",
-        f"| dense | | | | 100.0 % | {dense['params']:,} | | | {dense['percent']:.2f} % | |",
+        "| tool | criterion | channels | step | MACs | params | with statistics | recovered | |",
+        "| --- | --- | --- | --: | --: | --: | --: | --: | --: |",
+        f"| dense | | | | 100.0 % | {dense['params']:,} | | {dense['percent']:.2f} % | |",
     ]
     for case in document["cases"].values():
         start = f"| {case['tool']} | {case['criterion']} | {case['scope']} | {case['step']} |"
         if "failed" in case:
-            lines.append(f"{start} failed: {case['failed']} | | | | | |")
+            lines.append(f"{start} failed: {case['failed']} | | | | |")
             continue
         runs = case["runs"]
-        final = [run["percent_by_epoch"][-1] for run in runs]
+        final = [run["percent"] for run in runs]
         spread = f" ± {statistics.stdev(final):.2f}" if len(final) > 1 else ""
         lines.append(
             f"{start} {_mean(runs, 'macs') / dense['macs']:.1%} | {_mean(runs, 'params'):,.0f} "
-            f"| {_mean(runs, 'pruned_percent'):.2f} % | {_mean(runs, 'statistics_percent'):.2f} % "
+            f"| {_mean(runs, 'statistics_percent'):.2f} % "
             f"| {statistics.mean(final):.2f}{spread} % | {statistics.mean(final) - dense['percent']:+.2f} |"
         )
     return "\n".join(lines)

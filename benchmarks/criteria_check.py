@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from itertools import islice
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import click
@@ -59,11 +59,18 @@ def rank(net: str, samples: int) -> list[dict[str, object]]:
 
 
 def cost(images: int) -> list[dict[str, object]]:
-    """Each in a process of its own, for its own peak memory."""
+    """Each in a process of its own, for its own peak memory; all of them branch off after tracing."""
+    torch.manual_seed(0)
+    graph = trace(import_torchvision().models.resnet50(), torch.zeros(2, 3, 224, 224))
+    batches: list[Batch] = [((torch.randn(images, 3, 224, 224),), torch.arange(images))]
     rows: list[dict[str, object]] = []
+    forking = get_context("fork")
     for name in (*PLAIN, *VARIANTS):
-        command = [sys.executable, "-m", "benchmarks.criteria_check", "--one", name, "--images", str(images)]
-        row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        receiving, sending = forking.Pipe(duplex=False)
+        child = forking.Process(target=one, args=(name, graph, batches, sending))
+        child.start()
+        row = receiving.recv()
+        child.join()
         rows.append(row)
         both = next((r["seconds"] for r in rows if r["name"] == "forward and backward"), None)
         ratio = "" if both is None else f"{row['seconds'] / both:.2f} x forward and backward"  # type: ignore[operator]
@@ -71,16 +78,8 @@ def cost(images: int) -> list[dict[str, object]]:
     return rows
 
 
-def one(name: str, images: int) -> dict[str, object]:
-    """Time and peak memory of one way to look at ResNet-50, its loading and tracing not counted in the time.
-
-    The time is that of the processor, on one thread.
-    """
-    torchvision = import_torchvision()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    graph = trace(torchvision.models.resnet50(), torch.zeros(2, 3, 224, 224))
-    batches: list[Batch] = [((torch.randn(images, 3, 224, 224),), torch.arange(images))]
+def one(name: str, graph: Graph, batches: list[Batch], result: Connection) -> None:
+    """Send processor time on one thread, and peak memory, of one way to look at ResNet-50."""
     work: Callable[[], object] = {
         "nothing": lambda: None,
         "forward": lambda: _forward(graph, batches),
@@ -89,7 +88,8 @@ def one(name: str, images: int) -> dict[str, object]:
     begun = time.process_time()  # one thread: what other programs do meanwhile does not count
     work()
     seconds = time.process_time() - begun
-    return {"name": name, "seconds": seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result.send({"name": name, "seconds": seconds, "peak_mib": peak})
 
 
 def _forward(graph: Graph, batches: list[Batch]) -> None:
@@ -113,13 +113,9 @@ def _backward(graph: Graph, batches: list[Batch]) -> None:
 @click.option("--net", default="resnet20", show_default=True)
 @click.option("--samples", default=256, show_default=True, help="Training images of the rank correlation.")
 @click.option("--images", default=8, show_default=True, help="Images of the one minibatch that is timed.")
-@click.option("--one", "name", hidden=True)
-def main(part: str, net: str, samples: int, images: int, name: str | None) -> None:
+def main(part: str, net: str, samples: int, images: int) -> None:
     """Print both tables and save them under results."""
     torch.set_num_threads(1)
-    if name is not None:
-        click.echo(json.dumps(one(name, images)))
-        return
     path = RESULTS / "criteria_check.json"
     document = json.loads(path.read_text()) if path.exists() else {}
     if part in ("rank", "both"):

@@ -95,14 +95,12 @@ def run(case: Case, net: str, data: Data, *, epochs: int, lr: float, checkpoint:
     layers = choose_layers(graph, settings)
     regime = schedules.get(case.schedule)([layer.weight for layer in layers], make_pattern(case.pattern), settings)
     begun = time.perf_counter()
-    finetune(
-        student,
-        teacher,
-        data.train,
-        FinetuneSettings(epochs=epochs, lr=lr, batch_size=_BATCH, channels_last=True, seed=case.seed),
-        checkpoint=checkpoint,
-        regime=regime,
-    )
+    if epochs:
+        recipe = FinetuneSettings(epochs=epochs, lr=lr, batch_size=_BATCH, channels_last=True, seed=case.seed)
+        finetune(student, teacher, data.train, recipe, checkpoint=checkpoint, regime=regime)
+    else:
+        regime.begin(student, 0)
+        regime.finish(student)
     seconds = time.perf_counter() - begun
     checkpoint.unlink(missing_ok=True)
     reestimate_batchnorm(
@@ -165,7 +163,12 @@ def main(
     test_limit: int | None,
     threads: int,
 ) -> None:
-    """Train every case that is not in the results yet, and print the table."""
+    """Train every case that is not in the results yet, and print the table.
+
+    With --epochs 0 masks are chosen one-shot and only batch norm is re-estimated.
+    """
+    if not epochs:
+        names = ("one-shot",)
     torch.set_num_threads(threads)
     data = images(train_limit, test_limit)
     said = f"{net}_epochs{epochs}_lr{lr:g}_train-{train_limit or 'full'}_test-{test_limit or 'full'}"

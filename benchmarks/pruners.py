@@ -17,19 +17,53 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.models import ResNet
+from benchmarks.models import NETS, ResNet
 from deploypruner.budget import Budget
-from deploypruner.criteria import criteria
-from deploypruner.graph import trace
+from deploypruner.criteria import Criterion, criteria
+from deploypruner.graph import Graph, trace
+from deploypruner.graph.holding import holding
+from deploypruner.learn.learned import is_learned, learned_regime
+from deploypruner.learn.run import learn
+from deploypruner.learn.schedules import Shrinking, toward_budget
+from deploypruner.learn.settings import LearnSettings
 from deploypruner.prune.allocate import allocate
 from deploypruner.prune.evidence import score_groups
+from deploypruner.prune.plan import Plan
 from deploypruner.prune.remove import remove_and_prove
+from deploypruner.recover.settings import FinetuneSettings
+from deploypruner.sources.batches import Data
 
 Scoring = list[tuple[tuple[Tensor, ...], Tensor | None]]
 History = list[tuple[str, bool, list[int]]]  # layer, whether its outputs, removed channels
 INPUT = (1, 3, 32, 32)
 SCAN, BISECTIONS = 32, 6
-IMPORTANCE = {"taylor": tp.importance.GroupTaylorImportance, "magnitude": tp.importance.GroupMagnitudeImportance}
+IMPORTANCE = {
+    "taylor": tp.importance.GroupTaylorImportance,
+    "magnitude": tp.importance.GroupMagnitudeImportance,
+    "bn_scale": tp.importance.BNScaleImportance,
+    "hessian": tp.importance.GroupHessianImportance,
+}
+# Name of a case -> criterion, its parameters, schedule.
+OURS: dict[str, tuple[str, dict[str, float | str], str]] = {
+    "taylor": ("taylor", {}, "one-shot"),
+    "magnitude": ("magnitude", {}, "one-shot"),
+    "magnitude L2": ("magnitude", {"p": 2.0}, "one-shot"),
+    "bn_scale": ("bn_scale", {}, "one-shot"),
+    "fpgm": ("fpgm", {}, "one-shot"),
+    "activation": ("activation", {}, "one-shot"),
+    "apoz": ("activation", {"statistic": "apoz"}, "one-shot"),
+    "random": ("random", {}, "one-shot"),
+    "taylor group": ("taylor", {"of": "group"}, "one-shot"),
+    "taylor individual": ("taylor", {"of": "individual"}, "one-shot"),
+    "taylor order 2": ("taylor", {"order": 2}, "one-shot"),
+    "hessian": ("hessian", {}, "one-shot"),
+    "oracle": ("oracle", {}, "one-shot"),
+    "taylor iterative": ("taylor", {}, "iterative"),
+    "magnitude gradual": ("magnitude", {}, "gradual"),
+    "pdp": ("pdp", {}, "learned"),
+    "dtp": ("dtp", {}, "learned"),
+    "scratch": ("taylor", {}, "one-shot"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +72,7 @@ class Case:
 
     Args:
         tool: "deploypruner" or "torch-pruning".
-        criterion: "taylor" or "magnitude".
+        criterion: A name of `OURS` or of `IMPORTANCE`; "scratch" is the widths of "taylor" with random weights.
         scope: "all" channels, or only those inside "blocks".
         step: Widths are multiples of this.
     """
@@ -54,16 +88,39 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Job:
+    """What there is to prune, and with.
+
+    Args:
+        net: Name of the network.
+        dense: Trained.
+        macs: Fraction of its multiply-adds that may remain.
+        scoring: Minibatches for criteria.
+        data: For the cases that choose channels while training.
+        training: How those train; it takes its epochs from the recovery's.
+    """
+
+    net: str
+    dense: nn.Module
+    macs: float
+    scoring: Scoring
+    data: Data
+    training: FinetuneSettings
+
+
+@dataclass(frozen=True)
 class Pruned:
     """A pruned model.
 
     Args:
         module: Trainable.
         proof: Largest difference between the masked and the removed model, None where it was not checked.
+        epochs: Spent on choosing.
     """
 
     module: nn.Module
     proof: float | None = None
+    epochs: int = 0
 
 
 class CannotPrune(Exception):
@@ -81,40 +138,76 @@ def params_of(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def prune(case: Case, dense: ResNet, macs: float, scoring: Scoring) -> Pruned:
-    """Prune a copy of `dense` to at most the fraction `macs` of its multiply-adds.
+def prune(case: Case, job: Job) -> Pruned:
+    """Prune a copy of the dense network.
 
     Raises:
         CannotPrune: torch-pruning failed.
     """
-    return TOOLS[case.tool](case, dense, macs, scoring)
+    return TOOLS[case.tool](case, job)
 
 
-def by_deploypruner(case: Case, dense: ResNet, macs: float, scoring: Scoring) -> Pruned:
-    graph = trace(dense, torch.zeros(2, *INPUT[1:]))
+def by_deploypruner(case: Case, job: Job) -> Pruned:
+    graph = trace(job.dense, torch.zeros(2, *INPUT[1:]))
     if case.scope == "blocks":
         inside = tuple(group for group in graph.groups if group.id.endswith(".conv1.weight:0"))
         graph = replace(graph, groups=inside)
-    criterion = criteria.get(case.criterion)()
-    plan = allocate(
-        graph,
-        score_groups(graph, criterion, scoring),
-        Budget(macs),
-        criterion=case.criterion,
-        normalizer=criterion.normalizer,
-        step=case.step,
-    )
+    name, parameters, schedule = OURS[case.criterion]
+    criterion = criteria.get(name)(**parameters)
+    scores = score_groups(graph, criterion, job.scoring)
+
+    def allocated(scores: dict[str, Tensor], macs: float) -> Plan:
+        return allocate(graph, scores, Budget(macs), criterion=name, normalizer=criterion.normalizer, step=case.step)
+
+    plan = allocated(scores, job.macs)
+    if case.criterion == "scratch":
+        torch.manual_seed(job.training.seed)
+        fresh = trace(NETS[job.net](), torch.zeros(2, *INPUT[1:]))
+        return Pruned(fresh.cut(fresh.removed(plan.keep)))
+    if schedule != "one-shot":
+        return _learned(job, graph, plan, criterion, schedule=schedule, scores=scores, allocated=allocated)
     module, checks = remove_and_prove(graph, plan)
     return Pruned(module, max(check.max_abs_diff for check in checks))
 
 
-def by_torch_pruning(case: Case, dense: ResNet, macs: float, scoring: Scoring) -> Pruned:
+def _learned(
+    job: Job,
+    graph: Graph,
+    plan: Plan,
+    criterion: Criterion,
+    *,
+    schedule: str,
+    scores: dict[str, Tensor],
+    allocated: Callable[[dict[str, Tensor], float], Plan],
+) -> Pruned:
+    """Choose channels while the dense model trains."""
+    if is_learned(criterion):
+        regime = learned_regime(graph, plan, criterion)
+    else:
+        regime = Shrinking(
+            graph,
+            plan,
+            criterion,
+            schedule=schedule,
+            settings=LearnSettings(),
+            narrow=toward_budget(job.macs, allocated),
+            before=scores,
+        )
+    learned = learn(graph, job.data.train, regime, job.training)
+    with holding(graph, learned.weights):
+        module, checks = remove_and_prove(graph, learned.plan)
+    return Pruned(module, max(check.max_abs_diff for check in checks), job.training.epochs)
+
+
+def by_torch_pruning(case: Case, job: Job) -> Pruned:
     """The widest model within the budget along torch-pruning's one number, the pruning ratio.
 
     A coarse scan finds the first ratio that meets the budget, because MACs do not fall steadily where widths are
     rounded; bisection then narrows the gap. Settings as in its README: global ranking, the classifier ignored.
     """
-    gradients = _gradients(dense, scoring) if case.criterion == "taylor" else {}
+    assert isinstance(job.dense, ResNet), "the scope `blocks` is written for these networks"
+    dense, macs = job.dense, job.macs
+    gradients = GRADIENTS[case.criterion](dense, job.scoring) if case.criterion in GRADIENTS else {}
     allowed, reached = macs * macs_of(dense), macs_of(dense)
     best: tuple[int, nn.Module, History] | None = None
     for ratio in (i / SCAN for i in range(1, SCAN)):
@@ -139,7 +232,7 @@ def by_torch_pruning(case: Case, dense: ResNet, macs: float, scoring: Scoring) -
     return Pruned(module, _masked_difference(dense, module, history) if case.scope == "blocks" else None)
 
 
-TOOLS: dict[str, Callable[[Case, ResNet, float, Scoring], Pruned]] = {
+TOOLS: dict[str, Callable[[Case, Job], Pruned]] = {
     "deploypruner": by_deploypruner,
     "torch-pruning": by_torch_pruning,
 }
@@ -151,6 +244,27 @@ def _gradients(dense: ResNet, scoring: Scoring) -> dict[str, Tensor]:
         assert labels is not None, "CIFAR-10 has labels"
         (F.cross_entropy(model(*inputs), labels) / len(scoring)).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def _squared_gradients(dense: ResNet, scoring: Scoring) -> dict[str, Tensor]:
+    """Mean over samples of the squared gradient, as GroupHessianImportance documents it.
+
+    Handed over directly, because its own `accumulate_grad` (1.6.1) looks names up among parameters and so keeps only
+    the last sample.
+    """
+    model, count = copy.deepcopy(dense).eval(), 0
+    total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for (images,), labels in scoring:
+        assert labels is not None, "CIFAR-10 has labels"
+        for loss in F.cross_entropy(model(images), labels, reduction="none"):
+            count += 1
+            found = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+            for sum_of, gradient in zip(total.values(), found, strict=True):
+                sum_of += gradient.square()
+    return {name: sum_of / count for name, sum_of in total.items()}
+
+
+GRADIENTS = {"taylor": _gradients, "hessian": _squared_gradients}
 
 
 def _at_ratio(case: Case, dense: ResNet, ratio: float, gradients: dict[str, Tensor]) -> tuple[nn.Module, History]:

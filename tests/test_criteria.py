@@ -261,6 +261,15 @@ def test_fpgm_by_hand():
     torch.testing.assert_close(Fpgm().score((filters, one([[1.0], [2.0], [9.0]]))), expected)  # a bias has no shape
 
 
+def test_fpgm_by_a_matrix_product_is_fpgm_row_by_row():
+    rows = torch.randn(12, 30, generator=torch.Generator().manual_seed(0)) + 5
+    rows[3] = rows[7]
+    sums = torch.stack([(rows - row).norm(dim=1).sum() for row in rows])
+    torch.testing.assert_close(Fpgm().score((one(rows.tolist()),)), sums / sums.mean())
+    near_two = Fpgm(p=2 + 1e-9).score((one(rows.tolist()),))
+    torch.testing.assert_close(Fpgm().score((one(rows.tolist()),)), near_two)
+
+
 def test_activation_by_hand():
     """Channels relu(x) and relu(-x) over 1, -1, -2, 0: means 1/4 and 3/4, a quarter and half of them not zero."""
     net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 3)).eval()
@@ -438,8 +447,8 @@ def test_a_minibatch_in_parts_gives_the_same_scores(criterion, monkeypatch):
     torch.testing.assert_close(parts["0.weight:0"], whole["0.weight:0"], rtol=1e-4, atol=1e-9)
 
 
-def test_the_gate_derivative_is_that_of_an_explicit_gate_after_batch_norm():
-    """dL/dz = gamma dL/dgamma + beta dL/dbeta, against autograd through a real gate."""
+def test_the_gate_derivative_is_that_of_explicit_gates_after_batch_norm_and_on_the_shortcut():
+    """dL/dz = gamma dL/dgamma + beta dL/dbeta, and the shortcut's share, against autograd through real gates."""
     net, x = make("residual")
     y = torch.tensor([1, 3])
     scores = score_groups(trace(net, x), Taylor(), [((x,), y)])
@@ -453,7 +462,7 @@ def test_the_gate_derivative_is_that_of_an_explicit_gate_after_batch_norm():
             return x * self.z[:, None, None]
 
     gate = Gate()
-    net.b[1], net.project = nn.Sequential(net.b[1], gate), nn.Sequential(net.project, gate)  # the shortcut leaves too
+    net.b[1], net.project = nn.Sequential(net.b[1], gate), nn.Sequential(net.project, gate)
     torch.nn.functional.cross_entropy(net(x), y).backward()
     torch.testing.assert_close(scores["b.0.weight:0"], gate.z.grad.square(), rtol=1e-4, atol=1e-9)
 

@@ -80,8 +80,10 @@ class Carried:
     def _note(self, value: Tensor, place: Place) -> None:
         if value.ndim <= place.axis or value.shape[place.axis] != place.size or not value.is_floating_point():
             return  # an axis whose length depends on the batch
-        rows = value.movedim(place.axis, 0).flatten(1) if value.ndim > 1 else value[:, None]
-        both = torch.stack([rows.abs().mean(dim=1, dtype=torch.float64), (rows != 0).double().mean(dim=1)]).cpu()
+        rest = [axis for axis in range(value.ndim) if axis != place.axis]
+        both = (
+            torch.stack([v.mean(dim=rest) if rest else v for v in (value.abs(), value.sign().abs())]).double().cpu()
+        )
         (total, count), channel = self.sums[place.group], torch.as_tensor(place.channel)
         total.index_add_(1, channel, both[:, torch.as_tensor(place.position)])
         count.index_add_(0, channel, torch.ones(len(channel)).double())

@@ -102,14 +102,15 @@ class Graph:
 
         Args:
             keep: Group id -> kept channels.
-            order: Group id -> all its channels, the ones to put back first in front; by number if not given.
+            order: Group id -> all its channels, the ones to put back first in front; by number where not given.
 
         Returns:
             Group id -> channels to put back, empty where every axis keeps an index.
         """
         removed, place = self.removed(keep), np.zeros(self.labelling.atoms.count)
         for group, atoms in self.atoms.items():
-            place[atoms if order is None else atoms[order[group]]] = np.arange(len(atoms)) / len(atoms)
+            first = atoms[order[group]] if order is not None and group in order else atoms
+            place[first] = np.arange(len(atoms)) / len(atoms)
         found: dict[str, set[int]] = {}
         axes, stack = self._vulnerable
         for axis in np.flatnonzero(stack.kept(removed) == 0).tolist():

@@ -2,20 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from deploypruner.graph import Graph
 from deploypruner.graph.inputs import call
 from deploypruner.graph.views import Evidence, gate_rows, last_affines
 from deploypruner.prune.evidence.passes import Part, Passes, checked, differentiate
 
 
-class Slopes:
-    """Collects gate derivatives, and weight x gradient summed over each channel axis; see `graph.views.Evidence`.
+class SlopeSums:
+    """Gate derivatives, and weight x gradient summed over each channel axis, minibatch by minibatch.
 
     Only these sums are kept of each minibatch: a model's gradients are held once, whatever the number of batches.
+
+    Args:
+        graph: The traced model.
+        parameters: Names of those that have gradients.
+        gates: Keep gate derivatives.
+        weights: Keep weight x gradient.
+
+    Attributes:
+        names: Parameters whose gradients are asked for.
+    """
+
+    def __init__(self, graph: Graph, parameters: Collection[str], *, gates: bool, weights: bool) -> None:
+        affines = [a for group in graph.groups for a in last_affines(graph, group)] if gates else []
+        members = [m for group in graph.groups for m in group.members] if weights else []
+        self._affines = list(dict.fromkeys(affines))
+        self._axes = list(dict.fromkeys((m.parameter, m.axis) for m in members if m.parameter in parameters))
+        # Gates alone have no need of the gradients of convolutions before a norm.
+        gated = [name for a in self._affines for name in (a.weight, *a.biases)]
+        self.names: Collection[str] = parameters if weights or not gated else dict.fromkeys(gated)
+        self.clear()
+
+    def add(self, weights: Mapping[str, Tensor], grads: Mapping[str, Tensor | None]) -> None:
+        """Take in the gradients of one minibatch's mean loss; None counts as zero."""
+        with torch.no_grad():
+            whole = {n: torch.zeros_like(weights[n]) if (g := grads.get(n)) is None else g for n in self.names}
+            for affine in self._affines:
+                self._gates[affine.weight].append(gate_rows(affine, weights, whole).float().cpu())
+            for name, axis in self._axes:
+                self._slopes[name, axis].append(_sums(weights[name] * whole[name], axis).float().cpu())
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._gates: dict[str, list[Tensor]] = {a.weight: [] for a in self._affines}
+        self._slopes: dict[tuple[str, int], list[Tensor]] = {axis: [] for axis in self._axes}
+
+    @property
+    def is_empty(self) -> bool:
+        """Has there been no minibatch since the last `clear`?"""
+        return not any([*self._gates.values(), *self._slopes.values()])
+
+    def evidence(self) -> Evidence:
+        """What was asked for, of all minibatches since the last `clear`; see `graph.views.Evidence`."""
+        gates = {name: torch.stack(rows) for name, rows in self._gates.items()}
+        slopes = {key: torch.stack(sums, dim=1) for key, sums in self._slopes.items()}
+        return Evidence(gates=gates or None, slopes=slopes or None)
+
+    def state(self) -> dict[str, Tensor]:
+        """For a checkpoint."""
+        state = {f"gates.{name}": torch.stack(rows) for name, rows in self._gates.items() if rows}
+        return state | {f"slopes.{axis}.{name}": torch.stack(s) for (name, axis), s in self._slopes.items() if s}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+        self.clear()
+        for key, tensor in state.items():
+            kind, _, name = key.partition(".")
+            if kind == "gates":
+                self._gates[name] = list(tensor.unbind())
+            else:
+                axis, _, name = name.partition(".")
+                self._slopes[name, int(axis)] = list(tensor.unbind())
+
+
+class Slopes:
+    """Collects first-order evidence of a trained model.
 
     Args:
         passes: The model.
@@ -27,12 +93,7 @@ class Slopes:
 
     def __init__(self, passes: Passes, *, gates: bool, weights: bool) -> None:
         self._passes = passes
-        groups = passes.graph.groups if gates else ()
-        self._affines = list(dict.fromkeys(a for group in groups for a in last_affines(passes.graph, group)))
-        members = [m for g in passes.graph.groups for m in g.members] if weights else []
-        self._axes = list(dict.fromkeys((m.parameter, m.axis) for m in members if m.parameter in passes.weights))
-        self._gates: dict[str, list[Tensor]] = {a.weight: [] for a in self._affines}
-        self._slopes: dict[tuple[str, int], list[Tensor]] = {axis: [] for axis in self._axes}
+        self._sums = SlopeSums(passes.graph, passes.weights, gates=gates, weights=weights)
 
     def add(self, number: int, parts: Sequence[Part]) -> None:
         """One minibatch.
@@ -40,7 +101,7 @@ class Slopes:
         Raises:
             InputError: A loss that is not finite, or a model without a gradient.
         """
-        weights, grads = self._passes.weights, dict[str, Tensor]()
+        weights, grads = {n: self._passes.weights[n] for n in self._sums.names}, dict[str, Tensor]()
         for part in parts:
             loss = self._passes.loss(part, call(self._passes.module, part.inputs))
             checked(loss.item(), number)
@@ -48,21 +109,14 @@ class Slopes:
             for name, grad in zip(weights, found, strict=True):
                 if grad is not None:
                     grads[name] = grads[name].add_(grad) if name in grads else grad.clone()
-        with torch.no_grad():
-            whole = {name: grads[name] if name in grads else torch.zeros_like(w) for name, w in weights.items()}
-            for affine in self._affines:
-                self._gates[affine.weight].append(gate_rows(affine, weights, whole).float().cpu())
-            for name, axis in self._axes:
-                self._slopes[name, axis].append(slope_sums(weights[name] * whole[name], axis).float().cpu())
+        self._sums.add(weights, grads)
 
     def evidence(self) -> Evidence:
         """What was asked for."""
-        gates = {name: torch.stack(rows) for name, rows in self._gates.items()}
-        slopes = {key: torch.stack(sums, dim=1) for key, sums in self._slopes.items()}
-        return Evidence(gates=gates or None, slopes=slopes or None)
+        return self._sums.evidence()
 
 
-def slope_sums(product: Tensor, axis: int) -> Tensor:
+def _sums(product: Tensor, axis: int) -> Tensor:
     """Of weight x gradient: `[2, n]`, its sum and its sum of squares over all other axes than `axis`."""
     rows = product.movedim(axis, 0).flatten(1) if product.ndim > 1 else product[:, None]
     return torch.stack([rows.sum(dim=1), rows.square().sum(dim=1)])
