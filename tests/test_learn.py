@@ -331,3 +331,17 @@ def test_before_learning_the_score_is_the_root_mean_square_of_the_channel(name):
         MemberView("b.weight", "consumer", torch.tensor([[0.0], [1.0]])),
     )
     torch.testing.assert_close(criteria.get(name)().score(members), torch.tensor([3**0.5, 1.0]))
+
+
+@pytest.mark.parametrize("kind", ["pdp", "dtp"])
+def test_the_last_tenth_of_a_training_has_hard_masks_that_do_not_change(kind):
+    graph = small()
+    chosen = regime(graph, kind)
+    seen: list[tuple[bool, dict[str, Tensor]]] = []
+    chosen.after_step = lambda step: seen.append((chosen.is_hard, chosen.soft()))
+    learn(graph, Images(), chosen, SETTINGS)  # 20 steps
+    assert [hard for hard, _ in seen] == [False] * 18 + [True] * 2
+    for group, mask in seen[-1][1].items():
+        assert torch.equal(mask, seen[-2][1][group])
+        assert set(mask.tolist()) <= {0.0, 1.0}
+        assert int(mask.sum()) == chosen.chosen[group]

@@ -31,8 +31,8 @@ class Dtp(Criterion):
     Source:
         Li et al., "Differentiable Transportation Pruning", ICCV 2023, arXiv:2307.08483: learned scores, transport to
         a Bernoulli target, one Sinkhorn iteration per minibatch, ratios of layers given beforehand. Ours: the
-        equations (see `masks.transport`), the mask on gamma and beta of the batch norm, the defaults, and the widths
-        from magnitudes.
+        equations (see `masks.transport`), the mask on gamma and beta of the batch norm, the defaults, hard masks in
+        the last tenth of the training, and the widths from magnitudes.
     """
 
     needs: ClassVar[Needs] = Needs.WEIGHTS

@@ -35,7 +35,8 @@ class Pdp(Criterion):
         Cho, Adya, Naik, "PDP: Parameter-free Differentiable Pruning is All You Need", NeurIPS 2023,
         arXiv:2305.11203: mask, threshold, global split, ramp. Ours: q over all coupled layers, producers and
         consumers alike; the mask on gamma and beta of the batch norm, because one on its convolution has no effect;
-        the temperature, and that it falls to a hundredth after the ramp; the ramp as fractions of the training.
+        the temperature, and that it falls to a hundredth after the ramp; hard masks in the last tenth of the
+        training; the ramp as fractions of the training.
     """
 
     needs: ClassVar[Needs] = Needs.WEIGHTS

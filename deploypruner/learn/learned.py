@@ -12,9 +12,9 @@ from deploypruner.criteria import Criterion
 from deploypruner.criteria.dtp import Dtp
 from deploypruner.criteria.pdp import Pdp
 from deploypruner.graph import Graph
-from deploypruner.graph.gates import gated
 from deploypruner.graph.views import weight_rows
 from deploypruner.learn.regime import ChannelRegime, under
+from deploypruner.learn.soft import HARD_FROM, SoftGates
 from deploypruner.masks import (
     TransportMask,
     linear_ramp,
@@ -31,10 +31,10 @@ _COOLING = 0.01
 # Masks of k/n on every channel from the first step would shrink all activations at once.
 _FADE_IN = 0.1
 # Fraction of the training -> share of undecided masks beyond which beta is halved.
-_TOO_MANY = {0.6: 0.2, 0.7: 0.1, 0.8: 0.05, 0.9: 0.02}
+_TOO_MANY = {0.5: 0.2, 0.6: 0.1, 0.7: 0.05, 0.8: 0.02}
 
 
-class PdpGates(ChannelRegime):
+class PdpGates(SoftGates):
     """PDP on channels: `m = sigmoid((q^2 - t^2) / tau)` of the coupled group's own weights, recomputed every step.
 
     Args:
@@ -48,12 +48,12 @@ class PdpGates(ChannelRegime):
         self._criterion = criterion
         self._step = 0
 
-    def weights(self, step: int) -> dict[str, Tensor]:
-        """Gated parameters; gradients reach the weights through the masks too."""
+    def masks(self, step: int) -> dict[str, Tensor]:
+        """Masks whose gradients reach the weights."""
         self._step = step
-        return gated(self.graph, self.parameters, self._masks(self._magnitudes()))
+        return self._masks(self._magnitudes())
 
-    def soft(self) -> dict[str, Tensor]:
+    def last_masks(self) -> dict[str, Tensor]:
         """Masks of the current weights."""
         with torch.no_grad():
             return self._masks(self._magnitudes())
@@ -91,15 +91,15 @@ class PdpGates(ChannelRegime):
     def _temperature(self, q: Tensor) -> Tensor:
         """Constant to the end of the ramp; then it falls, so that channels at the threshold are decided too."""
         end, progress = self._criterion.end, self._step / max(self.steps - 1, 1)
-        cooled = (progress - end) / (1 - end) if progress > end else 0.0
+        cooled = min(1.0, (progress - end) / (HARD_FROM - end)) if end < HARD_FROM and progress > end else 0.0
         return pdp_temperature(q, share=self._criterion.temperature * _COOLING**cooled)
 
 
-class TransportGates(ChannelRegime):
+class TransportGates(SoftGates):
     """DTP on channels: one transport per group, scores trained with the weights by an Adam of their own.
 
     Scores begin equal, so the loss alone decides. The masks fade in over the first tenth of the training. Beta is
-    halved where more than 20, 10, 5 or 2 % of them are undecided at 60, 70, 80 or 90 % of it.
+    halved where more than 20, 10, 5 or 2 % of them are undecided at 50, 60, 70 or 80 % of it.
 
     Args:
         graph: The traced dense model.
@@ -135,15 +135,14 @@ class TransportGates(ChannelRegime):
         scores = list(self._scores.values())
         return [{"params": scores, "weight_decay": 0.0, "lr_scale": 0.0}] if scores else []
 
-    def weights(self, step: int) -> dict[str, Tensor]:
-        """Advance every plan by one iteration, and gate the parameters."""
+    def masks(self, step: int) -> dict[str, Tensor]:
+        """Advance every plan by one iteration."""
         self._step = step
-        masks = {g: transport(self._scores[g]) for g, transport in self._transports.items()}
-        return gated(self.graph, self.parameters, self._faded(masks))
+        return self._faded({g: transport(self._scores[g]) for g, transport in self._transports.items()})
 
     def after_backward(self, step: int) -> None:
         """Move the scores, and look whether the masks decide."""
-        if self._scores:
+        if self._scores and not self.is_hard:
             self._adam.step()
             self._adam.zero_grad(set_to_none=True)
         allowed = {round(progress * self.steps): share for progress, share in _TOO_MANY.items()}
@@ -152,7 +151,7 @@ class TransportGates(ChannelRegime):
             for transport in self._transports.values():
                 transport.beta /= 2
 
-    def soft(self) -> dict[str, Tensor]:
+    def last_masks(self) -> dict[str, Tensor]:
         """Masks of the last step."""
         return self._faded({g: transport.soft() for g, transport in self._transports.items()})
 

