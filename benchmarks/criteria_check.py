@@ -42,11 +42,11 @@ VARIANTS: dict[str, Criterion] = {
 PLAIN = ("nothing", "forward", "forward and backward")
 
 
-def rank(net: str, samples: int) -> list[dict[str, object]]:
+def rank(net: str, samples: int, batch: int) -> list[dict[str, object]]:
     """Correlations on the CIFAR network."""
     data = cifar10(train_limit=5000)
-    epoch = data.train.epoch(batch_size=64, seed=0, shuffle=True, augment=False)
-    batches = list(islice(epoch, max(1, samples // 64)))
+    epoch = data.train.epoch(batch_size=batch, seed=0, shuffle=True, augment=False)
+    batches = list(islice(epoch, max(1, samples // batch)))
     graph = trace(baseline(net), torch.zeros(2, 3, 32, 32))
     begun = time.perf_counter()
 
@@ -112,14 +112,15 @@ def _backward(graph: Graph, batches: list[Batch]) -> None:
 @click.option("--part", type=click.Choice(("rank", "cost", "both")), default="both", show_default=True)
 @click.option("--net", default="resnet20", show_default=True)
 @click.option("--samples", default=256, show_default=True, help="Training images of the rank correlation.")
+@click.option("--batch", default=16, show_default=True, help="Of its minibatches: derivatives are squared in each.")
 @click.option("--images", default=8, show_default=True, help="Images of the one minibatch that is timed.")
-def main(part: str, net: str, samples: int, images: int) -> None:
+def main(part: str, net: str, samples: int, batch: int, images: int) -> None:
     """Print both tables and save them under results."""
     torch.set_num_threads(1)
     path = RESULTS / "criteria_check.json"
     document = json.loads(path.read_text()) if path.exists() else {}
     if part in ("rank", "both"):
-        document["rank"] = {"net": net, "samples": samples, "rows": rank(net, samples)}
+        document["rank"] = {"net": net, "samples": samples, "batch": batch, "rows": rank(net, samples, batch)}
     if part in ("cost", "both"):
         document["cost"] = {"net": "resnet50 at 224", "images": images, "threads": 1, "rows": cost(images)}
     path.write_text(json.dumps(document, indent=2) + "\n")
