@@ -23,8 +23,8 @@ UNDECIDED = (0.05, 0.95)
 class SoftGates(ChannelRegime):
     """Gates with a gradient until nine tenths of the training are over; then everything that goes is closed.
 
-    Ours: PDP and DTP harden at the end. On ResNet-20 a few undecided channels cost the hard network 3 to 13 points of
-    accuracy there, which the rest of the training brings back.
+    Ours: PDP and DTP harden at the end. In short runs of ResNet-20 channels that were undecided then cost the hard
+    network several points of accuracy (`benchmarks.masks_over_training`), which the rest of the training brings back.
 
     Args:
         graph: The traced dense model.
