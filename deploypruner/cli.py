@@ -235,7 +235,7 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
         },
         "sparse": sparse_overrides(options),
         "recover": {
-            **{name: options.get(name) for name in ("epochs", "train")},
+            **{name: options.get(name) for name in ("epochs", "train", "reconstruct")},
             "settings": {name: options.get(name) for name in ("lr", "optimizer", "ema", "amp", "devices")},
         },
         "learn": {"schedule": options.get("schedule"), "epochs": options.get("learn_epochs")},
@@ -257,6 +257,11 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
 @sparse_options
 @click.option("--epochs", type=int, metavar="N", help="Fine-tuning epochs.  [default: 3 with data]")
 @click.option("--train", metavar="MODULE:FUNCTION", help="Your own train(student, teacher, data).")
+@click.option(
+    "--reconstruct/--no-reconstruct",
+    default=None,
+    help="Solve each layer's kept weights for the dense outputs.  [default: without training]",
+)
 @click.option("--optimizer", metavar="NAME", help="Of torch.optim: sgd, adamw, ...  [default: sgd]")
 @click.option("--lr", type=float, metavar="RATE", help="Highest learning rate.  [default: 0.02 for sgd]")
 @click.option("--ema", type=float, metavar="DECAY", help="Average the weights, such as 0.998.  [default: 0, off]")

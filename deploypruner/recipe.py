@@ -167,19 +167,25 @@ class RecoverRecipe:
     """How accuracy is brought back.
 
     Args:
-        epochs: Fine-tuning epochs; 0 only re-estimates batch norm.
+        epochs: Fine-tuning epochs; 0 for none.
+        reconstruct: Solve the kept weights of each layer for the dense layer's outputs before anything else; "auto"
+            where nothing is trained.
+        reconstruct_samples: Training samples that is done on; their labels are not looked at.
         batchnorm_batches: Training batches the running statistics are averaged over.
         train: `package.module:function` that trains instead of the built-in fine-tuning, "" for none.
         settings: The built-in fine-tuning; its `epochs` is the one above.
     """
 
     epochs: int = 3
+    reconstruct: bool | Literal["auto"] = "auto"
+    reconstruct_samples: int = 256
     batchnorm_batches: int = 50
     train: str = ""
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
 
     def __post_init__(self) -> None:
         _at_least(0, "--epochs", self.epochs, "0 skips fine-tuning")
+        _at_least(1, "recover.reconstruct_samples", self.reconstruct_samples, "256 is plenty")
         _at_least(1, "recover.batchnorm_batches", self.batchnorm_batches, "50 is plenty")
 
 

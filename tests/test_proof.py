@@ -16,12 +16,12 @@ from torch.fx import GraphModule
 from deploypruner.errors import VerificationError
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.nodes import op_name, set_argument
+from deploypruner.graph.streamed import Streamed
 from deploypruner.prune.allocate import make_plan
 from deploypruner.prune.oracle import Masked
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.proof import compare_modules, prove
 from deploypruner.prune.remove import remove, remove_and_prove
-from deploypruner.prune.streamed import Streamed
 from deploypruner.records import Check
 from tests.builds import COMPILE, run_cli
 from tests.nets import NETS, make

@@ -11,10 +11,10 @@ from torch import nn
 
 from deploypruner.graph import trace
 from deploypruner.graph.module import get_state
+from deploypruner.graph.streamed import Converted, Streamed
 from deploypruner.prune import memory, proof
 from deploypruner.prune.probes import probe
 from deploypruner.prune.proof import compare_modules, prove
-from deploypruner.prune.streamed import Converted, Streamed
 from tests.nets import make
 from tests.proving import proved, random_plan
 from tests.statistics_nets import make_statistics

@@ -10,8 +10,8 @@ from torch.fx import Node
 
 from deploypruner.graph.inputs import Inputs
 from deploypruner.graph.nodes import where
+from deploypruner.graph.streamed import Streamed
 from deploypruner.prune.oracle import Masked, restrict
-from deploypruner.prune.streamed import Streamed
 
 
 @torch.no_grad()

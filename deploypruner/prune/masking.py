@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from deploypruner.graph import Graph
 from deploypruner.graph.dependency import Keep
 from deploypruner.graph.module import get_state
+from deploypruner.graph.streamed import Converted
 from deploypruner.prune.oracle import removed_slices
-from deploypruner.prune.streamed import Converted
 
 _Norm = nn.LayerNorm | nn.RMSNorm | nn.GroupNorm
 

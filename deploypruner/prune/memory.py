@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from deploypruner.graph.module import get_state
 from deploypruner.graph.nodes import is_tensor, op_name, shape_of, size_hint
-from deploypruner.prune.streamed import last_uses
+from deploypruner.graph.streamed import last_uses
 
 # Workspaces of convolutions and what other programs take meanwhile.
 _USABLE = 0.7

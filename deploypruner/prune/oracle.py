@@ -30,7 +30,7 @@ from deploypruner.graph.joint import Axis, JointAxis
 from deploypruner.graph.module import get_state
 from deploypruner.graph.nodes import arguments, op_name
 from deploypruner.graph.rules import RULES, contraction
-from deploypruner.prune.streamed import Streamed, Value, writes
+from deploypruner.graph.streamed import Streamed, Value, writes
 
 BoolArray = NDArray[np.bool_]
 # Removed indices: (axis, bool per index) of one tensor.

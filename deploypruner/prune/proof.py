@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import Inputs
 from deploypruner.graph.reference import said
+from deploypruner.graph.streamed import Runner, Streamed, runner
 from deploypruner.prune.blame import first_difference, place
 from deploypruner.prune.masking import masked_module
 from deploypruner.prune.memory import fits, lacks_memory
 from deploypruner.prune.oracle import Masked
 from deploypruner.prune.probes import probe
-from deploypruner.prune.streamed import Runner, Streamed, runner
 from deploypruner.records import Check
 
 if TYPE_CHECKING:

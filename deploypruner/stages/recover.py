@@ -1,4 +1,4 @@
-"""recover: batch-norm statistics for the narrower layers, then fine-tuning."""
+"""recover: layers solved anew, batch-norm statistics for the narrower layers, then fine-tuning."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from deploypruner.records import Cost
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.finetune import finetune
 from deploypruner.recover.hook import SIGNATURE, hook_name, load_hook, run_hook
+from deploypruner.recover.reconstruct import can_reconstruct, reconstruct
 from deploypruner.recover.sparse import SparseRegime
 from deploypruner.recover.validate import top1_percent
 from deploypruner.sources.foreign import foreign
@@ -26,21 +27,22 @@ _BATCH = 64
 
 
 class Recover(Stage):
-    """Re-estimate batch norm, fine-tune with the dense model as teacher, re-estimate again."""
+    """Reconstruct layers, re-estimate batch norm, fine-tune with the dense model as teacher, re-estimate again."""
 
     name: ClassVar[str] = "recover"
     saves: ClassVar[tuple[str, ...]] = (stage_file("recovered.safetensors"), stage_file("recover.json"))
 
     def run(self, build: Build) -> Build:
         """Train the pruned module in place and save its weights."""
-        facts: dict[str, Any] = {}
         module = build.compiled
+        # Before any mask: solving a layer moves every weight of it.
+        facts: dict[str, Any] = _reconstruct(build, module) if _reconstructs(build) else {}
         regime = make_regime(build, trains=_trains(build))
         if regime is not None and not regime.trains:
             regime.begin(module, 0)
             regime.finish(module)
         if build.data is not None:
-            facts = _recover(build, module, regime)
+            facts |= _recover(build, module, regime)
         if regime is not None:
             facts["sparse"] = sparse_facts(build, regime)
         module.eval()
@@ -61,7 +63,8 @@ class Recover(Stage):
         if build.data is None:
             rest = "other weights" if sparse else "weights"
             return ", ".join([*sparse, f"no data: {rest} stay as they are, accuracy is not recovered"])
-        steps = [*sparse, f"batch norm re-estimated over {facts['batchnorm_layers']} layers"]
+        solved = [f"{facts['reconstructed_layers']} layers reconstructed"] if "reconstructed_layers" in facts else []
+        steps = [*solved, *sparse, f"batch norm re-estimated over {facts['batchnorm_layers']} layers"]
         if facts.get("epochs"):
             steps.append(f"{facts['epochs']} epoch{'' if facts['epochs'] == 1 else 's'}")
         if "accuracy_dense" in facts:
@@ -82,10 +85,10 @@ def _recover(build: Build, module: nn.Module, regime: SparseRegime | None) -> di
     assert build.data is not None, "there is no data"
     recipe, data = build.recipe.recover, build.data
     facts: dict[str, Any] = {"batchnorm_layers": reestimate(build, module)}
+    hook = load_hook(recipe.train) if build.given.train is None and recipe.train else build.given.train
     if data.labelled:
         facts["accuracy_dense"] = top1_percent(build.traced.module, data.val)
         facts["accuracy_removed"] = top1_percent(module, data.val)
-    hook = load_hook(recipe.train) if build.given.train is None and recipe.train else build.given.train
     if hook is not None:
         name = recipe.train if build.given.train is None else hook_name(hook)
         with foreign(f"training function '{name}' raised", hint=f"expected {SIGNATURE}"):
@@ -113,6 +116,24 @@ def _recover(build: Build, module: nn.Module, regime: SparseRegime | None) -> di
     if data.labelled:
         facts["accuracy_recovered"] = top1_percent(module, data.val)
     return facts
+
+
+def _reconstructs(build: Build) -> bool:
+    """Are the layers to be solved anew?"""
+    recipe = build.recipe.recover
+    if build.data is None or recipe.reconstruct is False:
+        return False
+    trains = recipe.epochs > 0 or recipe.train or build.given.train is not None
+    return recipe.reconstruct is True or (not trains and can_reconstruct(build.traced))
+
+
+def _reconstruct(build: Build, module: nn.Module) -> dict[str, Any]:
+    """Solve the layers anew on training data as training sees it; gives how many."""
+    recipe = build.recipe.recover
+    count = max(1, recipe.reconstruct_samples // _BATCH)
+    batches = training_batches(build, batch_size=_BATCH, count=count, augment=recipe.settings.augment)
+    found = reconstruct(build.traced, build.planned.keep, module, batches)
+    return {"reconstructed_layers": len(found.errors)}
 
 
 def reestimate(build: Build, module: nn.Module) -> int:

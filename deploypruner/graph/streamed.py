@@ -68,13 +68,13 @@ class Streamed:
                 result = value
         return tensors(result)
 
-    def steps(self, inputs: Inputs) -> Iterator[tuple[Node, Any]]:
+    def steps(self, inputs: Inputs, held: dict[Node, Any] | None = None) -> Iterator[tuple[Node, Any]]:
         """Every node but the reads of parameters, with its value; the output comes last.
 
-        `at` is the node being run, for whoever catches what it raises.
+        `at` is the node being run, for whoever catches what it raises; `held` has the values somebody still needs.
         """
         feeds = iter(self._leaves(inputs))
-        held: dict[Node, Any] = {}
+        held = {} if held is None else held
 
         def value(node: Node) -> Any:
             if node not in held:

@@ -1,0 +1,113 @@
+"""Least squares for the weights of a convolution or linear layer, from sums that grow batch by batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CONVOLUTIONS = ("conv1d", "conv2d")
+
+
+@dataclass
+class NormalEquations:
+    """X^T X and X^T R of min over D of |R - X D|^2, in float64, for `groups` problems side by side.
+
+    Args:
+        groups: G.
+        inputs: K, columns of X.
+        outputs: O, columns of R.
+    """
+
+    groups: int
+    inputs: int
+    outputs: int
+
+    def __post_init__(self) -> None:
+        self.gram = torch.zeros(self.groups, self.inputs, self.inputs, dtype=torch.float64)
+        self.moment = torch.zeros(self.groups, self.inputs, self.outputs, dtype=torch.float64)
+        self.squares = 0.0
+
+    def add(self, x: Tensor, r: Tensor) -> None:
+        """Take in rows `x` [G, n, K] and `r` [G, n, O]."""
+        x, r = x.double(), r.double()
+        self.gram += (x.mT @ x).cpu()
+        self.moment += (x.mT @ r).cpu()
+        self.squares += float(r.square().sum())
+
+    def solve(self, ridge: float) -> Tensor:
+        """D [G, K, O] of min |R - X D|^2 + ridge s |D|^2, where s is the mean of the diagonal of X^T X.
+
+        Small corrections win where the data leave a choice: inputs that never vary, or fewer rows than columns.
+        """
+        diagonal = self.gram.diagonal(dim1=1, dim2=2)
+        strength = ridge * diagonal.mean(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        system = self.gram + torch.diag_embed(strength.expand(-1, self.inputs))
+        return torch.cholesky_solve(self.moment, torch.linalg.cholesky(system))
+
+    def left(self, solution: Tensor) -> float:
+        """|R - X D|^2 of a solution."""
+        explained = 2 * (solution * self.moment).sum() - (solution * (self.gram @ solution)).sum()
+        return max(0.0, self.squares - float(explained))
+
+
+def columns(op: str, arguments: dict[str, Any], x: Tensor, positions: Tensor | None) -> Tensor:
+    """What the layer multiplies its weights with: rows [G, n, K], n over samples and positions.
+
+    Args:
+        op: "linear", "conv1d" or "conv2d".
+        arguments: Of the call, by their names in its schema; tensors need only their shape.
+        x: Its input.
+        positions: Which output positions of each sample to take; None for all.
+    """
+    if op == "linear":
+        rows = x.reshape(len(x), -1, x.shape[-1])
+        chosen = rows if positions is None else rows[:, positions]
+        return chosen.reshape(1, -1, x.shape[-1])
+    two = op == "conv2d"
+    weight, groups = arguments["weight"], int(arguments["groups"])
+    kernel = tuple(weight.shape[2:]) if two else (1, weight.shape[2])
+    stride, dilation = (_pair(arguments[name], two, 1) for name in ("stride", "dilation"))
+    padded = F.pad(x if two else x.unsqueeze(2), _padding(arguments["padding"], kernel, dilation, two))
+    patches = F.unfold(padded, kernel, dilation=dilation, stride=stride)  # [B, C k, L]
+    if positions is not None:
+        patches = patches[:, :, positions]
+    samples, width, count = patches.shape
+    return patches.view(samples, groups, width // groups, count).permute(1, 0, 3, 2).flatten(1, 2)
+
+
+def outputs(op: str, groups: int, y: Tensor, positions: Tensor | None) -> Tensor:
+    """The output of a layer as rows [G, n, O / G] that fit those of `columns`."""
+    if op == "linear":
+        rows = y.reshape(len(y), -1, y.shape[-1])
+        return (rows if positions is None else rows[:, positions]).reshape(1, -1, y.shape[-1])
+    flat = y.flatten(2)
+    flat = flat if positions is None else flat[:, :, positions]
+    samples, width, count = flat.shape
+    return flat.view(samples, groups, width // groups, count).permute(1, 0, 3, 2).flatten(1, 2)
+
+
+def places(op: str, y: Tensor) -> int:
+    """How many output positions each sample has."""
+    return y[0].numel() // y.shape[-1] if op == "linear" else y[0, 0].numel()
+
+
+def _pair(value: Any, two: bool, missing: int) -> tuple[int, int]:
+    numbers = [value] if isinstance(value, int) else list(value)
+    if two:
+        return (int(numbers[0]), int(numbers[-1]))
+    return (missing, int(numbers[-1]))
+
+
+def _padding(value: Any, kernel: tuple[int, ...], dilation: tuple[int, int], two: bool) -> list[int]:
+    """Left, right, top and bottom, as `F.pad` takes them."""
+    if value == "valid":
+        return [0, 0, 0, 0]
+    if value == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return [total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2]
+    height, width = _pair(value, two, 0)
+    return [width, width, height, height]
