@@ -67,11 +67,11 @@ WAYS = {
     "reconstruction": Way(reconstruct=256, batchnorm=False, train=False),
     "reconstruction, batch norm": Way(reconstruct=256, train=False),
     "batch norm, labels": Way(distill=0.0),
+    "reconstruction, batch norm, labels": Way(reconstruct=256, distill=0.0),
     "batch norm, labels + teacher": Way(),
+    "reconstruction, batch norm, labels + teacher": Way(reconstruct=256),
     "batch norm, teacher": Way(labels=False),
     "batch norm, labels + teacher, averaged": Way(ema=0.99),
-    "reconstruction, batch norm, labels": Way(reconstruct=256, distill=0.0),
-    "reconstruction, batch norm, labels + teacher": Way(reconstruct=256),
 }
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from deploypruner.errors import RecipeError
 from deploypruner.folder import BuildFolder
-from deploypruner.graph import trace
+from deploypruner.graph import Graph, trace
 from deploypruner.progress import SilentProgress
+from deploypruner.prune.plan import make_plan
+from deploypruner.prune.remove import remove
 from deploypruner.recipe import DataRecipe, Recipe, RecoverRecipe
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.settings import FinetuneSettings
+from deploypruner.sources.adapted import Unlabelled
 from deploypruner.sources.data import as_data
 from deploypruner.stages import Build, Given
-from deploypruner.stages.recover import reestimate
+from deploypruner.stages.choices import check_choices
+from deploypruner.stages.recover import Recover, reestimate
 from tests.nets import make
 
 
@@ -37,3 +45,75 @@ def test_statistics_are_those_of_the_batches_training_sees():
         reestimate_batchnorm(expected, epoch, max_batches=1)
         torch.testing.assert_close(found[augment], expected.state_dict()["stem.1.running_var"])
     assert not torch.allclose(found[True], found[False])
+
+
+# ---------------------------------------------------------------------- the stage as a whole
+
+
+@cache
+def traced() -> Graph:
+    return trace(*make("residual"))
+
+
+def a_build(tmp_path: Path, recover: RecoverRecipe, *, labelled: bool = True, train: object = None) -> Build:
+    """A build of a small residual net with half of each group removed, ready for recovery."""
+    images = np.random.default_rng(0).integers(0, 255, (96, 3, 16, 16), dtype=np.uint8)
+    data = as_data((images, np.arange(96) % 5))
+    if not labelled:
+        data = replace(data, train=Unlabelled(data.train), val=Unlabelled(data.val))
+    graph = traced()
+    plan = make_plan(graph, {g.id: list(range(g.size // 2)) for g in graph.groups})
+    folder = BuildFolder(tmp_path)
+    folder.prepare()
+    recipe = Recipe(recover=recover)
+    build = Build(recipe, folder, "", Given(train=train), SilentProgress(), data=data, graph=graph, plan=plan)
+    return replace(build, module=remove(graph, plan))
+
+
+QUICK = FinetuneSettings(batch_size=32)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_without_labels_everything_but_the_labelled_loss_works(tmp_path: Path, labelled: bool) -> None:
+    build = a_build(tmp_path, RecoverRecipe(epochs=1, reconstruct=True, settings=QUICK), labelled=labelled)
+    dense = {name: tensor.clone() for name, tensor in build.traced.module.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in build.compiled.state_dict().items()}
+    done = Recover().run(build)
+    assert (done.facts["reconstructed_layers"], done.facts["batchnorm_layers"], done.facts["epochs"]) == (5, 3, 1)
+    assert ("accuracy_recovered" in done.facts) == labelled
+    after = done.compiled.state_dict()
+    assert not any(torch.equal(before[name], after[name]) for name in before if name.endswith("weight"))
+    assert all(torch.equal(dense[name], t) for name, t in build.traced.module.state_dict().items())
+    assert (
+        Recover().document(done).startswith("5 layers reconstructed, batch norm re-estimated over 3 layers, 1 epoch")
+    )
+
+
+def test_layers_are_reconstructed_where_nothing_is_trained_unless_told_otherwise(tmp_path: Path) -> None:
+    def reconstructed(recover: RecoverRecipe, train: object = None) -> bool:
+        return "reconstructed_layers" in Recover().run(a_build(tmp_path, recover, train=train)).facts
+
+    assert reconstructed(RecoverRecipe(epochs=0))
+    assert not reconstructed(RecoverRecipe(epochs=0, reconstruct=False))
+    assert not reconstructed(RecoverRecipe(epochs=1, settings=QUICK))
+    assert not reconstructed(RecoverRecipe(epochs=0), train=lambda student, teacher, data: None)
+
+
+class Trainer:
+    """A user's object that trains."""
+
+    def __call__(self, student: torch.nn.Module, teacher: torch.nn.Module, data: object) -> None:
+        with torch.no_grad():
+            next(student.parameters()).zero_()
+
+
+@pytest.mark.parametrize(("train", "name"), [(Trainer(), "Trainer"), (partial(Trainer()), "partial")])
+def test_any_callable_object_trains(tmp_path: Path, train: object, name: str) -> None:
+    done = Recover().run(a_build(tmp_path, RecoverRecipe(), train=train))
+    assert done.facts["train"] == name
+    assert float(next(done.compiled.parameters()).detach().abs().max()) == 0
+
+
+def test_a_trainer_that_cannot_be_called_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"train is a int, not a function[\s\S]*train\(student, teacher, data\)"):
+        check_choices(Recipe(), Given(model=torch.nn.Linear(2, 2), data=(1, 2), train=3))
