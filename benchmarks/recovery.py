@@ -80,7 +80,7 @@ WAYS = {
 @click.option("--macs", type=float, multiple=True, default=(0.5, 0.3), show_default=True)
 @click.option("--epochs", default=2, show_default=True)
 @click.option("--train-limit", type=int, help="use so many training images only")
-@click.option("--test-limit", type=int, help="use so many test images only")
+@click.option("--test-limit", type=int, help="use so many test images only, in whole batches of 256")
 @click.option("--threads", default=1, show_default=True)
 def main(
     net: str, macs: tuple[float, ...], epochs: int, train_limit: int | None, test_limit: int | None, threads: int
@@ -97,6 +97,8 @@ def main(
         plan = dp.plan(graph, budget=dp.Budget(macs=share), step=_STEP)
         removed = dp.remove(graph, plan)
         rows = _read().get(key, {})
+        rows.setdefault("dense", {"percent": top1_percent(graph.module, val), "seconds": 0.0})
+        _write(_read() | {key: rows})
         for name, way in WAYS.items():
             if name in rows:
                 continue

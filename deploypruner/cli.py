@@ -260,7 +260,7 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
 @click.option(
     "--reconstruct/--no-reconstruct",
     default=None,
-    help="Solve each layer's kept weights for the dense outputs.  [default: without training]",
+    help="Solve each layer's kept weights for the dense outputs first.  [default: with data]",
 )
 @click.option("--optimizer", metavar="NAME", help="Of torch.optim: sgd, adamw, ...  [default: sgd]")
 @click.option("--lr", type=float, metavar="RATE", help="Highest learning rate.  [default: 0.02 for sgd]")

@@ -169,7 +169,7 @@ class RecoverRecipe:
     Args:
         epochs: Fine-tuning epochs; 0 for none.
         reconstruct: Solve the kept weights of each layer for the dense layer's outputs before anything else; "auto"
-            where nothing is trained.
+            wherever it can be done: with data, in models that torch.export traces.
         reconstruct_samples: Training samples that is done on; their labels are not looked at.
         batchnorm_batches: Training batches the running statistics are averaged over.
         train: `package.module:function` that trains instead of the built-in fine-tuning, "" for none.

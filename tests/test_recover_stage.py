@@ -16,7 +16,7 @@ from deploypruner.graph import Graph, trace
 from deploypruner.progress import SilentProgress
 from deploypruner.prune.plan import make_plan
 from deploypruner.prune.remove import remove
-from deploypruner.recipe import DataRecipe, Recipe, RecoverRecipe
+from deploypruner.recipe import DataRecipe, PruneRecipe, Recipe, RecoverRecipe
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.sources.adapted import Unlabelled
@@ -89,14 +89,22 @@ def test_without_labels_everything_but_the_labelled_loss_works(tmp_path: Path, l
     )
 
 
-def test_layers_are_reconstructed_where_nothing_is_trained_unless_told_otherwise(tmp_path: Path) -> None:
-    def reconstructed(recover: RecoverRecipe, train: object = None) -> bool:
-        return "reconstructed_layers" in Recover().run(a_build(tmp_path, recover, train=train)).facts
+def test_layers_are_reconstructed_with_data_unless_told_otherwise(tmp_path: Path) -> None:
+    def reconstructed(recover: RecoverRecipe, **changes: object) -> bool:
+        return "reconstructed_layers" in Recover().run(replace(a_build(tmp_path, recover), **changes)).facts
 
     assert reconstructed(RecoverRecipe(epochs=0))
     assert not reconstructed(RecoverRecipe(epochs=0, reconstruct=False))
-    assert not reconstructed(RecoverRecipe(epochs=1, settings=QUICK))
-    assert not reconstructed(RecoverRecipe(epochs=0), train=lambda student, teacher, data: None)
+    assert not reconstructed(RecoverRecipe(epochs=0), data=None)
+
+
+def test_masks_are_exact_after_layers_were_reconstructed(tmp_path: Path) -> None:
+    build = a_build(tmp_path, RecoverRecipe(epochs=0))
+    recipe = replace(build.recipe, prune=PruneRecipe(patterns=("channel", "2:4")))
+    done = Recover().run(replace(build, recipe=recipe))
+    assert done.facts["reconstructed_layers"] == 5
+    weight = done.compiled.state_dict()["a.0.weight"]
+    assert float((weight == 0).float().mean()) == 0.5
 
 
 class Trainer:

@@ -10,8 +10,9 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ from deploypruner.errors import DeployPrunerError, InputError, RecipeError
 from deploypruner.progress import Progress
 from deploypruner.recover.team import FabricTeam, Team
 
-Payload = Mapping[str, Any]
 _HOST_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 _OURS = "train on one device, or run where processes can be forked (Linux)"
 
@@ -49,11 +49,10 @@ def run_together(
     from lightning_fabric import Fabric  # an optional dependency, which takes seconds to import
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    events: Any = multiprocessing.get_context("fork").SimpleQueue()
-    with _environment(), _listening(events, progress) as heard:
+    with _environment(), _listening(devices, progress) as (ends, heard):
         fabric: Any = Fabric(accelerator=accelerator, devices=devices, num_nodes=hosts, strategy="ddp_fork")
         try:
-            fabric.launch(_member, job, events)
+            fabric.launch(_member, job, ends)
         except (multiprocessing.ProcessExitedException, multiprocessing.ProcessRaisedException) as error:
             heard["died"] = error
     if "error" in heard:
@@ -70,28 +69,28 @@ def run_together(
     return result
 
 
-def _member(fabric: Any, job: Callable[[Team, Progress], bytes], events: Any) -> None:
-    """What one process does."""
-    team = FabricTeam(fabric)
+def _member(fabric: Any, job: Callable[[Team, Progress], bytes], ends: Sequence[Any]) -> None:
+    """What one process does; it speaks through its own end."""
+    team, end = FabricTeam(fabric), ends[fabric.local_rank]
     if fabric.device.type == "cpu":
         torch.set_num_threads(1)  # more would wait for the pool that stayed in the parent
     else:
         torch.cuda.set_device(fabric.device)
     try:
-        result = job(team, _Telling(events if team.rank == 0 else None))
+        result = job(team, _Telling(end if team.rank == 0 else None))
     except DeployPrunerError as error:
-        events.put(("error", (type(error).__name__, error.message, error.hint)))
+        end.send(("error", (type(error).__name__, error.message, error.hint)))
         sys.exit(1)  # the others end with it, wherever they are
     fabric.barrier()
     if fabric.local_rank == 0:
-        events.put(("result", result))
+        end.send(("result", result))
 
 
 class _Telling:
     """A progress that sends everything to the parent."""
 
-    def __init__(self, events: Any) -> None:
-        self._events = events
+    def __init__(self, end: Any) -> None:
+        self._end = end
 
     def start(self, total: int, label: str) -> None:
         self._tell("start", total, label)
@@ -103,28 +102,41 @@ class _Telling:
         self._tell("close")
 
     def _tell(self, name: str, *values: object) -> None:
-        if self._events is not None:
-            self._events.put((name, values))
+        if self._end is not None:
+            self._end.send((name, values))
 
 
 @contextmanager
-def _listening(events: Any, progress: Progress) -> Iterator[dict[str, Any]]:
-    """Pass progress on while the block runs; gives results and errors, the first error only."""
+def _listening(processes: int, progress: Progress) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+    """One end of a pipe for each process to be forked in the block, and what came through: a result, or an error.
+
+    Each process has a pipe of its own, because one that is killed while it writes would leave a shared lock locked.
+    """
     heard: dict[str, Any] = {}
+    pipes: list[Any] = [multiprocessing.Pipe(duplex=False) for _ in range(processes)]
 
     def listen() -> None:
-        for name, values in iter(events.get, None):
-            if name in ("error", "result"):
-                heard.setdefault(name, values)
-            else:
-                getattr(progress, name)(*values)
+        open_ends: list[Any] = [reader for reader, _ in pipes]
+        while open_ends:
+            ready: list[Any] = wait(open_ends)
+            for reader in ready:
+                try:
+                    name, values = reader.recv()
+                except (EOFError, OSError):  # OSError: it ended in the middle of a message
+                    open_ends.remove(reader)
+                    continue
+                if name in ("error", "result"):
+                    heard.setdefault(name, values)
+                else:
+                    getattr(progress, name)(*values)
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     try:
-        yield heard
+        yield [writer for _, writer in pipes], heard
     finally:
-        events.put(None)
+        for _, writer in pipes:
+            writer.close()  # the processes have ended, so this is the last copy: the listener reads the end
         listener.join(timeout=10)
 
 

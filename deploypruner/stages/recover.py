@@ -120,11 +120,8 @@ def _recover(build: Build, module: nn.Module, regime: SparseRegime | None) -> di
 
 def _reconstructs(build: Build) -> bool:
     """Are the layers to be solved anew?"""
-    recipe = build.recipe.recover
-    if build.data is None or recipe.reconstruct is False:
-        return False
-    trains = recipe.epochs > 0 or recipe.train or build.given.train is not None
-    return recipe.reconstruct is True or (not trains and can_reconstruct(build.traced))
+    asked = build.recipe.recover.reconstruct
+    return build.data is not None and (asked is True or (asked == "auto" and can_reconstruct(build.traced)))
 
 
 def _reconstruct(build: Build, module: nn.Module) -> dict[str, Any]:
