@@ -188,7 +188,7 @@ def test_a_build_whose_training_diverged_goes_on_with_a_lower_rate_after_its_sco
     run_cli(*command, "--lr", "1e30").assert_error(2, "became", "in epoch 1, batch", "lower the learning rate")
     with stopped_before("quantize"):
         outcome = run_cli(*command, "--lr", "0.001", "--resume")
-    assert done_before(outcome.err) == ["score", "allocate"]
+    assert done_before(outcome.err) == ["score", "allocate", "learn"]
     assert "recover: epoch 3 of 3" in outcome.err
     resumed = run_cli(*command, "--lr", "0.001", "--ema", "0.9", "--resume")
     resumed.assert_error(2, "was made with recover.settings.ema = 0.0, this command says 0.9")
@@ -200,12 +200,12 @@ def test_a_build_that_trains_in_two_processes_goes_on_once(tmp_path):
     with stopped_before("quantize"):
         outcome = run_cli(*command)
     lines = [line.split()[0] for line in outcome.err.splitlines() if " s  " in line]
-    assert lines == ["load", "trace", "score", "allocate", "remove", "recover"]
+    assert lines == ["load", "trace", "score", "allocate", "learn", "remove", "recover"]
     epochs = [line.split(",")[0] for line in outcome.err.splitlines() if line.startswith("recover:")]
     assert epochs == [f"recover: epoch {number} of 3" for number in (1, 2, 3)]
     with stopped_before("quantize"):
         again = run_cli(*command, "--resume")
-    assert done_before(again.err) == ["score", "allocate", "recover"]
+    assert done_before(again.err) == ["score", "allocate", "learn", "recover"]
 
 
 def test_resume_with_another_model_under_the_same_name_is_refused(tmp_path):

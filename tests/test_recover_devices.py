@@ -98,13 +98,20 @@ def test_two_processes_end_where_one_on_the_joined_batch_does(count: int) -> Non
 
 
 class SameEverywhere(Regime):
-    """Writes each rank's final weights into a file."""
+    """Writes each rank's weights into a file after every step; finished in the caller, once."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.finished = folder, 0
+
+    def begin(self, student: nn.Module, steps: int) -> None:
+        self.student = student
+
+    def after_step(self, step: int) -> None:
+        weights = {name: p.detach() for name, p in self.student.named_parameters()}
+        torch.save(weights, self.folder / f"{os.environ['LOCAL_RANK']}.pt")
 
     def finish(self, student: nn.Module) -> None:
-        torch.save(student.state_dict(), self.folder / f"{os.environ['LOCAL_RANK']}.pt")
+        self.finished += 1
 
 
 def test_every_process_ends_with_the_same_bits_and_only_the_first_validates_and_writes(tmp_path: Path) -> None:
@@ -112,20 +119,21 @@ def test_every_process_ends_with_the_same_bits_and_only_the_first_validates_and_
         (tmp_path / f"validated by {os.environ['LOCAL_RANK']}").touch()
         return 12.0
 
-    student = net()
-    settings = FinetuneSettings(epochs=2, batch_size=8, lr=0.05, devices=2, ema=0.9, optimizer="adamw")
+    student, regime = net(), SameEverywhere(tmp_path)
+    settings = FinetuneSettings(epochs=2, batch_size=8, lr=0.05, devices=2, optimizer="adamw")
     history = finetune(
         student,
         None,
         Images(),
         settings,
         validate=validate,
-        regime=SameEverywhere(tmp_path),
+        regime=regime,
         checkpoint=tmp_path / "run",
     )
+    assert regime.finished == 1
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert all(torch.equal(first[name], tensor) for name, tensor in student.state_dict().items())
+    assert all(torch.equal(first[name], p.detach()) for name, p in student.named_parameters())
     assert history.score == 12.0
     assert {p.name for p in tmp_path.iterdir()} == {"0.pt", "1.pt", "run", "validated by 0"}
     again = net()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,18 @@ def test_dtp_learns_to_keep_what_the_loss_needs_and_decides() -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, object], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         SparseSettings(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [{"ema": 0.9}, {"amp": "bf16"}, {"devices": 2, "ema": 0.9, "amp": "fp16"}])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_masks_stay_exact_with_averaged_weights_16_bits_and_two_processes(
+    schedule: str, change: dict[str, object]
+) -> None:
+    if "devices" in change:
+        pytest.importorskip("lightning_fabric")
+    student, chosen = net(), regime(schedule)
+    finetune(student, None, Images(), replace(QUICK, **change), regime=chosen)
+    for name, keep in wanted("unstructured").items():
+        weight = student.get_parameter(name).detach()
+        assert int(torch.count_nonzero(weight)) == keep
+        assert torch.equal(weight != 0, chosen.masks[name])

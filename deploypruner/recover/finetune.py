@@ -115,7 +115,8 @@ class _Job:
 
         def job(team: Team, progress: Progress) -> bytes:
             mine = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
-            history = self.alone(progress, mine, team=team)
+            with _on(mine, self.student), _on(mine, self.teacher):
+                history = self._train(progress, team)
             about = {"epochs": [asdict(epoch) for epoch in history.epochs], "resumed": history.resumed}
             tensors = {f"student.{name}": tensor for name, tensor in self.student.state_dict().items()}
             tensors |= {f"regime.{name}": tensor for name, tensor in self.regime.state().items()}
@@ -137,14 +138,18 @@ class _Job:
         self.regime.begin(self.student, self.settings.epochs * steps)
         self.student.load_state_dict(state.part("student."))
         self.regime.load_state(state.part("regime."))
+        self.regime.finish(self.student)  # here, so that the caller's regime knows how it ended
         return FinetuneHistory(tuple(EpochRecord(**epoch) for epoch in about["epochs"]), about["resumed"])
 
-    def alone(self, progress: Progress, device: torch.device, *, team: Team | None = None) -> FinetuneHistory:
-        """Train in this process, which may be one of a team."""
+    def alone(self, progress: Progress, device: torch.device) -> FinetuneHistory:
+        """Train in this process."""
         with _on(device, self.student), _on(device, self.teacher):
-            return self._train(progress, team or Team())
+            history = self._train(progress, Team())
+            self.regime.finish(self.student)
+            return history
 
     def _train(self, progress: Progress, team: Team) -> FinetuneHistory:
+        """Train as one of a team, up to where the regime finishes."""
         epochs, path = self.settings.epochs, self.checkpoint
         steps = steps_per_epoch(self.batches, self.settings, least=team.size)
         identity = self._identity(steps)

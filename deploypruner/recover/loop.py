@@ -84,9 +84,8 @@ class Loop:
         return list(state.epochs)
 
     def finish(self) -> None:
-        """Leave the final weights in the student."""
+        """Leave the weights in the student that the regime then finishes."""
         self._average.write(self.student)
-        self.regime.finish(self.student)
 
     # ------------------------------------------------------------------ training
 
