@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,8 @@ import click
 from deploypruner.benching import bench_command
 from deploypruner.checking import check_command
 from deploypruner.errors import DeployPrunerError, RecipeError, nearest
-from deploypruner.options import (
-    RUNTIME,
-    SECONDS,
-    THREADS,
-    chosen_runtimes,
-    colour,
-    sparse_options,
-    sparse_overrides,
-    sparse_patterns,
-    width,
-)
-
-Command = Callable[..., None]
+from deploypruner.options import RUNTIME, SECONDS, THREADS, colour, width
+from deploypruner.recipe_options import budget_options, model_options, overrides, sparse_options, training_options
 
 _KINDS = (
     *("criteria", "normalizers", "patterns", "runtimes", "schedules", "scopes"),
@@ -117,160 +105,11 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-def _shape(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-    """ "1,3,224,224" -> (1, 3, 224, 224)."""
-    shapes = []
-    for value in values:
-        try:
-            shape = tuple(int(size) for size in value.replace("x", ",").split(","))
-        except ValueError:
-            shape = ()
-        if not shape or min(shape) < 1:
-            raise click.BadParameter(f"'{value}' is not a shape such as 1,3,224,224")
-        shapes.append(shape)
-    return tuple(shapes)
-
-
-def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    """ "0.485,0.456,0.406" -> a tuple of floats."""
-    if value is None:
-        return None
-    try:
-        return tuple(float(number) for number in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"'{value}' is not a list of numbers such as 0.5,0.5,0.5") from None
-
-
-def _model_options(command: Command) -> Command:
-    """MODEL and everything about loading it and its data."""
-    for option in reversed(
-        (
-            click.argument("model", required=False),
-            click.option("--data", metavar="DIR", help="Image folder, .npz, or package.module:factory of loaders."),
-            click.option("--weights", type=click.Path(path_type=Path), help="Weights for package.module:factory."),
-            click.option(
-                "--input-shape",
-                multiple=True,
-                callback=_shape,
-                metavar="1,3,224,224",
-                help="Shape of each input, batch included.",
-            ),
-            click.option("--trust-pickle", is_flag=True, default=None, help="Let a pickled module run its code."),
-            click.option("--mean", callback=_numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
-            click.option("--std", callback=_numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
-            click.option("--criterion", metavar="NAME", help="See `deploypruner list criteria`."),
-            click.option("--normalizer", metavar="NAME", help="See `list normalizers`.  [default: the criterion's]"),
-            click.option("--scope", metavar="NAME", help="See `list scopes`.  [default: global]"),
-            click.option("--step", type=int, metavar="N", help="Widths become multiples of N.  [default: 8]"),
-            click.option(
-                "--exclude",
-                multiple=True,
-                metavar="PATTERN",
-                help="Module to leave alone, such as 'layer1.*'; repeat.",
-            ),
-            click.option(
-                "--min-width", type=int, metavar="N", help="Output channels every layer keeps.  [default: 1]"
-            ),
-            click.option(
-                "--max-cut", type=float, metavar="FRACTION", help="Of a layer's channels, at most.  [default: 0.9]"
-            ),
-            click.option(
-                "--heads",
-                type=click.Choice(("auto", "columns", "heads", "both")),
-                help="What of an attention is cut.  [default: auto]",
-            ),
-            click.option(
-                "--statistics",
-                type=click.Choice(("auto", "keep", "prune")),
-                help="Channels a normalisation averages over; auto: cut only if needed.  [default: auto]",
-            ),
-            click.option("--target", metavar="NAME", help="Device to compile for.  [default: cpu]"),
-            click.option("--recipe", type=click.Path(path_type=Path), help="TOML file with any option."),
-            click.option("--seed", type=int, help="Decides every random choice.  [default: 0]"),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def _budget_options(command: Command) -> Command:
-    """What the compiled model may cost, and in which setting."""
-    for option in reversed(
-        (
-            click.option("--latency", metavar="5ms", help="Of one inference, measured; 5ms@p95 for a quantile."),
-            click.option("--speedup", type=float, metavar="TIMES", help="Over the dense model, measured."),
-            click.option(
-                "--macs", type=float, metavar="FRACTION", help="Multiply-adds that may remain.  [default: 0.5]"
-            ),
-            click.option(
-                "--precision",
-                type=click.Choice(("auto", "fp32", "int8")),
-                help="Of --latency and --speedup; auto: the fastest that keeps the accuracy.  [default: auto]",
-            ),
-            click.option(
-                "--accuracy-drop", type=float, metavar="POINTS", help="That int8 may cost in auto.  [default: 1]"
-            ),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def _overrides(options: dict[str, Any]) -> dict[str, Any]:
-    """Command line options as a nested recipe; what was not given is None."""
-    return {
-        "model": {
-            "source": options["model"],
-            "weights": options["weights"],
-            "input_shapes": options["input_shape"] or None,
-            "trust_pickle": options["trust_pickle"],
-        },
-        "data": {"source": options["data"], "settings": {"mean": options["mean"], "std": options["std"]}},
-        "prune": {
-            **{name: options.get(name) for name in ("latency", "speedup", "macs", "criterion", "scope", "step")},
-            "normalizer": options["normalizer"],
-            **{name: options[name] for name in ("min_width", "max_cut", "heads", "statistics")},
-            "exclude": options["exclude"] or None,
-            "patterns": sparse_patterns(options),
-        },
-        "sparse": sparse_overrides(options),
-        "recover": {
-            **{name: options.get(name) for name in ("epochs", "train", "reconstruct")},
-            "settings": {name: options.get(name) for name in ("lr", "optimizer", "ema", "amp", "devices")},
-        },
-        "learn": {"schedule": options.get("schedule"), "epochs": options.get("learn_epochs")},
-        "measure": {
-            "runtimes": chosen_runtimes(options.get("runtime")),
-            "threads": options.get("threads"),
-            **{name: options.get(name) for name in ("seconds", "precision", "accuracy_drop")},
-        },
-        "target": options["target"],
-        "seed": options["seed"],
-    }
-
-
 @cli.command("compile")
-@_model_options
-@_budget_options
-@click.option("--schedule", metavar="NAME", help="See `deploypruner list schedules`.  [default: by criterion]")
-@click.option("--learn-epochs", type=int, metavar="N", help="Of training while channels are chosen.  [default: 3]")
+@model_options
+@budget_options
+@training_options
 @sparse_options
-@click.option("--epochs", type=int, metavar="N", help="Fine-tuning epochs.  [default: 3 with data]")
-@click.option("--train", metavar="MODULE:FUNCTION", help="Your own train(student, teacher, data).")
-@click.option(
-    "--reconstruct/--no-reconstruct",
-    default=None,
-    help="Solve each layer's kept weights for the dense outputs first.  [default: with data]",
-)
-@click.option("--optimizer", metavar="NAME", help="Of torch.optim: sgd, adamw, ...  [default: sgd]")
-@click.option("--lr", type=float, metavar="RATE", help="Highest learning rate.  [default: 0.02 for sgd]")
-@click.option("--ema", type=float, metavar="DECAY", help="Average the weights, such as 0.998.  [default: 0, off]")
-@click.option(
-    "--amp",
-    type=click.Choice(("off", "bf16", "fp16")),
-    help="Numbers of the forward pass in training.  [default: off]",
-)
-@click.option("--devices", type=int, metavar="N", help="Processes that train together.  [default: 1]")
 @RUNTIME
 @THREADS
 @SECONDS
@@ -286,15 +125,15 @@ def compile_command(out: Path, resume: bool, **options: Any) -> None:
     from deploypruner.config import read_recipe
     from deploypruner.progress import progress_for
 
-    recipe = read_recipe(options["recipe"], _overrides(options))
+    recipe = read_recipe(options["recipe"], overrides(options))
     command = shlex.join(["deploypruner", *sys.argv[1:]])
     run_recipe(recipe, out, command=command, resume=resume, progress=progress_for(), say=_say)
     _show(out)
 
 
 @cli.command("plan")
-@_model_options
-@_budget_options
+@model_options
+@budget_options
 @RUNTIME
 @THREADS
 @click.option(
@@ -308,7 +147,7 @@ def plan_command(with_times: bool, frozen: bool, as_document: bool, **options: A
     from deploypruner.config import read_recipe
     from deploypruner.progress import progress_for
 
-    recipe = read_recipe(options["recipe"], _overrides(options))
+    recipe = read_recipe(options["recipe"], overrides(options))
     asked = any(options[name] is not None for name in ("latency", "speedup", "macs"))
     found = planning.dry_run(recipe, with_widths=asked, with_times=with_times, progress=progress_for())
     if as_document:

@@ -33,6 +33,7 @@ LAYERS = (
     {"export", "quantize", "measure", "recover", "sources", "prune"},
     {"runtime", "criteria", "patterns"},
     {"graph", "masks"},
+    {"recipe_options"},
     {"folder", "progress", "options"},
     {"target", "registry", "records", "budget"},
     {"errors"},
@@ -101,7 +102,7 @@ def test_public_functions_take_few_positional_arguments_and_no_kwargs(path):
             continue
         names = [a.arg for a in function.args.args if a.arg not in ("self", "cls")]
         is_command = any(
-            "option" in ast.unparse(d) or "_model_options" in ast.unparse(d) for d in function.decorator_list
+            "option" in ast.unparse(d) or "model_options" in ast.unparse(d) for d in function.decorator_list
         )
         if not is_command:
             assert len(names) <= 4, f"{path.name}:{function.name}({', '.join(names)})"
