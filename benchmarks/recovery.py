@@ -29,7 +29,7 @@ from benchmarks.cifar10 import WORK, cifar10
 from benchmarks.models import NETS
 from deploypruner.graph import Graph
 from deploypruner.progress import progress_for
-from deploypruner.recover.batches import Batch, Batches
+from deploypruner.recover.batches import Batch
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.finetune import FinetuneSettings, finetune
 from deploypruner.recover.reconstruct import reconstruct
@@ -80,24 +80,18 @@ WAYS = {
 @click.option("--macs", type=float, multiple=True, default=(0.5, 0.3), show_default=True)
 @click.option("--epochs", default=2, show_default=True)
 @click.option("--train-limit", type=int, help="use so many training images only")
-@click.option("--test-limit", type=int, help="use so many test images only, in whole batches of 256")
 @click.option("--threads", default=1, show_default=True)
-def main(
-    net: str, macs: tuple[float, ...], epochs: int, train_limit: int | None, test_limit: int | None, threads: int
-) -> None:
+def main(net: str, macs: tuple[float, ...], epochs: int, train_limit: int | None, threads: int) -> None:
     """Recover in every way and print the table."""
     torch.set_num_threads(threads)
     graph = dp.trace(baseline(net), torch.zeros(2, 3, 32, 32))
     data = cifar10(train_limit)
-    val: Batches = data.val if test_limit is None else First(data.val, test_limit)
     for share in macs:
-        key = (
-            f"{net} magnitude macs {share:g} epochs {epochs} train {train_limit or 'all'} test {test_limit or 'all'}"
-        )
+        key = f"{net} magnitude macs {share:g} epochs {epochs} train {train_limit or 'all'}"
         plan = dp.plan(graph, budget=dp.Budget(macs=share), step=_STEP)
         removed = dp.remove(graph, plan)
         rows = _read().get(key, {})
-        rows.setdefault("dense", {"percent": top1_percent(graph.module, val), "seconds": 0.0})
+        rows.setdefault("dense", {"percent": top1_percent(graph.module, data.val), "seconds": 0.0})
         _write(_read() | {key: rows})
         for name, way in WAYS.items():
             if name in rows:
@@ -105,7 +99,7 @@ def main(
             begun = time.perf_counter()
             module = _recovered(graph, plan, removed, way, data.train, epochs, WORK / f"{key} {name}.checkpoint")
             seconds = time.perf_counter() - begun
-            rows[name] = {"percent": top1_percent(module, val), "seconds": seconds, **asdict(way)}
+            rows[name] = {"percent": top1_percent(module, data.val), "seconds": seconds, **asdict(way)}
             click.echo(f"{key}: {name}: {rows[name]['percent']:.2f} % in {seconds:.0f} s", err=True)
             _write(_read() | {key: rows})
     click.echo(table(_read()))
@@ -135,24 +129,6 @@ def _recovered(
         checkpoint.unlink(missing_ok=True)
         reestimate_batchnorm(module, augmented(), max_batches=_STATISTICS_BATCHES)
     return module.eval()
-
-
-@dataclass
-class First:
-    """The first samples of a split, in order.
-
-    Args:
-        whole: The split.
-        samples: How many.
-    """
-
-    whole: Batches
-    samples: int
-    labelled: bool = True
-
-    def epoch(self, *, batch_size: int, seed: int, shuffle: bool, augment: bool) -> Iterator[Batch]:
-        batches = self.whole.epoch(batch_size=batch_size, seed=seed, shuffle=shuffle, augment=augment)
-        return islice(batches, max(1, self.samples // batch_size))
 
 
 def table(results: dict[str, Any]) -> str:
