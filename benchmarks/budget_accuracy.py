@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import click
@@ -96,25 +97,26 @@ def plan(net: str, speedup: float, precision: Precision) -> None:
 @_precision
 @click.option("--epochs", default=2, show_default=True)
 @click.option("--train-limit", type=int, help="fine-tune on so many images only (the test set stays whole)")
-def train(net: str, speedup: float, precision: str, epochs: int, train_limit: int | None) -> None:
-    """Recover every plan alike and print the table."""
+@click.option("--seeds", default=1, show_default=True, help="runs of each plan")
+def train(net: str, speedup: float, precision: str, epochs: int, train_limit: int | None, seeds: int) -> None:
+    """Recover every plan alike and print the table; runs that are there already are kept."""
     key = _key(net, precision, speedup)
     row = _read()[key]
     graph, data = _graph(net), cifar10(train_limit)
     row |= {"epochs": epochs, "train_limit": train_limit}
     for name, found in row["plans"].items():
-        if "percent" in found:
-            continue
         keep = {group: np.array(channels) for group, channels in found["keep"].items()}
-        module = graph.cut(graph.removed(keep))
-        plain = data.train.epoch(batch_size=64, seed=0, shuffle=True, augment=True)
-        reestimate_batchnorm(module, plain, max_batches=_STATISTICS_BATCHES)
-        found["percent_pruned"] = top1_percent(module, data.val)
-        settings = FinetuneSettings(epochs=epochs, lr=0.02, channels_last=True, seed=0)
-        finetune(module, graph.module, data.train, settings, label=name)
-        found["percent"] = top1_percent(module, data.val)
-        click.echo(f"{name}: {found['percent_pruned']:.2f} -> {found['percent']:.2f} %", err=True)
-        _save(key, row)
+        for seed in range(len(found.setdefault("percents", [])), seeds):
+            module = graph.cut(graph.removed(keep))
+            plain = data.train.epoch(batch_size=64, seed=seed, shuffle=True, augment=True)
+            reestimate_batchnorm(module, plain, max_batches=_STATISTICS_BATCHES)
+            if not seed:
+                found["percent_pruned"] = top1_percent(module, data.val)
+            settings = FinetuneSettings(epochs=epochs, lr=0.02, channels_last=True, seed=1000 * seed)
+            finetune(module, graph.module, data.train, settings, label=name)
+            found["percents"].append(top1_percent(module, data.val))
+            click.echo(f"{name}: {found['percent_pruned']:.2f} -> {found['percents'][-1]:.2f} %", err=True)
+            _save(key, row)
     click.echo(table(_read()))
 
 
@@ -128,10 +130,13 @@ def table(rows: dict[str, Any]) -> str:
         lines.append(f"| {key} | dense | 1 | 100 % | 1 | 100 % | | {row['dense_percent']:.2f} % |")
         for name, found in row["plans"].items():
             low, high = found["ci"]
-            accuracy = [f"{found[k]:.2f} %" if k in found else "" for k in ("percent_pruned", "percent")]
+            pruned = f"{found['percent_pruned']:.2f} %" if "percent_pruned" in found else ""
+            runs = found.get("percents", [])
+            spread = f" ± {stdev(runs):.2f}" if len(runs) > 1 else ""
+            recovered = f"{mean(runs):.2f}{spread} %" if runs else ""
             lines.append(
                 f"| | {name} | {found['ratio']:.2f}x [{low:.2f}, {high:.2f}] | {found['macs']:.1%} | "
-                f"{found['ratio'] * found['macs']:.2f} | {found['importance']:.1%} | {accuracy[0]} | {accuracy[1]} |"
+                f"{found['ratio'] * found['macs']:.2f} | {found['importance']:.1%} | {pruned} | {recovered} |"
             )
     return "\n".join(lines)
 
