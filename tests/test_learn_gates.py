@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.gates import gated
 from deploypruner.graph.holding import holding
-from deploypruner.graph.views import last_affines
 from deploypruner.learn import closed
 from deploypruner.prune.plan import make_plan
 from deploypruner.prune.remove import remove_and_prove
@@ -60,9 +59,9 @@ def test_a_gate_of_zero_where_channels_leave_is_removal(name):
 
 def test_a_shortcut_without_a_norm_has_its_own_gate_and_a_norm_before_a_depthwise_layer_has_none():
     residual, mobile = trace(*make("residual")), trace(*make("squeeze-excite"))
-    where = {g.id: [a.weight for a in last_affines(residual, g)] for g in residual.groups}
+    where = {g.id: [a.weight for a in residual.last_affines(g)] for g in residual.groups}
     assert where["b.0.weight:0"] == ["b.1.weight", "project.weight"]
-    where = {g.id: [a.weight for a in last_affines(mobile, g)] for g in mobile.groups}
+    where = {g.id: [a.weight for a in mobile.last_affines(g)] for g in mobile.groups}
     assert where["expand.0.weight:0"] == ["depthwise.1.weight"]
     assert where["stem.0.weight:0"] == ["stem.1.weight", "project.weight"]
 
@@ -78,7 +77,7 @@ def test_the_gradient_of_a_gate_after_batch_norm_is_what_gamma_and_beta_say():
         functional_call(graph.module, {**weights, **gated(graph, weights, {group.id: gate})}, (x,)), labels
     )
     loss.backward()
-    norms = [a.weight.removesuffix(".weight") for a in last_affines(graph, group)]
+    norms = [a.weight.removesuffix(".weight") for a in graph.last_affines(group)]
     assert norms == ["stem.1", "a.1"]
     wanted = sum(weights[f"{n}.{p}"] * weights[f"{n}.{p}"].grad for n in norms for p in ("weight", "bias"))
     torch.testing.assert_close(gate.grad, wanted.detach(), atol=1e-6, rtol=1e-4)

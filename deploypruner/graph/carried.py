@@ -17,7 +17,6 @@ from deploypruner.graph.dependency import Graph
 from deploypruner.graph.inputs import Inputs, as_arguments
 from deploypruner.graph.joint import JointAxis
 from deploypruner.graph.module import get_state
-from deploypruner.graph.views import last_affines
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def _places(graph: Graph) -> Places:
                 found[value.name, reader.name] += places
                 read |= {place.group for place in places}
     unread = [group for group in graph.groups if group.id not in read]
-    makers = {a.weight: g.id for g in unread for a in last_affines(graph, g)}
+    makers = {a.weight: g.id for g in unread for a in graph.last_affines(g)}
     names = {n: state.names[0] for state in graph.labelling.state.values() for n in state.names}
     assert isinstance(graph.module, GraphModule), "only a graph has nodes"
     for node in graph.module.graph.nodes if makers else ():
@@ -167,7 +166,7 @@ def _on_value(graph: Graph, node: Node, owner: tuple[list[str], IntArray, IntArr
 def _hooked(graph: Graph, module: nn.Module, note: Any) -> Iterator[Any]:
     """Without a graph: hooks on the modules that read each group, or on those it leaves through."""
     for group in graph.groups:
-        last = {(a.weight, a.axis) for a in last_affines(graph, group)}
+        last = {(a.weight, a.axis) for a in graph.last_affines(group)}
         roles = {(m.parameter, m.axis): _reads(graph, m.parameter, m.axis) for m in group.members}
         readers = [m for m in group.members if roles[m.parameter, m.axis]]
         for member in readers or [m for m in group.members if (m.parameter, m.axis) in last]:

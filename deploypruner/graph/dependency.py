@@ -20,7 +20,8 @@ from deploypruner.graph.cost import CostModel, Tally
 from deploypruner.graph.groups import find_frozen, find_groups, group_kinds
 from deploypruner.graph.inputs import Inputs, batch_size
 from deploypruner.graph.joint import JointAxis
-from deploypruner.graph.labelling import Labelling
+from deploypruner.graph.labelling import Affine, Labelling
+from deploypruner.graph.leaving import find_last_affines
 from deploypruner.records import Check, Cost, Frozen, Group
 
 FrontEnd = Literal["torch.export", "torch-pruning"]
@@ -120,6 +121,20 @@ class Graph:
                 group, channel = self._place[atom]
                 found.setdefault(group, set()).add(channel)
         return found
+
+    def last_affines(self, group: Group) -> tuple[Affine, ...]:
+        """The layers through which the group's channels leave: a gate of zero on all of them closes the channel.
+
+        Without a graph to follow: its normalisations, or its producers where it has none. Found once: training with
+        gates asks in every step.
+        """
+        if group.id not in self._last_affines:
+            self._last_affines[group.id] = find_last_affines(self, group)
+        return self._last_affines[group.id]
+
+    @cached_property
+    def _last_affines(self) -> dict[str, tuple[Affine, ...]]:
+        return {}
 
     @cached_property
     def _by_id(self) -> dict[str, Group]:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from deploypruner.graph.dependency import Graph
-from deploypruner.graph.views import last_affines
 
 
 def gated(graph: Graph, weights: Mapping[str, Tensor], gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -29,7 +28,7 @@ def gated(graph: Graph, weights: Mapping[str, Tensor], gates: Mapping[str, Tenso
     affines = {}
     for group_id, gate in gates.items():
         group = graph.group(group_id)
-        for affine in last_affines(graph, group):
+        for affine in graph.last_affines(group):
             member = next(m for m in group.members if (m.parameter, m.axis) == (affine.weight, affine.axis))
             index = torch.as_tensor(member.index, device=gate.device)
             size = weights[affine.weight].shape[affine.axis]

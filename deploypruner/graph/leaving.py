@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from deploypruner.graph.dependency import Graph
 from deploypruner.graph.joint import JointAxis
 from deploypruner.graph.labelling import Affine
 from deploypruner.graph.module import get_state
 from deploypruner.graph.nodes import op_name
 from deploypruner.records import Group
 
+if TYPE_CHECKING:
+    from deploypruner.graph.dependency import Graph
+
 _PRODUCTS = ("mul", "div")
 
 
-def leaving(graph: Graph, group: Group, affines: Sequence[Affine]) -> tuple[Affine, ...]:
+def find_last_affines(graph: Graph, group: Group) -> tuple[Affine, ...]:
+    """See `Graph.last_affines`."""
+    on = {(member.parameter, member.axis) for member in group.members}
+    affines = [a for a in graph.labelling.affines.values() if (a.weight, a.axis) in on]
+    if graph.labelling.values and affines:
+        return _leaving(graph, group, affines)
+    norms = [a for a in affines if a.role == "norm"]
+    return tuple(norms or affines)
+
+
+def _leaving(graph: Graph, group: Group, affines: Sequence[Affine]) -> tuple[Affine, ...]:
     """Those of a group's layers whose channels reach a reader without passing another of them.
 
     A convolution whose only way leads to its batch norm is not among them, nor is a batch norm before a depthwise

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from deploypruner.graph import Graph
 from deploypruner.graph.labelling import Affine
-from deploypruner.graph.leaving import leaving
 from deploypruner.graph.module import get_state
 from deploypruner.records import ChannelEvidence, Group, Member, MemberView, Role
 
@@ -50,7 +49,7 @@ def member_views(graph: Graph, group: Group, evidence: Evidence | None = None) -
     """
     known = evidence or Evidence()
     channels = known.channels.get(group.id, ChannelEvidence())
-    last = {affine.weight: affine.axis for affine in last_affines(graph, group)}
+    last = {} if known.gates is None else {a.weight: a.axis for a in graph.last_affines(group)}
     views = []
     for member in group.members:
         parameter = get_state(graph.module, member.parameter)
@@ -76,19 +75,6 @@ def member_views(graph: Graph, group: Group, evidence: Evidence | None = None) -
             )
         )
     return tuple(views)
-
-
-def last_affines(graph: Graph, group: Group) -> tuple[Affine, ...]:
-    """The layers through which the group's channels leave: a gate of zero on all of them closes the channel.
-
-    Without a graph to follow: its normalisations, or its producers where it has none.
-    """
-    on = {(member.parameter, member.axis) for member in group.members}
-    affines = [a for a in graph.labelling.affines.values() if (a.weight, a.axis) in on]
-    if graph.labelling.values and affines:
-        return leaving(graph, group, affines)
-    norms = [a for a in affines if a.role == "norm"]
-    return tuple(norms or affines)
 
 
 def weight_rows(graph: Graph, group: Group, weights: Mapping[str, Tensor]) -> list[Tensor]:

@@ -13,7 +13,7 @@ from deploypruner.criteria.dtp import Dtp
 from deploypruner.criteria.pdp import Pdp
 from deploypruner.graph import Graph
 from deploypruner.graph.views import weight_rows
-from deploypruner.learn.regime import ChannelRegime, under
+from deploypruner.learn.regime import ChannelRegime
 from deploypruner.learn.soft import HARD_FROM, SoftGates
 from deploypruner.masks import (
     TransportMask,
@@ -25,6 +25,7 @@ from deploypruner.masks import (
     transport_beta,
 )
 from deploypruner.prune.plan import Plan
+from deploypruner.recover.regime import under
 
 # Factor on the temperature of PDP at the end: of channels, two are at the threshold of a group at all times.
 _COOLING = 0.01
@@ -146,7 +147,7 @@ class TransportGates(SoftGates):
             self._adam.step()
             self._adam.zero_grad(set_to_none=True)
         allowed = {round(progress * self.steps): share for progress, share in _TOO_MANY.items()}
-        if self.undecided() > allowed.get(step + 1, 1.0):
+        if step + 1 in allowed and self.undecided() > allowed[step + 1]:
             self.halvings += 1
             for transport in self._transports.values():
                 transport.beta /= 2

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.gates import gated
-from deploypruner.graph.views import last_affines
 from deploypruner.prune.constraints import Constraints
 from deploypruner.prune.oracle import removed_slices
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.room import Order, find_room, most_important
-from deploypruner.recover.regime import Regime
+from deploypruner.recover.regime import Regime, under
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class ChannelRegime(Regime):
     def __init__(self, graph: Graph, plan: Plan) -> None:
         self.graph, self.plan = graph, plan
         self.chosen = {
-            g.id: len(g.keep) for g in plan.groups if len(g.keep) < g.size and last_affines(graph, graph.group(g.id))
+            g.id: len(g.keep) for g in plan.groups if len(g.keep) < g.size and graph.last_affines(graph.group(g.id))
         }
         self.result: Result | None = None
         self.steps = 0
@@ -118,11 +117,6 @@ class ChannelRegime(Regime):
     def describe(self) -> str:
         """Widths and everything of the subclass that decides the result."""
         return f"{type(self).__name__} {sorted(self.chosen.items())} {self.plan.groups}"
-
-
-def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The part of a state whose names begin like this, without that beginning."""
-    return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
 
 
 def settled(graph: Graph, order: Order, widths: Mapping[str, int]) -> dict[str, IntArray]:

@@ -14,11 +14,12 @@ from deploypruner.errors import RecipeError
 from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
 from deploypruner.learn.gathering import AVAILABLE, Gathering
-from deploypruner.learn.regime import ChannelRegime, closed, settled, under
+from deploypruner.learn.regime import ChannelRegime, closed, settled
 from deploypruner.learn.settings import LearnSettings
 from deploypruner.masks import cubic_ramp, ramped_keep
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.room import by_importance
+from deploypruner.recover.regime import under
 
 SCHEDULES = {
     "one-shot": "score once, remove everything, then train",

@@ -12,8 +12,9 @@ from torch import Tensor
 from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.gates import gated
-from deploypruner.learn.regime import ChannelRegime, closed, under
+from deploypruner.learn.regime import ChannelRegime, closed
 from deploypruner.prune.plan import Plan
+from deploypruner.recover.regime import under
 
 # Fraction of the training after which masks are 0 or 1, so that what is removed is what was trained last.
 HARD_FROM = 0.9

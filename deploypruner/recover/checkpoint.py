@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from deploypruner.recover.regime import under
+
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -62,7 +64,7 @@ class State:
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors under a prefix, without it."""
-        return {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
+        return under(self.tensors, prefix)
 
 
 def fingerprint(settings: str, student: nn.Module, teacher: nn.Module | None, data: Sequence[object]) -> str:

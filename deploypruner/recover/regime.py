@@ -81,6 +81,11 @@ class Regime:
         write(student, self.hard_weights())
 
 
+def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The part of a state whose names begin like this, without that beginning."""
+    return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+
+
 def write(student: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors into the parameters of these names."""
     with torch.no_grad():

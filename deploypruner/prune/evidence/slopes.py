@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import call
-from deploypruner.graph.views import Evidence, gate_rows, last_affines
+from deploypruner.graph.views import Evidence, gate_rows
 from deploypruner.prune.evidence.passes import Part, Passes, checked, differentiate
 
 
@@ -29,7 +29,7 @@ class SlopeSums:
     """
 
     def __init__(self, graph: Graph, parameters: Collection[str], *, gates: bool, weights: bool) -> None:
-        affines = [a for group in graph.groups for a in last_affines(graph, group)] if gates else []
+        affines = [a for group in graph.groups for a in graph.last_affines(group)] if gates else []
         members = [m for group in graph.groups for m in group.members] if weights else []
         self._affines = list(dict.fromkeys(affines))
         self._axes = list(dict.fromkeys((m.parameter, m.axis) for m in members if m.parameter in parameters))

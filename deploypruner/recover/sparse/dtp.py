@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deploypruner.masks import TransportMask, linear_ramp
 from deploypruner.patterns import Units
+from deploypruner.recover.regime import under
 from deploypruner.recover.sparse import SparseRegime, schedules
 
 _SCORE_RATE = 1e-2
@@ -86,8 +87,7 @@ class Dtp(SparseRegime):
         """Put back what `state` gave."""
         super().load_state(state)
         for name, score in self._scores.items():
-            prefix = f"dtp.{name}."
-            parts = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            parts = under(state, f"dtp.{name}.")
             score.data.copy_(parts.pop("score"))
             self._plans[name].load_state(parts)
             moments = {key: parts[key] for key in ("step", "exp_avg", "exp_avg_sq") if key in parts}
