@@ -39,7 +39,7 @@ from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.finetune import FinetuneSettings
 from deploypruner.stages.learn import schedule_name
 from tests.nets import conv_bn
-from tests.recover_models import CLASSES, Images
+from tests.recover_models import CLASSES, Images, interrupted_at
 
 SETTINGS = FinetuneSettings(epochs=4, batch_size=8, lr=0.02)
 KINDS = ("pdp", "dtp", "iterative", "iterative to widths", "gradual")
@@ -125,15 +125,8 @@ def test_the_same_seed_gives_the_same_plan_and_weights_also_after_an_interruptio
     graph, checkpoint = small(), tmp_path / "c.safetensors"
     whole = learn(graph, Images(), regime(graph, kind), SETTINGS)
 
-    def stop_after_the_second(module: nn.Module) -> float:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return 0.0
-
-    calls: list[int] = []
     with pytest.raises(KeyboardInterrupt):
-        learn(graph, Images(), regime(graph, kind), SETTINGS, checkpoint=checkpoint, validate=stop_after_the_second)
+        learn(graph, Images(), regime(graph, kind), SETTINGS, checkpoint=checkpoint, validate=interrupted_at(2))
     again = learn(graph, Images(), regime(graph, kind), SETTINGS, checkpoint=checkpoint, validate=lambda module: 0.0)
     assert again.history.resumed == 1
     assert again.plan == whole.plan

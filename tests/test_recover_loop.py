@@ -16,7 +16,7 @@ from deploypruner.recover.average import WeightAverage
 from deploypruner.recover.finetune import FinetuneSettings, finetune
 from deploypruner.recover.optimizers import optimizers
 from deploypruner.recover.regime import Regime
-from tests.recover_models import QUICK, Images, net, same
+from tests.recover_models import QUICK, Images, interrupted_at, net, same
 
 
 @pytest.fixture(autouse=True)
@@ -161,17 +161,10 @@ def test_every_optimizer_trains_and_a_resumed_run_ends_in_the_same_bits(
 ) -> None:
     settings = FinetuneSettings(epochs=3, batch_size=20, optimizer=name, ema=ema, amp="fp16" if ema else "off")
     whole, resumed = net(), net()
-    calls: list[int] = []
-
-    def stop_after_two(module: nn.Module) -> float:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return 0.0
 
     expected = finetune(whole, net(1), Images(), settings, validate=lambda m: 0.0)
     with pytest.raises(KeyboardInterrupt):
-        finetune(net(), net(1), Images(), settings, validate=stop_after_two, checkpoint=tmp_path / "run")
+        finetune(net(), net(1), Images(), settings, validate=interrupted_at(2), checkpoint=tmp_path / "run")
     history = finetune(resumed, net(1), Images(), settings, validate=lambda m: 0.0, checkpoint=tmp_path / "run")
     assert (history, history.resumed) == (expected, 1)
     assert same(whole, resumed)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deploypruner.recover.finetune import finetune
 from deploypruner.recover.regime import Regime
-from tests.recover_models import QUICK, Images, net, same
+from tests.recover_models import QUICK, Images, interrupted_at, net, same
 
 
 class EvenChannels(Regime):
@@ -68,17 +68,10 @@ def test_a_resumed_run_with_a_regime_ends_in_the_same_bits(tmp_path: Path) -> No
     whole, parts = net(), net()
     finetune(whole, None, Images(), QUICK, regime=EvenChannels())
 
-    def stop_after_the_second(module: nn.Module) -> float:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return 0.0
-
-    calls: list[int] = []
     checkpoint = tmp_path / "c.safetensors"
     with pytest.raises(KeyboardInterrupt):
         finetune(
-            parts, None, Images(), QUICK, regime=EvenChannels(), checkpoint=checkpoint, validate=stop_after_the_second
+            parts, None, Images(), QUICK, regime=EvenChannels(), checkpoint=checkpoint, validate=interrupted_at(2)
         )
     again = net()
     history = finetune(

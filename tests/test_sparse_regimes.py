@@ -17,7 +17,7 @@ from deploypruner.recover.sparse import SparseRegime, schedules
 from deploypruner.recover.sparse.dtp import Dtp
 from deploypruner.recover.sparse.pdp import Pdp
 from deploypruner.recover.sparse.settings import SparseSettings
-from tests.recover_models import QUICK, Images, same
+from tests.recover_models import QUICK, Images, interrupted_at, same
 
 PATTERNS = ("unstructured", "1x4", "nm64", "2:4")
 LAYERS = ("body.weight", "wide.weight")
@@ -96,18 +96,17 @@ def test_masks_stay_as_they_are_in_the_last_part(schedule: str) -> None:
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_run_can_be_repeated_and_resumed_to_the_bit(schedule: str, pattern: str, tmp_path: Path) -> None:
-    def interrupted(module: nn.Module) -> float:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return 0.0
-
-    calls: list[int] = []
     whole, parts, again, file = net(), net(), net(), tmp_path / "c.safetensors"
     finetune(whole, None, Images(), QUICK, regime=regime(schedule, pattern))
     with pytest.raises(KeyboardInterrupt):
         finetune(
-            parts, None, Images(), QUICK, regime=regime(schedule, pattern), checkpoint=file, validate=interrupted
+            parts,
+            None,
+            Images(),
+            QUICK,
+            regime=regime(schedule, pattern),
+            checkpoint=file,
+            validate=interrupted_at(3),
         )
     history = finetune(
         again, None, Images(), QUICK, regime=regime(schedule, pattern), checkpoint=file, validate=lambda m: 0.0
