@@ -20,21 +20,21 @@ MEAN = (0.485, 0.456, 0.406)  # the published weights expect these
 STD = (0.229, 0.224, 0.225)
 
 
-def cifar10(train_limit: int | None = None) -> Data:
+def cifar10(train_limit: int | None = None, test_limit: int | None = None) -> Data:
     """50,000 training and 10,000 test images [3, 32, 32]; the test images are the validation split.
 
     Args:
-        train_limit: Use so many training images, chosen once at random; the test images stay complete.
+        train_limit: Use so many training images, chosen once at random.
+        test_limit: The same of the test images.
 
     Raises:
         InputError: The archive of images is not there.
     """
-    x, y = split("train")
-    x_val, y_val = split("test")
-    if train_limit is not None:
-        chosen = np.sort(np.random.default_rng(0).permutation(len(y))[:train_limit])
-        x, y = x[chosen], y[chosen]
-    arrays: dict[str, NDArray[Any]] = {"x": x, "y": y, "x_val": x_val, "y_val": y_val}
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, limit, end in (("train", train_limit, ""), ("test", test_limit, "_val")):
+        x, y = split(name)
+        chosen = np.sort(np.random.default_rng(0).permutation(len(y))[:limit])
+        arrays |= {f"x{end}": x[chosen], f"y{end}": y[chosen]}
     return from_arrays(arrays, DataSettings(mean=MEAN, std=STD), name="cifar10-jpeg")
 
 

@@ -19,11 +19,10 @@ from statistics import mean, stdev
 from typing import Any
 
 import click
-import numpy as np
 import torch
 
 from benchmarks.baseline import baseline
-from benchmarks.cifar10 import MEAN, STD, WORK, split
+from benchmarks.cifar10 import WORK, cifar10
 from deploypruner.graph import trace
 from deploypruner.patterns import make_pattern
 from deploypruner.recover.batchnorm import reestimate_batchnorm
@@ -32,8 +31,7 @@ from deploypruner.recover.sparse import SparseRegime, schedules
 from deploypruner.recover.sparse.layers import choose_layers
 from deploypruner.recover.sparse.settings import SparseSettings
 from deploypruner.recover.validate import top1_percent
-from deploypruner.sources.arrays import from_arrays
-from deploypruner.sources.batches import Data, DataSettings
+from deploypruner.sources.batches import Data
 
 RESULTS = Path(__file__).parent / "results"
 FREE, FIXED = ("unstructured", "nm64", "1x4"), ("2:4", "1:4")
@@ -74,16 +72,6 @@ def cases(sparsities: tuple[float, ...], names: tuple[str, ...], *, distribution
             yield Case(pattern, sparsity, schedule, distribution, seed)
         for pattern, schedule in product(FIXED, names):
             yield Case(pattern, None, schedule, distribution, seed)
-
-
-def images(train_limit: int | None, test_limit: int | None) -> Data:
-    """CIFAR-10, or so many of its training and test images, chosen once at random."""
-    arrays: dict[str, Any] = {}
-    for name, limit, end in (("train", train_limit, ""), ("test", test_limit, "_val")):
-        x, y = split(name)
-        chosen = np.sort(np.random.default_rng(0).permutation(len(y))[:limit])
-        arrays |= {f"x{end}": x[chosen], f"y{end}": y[chosen]}
-    return from_arrays(arrays, DataSettings(mean=MEAN, std=STD), name="cifar10-jpeg")
 
 
 def run(case: Case, net: str, data: Data, *, epochs: int, lr: float, checkpoint: Path) -> dict[str, Any]:
@@ -170,7 +158,7 @@ def main(
     if not epochs:
         names = ("one-shot",)
     torch.set_num_threads(threads)
-    data = images(train_limit, test_limit)
+    data = cifar10(train_limit, test_limit)
     said = f"{net}_epochs{epochs}_lr{lr:g}_train-{train_limit or 'full'}_test-{test_limit or 'full'}"
     path = RESULTS / f"patterns_{said}.json"
     found = json.loads(path.read_text()) if path.exists() else {"runs": {}}

@@ -21,8 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.cifar10 import WORK
-from benchmarks.patterns import images
+from benchmarks.cifar10 import WORK, cifar10
 from deploypruner.graph import Graph, trace
 from deploypruner.patterns import make_pattern
 from deploypruner.progress import progress_for
@@ -175,7 +174,7 @@ def main(width: float, epochs: int, train_limit: int | None, test_limit: int | N
     """Train the dense net, unless it is there, and print the table."""
     torch.set_num_threads(threads)
     name = f"squeeze_excite_width{width:g}_epochs{epochs}_train-{train_limit or 'full'}"
-    data = images(train_limit, test_limit)
+    data = cifar10(train_limit, test_limit)
     net = trained(width, data, epochs=epochs, name=name)
     graph = trace(net, (torch.zeros(2, 3, 32, 32),))
     found: dict[str, Any] = {"dense_percent": top1_percent(net, data.val), "test_limit": test_limit, "runs": {}}
