@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from deploypruner.recover.regime import write
+
 
 class WeightAverage:
     """Average of every parameter and buffer; integers are copied.
@@ -42,7 +44,7 @@ class WeightAverage:
 
     def write(self, module: nn.Module) -> None:
         """Put the average into `module`."""
-        _write(module, self.values)
+        write(module, self.values)
 
     @contextmanager
     def in_place(self, module: nn.Module) -> Iterator[None]:
@@ -52,7 +54,7 @@ class WeightAverage:
         try:
             yield
         finally:
-            _write(module, trained)
+            write(module, trained)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint has to hold."""
@@ -67,10 +69,3 @@ class WeightAverage:
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-
-
-def _write(module: nn.Module, values: Mapping[str, Tensor]) -> None:
-    state = module.state_dict()
-    with torch.no_grad():
-        for name, value in values.items():
-            state[name].copy_(value)

@@ -87,7 +87,7 @@ def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def write(student: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors into the parameters of these names."""
+    """Copy tensors into the parameters and buffers of these names."""
     with torch.no_grad():
         for name, tensor in tensors.items():
             get_state(student, name).copy_(tensor)
