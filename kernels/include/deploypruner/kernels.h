@@ -1,0 +1,109 @@
+/* Sparse int8 convolution on CPUs: the one header.
+ *
+ * Everything a caller may rely on is here: formulas, layouts, units, and which bytes are read and written. The
+ * OpenVINO extension, the Python bindings and the tests are all callers of these functions; nothing else is exported.
+ *
+ * FORMULA (one output value; integers exact, the rest IEEE float32, round to nearest even, in this order)
+ *
+ *   acc = bias[r] + sum over (c, ky, kx) of  x[n, c, iy, ix] * w[r, c, ky, kx]                      int32
+ *         iy = oy * stride_y - pad_top  + ky * dilation_y         (outside the image x is input_zero_point;
+ *         ix = ox * stride_x - pad_left + kx * dilation_x          bias[r] already holds -input_zero_point * sum w)
+ *   f   = (float)acc * scale[r]                                   in steps of the output
+ *   f   = f * min(max(f * hard_swish_slope + 0.5, 0), 1)          where hard_swish_slope > 0; slope = output step / 6
+ *   f   = fma((float)(residual - residual_zero_point), residual_scale, f)        where there is a residual
+ *   y   = min(max(rint(f) + output_zero_point, low), high)                                             uint8
+ *
+ *   ReLU is low = output_zero_point; ReLU6 is also high = output_zero_point + round(6 / output step).
+ *
+ * LAYOUT of an activation between these operations: "C4", uint8 [N][Q][P][4]
+ *
+ *   channel c of pixel p = y * width + x lies at  [n][c / 4][p][c % 4];  Q = ceil(C / 4), P = height * width rounded
+ *   up to a multiple of 16. Sixteen pixels of four channels are one 64-byte vector, which is what one VPDPBUSD eats.
+ *   The base is 64-byte aligned. Channels >= C and pixels >= height * width hold any value: they are read, multiplied
+ *   by zero or thrown away, and written with any value. Nothing outside [N][Q][P][4] is read or written.
+ *
+ * WEIGHTS as they come in: a dense order (row r, then channel in the group, ky, kx, as in ONNX and torch) of which the
+ * zeros are left out:  mask, one bit per weight, least significant bit of a byte first;  values, int8, one per set bit,
+ * in the same order. Every pattern (1x4, nm64, N:M, unstructured, dense) is that. dp_conv_create unpacks it into what
+ * the chosen target likes best.
+ */
+#ifndef DEPLOYPRUNER_KERNELS_H
+#define DEPLOYPRUNER_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define DP_API __declspec(dllexport)
+#else
+#define DP_API __attribute__((visibility("default")))
+#endif
+
+/* Pixels of one vector; P is a multiple of it. */
+enum { DP_PIXELS = 16, DP_QUAD = 4, DP_ALIGN = 64 };
+
+typedef struct {
+  int32_t channels_in, channels_out, groups;
+  int32_t height, width;                     /* of the input */
+  int32_t kernel_y, kernel_x, stride_y, stride_x, dilation_y, dilation_x;
+  int32_t pad_top, pad_left, pad_bottom, pad_right;
+  int32_t input_zero_point, output_zero_point, low, high; /* 0..255 */
+  int32_t has_residual, residual_zero_point;
+  float residual_scale, hard_swish_slope;    /* slope 0: none */
+} dp_conv_shape;
+
+typedef struct {
+  const uint8_t* mask;   /* ceil(channels_out * channels_in / groups * kernel_y * kernel_x / 8) bytes */
+  size_t mask_bytes;
+  const int8_t* values;  /* one for each set bit */
+  size_t values_count;
+  const float* scale;    /* [channels_out], output steps per accumulator step; finite */
+  const int32_t* bias;   /* [channels_out] */
+} dp_conv_weights;
+
+typedef struct dp_conv dp_conv;
+
+/* Runs `body(context, i)` for every i in 0 <= i < count, in any order, perhaps at once; returns when all are done. */
+typedef void (*dp_parallel)(void* pool, int32_t count, void (*body)(void* context, int32_t i), void* context);
+
+/* Height and width of the output; 0 where the kernel does not fit. */
+DP_API int32_t dp_conv_height_out(const dp_conv_shape* shape);
+DP_API int32_t dp_conv_width_out(const dp_conv_shape* shape);
+
+/* A convolution, ready to run from any number of threads at once, or NULL with the reason in `error` (at most
+ * `error_bytes`, always terminated). `target` is a name of dp_targets or NULL: then the environment variable
+ * DEPLOYPRUNER_TARGET, then the best this CPU has. All that was passed in may be freed afterwards. */
+DP_API dp_conv* dp_conv_create(const dp_conv_shape* shape, const dp_conv_weights* weights, const char* target,
+                               char* error, size_t error_bytes);
+DP_API void dp_conv_destroy(dp_conv* conv);
+
+/* Bytes of scratch one run over one image needs (may be 0), 64-byte aligned. One scratch serves one run at a time. */
+DP_API size_t dp_conv_scratch_bytes(const dp_conv* conv);
+
+/* y = conv(x). `x` [batch][Q in][P in][4], `y` and `residual` (or NULL) [batch][Q out][P out][4]; all 64-byte aligned,
+ * y apart from the others. `threads` is how many pieces at least to cut the work into; NULL for `parallel` runs them
+ * one after the other. */
+DP_API void dp_conv_run(const dp_conv* conv, int32_t batch, const uint8_t* x, const uint8_t* residual, uint8_t* y,
+                        void* scratch, int32_t threads, dp_parallel parallel, void* pool);
+
+/* What the packed weights cost: vector multiply-add instructions per 16 output pixels, and bytes in memory. */
+DP_API int64_t dp_conv_steps(const dp_conv* conv);
+DP_API size_t dp_conv_bytes(const dp_conv* conv);
+DP_API const char* dp_conv_target(const dp_conv* conv);
+
+/* uint8 [batch][pixels][channels] (NHWC) to C4 and back. `target` as above; returns 0, or 1 with the reason. */
+DP_API int dp_to_c4(const char* target, int32_t batch, int32_t pixels, int32_t channels, const uint8_t* nhwc, uint8_t* c4);
+DP_API int dp_from_c4(const char* target, int32_t batch, int32_t pixels, int32_t channels, const uint8_t* c4, uint8_t* nhwc);
+
+/* Names of the targets in this library, best last, and whether this CPU runs them. NULL past the end. */
+DP_API const char* dp_target_name(int32_t i);
+DP_API int dp_target_runs(int32_t i);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
