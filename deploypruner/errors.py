@@ -57,6 +57,10 @@ class MeasureError(DeployPrunerError):
     """A worker process that crashed, hung or could not load its artifact."""
 
 
+class KernelError(DeployPrunerError):
+    """Sparse kernels that are not built, do not fit this machine, or were given weights that contradict themselves."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint that offers the known name closest to `name`, or lists all of them."""
     names = sorted(known)

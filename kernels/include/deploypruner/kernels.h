@@ -9,7 +9,7 @@
  *         iy = oy * stride_y - pad_top  + ky * dilation_y         (outside the image x is input_zero_point;
  *         ix = ox * stride_x - pad_left + kx * dilation_x          bias[r] already holds -input_zero_point * sum w)
  *   f   = (float)acc * scale[r]                                   in steps of the output
- *   f   = f * min(max(f * hard_swish_slope + 0.5, 0), 1)          where hard_swish_slope > 0; slope = output step / 6
+ *   f   = f * min(max(fma(f, hard_swish_slope, 0.5), 0), 1)         where hard_swish_slope > 0; slope = output step / 6
  *   f   = fma((float)(residual - residual_zero_point), residual_scale, f)        where there is a residual
  *   y   = min(max(rint(f) + output_zero_point, low), high)                                             uint8
  *

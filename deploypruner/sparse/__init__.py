@@ -1,0 +1,1 @@
+"""Sparse int8: from a quantized ONNX with zeros in its weights to one that skips them."""

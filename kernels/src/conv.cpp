@@ -1,0 +1,161 @@
+// The C functions: create, run, and cut the work into tiles.
+#include "conv.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+
+using namespace dp;
+
+struct dp_conv {
+  Geometry geometry;
+  const Target& target;
+  std::vector<std::vector<Nonzero>> rows; // of the oracle only
+  Packed packed;
+  Epilogue epilogue;
+};
+
+namespace {
+
+// Pixels whose activations stay in the first-level cache while all output channels read them.
+constexpr size_t kTileBytes = 24 * 1024;
+constexpr int kNarrowest = 4;
+
+struct Run {
+  const dp_conv& conv;
+  const uint8_t* x;
+  const uint8_t* residual;
+  uint8_t* y;
+  uint8_t* scratch;
+  int tiles, row_pieces;
+};
+
+int vectors_of_tile(const dp_conv& conv) {
+  const int all = conv.geometry.pixels_out / DP_PIXELS;
+  const int fitting = int(kTileBytes / (size_t(conv.geometry.quads_in) * kVectorBytes));
+  const int most = std::min(conv.target.widest, std::max(kNarrowest, fitting));
+  const int tiles = (all + most - 1) / most;
+  return (all + tiles - 1) / tiles;
+}
+
+void gather_one(void* context, int32_t quad) {
+  const Run& run = *static_cast<Run*>(context);
+  gather(run.conv.geometry, run.conv.packed, run.conv.target, quad, run.x, run.scratch);
+}
+
+void tile_one(void* context, int32_t i) {
+  const Run& run = *static_cast<Run*>(context);
+  const Geometry& g = run.conv.geometry;
+  const int all = g.pixels_out / DP_PIXELS, piece = i % run.row_pieces, number = i / run.row_pieces;
+  const int begin = int(int64_t(all) * number / run.tiles), end = int(int64_t(all) * (number + 1) / run.tiles);
+  const size_t pixels = size_t(begin) * kVectorBytes;
+  Tile tile;
+  tile.packed = &run.conv.packed;
+  tile.epilogue = &run.conv.epilogue;
+  tile.source = (run.scratch && !g.is_direct() ? run.scratch : run.x) + pixels;
+  tile.residual = run.residual ? run.residual + pixels : nullptr;
+  tile.out = run.y + pixels;
+  tile.out_plane = size_t(g.pixels_out) * DP_QUAD;
+  tile.first = int(int64_t(g.quads_out) * piece / run.row_pieces);
+  tile.last = int(int64_t(g.quads_out) * (piece + 1) / run.row_pieces);
+  tile.vectors = end - begin;
+  run.conv.target.tile(tile);
+}
+
+void equation_one(void* context, int32_t row) {
+  const Run& run = *static_cast<Run*>(context);
+  run_equation(run.conv.geometry, run.conv.rows, run.conv.packed, run.conv.epilogue, row, run.x, run.residual, run.y);
+}
+
+void each(dp_parallel parallel, void* pool, int32_t count, void (*body)(void*, int32_t), void* context) {
+  if (parallel && count > 1) return parallel(pool, count, body, context);
+  for (int32_t i = 0; i < count; ++i) body(context, i);
+}
+
+Epilogue epilogue_of(const dp_conv_shape& s) {
+  return {s.residual_scale, s.hard_swish_slope, s.residual_zero_point, s.output_zero_point, s.low, s.high};
+}
+
+int fail(char* error, size_t bytes, const char* what) {
+  if (error && bytes) std::snprintf(error, bytes, "%s", what);
+  return 1;
+}
+
+} // namespace
+
+extern "C" {
+
+dp_conv* dp_conv_create(const dp_conv_shape* shape, const dp_conv_weights* weights, const char* target, char* error,
+                        size_t error_bytes) {
+  try {
+    const Geometry geometry(*shape);
+    const Target& chosen = choose_target(target);
+    auto rows = read_weights(geometry, *weights);
+    Packed packed = pack(geometry, rows, *weights);
+    if (chosen.tile) rows.clear();
+    return new dp_conv{geometry, chosen, std::move(rows), std::move(packed), epilogue_of(*shape)};
+  } catch (const std::exception& failure) {
+    fail(error, error_bytes, failure.what());
+    return nullptr;
+  }
+}
+
+void dp_conv_destroy(dp_conv* conv) { delete conv; }
+
+size_t dp_conv_scratch_bytes(const dp_conv* conv) {
+  if (!conv->target.tile || conv->geometry.is_direct()) return 0;
+  return conv->packed.source_plane * conv->geometry.quads_in;
+}
+
+void dp_conv_run(const dp_conv* conv, int32_t batch, const uint8_t* x, const uint8_t* residual, uint8_t* y, void* scratch,
+                 int32_t threads, dp_parallel parallel, void* pool) {
+  const Geometry& g = conv->geometry;
+  if (!g.shape.has_residual) residual = nullptr;
+  const size_t in = size_t(g.quads_in) * g.pixels_in * DP_QUAD, out = size_t(g.quads_out) * g.pixels_out * DP_QUAD;
+  for (int32_t n = 0; n < batch; ++n, x += in, y += out, residual += residual ? out : 0) {
+    Run run{*conv, x, residual, y, static_cast<uint8_t*>(scratch), 0, 1};
+    if (!conv->target.tile) {
+      each(parallel, pool, g.shape.channels_out, equation_one, &run);
+      continue;
+    }
+    const int all = g.pixels_out / DP_PIXELS, vectors = vectors_of_tile(*conv);
+    run.tiles = (all + vectors - 1) / vectors;
+    // Few tiles: each thread also takes a share of the output channels.
+    while (run.tiles * run.row_pieces < threads && run.row_pieces < g.quads_out) ++run.row_pieces;
+    if (!g.is_direct()) each(parallel, pool, g.quads_in, gather_one, &run);
+    each(parallel, pool, run.tiles * run.row_pieces, tile_one, &run);
+  }
+}
+
+int64_t dp_conv_steps(const dp_conv* conv) { return conv->packed.steps; }
+
+size_t dp_conv_bytes(const dp_conv* conv) {
+  const Packed& p = conv->packed;
+  return p.quads.size() * sizeof(QuadRows) + p.entries.size() * sizeof(Entry) + p.shared.size() * sizeof(SharedEntry) +
+         p.scale.size() * sizeof(float) + p.bias.size() * sizeof(int32_t);
+}
+
+const char* dp_conv_target(const dp_conv* conv) { return conv->target.name; }
+
+int dp_to_c4(const char* target, int32_t batch, int32_t pixels, int32_t channels, const uint8_t* nhwc, uint8_t* c4) {
+  try {
+    const Target& chosen = choose_target(target);
+    const size_t in = size_t(pixels) * channels, out = size_t(round_up(channels, DP_QUAD)) * round_up(pixels, DP_PIXELS);
+    for (int32_t n = 0; n < batch; ++n) chosen.to_c4(pixels, channels, nhwc + n * in, c4 + n * out);
+    return 0;
+  } catch (const std::exception&) {
+    return 1;
+  }
+}
+
+int dp_from_c4(const char* target, int32_t batch, int32_t pixels, int32_t channels, const uint8_t* c4, uint8_t* nhwc) {
+  try {
+    const Target& chosen = choose_target(target);
+    const size_t in = size_t(round_up(channels, DP_QUAD)) * round_up(pixels, DP_PIXELS), out = size_t(pixels) * channels;
+    for (int32_t n = 0; n < batch; ++n) chosen.from_c4(pixels, channels, c4 + n * in, nhwc + n * out);
+    return 0;
+  } catch (const std::exception&) {
+    return 1;
+  }
+}
+}

@@ -1,0 +1,106 @@
+// What the parts of a convolution share: geometry, packed weights, and the one function a vector target provides.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "deploypruner/kernels.h"
+
+namespace dp {
+
+constexpr int kVectorBytes = DP_PIXELS * DP_QUAD;
+
+inline int round_up(int value, int step) { return (value + step - 1) / step * step; }
+
+// A weight that is not zero, where the equation has it.
+struct Nonzero {
+  int32_t channel, ky, kx, value;
+};
+
+// Four weights of one output channel that meet four neighbouring input channels of one tap.
+struct Entry {
+  int32_t offset;   // bytes from the tile's first pixel to the sixteen pixels' quad
+  uint32_t weights; // int8 x 4, first channel in the lowest byte
+};
+
+// Four output channels that are stored together. Either each has entries of its own, one after the other, or all four
+// share the activations they read: `offset` once, four weights each.
+struct QuadRows {
+  int32_t begin;    // first entry, of `entries` or of `shared`
+  int32_t count[4]; // entries of each channel; shared: count[0] for all four
+  bool is_shared;
+};
+
+struct SharedEntry {
+  int32_t offset;
+  uint32_t weights[4]; // of the four output channels
+};
+
+// Rows of the input that taps of one (ky * dilation mod stride, kx) read, every stride-th pixel, in the order of the
+// output's pixels: tap ky begins `ky * dilation / stride` rows further down. Thus any tap of sixteen neighbouring output
+// pixels is sixteen neighbouring quads, whatever stride, dilation and padding.
+struct Gathered {
+  int phase_y, kx, rows;
+  size_t offset; // bytes from the scratch's plane
+};
+
+struct Epilogue {
+  float residual_scale, hard_swish_slope;
+  int32_t residual_zero_point, output_zero_point, low, high;
+};
+
+struct Packed {
+  std::vector<QuadRows> quads;
+  std::vector<Entry> entries;
+  std::vector<SharedEntry> shared;
+  std::vector<float> scale;   // padded to quads
+  std::vector<int32_t> bias;
+  std::vector<Gathered> gathered;
+  size_t source_plane = 0;    // bytes between the quads of one pixel, in the input or in the scratch
+  int64_t steps = 0;
+};
+
+// `vectors` times sixteen pixels, of the output channels in quads[first .. last).
+struct Tile {
+  const Packed* packed;
+  const Epilogue* epilogue;
+  const uint8_t* source;
+  const uint8_t* residual; // or null
+  uint8_t* out;
+  size_t out_plane;
+  int first, last, vectors;
+};
+
+// What a vector target is. To add one: a file that defines it, and a line in targets.cpp.
+struct Target {
+  const char* name;
+  bool (*runs)();
+  void (*tile)(const Tile&);                                     // null: the oracle, straight from the equation
+  int widest;                                                    // most vectors of a tile
+  void (*to_c4)(int pixels, int channels, const uint8_t*, uint8_t*);
+  void (*from_c4)(int pixels, int channels, const uint8_t*, uint8_t*);
+  void (*every)(int count, int stride, const uint32_t* from, uint32_t* to); // to[i] = from[i * stride]
+};
+
+const std::vector<Target>& targets();
+const Target& choose_target(const char* name); // throws std::runtime_error
+
+struct Geometry {
+  dp_conv_shape shape;
+  int height_out, width_out, quads_in, quads_out, pixels_in, pixels_out; // pixels: rounded up to whole vectors
+
+  explicit Geometry(const dp_conv_shape& shape);
+  bool is_direct() const; // every output pixel reads its own input pixel only
+  int pixels_in_group() const { return shape.channels_in / shape.groups; }
+};
+
+std::vector<std::vector<Nonzero>> read_weights(const Geometry&, const dp_conv_weights&); // throws
+Packed pack(const Geometry&, const std::vector<std::vector<Nonzero>>& rows, const dp_conv_weights&);
+void gather(const Geometry&, const Packed&, const Target&, int quad, const uint8_t* x, uint8_t* scratch);
+void run_equation(const Geometry&, const std::vector<std::vector<Nonzero>>& rows, const Packed&, const Epilogue&,
+                  int row, const uint8_t* x, const uint8_t* residual, uint8_t* y);
+
+} // namespace dp

@@ -1,0 +1,146 @@
+// AVX2: eight pixels of four channels a register. VPMADDUBSW would saturate at 16 bits, so bytes are widened to words
+// and multiplied in pairs, which is exact.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "targets.h"
+
+namespace dp {
+namespace {
+
+constexpr int kWidest = 4, kHalf = kVectorBytes / 2;
+
+inline __m256i load(const uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+
+// Four int8 weights as two pairs of int16: channels 0 and 2, channels 1 and 3, to meet even and odd bytes.
+struct Pairs {
+  __m256i even, odd;
+
+  explicit Pairs(uint32_t weights) {
+    const __m256i bytes = _mm256_set1_epi32(int32_t(weights));
+    even = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
+    odd = _mm256_srai_epi16(bytes, 8);
+  }
+
+  __m256i operator()(__m256i x) const {
+    const __m256i low = _mm256_and_si256(x, _mm256_set1_epi16(255)), high = _mm256_srli_epi16(x, 8);
+    return _mm256_add_epi32(_mm256_madd_epi16(low, even), _mm256_madd_epi16(high, odd));
+  }
+};
+
+// acc[r][pixel] of one vector of sixteen pixels, four output channels.
+struct Block {
+  __m256i acc[DP_QUAD][2];
+};
+
+void accumulate(const Packed& packed, const QuadRows& rows, const int32_t* bias, const uint8_t* source, Block& block) {
+  for (int r = 0; r < DP_QUAD; ++r) block.acc[r][0] = block.acc[r][1] = _mm256_set1_epi32(bias[r]);
+  if (rows.is_shared) {
+    const SharedEntry* entry = packed.shared.data() + rows.begin;
+    for (int i = 0; i < rows.count[0]; ++i, ++entry) {
+      const uint8_t* from = source + entry->offset;
+      const __m256i first = load(from), second = load(from + kHalf);
+      for (int r = 0; r < DP_QUAD; ++r) {
+        const Pairs weights(entry->weights[r]);
+        block.acc[r][0] = _mm256_add_epi32(block.acc[r][0], weights(first));
+        block.acc[r][1] = _mm256_add_epi32(block.acc[r][1], weights(second));
+      }
+    }
+    return;
+  }
+  const Entry* entry = packed.entries.data() + rows.begin;
+  for (int r = 0; r < DP_QUAD; ++r)
+    for (const Entry* end = entry + rows.count[r]; entry != end; ++entry) {
+      const uint8_t* from = source + entry->offset;
+      const Pairs weights(entry->weights);
+      block.acc[r][0] = _mm256_add_epi32(block.acc[r][0], weights(load(from)));
+      block.acc[r][1] = _mm256_add_epi32(block.acc[r][1], weights(load(from + kHalf)));
+    }
+}
+
+__m256i requantize(__m256i acc, float scale, const Epilogue& e, bool has_residual, __m256i residual) {
+  __m256 f = _mm256_mul_ps(_mm256_cvtepi32_ps(acc), _mm256_set1_ps(scale));
+  if (e.hard_swish_slope > 0) {
+    const __m256 gate = _mm256_fmadd_ps(f, _mm256_set1_ps(e.hard_swish_slope), _mm256_set1_ps(0.5f));
+    f = _mm256_mul_ps(f, _mm256_min_ps(_mm256_max_ps(gate, _mm256_setzero_ps()), _mm256_set1_ps(1.0f)));
+  }
+  if (has_residual) {
+    const __m256i centred = _mm256_sub_epi32(residual, _mm256_set1_epi32(e.residual_zero_point));
+    f = _mm256_fmadd_ps(_mm256_cvtepi32_ps(centred), _mm256_set1_ps(e.residual_scale), f);
+  }
+  return _mm256_cvtps_epi32(f);
+}
+
+void store(const Block& block, const float* scale, const Epilogue& e, const uint8_t* residual, uint8_t* out) {
+  const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  for (int half = 0; half < 2; ++half) {
+    const __m256i r = residual ? load(residual + half * kHalf) : _mm256_setzero_si256();
+    __m256i row[DP_QUAD];
+    for (int i = 0; i < DP_QUAD; ++i) {
+      const __m256i byte = _mm256_and_si256(_mm256_srlv_epi32(r, _mm256_set1_epi32(8 * i)), _mm256_set1_epi32(255));
+      row[i] = requantize(block.acc[i][half], scale[i], e, residual != nullptr, byte);
+    }
+    const __m256i zero_point = _mm256_set1_epi16(short(e.output_zero_point));
+    const __m256i first = _mm256_adds_epi16(_mm256_packs_epi32(row[0], row[1]), zero_point);
+    const __m256i second = _mm256_adds_epi16(_mm256_packs_epi32(row[2], row[3]), zero_point);
+    const __m256i bytes = _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(first, second), _mm256_set1_epi8(char(e.low))),
+                                          _mm256_set1_epi8(char(e.high)));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out + half * kHalf), _mm256_shuffle_epi8(bytes, order));
+  }
+}
+
+void tile(const Tile& tile) {
+  const Packed& packed = *tile.packed;
+  for (int quad = tile.first; quad < tile.last; ++quad)
+    for (int v = 0; v < tile.vectors; ++v) {
+      const size_t at = size_t(v) * kVectorBytes, to = size_t(quad) * tile.out_plane + at;
+      Block block;
+      accumulate(packed, packed.quads[quad], packed.bias.data() + quad * DP_QUAD, tile.source + at, block);
+      store(block, packed.scale.data() + quad * DP_QUAD, *tile.epilogue, tile.residual ? tile.residual + to : nullptr,
+            tile.out + to);
+    }
+}
+
+void to_c4(int pixels, int channels, const uint8_t* nhwc, uint8_t* c4) {
+  const int padded = round_up(pixels, DP_PIXELS);
+  for (int first = 0; first < channels; first += DP_QUAD) {
+    auto* to = c4 + size_t(first / DP_QUAD) * padded * DP_QUAD;
+    const int present = std::min<int>(DP_QUAD, channels - first);
+    for (int pixel = 0; pixel < pixels; ++pixel, to += DP_QUAD) {
+      uint32_t quad = 0;
+      if (present == DP_QUAD)
+        std::memcpy(&quad, nhwc + size_t(pixel) * channels + first, DP_QUAD);
+      else
+        std::memcpy(&quad, nhwc + size_t(pixel) * channels + first, size_t(present));
+      std::memcpy(to, &quad, DP_QUAD);
+    }
+    std::memset(to, 0, size_t(padded - pixels) * DP_QUAD);
+  }
+}
+
+void from_c4(int pixels, int channels, const uint8_t* c4, uint8_t* nhwc) {
+  const int padded = round_up(pixels, DP_PIXELS);
+  for (int first = 0; first < channels; first += DP_QUAD) {
+    const auto* from = c4 + size_t(first / DP_QUAD) * padded * DP_QUAD;
+    const size_t present = size_t(std::min<int>(DP_QUAD, channels - first));
+    for (int pixel = 0; pixel < pixels; ++pixel, from += DP_QUAD)
+      std::memcpy(nhwc + size_t(pixel) * channels + first, from, present);
+  }
+}
+
+void every(int count, int stride, const uint32_t* from, uint32_t* to) {
+  if (stride == 1)
+    std::memcpy(to, from, size_t(count) * sizeof *to);
+  else
+    for (int i = 0; i < count; ++i) to[i] = from[i * stride];
+}
+
+bool runs() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+} // namespace
+
+Target avx2_target() { return {"avx2", runs, tile, kWidest, to_c4, from_c4, every}; }
+
+} // namespace dp

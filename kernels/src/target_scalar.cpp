@@ -1,0 +1,57 @@
+// The oracle: the equation of kernels.h, output value by output value, from weights that know their channel and tap.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "targets.h"
+
+namespace dp {
+namespace {
+
+size_t at(int channel, int pixel, int pixels) {
+  return (size_t(channel / DP_QUAD) * pixels + pixel) * DP_QUAD + channel % DP_QUAD;
+}
+
+void to_c4(int pixels, int channels, const uint8_t* nhwc, uint8_t* c4) {
+  const int padded = round_up(pixels, DP_PIXELS);
+  std::memset(c4, 0, size_t(round_up(channels, DP_QUAD)) * padded);
+  for (int pixel = 0; pixel < pixels; ++pixel)
+    for (int channel = 0; channel < channels; ++channel)
+      c4[at(channel, pixel, padded)] = nhwc[size_t(pixel) * channels + channel];
+}
+
+void from_c4(int pixels, int channels, const uint8_t* c4, uint8_t* nhwc) {
+  const int padded = round_up(pixels, DP_PIXELS);
+  for (int pixel = 0; pixel < pixels; ++pixel)
+    for (int channel = 0; channel < channels; ++channel)
+      nhwc[size_t(pixel) * channels + channel] = c4[at(channel, pixel, padded)];
+}
+
+} // namespace
+
+void run_equation(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, const Packed& packed,
+                  const Epilogue& e, int row, const uint8_t* x, const uint8_t* residual, uint8_t* y) {
+  const dp_conv_shape& s = g.shape;
+  for (int oy = 0; oy < g.height_out; ++oy)
+    for (int ox = 0; ox < g.width_out; ++ox) {
+      int32_t acc = packed.bias[row];
+      for (const Nonzero& w : rows[row]) {
+        const int iy = oy * s.stride_y - s.pad_top + w.ky * s.dilation_y;
+        const int ix = ox * s.stride_x - s.pad_left + w.kx * s.dilation_x;
+        const bool inside = iy >= 0 && iy < s.height && ix >= 0 && ix < s.width;
+        acc += w.value * (inside ? int32_t(x[at(w.channel, iy * s.width + ix, g.pixels_in)]) : s.input_zero_point);
+      }
+      float f = float(acc) * packed.scale[row];
+      if (e.hard_swish_slope > 0) f *= std::min(std::max(std::fma(f, e.hard_swish_slope, 0.5f), 0.0f), 1.0f);
+      const size_t to = at(row, oy * g.width_out + ox, g.pixels_out);
+      if (residual) f = std::fma(float(int32_t(residual[to]) - e.residual_zero_point), e.residual_scale, f);
+      const float rounded = std::nearbyint(f) + float(e.output_zero_point);
+      y[to] = uint8_t(std::min(std::max(rounded, float(e.low)), float(e.high)));
+    }
+}
+
+Target scalar_target() {
+  return {"scalar", [] { return true; }, nullptr, 0, to_c4, from_c4, nullptr};
+}
+
+} // namespace dp
