@@ -17,10 +17,6 @@ struct dp_conv {
 
 namespace {
 
-// Pixels whose activations stay in the first-level cache while all output channels read them.
-constexpr size_t kTileBytes = 24 * 1024;
-constexpr int kNarrowest = 4;
-
 struct Run {
   const dp_conv& conv;
   const uint8_t* x;
@@ -29,14 +25,6 @@ struct Run {
   uint8_t* scratch;
   int tiles, row_pieces;
 };
-
-int vectors_of_tile(const dp_conv& conv) {
-  const int all = conv.geometry.pixels_out / DP_PIXELS;
-  const int fitting = int(kTileBytes / (size_t(conv.geometry.quads_in) * kVectorBytes));
-  const int most = std::min(conv.target.widest, std::max(kNarrowest, fitting));
-  const int tiles = (all + most - 1) / most;
-  return (all + tiles - 1) / tiles;
-}
 
 void gather_one(void* context, int32_t quad) {
   const Run& run = *static_cast<Run*>(context);
@@ -56,8 +44,9 @@ void tile_one(void* context, int32_t i) {
   tile.residual = run.residual ? run.residual + pixels : nullptr;
   tile.out = run.y + pixels;
   tile.out_plane = size_t(g.pixels_out) * DP_QUAD;
-  tile.first = int(int64_t(g.quads_out) * piece / run.row_pieces);
-  tile.last = int(int64_t(g.quads_out) * (piece + 1) / run.row_pieces);
+  const int unit = run.conv.packed.is_shared ? 1 : kBlockQuads, units = (g.quads_out + unit - 1) / unit;
+  tile.first = int(int64_t(units) * piece / run.row_pieces) * unit;
+  tile.last = std::min(g.quads_out, int(int64_t(units) * (piece + 1) / run.row_pieces) * unit);
   tile.vectors = end - begin;
   run.conv.target.tile(tile);
 }
@@ -91,7 +80,7 @@ dp_conv* dp_conv_create(const dp_conv_shape* shape, const dp_conv_weights* weigh
     const Geometry geometry(*shape);
     const Target& chosen = choose_target(target);
     auto rows = read_weights(geometry, *weights);
-    Packed packed = pack(geometry, rows, *weights);
+    Packed packed = pack(geometry, rows, *weights, chosen);
     if (chosen.tile) rows.clear();
     return new dp_conv{geometry, chosen, std::move(rows), std::move(packed), epilogue_of(*shape)};
   } catch (const std::exception& failure) {
@@ -118,8 +107,8 @@ void dp_conv_run(const dp_conv* conv, int32_t batch, const uint8_t* x, const uin
       each(parallel, pool, g.shape.channels_out, equation_one, &run);
       continue;
     }
-    const int all = g.pixels_out / DP_PIXELS, vectors = vectors_of_tile(*conv);
-    run.tiles = (all + vectors - 1) / vectors;
+    const int all = g.pixels_out / DP_PIXELS;
+    run.tiles = (all + conv->packed.vectors - 1) / conv->packed.vectors;
     // Few tiles: each thread also takes a share of the output channels.
     while (run.tiles * run.row_pieces < threads && run.row_pieces < g.quads_out) ++run.row_pieces;
     if (!g.is_direct()) each(parallel, pool, g.quads_in, gather_one, &run);
@@ -131,8 +120,8 @@ int64_t dp_conv_steps(const dp_conv* conv) { return conv->packed.steps; }
 
 size_t dp_conv_bytes(const dp_conv* conv) {
   const Packed& p = conv->packed;
-  return p.quads.size() * sizeof(QuadRows) + p.entries.size() * sizeof(Entry) + p.shared.size() * sizeof(SharedEntry) +
-         p.scale.size() * sizeof(float) + p.bias.size() * sizeof(int32_t);
+  return p.quads.size() * sizeof(SharedRows) + p.shared.size() * sizeof(SharedEntry) + p.groups.size() * sizeof(RowGroup) +
+         p.group_rows.size() + p.entries.size() * sizeof(Entry) + p.scale.size() * (sizeof(float) + sizeof(int32_t));
 }
 
 const char* dp_conv_target(const dp_conv* conv) { return conv->target.name; }

@@ -26,14 +26,19 @@ struct Entry {
   uint32_t weights; // int8 x 4, first channel in the lowest byte
 };
 
-// Four output channels that are stored together. Either each has entries of its own, one after the other, or all four
-// share the activations they read: `offset` once, four weights each.
-struct QuadRows {
-  int32_t begin;    // first entry, of `entries` or of `shared`
-  int32_t count[4]; // entries of each channel; shared: count[0] for all four
-  bool is_shared;
+// SPARSE ROWS. Output channels of one block, sorted by how many entries they have and taken `Packed::together` at a
+// time; within a group the shorter ones are filled up with zeros. Their entries alternate, so that one loop of
+// `length` iterations feeds all their accumulators: enough independent sums to hide the latency of a multiplication,
+// and hardly a loop whose end the CPU cannot foresee.
+struct RowGroup {
+  int32_t begin, length; // entries[begin + i * together + r]
 };
+constexpr int kBlockQuads = 16, kBlockRows = kBlockQuads * DP_QUAD;
 
+// SHARED ROWS. Four neighbouring output channels that read the same quads: dense and depthwise layers.
+struct SharedRows {
+  int32_t begin, length;
+};
 struct SharedEntry {
   int32_t offset;
   uint32_t weights[4]; // of the four output channels
@@ -53,17 +58,22 @@ struct Epilogue {
 };
 
 struct Packed {
-  std::vector<QuadRows> quads;
-  std::vector<Entry> entries;
+  bool is_shared = false;
+  std::vector<SharedRows> quads;
   std::vector<SharedEntry> shared;
-  std::vector<float> scale;   // padded to quads
+  int vectors = 0, together = 0;       // vectors of a tile at most; rows of a group
+  std::vector<int32_t> block_groups;   // first group of each block, and the end
+  std::vector<RowGroup> groups;
+  std::vector<uint8_t> group_rows;     // row in its block, kBlockRows for one that only fills up
+  std::vector<Entry> entries;
+  std::vector<float> scale;            // padded to whole blocks
   std::vector<int32_t> bias;
   std::vector<Gathered> gathered;
-  size_t source_plane = 0;    // bytes between the quads of one pixel, in the input or in the scratch
+  size_t source_plane = 0;             // bytes between the quads of one pixel, in the input or in the scratch
   int64_t steps = 0;
 };
 
-// `vectors` times sixteen pixels, of the output channels in quads[first .. last).
+// `vectors` times sixteen pixels of the output channels in quads first .. last; `first` begins a block of sparse rows.
 struct Tile {
   const Packed* packed;
   const Epilogue* epilogue;
@@ -80,6 +90,7 @@ struct Target {
   bool (*runs)();
   void (*tile)(const Tile&);                                     // null: the oracle, straight from the equation
   int widest;                                                    // most vectors of a tile
+  int (*together)(int vectors);                                  // rows of a group for so many vectors
   void (*to_c4)(int pixels, int channels, const uint8_t*, uint8_t*);
   void (*from_c4)(int pixels, int channels, const uint8_t*, uint8_t*);
   void (*every)(int count, int stride, const uint32_t* from, uint32_t* to); // to[i] = from[i * stride]
@@ -98,7 +109,7 @@ struct Geometry {
 };
 
 std::vector<std::vector<Nonzero>> read_weights(const Geometry&, const dp_conv_weights&); // throws
-Packed pack(const Geometry&, const std::vector<std::vector<Nonzero>>& rows, const dp_conv_weights&);
+Packed pack(const Geometry&, const std::vector<std::vector<Nonzero>>& rows, const dp_conv_weights&, const Target&);
 void gather(const Geometry&, const Packed&, const Target&, int quad, const uint8_t* x, uint8_t* scratch);
 void run_equation(const Geometry&, const std::vector<std::vector<Nonzero>>& rows, const Packed&, const Epilogue&,
                   int row, const uint8_t* x, const uint8_t* residual, uint8_t* y);

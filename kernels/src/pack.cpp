@@ -3,6 +3,7 @@
 #include <array>
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <stdexcept>
 
 #include "conv.h"
@@ -10,9 +11,12 @@
 namespace dp {
 namespace {
 
-// A shared step multiplies one loaded vector four times; own entries load a vector for each multiplication. Measured
-// on Cascade Lake, a multiplication with its own load costs this much more than one without.
-constexpr double kOwnLoad = 1.6;
+// A shared step multiplies one loaded vector four times; a sparse row loads a vector for each multiplication. Measured
+// on Cascade Lake, that costs this much more.
+constexpr double kOwnLoad = 1.2;
+
+// Pixels whose activations stay in the first-level cache while all output channels read them.
+constexpr int kTileBytes = 24 * 1024, kNarrowest = 4;
 
 int64_t popcount(const uint8_t* bytes, size_t count) {
   int64_t bits = 0;
@@ -75,6 +79,57 @@ void lay_out_source(const Geometry& g, const std::vector<std::vector<Nonzero>>& 
   packed.source_plane = offset;
 }
 
+int vectors_of_tile(const Geometry& g, const Target& target) {
+  const int all = g.pixels_out / DP_PIXELS, fitting = kTileBytes / (g.quads_in * kVectorBytes);
+  const int most = std::min(std::max(1, target.widest), std::max(kNarrowest, fitting)), tiles = (all + most - 1) / most;
+  return (all + tiles - 1) / tiles;
+}
+
+void pack_shared(const std::vector<Quads>& rows, int quads_out, Packed& packed) {
+  packed.is_shared = true;
+  for (int quad = 0; quad < quads_out; ++quad) {
+    std::map<int32_t, std::array<uint32_t, DP_QUAD>> together;
+    for (int r = 0; r < DP_QUAD; ++r)
+      for (const auto& [offset, four] : rows[quad * DP_QUAD + r]) together[offset][r] = four;
+    packed.quads.push_back({int32_t(packed.shared.size()), int32_t(together.size())});
+    for (const auto& [offset, four] : together)
+      packed.shared.push_back({offset, {four[0], four[1], four[2], four[3]}});
+  }
+  packed.steps = int64_t(packed.shared.size()) * DP_QUAD;
+}
+
+void pack_group(const std::vector<Quads>& rows, const std::vector<int>& members, Packed& packed) {
+  size_t length = 0;
+  for (int row : members) length = std::max(length, rows[row].size());
+  const size_t begin = packed.entries.size(), together = size_t(packed.together);
+  packed.entries.resize(begin + length * together, Entry{0, 0});
+  for (size_t r = 0; r < together; ++r) {
+    packed.group_rows.push_back(r < members.size() ? uint8_t(members[r] % kBlockRows) : uint8_t(kBlockRows));
+    if (r >= members.size()) continue;
+    size_t at = begin + r;
+    for (const auto& [offset, four] : rows[members[r]]) {
+      packed.entries[at] = {offset, four};
+      at += together;
+    }
+  }
+  packed.groups.push_back({int32_t(begin), int32_t(length)});
+}
+
+void pack_rows(const std::vector<Quads>& rows, Packed& packed) {
+  for (size_t block = 0; block < rows.size(); block += kBlockRows) {
+    packed.block_groups.push_back(int32_t(packed.groups.size()));
+    std::vector<int> order(kBlockRows);
+    std::iota(order.begin(), order.end(), int(block));
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return rows[a].size() < rows[b].size(); });
+    for (size_t i = 0; i < order.size(); i += size_t(packed.together)) {
+      const size_t end = std::min(order.size(), i + size_t(packed.together));
+      pack_group(rows, {order.begin() + long(i), order.begin() + long(end)}, packed);
+    }
+  }
+  packed.block_groups.push_back(int32_t(packed.groups.size()));
+  packed.steps = int64_t(packed.entries.size());
+}
+
 } // namespace
 
 std::vector<std::vector<Nonzero>> read_weights(const Geometry& g, const dp_conv_weights& weights) {
@@ -106,42 +161,24 @@ std::vector<std::vector<Nonzero>> read_weights(const Geometry& g, const dp_conv_
   return rows;
 }
 
-Packed pack(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, const dp_conv_weights& weights) {
+Packed pack(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, const dp_conv_weights& weights,
+            const Target& target) {
   Packed packed;
-  packed.scale.assign(size_t(g.quads_out) * DP_QUAD, 0.0f);
-  packed.bias.assign(size_t(g.quads_out) * DP_QUAD, 0);
+  packed.scale.assign(size_t(round_up(g.quads_out, kBlockQuads)) * DP_QUAD, 0.0f);
+  packed.bias.assign(packed.scale.size(), 0);
   std::copy_n(weights.scale, rows.size(), packed.scale.begin());
   std::copy_n(weights.bias, rows.size(), packed.bias.begin());
   lay_out_source(g, rows, packed);
   const Source source{g, packed};
-  for (int quad = 0; quad < g.quads_out; ++quad) {
-    Quads of[DP_QUAD];
-    std::map<int32_t, std::array<uint32_t, DP_QUAD>> together;
-    size_t own = 0;
-    for (int r = 0; r < DP_QUAD && quad * DP_QUAD + r < int(rows.size()); ++r) {
-      of[r] = quads_of(rows[quad * DP_QUAD + r], source);
-      own += of[r].size();
-      for (const auto& [offset, four] : of[r]) together[offset][r] = four;
-    }
-    QuadRows described{};
-    described.is_shared = double(together.size() * DP_QUAD) <= kOwnLoad * double(own);
-    if (described.is_shared) {
-      described.begin = int32_t(packed.shared.size());
-      described.count[0] = int32_t(together.size());
-      for (const auto& [offset, four] : together)
-        packed.shared.push_back({offset, {four[0], four[1], four[2], four[3]}});
-      packed.steps += int64_t(together.size()) * DP_QUAD;
-    } else {
-      described.begin = int32_t(packed.entries.size());
-      for (int r = 0; r < DP_QUAD; ++r) {
-        described.count[r] = int32_t(of[r].size());
-        for (const auto& [offset, four] : of[r]) packed.entries.push_back({offset, four});
-      }
-      packed.steps += int64_t(own);
-    }
-    packed.quads.push_back(described);
-  }
-  return packed;
+  std::vector<Quads> quads;
+  for (const auto& row : rows) quads.push_back(quads_of(row, source));
+  quads.resize(packed.scale.size());
+  packed.vectors = vectors_of_tile(g, target);
+  packed.together = target.together ? target.together(packed.vectors) : 1;
+  Packed shared = packed;
+  pack_rows(quads, packed);
+  pack_shared(quads, g.quads_out, shared);
+  return double(shared.steps) <= kOwnLoad * double(packed.steps) ? shared : packed;
 }
 
 } // namespace dp

@@ -35,29 +35,28 @@ struct Block {
   __m256i acc[DP_QUAD][2];
 };
 
-void accumulate(const Packed& packed, const QuadRows& rows, const int32_t* bias, const uint8_t* source, Block& block) {
-  for (int r = 0; r < DP_QUAD; ++r) block.acc[r][0] = block.acc[r][1] = _mm256_set1_epi32(bias[r]);
-  if (rows.is_shared) {
-    const SharedEntry* entry = packed.shared.data() + rows.begin;
-    for (int i = 0; i < rows.count[0]; ++i, ++entry) {
-      const uint8_t* from = source + entry->offset;
-      const __m256i first = load(from), second = load(from + kHalf);
-      for (int r = 0; r < DP_QUAD; ++r) {
-        const Pairs weights(entry->weights[r]);
-        block.acc[r][0] = _mm256_add_epi32(block.acc[r][0], weights(first));
-        block.acc[r][1] = _mm256_add_epi32(block.acc[r][1], weights(second));
-      }
+void accumulate_shared(const Packed& packed, int quad, const uint8_t* source, Block& block) {
+  const SharedEntry* entry = packed.shared.data() + packed.quads[quad].begin;
+  for (int i = 0; i < packed.quads[quad].length; ++i, ++entry) {
+    const uint8_t* from = source + entry->offset;
+    const __m256i first = load(from), second = load(from + kHalf);
+    for (int r = 0; r < DP_QUAD; ++r) {
+      const Pairs weights(entry->weights[r]);
+      block.acc[r][0] = _mm256_add_epi32(block.acc[r][0], weights(first));
+      block.acc[r][1] = _mm256_add_epi32(block.acc[r][1], weights(second));
     }
-    return;
   }
-  const Entry* entry = packed.entries.data() + rows.begin;
-  for (int r = 0; r < DP_QUAD; ++r)
-    for (const Entry* end = entry + rows.count[r]; entry != end; ++entry) {
-      const uint8_t* from = source + entry->offset;
-      const Pairs weights(entry->weights);
-      block.acc[r][0] = _mm256_add_epi32(block.acc[r][0], weights(load(from)));
-      block.acc[r][1] = _mm256_add_epi32(block.acc[r][1], weights(load(from + kHalf)));
-    }
+}
+
+// Groups are of one row here, so that a row's entries are neighbours.
+void accumulate_row(const Packed& packed, const RowGroup& group, const uint8_t* source, __m256i (&acc)[2]) {
+  const Entry* entry = packed.entries.data() + group.begin;
+  for (const Entry* end = entry + group.length; entry != end; ++entry) {
+    const uint8_t* from = source + entry->offset;
+    const Pairs weights(entry->weights);
+    acc[0] = _mm256_add_epi32(acc[0], weights(load(from)));
+    acc[1] = _mm256_add_epi32(acc[1], weights(load(from + kHalf)));
+  }
 }
 
 __m256i requantize(__m256i acc, float scale, const Epilogue& e, bool has_residual, __m256i residual) {
@@ -91,15 +90,41 @@ void store(const Block& block, const float* scale, const Epilogue& e, const uint
   }
 }
 
+void start(const int32_t* bias, Block& block) {
+  for (int r = 0; r < DP_QUAD; ++r) block.acc[r][0] = block.acc[r][1] = _mm256_set1_epi32(bias[r]);
+}
+
+void finish(const Tile& tile, int quad, size_t at, const Block& block) {
+  const size_t to = size_t(quad) * tile.out_plane + at;
+  store(block, tile.packed->scale.data() + quad * DP_QUAD, *tile.epilogue, tile.residual ? tile.residual + to : nullptr,
+        tile.out + to);
+}
+
+void sparse_block(const Tile& tile, int first, size_t at) {
+  const Packed& packed = *tile.packed;
+  Block blocks[kBlockQuads];
+  for (int quad = 0; quad < kBlockQuads; ++quad) start(packed.bias.data() + (first + quad) * DP_QUAD, blocks[quad]);
+  const int32_t* groups = packed.block_groups.data() + first / kBlockQuads;
+  for (int group = groups[0]; group < groups[1]; ++group) {
+    const int row = packed.group_rows[group];
+    accumulate_row(packed, packed.groups[group], tile.source + at, blocks[row / DP_QUAD].acc[row % DP_QUAD]);
+  }
+  for (int quad = 0; quad < kBlockQuads && first + quad < tile.last; ++quad) finish(tile, first + quad, at, blocks[quad]);
+}
+
 void tile(const Tile& tile) {
   const Packed& packed = *tile.packed;
-  for (int quad = tile.first; quad < tile.last; ++quad)
-    for (int v = 0; v < tile.vectors; ++v) {
-      const size_t at = size_t(v) * kVectorBytes, to = size_t(quad) * tile.out_plane + at;
+  const int step = packed.is_shared ? 1 : kBlockQuads;
+  for (int quad = tile.first; quad < tile.last; quad += step)
+    for (size_t at = 0; at < size_t(tile.vectors) * kVectorBytes; at += kVectorBytes) {
+      if (!packed.is_shared) {
+        sparse_block(tile, quad, at);
+        continue;
+      }
       Block block;
-      accumulate(packed, packed.quads[quad], packed.bias.data() + quad * DP_QUAD, tile.source + at, block);
-      store(block, packed.scale.data() + quad * DP_QUAD, *tile.epilogue, tile.residual ? tile.residual + to : nullptr,
-            tile.out + to);
+      start(packed.bias.data() + quad * DP_QUAD, block);
+      accumulate_shared(packed, quad, tile.source + at, block);
+      finish(tile, quad, at, block);
     }
 }
 
@@ -141,6 +166,6 @@ bool runs() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f
 
 } // namespace
 
-Target avx2_target() { return {"avx2", runs, tile, kWidest, to_c4, from_c4, every}; }
+Target avx2_target() { return {"avx2", runs, tile, kWidest, [](int) { return 1; }, to_c4, from_c4, every}; }
 
 } // namespace dp

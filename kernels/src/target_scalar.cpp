@@ -51,7 +51,7 @@ void run_equation(const Geometry& g, const std::vector<std::vector<Nonzero>>& ro
 }
 
 Target scalar_target() {
-  return {"scalar", [] { return true; }, nullptr, 0, to_c4, from_c4, nullptr};
+  return {"scalar", [] { return true; }, nullptr, 0, nullptr, to_c4, from_c4, nullptr};
 }
 
 } // namespace dp
