@@ -119,7 +119,6 @@ template <int V, bool kSwish, bool kResidual>
   const __m512i zero_point = _mm512_set1_epi16(short(e.output_zero_point));
   // The rows that fill up the last block have no residual to read.
   const uint8_t* residual = kResidual && quad < tile.last ? tile.residual + size_t(quad) * tile.out_plane : nullptr;
-#pragma GCC unroll 2
   for (int v = 0; v < V; v += 4) {
     __m512i row[4];
 #pragma GCC unroll 4
@@ -146,7 +145,6 @@ void interleave(const uint8_t* planar, const Tile& tile, int first, int last) {
   const __m512i low = _mm512_set1_epi8(char(tile.epilogue->low)), high = _mm512_set1_epi8(char(tile.epilogue->high));
   for (int quad = first; quad < last; ++quad, planar += DP_QUAD * kPlanarBytes<V>) {
     uint8_t* out = tile.out + size_t(quad) * tile.out_plane;
-#pragma GCC unroll 2
     for (int v = 0; v < V; v += 4) {
       __m512i row[DP_QUAD], pair[4];
 #pragma GCC unroll 4
@@ -159,7 +157,6 @@ void interleave(const uint8_t* planar, const Tile& tile, int first, int last) {
       pair[3] = _mm512_unpackhi_epi8(row[2], row[3]);
       const __m512i pixels[4] = {_mm512_unpacklo_epi16(pair[0], pair[1]), _mm512_unpackhi_epi16(pair[0], pair[1]),
                                  _mm512_unpacklo_epi16(pair[2], pair[3]), _mm512_unpackhi_epi16(pair[2], pair[3])};
-#pragma GCC unroll 4
       for (int i = 0; i < 4 && v + i < V; ++i) _mm512_store_si512(out + (v + i) * kVectorBytes, pixels[i]);
     }
   }
