@@ -32,9 +32,9 @@ LAYERS = (
     {"latency", "learn"},
     {"export", "quantize", "measure", "recover", "sources", "prune"},
     {"runtime", "criteria", "patterns"},
-    {"graph", "masks"},
+    {"graph", "masks", "sparse"},
     {"recipe_options"},
-    {"folder", "progress", "options"},
+    {"folder", "progress", "options", "openvino_import"},
     {"target", "registry", "records", "budget"},
     {"errors"},
 )
