@@ -34,15 +34,17 @@ void gather_one(void* context, int32_t quad) {
 void tile_one(void* context, int32_t i) {
   const Run& run = *static_cast<Run*>(context);
   const Geometry& g = run.conv.geometry;
-  const int all = g.pixels_out / DP_PIXELS, piece = i % run.row_pieces, number = i / run.row_pieces;
+  const int all = run.conv.packed.all_vectors, piece = i % run.row_pieces, number = i / run.row_pieces;
   const int begin = int(int64_t(all) * number / run.tiles), end = int(int64_t(all) * (number + 1) / run.tiles);
   const size_t pixels = size_t(begin) * kVectorBytes;
   Tile tile;
   tile.packed = &run.conv.packed;
   tile.epilogue = &run.conv.epilogue;
   tile.source = (run.scratch && !g.is_direct() ? run.scratch : run.x) + pixels;
-  tile.residual = run.residual ? run.residual + pixels : nullptr;
-  tile.out = run.y + pixels;
+  tile.lanes = run.conv.packed.lanes.empty() ? nullptr : run.conv.packed.lanes.data() + begin;
+  const size_t to = tile.lanes ? 0 : pixels;
+  tile.residual = run.residual ? run.residual + to : nullptr;
+  tile.out = run.y + to;
   tile.out_plane = size_t(g.pixels_out) * DP_QUAD;
   const int unit = run.conv.packed.is_shared ? 1 : kBlockQuads, units = (g.quads_out + unit - 1) / unit;
   tile.first = int(int64_t(units) * piece / run.row_pieces) * unit;
@@ -107,8 +109,7 @@ void dp_conv_run(const dp_conv* conv, int32_t batch, const uint8_t* x, const uin
       each(parallel, pool, g.shape.channels_out, equation_one, &run);
       continue;
     }
-    const int all = g.pixels_out / DP_PIXELS;
-    run.tiles = (all + conv->packed.vectors - 1) / conv->packed.vectors;
+    run.tiles = (conv->packed.all_vectors + conv->packed.vectors - 1) / conv->packed.vectors;
     // Few tiles: each thread also takes a share of the output channels.
     while (run.tiles * run.row_pieces < threads && run.row_pieces < g.quads_out) ++run.row_pieces;
     if (!g.is_direct()) each(parallel, pool, g.quads_in, gather_one, &run);

@@ -44,12 +44,18 @@ struct SharedEntry {
   uint32_t weights[4]; // of the four output channels
 };
 
-// Rows of the input that taps of one (ky * dilation mod stride, kx) read, every stride-th pixel, in the order of the
-// output's pixels: tap ky begins `ky * dilation / stride` rows further down. Thus any tap of sixteen neighbouring output
-// pixels is sixteen neighbouring quads, whatever stride, dilation and padding.
-struct Gathered {
-  int phase_y, kx, rows;
-  size_t offset; // bytes from the scratch's plane
+// A padded, strided or dilated convolution reads its input from a copy: for each (y, x) modulo the stride, the pixels of
+// the padded image that are so, row after row with `pitch` pixels from one to the next. A tap is then a constant
+// distance away, for every output pixel; an output row is as long as the pitch, and its last pixels are thrown away.
+struct Phase {
+  int y, x;
+  size_t offset; // bytes from the plane's beginning
+};
+
+// Which of a vector's sixteen pixels are in the output, and where the first of them goes.
+struct Lanes {
+  uint16_t valid;
+  int32_t first;
 };
 
 struct Epilogue {
@@ -68,7 +74,9 @@ struct Packed {
   std::vector<Entry> entries;
   std::vector<float> scale;            // padded to whole blocks
   std::vector<int32_t> bias;
-  std::vector<Gathered> gathered;
+  std::vector<Phase> phases;
+  std::vector<Lanes> lanes;            // of each vector, where rows have pixels to throw away
+  int pitch = 0, rows = 0, all_vectors = 0;
   size_t source_plane = 0;             // bytes between the quads of one pixel, in the input or in the scratch
   int64_t steps = 0;
 };
@@ -79,7 +87,8 @@ struct Tile {
   const Epilogue* epilogue;
   const uint8_t* source;
   const uint8_t* residual; // or null
-  uint8_t* out;
+  uint8_t* out;            // both at the tile's first pixel, or with `lanes` at the image's
+  const Lanes* lanes;      // or null: pixels are where they belong
   size_t out_plane;
   int first, last, vectors;
 };

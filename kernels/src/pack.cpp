@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <set>
 #include <stdexcept>
 
 #include "conv.h"
@@ -41,11 +42,11 @@ struct Source { // where taps are read from
     const size_t plane = size_t(weight.channel / DP_QUAD) * packed.source_plane;
     if (geometry.is_direct()) return int32_t(plane);
     const dp_conv_shape& s = geometry.shape;
-    const int y = weight.ky * s.dilation_y;
-    for (const Gathered& image : packed.gathered)
-      if (image.phase_y == y % s.stride_y && image.kx == weight.kx)
-        return int32_t(plane + image.offset + size_t(y / s.stride_y) * geometry.width_out * DP_QUAD);
-    throw std::logic_error("a tap without a gathered image");
+    const int y = weight.ky * s.dilation_y, x = weight.kx * s.dilation_x;
+    for (const Phase& phase : packed.phases)
+      if (phase.y == y % s.stride_y && phase.x == x % s.stride_x)
+        return int32_t(plane + phase.offset + size_t(y / s.stride_y * packed.pitch + x / s.stride_x) * DP_QUAD);
+    throw std::logic_error("a tap without a phase");
   }
 };
 
@@ -59,28 +60,48 @@ Quads quads_of(const std::vector<Nonzero>& row, const Source& source) {
 }
 
 void lay_out_source(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, Packed& packed) {
+  const dp_conv_shape& s = g.shape;
+  packed.pitch = g.width_out;
+  packed.rows = g.height_out;
+  packed.all_vectors = g.pixels_out / DP_PIXELS;
   if (g.is_direct()) {
     packed.source_plane = size_t(g.pixels_in) * DP_QUAD;
     return;
   }
-  std::map<std::pair<int, int>, int> lowest; // (phase, kx) -> rows beyond the output's that its taps reach
+  std::set<std::pair<int, int>> found;
+  int below = 0, beside = 0; // how far taps reach, in pixels of a phase
   for (const auto& row : rows)
     for (const Nonzero& weight : row) {
-      const int y = weight.ky * g.shape.dilation_y;
-      int& reach = lowest[{y % g.shape.stride_y, weight.kx}];
-      reach = std::max(reach, y / g.shape.stride_y);
+      const int y = weight.ky * s.dilation_y, x = weight.kx * s.dilation_x;
+      found.insert({y % s.stride_y, x % s.stride_x});
+      below = std::max(below, y / s.stride_y);
+      beside = std::max(beside, x / s.stride_x);
     }
-  size_t offset = 0;
-  for (const auto& [key, reach] : lowest) {
-    packed.gathered.push_back({key.first, key.second, g.height_out + reach, offset});
-    // A last vector may begin at any pixel of the last row, so one more vector is there to be read.
-    offset += size_t(round_up((g.height_out + reach) * g.width_out, DP_PIXELS) + DP_PIXELS) * DP_QUAD;
+  // Padding to the right is the next row's padding to the left.
+  const int shared = s.stride_x == 1 ? std::min({s.pad_left, beside, s.pad_right}) : 0;
+  packed.pitch = g.width_out + beside - shared;
+  packed.rows = g.height_out + below;
+  packed.all_vectors = round_up(g.height_out * packed.pitch, DP_PIXELS) / DP_PIXELS;
+  // The last vector may begin in the last row, and its taps reach that far beyond.
+  const size_t bytes = size_t(round_up(packed.rows * packed.pitch + beside, DP_PIXELS) + DP_PIXELS) * DP_QUAD;
+  for (const auto& [y, x] : found) packed.phases.push_back({y, x, bytes * packed.phases.size()});
+  packed.source_plane = bytes * packed.phases.size();
+  if (packed.pitch == g.width_out) return;
+  for (int vector = 0, next = 0; vector < packed.all_vectors; ++vector) {
+    Lanes lanes{0, next};
+    for (int i = 0; i < DP_PIXELS; ++i) {
+      const int pixel = vector * DP_PIXELS + i;
+      if (pixel % packed.pitch >= g.width_out || pixel / packed.pitch >= g.height_out) continue;
+      lanes.valid = uint16_t(lanes.valid | 1 << i);
+      ++next;
+    }
+    packed.lanes.push_back(lanes);
   }
-  packed.source_plane = offset;
 }
 
-int vectors_of_tile(const Geometry& g, const Target& target) {
-  const int all = g.pixels_out / DP_PIXELS, fitting = kTileBytes / (g.quads_in * kVectorBytes);
+int vectors_of_tile(const Geometry& g, const Packed& packed, const Target& target) {
+  const int all = packed.all_vectors, beyond = (packed.rows - g.height_out) * packed.pitch / DP_PIXELS;
+  const int fitting = kTileBytes / (g.quads_in * kVectorBytes) - beyond;
   const int most = std::min(std::max(1, target.widest), std::max(kNarrowest, fitting)), tiles = (all + most - 1) / most;
   return (all + tiles - 1) / tiles;
 }
@@ -173,7 +194,7 @@ Packed pack(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, co
   std::vector<Quads> quads;
   for (const auto& row : rows) quads.push_back(quads_of(row, source));
   quads.resize(packed.scale.size());
-  packed.vectors = vectors_of_tile(g, target);
+  packed.vectors = vectors_of_tile(g, packed, target);
   packed.together = target.together ? target.together(packed.vectors) : 1;
   Packed shared = packed;
   pack_rows(quads, packed);

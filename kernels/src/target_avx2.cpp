@@ -60,10 +60,14 @@ void accumulate_row(const Packed& packed, const RowGroup& group, const uint8_t* 
 }
 
 __m256i requantize(__m256i acc, float scale, const Epilogue& e, bool has_residual, __m256i residual) {
-  __m256 f = _mm256_mul_ps(_mm256_cvtepi32_ps(acc), _mm256_set1_ps(scale));
+  const __m256 zero_point = _mm256_set1_ps(float(e.output_zero_point));
+  __m256 f = _mm256_cvtepi32_ps(acc);
   if (e.hard_swish_slope > 0) {
+    f = _mm256_mul_ps(f, _mm256_set1_ps(scale));
     const __m256 gate = _mm256_fmadd_ps(f, _mm256_set1_ps(e.hard_swish_slope), _mm256_set1_ps(0.5f));
-    f = _mm256_mul_ps(f, _mm256_min_ps(_mm256_max_ps(gate, _mm256_setzero_ps()), _mm256_set1_ps(1.0f)));
+    f = _mm256_fmadd_ps(f, _mm256_min_ps(_mm256_max_ps(gate, _mm256_setzero_ps()), _mm256_set1_ps(1.0f)), zero_point);
+  } else {
+    f = _mm256_fmadd_ps(f, _mm256_set1_ps(scale), zero_point);
   }
   if (has_residual) {
     const __m256i centred = _mm256_sub_epi32(residual, _mm256_set1_epi32(e.residual_zero_point));
@@ -81,9 +85,7 @@ void store(const Block& block, const float* scale, const Epilogue& e, const uint
       const __m256i byte = _mm256_and_si256(_mm256_srlv_epi32(r, _mm256_set1_epi32(8 * i)), _mm256_set1_epi32(255));
       row[i] = requantize(block.acc[i][half], scale[i], e, residual != nullptr, byte);
     }
-    const __m256i zero_point = _mm256_set1_epi16(short(e.output_zero_point));
-    const __m256i first = _mm256_adds_epi16(_mm256_packs_epi32(row[0], row[1]), zero_point);
-    const __m256i second = _mm256_adds_epi16(_mm256_packs_epi32(row[2], row[3]), zero_point);
+    const __m256i first = _mm256_packs_epi32(row[0], row[1]), second = _mm256_packs_epi32(row[2], row[3]);
     const __m256i bytes = _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(first, second), _mm256_set1_epi8(char(e.low))),
                                           _mm256_set1_epi8(char(e.high)));
     _mm256_store_si256(reinterpret_cast<__m256i*>(out + half * kHalf), _mm256_shuffle_epi8(bytes, order));
@@ -94,37 +96,49 @@ void start(const int32_t* bias, Block& block) {
   for (int r = 0; r < DP_QUAD; ++r) block.acc[r][0] = block.acc[r][1] = _mm256_set1_epi32(bias[r]);
 }
 
-void finish(const Tile& tile, int quad, size_t at, const Block& block) {
-  const size_t to = size_t(quad) * tile.out_plane + at;
-  store(block, tile.packed->scale.data() + quad * DP_QUAD, *tile.epilogue, tile.residual ? tile.residual + to : nullptr,
-        tile.out + to);
+void finish(const Tile& tile, int quad, int v, const Block& block) {
+  const float* scale = tile.packed->scale.data() + quad * DP_QUAD;
+  const size_t plane = size_t(quad) * tile.out_plane;
+  if (!tile.lanes) {
+    const size_t to = plane + size_t(v) * kVectorBytes;
+    return store(block, scale, *tile.epilogue, tile.residual ? tile.residual + to : nullptr, tile.out + to);
+  }
+  alignas(32) uint32_t bytes[DP_PIXELS], residual[DP_PIXELS] = {};
+  const size_t first = plane + size_t(tile.lanes[v].first) * DP_QUAD;
+  const unsigned valid = tile.lanes[v].valid;
+  for (size_t i = 0, at = first; tile.residual && i < DP_PIXELS; ++i)
+    if (valid >> i & 1) std::memcpy(residual + i, tile.residual + at, DP_QUAD), at += DP_QUAD;
+  store(block, scale, *tile.epilogue, tile.residual ? reinterpret_cast<uint8_t*>(residual) : nullptr,
+        reinterpret_cast<uint8_t*>(bytes));
+  for (size_t i = 0, at = first; i < DP_PIXELS; ++i)
+    if (valid >> i & 1) std::memcpy(tile.out + at, bytes + i, DP_QUAD), at += DP_QUAD;
 }
 
-void sparse_block(const Tile& tile, int first, size_t at) {
+void sparse_block(const Tile& tile, int first, int v) {
   const Packed& packed = *tile.packed;
   Block blocks[kBlockQuads];
   for (int quad = 0; quad < kBlockQuads; ++quad) start(packed.bias.data() + (first + quad) * DP_QUAD, blocks[quad]);
   const int32_t* groups = packed.block_groups.data() + first / kBlockQuads;
   for (int group = groups[0]; group < groups[1]; ++group) {
     const int row = packed.group_rows[group];
-    accumulate_row(packed, packed.groups[group], tile.source + at, blocks[row / DP_QUAD].acc[row % DP_QUAD]);
+    accumulate_row(packed, packed.groups[group], tile.source + v * kVectorBytes, blocks[row / DP_QUAD].acc[row % DP_QUAD]);
   }
-  for (int quad = 0; quad < kBlockQuads && first + quad < tile.last; ++quad) finish(tile, first + quad, at, blocks[quad]);
+  for (int quad = 0; quad < kBlockQuads && first + quad < tile.last; ++quad) finish(tile, first + quad, v, blocks[quad]);
 }
 
 void tile(const Tile& tile) {
   const Packed& packed = *tile.packed;
   const int step = packed.is_shared ? 1 : kBlockQuads;
   for (int quad = tile.first; quad < tile.last; quad += step)
-    for (size_t at = 0; at < size_t(tile.vectors) * kVectorBytes; at += kVectorBytes) {
+    for (int v = 0; v < tile.vectors; ++v) {
       if (!packed.is_shared) {
-        sparse_block(tile, quad, at);
+        sparse_block(tile, quad, v);
         continue;
       }
       Block block;
       start(packed.bias.data() + quad * DP_QUAD, block);
-      accumulate_shared(packed, quad, tile.source + at, block);
-      finish(tile, quad, at, block);
+      accumulate_shared(packed, quad, tile.source + v * kVectorBytes, block);
+      finish(tile, quad, v, block);
     }
 }
 

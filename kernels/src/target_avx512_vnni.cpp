@@ -30,19 +30,38 @@ inline __m512i load(const uint8_t* from) { return _mm512_loadu_si512(from); }
   asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(x), "m"(weights));
 }
 
-// What a row's float goes through before it is rounded.
+// What a sum goes through before it is a byte.
 template <bool kSwish, bool kResidual>
 [[gnu::always_inline]] inline __m512i requantize(__m512i acc, __m512 scale, const Epilogue& e, __m512i residual) {
-  __m512 f = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), scale);
+  const __m512 zero_point = _mm512_set1_ps(float(e.output_zero_point));
+  __m512 f = _mm512_cvtepi32_ps(acc);
   if (kSwish) {
+    f = _mm512_mul_ps(f, scale);
     const __m512 gate = _mm512_fmadd_ps(f, _mm512_set1_ps(e.hard_swish_slope), _mm512_set1_ps(0.5f));
-    f = _mm512_mul_ps(f, _mm512_min_ps(_mm512_max_ps(gate, _mm512_setzero_ps()), _mm512_set1_ps(1.0f)));
+    f = _mm512_fmadd_ps(f, _mm512_min_ps(_mm512_max_ps(gate, _mm512_setzero_ps()), _mm512_set1_ps(1.0f)), zero_point);
+  } else {
+    f = _mm512_fmadd_ps(f, scale, zero_point);
   }
   if (kResidual) {
     const __m512i centred = _mm512_sub_epi32(residual, _mm512_set1_epi32(e.residual_zero_point));
     f = _mm512_fmadd_ps(_mm512_cvtepi32_ps(centred), _mm512_set1_ps(e.residual_scale), f);
   }
   return _mm512_cvtps_epi32(f);
+}
+
+// Sixteen pixels to and from a plane; the places of those to throw away are not touched.
+[[gnu::always_inline]] inline void store_pixels(uint8_t* plane, const Lanes* lanes, int v, __m512i pixels) {
+  if (!lanes) return _mm512_store_si512(plane + v * kVectorBytes, pixels);
+  const unsigned count = unsigned(_mm_popcnt_u32(lanes[v].valid));
+  _mm512_mask_storeu_epi32(plane + size_t(lanes[v].first) * DP_QUAD, __mmask16((1u << count) - 1),
+                           _mm512_maskz_compress_epi32(lanes[v].valid, pixels));
+}
+
+[[gnu::always_inline]] inline __m512i load_pixels(const uint8_t* plane, const Lanes* lanes, int v) {
+  if (!lanes) return load(plane + v * kVectorBytes);
+  const unsigned count = unsigned(_mm_popcnt_u32(lanes[v].valid));
+  const __m512i found = _mm512_maskz_loadu_epi32(__mmask16((1u << count) - 1), plane + size_t(lanes[v].first) * DP_QUAD);
+  return _mm512_maskz_expand_epi32(lanes[v].valid, found);
 }
 
 // Channel `i` of each pixel of a vector.
@@ -64,32 +83,31 @@ struct Block {
 };
 
 template <int V, bool kSwish, bool kResidual>
-[[gnu::always_inline]] inline void store_quad(const Block<V>& block, const Tile& tile, int quad, size_t at) {
+[[gnu::always_inline]] inline void store_quad(const Block<V>& block, const Tile& tile, int quad, int begin) {
   const Epilogue& e = *tile.epilogue;
-  const __m512i zero_point = _mm512_set1_epi16(short(e.output_zero_point));
   const __m512i low = _mm512_set1_epi8(char(e.low)), high = _mm512_set1_epi8(char(e.high));
   const float* scale = tile.packed->scale.data() + quad * DP_QUAD;
-  uint8_t* out = tile.out + size_t(quad) * tile.out_plane + at;
-  const uint8_t* residual = kResidual ? tile.residual + size_t(quad) * tile.out_plane + at : nullptr;
+  uint8_t* out = tile.out + size_t(quad) * tile.out_plane;
+  const uint8_t* residual = kResidual ? tile.residual + size_t(quad) * tile.out_plane : nullptr;
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) {
-    const __m512i r = kResidual ? load(residual + v * kVectorBytes) : _mm512_setzero_si512();
+    const __m512i r = kResidual ? load_pixels(residual, tile.lanes, begin + v) : _mm512_setzero_si512();
     __m512i row[DP_QUAD];
 #pragma GCC unroll 4
     for (int i = 0; i < DP_QUAD; ++i)
       row[i] = requantize<kSwish, kResidual>(block.acc[i][v], _mm512_set1_ps(scale[i]), e, byte_of(r, i));
-    const __m512i first = _mm512_adds_epi16(_mm512_packs_epi32(row[0], row[1]), zero_point);
-    const __m512i second = _mm512_adds_epi16(_mm512_packs_epi32(row[2], row[3]), zero_point);
+    const __m512i first = _mm512_packs_epi32(row[0], row[1]);
+    const __m512i second = _mm512_packs_epi32(row[2], row[3]);
     const __m512i bytes = _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(first, second), low), high);
-    _mm512_store_si512(out + v * kVectorBytes, transpose_lanes(bytes));
+    store_pixels(out, tile.lanes, begin + v, transpose_lanes(bytes));
   }
 }
 
 template <int V, bool kSwish, bool kResidual>
-void shared_quad(const Tile& tile, int quad, size_t at) {
+void shared_quad(const Tile& tile, int quad, int begin) {
   const Packed& packed = *tile.packed;
   const int32_t* bias = packed.bias.data() + quad * DP_QUAD;
-  const uint8_t* source = tile.source + at;
+  const uint8_t* source = tile.source + begin * kVectorBytes;
   Block<V> block;
 #pragma GCC unroll 4
   for (int r = 0; r < DP_QUAD; ++r)
@@ -105,7 +123,7 @@ void shared_quad(const Tile& tile, int quad, size_t at) {
       for (int r = 0; r < DP_QUAD; ++r) multiply(block.acc[r][v], x, entry->weights[r]);
     }
   }
-  store_quad<V, kSwish, kResidual>(block, tile, quad, at);
+  store_quad<V, kSwish, kResidual>(block, tile, quad, begin);
 }
 
 // SPARSE ROWS: one row's bytes of four vectors of pixels, in the order in which `interleave` wants them.
@@ -116,7 +134,6 @@ template <int V, bool kSwish, bool kResidual>
 [[gnu::always_inline]] inline void store_row(const __m512i (&acc)[V], const Tile& tile, int quad, int byte, uint8_t* to) {
   const Epilogue& e = *tile.epilogue;
   const __m512 scale = _mm512_set1_ps(tile.packed->scale[quad * DP_QUAD + byte]);
-  const __m512i zero_point = _mm512_set1_epi16(short(e.output_zero_point));
   // The rows that fill up the last block have no residual to read.
   const uint8_t* residual = kResidual && quad < tile.last ? tile.residual + size_t(quad) * tile.out_plane : nullptr;
   for (int v = 0; v < V; v += 4) {
@@ -129,12 +146,12 @@ template <int V, bool kSwish, bool kResidual>
       }
       __m512i r = _mm512_setzero_si512();
       if (kResidual && residual)
-        r = _mm512_and_si512(_mm512_srl_epi32(load(residual + (v + i) * kVectorBytes), _mm_cvtsi32_si128(8 * byte)),
+        r = _mm512_and_si512(_mm512_srl_epi32(load_pixels(residual, tile.lanes, v + i), _mm_cvtsi32_si128(8 * byte)),
                              _mm512_set1_epi32(255));
       row[i] = requantize<kSwish, kResidual>(acc[v + i], scale, e, r);
     }
-    const __m512i first = _mm512_adds_epi16(_mm512_packs_epi32(row[0], row[1]), zero_point);
-    const __m512i second = _mm512_adds_epi16(_mm512_packs_epi32(row[2], row[3]), zero_point);
+    const __m512i first = _mm512_packs_epi32(row[0], row[1]);
+    const __m512i second = _mm512_packs_epi32(row[2], row[3]);
     _mm512_store_si512(to + v / 4 * kVectorBytes, _mm512_packus_epi16(first, second));
   }
 }
@@ -142,22 +159,25 @@ template <int V, bool kSwish, bool kResidual>
 // Rows of a block to quads: what store_row packed lane by lane falls into place by interleaving bytes, then pairs.
 template <int V>
 void interleave(const uint8_t* planar, const Tile& tile, int first, int last) {
+  // The packing has clamped to 0..255 already.
+  const bool clamps = tile.epilogue->low > 0 || tile.epilogue->high < 255;
   const __m512i low = _mm512_set1_epi8(char(tile.epilogue->low)), high = _mm512_set1_epi8(char(tile.epilogue->high));
   for (int quad = first; quad < last; ++quad, planar += DP_QUAD * kPlanarBytes<V>) {
     uint8_t* out = tile.out + size_t(quad) * tile.out_plane;
     for (int v = 0; v < V; v += 4) {
       __m512i row[DP_QUAD], pair[4];
 #pragma GCC unroll 4
-      for (int r = 0; r < DP_QUAD; ++r)
-        row[r] = _mm512_min_epu8(
-            _mm512_max_epu8(_mm512_load_si512(planar + r * kPlanarBytes<V> + v / 4 * kVectorBytes), low), high);
+      for (int r = 0; r < DP_QUAD; ++r) {
+        row[r] = _mm512_load_si512(planar + r * kPlanarBytes<V> + v / 4 * kVectorBytes);
+        if (clamps) row[r] = _mm512_min_epu8(_mm512_max_epu8(row[r], low), high);
+      }
       pair[0] = _mm512_unpacklo_epi8(row[0], row[1]);
       pair[1] = _mm512_unpacklo_epi8(row[2], row[3]);
       pair[2] = _mm512_unpackhi_epi8(row[0], row[1]);
       pair[3] = _mm512_unpackhi_epi8(row[2], row[3]);
       const __m512i pixels[4] = {_mm512_unpacklo_epi16(pair[0], pair[1]), _mm512_unpackhi_epi16(pair[0], pair[1]),
                                  _mm512_unpacklo_epi16(pair[2], pair[3]), _mm512_unpackhi_epi16(pair[2], pair[3])};
-      for (int i = 0; i < 4 && v + i < V; ++i) _mm512_store_si512(out + (v + i) * kVectorBytes, pixels[i]);
+      for (int i = 0; i < 4 && v + i < V; ++i) store_pixels(out, tile.lanes, v + i, pixels[i]);
     }
   }
 }
@@ -203,7 +223,7 @@ void run(const Tile& tile) {
     constexpr int once = V <= kShared ? V : V / 2;
     for (int quad = tile.first; quad < tile.last; ++quad) {
       shared_quad<once, kSwish, kResidual>(tile, quad, 0);
-      if (V > once) shared_quad<once, kSwish, kResidual>(tile, quad, size_t(once) * kVectorBytes);
+      if (V > once) shared_quad<once, kSwish, kResidual>(tile, quad, once);
     }
     return;
   }
