@@ -122,7 +122,7 @@ int64_t dp_conv_steps(const dp_conv* conv) { return conv->packed.steps; }
 size_t dp_conv_bytes(const dp_conv* conv) {
   const Packed& p = conv->packed;
   return p.quads.size() * sizeof(SharedRows) + p.shared.size() * sizeof(SharedEntry) + p.groups.size() * sizeof(RowGroup) +
-         p.group_rows.size() + p.entries.size() * sizeof(Entry) + p.scale.size() * (sizeof(float) + sizeof(int32_t));
+         p.grouped.size() * sizeof(GroupedRow) + p.entries.size() * sizeof(Entry) + p.scale.size() * (sizeof(float) + sizeof(int32_t));
 }
 
 const char* dp_conv_target(const dp_conv* conv) { return conv->target.name; }

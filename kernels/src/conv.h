@@ -33,6 +33,11 @@ struct Entry {
 struct RowGroup {
   int32_t begin, length; // entries[begin + i * together + r]
 };
+struct GroupedRow {
+  int32_t row; // in its block; kBlockRows for one that only fills up
+  int32_t bias;
+  float scale;
+};
 constexpr int kBlockQuads = 16, kBlockRows = kBlockQuads * DP_QUAD;
 
 // SHARED ROWS. Four neighbouring output channels that read the same quads: dense and depthwise layers.
@@ -70,7 +75,7 @@ struct Packed {
   int vectors = 0, together = 0;       // vectors of a tile at most; rows of a group
   std::vector<int32_t> block_groups;   // first group of each block, and the end
   std::vector<RowGroup> groups;
-  std::vector<uint8_t> group_rows;     // row in its block, kBlockRows for one that only fills up
+  std::vector<GroupedRow> grouped;     // `together` for each group
   std::vector<Entry> entries;
   std::vector<float> scale;            // padded to whole blocks
   std::vector<int32_t> bias;

@@ -125,8 +125,11 @@ void pack_group(const std::vector<Quads>& rows, const std::vector<int>& members,
   const size_t begin = packed.entries.size(), together = size_t(packed.together);
   packed.entries.resize(begin + length * together, Entry{0, 0});
   for (size_t r = 0; r < together; ++r) {
-    packed.group_rows.push_back(r < members.size() ? uint8_t(members[r] % kBlockRows) : uint8_t(kBlockRows));
-    if (r >= members.size()) continue;
+    if (r >= members.size()) {
+      packed.grouped.push_back({kBlockRows, 0, 0.0f});
+      continue;
+    }
+    packed.grouped.push_back({members[r] % kBlockRows, packed.bias[size_t(members[r])], packed.scale[size_t(members[r])]});
     size_t at = begin + r;
     for (const auto& [offset, four] : rows[members[r]]) {
       packed.entries[at] = {offset, four};

@@ -120,7 +120,7 @@ void sparse_block(const Tile& tile, int first, int v) {
   for (int quad = 0; quad < kBlockQuads; ++quad) start(packed.bias.data() + (first + quad) * DP_QUAD, blocks[quad]);
   const int32_t* groups = packed.block_groups.data() + first / kBlockQuads;
   for (int group = groups[0]; group < groups[1]; ++group) {
-    const int row = packed.group_rows[group];
+    const int row = packed.grouped[group].row;
     accumulate_row(packed, packed.groups[group], tile.source + v * kVectorBytes, blocks[row / DP_QUAD].acc[row % DP_QUAD]);
   }
   for (int quad = 0; quad < kBlockQuads && first + quad < tile.last; ++quad) finish(tile, first + quad, v, blocks[quad]);

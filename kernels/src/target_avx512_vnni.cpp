@@ -130,12 +130,12 @@ void shared_quad(const Tile& tile, int quad, int begin) {
 template <int V>
 constexpr int kPlanarBytes = (V + 3) / 4 * kVectorBytes;
 
+// `residual` is the row's plane, its bytes `byte` bits up; null for a row that only fills up.
 template <int V, bool kSwish, bool kResidual>
-[[gnu::always_inline]] inline void store_row(const __m512i (&acc)[V], const Tile& tile, int quad, int byte, uint8_t* to) {
+[[gnu::always_inline]] inline void store_row(const __m512i (&acc)[V], float row_scale, const Tile& tile, const uint8_t* residual,
+                                             int byte, uint8_t* to) {
   const Epilogue& e = *tile.epilogue;
-  const __m512 scale = _mm512_set1_ps(tile.packed->scale[quad * DP_QUAD + byte]);
-  // The rows that fill up the last block have no residual to read.
-  const uint8_t* residual = kResidual && quad < tile.last ? tile.residual + size_t(quad) * tile.out_plane : nullptr;
+  const __m512 scale = _mm512_set1_ps(row_scale);
   for (int v = 0; v < V; v += 4) {
     __m512i row[4];
 #pragma GCC unroll 4
@@ -146,7 +146,7 @@ template <int V, bool kSwish, bool kResidual>
       }
       __m512i r = _mm512_setzero_si512();
       if (kResidual && residual)
-        r = _mm512_and_si512(_mm512_srl_epi32(load_pixels(residual, tile.lanes, v + i), _mm_cvtsi32_si128(8 * byte)),
+        r = _mm512_and_si512(_mm512_srl_epi32(load_pixels(residual, tile.lanes, v + i), _mm_cvtsi32_si128(byte)),
                              _mm512_set1_epi32(255));
       row[i] = requantize<kSwish, kResidual>(acc[v + i], scale, e, r);
     }
@@ -187,13 +187,12 @@ void sparse_block(const Tile& tile, int first) {
   const Packed& packed = *tile.packed;
   alignas(DP_ALIGN) uint8_t planar[(kBlockRows + 1) * kPlanarBytes<V>];
   const int32_t* groups = packed.block_groups.data() + first / kBlockQuads;
-  for (int group = groups[0]; group < groups[1]; ++group) {
-    const uint8_t* rows = packed.group_rows.data() + size_t(group) * R;
-    const int32_t* bias = packed.bias.data() + size_t(first) * DP_QUAD;
+  const GroupedRow* rows = packed.grouped.data() + size_t(groups[0]) * R;
+  for (int group = groups[0]; group < groups[1]; ++group, rows += R) {
     __m512i acc[R][V];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const __m512i start = _mm512_set1_epi32(bias[rows[r] % kBlockRows]);
+      const __m512i start = _mm512_set1_epi32(rows[r].bias);
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) acc[r][v] = start;
     }
@@ -209,9 +208,11 @@ void sparse_block(const Tile& tile, int first) {
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const int row = rows[r] % kBlockRows; // a row that only fills up may use any scale
-      store_row<V, kSwish, kResidual>(acc[r], tile, first + row / DP_QUAD, row % DP_QUAD,
-                                      planar + size_t(rows[r]) * kPlanarBytes<V>);
+      const int row = rows[r].row, quad = first + row / DP_QUAD;
+      const uint8_t* residual = nullptr;
+      if (kResidual && row < kBlockRows && quad < tile.last) residual = tile.residual + size_t(quad) * tile.out_plane;
+      store_row<V, kSwish, kResidual>(acc[r], rows[r].scale, tile, residual, 8 * (row % DP_QUAD),
+                                      planar + row * kPlanarBytes<V>);
     }
   }
   interleave<V>(planar, tile, first, std::min(tile.last, first + kBlockQuads));
