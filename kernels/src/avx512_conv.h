@@ -1,0 +1,252 @@
+// Tiles of shared and of sparse rows for every AVX-512 target: sixteen pixels of four channels a register; a step
+// multiplies them by four weights. Each target compiles this for its own instructions, hence the unnamed namespace.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "avx512_layout.h"
+
+namespace dp {
+namespace {
+
+constexpr int kWidest = 8, kShared = 7; // vectors of a tile; of one pass over shared rows: 28 accumulators
+
+// Rows of a group: as many as leave the other registers to one vector of pixels and one of weights.
+constexpr int rows_for(int vectors) {
+  constexpr int table[kWidest + 1] = {8, 8, 8, 8, 6, 5, 4, 4, 3};
+  return table[vectors];
+}
+
+// acc += x * weights. As assembly, because the compiler keeps copies of the accumulators around its own intrinsic.
+[[gnu::always_inline]] inline void multiply(__m512i& acc, __m512i x, __m512i weights) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(weights));
+}
+
+// The same, the weights broadcast from memory by the instruction itself: with 28 accumulators there is no
+// register to hold four of them, and the compiler, told by intrinsics, would load them into some and spill.
+[[gnu::always_inline]] inline void multiply(__m512i& acc, __m512i x, const uint32_t& weights) {
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(x), "m"(weights));
+}
+
+// What a sum goes through before it is a byte.
+template <bool kSwish, bool kResidual>
+[[gnu::always_inline]] inline __m512i requantize(__m512i acc, __m512 scale, const Epilogue& e, __m512i residual) {
+  const __m512 zero_point = _mm512_set1_ps(float(e.output_zero_point));
+  __m512 f = _mm512_cvtepi32_ps(acc);
+  if (kSwish) {
+    f = _mm512_mul_ps(f, scale);
+    const __m512 gate = _mm512_fmadd_ps(f, _mm512_set1_ps(e.hard_swish_slope), _mm512_set1_ps(0.5f));
+    f = _mm512_fmadd_ps(f, _mm512_min_ps(_mm512_max_ps(gate, _mm512_setzero_ps()), _mm512_set1_ps(1.0f)), zero_point);
+  } else {
+    f = _mm512_fmadd_ps(f, scale, zero_point);
+  }
+  if (kResidual) {
+    const __m512i centred = _mm512_sub_epi32(residual, _mm512_set1_epi32(e.residual_zero_point));
+    f = _mm512_fmadd_ps(_mm512_cvtepi32_ps(centred), _mm512_set1_ps(e.residual_scale), f);
+  }
+  return _mm512_cvtps_epi32(f);
+}
+
+// Sixteen pixels to and from a plane; the places of those to throw away are not touched.
+[[gnu::always_inline]] inline void store_pixels(uint8_t* plane, const Lanes* lanes, int v, __m512i pixels) {
+  if (!lanes) return _mm512_store_si512(plane + v * kVectorBytes, pixels);
+  const unsigned count = unsigned(_mm_popcnt_u32(lanes[v].valid));
+  _mm512_mask_storeu_epi32(plane + size_t(lanes[v].first) * DP_QUAD, __mmask16((1u << count) - 1),
+                           _mm512_maskz_compress_epi32(lanes[v].valid, pixels));
+}
+
+[[gnu::always_inline]] inline __m512i load_pixels(const uint8_t* plane, const Lanes* lanes, int v) {
+  if (!lanes) return load(plane + v * kVectorBytes);
+  const unsigned count = unsigned(_mm_popcnt_u32(lanes[v].valid));
+  const __m512i found = _mm512_maskz_loadu_epi32(__mmask16((1u << count) - 1), plane + size_t(lanes[v].first) * DP_QUAD);
+  return _mm512_maskz_expand_epi32(lanes[v].valid, found);
+}
+
+// Channel `i` of each pixel of a vector.
+[[gnu::always_inline]] inline __m512i byte_of(__m512i pixels, int i) {
+  return i == 3 ? _mm512_srli_epi32(pixels, 24)
+                : _mm512_and_si512(_mm512_srli_epi32(pixels, unsigned(8 * i)), _mm512_set1_epi32(255));
+}
+
+// 4 x 4 bytes of a lane, channel by channel, to pixel by pixel.
+inline __m512i transpose_lanes(__m512i bytes) {
+  const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(order));
+}
+
+// SHARED ROWS: accumulators of four output channels.
+template <int V>
+struct Block {
+  __m512i acc[DP_QUAD][V];
+};
+
+template <int V, bool kSwish, bool kResidual>
+[[gnu::always_inline]] inline void store_quad(const Block<V>& block, const Tile& tile, int quad, int begin) {
+  const Epilogue& e = *tile.epilogue;
+  const __m512i low = _mm512_set1_epi8(char(e.low)), high = _mm512_set1_epi8(char(e.high));
+  const float* scale = tile.packed->scale.data() + quad * DP_QUAD;
+  uint8_t* out = tile.out + size_t(quad) * tile.out_plane;
+  const uint8_t* residual = kResidual ? tile.residual + size_t(quad) * tile.out_plane : nullptr;
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) {
+    const __m512i r = kResidual ? load_pixels(residual, tile.lanes, begin + v) : _mm512_setzero_si512();
+    __m512i row[DP_QUAD];
+#pragma GCC unroll 4
+    for (int i = 0; i < DP_QUAD; ++i)
+      row[i] = requantize<kSwish, kResidual>(block.acc[i][v], _mm512_set1_ps(scale[i]), e, byte_of(r, i));
+    const __m512i first = _mm512_packs_epi32(row[0], row[1]);
+    const __m512i second = _mm512_packs_epi32(row[2], row[3]);
+    const __m512i bytes = _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(first, second), low), high);
+    store_pixels(out, tile.lanes, begin + v, transpose_lanes(bytes));
+  }
+}
+
+template <int V, bool kSwish, bool kResidual>
+void shared_quad(const Tile& tile, int quad, int begin) {
+  const Packed& packed = *tile.packed;
+  const int32_t* bias = packed.bias.data() + quad * DP_QUAD;
+  const uint8_t* source = tile.source + begin * kVectorBytes;
+  Block<V> block;
+#pragma GCC unroll 4
+  for (int r = 0; r < DP_QUAD; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) block.acc[r][v] = _mm512_set1_epi32(bias[r]);
+  const SharedEntry* entry = packed.shared.data() + packed.quads[quad].begin;
+  for (const SharedEntry* end = entry + packed.quads[quad].length; entry != end; ++entry) {
+    const uint8_t* from = source + entry->offset;
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      const __m512i x = load(from + v * kVectorBytes);
+#pragma GCC unroll 4
+      for (int r = 0; r < DP_QUAD; ++r) multiply(block.acc[r][v], x, entry->weights[r]);
+    }
+  }
+  store_quad<V, kSwish, kResidual>(block, tile, quad, begin);
+}
+
+// SPARSE ROWS: one row's bytes of four vectors of pixels, in the order in which `interleave` wants them.
+template <int V>
+constexpr int kPlanarBytes = (V + 3) / 4 * kVectorBytes;
+// `residual` is the row's plane, its bytes `byte` bits up; null for a row that only fills up.
+
+template <int V, bool kSwish, bool kResidual>
+[[gnu::always_inline]] inline void store_row(const __m512i (&acc)[V], float row_scale, const Tile& tile, const uint8_t* residual,
+                                             int byte, uint8_t* to) {
+  const Epilogue& e = *tile.epilogue;
+  const __m512 scale = _mm512_set1_ps(row_scale);
+  for (int v = 0; v < V; v += 4) {
+    __m512i row[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      if (v + i >= V) {
+        row[i] = row[i - 1];
+        continue;
+      }
+      __m512i r = _mm512_setzero_si512();
+      if (kResidual && residual)
+        r = _mm512_and_si512(_mm512_srl_epi32(load_pixels(residual, tile.lanes, v + i), _mm_cvtsi32_si128(byte)),
+                             _mm512_set1_epi32(255));
+      row[i] = requantize<kSwish, kResidual>(acc[v + i], scale, e, r);
+    }
+    const __m512i first = _mm512_packs_epi32(row[0], row[1]);
+    const __m512i second = _mm512_packs_epi32(row[2], row[3]);
+    _mm512_store_si512(to + v / 4 * kVectorBytes, _mm512_packus_epi16(first, second));
+  }
+}
+
+// Rows of a block to quads: what store_row packed lane by lane falls into place by interleaving bytes, then pairs.
+template <int V>
+void interleave(const uint8_t* planar, const Tile& tile, int first, int last) {
+  // The packing has clamped to 0..255 already.
+  const bool clamps = tile.epilogue->low > 0 || tile.epilogue->high < 255;
+  const __m512i low = _mm512_set1_epi8(char(tile.epilogue->low)), high = _mm512_set1_epi8(char(tile.epilogue->high));
+  for (int quad = first; quad < last; ++quad, planar += DP_QUAD * kPlanarBytes<V>) {
+    uint8_t* out = tile.out + size_t(quad) * tile.out_plane;
+    for (int v = 0; v < V; v += 4) {
+      __m512i row[DP_QUAD], pair[4];
+#pragma GCC unroll 4
+      for (int r = 0; r < DP_QUAD; ++r) {
+        row[r] = _mm512_load_si512(planar + r * kPlanarBytes<V> + v / 4 * kVectorBytes);
+        if (clamps) row[r] = _mm512_min_epu8(_mm512_max_epu8(row[r], low), high);
+      }
+      pair[0] = _mm512_unpacklo_epi8(row[0], row[1]);
+      pair[1] = _mm512_unpacklo_epi8(row[2], row[3]);
+      pair[2] = _mm512_unpackhi_epi8(row[0], row[1]);
+      pair[3] = _mm512_unpackhi_epi8(row[2], row[3]);
+      const __m512i pixels[4] = {_mm512_unpacklo_epi16(pair[0], pair[1]), _mm512_unpackhi_epi16(pair[0], pair[1]),
+                                 _mm512_unpacklo_epi16(pair[2], pair[3]), _mm512_unpackhi_epi16(pair[2], pair[3])};
+      for (int i = 0; i < 4 && v + i < V; ++i) store_pixels(out, tile.lanes, v + i, pixels[i]);
+    }
+  }
+}
+
+template <int R, int V, bool kSwish, bool kResidual>
+void sparse_block(const Tile& tile, int first) {
+  const Packed& packed = *tile.packed;
+  alignas(DP_ALIGN) uint8_t planar[(kBlockRows + 1) * kPlanarBytes<V>];
+  const int32_t* groups = packed.block_groups.data() + first / kBlockQuads;
+  const GroupedRow* rows = packed.grouped.data() + size_t(groups[0]) * R;
+  for (int group = groups[0]; group < groups[1]; ++group, rows += R) {
+    __m512i acc[R][V];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const __m512i start = _mm512_set1_epi32(rows[r].bias);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) acc[r][v] = start;
+    }
+    const Entry* entry = packed.entries.data() + packed.groups[group].begin;
+    for (const Entry* end = entry + size_t(packed.groups[group].length) * R; entry != end; entry += R) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const __m512i weights = _mm512_set1_epi32(int32_t(entry[r].weights));
+        const uint8_t* from = tile.source + entry[r].offset;
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) multiply(acc[r][v], load(from + v * kVectorBytes), weights);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const int row = rows[r].row, quad = first + row / DP_QUAD;
+      const uint8_t* residual = nullptr;
+      if (kResidual && row < kBlockRows && quad < tile.last) residual = tile.residual + size_t(quad) * tile.out_plane;
+      store_row<V, kSwish, kResidual>(acc[r], rows[r].scale, tile, residual, 8 * (row % DP_QUAD),
+                                      planar + row * kPlanarBytes<V>);
+    }
+  }
+  interleave<V>(planar, tile, first, std::min(tile.last, first + kBlockQuads));
+}
+
+template <int V, bool kSwish, bool kResidual>
+void run(const Tile& tile) {
+  if (tile.packed->is_shared) {
+    constexpr int once = V <= kShared ? V : V / 2;
+    for (int quad = tile.first; quad < tile.last; ++quad) {
+      shared_quad<once, kSwish, kResidual>(tile, quad, 0);
+      if (V > once) shared_quad<once, kSwish, kResidual>(tile, quad, once);
+    }
+    return;
+  }
+  // Tiles are as wide as was planned, or one vector narrower.
+  for (int first = tile.first; first < tile.last; first += kBlockQuads) {
+    if (tile.packed->together == rows_for(V))
+      sparse_block<rows_for(V), V, kSwish, kResidual>(tile, first);
+    else
+      sparse_block<rows_for(V < kWidest ? V + 1 : V), V, kSwish, kResidual>(tile, first);
+  }
+}
+
+template <int... V>
+void run_of(const Tile& tile, std::integer_sequence<int, V...>) {
+  using Run = void (*)(const Tile&);
+  static constexpr Run table[2][2][kWidest] = {{{run<V + 1, false, false>...}, {run<V + 1, false, true>...}},
+                                               {{run<V + 1, true, false>...}, {run<V + 1, true, true>...}}};
+  table[tile.epilogue->hard_swish_slope > 0][tile.residual != nullptr][tile.vectors - 1](tile);
+}
+
+void tile(const Tile& tile) { run_of(tile, std::make_integer_sequence<int, kWidest>()); }
+
+} // namespace
+} // namespace dp
