@@ -30,7 +30,7 @@ LAYERS = (
     {"report", "recipe"},
     {"verify", "search"},
     {"latency", "learn"},
-    {"export", "quantize", "measure", "recover", "sources", "prune"},
+    {"export", "quantize", "measure", "recover", "sources", "prune", "sparse"},
     {"runtime", "criteria", "patterns"},
     {"graph", "masks"},
     {"recipe_options"},

@@ -143,9 +143,9 @@ def _empty_channel_ranges(model: onnx.ModelProto) -> dict[str, list[dict[str, An
         if largest.all() or not largest.any():
             continue
         typical = np.float32(np.median(largest[largest > 0]))
-        overrides[node.input[1]] = [
-            {"axis": axis} if size else {"axis": axis, "rmin": -typical, "rmax": typical} for size in largest
-        ]
+        # Symmetric either way; where the first channel names a range, the quantizer wants one for all.
+        sizes = np.where(largest > 0, largest, typical).astype(np.float32)
+        overrides[node.input[1]] = [{"axis": axis, "rmin": -size, "rmax": size} for size in sizes]
     return overrides
 
 

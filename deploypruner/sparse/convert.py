@@ -1,0 +1,79 @@
+"""From a dense int8 QDQ model to a sparse one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from deploypruner.errors import InputError
+from deploypruner.sparse.choose import Choice, choose
+from deploypruner.sparse.cost import Rates
+from deploypruner.sparse.match import match
+from deploypruner.sparse.onnx_graph import Graph
+from deploypruner.sparse.rewrite import DOMAIN, rewrite
+
+
+@dataclass(frozen=True)
+class SparseModel:
+    """Result of `sparsify`.
+
+    Args:
+        model: The model with operations of domain "deploypruner"; None where no layer went sparse.
+        choices: Every layer the kernels could compute, in the graph's order.
+        refused: Name of every other convolution and matrix product -> why not.
+        rates: What the decisions were made with.
+    """
+
+    model: onnx.ModelProto | None
+    choices: tuple[Choice, ...]
+    refused: dict[str, str]
+    rates: Rates
+
+    @property
+    def chosen(self) -> int:
+        """Layers that went sparse."""
+        return sum(choice.sparse for choice in self.choices)
+
+
+def sparsify(model: onnx.ModelProto, *, rates: Rates | None = None, every: bool = False) -> SparseModel:
+    """Replace the layers of an int8 QDQ model that our kernels compute faster, zeros left out.
+
+    Args:
+        model: u8 or s8 activations, s8 or u8 weights, as our quantizer or any other static one writes it; unchanged.
+            The batch may be open, all other sizes must be fixed.
+        rates: Costs, the defaults where None.
+        every: Convert every layer that can be, whatever it costs; for tests and measurements.
+
+    Raises:
+        InputError: The model is not sound ONNX, is sparse already, has open sizes, or no quantized layer.
+    """
+    if any(opset.domain == DOMAIN for opset in model.opset_import):
+        raise InputError("the model is sparse already", hint="pass the int8 QDQ model it was made from")
+    _check_sizes(model)
+    graph = Graph(model)
+    if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
+        raise InputError("the model is not quantized", hint="`deploypruner sparsify MODEL --data DIR` does it first")
+    found = match(graph)
+    rates = rates or Rates()
+    choices = choose(graph, found.layers, rates)
+    if every:
+        choices = tuple(Choice(c.layer, True, c.sparse_ns, c.dense_ns, "asked for") for c in choices)
+    chosen = [choice.layer for choice in choices if choice.sparse]
+    return SparseModel(rewrite(graph, chosen) if chosen else None, choices, found.refused, rates)
+
+
+def _check_sizes(model: onnx.ModelProto) -> None:
+    """The kernels are made for one size."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name in stored:
+            continue
+        opened = [i for i, dim in enumerate(dims) if i and not dim.HasField("dim_value")]
+        if opened:
+            shown = ", ".join(str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in dims)
+            raise InputError(
+                f"input '{value.name}' has open sizes: [{shown}]",
+                hint="only the batch may be open; export the model for one size",
+            )

@@ -1,0 +1,58 @@
+"""What a layer costs, dense in OpenVINO or sparse in our kernels: nanoseconds from a handful of rates.
+
+    sparse   call + step * S * V + requant * (Q + residual Q) * V
+    dense    call + mac * MACs + byte * (bytes in + bytes out)
+    border   call + move * bytes                         (u8 channels-last to C4, or back, transposition included)
+
+with V vectors of 16 output pixels, Q output channels / 4, S vector multiply-adds per vector of output pixels: one for
+every (output channel, tap, four neighbouring inputs) that has a weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deploypruner.sparse.layer import QUAD, Activation, Layer
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Nanoseconds, on one device with one number of threads; see the module for the formulas.
+
+    The defaults are those of one thread of a 2.5 GHz Xeon with AVX-512 VNNI; `calibrate` measures a machine's own.
+
+    Args:
+        call: Of any operation.
+        step: Of one vector multiply-add.
+        requant: Of rounding four channels of 16 pixels.
+        mac: Of one multiply-add of a dense convolution.
+        depthwise_mac: Of one multiply-add of a dense depthwise convolution.
+        byte: Of one byte that a dense convolution reads or writes.
+        move: Of one byte of an activation that changes its layout.
+        source: Where they come from: "measured", or "default".
+    """
+
+    call: float = 2500.0
+    step: float = 0.40
+    requant: float = 10.0
+    mac: float = 0.0055
+    depthwise_mac: float = 0.045
+    byte: float = 0.02
+    move: float = 0.10
+    source: str = "default"
+
+    def sparse(self, layer: Layer) -> float:
+        """Of a layer in our kernels."""
+        quads = -(-layer.y.channels // QUAD) * (1 if layer.residual is None else 1.3)
+        return self.call + layer.y.vectors * (self.step * layer.steps + self.requant * quads)
+
+    def dense(self, layer: Layer) -> float:
+        """Of a layer in OpenVINO, zeros included."""
+        macs = layer.weights.size * layer.y.pixels
+        moved = sum(a.channels * a.pixels for a in (layer.y, *layer.reads))
+        rate = self.depthwise_mac if layer.kind == "depthwise" else self.mac
+        return self.call + rate * macs + self.byte * moved
+
+    def border(self, activation: Activation) -> float:
+        """Of bringing an activation into C4, or back."""
+        return self.call + self.move * activation.channels * activation.pixels

@@ -1,0 +1,170 @@
+"""One layer of a QDQ graph that the sparse kernels can compute, in their terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+PIXELS, QUAD = 16, 4  # of one vector, as in kernels.h
+
+Floats = NDArray[np.float32]
+Words = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A quantized tensor between layers; real value = (u8 - zero_point) * scale.
+
+    Args:
+        name: The integer tensor in the QDQ graph, u8 or s8.
+        source: The float tensor that was quantized.
+        scale: Step.
+        zero_point: Of the u8 form; an s8 tensor is shifted by 128, which changes no value.
+        shape: Without the batch.
+        channels_last: Are the channels the last axis, as linear layers read them, or the first?
+    """
+
+    name: str
+    source: str
+    scale: float
+    zero_point: int
+    shape: tuple[int, ...]
+    channels_last: bool
+
+    @property
+    def key(self) -> tuple[str, bool]:
+        """Equal for activations that are one tensor in C4, too."""
+        return self.name, self.channels_last
+
+    @property
+    def channels(self) -> int:
+        """Its channels, or features."""
+        return self.shape[-1] if self.channels_last else self.shape[0]
+
+    @property
+    def pixels(self) -> int:
+        """Height x width, or tokens."""
+        places = self.shape[:-1] if self.channels_last else self.shape[1:]
+        return int(np.prod(places, dtype=np.int64))
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of 16 pixels, the last one perhaps not full."""
+        return -(-self.pixels // PIXELS)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width; tokens are a column."""
+        return (self.pixels, 1) if self.channels_last else (self.shape[1], self.shape[2])
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of a convolution, as ONNX has them.
+
+    Args:
+        kernel: Height, width.
+        strides: Height, width.
+        dilations: Height, width.
+        pads: Top, left, bottom, right.
+        group: Groups of channels.
+    """
+
+    kernel: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    dilations: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    group: int = 1
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer, with what it is fused with.
+
+    Args:
+        name: As the user knows it: the weight's name without ".weight".
+        kind: "conv", "depthwise" or "linear".
+        x: What it reads.
+        y: What it gives, after activation and residual addition.
+        geometry: Sizes; a linear layer is a 1x1 convolution.
+        weights: int8 [channels out, channels in / groups, ky, kx].
+        scale: float32 [channels out], output steps per accumulator step.
+        bias: int32 [channels out], -zero point * sum of weights included.
+        low: Smallest output, 0..255.
+        high: Largest output.
+        hard_swish: Is the activation x * clip(x / 6 + 1 / 2, 0, 1)?
+        residual: What is added, None without.
+        between: Step of the pair between convolution and addition that the fusion skips; 0 without one.
+        nodes: What the operation replaces in the QDQ graph, the last quantization included.
+    """
+
+    name: str
+    kind: str
+    x: Activation
+    y: Activation
+    geometry: Geometry
+    weights: NDArray[np.int8]
+    scale: Floats
+    bias: Words
+    low: int = 0
+    high: int = 255
+    hard_swish: bool = False
+    residual: Activation | None = None
+    between: float = 0.0
+    nodes: tuple[onnx.NodeProto, ...] = field(default=(), repr=False)
+
+    @property
+    def nonzero(self) -> int:
+        """Weights that are not zero."""
+        return int(np.count_nonzero(self.weights))
+
+    @property
+    def density(self) -> float:
+        """Share of weights that are not zero."""
+        return self.nonzero / self.weights.size
+
+    @cached_property
+    def steps(self) -> int:
+        """(Output channel, tap, four neighbouring inputs) with a weight that is not zero: vector multiply-adds for
+        16 pixels of all output channels.
+        """
+        outputs, inputs, *taps = self.weights.shape
+        padded = np.zeros((outputs, -(-inputs // QUAD) * QUAD, *taps), bool)
+        padded[:, :inputs] = self.weights != 0
+        return int(padded.reshape(outputs, -1, QUAD, *taps).any(axis=2).sum())
+
+    @property
+    def reads(self) -> tuple[Activation, ...]:
+        """Every activation it reads."""
+        return (self.x,) if self.residual is None else (self.x, self.residual)
+
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of the operation SparseConv."""
+        height, width = self.x.size
+        found: dict[str, Any] = {
+            "channels_in": self.x.channels,
+            "channels_out": self.y.channels,
+            "group": self.geometry.group,
+            "height": height,
+            "width": width,
+            "kernel_shape": list(self.geometry.kernel),
+            "strides": list(self.geometry.strides),
+            "dilations": list(self.geometry.dilations),
+            "pads": list(self.geometry.pads),
+            "input_zero_point": self.x.zero_point,
+            "output_zero_point": self.y.zero_point,
+            "low": self.low,
+            "high": self.high,
+            "residual_scale": 0.0,
+            "residual_zero_point": 0,
+            "hard_swish_slope": self.y.scale / 6 if self.hard_swish else 0.0,
+        }
+        if self.residual is not None:
+            found["residual_scale"] = self.residual.scale / self.y.scale
+            found["residual_zero_point"] = self.residual.zero_point
+        return found

@@ -1,0 +1,204 @@
+"""What follows a convolution or linear layer up to the next quantization, as far as one kernel computes all of it.
+
+    [bias addition] -> [relu | clip | hard-swish] -> QuantizeLinear
+    [bias addition] -> [hard-swish] -> [pair] -> residual addition -> [relu | clip] -> QuantizeLinear
+
+The pair before a residual addition is skipped: the kernel adds before it rounds. That is right only where the pair
+does nothing but round, so one whose smallest value is 0 (a relu that a quantizer took into the pair) is not skipped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+
+from deploypruner.sparse.layer import Activation
+from deploypruner.sparse.onnx_graph import Graph, attribute, scalar
+from deploypruner.sparse.reading import NoMatch, read_activation, read_quantize
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Nodes after a layer, and what they do.
+
+    Args:
+        end: Float tensor reached.
+        nodes: Passed on the way.
+        bias: Name of a constant that is added, "" without.
+        hard_swish: Is there one?
+        least: Relu or clip, in real numbers.
+        most: Clip.
+        residual: What is added.
+        between: Step of the pair that is skipped before the addition.
+        y: The quantized end, None as long as it is not reached.
+    """
+
+    end: str
+    nodes: tuple[onnx.NodeProto, ...]
+    bias: str = ""
+    hard_swish: bool = False
+    least: float = -np.inf
+    most: float = np.inf
+    residual: Activation | None = None
+    between: float = 0.0
+    y: Activation | None = None
+
+    def past(self, *nodes: onnx.NodeProto) -> Tail:
+        """The same after `nodes`, the last of which gives one tensor."""
+        return replace(self, end=nodes[-1].output[0], nodes=(*self.nodes, *nodes))
+
+    @property
+    def clips(self) -> bool:
+        """Is there a relu or clip?"""
+        return bool(self.least > -np.inf or self.most < np.inf)
+
+
+def follow(graph: Graph, node: onnx.NodeProto, *, channels_last: bool, taken: frozenset[str] = frozenset()) -> Tail:
+    """Everything after `node` that one kernel computes.
+
+    Args:
+        graph: The QDQ graph.
+        node: Conv, Gemm or MatMul.
+        channels_last: As `Activation.channels_last`.
+        taken: Outputs of additions that belong to other layers.
+
+    Raises:
+        NoMatch: No quantization is reached.
+    """
+    tail = _with_activation(graph, _with_bias(graph, Tail(node.output[0], (node,)), node))
+    plain: Tail | None = None
+    reader = _only_reader(graph, tail.end)
+    if reader.op_type == "QuantizeLinear":
+        plain = _end(graph, tail, reader, channels_last)
+    try:
+        return _with_residual(graph, tail, channels_last=channels_last, taken=taken)
+    except NoMatch:
+        if plain is None:
+            raise
+        return plain
+
+
+def _with_bias(graph: Graph, tail: Tail, node: onnx.NodeProto) -> Tail:
+    """Pass the addition of a constant after a MatMul."""
+    if node.op_type != "MatMul":
+        return tail
+    reader = _only_reader(graph, tail.end)
+    if reader.op_type != "Add":
+        return tail
+    other = _other(reader, tail.end)
+    return replace(tail.past(reader), bias=other) if _is_stored(graph, other) else tail
+
+
+def _is_stored(graph: Graph, name: str) -> bool:
+    maker = graph.maker(name)
+    restored = maker is not None and maker.op_type == "DequantizeLinear"
+    return graph.constant(maker.input[0] if restored and maker is not None else name) is not None
+
+
+def _with_activation(graph: Graph, tail: Tail) -> Tail:
+    """Pass relu, clip or hard-swish."""
+    swish = _hard_swish(graph, tail.end)
+    if swish:
+        return replace(tail.past(*swish), hard_swish=True)
+    reader = _only_reader(graph, tail.end)
+    if reader.op_type == "Relu":
+        return replace(tail.past(reader), least=0.0)
+    if reader.op_type == "Clip":
+        least, most = _clip_bounds(graph, reader)
+        return replace(tail.past(reader), least=least, most=most)
+    return tail
+
+
+def _hard_swish(graph: Graph, name: str) -> tuple[onnx.NodeProto, ...]:
+    """Nodes of x * clip(x / 6 + 1 / 2, 0, 1) in one of its spellings, () where there is none."""
+    readers = graph.readers(name)
+    if name in graph.outputs:
+        return ()
+    if [reader.op_type for reader in readers] == ["HardSwish"]:
+        return (readers[0],)
+    gates = [r for r in readers if r.op_type == "HardSigmoid"]
+    if len(readers) != 2 or len(gates) != 1:
+        return ()
+    gate, product = gates[0], next(r for r in readers if r is not gates[0])
+    slope, offset = attribute(gate, "alpha", 0.2), attribute(gate, "beta", 0.5)
+    right = product.op_type == "Mul" and set(product.input) == {name, gate.output[0]}
+    if not right or abs(slope - 1 / 6) > 1e-6 or offset != 0.5 or len(graph.readers(gate.output[0])) != 1:
+        return ()
+    return (gate, product)
+
+
+def _clip_bounds(graph: Graph, node: onnx.NodeProto) -> tuple[float, float]:
+    found = []
+    for index, (name, default) in enumerate((("min", -np.inf), ("max", np.inf)), start=1):
+        value: float | None = attribute(node, name, default)
+        if len(node.input) > index and node.input[index]:
+            value = scalar(graph.constant(node.input[index]))
+        if value is None:
+            raise NoMatch("the bounds of its clip are computed")
+        found.append(float(value))
+    return found[0], found[1]
+
+
+def _with_residual(graph: Graph, tail: Tail, *, channels_last: bool, taken: frozenset[str]) -> Tail:
+    """Pass a residual addition and what follows, up to its quantization."""
+    if tail.clips:
+        raise NoMatch("a relu or clip stands between it and a residual addition")
+    reader = _only_reader(graph, tail.end)
+    if reader.op_type == "QuantizeLinear":
+        tail, reader = _past_pair(graph, tail, reader, channels_last)
+    if reader.op_type != "Add":
+        raise NoMatch(_stays_float(graph, tail.end))
+    if reader.output[0] in taken:
+        raise NoMatch("the residual addition belongs to another layer")
+    residual = read_activation(graph, _other(reader, tail.end), channels_last=channels_last)
+    if graph.shape(reader.output[0]) != graph.shape(tail.end):
+        raise NoMatch("what is added to its output has other sizes")
+    tail = replace(_with_activation(graph, tail.past(reader)), residual=residual)
+    if any(node.op_type in ("HardSwish", "HardSigmoid") for node in tail.nodes[-2:]) and not tail.clips:
+        raise NoMatch("a hard-swish follows its residual addition")
+    last = _only_reader(graph, tail.end)
+    if last.op_type != "QuantizeLinear":
+        raise NoMatch(_stays_float(graph, tail.end))
+    return _end(graph, tail, last, channels_last)
+
+
+def _past_pair(
+    graph: Graph, tail: Tail, quantize: onnx.NodeProto, channels_last: bool
+) -> tuple[Tail, onnx.NodeProto]:
+    """Skip a pair that only rounds, and give what reads it."""
+    pair = read_quantize(graph, quantize, channels_last=channels_last)
+    restore = _only_reader(graph, pair.name)
+    if restore.op_type != "DequantizeLinear" or pair.zero_point == 0:
+        raise NoMatch("the pair at its output does more than round")
+    tail = replace(tail.past(quantize, restore), between=pair.scale)
+    return tail, _only_reader(graph, tail.end)
+
+
+def _end(graph: Graph, tail: Tail, quantize: onnx.NodeProto, channels_last: bool) -> Tail:
+    y = read_quantize(graph, quantize, channels_last=channels_last)
+    if y.name in graph.outputs:
+        raise NoMatch("its quantized form is an output of the model")
+    return replace(tail, nodes=(*tail.nodes, quantize), y=y)
+
+
+def _only_reader(graph: Graph, name: str) -> onnx.NodeProto:
+    readers = graph.readers(name)
+    if name in graph.outputs or len(readers) != 1:
+        raise NoMatch(_stays_float(graph, name))
+    return readers[0]
+
+
+def _stays_float(graph: Graph, name: str) -> str:
+    readers = list(dict.fromkeys(reader.op_type for reader in graph.readers(name)))
+    if name in graph.outputs:
+        return "its output is an output of the model"
+    return f"its output is needed in float by {', '.join(readers)}" if readers else "nothing reads its output"
+
+
+def _other(node: onnx.NodeProto, name: str) -> str:
+    """The other operand of an addition."""
+    names = list(node.input)
+    names.remove(name)
+    return str(names[0])
