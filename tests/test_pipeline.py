@@ -457,7 +457,7 @@ def test_a_model_without_a_tensor_to_return_is_named(tmp_path):
 def test_openvino_is_imported_without_its_telemetry():
     code = (
         "import sys, threading\n"
-        "from deploypruner.runtime.openvino_import import import_openvino\n"
+        "from deploypruner.openvino_import import import_openvino\n"
         "print(import_openvino().__name__, 'openvino_telemetry' in sys.modules, threading.active_count())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -13,7 +13,7 @@ from deploypruner.errors import InputError, TraceError
 from deploypruner.export import Exporter, exporters
 from deploypruner.export.to_onnx import Onnx
 from deploypruner.graph.inputs import Inputs
-from deploypruner.runtime.openvino_import import import_openvino
+from deploypruner.openvino_import import import_openvino
 
 
 def write_ir(onnx_path: Path, xml_path: Path) -> None:

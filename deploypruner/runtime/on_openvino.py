@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from deploypruner.errors import InputError
+from deploypruner.openvino_import import import_openvino
 from deploypruner.records import TensorSpec
 from deploypruner.runtime import (
     Array,
@@ -23,7 +24,6 @@ from deploypruner.runtime import (
     runtimes,
     unreadable,
 )
-from deploypruner.runtime.openvino_import import import_openvino
 from deploypruner.runtime.openvino_nodes import WARM_CALLS, executed_nodes, mean_ns, mean_since
 
 if TYPE_CHECKING:

@@ -233,7 +233,11 @@ def create(
     library.dp_conv_target.restype = ctypes.c_char_p
     arrays = [np.ascontiguousarray(a) for a in (mask, values, scale, bias)]
     weights = _Weights(
-        arrays[0].ctypes.data, arrays[0].size, arrays[1].ctypes.data, arrays[1].size, *(a.ctypes.data for a in arrays[2:])
+        arrays[0].ctypes.data,
+        arrays[0].size,
+        arrays[1].ctypes.data,
+        arrays[1].size,
+        *(a.ctypes.data for a in arrays[2:]),
     )
     error = ctypes.create_string_buffer(512)
     handle = library.dp_conv_create(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import deploypruner.sparse as package
 from deploypruner.errors import KernelError
-from deploypruner.runtime.openvino_import import import_openvino
+from deploypruner.openvino_import import import_openvino
 
 KERNELS = "libdeploypruner_kernels.so"
 EXTENSION = "libdeploypruner_openvino.so"
