@@ -99,7 +99,8 @@ class Layer:
         high: Largest output.
         hard_swish: Is the activation x * clip(x / 6 + 1 / 2, 0, 1)?
         residual: What is added, None without.
-        between: Step of the pair between convolution and addition that the fusion skips; 0 without one.
+        skipped: Integer tensor of the pair between convolution and addition that the fusion skips, "" without one.
+        between: Its step.
         nodes: What the operation replaces in the QDQ graph, the last quantization included.
     """
 
@@ -115,6 +116,7 @@ class Layer:
     high: int = 255
     hard_swish: bool = False
     residual: Activation | None = None
+    skipped: str = ""
     between: float = 0.0
     nodes: tuple[onnx.NodeProto, ...] = field(default=(), repr=False)
 

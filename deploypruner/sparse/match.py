@@ -87,6 +87,7 @@ def _layer(graph: Graph, node: onnx.NodeProto, name: str, taken: frozenset[str])
         high=high,
         hard_swish=tail.hard_swish,
         residual=tail.residual,
+        skipped=tail.skipped,
         between=tail.between,
         nodes=tail.nodes,
     )

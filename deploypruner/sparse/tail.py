@@ -31,7 +31,8 @@ class Tail:
         least: Relu or clip, in real numbers.
         most: Clip.
         residual: What is added.
-        between: Step of the pair that is skipped before the addition.
+        skipped: Integer tensor of the pair that is skipped before the addition.
+        between: Its step.
         y: The quantized end, None as long as it is not reached.
     """
 
@@ -42,6 +43,7 @@ class Tail:
     least: float = -np.inf
     most: float = np.inf
     residual: Activation | None = None
+    skipped: str = ""
     between: float = 0.0
     y: Activation | None = None
 
@@ -172,7 +174,7 @@ def _past_pair(
     restore = _only_reader(graph, pair.name)
     if restore.op_type != "DequantizeLinear" or pair.zero_point == 0:
         raise NoMatch("the pair at its output does more than round")
-    tail = replace(tail.past(quantize, restore), between=pair.scale)
+    tail = replace(tail.past(quantize, restore), skipped=pair.name, between=pair.scale)
     return tail, _only_reader(graph, tail.end)
 
 

@@ -1,0 +1,161 @@
+"""A sparse model against the QDQ model it was made from, operation by operation.
+
+Outputs of whole networks hide errors: with random weights they hardly depend on the input. So every SparseConv is
+given the very integers its layer reads in the QDQ model, executed literally, and must give the integers its layer
+writes there, within one step.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from deploypruner.records import Check
+from deploypruner.runtime import Session
+from deploypruner.runtime.on_onnxruntime import OnnxRuntime
+from deploypruner.runtime.on_openvino import OpenVino
+from deploypruner.sparse.layer import Activation, Layer
+from deploypruner.sparse.rewrite import DOMAIN, VERSION
+
+Array = NDArray[Any]
+Feeds = Sequence[Array]
+Open = Callable[[Path], Session]
+
+# The kernel adds a residual before it rounds, the QDQ model after; nor does it clip there. What the pair that is
+# skipped clips on real data must be next to nothing, or it was more than a rounding.
+_CLIPPED = 0.02
+
+
+@dataclass
+class _Seen:
+    """What one layer gave: largest difference in steps beyond what its fusion explains, and shares of values."""
+
+    steps: float = 0.0
+    differing: float = 0.0
+    clipped: float = 0.0
+
+
+def verify_operations(
+    dense: Path, sparse: Path, layers: Sequence[Layer], feeds: Sequence[Feeds], *, open_sparse: Open | None = None
+) -> list[Check]:
+    """Compare every operation with its layer, on equal inputs.
+
+    A fused residual addition skips the rounding of a pair; half a step of that pair is added to what is allowed, and
+    values the pair would have clipped are left out, but must be rare.
+
+    Args:
+        dense: The QDQ file.
+        sparse: The file made from it.
+        layers: Those that went sparse, from `SparseModel.choices`.
+        feeds: Inputs of the model.
+        open_sparse: How the operations are executed; OpenVINO with our library where None.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    open_sparse = open_sparse or (lambda path: OpenVino().open(path))
+    with tempfile.TemporaryDirectory(prefix="deploypruner-") as folder:
+        literal = Path(folder) / "literal.onnx"
+        onnx.save(_with_outputs(onnx.load(dense), layers), literal)
+        reader = OnnxRuntime().open(literal, literal=True)
+        names = [spec.name for spec in reader.outputs]
+        apart = Path(folder) / "operations.onnx"
+        onnx.save(operations_apart(onnx.load(sparse), layers), apart)
+        session = open_sparse(apart)
+        found = {layer.name: _Seen() for layer in layers}
+        for batch in feeds:
+            seen = dict(zip(names, reader.run(batch), strict=True))
+            given = [_last(seen[read.name], read) for layer in layers for read in layer.reads]
+            for layer, output in zip(layers, session.run(given), strict=True):
+                _compare(layer, output, seen, found[layer.name])
+    return [_within_a_step(dense, found), *_nothing_clipped(layers, found)]
+
+
+def operations_apart(sparse: onnx.ModelProto, layers: Sequence[Layer]) -> onnx.ModelProto:
+    """Every SparseConv of a model on its own, with inputs and outputs in u8, channels last.
+
+    Inputs are what each layer reads, then its residual, layer after layer; outputs [N, height, width, channels].
+    """
+    by_name = {node.name: node for node in sparse.graph.node if node.op_type == "SparseConv"}
+    nodes, inputs, outputs = [], [], []
+    for index, layer in enumerate(layers):
+        conv = onnx.NodeProto()
+        conv.CopyFrom(by_name[layer.name])
+        places = [0] if layer.residual is None else [0, 5]
+        for place, read in zip(places, layer.reads, strict=True):
+            name = f"{index}_{place}"
+            shape = ["batch", *read.size, read.channels]
+            inputs.append(helper.make_tensor_value_info(name, TensorProto.UINT8, shape))
+            nodes.append(helper.make_node("ToC4", [name], [f"{name}_c4"], domain=DOMAIN))
+            conv.input[place] = f"{name}_c4"
+        conv.output[0] = f"{index}_y_c4"
+        height, width = layer.y.size
+        sizes = {"channels": layer.y.channels, "height": height, "width": width}
+        leave = helper.make_node("FromC4", [conv.output[0]], [f"{index}_y"], domain=DOMAIN, **sizes)
+        nodes += [conv, leave]
+        shape = ["batch", height, width, layer.y.channels]
+        outputs.append(helper.make_tensor_value_info(f"{index}_y", TensorProto.UINT8, shape))
+    used = {name for node in nodes for name in node.input}
+    stored = [tensor for tensor in sparse.graph.initializer if tensor.name in used]
+    graph = helper.make_graph(nodes, "operations", inputs, outputs, stored)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, VERSION)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=sparse.ir_version)
+
+
+def _with_outputs(dense: onnx.ModelProto, layers: Sequence[Layer]) -> onnx.ModelProto:
+    """The QDQ model with every integer tensor that is compared as an output."""
+    wanted = [activation.name for layer in layers for activation in (*layer.reads, layer.y)]
+    wanted += [layer.skipped for layer in layers if layer.skipped]
+    del dense.graph.output[:]
+    dense.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(wanted))
+    return dense
+
+
+def _last(values: Array, activation: Activation) -> NDArray[np.uint8]:
+    """An integer tensor of the QDQ model as u8 [N, height, width, channels]."""
+    u8 = values if values.dtype == np.uint8 else (values.astype(np.int16) + 128).astype(np.uint8)
+    if not activation.channels_last:
+        return np.ascontiguousarray(u8.transpose(0, 2, 3, 1))
+    return np.ascontiguousarray(u8.reshape(len(u8), *activation.size, activation.channels))
+
+
+def _compare(layer: Layer, output: Array, seen: dict[str, Array], into: _Seen) -> None:
+    want = _last(seen[layer.y.name], layer.y)
+    difference = np.abs(output.astype(np.int16) - want)
+    explained = 0
+    if layer.skipped:
+        assert layer.residual is not None, "only a residual addition skips a pair"
+        pair = Activation(layer.skipped, "", layer.between, 0, layer.y.shape, layer.y.channels_last)
+        middle = _last(seen[layer.skipped], pair)
+        clipped = (middle == 0) | (middle == 255)
+        into.clipped = max(into.clipped, float(clipped.mean()))
+        difference = np.where(clipped, 0, difference)
+        # Two numbers half a step of the pair apart round to integers at most this far apart.
+        explained = max(0, int(np.ceil(0.5 * layer.between / layer.y.scale)) - 1)
+    into.steps = max(into.steps, float(difference.max(initial=0)) - explained)
+    into.differing = max(into.differing, float((difference > 0).mean()))
+
+
+def _within_a_step(dense: Path, found: dict[str, _Seen]) -> Check:
+    name, worst = max(found.items(), key=lambda item: (item[1].steps, item[1].differing))
+    detail = f"steps of u8, {len(found)} operations; in {name} {worst.differing:.2%} of the values differ"
+    label = f"{dense.name} literal = sparse operations"
+    return Check(label, max(0.0, worst.steps), 1.0, passed=worst.steps <= 1, detail=detail)
+
+
+def _nothing_clipped(layers: Sequence[Layer], found: dict[str, _Seen]) -> list[Check]:
+    fused = [layer.name for layer in layers if layer.skipped]
+    if not fused:
+        return []
+    name = max(fused, key=lambda name: found[name].clipped)
+    share = found[name].clipped
+    detail = f"share of values that a skipped pair clips, worst in {name}"
+    return [Check("pairs before fused additions only round", share, _CLIPPED, share <= _CLIPPED, detail)]
