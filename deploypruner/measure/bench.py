@@ -16,7 +16,7 @@ from deploypruner.measure.rounds import NARROW, Progress
 from deploypruner.measure.rows import make_rows
 from deploypruner.measure.warnings import find_warnings
 from deploypruner.records import Artifact, Row
-from deploypruner.runtime import Array, default_runtimes, runtimes
+from deploypruner.runtime import Array, default_runtimes, opens, runtimes
 
 FORMAT = 1
 
@@ -159,18 +159,19 @@ def pair_up(paths: Sequence[Path], names: Sequence[str] | None = None) -> list[J
         InputError: A file that is missing or that none of the runtimes opens.
         RecipeError: No such runtime.
     """
-    opens = {name: runtimes.get(name).suffixes for name in names or runtimes}
+    asked = list(names or runtimes)
     artifacts = _told_apart([describe_file(path) for path in paths])
     for path in paths:
-        if not any(path.suffix in suffixes for suffixes in opens.values()):
-            able = [name for name in runtimes if path.suffix in runtimes.get(name).suffixes]
-            raise InputError(f"{', '.join(opens)} cannot open '{path}'", hint=f"use --runtime {able[0]}")
+        if not any(opens(runtimes.get(name), path) for name in asked):
+            able = [name for name in runtimes if opens(runtimes.get(name), path)]
+            raise InputError(f"{', '.join(asked)} cannot open '{path}'", hint=f"use --runtime {able[0]}")
     usual, usually_opened = default_runtimes(), openers()
 
-    def wanted(suffix: str, name: str) -> bool:
-        return suffix in opens[name] and (names is not None or name in usual or suffix not in usually_opened)
+    def wanted(path: Path, name: str) -> bool:
+        usable = names is not None or name in usual or path.suffix not in usually_opened
+        return usable and opens(runtimes.get(name), path)
 
-    return [(artifact, name) for name in opens for artifact in artifacts if wanted(artifact.path.suffix, name)]
+    return [(artifact, name) for name in asked for artifact in artifacts if wanted(artifact.path, name)]
 
 
 def _told_apart(artifacts: Sequence[Artifact]) -> list[Artifact]:

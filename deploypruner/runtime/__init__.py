@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.records import TensorSpec
 from deploypruner.registry import Registry
+from deploypruner.sparse.marks import uses_sparse_operations
 
 Array = NDArray[Any]
 Shapes = Sequence[Sequence[int]]
@@ -59,11 +60,13 @@ class Runtime(ABC):
         suffixes: File name endings it opens.
         label: Its name as people write it.
         by_default: Is it measured where nobody named a runtime? False for one that deployments do not use.
+        sparse: Does it execute the sparse operations of our domain?
     """
 
     suffixes: ClassVar[frozenset[str]]
     label: ClassVar[str]
     by_default: ClassVar[bool] = True
+    sparse: ClassVar[bool] = False
 
     @abstractmethod
     def open(self, path: Path, *, threads: int = 1, shapes: Shapes | None = None) -> Session:
@@ -95,6 +98,7 @@ class NodeTime:
         shapes: Of its inputs, weights included where the runtime shows them, then of its outputs.
         precisions: "u8,i8>u8": of the inputs and the outputs, as far as the runtime tells them.
         ns: Nanoseconds of one inference.
+        origins: Names of the file's nodes that it computes, as far as the runtime tells them.
     """
 
     name: str
@@ -102,6 +106,7 @@ class NodeTime:
     shapes: tuple[tuple[int, ...], ...]
     precisions: str
     ns: float
+    origins: tuple[str, ...] = ()
 
     @property
     def sort(self) -> str:
@@ -135,11 +140,16 @@ def default_runtimes() -> tuple[str, ...]:
     return tuple(name for name in runtimes if runtimes.get(name).by_default)
 
 
+def opens(runtime: type[Runtime], path: Path) -> bool:
+    """Is the file at `path` of a kind that `runtime` executes, going by its name and operations?"""
+    return path.suffix in runtime.suffixes and (runtime.sparse or not uses_sparse_operations(path))
+
+
 def check_openable(runtime: type[Runtime], path: Path, threads: int) -> None:
     """Refuse what no attempt to load could make work.
 
     Raises:
-        InputError: No file at `path`, or not one of the runtime's suffixes.
+        InputError: No file at `path`, not one of the runtime's suffixes, or operations it lacks.
         RecipeError: `threads` < 1.
     """
     if threads < 1:
@@ -149,6 +159,11 @@ def check_openable(runtime: type[Runtime], path: Path, threads: int) -> None:
         raise InputError(f"{runtime.label} cannot open '{path}'", hint=f"it opens {kinds}")
     if not path.is_file():
         raise InputError(f"no file at '{path}'", hint="check the path, or build the artifact first")
+    if not opens(runtime, path):
+        raise InputError(
+            f"{runtime.label} cannot run the sparse operations of '{path}'",
+            hint="they run in OpenVINO: --runtime openvino, or take the dense int8 model",
+        )
 
 
 def unreadable(runtime: type[Runtime], path: Path, error: Exception) -> InputError:
@@ -194,6 +209,7 @@ __all__ = [
     "check_feeds",
     "check_openable",
     "default_runtimes",
+    "opens",
     "runtimes",
     "shape_text",
     "unreadable",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from deploypruner.errors import InputError
+from deploypruner.errors import InputError, KernelError
 from deploypruner.openvino_import import import_openvino
 from deploypruner.records import TensorSpec
 from deploypruner.runtime import (
@@ -25,6 +25,8 @@ from deploypruner.runtime import (
     unreadable,
 )
 from deploypruner.runtime.openvino_nodes import WARM_CALLS, executed_nodes, mean_ns, mean_since
+from deploypruner.sparse.library import REBUILD, extension_path
+from deploypruner.sparse.marks import uses_sparse_operations
 
 if TYPE_CHECKING:
     import openvino
@@ -45,6 +47,7 @@ class OpenVino(Runtime, Profiler):
 
     suffixes: ClassVar[frozenset[str]] = frozenset({".onnx", ".xml"})
     label: ClassVar[str] = "OpenVINO"
+    sparse: ClassVar[bool] = True
 
     def open(self, path: Path, *, threads: int = 1, shapes: Shapes | None = None) -> Session:
         """Load and compile `path`; see `Runtime.open`.
@@ -52,6 +55,7 @@ class OpenVino(Runtime, Profiler):
         Raises:
             InputError: The file is missing, damaged or uses an unknown operator or input type.
             RecipeError: `threads` < 1.
+            KernelError: The model is sparse, and our library is not built or fits another OpenVINO.
         """
         return self._compile(path, threads=threads, shapes=shapes, more={})
 
@@ -74,6 +78,8 @@ class OpenVino(Runtime, Profiler):
         settings = {"INFERENCE_NUM_THREADS": str(threads), **_FIXED, **more}
         fixed: dict[str, str] = {}
         core = openvino.Core()
+        if uses_sparse_operations(path):
+            _add_sparse_operations(core)
         try:
             model = core.read_model(path)
             if shapes is not None and model.is_dynamic():
@@ -145,6 +151,15 @@ class OpenVinoSession(Session):
         check_feeds(self.inputs, feeds)
         for index, array in enumerate(feeds):
             request.set_input_tensor(index, openvino.Tensor(np.ascontiguousarray(array)))
+
+
+def _add_sparse_operations(core: openvino.Core) -> None:
+    library = extension_path()
+    try:
+        core.add_extension(str(library))
+    except RuntimeError as error:
+        said = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+        raise KernelError(f"OpenVINO cannot load the sparse kernels '{library}': {said}", hint=REBUILD) from None
 
 
 def _spec(port: Any, fallback: str) -> TensorSpec:

@@ -64,6 +64,7 @@ def executed_nodes(
                 shapes=tuple(tuple(size.get_max_length() for size in shape) for shape in shapes),
                 precisions=f"{','.join(sent)}>{facts.get('outputPrecisions', '')}",
                 ns=times[name],
+                origins=tuple(origins),
             )
         )
     return tuple(found)

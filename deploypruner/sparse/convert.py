@@ -9,9 +9,10 @@ import onnx
 from deploypruner.errors import InputError
 from deploypruner.sparse.choose import Choice, choose
 from deploypruner.sparse.cost import Rates
+from deploypruner.sparse.marks import DOMAIN
 from deploypruner.sparse.match import match
 from deploypruner.sparse.onnx_graph import Graph
-from deploypruner.sparse.rewrite import DOMAIN, rewrite
+from deploypruner.sparse.rewrite import rewrite
 
 
 @dataclass(frozen=True)

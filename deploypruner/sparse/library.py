@@ -12,7 +12,7 @@ from deploypruner.openvino_import import import_openvino
 
 KERNELS = "libdeploypruner_kernels.so"
 EXTENSION = "libdeploypruner_openvino.so"
-_REBUILD = "reinstall with a C++ compiler: pip install --force-reinstall --no-deps deploypruner"
+REBUILD = "reinstall with a C++ compiler: pip install --force-reinstall --no-deps deploypruner"
 
 
 def path_of(name: str) -> Path:
@@ -26,7 +26,7 @@ def path_of(name: str) -> Path:
         found = Path(folder) / "lib" / name
         if found.is_file():
             return found
-    raise KernelError(f"{name} is not installed: the package was built without its sparse kernels", hint=_REBUILD)
+    raise KernelError(f"{name} is not installed: the package was built without its sparse kernels", hint=REBUILD)
 
 
 def is_built() -> bool:
@@ -48,7 +48,7 @@ def extension_path() -> Path:
     if short_version(built) != short_version(installed):
         raise KernelError(
             f"the sparse kernels were built for OpenVINO {built}, and OpenVINO {installed} is installed",
-            hint=f"install openvino=={short_version(built)}, or {_REBUILD}",
+            hint=f"install openvino=={short_version(built)}, or {REBUILD}",
         )
     return path
 
@@ -69,7 +69,7 @@ def load() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        raise KernelError(f"{path} cannot be loaded: {error}", hint=_REBUILD) from error
+        raise KernelError(f"{path} cannot be loaded: {error}", hint=REBUILD) from error
     library.dp_target_name.restype = ctypes.c_char_p
     return library
 

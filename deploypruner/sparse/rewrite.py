@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from deploypruner.sparse.layer import Activation, Layer
+from deploypruner.sparse.marks import DOMAIN
 from deploypruner.sparse.onnx_graph import Graph
 from deploypruner.sparse.packed import pack
 
-DOMAIN, VERSION = "deploypruner", 1
+VERSION = 1
 
 
 def rewrite(graph: Graph, layers: Sequence[Layer]) -> onnx.ModelProto:
@@ -89,20 +90,8 @@ class _Rewriting:
         wanted = needed_outside(self._graph, y, self._layers)
         if not wanted:
             return []
-        height, width = y.size
         last, stem = f"{_c4(y)}_nhwc", _c4(y)
-        nodes = [
-            helper.make_node(
-                "FromC4",
-                [stem],
-                [last],
-                name=f"{stem}_leave",
-                domain=DOMAIN,
-                channels=y.channels,
-                height=height,
-                width=width,
-            )
-        ]
+        nodes = [from_c4(stem, last, y)]
         for restore in wanted:
             real = f"{restore.output[0]}_nhwc"
             nodes.append(helper.make_node("DequantizeLinear", [last, *self._step(y)], [real], name=f"{real}_restore"))
@@ -156,6 +145,15 @@ class _Rewriting:
         model = helper.make_model(made, opset_imports=opsets, producer_name="deploypruner", functions=old.functions)
         model.ir_version = old.ir_version
         return model
+
+
+def from_c4(c4: str, target: str, activation: Activation) -> onnx.NodeProto:
+    """The node that brings the tensor `c4` back to [N, height, width, channels]."""
+    height, width = activation.size
+    sizes = {"channels": activation.channels, "height": height, "width": width}
+    node = helper.make_node("FromC4", [c4], [target], name=f"{c4}_leave", domain=DOMAIN)
+    node.attribute.extend(helper.make_attribute(key, value) for key, value in sizes.items())
+    return node
 
 
 def _reaching(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:

@@ -17,7 +17,7 @@ from deploypruner.measure import (
 )
 from deploypruner.measure.baselines import Job
 from deploypruner.records import Artifact
-from deploypruner.runtime import default_runtimes, runtimes
+from deploypruner.runtime import default_runtimes, opens, runtimes
 from deploypruner.search.certify import Certificate, certify, in_setting
 from deploypruner.search.found import Found
 from deploypruner.stages import Build, Feeds, Stage
@@ -104,10 +104,10 @@ def make_jobs(artifacts: Iterable[Artifact], names: Iterable[str]) -> list[Job]:
     """
     jobs: list[Job] = []
     for name in names:
-        suffixes = runtimes.get(name).suffixes
+        runtime = runtimes.get(name)
         best: dict[str, Artifact] = {}
         for artifact in artifacts:
-            if artifact.path.suffix in suffixes and (artifact.name not in best or artifact.format != "onnx"):
+            if opens(runtime, artifact.path) and (artifact.name not in best or artifact.format != "onnx"):
                 best[artifact.name] = artifact
         if not best:
             raise InputError(f"runtime '{name}' opens none of the build's files", hint="choose another --runtime")

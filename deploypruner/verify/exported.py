@@ -19,7 +19,7 @@ from deploypruner.errors import InputError
 from deploypruner.export.program import evaluating, quiet
 from deploypruner.graph.inputs import Inputs, call, filled
 from deploypruner.records import Check
-from deploypruner.runtime import runtimes
+from deploypruner.runtime import opens, runtimes
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.verify.compare import compare_outputs, compare_relative, flatten_outputs, relative_error
 
@@ -159,7 +159,7 @@ class _Subject:
 
 
 def _runtimes_for(path: Path) -> list[str]:
-    return [key for key in runtimes if path.suffix in runtimes.get(key).suffixes]
+    return [key for key in runtimes if opens(runtimes.get(key), path)]
 
 
 def _worst(got: Sequence[Array], want: Sequence[Array]) -> float:

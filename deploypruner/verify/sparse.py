@@ -23,7 +23,8 @@ from deploypruner.runtime import Session
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.sparse.layer import Activation, Layer
-from deploypruner.sparse.rewrite import DOMAIN, VERSION
+from deploypruner.sparse.marks import DOMAIN
+from deploypruner.sparse.rewrite import VERSION, from_c4
 
 Array = NDArray[Any]
 Feeds = Sequence[Array]
@@ -92,22 +93,22 @@ def operations_apart(sparse: onnx.ModelProto, layers: Sequence[Layer]) -> onnx.M
         places = [0] if layer.residual is None else [0, 5]
         for place, read in zip(places, layer.reads, strict=True):
             name = f"{index}_{place}"
-            shape = ["batch", *read.size, read.channels]
-            inputs.append(helper.make_tensor_value_info(name, TensorProto.UINT8, shape))
+            inputs.append(_images(name, read))
             nodes.append(helper.make_node("ToC4", [name], [f"{name}_c4"], domain=DOMAIN))
             conv.input[place] = f"{name}_c4"
         conv.output[0] = f"{index}_y_c4"
-        height, width = layer.y.size
-        sizes = {"channels": layer.y.channels, "height": height, "width": width}
-        leave = helper.make_node("FromC4", [conv.output[0]], [f"{index}_y"], domain=DOMAIN, **sizes)
-        nodes += [conv, leave]
-        shape = ["batch", height, width, layer.y.channels]
-        outputs.append(helper.make_tensor_value_info(f"{index}_y", TensorProto.UINT8, shape))
+        nodes += [conv, from_c4(conv.output[0], f"{index}_y", layer.y)]
+        outputs.append(_images(f"{index}_y", layer.y))
     used = {name for node in nodes for name in node.input}
     stored = [tensor for tensor in sparse.graph.initializer if tensor.name in used]
     graph = helper.make_graph(nodes, "operations", inputs, outputs, stored)
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, VERSION)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=sparse.ir_version)
+
+
+def _images(name: str, activation: Activation) -> onnx.ValueInfoProto:
+    height, width = activation.size
+    return helper.make_tensor_value_info(name, TensorProto.UINT8, ["batch", height, width, activation.channels])
 
 
 def _with_outputs(dense: onnx.ModelProto, layers: Sequence[Layer]) -> onnx.ModelProto:
