@@ -17,7 +17,7 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deploypruner.sparse.cost import Rates
+from deploypruner.sparse.cost import Costs
 from deploypruner.sparse.layer import Activation, Layer
 from deploypruner.sparse.onnx_graph import Graph
 from deploypruner.sparse.rewrite import needed_outside
@@ -45,30 +45,29 @@ class Choice:
     reason: str
 
 
-def choose(graph: Graph, layers: Sequence[Layer], rates: Rates) -> tuple[Choice, ...]:
+def choose(graph: Graph, layers: Sequence[Layer], costs: Costs) -> tuple[Choice, ...]:
     """Decide about every layer so that the predicted time of all of them and their borders is least."""
     network = _Network()
     places = {layer.y.key: network.node() for layer in layers}
     for layer in layers:
         place = places[layer.y.key]
-        network.edge(_SOURCE, place, rates.dense(layer))
-        network.edge(place, _SINK, rates.sparse(layer))
+        network.edge(_SOURCE, place, costs.dense(layer))
+        network.edge(place, _SINK, costs.sparse(layer))
     for activation, readers, outside in _tensors(graph, layers):
         writer = places.get(activation.key, _SINK)
-        border = rates.border(activation)
         enter = network.node()
-        network.edge(enter, writer, border)
+        network.edge(enter, writer, costs.enter(activation))
         for reader in readers:
             network.edge(places[reader.y.key], enter, None)
         if writer != _SINK:
             leave = network.node()
-            network.edge(writer, leave, border)
+            network.edge(writer, leave, costs.leave(activation))
             for reader in readers:
                 network.edge(leave, places[reader.y.key], None)
             if outside:
                 network.edge(leave, _SINK, None)
     ours = network.source_side()
-    return tuple(_explained(layer, places[layer.y.key] in ours, rates) for layer in layers)
+    return tuple(_explained(layer, places[layer.y.key] in ours, costs) for layer in layers)
 
 
 def _tensors(graph: Graph, layers: Sequence[Layer]) -> list[tuple[Activation, list[Layer], bool]]:
@@ -83,8 +82,8 @@ def _tensors(graph: Graph, layers: Sequence[Layer]) -> list[tuple[Activation, li
     return [(known[key], readers[key], bool(needed_outside(graph, known[key], layers))) for key in known]
 
 
-def _explained(layer: Layer, sparse: bool, rates: Rates) -> Choice:
-    ours, dense = rates.sparse(layer), rates.dense(layer)
+def _explained(layer: Layer, sparse: bool, costs: Costs) -> Choice:
+    ours, dense = costs.sparse(layer), costs.dense(layer)
     if sparse:
         reason = "faster sparse" if ours < dense else "no faster itself, but its neighbours are in C4"
     else:

@@ -8,7 +8,7 @@ import onnx
 
 from deploypruner.errors import InputError
 from deploypruner.sparse.choose import Choice, choose
-from deploypruner.sparse.cost import Rates
+from deploypruner.sparse.cost import Costs, Rates
 from deploypruner.sparse.marks import DOMAIN
 from deploypruner.sparse.match import match
 from deploypruner.sparse.onnx_graph import Graph
@@ -23,13 +23,13 @@ class SparseModel:
         model: The model with operations of domain "deploypruner"; None where no layer went sparse.
         choices: Every layer the kernels could compute, in the graph's order.
         refused: Name of every other convolution and matrix product -> why not.
-        rates: What the decisions were made with.
+        costs: What the decisions were made with.
     """
 
     model: onnx.ModelProto | None
     choices: tuple[Choice, ...]
     refused: dict[str, str]
-    rates: Rates
+    costs: Costs
 
     @property
     def chosen(self) -> int:
@@ -37,13 +37,13 @@ class SparseModel:
         return sum(choice.sparse for choice in self.choices)
 
 
-def sparsify(model: onnx.ModelProto, *, rates: Rates | None = None, every: bool = False) -> SparseModel:
+def sparsify(model: onnx.ModelProto, *, costs: Costs | None = None, every: bool = False) -> SparseModel:
     """Replace the layers of an int8 QDQ model that our kernels compute faster, zeros left out.
 
     Args:
         model: u8 or s8 activations, s8 or u8 weights, as our quantizer or any other static one writes it; unchanged.
             The batch may be open, all other sizes must be fixed.
-        rates: Costs, the defaults where None.
+        costs: Of layers and borders; `Rates` where None.
         every: Convert every layer that can be, whatever it costs; for tests and measurements.
 
     Raises:
@@ -56,12 +56,12 @@ def sparsify(model: onnx.ModelProto, *, rates: Rates | None = None, every: bool 
     if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
         raise InputError("the model is not quantized", hint="`deploypruner sparsify MODEL --data DIR` does it first")
     found = match(graph)
-    rates = rates or Rates()
-    choices = choose(graph, found.layers, rates)
+    costs = costs or Rates()
+    choices = choose(graph, found.layers, costs)
     if every:
         choices = tuple(Choice(c.layer, True, c.sparse_ns, c.dense_ns, "asked for") for c in choices)
     chosen = [choice.layer for choice in choices if choice.sparse]
-    return SparseModel(rewrite(graph, chosen) if chosen else None, choices, found.refused, rates)
+    return SparseModel(rewrite(graph, chosen) if chosen else None, choices, found.refused, costs)
 
 
 def _check_sizes(model: onnx.ModelProto) -> None:

@@ -10,16 +10,44 @@ every (output channel, tap, four neighbouring inputs) that has a weight.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from deploypruner.sparse.layer import QUAD, Activation, Layer
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Nanoseconds, on one device with one number of threads; see the module for the formulas.
+class Costs(ABC):
+    """Nanoseconds of layers and borders, on one device with one number of threads.
 
-    The defaults are those of one thread of a 2.5 GHz Xeon with AVX-512 VNNI; `calibrate` measures a machine's own.
+    Attributes:
+        source: Where they come from, in words.
+    """
+
+    source: ClassVar[str]
+
+    @abstractmethod
+    def sparse(self, layer: Layer) -> float:
+        """Of a layer in our kernels."""
+
+    @abstractmethod
+    def dense(self, layer: Layer) -> float:
+        """Of a layer in OpenVINO, zeros included."""
+
+    @abstractmethod
+    def enter(self, activation: Activation) -> float:
+        """Of bringing an activation into C4."""
+
+    @abstractmethod
+    def leave(self, activation: Activation) -> float:
+        """Of bringing an activation back out of C4."""
+
+
+@dataclass(frozen=True)
+class Rates(Costs):
+    """The formulas of this module, for layers that nobody has measured.
+
+    The defaults are those of one thread of a 2.5 GHz Xeon with AVX-512 VNNI.
 
     Args:
         call: Of any operation.
@@ -29,8 +57,9 @@ class Rates:
         depthwise_mac: Of one multiply-add of a dense depthwise convolution.
         byte: Of one byte that a dense convolution reads or writes.
         move: Of one byte of an activation that changes its layout.
-        source: Where they come from: "measured", or "default".
     """
+
+    source: ClassVar[str] = "a formula, not measured on this machine"
 
     call: float = 2500.0
     step: float = 0.40
@@ -39,20 +68,23 @@ class Rates:
     depthwise_mac: float = 0.045
     byte: float = 0.02
     move: float = 0.10
-    source: str = "default"
 
     def sparse(self, layer: Layer) -> float:
-        """Of a layer in our kernels."""
+        """See `Costs.sparse`."""
         quads = -(-layer.y.channels // QUAD) * (1 if layer.residual is None else 1.3)
         return self.call + layer.y.vectors * (self.step * layer.steps + self.requant * quads)
 
     def dense(self, layer: Layer) -> float:
-        """Of a layer in OpenVINO, zeros included."""
+        """See `Costs.dense`."""
         macs = layer.weights.size * layer.y.pixels
         moved = sum(a.channels * a.pixels for a in (layer.y, *layer.reads))
         rate = self.depthwise_mac if layer.kind == "depthwise" else self.mac
         return self.call + rate * macs + self.byte * moved
 
-    def border(self, activation: Activation) -> float:
-        """Of bringing an activation into C4, or back."""
+    def enter(self, activation: Activation) -> float:
+        """See `Costs.enter`."""
         return self.call + self.move * activation.channels * activation.pixels
+
+    def leave(self, activation: Activation) -> float:
+        """See `Costs.leave`."""
+        return self.enter(activation)

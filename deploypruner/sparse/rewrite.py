@@ -70,18 +70,18 @@ class _Rewriting:
         return nodes
 
     def _entry(self, read: Activation) -> list[onnx.NodeProto]:
-        last, stem = f"{_c4(read)}_nhwc", _c4(read)
+        stem = c4_name(read)
+        enter, last, quantized = f"{stem}_enter", f"{stem}_nhwc", f"{stem}_u8"
         if read.channels_last:
-            shape = self._constant(f"{stem}_shape", np.array([-1, *read.size, read.channels], np.int64))
-            move = helper.make_node("Reshape", [read.source, shape], [last], name=f"{stem}_reshape")
+            move = self._reshape(read.source, last, [*read.size, read.channels])
         else:
             move = _transpose(read.source, last, [0, 2, 3, 1])
-        quantized = f"{stem}_u8"
+        move.name = f"{enter}_move"
         pair = [last, *self._step(read)]
         return [
             move,
-            helper.make_node("QuantizeLinear", pair, [quantized], name=f"{stem}_quantize"),
-            helper.make_node("ToC4", [quantized], [stem], name=f"{stem}_enter", domain=DOMAIN),
+            helper.make_node("QuantizeLinear", pair, [quantized], name=f"{enter}_quantize"),
+            helper.make_node("ToC4", [quantized], [stem], name=enter, domain=DOMAIN),
         ]
 
     def _exit(self, layer: Layer) -> list[onnx.NodeProto]:
@@ -90,16 +90,19 @@ class _Rewriting:
         wanted = needed_outside(self._graph, y, self._layers)
         if not wanted:
             return []
-        last, stem = f"{_c4(y)}_nhwc", _c4(y)
+        stem = c4_name(y)
+        leave, last = f"{stem}_leave", f"{stem}_nhwc_back"
         nodes = [from_c4(stem, last, y)]
-        for restore in wanted:
-            real = f"{restore.output[0]}_nhwc"
-            nodes.append(helper.make_node("DequantizeLinear", [last, *self._step(y)], [real], name=f"{real}_restore"))
+        for index, restore in enumerate(wanted):
+            real, target = f"{leave}_float_{index}", restore.output[0]
+            pair = [last, *self._step(y)]
+            nodes.append(helper.make_node("DequantizeLinear", pair, [real], name=f"{leave}_restore_{index}"))
             if y.channels_last:
-                shape = self._constant(f"{stem}_shape_back", np.array([-1, *y.shape], np.int64))
-                nodes.append(helper.make_node("Reshape", [real, shape], [restore.output[0]], name=f"{real}_reshape"))
+                move = self._reshape(real, target, list(y.shape))
             else:
-                nodes.append(_transpose(real, restore.output[0], [0, 3, 1, 2]))
+                move = _transpose(real, target, [0, 3, 1, 2])
+            move.name = f"{leave}_move_{index}"
+            nodes.append(move)
         return nodes
 
     def _conv(self, layer: Layer) -> onnx.NodeProto:
@@ -110,20 +113,25 @@ class _Rewriting:
             "scale": layer.scale,
             "bias": layer.bias,
         }
-        inputs = [_c4(layer.x), *(self._constant(f"{layer.name}.{key}", value) for key, value in stored.items())]
+        inputs = [c4_name(layer.x), *(self._constant(f"{layer.name}/sparse_{key}", value) for key, value in stored.items())]
         if layer.residual is not None:
-            inputs.append(_c4(layer.residual))
-        node = helper.make_node("SparseConv", inputs, [_c4(layer.y)], name=layer.name, domain=DOMAIN)
+            inputs.append(c4_name(layer.residual))
+        node = helper.make_node("SparseConv", inputs, [c4_name(layer.y)], name=layer.name, domain=DOMAIN)
         node.attribute.extend(helper.make_attribute(key, value) for key, value in layer.attributes().items())
         return node
 
     def _step(self, activation: Activation) -> tuple[str, str]:
         """Names of an activation's scale and u8 zero point."""
-        stem = _c4(activation)
+        stem = c4_name(activation)
         return (
             self._constant(f"{stem}_scale", np.array(activation.scale, np.float32)),
             self._constant(f"{stem}_zero_point", np.array(activation.zero_point, np.uint8)),
         )
+
+    def _reshape(self, source: str, target: str, sizes: list[int]) -> onnx.NodeProto:
+        """All but the batch."""
+        shape = self._constant(f"{target}_shape", np.array([-1, *sizes], np.int64))
+        return helper.make_node("Reshape", [source, shape], [target])
 
     def _constant(self, name: str, value: NDArray[Any]) -> str:
         self._tensors[name] = numpy_helper.from_array(value, name)
@@ -181,9 +189,10 @@ def needed_outside(graph: Graph, activation: Activation, layers: Sequence[Layer]
     return [restore for restore in graph.readers(activation.name) if is_needed(restore.output[0])]
 
 
-def _c4(activation: Activation) -> str:
+def c4_name(activation: Activation) -> str:
+    """What an activation's C4 form is called; nodes of its borders begin so, "..._enter" and "..._leave"."""
     return f"{activation.name}_{'tokens' if activation.channels_last else 'c4'}"
 
 
 def _transpose(source: str, target: str, order: list[int]) -> onnx.NodeProto:
-    return helper.make_node("Transpose", [source], [target], name=f"{target}_transpose", perm=order)
+    return helper.make_node("Transpose", [source], [target], perm=order)

@@ -1,0 +1,162 @@
+"""What every layer of a network costs dense and sparse, measured: OpenVINO's counters of the two extreme models."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import ClassVar
+
+from deploypruner.runtime import Array, NodeTime
+from deploypruner.runtime.on_openvino import OpenVino
+from deploypruner.sparse.cost import Costs, Rates
+from deploypruner.sparse.layer import Activation, Layer
+from deploypruner.sparse.match import WEIGHTED
+from deploypruner.sparse.rewrite import c4_name
+
+_ROUNDS, _CALLS = 3, 12
+
+
+@dataclass(frozen=True)
+class MeasuredCosts(Costs):
+    """Nanoseconds of each layer, from the model in which none is sparse and the one in which all are.
+
+    Args:
+        sparse_ns: Layer -> of its operation.
+        dense_ns: Layer -> of what OpenVINO made of it; a layer it fused into another has none of its own.
+        enter_ns: C4 name -> of entering.
+        leave_ns: C4 name -> of leaving.
+        rates: For what neither model shows: `move` is the median of the borders that were measured.
+    """
+
+    source: ClassVar[str] = "OpenVINO's counters on this machine"
+
+    sparse_ns: Mapping[str, float]
+    dense_ns: Mapping[str, float]
+    enter_ns: Mapping[str, float] = field(default_factory=dict)
+    leave_ns: Mapping[str, float] = field(default_factory=dict)
+    rates: Rates = field(default_factory=Rates)
+
+    def sparse(self, layer: Layer) -> float:
+        """See `Costs.sparse`."""
+        return self.sparse_ns.get(layer.name, self.rates.sparse(layer))
+
+    def dense(self, layer: Layer) -> float:
+        """See `Costs.dense`."""
+        return self.dense_ns.get(layer.name, self.rates.dense(layer))
+
+    def enter(self, activation: Activation) -> float:
+        """See `Costs.enter`."""
+        return self.enter_ns.get(c4_name(activation), self.rates.enter(activation))
+
+    def leave(self, activation: Activation) -> float:
+        """See `Costs.leave`."""
+        return self.leave_ns.get(c4_name(activation), self.rates.leave(activation))
+
+
+def measure_costs(
+    dense: Path, sparse: Path, layers: Sequence[Layer], *, feeds: Sequence[Array], threads: int
+) -> MeasuredCosts:
+    """Time the operations of both models in alternation; of several rounds the least disturbed one counts.
+
+    Args:
+        dense: The QDQ file.
+        sparse: The same with every one of `layers` sparse.
+        layers: From `sparsify`.
+        feeds: One array per input.
+        threads: Threads of the runtime.
+
+    Raises:
+        InputError: A file cannot be loaded.
+        KernelError: Our library is not there, or does not fit.
+    """
+    rounds: dict[Path, list[dict[str, float]]] = {dense: [], sparse: []}
+    sorters: dict[Path, Callable[[NodeTime], Mapping[str, float]]] = {
+        dense: _Dense(layers).shares,
+        sparse: _Sparse(layers).shares,
+    }
+    for _ in range(_ROUNDS):
+        for path, found in rounds.items():
+            nodes = OpenVino().profile(path, feeds, threads=threads, calls=_CALLS)
+            found.append(_added_up(nodes, sorters[path]))
+    times = _least(rounds[sparse])
+    borders = {activation.key: activation for layer in layers for activation in (*layer.reads, layer.y)}
+    entered = {c4_name(a): times[f"{c4_name(a)}_enter"] for a in borders.values() if f"{c4_name(a)}_enter" in times}
+    left = {c4_name(a): times[f"{c4_name(a)}_leave"] for a in borders.values() if f"{c4_name(a)}_leave" in times}
+    bytes_of = {c4_name(a): a.channels * a.pixels for a in borders.values()}
+    call = Rates().call
+    moves = [max(0.0, ns - call) / bytes_of[name] for found in (entered, left) for name, ns in found.items()]
+    return MeasuredCosts(
+        sparse_ns={layer.name: times[layer.name] for layer in layers if layer.name in times},
+        dense_ns=_least(rounds[dense]),
+        enter_ns=entered,
+        leave_ns=left,
+        rates=Rates(move=median(moves)) if moves else Rates(),
+    )
+
+
+class _Dense:
+    """Tells whose time an operation of the dense model is, by the file's nodes that OpenVINO fused into it."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._macs = {layer.name: layer.weights.size * layer.y.pixels for layer in layers}
+        self._main: dict[str, str] = {}
+        self._rest: dict[str, str] = {}
+        for layer in layers:
+            for node in layer.nodes:
+                into = self._main if node.op_type in WEIGHTED else self._rest
+                into.update({name: layer.name for name in (node.name, node.output[0]) if name})
+
+    def shares(self, node: NodeTime) -> Mapping[str, float]:
+        """Layer -> share of the operation's time."""
+        origins = [origin.removesuffix("/WithoutBiases") for origin in (node.name, *node.origins)]
+        for known in (self._main, self._rest):
+            owners = list(dict.fromkeys(known[origin] for origin in origins if origin in known))
+            if owners:
+                # Two convolutions in one operation share its time by their multiply-adds.
+                total = sum(self._macs[owner] for owner in owners)
+                return {owner: self._macs[owner] / total for owner in owners}
+        return {}
+
+
+class _Sparse:
+    """Tells whose time an operation of the sparse model is, by the names `rewrite` gives."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._layers = {layer.name for layer in layers}
+        stems = {c4_name(activation) for layer in layers for activation in (*layer.reads, layer.y)}
+        self._borders = {f"{stem}_{way}" for stem in stems for way in ("enter", "leave")}
+
+    def shares(self, node: NodeTime) -> Mapping[str, float]:
+        """Layer or border -> share of the operation's time."""
+        for origin in (node.name, *node.origins):
+            if origin in self._layers:
+                return {origin: 1.0}
+        for origin in (node.name, *node.origins):
+            border = _border(origin, self._borders)
+            if border:
+                return {border: 1.0}
+        return {}
+
+
+def _border(name: str, borders: Collection[str]) -> str:
+    for way in ("_enter", "_leave"):
+        place = name.rfind(way)
+        if place >= 0 and name[: place + len(way)] in borders:
+            return name[: place + len(way)]
+    return ""
+
+
+def _added_up(nodes: Iterable[NodeTime], shares: Callable[[NodeTime], Mapping[str, float]]) -> dict[str, float]:
+    found: dict[str, float] = defaultdict(float)
+    for node in nodes:
+        for name, share in shares(node).items():
+            found[name] += share * node.ns
+    return dict(found)
+
+
+def _least(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The least time of each name over all rounds."""
+    return {name: min(found[name] for found in rounds if name in found) for name in rounds[0]}
