@@ -9,6 +9,7 @@ interrupted script goes on where it stopped.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
@@ -88,7 +89,7 @@ def run(case: Case, net: str, data: Data, *, epochs: int, lr: float, checkpoint:
     """Train one case."""
     teacher = baseline(net)
     graph = trace(teacher, (torch.zeros(2, 3, 32, 32),))
-    student = graph.module
+    student = copy.deepcopy(graph.module)  # the graph's weights are the teacher's own
     settings = SparseSettings(sparsity=case.sparsity, schedule=case.schedule, distribution=case.distribution)
     layers = choose_layers(graph, settings)
     regime = schedules.get(case.schedule)([layer.weight for layer in layers], make_pattern(case.pattern), settings)
