@@ -9,7 +9,9 @@ interrupted script goes on where it stopped.
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,12 +67,21 @@ class Case:
         return f"{self.pattern} {self.share:.0%} {self.schedule} {self.distribution} seed {self.seed}"
 
 
-def cases(sparsities: tuple[float, ...], names: tuple[str, ...], *, distribution: str, seeds: int) -> Iterator[Case]:
+def cases(
+    patterns: tuple[str, ...],
+    sparsities: tuple[float, ...],
+    names: tuple[str, ...],
+    *,
+    distribution: str,
+    seeds: int,
+) -> Iterator[Case]:
     """All runs, seed by seed, so that an interrupted table is a whole one of fewer seeds."""
+    free = [pattern for pattern in patterns if pattern not in FIXED]
+    fixed = [pattern for pattern in patterns if pattern in FIXED]
     for seed in range(seeds):
-        for sparsity, pattern, schedule in product(sparsities, FREE, names):
+        for sparsity, pattern, schedule in product(sparsities, free, names):
             yield Case(pattern, sparsity, schedule, distribution, seed)
-        for pattern, schedule in product(FIXED, names):
+        for pattern, schedule in product(fixed, names):
             yield Case(pattern, None, schedule, distribution, seed)
 
 
@@ -78,7 +89,7 @@ def run(case: Case, net: str, data: Data, *, epochs: int, lr: float, checkpoint:
     """Train one case."""
     teacher = baseline(net)
     graph = trace(teacher, (torch.zeros(2, 3, 32, 32),))
-    student = graph.module
+    student = copy.deepcopy(graph.module)  # the graph's weights are the teacher's own
     settings = SparseSettings(sparsity=case.sparsity, schedule=case.schedule, distribution=case.distribution)
     layers = choose_layers(graph, settings)
     regime = schedules.get(case.schedule)([layer.weight for layer in layers], make_pattern(case.pattern), settings)
@@ -106,6 +117,12 @@ def count(regime: SparseRegime) -> dict[str, Any]:
     return {"zeros": 1 - sum(kept.values()) / sum(weights.values()), "kept": kept, "weights": weights}
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """What is in the results, empty before the first."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
 def table(found: dict[str, Any]) -> str:
     """Markdown: patterns and sparsities down, schedules across; mean and deviation over seeds."""
     runs: dict[tuple[str, str], dict[str, list[float]]] = {}
@@ -130,6 +147,7 @@ def _cell(values: list[float]) -> str:
 
 @click.command()
 @click.option("--net", default="resnet20", show_default=True)
+@click.option("--pattern", "patterns", multiple=True, default=(*FREE, *FIXED), show_default=True)
 @click.option("--sparsity", "sparsities", multiple=True, type=float, default=(0.7, 0.8, 0.9), show_default=True)
 @click.option("--schedule", "names", multiple=True, default=tuple(schedules), show_default=True)
 @click.option("--distribution", default="global", show_default=True)
@@ -141,6 +159,7 @@ def _cell(values: list[float]) -> str:
 @click.option("--threads", default=1, show_default=True)
 def main(
     net: str,
+    patterns: tuple[str, ...],
     sparsities: tuple[float, ...],
     names: tuple[str, ...],
     distribution: str,
@@ -161,15 +180,16 @@ def main(
     data = cifar10(train_limit, test_limit)
     said = f"{net}_epochs{epochs}_lr{lr:g}_train-{train_limit or 'full'}_test-{test_limit or 'full'}"
     path = RESULTS / f"patterns_{said}.json"
-    found = json.loads(path.read_text()) if path.exists() else {"runs": {}}
+    found = _read(path) or {"runs": {}}
     found.setdefault("dense_percent", top1_percent(baseline(net), data.val))
-    for case in cases(sparsities, names, distribution=distribution, seeds=seeds):
+    for case in cases(patterns, sparsities, names, distribution=distribution, seeds=seeds):
         if case.key in found["runs"]:
             continue
         row = run(case, net, data, epochs=epochs, lr=lr, checkpoint=WORK / f"patterns_{said}_{case.key}.checkpoint")
         about = {"pattern": case.pattern, "sparsity": case.share, "schedule": case.schedule, "seed": case.seed}
+        found = _read(path) or found  # another process may have added cases meanwhile
         found["runs"][case.key] = {**about, "distribution": distribution, **row}
-        part = path.with_suffix(".tmp")
+        part = path.with_suffix(f".{os.getpid()}")
         part.write_text(json.dumps(found, indent=1) + "\n")
         part.replace(path)
         click.echo(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 import torch_pruning as tp
@@ -30,6 +31,7 @@ from deploypruner.prune.allocate import allocate
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.remove import remove_and_prove
+from deploypruner.recover.reconstruct import reconstruct
 from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.sources.batches import Data
 
@@ -63,7 +65,9 @@ OURS: dict[str, tuple[str, dict[str, float | str], str]] = {
     "pdp": ("pdp", {}, "learned"),
     "dtp": ("dtp", {}, "learned"),
     "scratch": ("taylor", {}, "one-shot"),
+    "taylor, reconstructed": ("taylor", {}, "one-shot"),
 }
+RECONSTRUCTED, _SAMPLES, _BATCH = ("taylor, reconstructed",), 256, 64
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ class Case:
 
     Args:
         tool: "deploypruner" or "torch-pruning".
-        criterion: A name of `OURS` or of `IMPORTANCE`; "scratch" is the widths of "taylor" with random weights.
+        criterion: A name of `OURS` or of `IMPORTANCE`; "scratch" is the widths of "taylor" with random weights;
+            "taylor, reconstructed" is what a build does, with layers solved by least squares before any training.
         scope: "all" channels, or only those inside "blocks".
         step: Widths are multiples of this.
     """
@@ -167,6 +172,9 @@ def by_deploypruner(case: Case, job: Job) -> Pruned:
     if schedule != "one-shot":
         return _learned(job, graph, plan, criterion, schedule=schedule, scores=scores, allocated=allocated)
     module, checks = remove_and_prove(graph, plan)
+    if case.criterion in RECONSTRUCTED:
+        images = job.data.train.epoch(batch_size=_BATCH, seed=job.training.seed, shuffle=True, augment=True)
+        reconstruct(graph, plan.keep, module, islice(images, _SAMPLES // _BATCH))
     return Pruned(module, max(check.max_abs_diff for check in checks))
 
 

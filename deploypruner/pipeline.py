@@ -56,7 +56,7 @@ def run(build: Build, *, resume: bool, say: Say) -> Build:
     Args:
         build: Recipe, folder and what the Python API gave; everything else empty.
         resume: Continue the build in the folder instead of replacing it.
-        say: Called with one line per finished stage.
+        say: Called with one line per finished stage that had something to do.
 
     Returns:
         The finished build.
@@ -82,7 +82,8 @@ def run(build: Build, *, resume: bool, say: Say) -> Build:
             seconds = marks["stages"][stage.name]["seconds"]
         build = replace(build, seconds=(*build.seconds, (stage.name, seconds)))
         note = stage.document(build)
-        say(f"{stage.name:9} {'(done before)' if finished else f'{seconds:6.1f} s'}  {note}".rstrip())
+        if note is not None:
+            say(f"{stage.name:9} {'(done before)' if finished else f'{seconds:6.1f} s'}  {note}".rstrip())
         _require_sound(stage, build)
         if stage.name == Trace.name:
             check_layers(build)

@@ -208,6 +208,17 @@ def test_permuting_the_channels_of_a_model_permutes_its_scores(name):
     )
 
 
+@pytest.mark.parametrize("name", sorted(set(VARIANTS) - {"taylor second order"}))  # its probes are drawn per group
+def test_leaving_a_group_out_of_a_graph_leaves_the_scores_of_the_others(name):
+    graph, (_, x) = traced("residual"), make("residual")
+    batches = [((x,), torch.tensor([1, 3]))]
+    some = replace(graph, groups=graph.groups[1:])
+    every, rest = (score_groups(g, VARIANTS[name], batches) for g in (graph, some))
+    assert set(every) - set(rest) == {graph.groups[0].id}
+    for group, scores in rest.items():
+        torch.testing.assert_close(scores, every[group])
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_same_seed_gives_the_same_scores(name):
     graph = traced("vgg")

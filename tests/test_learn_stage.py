@@ -39,6 +39,12 @@ def test_a_build_that_learns_keeps_the_budget_and_is_proved(tmp_path, way):
     assert json.loads((tmp_path / "stages" / "learn.json").read_text())["learn_epochs"] == 2
 
 
+def test_a_schedule_with_nothing_to_cut_says_so(tmp_path):
+    said = built(tmp_path, *WAYS["pdp"], "--macs", "1")
+    line = next(line for line in said.splitlines() if line.startswith("learn"))
+    assert line.endswith("learned: every channel stays, nothing to learn")
+
+
 @pytest.mark.parametrize("way", ["dtp", "iterative"])
 def test_a_build_that_was_interrupted_while_learning_ends_in_the_same_bits(tmp_path, way):
     built(tmp_path / "whole", *WAYS[way])
@@ -54,11 +60,10 @@ def test_weights_that_were_learned_are_those_that_remain(tmp_path):
     assert (remained["head.bias"] == learned["head.bias"]).all()
 
 
-def test_one_shot_learns_nothing_and_says_so(tmp_path):
+def test_one_shot_learns_nothing_and_says_nothing(tmp_path):
     said = built(tmp_path, "--criterion", "magnitude")
     assert not (tmp_path / "stages" / "learned.safetensors").exists()
-    line = next(line for line in said.splitlines() if line.startswith("learn"))
-    assert line.endswith("one-shot")
+    assert not [line for line in said.splitlines() if line.startswith("learn")]
     allocated, plan = ((tmp_path / name).read_text() for name in ("stages/allocated.json", "plan.json"))
     assert allocated == plan
 

@@ -55,6 +55,19 @@ def test_validation_and_the_end_see_the_hard_weights_and_training_goes_on_with_t
     assert float(regime.scale.detach()) != 1
 
 
+def test_hard_weights_are_made_once_where_nothing_validates() -> None:
+    made: list[None] = []
+
+    class Counted(EvenChannels):
+        def hard_weights(self) -> dict[str, Tensor]:
+            made.append(None)
+            return super().hard_weights()
+
+    finetune(net(), None, Images(), QUICK, regime=Counted())
+    assert QUICK.epochs > 1
+    assert len(made) == 1
+
+
 def test_what_was_hardened_is_soft_again_after_the_block() -> None:
     student, regime = net(), EvenChannels()
     soft = student.conv.weight.detach().clone()

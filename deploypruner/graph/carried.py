@@ -137,7 +137,7 @@ def _places(graph: Graph) -> Places:
 
 def _owners(graph: Graph) -> tuple[list[str], IntArray, IntArray]:
     """Ids of groups, and atom -> its group's number (-1 for none) and its channel."""
-    ids = list(graph.atoms)
+    ids = [group.id for group in graph.groups]
     number = np.full(graph.labelling.atoms.count, -1)
     channel = np.zeros(graph.labelling.atoms.count, np.int64)
     for i, group_id in enumerate(ids):

@@ -108,12 +108,15 @@ class Loop:
                     self.progress.advance(1 if number + 1 < self.steps else 0)
             self._share_statistics()
             self.student.eval()
-            # The averaged weights first: what the regime makes hard is then exactly masked.
-            with self._average.in_place(self.student), self.regime.hardened(self.student):
-                score = None if validate is None or self.team.rank else validate(self.student)
+            score = None if validate is None or self.team.rank else self._score(validate)
         record = EpochRecord(epoch + 1, total / count, lr, score)
         self.progress.advance(1, _milestone(record, settings.epochs))
         return record
+
+    def _score(self, validate: Callable[[nn.Module], float]) -> float:
+        """Validate what training would end in now; the averaged weights first, so that masks on them are exact."""
+        with self._average.in_place(self.student), self.regime.hardened(self.student):
+            return validate(self.student)
 
     def _step(self, step: int, batch: Batch, lr: float, *, where: str) -> float:
         """One update of the weights; returns the loss."""

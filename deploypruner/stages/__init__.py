@@ -157,8 +157,8 @@ class Stage(ABC):
         """Return the build with the result that `run` saved earlier."""
         return self.run(build)
 
-    def document(self, build: Build) -> str:
-        """One line for the user about what this stage found."""
+    def document(self, build: Build) -> str | None:
+        """One line for the user about what this stage found, None where there was nothing to do."""
         return ""
 
 

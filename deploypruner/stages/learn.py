@@ -62,11 +62,12 @@ class Learn(Stage):
         learned = load_file(build.folder.path(_WEIGHTS)) if "learn_epochs" in facts else {}
         return replace(build, plan=plan, learned=learned, facts={**build.facts, **facts})
 
-    def document(self, build: Build) -> str:
-        """What training did, and how sure it was."""
+    def document(self, build: Build) -> str | None:
+        """What training did, and how sure it was; None for one-shot."""
         facts, plan = build.facts, build.planned
         if "learn_epochs" not in facts:
-            return facts["schedule"]
+            schedule = str(facts["schedule"])
+            return None if schedule == "one-shot" else f"{schedule}: every channel stays, nothing to learn"
         text = (
             f"{facts['schedule']}, {facts['learn_epochs']} epoch{'' if facts['learn_epochs'] == 1 else 's'}: "
             f"{plan.macs_after / plan.macs_before:.3f} of the MACs, {facts['undecided']:.1%} of the masks undecided"
