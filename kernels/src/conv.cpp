@@ -23,12 +23,23 @@ struct Run {
   const uint8_t* residual;
   uint8_t* y;
   uint8_t* scratch;
-  int tiles, row_pieces;
+  int tiles, row_pieces, line_pieces;
+
+  bool makes_own_lines() const { return conv.packed.is_windows && conv.geometry.is_direct() && row_pieces == 1; }
 };
 
 void gather_one(void* context, int32_t quad) {
   const Run& run = *static_cast<Run*>(context);
   gather(run.conv.geometry, run.conv.packed, run.conv.target, quad, run.x, run.scratch);
+}
+
+void lines_one(void* context, int32_t i) {
+  const Run& run = *static_cast<Run*>(context);
+  const Geometry& g = run.conv.geometry;
+  const int all = g.is_direct() ? run.conv.packed.all_vectors : run.conv.packed.rows;
+  const int window = i % g.windows_in(), piece = i / g.windows_in();
+  const int begin = int(int64_t(all) * piece / run.line_pieces), end = int(int64_t(all) * (piece + 1) / run.line_pieces);
+  gather_lines(g, run.conv.packed, run.conv.target, window, begin, end, run.x, run.scratch);
 }
 
 void tile_one(void* context, int32_t i) {
@@ -40,16 +51,22 @@ void tile_one(void* context, int32_t i) {
   Tile tile;
   tile.packed = &run.conv.packed;
   tile.epilogue = &run.conv.epilogue;
-  tile.source = (run.scratch && !g.is_direct() ? run.scratch : run.x) + pixels;
+  const bool is_windows = run.conv.packed.is_windows;
+  tile.source = is_windows ? run.scratch + pixels * kLinesPerQuad
+                           : (run.scratch && !g.is_direct() ? run.scratch : run.x) + pixels;
   tile.lanes = run.conv.packed.lanes.empty() ? nullptr : run.conv.packed.lanes.data() + begin;
   const size_t to = tile.lanes ? 0 : pixels;
   tile.residual = run.residual ? run.residual + to : nullptr;
   tile.out = run.y + to;
   tile.out_plane = size_t(g.pixels_out) * DP_QUAD;
-  const int unit = run.conv.packed.is_shared ? 1 : kBlockQuads, units = (g.quads_out + unit - 1) / unit;
+  const int unit = is_windows ? kWindowQuads : run.conv.packed.is_shared ? 1 : kBlockQuads, units = (g.quads_out + unit - 1) / unit;
   tile.first = int(int64_t(units) * piece / run.row_pieces) * unit;
   tile.last = std::min(g.quads_out, int(int64_t(units) * (piece + 1) / run.row_pieces) * unit);
   tile.vectors = end - begin;
+  tile.pixels = std::min(end * DP_PIXELS, g.height_out * run.conv.packed.pitch) - begin * DP_PIXELS;
+  if (run.makes_own_lines())
+    for (int window = 0; window < g.windows_in(); ++window)
+      gather_lines(g, run.conv.packed, run.conv.target, window, begin, end, run.x, run.scratch);
   run.conv.target.tile(tile);
 }
 
@@ -94,8 +111,9 @@ dp_conv* dp_conv_create(const dp_conv_shape* shape, const dp_conv_weights* weigh
 void dp_conv_destroy(dp_conv* conv) { delete conv; }
 
 size_t dp_conv_scratch_bytes(const dp_conv* conv) {
-  if (!conv->target.tile || conv->geometry.is_direct()) return 0;
-  return conv->packed.source_plane * conv->geometry.quads_in;
+  const Geometry& g = conv->geometry;
+  if (conv->packed.is_windows) return conv->packed.source_plane * kLinesPerQuad * size_t(g.windows_in());
+  return conv->target.tile && !g.is_direct() ? conv->packed.source_plane * size_t(g.quads_in) : 0;
 }
 
 void dp_conv_run(const dp_conv* conv, int32_t batch, const uint8_t* x, const uint8_t* residual, uint8_t* y, void* scratch,
@@ -104,7 +122,7 @@ void dp_conv_run(const dp_conv* conv, int32_t batch, const uint8_t* x, const uin
   if (!g.shape.has_residual) residual = nullptr;
   const size_t in = size_t(g.quads_in) * g.pixels_in * DP_QUAD, out = size_t(g.quads_out) * g.pixels_out * DP_QUAD;
   for (int32_t n = 0; n < batch; ++n, x += in, y += out, residual += residual ? out : 0) {
-    Run run{*conv, x, residual, y, static_cast<uint8_t*>(scratch), 0, 1};
+    Run run{*conv, x, residual, y, static_cast<uint8_t*>(scratch), 0, 1, 1};
     if (!conv->target.tile) {
       each(parallel, pool, g.shape.channels_out, equation_one, &run);
       continue;
@@ -112,7 +130,11 @@ void dp_conv_run(const dp_conv* conv, int32_t batch, const uint8_t* x, const uin
     run.tiles = (conv->packed.all_vectors + conv->packed.vectors - 1) / conv->packed.vectors;
     // Few tiles: each thread also takes a share of the output channels.
     while (run.tiles * run.row_pieces < threads && run.row_pieces < g.quads_out) ++run.row_pieces;
-    if (!g.is_direct()) each(parallel, pool, g.quads_in, gather_one, &run);
+    while (run.line_pieces * g.windows_in() < threads) ++run.line_pieces;
+    if (conv->packed.is_windows && !run.makes_own_lines())
+      each(parallel, pool, g.windows_in() * run.line_pieces, lines_one, &run);
+    else if (!conv->packed.is_windows && !g.is_direct())
+      each(parallel, pool, g.quads_in, gather_one, &run);
     each(parallel, pool, run.tiles * run.row_pieces, tile_one, &run);
   }
 }
@@ -122,7 +144,8 @@ int64_t dp_conv_steps(const dp_conv* conv) { return conv->packed.steps; }
 size_t dp_conv_bytes(const dp_conv* conv) {
   const Packed& p = conv->packed;
   return p.quads.size() * sizeof(SharedRows) + p.shared.size() * sizeof(SharedEntry) + p.groups.size() * sizeof(RowGroup) +
-         p.grouped.size() * sizeof(GroupedRow) + p.entries.size() * sizeof(Entry) + p.scale.size() * (sizeof(float) + sizeof(int32_t));
+         p.grouped.size() * sizeof(GroupedRow) + p.entries.size() * sizeof(Entry) +
+         p.windows.size() * (sizeof(WindowStep) + sizeof(int32_t)) + p.scale.size() * (sizeof(float) + sizeof(int32_t));
 }
 
 const char* dp_conv_target(const dp_conv* conv) { return conv->target.name; }

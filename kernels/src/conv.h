@@ -49,6 +49,20 @@ struct SharedEntry {
   uint32_t weights[4]; // of the four output channels
 };
 
+// WINDOWS. Sixteen output channels; a step multiplies, in one pixel, up to four weights of each by activations from
+// anywhere in a window: 64 input channels from a multiple of 64 on, of one tap. The source is a copy of the input pixel by
+// pixel: for each window a plane of lines, a line the window's 64 bytes of one pixel.
+constexpr int kWindow = 64, kWindowRows = 16, kWindowQuads = kWindowRows / DP_QUAD, kLinesPerQuad = kWindow / DP_QUAD;
+struct alignas(DP_ALIGN) WindowStep {
+  uint8_t index[kWindow];  // of the byte of the line that meets each weight
+  int8_t weights[kWindow]; // [row][4]
+};
+struct Placed {
+  int32_t line; // bytes from the tile's first pixel
+  uint8_t index;
+  int8_t weight;
+};
+
 // A padded, strided or dilated convolution reads its input from a copy: for each (y, x) modulo the stride, the pixels of
 // the padded image that are so, row after row with `pitch` pixels from one to the next. A tap is then a constant
 // distance away, for every output pixel; an output row is as long as the pitch, and its last pixels are thrown away.
@@ -69,7 +83,7 @@ struct Epilogue {
 };
 
 struct Packed {
-  bool is_shared = false;
+  bool is_shared = false, is_windows = false;
   std::vector<SharedRows> quads;
   std::vector<SharedEntry> shared;
   int vectors = 0, together = 0;       // vectors of a tile at most; rows of a group
@@ -77,6 +91,9 @@ struct Packed {
   std::vector<RowGroup> groups;
   std::vector<GroupedRow> grouped;     // `together` for each group
   std::vector<Entry> entries;
+  std::vector<WindowStep> windows;
+  std::vector<int32_t> window_lines;   // of each step: bytes from the tile's first pixel to the line it reads there
+  std::vector<int32_t> block_windows;  // first step of each sixteen rows, and the end
   std::vector<float> scale;            // padded to whole blocks
   std::vector<int32_t> bias;
   std::vector<Phase> phases;
@@ -95,7 +112,7 @@ struct Tile {
   uint8_t* out;            // both at the tile's first pixel, or with `lanes` at the image's
   const Lanes* lanes;      // or null: pixels are where they belong
   size_t out_plane;
-  int first, last, vectors;
+  int first, last, vectors, pixels; // pixels: without those that only fill up the last vector
 };
 
 // What a vector target is. To add one: a file that defines it, and a line in targets.cpp.
@@ -108,6 +125,10 @@ struct Target {
   void (*to_c4)(int pixels, int channels, const uint8_t*, uint8_t*);
   void (*from_c4)(int pixels, int channels, const uint8_t*, uint8_t*);
   void (*every)(int count, int stride, const uint32_t* from, uint32_t* to); // to[i] = from[i * stride]
+  // Where there are windows: lines of `count` pixels, from up to sixteen quads `plane` bytes apart, absent ones zero; and
+  // what a step costs per pixel, and a line, in multiplications of one loaded vector by a quad's weights.
+  void (*lines)(int count, int stride, int quads, size_t plane, const uint8_t* from, uint8_t* to) = nullptr;
+  double step_cost = 0, line_cost = 0;
 };
 
 const std::vector<Target>& targets();
@@ -119,12 +140,19 @@ struct Geometry {
 
   explicit Geometry(const dp_conv_shape& shape);
   bool is_direct() const; // every output pixel reads its own input pixel only
+  int windows_in() const { return (shape.channels_in + kWindow - 1) / kWindow; }
   int pixels_in_group() const { return shape.channels_in / shape.groups; }
 };
 
 std::vector<std::vector<Nonzero>> read_weights(const Geometry&, const dp_conv_weights&); // throws
 Packed pack(const Geometry&, const std::vector<std::vector<Nonzero>>& rows, const dp_conv_weights&, const Target&);
 void gather(const Geometry&, const Packed&, const Target&, int quad, const uint8_t* x, uint8_t* scratch);
+int window_vectors(const Geometry&, const Packed&); // of a tile at most
+void pack_windows(const std::vector<std::vector<Placed>>& rows, Packed&);
+double windows_cost(const Geometry&, const Packed&, const Target&);
+// Lines of one window, of rows first .. last of the copy; of a direct convolution, of so many vectors of its input.
+void gather_lines(const Geometry&, const Packed&, const Target&, int window, int first, int last, const uint8_t* x,
+                  uint8_t* scratch);
 void run_equation(const Geometry&, const std::vector<std::vector<Nonzero>>& rows, const Packed&, const Epilogue&,
                   int row, const uint8_t* x, const uint8_t* residual, uint8_t* y);
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <numeric>
 #include <set>
@@ -39,13 +40,22 @@ struct Source { // where taps are read from
   const Packed& packed;
 
   int32_t offset(const Nonzero& weight) const {
-    const size_t plane = size_t(weight.channel / DP_QUAD) * packed.source_plane;
-    if (geometry.is_direct()) return int32_t(plane);
+    return int32_t(size_t(weight.channel / DP_QUAD) * packed.source_plane + tap(weight));
+  }
+
+  Placed place(const Nonzero& weight) const {
+    const size_t line = size_t(weight.channel / kWindow) * packed.source_plane + tap(weight);
+    return {int32_t(line * kLinesPerQuad), uint8_t(weight.channel % kWindow), int8_t(weight.value)};
+  }
+
+ private:
+  size_t tap(const Nonzero& weight) const { // bytes into a plane of quads
+    if (geometry.is_direct()) return 0;
     const dp_conv_shape& s = geometry.shape;
     const int y = weight.ky * s.dilation_y, x = weight.kx * s.dilation_x;
     for (const Phase& phase : packed.phases)
       if (phase.y == y % s.stride_y && phase.x == x % s.stride_x)
-        return int32_t(plane + phase.offset + size_t(y / s.stride_y * packed.pitch + x / s.stride_x) * DP_QUAD);
+        return phase.offset + size_t(y / s.stride_y * packed.pitch + x / s.stride_x) * DP_QUAD;
     throw std::logic_error("a tap without a phase");
   }
 };
@@ -154,6 +164,20 @@ void pack_rows(const std::vector<Quads>& rows, Packed& packed) {
   packed.steps = int64_t(packed.entries.size());
 }
 
+// Whether a plan for windows exists and costs less than `quads` multiplications of a vector.
+bool windows_pay(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, const Target& target, double quads,
+                 Packed& packed) {
+  const size_t bytes = packed.source_plane * kLinesPerQuad * size_t(g.windows_in());
+  if (!target.lines || bytes > size_t(std::numeric_limits<int32_t>::max())) return false; // a line's offset is 32 bits
+  const Source source{g, packed};
+  std::vector<std::vector<Placed>> placed(packed.scale.size());
+  for (size_t row = 0; row < rows.size(); ++row)
+    for (const Nonzero& weight : rows[row]) placed[row].push_back(source.place(weight));
+  packed.vectors = window_vectors(g, packed);
+  pack_windows(placed, packed);
+  return windows_cost(g, packed, target) < quads;
+}
+
 } // namespace
 
 std::vector<std::vector<Nonzero>> read_weights(const Geometry& g, const dp_conv_weights& weights) {
@@ -199,9 +223,11 @@ Packed pack(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, co
   quads.resize(packed.scale.size());
   packed.vectors = vectors_of_tile(g, packed, target);
   packed.together = target.together ? target.together(packed.vectors) : 1;
-  Packed shared = packed;
+  Packed shared = packed, windows = packed;
   pack_rows(quads, packed);
   pack_shared(quads, g.quads_out, shared);
+  const double cheaper = std::min(double(shared.steps) / kOwnLoad, double(packed.steps));
+  if (windows_pay(g, rows, target, cheaper * packed.all_vectors, windows)) return windows;
   return double(shared.steps) <= kOwnLoad * double(packed.steps) ? shared : packed;
 }
 

@@ -13,6 +13,10 @@ const std::vector<Target>& targets() {
 #if defined(__x86_64__)
       avx2_target(),
       avx512_vnni_target(),
+      avx512_vbmi_target(),
+#ifdef DP_EMULATE_VBMI
+      avx512_windows_target(),
+#endif
 #endif
   };
   return all;

@@ -9,6 +9,10 @@ Target scalar_target();
 #if defined(__x86_64__)
 Target avx2_target();
 Target avx512_vnni_target();
+Target avx512_vbmi_target();
+#ifdef DP_EMULATE_VBMI
+Target avx512_windows_target(); // of the tests
+#endif
 #endif
 
 } // namespace dp
