@@ -34,19 +34,16 @@ constexpr int rows_for(int vectors) {
 // What a sum goes through before it is a byte.
 template <bool kSwish, bool kResidual>
 [[gnu::always_inline]] inline __m512i requantize(__m512i acc, __m512 scale, const Epilogue& e, __m512i residual) {
-  const __m512 zero_point = _mm512_set1_ps(float(e.output_zero_point));
+  const __m512 shift = _mm512_set1_ps(e.shift);
   __m512 f = _mm512_cvtepi32_ps(acc);
   if (kSwish) {
     f = _mm512_mul_ps(f, scale);
     const __m512 gate = _mm512_fmadd_ps(f, _mm512_set1_ps(e.hard_swish_slope), _mm512_set1_ps(0.5f));
-    f = _mm512_fmadd_ps(f, _mm512_min_ps(_mm512_max_ps(gate, _mm512_setzero_ps()), _mm512_set1_ps(1.0f)), zero_point);
+    f = _mm512_fmadd_ps(f, _mm512_min_ps(_mm512_max_ps(gate, _mm512_setzero_ps()), _mm512_set1_ps(1.0f)), shift);
   } else {
-    f = _mm512_fmadd_ps(f, scale, zero_point);
+    f = _mm512_fmadd_ps(f, scale, shift);
   }
-  if (kResidual) {
-    const __m512i centred = _mm512_sub_epi32(residual, _mm512_set1_epi32(e.residual_zero_point));
-    f = _mm512_fmadd_ps(_mm512_cvtepi32_ps(centred), _mm512_set1_ps(e.residual_scale), f);
-  }
+  if (kResidual) f = _mm512_fmadd_ps(_mm512_cvtepi32_ps(residual), _mm512_set1_ps(e.residual_scale), f);
   return _mm512_cvtps_epi32(f);
 }
 
@@ -130,11 +127,10 @@ void shared_quad(const Tile& tile, int quad, int begin) {
 // SPARSE ROWS: one row's bytes of four vectors of pixels, in the order in which `interleave` wants them.
 template <int V>
 constexpr int kPlanarBytes = (V + 3) / 4 * kVectorBytes;
-// `residual` is the row's plane, its bytes `byte` bits up; null for a row that only fills up.
-
+// `residual` is the row's first sixteen pixels as `part_rows` left them.
 template <int V, bool kSwish, bool kResidual>
 [[gnu::always_inline]] inline void store_row(const __m512i (&acc)[V], float row_scale, const Tile& tile, const uint8_t* residual,
-                                             int byte, uint8_t* to) {
+                                             uint8_t* to) {
   const Epilogue& e = *tile.epilogue;
   const __m512 scale = _mm512_set1_ps(row_scale);
   for (int v = 0; v < V; v += 4) {
@@ -146,9 +142,8 @@ template <int V, bool kSwish, bool kResidual>
         continue;
       }
       __m512i r = _mm512_setzero_si512();
-      if (kResidual && residual)
-        r = _mm512_and_si512(_mm512_srl_epi32(load_pixels(residual, tile.lanes, v + i), _mm_cvtsi32_si128(byte)),
-                             _mm512_set1_epi32(255));
+      if (kResidual)
+        r = _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(residual + (v + i) * kVectorBytes)));
       row[i] = requantize<kSwish, kResidual>(acc[v + i], scale, e, r);
     }
     const __m512i first = _mm512_packs_epi32(row[0], row[1]);
@@ -183,10 +178,25 @@ void interleave(const uint8_t* planar, const Tile& tile, int first, int last) {
   }
 }
 
+// Quads to rows: each vector's four channels apart, sixteen pixels of one after the other's. Once for a block, because
+// its rows come in any order, and reading pieces of the same residual again and again costs more than this.
+template <int V>
+void part_rows(const Tile& tile, int first, int last, uint8_t* to) {
+  const __m512i lanes = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  for (int quad = first; quad < last; ++quad) {
+    const uint8_t* from = tile.residual + size_t(quad) * tile.out_plane;
+    for (int v = 0; v < V; ++v, to += kVectorBytes)
+      _mm512_store_si512(to, _mm512_permutexvar_epi32(lanes, transpose_lanes(load_pixels(from, tile.lanes, v))));
+  }
+}
+
 template <int R, int V, bool kSwish, bool kResidual>
 void sparse_block(const Tile& tile, int first) {
   const Packed& packed = *tile.packed;
   alignas(DP_ALIGN) uint8_t planar[(kBlockRows + 1) * kPlanarBytes<V>];
+  // The rows that fill up the last group read a residual too, of any value.
+  alignas(DP_ALIGN) uint8_t parted[kResidual ? (kBlockQuads + 1) * V * kVectorBytes : 1];
+  if (kResidual) part_rows<V>(tile, first, std::min(tile.last, first + kBlockQuads), parted);
   const int32_t* groups = packed.block_groups.data() + first / kBlockQuads;
   const GroupedRow* rows = packed.grouped.data() + size_t(groups[0]) * R;
   for (int group = groups[0]; group < groups[1]; ++group, rows += R) {
@@ -209,11 +219,9 @@ void sparse_block(const Tile& tile, int first) {
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const int row = rows[r].row, quad = first + row / DP_QUAD;
-      const uint8_t* residual = nullptr;
-      if (kResidual && row < kBlockRows && quad < tile.last) residual = tile.residual + size_t(quad) * tile.out_plane;
-      store_row<V, kSwish, kResidual>(acc[r], rows[r].scale, tile, residual, 8 * (row % DP_QUAD),
-                                      planar + row * kPlanarBytes<V>);
+      const int row = rows[r].row;
+      const uint8_t* residual = kResidual ? parted + row / DP_QUAD * V * kVectorBytes + row % DP_QUAD * DP_PIXELS : nullptr;
+      store_row<V, kSwish, kResidual>(acc[r], rows[r].scale, tile, residual, planar + row * kPlanarBytes<V>);
     }
   }
   interleave<V>(planar, tile, first, std::min(tile.last, first + kBlockQuads));

@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
+
 #include "conv.h"
 
 namespace dp {
@@ -81,9 +83,15 @@ void every(int count, int stride, const uint32_t* from, uint32_t* to) {
   }
   if (stride == 2) {
     const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    for (; i + 17 <= count; i += 16) // one more than sixteen, so that the 32nd quad read is there
-      _mm512_storeu_si512(to + i, _mm512_permutex2var_epi32(_mm512_loadu_si512(from + 2 * i), even,
-                                                            _mm512_loadu_si512(from + 2 * i + 16)));
+    for (; i < count; i += 16) {
+      const int there = std::min(32, 2 * (count - i) - 1), written = std::min(16, count - i);
+      const __mmask16 first = __mmask16((1u << std::min(16, there)) - 1);
+      const __mmask16 second = there > 16 ? __mmask16((1u << (there - 16)) - 1) : __mmask16(0);
+      _mm512_mask_storeu_epi32(to + i, __mmask16((1u << written) - 1),
+                               _mm512_permutex2var_epi32(_mm512_maskz_loadu_epi32(first, from + 2 * i), even,
+                                                         _mm512_maskz_loadu_epi32(second, from + 2 * i + 16)));
+    }
+    return;
   }
   for (; i < count; ++i) to[i] = from[i * stride];
 }

@@ -2,6 +2,7 @@
 #include "conv.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <exception>
 
@@ -81,7 +82,9 @@ void each(dp_parallel parallel, void* pool, int32_t count, void (*body)(void*, i
 }
 
 Epilogue epilogue_of(const dp_conv_shape& s) {
-  return {s.residual_scale, s.hard_swish_slope, s.residual_zero_point, s.output_zero_point, s.low, s.high};
+  const float zero_point = float(s.output_zero_point);
+  const float shift = s.has_residual ? std::fma(-float(s.residual_zero_point), s.residual_scale, zero_point) : zero_point;
+  return {s.residual_scale, s.hard_swish_slope, shift, s.low, s.high};
 }
 
 int fail(char* error, size_t bytes, const char* what) {

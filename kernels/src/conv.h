@@ -79,7 +79,8 @@ struct Lanes {
 
 struct Epilogue {
   float residual_scale, hard_swish_slope;
-  int32_t residual_zero_point, output_zero_point, low, high;
+  float shift; // the output's zero point, less what the residual's adds
+  int32_t low, high;
 };
 
 struct Packed {

@@ -60,19 +60,16 @@ void accumulate_row(const Packed& packed, const RowGroup& group, const uint8_t* 
 }
 
 __m256i requantize(__m256i acc, float scale, const Epilogue& e, bool has_residual, __m256i residual) {
-  const __m256 zero_point = _mm256_set1_ps(float(e.output_zero_point));
+  const __m256 shift = _mm256_set1_ps(e.shift);
   __m256 f = _mm256_cvtepi32_ps(acc);
   if (e.hard_swish_slope > 0) {
     f = _mm256_mul_ps(f, _mm256_set1_ps(scale));
     const __m256 gate = _mm256_fmadd_ps(f, _mm256_set1_ps(e.hard_swish_slope), _mm256_set1_ps(0.5f));
-    f = _mm256_fmadd_ps(f, _mm256_min_ps(_mm256_max_ps(gate, _mm256_setzero_ps()), _mm256_set1_ps(1.0f)), zero_point);
+    f = _mm256_fmadd_ps(f, _mm256_min_ps(_mm256_max_ps(gate, _mm256_setzero_ps()), _mm256_set1_ps(1.0f)), shift);
   } else {
-    f = _mm256_fmadd_ps(f, _mm256_set1_ps(scale), zero_point);
+    f = _mm256_fmadd_ps(f, _mm256_set1_ps(scale), shift);
   }
-  if (has_residual) {
-    const __m256i centred = _mm256_sub_epi32(residual, _mm256_set1_epi32(e.residual_zero_point));
-    f = _mm256_fmadd_ps(_mm256_cvtepi32_ps(centred), _mm256_set1_ps(e.residual_scale), f);
-  }
+  if (has_residual) f = _mm256_fmadd_ps(_mm256_cvtepi32_ps(residual), _mm256_set1_ps(e.residual_scale), f);
   return _mm256_cvtps_epi32(f);
 }
 

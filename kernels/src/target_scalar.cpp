@@ -41,16 +41,16 @@ void run_equation(const Geometry& g, const std::vector<std::vector<Nonzero>>& ro
         const bool inside = iy >= 0 && iy < s.height && ix >= 0 && ix < s.width;
         acc += w.value * (inside ? int32_t(x[at(w.channel, iy * s.width + ix, g.pixels_in)]) : s.input_zero_point);
       }
-      const float sum = float(acc), scale = packed.scale[row], zero_point = float(e.output_zero_point);
+      const float sum = float(acc), scale = packed.scale[row];
       float f;
       if (e.hard_swish_slope > 0) {
         const float value = sum * scale, gate = std::fma(value, e.hard_swish_slope, 0.5f);
-        f = std::fma(value, std::min(std::max(gate, 0.0f), 1.0f), zero_point);
+        f = std::fma(value, std::min(std::max(gate, 0.0f), 1.0f), e.shift);
       } else {
-        f = std::fma(sum, scale, zero_point);
+        f = std::fma(sum, scale, e.shift);
       }
       const size_t to = at(row, oy * g.width_out + ox, g.pixels_out);
-      if (residual) f = std::fma(float(int32_t(residual[to]) - e.residual_zero_point), e.residual_scale, f);
+      if (residual) f = std::fma(float(residual[to]), e.residual_scale, f);
       const float rounded = std::nearbyint(f);
       y[to] = uint8_t(std::min(std::max(rounded, float(e.low)), float(e.high)));
     }

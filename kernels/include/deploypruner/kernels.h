@@ -8,10 +8,11 @@
  *   acc = bias[r] + sum over (c, ky, kx) of  x[n, c, iy, ix] * w[r, c, ky, kx]                      int32
  *         iy = oy * stride_y - pad_top  + ky * dilation_y         (outside the image x is input_zero_point;
  *         ix = ox * stride_x - pad_left + kx * dilation_x          bias[r] already holds -input_zero_point * sum w)
- *   f   = fma((float)acc, scale[r], output_zero_point)                                  in steps of the output
+ *   f   = fma((float)acc, scale[r], shift)                                              in steps of the output
+ *         shift = output_zero_point, or with a residual fma(-residual_zero_point, residual_scale, output_zero_point)
  *         where hard_swish_slope > 0, with v = (float)acc * scale[r] and slope = output step / 6:
- *         fma(v, min(max(fma(v, hard_swish_slope, 0.5), 0), 1), output_zero_point)
- *   f   = fma((float)(residual - residual_zero_point), residual_scale, f)               where there is a residual
+ *         fma(v, min(max(fma(v, hard_swish_slope, 0.5), 0), 1), shift)
+ *   f   = fma((float)residual, residual_scale, f)                                       where there is a residual
  *   y   = min(max(rint(f), low), high)                                                  uint8
  *
  *   ReLU is low = output_zero_point; ReLU6 is also high = output_zero_point + round(6 / output step).
