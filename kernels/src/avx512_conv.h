@@ -20,6 +20,18 @@ constexpr int rows_for(int vectors) {
   return table[vectors];
 }
 
+#define DP_INLINE __attribute__((always_inline))
+
+// f(0), f(1) ... f(N - 1), each a constant: what a loop indexes, the compiler may keep in memory instead of registers.
+template <class F, int... I>
+[[gnu::always_inline]] inline void unrolled_over(F&& f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
+template <int N, class F>
+[[gnu::always_inline]] inline void unrolled(F&& f) {
+  unrolled_over(f, std::make_integer_sequence<int, N>());
+}
+
 // acc += x * weights. As assembly, because the compiler keeps copies of the accumulators around its own intrinsic.
 [[gnu::always_inline]] inline void multiply(__m512i& acc, __m512i x, __m512i weights) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(weights));
@@ -127,29 +139,33 @@ void shared_quad(const Tile& tile, int quad, int begin) {
 // SPARSE ROWS: one row's bytes of four vectors of pixels, in the order in which `interleave` wants them.
 template <int V>
 constexpr int kPlanarBytes = (V + 3) / 4 * kVectorBytes;
+// Four vectors of a row, from vector `first` on.
+template <int V, int first, bool kSwish, bool kResidual>
+[[gnu::always_inline]] inline void store_four(const __m512i (&acc)[V], __m512 scale, const Epilogue& e,
+                                              const uint8_t* residual, uint8_t* to) {
+  __m512i row[4];
+  unrolled<4>([&](auto i) DP_INLINE {
+    if constexpr (first + i >= V) {
+      row[i] = row[i - 1];
+    } else {
+      __m512i r = _mm512_setzero_si512();
+      if constexpr (kResidual)
+        r = _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(residual + (first + i) * kVectorBytes)));
+      row[i] = requantize<kSwish, kResidual>(acc[first + i], scale, e, r);
+    }
+  });
+  const __m512i words = _mm512_packs_epi32(row[0], row[1]), more = _mm512_packs_epi32(row[2], row[3]);
+  _mm512_store_si512(to + first / 4 * kVectorBytes, _mm512_packus_epi16(words, more));
+}
+
 // `residual` is the row's first sixteen pixels as `part_rows` left them.
 template <int V, bool kSwish, bool kResidual>
-[[gnu::always_inline]] inline void store_row(const __m512i (&acc)[V], float row_scale, const Tile& tile, const uint8_t* residual,
-                                             uint8_t* to) {
-  const Epilogue& e = *tile.epilogue;
+[[gnu::always_inline]] inline void store_row(const __m512i (&acc)[V], float row_scale, const Epilogue& e,
+                                             const uint8_t* residual, uint8_t* to) {
+  static_assert(V <= 8, "a row is stored in at most two pieces");
   const __m512 scale = _mm512_set1_ps(row_scale);
-  for (int v = 0; v < V; v += 4) {
-    __m512i row[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      if (v + i >= V) {
-        row[i] = row[i - 1];
-        continue;
-      }
-      __m512i r = _mm512_setzero_si512();
-      if (kResidual)
-        r = _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(residual + (v + i) * kVectorBytes)));
-      row[i] = requantize<kSwish, kResidual>(acc[v + i], scale, e, r);
-    }
-    const __m512i first = _mm512_packs_epi32(row[0], row[1]);
-    const __m512i second = _mm512_packs_epi32(row[2], row[3]);
-    _mm512_store_si512(to + v / 4 * kVectorBytes, _mm512_packus_epi16(first, second));
-  }
+  store_four<V, 0, kSwish, kResidual>(acc, scale, e, residual, to);
+  if constexpr (V > 4) store_four<V, 4, kSwish, kResidual>(acc, scale, e, residual, to);
 }
 
 // Rows of a block to quads: what store_row packed lane by lane falls into place by interleaving bytes, then pairs.
@@ -190,41 +206,75 @@ void part_rows(const Tile& tile, int first, int last, uint8_t* to) {
   }
 }
 
+// Fetches what comes next, one plane at a time. A tile touches short pieces of many planes, which no prefetcher of a CPU
+// sees through; activations of early layers lie in the third-level cache or beyond.
+struct Ahead {
+  const uint8_t* base;
+  size_t stride;
+  int plane, last;
+
+  template <int V, bool kWrite>
+  [[gnu::always_inline]] inline void fetch() {
+    if (plane == last) return;
+    const uint8_t* at = base + size_t(plane++) * stride;
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) __builtin_prefetch(at + v * kVectorBytes, kWrite);
+  }
+};
+
+// The sums of a group's rows.
+template <int R, int V>
+[[gnu::always_inline]] inline void accumulate(const Tile& tile, const RowGroup& group, const GroupedRow* rows,
+                                              __m512i (&acc)[R][V]) {
+  unrolled<R>([&](auto r) DP_INLINE {
+    const __m512i start = _mm512_set1_epi32(rows[r].bias);
+    unrolled<V>([&](auto v) DP_INLINE { acc[r][v] = start; });
+  });
+  const Entry* entry = tile.packed->entries.data() + group.begin;
+  for (const Entry* end = entry + size_t(group.length) * R; entry != end; entry += R)
+    unrolled<R>([&](auto r) DP_INLINE {
+      const __m512i weights = _mm512_set1_epi32(int32_t(entry[r].weights));
+      const uint8_t* from = tile.source + entry[r].offset;
+      unrolled<V>([&](auto v) DP_INLINE { multiply(acc[r][v], load(from + v * kVectorBytes), weights); });
+    });
+}
+
+// The same, left in memory: beside a long epilogue the compiler would keep writing the accumulators there in the loop.
+template <int R, int V>
+[[gnu::noinline]] void accumulate_apart(const Tile& tile, const RowGroup& group, const GroupedRow* rows,
+                                        __m512i (&sums)[R][V]) {
+  __m512i acc[R][V];
+  accumulate(tile, group, rows, acc);
+  unrolled<R>([&](auto r) DP_INLINE { unrolled<V>([&](auto v) DP_INLINE { sums[r][v] = acc[r][v]; }); });
+}
+
 template <int R, int V, bool kSwish, bool kResidual>
 void sparse_block(const Tile& tile, int first) {
   const Packed& packed = *tile.packed;
   alignas(DP_ALIGN) uint8_t planar[(kBlockRows + 1) * kPlanarBytes<V>];
   // The rows that fill up the last group read a residual too, of any value.
   alignas(DP_ALIGN) uint8_t parted[kResidual ? (kBlockQuads + 1) * V * kVectorBytes : 1];
-  if (kResidual) part_rows<V>(tile, first, std::min(tile.last, first + kBlockQuads), parted);
+  const int last = std::min(tile.last, first + kBlockQuads);
+  if (kResidual) part_rows<V>(tile, first, last, parted);
   const int32_t* groups = packed.block_groups.data() + first / kBlockQuads;
   const GroupedRow* rows = packed.grouped.data() + size_t(groups[0]) * R;
+  Ahead out{tile.out, tile.out_plane, tile.lanes ? last : first, last};
+  Ahead next{tile.residual + V * kVectorBytes, tile.out_plane, kResidual && !tile.lanes ? first : last, last};
   for (int group = groups[0]; group < groups[1]; ++group, rows += R) {
+    out.fetch<V, true>();
+    if (kResidual) next.fetch<V, false>();
     __m512i acc[R][V];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const __m512i start = _mm512_set1_epi32(rows[r].bias);
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) acc[r][v] = start;
-    }
-    const Entry* entry = packed.entries.data() + packed.groups[group].begin;
-    for (const Entry* end = entry + size_t(packed.groups[group].length) * R; entry != end; entry += R) {
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const __m512i weights = _mm512_set1_epi32(int32_t(entry[r].weights));
-        const uint8_t* from = tile.source + entry[r].offset;
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) multiply(acc[r][v], load(from + v * kVectorBytes), weights);
-      }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const int row = rows[r].row;
-      const uint8_t* residual = kResidual ? parted + row / DP_QUAD * V * kVectorBytes + row % DP_QUAD * DP_PIXELS : nullptr;
-      store_row<V, kSwish, kResidual>(acc[r], rows[r].scale, tile, residual, planar + row * kPlanarBytes<V>);
-    }
+    if constexpr (kSwish || kResidual)
+      accumulate_apart(tile, packed.groups[group], rows, acc);
+    else
+      accumulate(tile, packed.groups[group], rows, acc);
+    unrolled<R>([&](auto r) DP_INLINE {
+      const unsigned row = unsigned(rows[r].row);
+      const uint8_t* residual = parted + row / DP_QUAD * V * kVectorBytes + row % DP_QUAD * DP_PIXELS;
+      store_row<V, kSwish, kResidual>(acc[r], rows[r].scale, *tile.epilogue, residual, planar + row * kPlanarBytes<V>);
+    });
   }
-  interleave<V>(planar, tile, first, std::min(tile.last, first + kBlockQuads));
+  interleave<V>(planar, tile, first, last);
 }
 
 template <int V, bool kSwish, bool kResidual>

@@ -18,6 +18,9 @@ struct dp_conv {
 
 namespace {
 
+// Of the second-level cache, what activations may take.
+constexpr size_t kSecondLevel = 640 * 1024;
+
 struct Run {
   const dp_conv& conv;
   const uint8_t* x;
@@ -46,7 +49,7 @@ void lines_one(void* context, int32_t i) {
 void tile_one(void* context, int32_t i) {
   const Run& run = *static_cast<Run*>(context);
   const Geometry& g = run.conv.geometry;
-  const int all = run.conv.packed.all_vectors, piece = i % run.row_pieces, number = i / run.row_pieces;
+  const int all = run.conv.packed.all_vectors, piece = i / run.tiles, number = i % run.tiles;
   const int begin = int(int64_t(all) * number / run.tiles), end = int(int64_t(all) * (number + 1) / run.tiles);
   const size_t pixels = size_t(begin) * kVectorBytes;
   Tile tile;
@@ -131,8 +134,11 @@ void dp_conv_run(const dp_conv* conv, int32_t batch, const uint8_t* x, const uin
       continue;
     }
     run.tiles = (conv->packed.all_vectors + conv->packed.vectors - 1) / conv->packed.vectors;
-    // Few tiles: each thread also takes a share of the output channels.
+    // Few tiles: each thread also takes a share of the output channels. And what does not fit the second-level cache is
+    // written block by block of channels, so that few planes at a time are read and written from end to end.
     while (run.tiles * run.row_pieces < threads && run.row_pieces < g.quads_out) ++run.row_pieces;
+    if (!conv->packed.is_shared && !conv->packed.is_windows && in <= kSecondLevel && in + out + (residual ? out : 0) > kSecondLevel)
+      run.row_pieces = (g.quads_out + kBlockQuads - 1) / kBlockQuads;
     while (run.line_pieces * g.windows_in() < threads) ++run.line_pieces;
     if (conv->packed.is_windows && !run.makes_own_lines())
       each(parallel, pool, g.windows_in() * run.line_pieces, lines_one, &run);
