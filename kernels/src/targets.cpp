@@ -14,7 +14,7 @@ const std::vector<Target>& targets() {
       avx2_target(),
       avx512_vnni_target(),
       avx512_vbmi_target(),
-#ifdef DP_EMULATE_VBMI
+#if defined(DP_EMULATE_VBMI) || defined(DP_TRAP_VBMI)
       avx512_windows_target(),
 #endif
 #endif

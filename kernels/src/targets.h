@@ -10,7 +10,7 @@ Target scalar_target();
 Target avx2_target();
 Target avx512_vnni_target();
 Target avx512_vbmi_target();
-#ifdef DP_EMULATE_VBMI
+#if defined(DP_EMULATE_VBMI) || defined(DP_TRAP_VBMI)
 Target avx512_windows_target(); // of the tests
 #endif
 #endif
