@@ -116,7 +116,7 @@ struct Tile {
   int first, last, vectors, pixels; // pixels: without those that only fill up the last vector
 };
 
-// What a vector target is. To add one: a file that defines it, and a line in targets.cpp.
+// What a vector target is. To add one: a file that defines it, and a line in sources.cmake.
 struct Target {
   const char* name;
   bool (*runs)();

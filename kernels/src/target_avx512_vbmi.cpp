@@ -4,7 +4,6 @@
 // For tests on a CPU without it, DP_EMULATE_VBMI replaces that one instruction by others; with DP_TRAP_VBMI the test
 // catches the fault.
 #include "avx512_conv.h"
-#include "targets.h"
 
 namespace dp {
 namespace {
