@@ -170,13 +170,16 @@ bool windows_pay(const Geometry& g, const std::vector<std::vector<Nonzero>>& row
                  Packed& packed) {
   const size_t bytes = packed.source_plane * kLinesPerQuad * size_t(g.windows_in());
   if (!target.lines || bytes > size_t(std::numeric_limits<int32_t>::max())) return false; // a line's offset is 32 bits
+  size_t nonzero = 0;
+  for (const auto& row : rows) nonzero += row.size();
+  if (windows_cost(g, packed, target, nonzero / kWindow) >= quads) return false; // even were every step full
   const Source source{g, packed};
   std::vector<std::vector<Placed>> placed(packed.scale.size());
   for (size_t row = 0; row < rows.size(); ++row)
     for (const Nonzero& weight : rows[row]) placed[row].push_back(source.place(weight));
   packed.vectors = window_vectors(g, packed);
   pack_windows(placed, packed);
-  return windows_cost(g, packed, target) < quads;
+  return windows_cost(g, packed, target, packed.windows.size()) < quads;
 }
 
 } // namespace
