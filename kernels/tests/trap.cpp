@@ -1,7 +1,5 @@
 // VPERMB on a CPU that does not have it: the fault is caught, the instruction done by hand, and the program goes on. So
 // the very code that is shipped runs here, slowly.
-#pragma once
-
 #include <cpuid.h>
 #include <signal.h>
 #include <ucontext.h>
@@ -10,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-namespace trap {
+namespace {
 
 using Vector = std::array<uint8_t, 64>;
 
@@ -18,9 +16,9 @@ using Vector = std::array<uint8_t, 64>;
 struct Offsets {
   size_t ymm, zmm, more;
 };
-inline Offsets offsets;
+Offsets offsets;
 
-inline size_t component_offset(unsigned component) { // Intel's manual, volume 1, chapter 13
+size_t component_offset(unsigned component) { // Intel's manual, volume 1, chapter 13
   unsigned a, b, c, d;
   __cpuid_count(13, component, a, b, c, d);
   return b;
@@ -30,12 +28,12 @@ inline size_t component_offset(unsigned component) { // Intel's manual, volume 1
 struct Part {
   size_t offset, bytes;
 };
-inline std::array<Part, 3> parts(unsigned number) {
+std::array<Part, 3> parts(unsigned number) {
   if (number >= 16) return {{{offsets.more + (number - 16) * 64, 64}, {0, 0}, {0, 0}}};
   return {{{160 + number * 16, 16}, {offsets.ymm + number * 16, 16}, {offsets.zmm + number * 32, 32}}};
 }
 
-inline Vector read(const uint8_t* state, unsigned number) {
+Vector read(const uint8_t* state, unsigned number) {
   Vector value;
   size_t at = 0;
   for (const Part& part : parts(number)) {
@@ -45,7 +43,7 @@ inline Vector read(const uint8_t* state, unsigned number) {
   return value;
 }
 
-inline void write(uint8_t* state, unsigned number, const Vector& value) {
+void write(uint8_t* state, unsigned number, const Vector& value) {
   size_t at = 0;
   for (const Part& part : parts(number)) {
     std::memcpy(state + part.offset, value.data() + at, part.bytes);
@@ -57,7 +55,7 @@ inline void write(uint8_t* state, unsigned number, const Vector& value) {
   std::memcpy(state + 512, &present, sizeof present);
 }
 
-inline void on_illegal(int, siginfo_t*, void* context) {
+void on_illegal(int, siginfo_t*, void* context) {
   auto& machine = static_cast<ucontext_t*>(context)->uc_mcontext;
   const auto* code = reinterpret_cast<const uint8_t*>(machine.gregs[REG_RIP]);
   // EVEX.512.66.0F38.W0 8D /r between registers, without a mask.
@@ -79,7 +77,8 @@ inline void on_illegal(int, siginfo_t*, void* context) {
   machine.gregs[REG_RIP] += 6;
 }
 
-inline void install() {
+// Before main, or when a library is loaded.
+[[gnu::constructor]] void install() {
   offsets = {component_offset(2), component_offset(6), component_offset(7)};
   struct sigaction action = {};
   action.sa_sigaction = on_illegal;
@@ -87,4 +86,4 @@ inline void install() {
   sigaction(SIGILL, &action, nullptr);
 }
 
-} // namespace trap
+} // namespace
