@@ -116,7 +116,7 @@ struct Tile {
   int first, last, vectors, pixels; // pixels: without those that only fill up the last vector
 };
 
-// What a vector target is. To add one: a file that defines it, and a line in targets.cpp.
+// What a vector target is. To add one: a file that defines it, and a line in sources.cmake.
 struct Target {
   const char* name;
   bool (*runs)();
@@ -150,7 +150,7 @@ Packed pack(const Geometry&, const std::vector<std::vector<Nonzero>>& rows, cons
 void gather(const Geometry&, const Packed&, const Target&, int quad, const uint8_t* x, uint8_t* scratch);
 int window_vectors(const Geometry&, const Packed&); // of a tile at most
 void pack_windows(const std::vector<std::vector<Placed>>& rows, Packed&);
-double windows_cost(const Geometry&, const Packed&, const Target&);
+double windows_cost(const Geometry&, const Packed&, const Target&, size_t steps);
 // Lines of one window, of rows first .. last of the copy; of a direct convolution, of so many vectors of its input.
 void gather_lines(const Geometry&, const Packed&, const Target&, int window, int first, int last, const uint8_t* x,
                   uint8_t* scratch);

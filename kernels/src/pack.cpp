@@ -87,8 +87,9 @@ void lay_out_source(const Geometry& g, const std::vector<std::vector<Nonzero>>& 
       below = std::max(below, y / s.stride_y);
       beside = std::max(beside, x / s.stride_x);
     }
-  // Padding to the right is the next row's padding to the left.
-  const int shared = s.stride_x == 1 ? std::min({s.pad_left, beside, s.pad_right}) : 0;
+  // Padding to the right is the next row's padding to the left; yet no two taps may fall on one pixel.
+  const int padding = std::max(0, g.width_out + beside - s.pad_left - s.width); // of what taps reach to the right
+  const int shared = s.stride_x == 1 ? std::min({s.pad_left, beside, padding, g.width_out - 1}) : 0;
   packed.pitch = g.width_out + beside - shared;
   packed.rows = g.height_out + below;
   packed.all_vectors = round_up(g.height_out * packed.pitch, DP_PIXELS) / DP_PIXELS;
@@ -169,13 +170,16 @@ bool windows_pay(const Geometry& g, const std::vector<std::vector<Nonzero>>& row
                  Packed& packed) {
   const size_t bytes = packed.source_plane * kLinesPerQuad * size_t(g.windows_in());
   if (!target.lines || bytes > size_t(std::numeric_limits<int32_t>::max())) return false; // a line's offset is 32 bits
+  size_t nonzero = 0;
+  for (const auto& row : rows) nonzero += row.size();
+  if (windows_cost(g, packed, target, nonzero / kWindow) >= quads) return false; // even were every step full
   const Source source{g, packed};
   std::vector<std::vector<Placed>> placed(packed.scale.size());
   for (size_t row = 0; row < rows.size(); ++row)
     for (const Nonzero& weight : rows[row]) placed[row].push_back(source.place(weight));
   packed.vectors = window_vectors(g, packed);
   pack_windows(placed, packed);
-  return windows_cost(g, packed, target) < quads;
+  return windows_cost(g, packed, target, packed.windows.size()) < quads;
 }
 
 } // namespace

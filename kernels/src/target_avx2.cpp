@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "targets.h"
+#include "conv.h"
 
 namespace dp {
 namespace {

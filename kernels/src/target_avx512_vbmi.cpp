@@ -1,9 +1,9 @@
 // AVX-512 VBMI and VNNI: Ice Lake, Zen 4 and later. Besides what VNNI alone does, windows: VPERMB picks any four channels
 // for each of sixteen rows out of one pixel's 64, and VPDPBUSD multiplies them.
 //
-// DP_EMULATE_VBMI replaces that one instruction, so that everything else can be tested on a CPU without it.
+// For tests on a CPU without it, DP_EMULATE_VBMI replaces that one instruction by others; with DP_TRAP_VBMI the test
+// catches the fault.
 #include "avx512_conv.h"
-#include "targets.h"
 
 namespace dp {
 namespace {
@@ -172,7 +172,7 @@ void lines(int count, int stride, int quads, size_t plane, const uint8_t* from, 
 bool runs() {
   bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512vnni");
-#ifndef DP_EMULATE_VBMI
+#if !defined(DP_EMULATE_VBMI) && !defined(DP_TRAP_VBMI)
   has = has && __builtin_cpu_supports("avx512vbmi");
 #endif
   return has;
@@ -195,7 +195,7 @@ Target target(const char* name, double cheaper) {
 
 Target avx512_vbmi_target() { return target("avx512_vbmi", 1); }
 
-#ifdef DP_EMULATE_VBMI
+#if defined(DP_EMULATE_VBMI) || defined(DP_TRAP_VBMI)
 Target avx512_windows_target() { return target("avx512_windows", 0); } // windows wherever they are possible
 #endif
 

@@ -1,6 +1,5 @@
 // AVX-512 VNNI: Cascade Lake and later.
 #include "avx512_conv.h"
-#include "targets.h"
 
 namespace dp {
 namespace {

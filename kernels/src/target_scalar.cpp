@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "targets.h"
+#include "conv.h"
 
 namespace dp {
 namespace {

@@ -3,21 +3,20 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "targets.h"
+#include "conv.h"
 
 namespace dp {
 
+// targets.inc is written by sources.cmake: TARGET(name) for each target of this build, best last.
+#define TARGET(name) Target name##_target();
+#include "targets.inc"
+#undef TARGET
+
 const std::vector<Target>& targets() {
   static const std::vector<Target> all = {
-      scalar_target(),
-#if defined(__x86_64__)
-      avx2_target(),
-      avx512_vnni_target(),
-      avx512_vbmi_target(),
-#ifdef DP_EMULATE_VBMI
-      avx512_windows_target(),
-#endif
-#endif
+#define TARGET(name) name##_target(),
+#include "targets.inc"
+#undef TARGET
   };
   return all;
 }

@@ -54,9 +54,9 @@ void pack_windows(const std::vector<std::vector<Placed>>& rows, Packed& packed) 
 }
 
 // Requantizing and storing take as many vectors as with quads, so only what differs is counted.
-double windows_cost(const Geometry& g, const Packed& packed, const Target& target) {
+double windows_cost(const Geometry& g, const Packed& packed, const Target& target, size_t steps) {
   const double lines = double(packed.source_plane / DP_QUAD) * g.windows_in();
-  return double(packed.windows.size()) * round_up(g.height_out * packed.pitch, DP_QUAD) * target.step_cost +
+  return double(steps) * round_up(g.height_out * packed.pitch, DP_QUAD) * target.step_cost +
          lines * target.line_cost;
 }
 
