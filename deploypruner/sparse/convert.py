@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import onnx
@@ -37,7 +38,9 @@ class SparseModel:
         return sum(choice.sparse for choice in self.choices)
 
 
-def sparsify(model: onnx.ModelProto, *, costs: Costs | None = None, every: bool = False) -> SparseModel:
+def sparsify(
+    model: onnx.ModelProto, *, costs: Costs | None = None, every: bool = False, apart: Collection[str] = ()
+) -> SparseModel:
     """Replace the layers of an int8 QDQ model that our kernels compute faster, zeros left out.
 
     Args:
@@ -45,6 +48,7 @@ def sparsify(model: onnx.ModelProto, *, costs: Costs | None = None, every: bool 
             The batch may be open, all other sizes must be fixed.
         costs: Of layers and borders; `Rates` where None.
         every: Convert every layer that can be, whatever it costs; for tests and measurements.
+        apart: Names of layers that must not be fused with a residual addition, from `verify.sparse.clipping`.
 
     Raises:
         InputError: The model is not sound ONNX, is sparse already, has open sizes, or no quantized layer.
@@ -55,7 +59,7 @@ def sparsify(model: onnx.ModelProto, *, costs: Costs | None = None, every: bool 
     graph = Graph(model)
     if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
         raise InputError("the model is not quantized", hint="`deploypruner sparsify MODEL --data DIR` does it first")
-    found = match(graph)
+    found = match(graph, apart)
     costs = costs or Rates()
     choices = choose(graph, found.layers, costs)
     if every:
