@@ -55,7 +55,7 @@ def sparsify(
     """
     if any(opset.domain == DOMAIN for opset in model.opset_import):
         raise InputError("the model is sparse already", hint="pass the int8 QDQ model it was made from")
-    _check_sizes(model)
+    check_sizes(model)
     graph = Graph(model)
     if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
         raise InputError("the model is not quantized", hint="`deploypruner sparsify MODEL --data DIR` does it first")
@@ -68,8 +68,12 @@ def sparsify(
     return SparseModel(rewrite(graph, chosen) if chosen else None, choices, found.refused, costs)
 
 
-def _check_sizes(model: onnx.ModelProto) -> None:
-    """The kernels are made for one size."""
+def check_sizes(model: onnx.ModelProto) -> None:
+    """Refuse open sizes other than the batch: kernels are made for one size.
+
+    Raises:
+        InputError: The input is named.
+    """
     stored = {tensor.name for tensor in model.graph.initializer}
     for value in model.graph.input:
         dims = value.type.tensor_type.shape.dim
