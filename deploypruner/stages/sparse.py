@@ -62,11 +62,11 @@ class Sparse(Stage):
         artifact = Artifact("sparse int8", build.folder.path(MODEL), "onnx", "int8", build.pattern, build.pruned)
         return replace(build, artifacts=(*build.artifacts, artifact), checks=(*build.checks, Check(**found)))
 
-    def document(self, build: Build) -> str:
-        """How many layers went sparse, or why none."""
+    def document(self, build: Build) -> str | None:
+        """How many layers went sparse, or why none; nothing where there are no zeros."""
         found = build.sparse
         if not found:
-            return "no zeros to leave out"
+            return None
         if not found["chosen"]:
             return f"stays dense: {found['reason']}"
         return f"{found['chosen']} of {len(found['layers'])} layers in sparse kernels ({found['target']})"
@@ -144,7 +144,7 @@ def _layer(choice: Choice, *, measured: bool) -> dict[str, Any]:
         "channels": [layer.x.channels, layer.y.channels],
         "pixels": layer.y.pixels,
         "density": layer.density,
-        "quads": layer.steps * 4 / layer.weights.size,
+        "quads": layer.filled,
         "sparse_us": choice.sparse_ns / 1e3 if measured else None,
         "dense_us": choice.dense_ns / 1e3 if measured else None,
         "choice": "sparse" if choice.sparse and measured else "dense",

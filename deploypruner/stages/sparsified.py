@@ -129,13 +129,13 @@ def sparsified(request: Request, *, say: Callable[[str], None]) -> Sparsified:
 
 def _read(path: Path) -> onnx.ModelProto:
     """The model, weights included."""
+    if not path.is_file():
+        raise InputError(f"no file at '{path}'", hint="give an .onnx file")
     try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
+        return onnx.load(path)
     except (OSError, ValueError, DecodeError, onnx.checker.ValidationError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot read '{path}' as ONNX: {said}", hint="give a complete .onnx file") from error
-    return model
 
 
 def _samples(request: Request) -> tuple[list[Batch], tuple[str, ...]]:
