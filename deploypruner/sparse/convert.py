@@ -53,9 +53,7 @@ def sparsify(
     Raises:
         InputError: The model is not sound ONNX, is sparse already, has open sizes, or no quantized layer.
     """
-    if any(opset.domain == DOMAIN for opset in model.opset_import):
-        raise InputError("the model is sparse already", hint="pass the int8 QDQ model it was made from")
-    check_sizes(model)
+    check_convertible(model)
     graph = Graph(model)
     if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
         raise InputError("the model is not quantized", hint="`deploypruner sparsify MODEL --data DIR` does it first")
@@ -68,12 +66,14 @@ def sparsify(
     return SparseModel(rewrite(graph, chosen) if chosen else None, choices, found.refused, costs)
 
 
-def check_sizes(model: onnx.ModelProto) -> None:
-    """Refuse open sizes other than the batch: kernels are made for one size.
+def check_convertible(model: onnx.ModelProto) -> None:
+    """Refuse a model that is sparse already, and open sizes other than the batch: kernels are made for one size.
 
     Raises:
-        InputError: The input is named.
+        InputError: Either; the input is named.
     """
+    if any(opset.domain == DOMAIN for opset in model.opset_import):
+        raise InputError("the model is sparse already", hint="pass the int8 QDQ model it was made from")
     stored = {tensor.name for tensor in model.graph.initializer}
     for value in model.graph.input:
         dims = value.type.tensor_type.shape.dim

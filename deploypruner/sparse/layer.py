@@ -142,7 +142,7 @@ class Layer:
 
     @property
     def filled(self) -> float:
-        """Share of groups of four neighbouring inputs with a weight that is not zero: what sparsity is to a kernel."""
+        """Share of groups of four neighbouring inputs with a weight that is not zero: what a kernel computes."""
         outputs, inputs, *taps = self.weights.shape
         return self.steps / (outputs * -(-inputs // QUAD) * int(np.prod(taps)))
 

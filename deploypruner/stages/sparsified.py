@@ -28,7 +28,7 @@ from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.sources.batches import Data
 from deploypruner.sources.data import DataSettings, check_shapes, load_data, settings_for
-from deploypruner.sparse.convert import check_sizes
+from deploypruner.sparse.convert import check_convertible
 from deploypruner.sparse.library import EXTENSION, extension_path
 from deploypruner.stages import Feeds
 from deploypruner.stages.sparse import MODEL, make_sparse
@@ -94,7 +94,7 @@ def sparsified(request: Request, *, say: Callable[[str], None]) -> Sparsified:
     """
     library = extension_path()
     model = _read(request.model)
-    check_sizes(model)
+    check_convertible(model)
     folder = BuildFolder(request.out)
     folder.prepare()
     folder.write_json("manifest.json", {"model": str(request.model), "versions": environment()["versions"]})
