@@ -169,7 +169,7 @@ def test_sparsify_quantizes_an_fp32_model_first(tmp_path):
     [
         (lambda: chain(density=1.0), "has enough zeros: the sparsest"),
         (lambda: sparsify(chain(), every=True).model, "the model is sparse already"),
-        (lambda: onnx.ModelProto(), "cannot read"),
+        (onnx.ModelProto, "cannot read"),
     ],
 )
 def test_sparsify_refuses_with_one_hint(make, said, tmp_path):
@@ -243,7 +243,7 @@ def test_truncated_weights_are_a_clear_error_at_load(key, tmp_path):
     model = sparsify(chain(), every=True).model
     tensor = next(t for t in model.graph.initializer if t.name == f"b/sparse_{key}")
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[:-1], tensor.name))
-    with pytest.raises(InputError, match="the sparse model '.*' cannot be loaded: ") as caught:
+    with pytest.raises(InputError, match=r"the sparse model '.*' cannot be loaded: ") as caught:
         OpenVino().open(sparse_file(tmp_path, model))
     assert any(word in caught.value.message for word in ("mask", "values", "scale and bias", "weights")), caught.value
 
