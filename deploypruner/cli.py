@@ -17,6 +17,7 @@ from deploypruner.checking import check_command
 from deploypruner.errors import DeployPrunerError, RecipeError, nearest
 from deploypruner.options import RUNTIME, SECONDS, THREADS, colour, width
 from deploypruner.recipe_options import budget_options, model_options, overrides, sparse_options, training_options
+from deploypruner.sparsifying import sparsify_command
 
 _KINDS = (
     *("criteria", "normalizers", "patterns", "runtimes", "schedules", "scopes"),
@@ -158,6 +159,7 @@ def plan_command(with_times: bool, frozen: bool, as_document: bool, **options: A
 
 cli.add_command(bench_command)
 cli.add_command(check_command)
+cli.add_command(sparsify_command)
 
 
 @cli.command("report")

@@ -58,7 +58,7 @@ class MeasureError(DeployPrunerError):
 
 
 class KernelError(DeployPrunerError):
-    """Sparse kernels that are not built, do not fit this machine, or were given weights that contradict themselves."""
+    """Sparse kernels that are not built, do not fit this machine, or were given contradictory weights."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

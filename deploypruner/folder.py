@@ -21,6 +21,7 @@ from deploypruner.errors import InputError
 _OWN = (
     *("report.html", "report.json", "plan.json", "recipe.toml", "manifest.json", "reachable.json"),
     *("model.fp32.onnx", "model.int8.onnx", "model.int8.xml", "model.int8.bin", "model.pt2", "weights.safetensors"),
+    *("model.sparse.onnx", "libdeploypruner_openvino.so", "sparsify.json"),
     *("measurements", "stages"),
 )
 _SCRATCH = ".writing-"

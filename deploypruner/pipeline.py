@@ -31,13 +31,14 @@ from deploypruner.stages.recover import Recover
 from deploypruner.stages.remove import Remove
 from deploypruner.stages.report import WriteReport
 from deploypruner.stages.score import Score
+from deploypruner.stages.sparse import Sparse
 from deploypruner.stages.sparsity import check_layers, check_widths
 from deploypruner.stages.trace import Trace
 from deploypruner.stages.verify import Verify
 
 CHAIN: tuple[type[Stage], ...] = (
     *(Load, Trace, Score, Allocate, Learn, Remove, Recover),
-    *(Quantize, Export, Verify, Measure, WriteReport),
+    *(Quantize, Export, Sparse, Verify, Measure, WriteReport),
 )
 _MARKS = stage_file("finished.json")
 # Keys of the recipe that a resumed build may change -> the first stage whose result depends on them.

@@ -27,7 +27,7 @@ def _shape(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tu
     return tuple(shapes)
 
 
-def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+def numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
     """ "0.485,0.456,0.406" -> a tuple of floats."""
     if value is None:
         return None
@@ -52,8 +52,8 @@ def model_options(command: Command) -> Command:
                 help="Shape of each input, batch included.",
             ),
             click.option("--trust-pickle", is_flag=True, default=None, help="Let a pickled module run its code."),
-            click.option("--mean", callback=_numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
-            click.option("--std", callback=_numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
+            click.option("--mean", callback=numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
+            click.option("--std", callback=numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
             click.option("--criterion", metavar="NAME", help="See `deploypruner list criteria`."),
             click.option("--normalizer", metavar="NAME", help="See `list normalizers`.  [default: the criterion's]"),
             click.option("--scope", metavar="NAME", help="See `list scopes`.  [default: global]"),

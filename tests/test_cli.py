@@ -305,7 +305,7 @@ def test_a_finished_build_prints_the_table_to_stdout_and_everything_else_to_stde
     outcome = finished_outcome()
     assert "dense fp32" in outcome.out
     assert "budget: MACs relative to dense: requested 50.0 %" in outcome.out
-    stages = ("load", "trace", "score", "allocate", "learn", "remove", "recover")
+    stages = ("load", "trace", "score", "allocate", "remove", "recover")
     stages += ("quantize", "export", "verify", "measure")
     lines = outcome.err.splitlines()
     assert [line.split()[0] for line in lines[:-2] if "epoch" not in line or " s  " in line] == [*stages, "report"]

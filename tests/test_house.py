@@ -23,7 +23,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"checking"},
-    {"demo", "planning", "benching"},
+    {"demo", "planning", "benching", "sparsifying"},
     {"api"},
     {"config", "pipeline"},
     {"stages"},

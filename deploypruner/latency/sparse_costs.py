@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import ClassVar
+
+import numpy as np
 
 from deploypruner.runtime import Array, NodeTime
 from deploypruner.runtime.on_openvino import OpenVino
@@ -16,7 +18,9 @@ from deploypruner.sparse.layer import Activation, Layer
 from deploypruner.sparse.match import WEIGHTED
 from deploypruner.sparse.rewrite import c4_name
 
-_ROUNDS, _CALLS = 3, 12
+_ROUNDS, _CALLS = 4, 5
+# Layers of one shape whose vector multiply-adds differ by less take the same time.
+_ALIKE = 0.1
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,8 @@ def measure_costs(
     call = Rates().call
     moves = [max(0.0, ns - call) / bytes_of[name] for found in (entered, left) for name, ns in found.items()]
     return MeasuredCosts(
-        sparse_ns={layer.name: times[layer.name] for layer in layers if layer.name in times},
-        dense_ns=_least(rounds[dense]),
+        sparse_ns=_undisturbed(layers, times, alike=_ALIKE),
+        dense_ns=_undisturbed(layers, _least(rounds[dense]), alike=np.inf),
         enter_ns=entered,
         leave_ns=left,
         rates=Rates(move=median(moves)) if moves else Rates(),
@@ -147,6 +151,20 @@ def _border(name: str, borders: Collection[str]) -> str:
         if place >= 0 and name[: place + len(way)] in borders:
             return name[: place + len(way)]
     return ""
+
+
+def _undisturbed(layers: Sequence[Layer], times: Mapping[str, float], *, alike: float) -> dict[str, float]:
+    """The least time among layers of the same shape and about as many steps: a disturbance hits one of them."""
+    groups: dict[Hashable, list[Layer]] = defaultdict(list)
+    for layer in layers:
+        if layer.name in times:
+            fused = (layer.hard_swish, layer.residual is None)
+            groups[layer.kind, layer.x.shape, layer.y.shape, layer.geometry, fused].append(layer)
+    return {
+        layer.name: min(times[twin.name] for twin in twins if abs(twin.steps - layer.steps) <= alike * layer.steps)
+        for twins in groups.values()
+        for layer in twins
+    }
 
 
 def _added_up(nodes: Iterable[NodeTime], shares: Callable[[NodeTime], Mapping[str, float]]) -> dict[str, float]:

@@ -63,6 +63,11 @@ class Report:
         warnings: Full sentences for the user.
         dense: Predicted cost of the user's model.
         pruned: Predicted cost of the pruned model.
+        sparse: What sparse kernels did; empty without zeros. `chosen`: layers that run in them, of `layers` (each
+            with `density`, share of weights that are not zero; `quads`, share of groups of four inputs that are not;
+            `dense_us` and `sparse_us`, predicted; `choice` and `reason`); `refused`: other layers, and why;
+            `reason`: why there is no sparse model; `target`: instructions used; `against_dense`: the measured
+            comparison with the dense int8 form of the same weights.
     """
 
     target: dict[str, Any]
@@ -80,9 +85,10 @@ class Report:
     warnings: tuple[str, ...]
     dense: Cost
     pruned: Cost
+    sparse: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("target", "environment", "model", "settings", "budget"):
+        for name in ("target", "environment", "model", "settings", "budget", "sparse"):
             object.__setattr__(self, name, _json_value(getattr(self, name)))
         object.__setattr__(self, "loop", tuple(_json_value(entry) for entry in self.loop))
 

@@ -7,6 +7,7 @@ from deploypruner.report import units
 from deploypruner.report.columns import table_rows
 from deploypruner.report.document import Report
 from deploypruner.report.headline import headline
+from deploypruner.report.sparse import sparse_sentence
 from deploypruner.report.terminal import Paint, clean, painter, wrap
 
 
@@ -25,6 +26,7 @@ def table(report: Report, *, colour: bool, width: int | None = None) -> str:
         table_rows(report.rows, colour=colour, width=width),
         "\n".join([wrap("result: ", result.sentence, width), *(wrap("note: ", n, width) for n in result.notes)]),
         _budget(report, paint),
+        wrap("sparse: ", sparse_sentence(report.sparse), width) if report.sparse else "",
         _verification(report, paint, width),
         "\n".join(paint(wrap("warning: ", text, width), "warn") for text in report.warnings),
     ]

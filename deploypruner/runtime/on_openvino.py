@@ -87,6 +87,8 @@ class OpenVino(Runtime, Profiler):
                 fixed = {"input shapes": " ".join("x".join(map(str, shape)) for shape in shapes)}
             compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
+            if uses_sparse_operations(path):
+                raise _refused(path, error) from None
             raise unreadable(OpenVino, path, error) from None
         return OpenVinoSession(compiled, settings | fixed)
 
@@ -160,6 +162,16 @@ def _add_sparse_operations(core: openvino.Core) -> None:
     except RuntimeError as error:
         said = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
         raise KernelError(f"OpenVINO cannot load the sparse kernels '{library}': {said}", hint=REBUILD) from None
+
+
+def _refused(path: Path, error: RuntimeError) -> InputError:
+    """What our operations said about a file, which OpenVINO buries above a summary."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines.index("Summary:") if "Summary:" in lines else len(lines)
+    return InputError(
+        f"the sparse model '{path}' cannot be loaded: {lines[last - 1] if last else type(error).__name__}",
+        hint="the file is damaged; make it again with `deploypruner sparsify` or `compile`",
+    )
 
 
 def _spec(port: Any, fallback: str) -> TensorSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import onnx
@@ -37,7 +38,9 @@ class SparseModel:
         return sum(choice.sparse for choice in self.choices)
 
 
-def sparsify(model: onnx.ModelProto, *, costs: Costs | None = None, every: bool = False) -> SparseModel:
+def sparsify(
+    model: onnx.ModelProto, *, costs: Costs | None = None, every: bool = False, apart: Collection[str] = ()
+) -> SparseModel:
     """Replace the layers of an int8 QDQ model that our kernels compute faster, zeros left out.
 
     Args:
@@ -45,17 +48,16 @@ def sparsify(model: onnx.ModelProto, *, costs: Costs | None = None, every: bool 
             The batch may be open, all other sizes must be fixed.
         costs: Of layers and borders; `Rates` where None.
         every: Convert every layer that can be, whatever it costs; for tests and measurements.
+        apart: Names of layers that must not be fused with a residual addition, from `verify.sparse.clipping`.
 
     Raises:
         InputError: The model is not sound ONNX, is sparse already, has open sizes, or no quantized layer.
     """
-    if any(opset.domain == DOMAIN for opset in model.opset_import):
-        raise InputError("the model is sparse already", hint="pass the int8 QDQ model it was made from")
-    _check_sizes(model)
+    check_convertible(model)
     graph = Graph(model)
     if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
         raise InputError("the model is not quantized", hint="`deploypruner sparsify MODEL --data DIR` does it first")
-    found = match(graph)
+    found = match(graph, apart)
     costs = costs or Rates()
     choices = choose(graph, found.layers, costs)
     if every:
@@ -64,8 +66,14 @@ def sparsify(model: onnx.ModelProto, *, costs: Costs | None = None, every: bool 
     return SparseModel(rewrite(graph, chosen) if chosen else None, choices, found.refused, costs)
 
 
-def _check_sizes(model: onnx.ModelProto) -> None:
-    """The kernels are made for one size."""
+def check_convertible(model: onnx.ModelProto) -> None:
+    """Refuse a model that is sparse already, and open sizes other than the batch: kernels are made for one size.
+
+    Raises:
+        InputError: Either; the input is named.
+    """
+    if any(opset.domain == DOMAIN for opset in model.opset_import):
+        raise InputError("the model is sparse already", hint="pass the int8 QDQ model it was made from")
     stored = {tensor.name for tensor in model.graph.initializer}
     for value in model.graph.input:
         dims = value.type.tensor_type.shape.dim

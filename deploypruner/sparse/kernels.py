@@ -1,4 +1,4 @@
-"""The compiled kernels on numpy arrays: what tests and benchmarks call. See `kernels/include/deploypruner/kernels.h`."""
+"""The compiled kernels on numpy arrays, for tests and benchmarks. See `kernels/include/deploypruner/kernels.h`."""
 
 from __future__ import annotations
 

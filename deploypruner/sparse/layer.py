@@ -141,6 +141,12 @@ class Layer:
         return int(padded.reshape(outputs, -1, QUAD, *taps).any(axis=2).sum())
 
     @property
+    def filled(self) -> float:
+        """Share of groups of four neighbouring inputs with a weight that is not zero: what a kernel computes."""
+        outputs, inputs, *taps = self.weights.shape
+        return self.steps / (outputs * -(-inputs // QUAD) * int(np.prod(taps)))
+
+    @property
     def reads(self) -> tuple[Activation, ...]:
         """Every activation it reads."""
         return (self.x,) if self.residual is None else (self.x, self.residual)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cache
 from pathlib import Path
 
@@ -76,7 +77,8 @@ def load() -> ctypes.CDLL:
 
 def known_targets() -> tuple[str, ...]:
     """Names of all targets in the library, best last."""
-    library, names = load(), []
+    library = load()
+    names: list[str] = []
     while name := library.dp_target_name(len(names)):
         names.append(name.decode())
     return tuple(names)
@@ -86,3 +88,8 @@ def targets() -> tuple[str, ...]:
     """Names of the targets this CPU runs, best last; `scalar` is always one."""
     library = load()
     return tuple(name for i, name in enumerate(known_targets()) if library.dp_target_runs(i))
+
+
+def active_target() -> str:
+    """Name of the target that runs here: what DEPLOYPRUNER_TARGET says, or the best."""
+    return os.environ.get("DEPLOYPRUNER_TARGET") or targets()[-1]

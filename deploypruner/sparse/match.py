@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +36,13 @@ class Matched:
     refused: dict[str, str]
 
 
-def match(graph: Graph) -> Matched:
-    """Look at every convolution and matrix product with stored weights."""
+def match(graph: Graph, apart: Collection[str] = ()) -> Matched:
+    """Look at every convolution and matrix product with stored weights.
+
+    Args:
+        graph: The QDQ graph.
+        apart: Names of layers that must not be fused with a residual addition.
+    """
     layers: list[Layer] = []
     refused: dict[str, str] = {}
     taken: set[str] = set()
@@ -46,7 +52,7 @@ def match(graph: Graph) -> Matched:
         while name in refused or any(name == layer.name for layer in layers):
             name += "'"
         try:
-            layer = _layer(graph, node, name, frozenset(taken))
+            layer = _layer(graph, node, name, taken=None if name in apart else frozenset(taken))
         except NoMatch as reason:
             refused[name] = str(reason)
             continue
@@ -55,7 +61,7 @@ def match(graph: Graph) -> Matched:
     return Matched(tuple(reversed(layers)), dict(reversed(refused.items())))
 
 
-def _layer(graph: Graph, node: onnx.NodeProto, name: str, taken: frozenset[str]) -> Layer:
+def _layer(graph: Graph, node: onnx.NodeProto, name: str, *, taken: frozenset[str] | None) -> Layer:
     linear = node.op_type in ("Gemm", "MatMul")
     if node.op_type == "ConvTranspose":
         raise NoMatch("it is a transposed convolution")

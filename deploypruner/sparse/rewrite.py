@@ -113,7 +113,10 @@ class _Rewriting:
             "scale": layer.scale,
             "bias": layer.bias,
         }
-        inputs = [c4_name(layer.x), *(self._constant(f"{layer.name}/sparse_{key}", value) for key, value in stored.items())]
+        inputs = [
+            c4_name(layer.x),
+            *(self._constant(f"{layer.name}/sparse_{key}", value) for key, value in stored.items()),
+        ]
         if layer.residual is not None:
             inputs.append(c4_name(layer.residual))
         node = helper.make_node("SparseConv", inputs, [c4_name(layer.y)], name=layer.name, domain=DOMAIN)

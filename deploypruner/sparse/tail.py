@@ -57,14 +57,14 @@ class Tail:
         return bool(self.least > -np.inf or self.most < np.inf)
 
 
-def follow(graph: Graph, node: onnx.NodeProto, *, channels_last: bool, taken: frozenset[str] = frozenset()) -> Tail:
+def follow(graph: Graph, node: onnx.NodeProto, *, channels_last: bool, taken: frozenset[str] | None) -> Tail:
     """Everything after `node` that one kernel computes.
 
     Args:
         graph: The QDQ graph.
         node: Conv, Gemm or MatMul.
         channels_last: As `Activation.channels_last`.
-        taken: Outputs of additions that belong to other layers.
+        taken: Outputs of additions that belong to other layers; None where no addition may be passed.
 
     Raises:
         NoMatch: No quantization is reached.
@@ -74,6 +74,8 @@ def follow(graph: Graph, node: onnx.NodeProto, *, channels_last: bool, taken: fr
     reader = _only_reader(graph, tail.end)
     if reader.op_type == "QuantizeLinear":
         plain = _end(graph, tail, reader, channels_last)
+    if taken is None and plain is not None:
+        return plain
     try:
         return _with_residual(graph, tail, channels_last=channels_last, taken=taken)
     except NoMatch:
@@ -143,7 +145,7 @@ def _clip_bounds(graph: Graph, node: onnx.NodeProto) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def _with_residual(graph: Graph, tail: Tail, *, channels_last: bool, taken: frozenset[str]) -> Tail:
+def _with_residual(graph: Graph, tail: Tail, *, channels_last: bool, taken: frozenset[str] | None) -> Tail:
     """Pass a residual addition and what follows, up to its quantization."""
     if tail.clips:
         raise NoMatch("a relu or clip stands between it and a residual addition")
@@ -152,8 +154,8 @@ def _with_residual(graph: Graph, tail: Tail, *, channels_last: bool, taken: froz
         tail, reader = _past_pair(graph, tail, reader, channels_last)
     if reader.op_type != "Add":
         raise NoMatch(_stays_float(graph, tail.end))
-    if reader.output[0] in taken:
-        raise NoMatch("the residual addition belongs to another layer")
+    if taken is None or reader.output[0] in taken:
+        raise NoMatch("the residual addition does not belong to it")
     residual = read_activation(graph, _other(reader, tail.end), channels_last=channels_last)
     if graph.shape(reader.output[0]) != graph.shape(tail.end):
         raise NoMatch("what is added to its output has other sizes")

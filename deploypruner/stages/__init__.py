@@ -73,7 +73,8 @@ class Build:
             is for the model's own weights (learn).
         module: The pruned module (remove), recovered in place of it (recover).
         checks: Proofs so far (trace, remove, verify).
-        artifacts: Every file that will be measured (quantize, export).
+        artifacts: Every file that will be measured (quantize, export, sparse).
+        sparse: What was decided about each layer of the sparse model, empty without zeros (sparse).
         pruned: Predicted cost of the pruned module, zeros counted (recover).
         timings: Raw timings (measure).
         rows: Report rows (measure).
@@ -103,6 +104,7 @@ class Build:
     module: nn.Module | None = None
     checks: tuple[Check, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
+    sparse: dict[str, Any] = field(default_factory=dict)
     pruned: Cost | None = None
     timings: tuple[Timing, ...] = ()
     rows: tuple[Row, ...] = ()

@@ -9,6 +9,7 @@ from deploypruner.graph import Graph
 from deploypruner.graph.inputs import tensors
 from deploypruner.graph.module import get_state
 from deploypruner.measure import environment
+from deploypruner.measure.statistics import compare
 from deploypruner.recipe import resolved_toml
 from deploypruner.report import LayerWidth, Report, StageTime, render_html, render_json
 from deploypruner.stages import Build, Stage
@@ -63,6 +64,7 @@ def make_report(build: Build) -> Report:
         warnings=warnings_of(build),
         dense=dense,
         pruned=build.pruned or dense,
+        sparse=sparse_of(build),
     )
 
 
@@ -97,6 +99,16 @@ def budget_of(build: Build) -> dict[str, Any]:
         "remark": found.remark,
         "doubt": certificate.doubt,
     }
+
+
+def sparse_of(build: Build) -> dict[str, Any]:
+    """What was decided about the sparse model, and how it compares with the dense int8 form of the same weights."""
+    timings = {t.artifact.name: t for t in build.timings if t.runtime == "openvino"}
+    sparse, dense = timings.get("sparse int8"), timings.get("pruned int8")
+    if not build.sparse or sparse is None or dense is None:
+        return build.sparse
+    found = compare(sparse, dense, floor=build.facts["noise_floor"], seed=build.recipe.seed)
+    return {**build.sparse, "against_dense": asdict(found)}
 
 
 def layer_widths(build: Build) -> tuple[LayerWidth, ...]:

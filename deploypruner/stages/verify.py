@@ -17,7 +17,7 @@ from deploypruner.verify.exported import verify_exports
 from deploypruner.verify.zeros import verify_zeros
 
 _BATCHES, _BATCH = 2, 3
-_FILES = ("model.fp32.onnx", "model.int8.onnx", "model.int8.xml", "model.pt2")
+_FILES = ("model.fp32.onnx", "model.int8.onnx", "model.int8.xml", "model.sparse.onnx", "model.pt2")
 
 
 class Verify(Stage):

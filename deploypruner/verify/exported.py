@@ -21,6 +21,7 @@ from deploypruner.graph.inputs import Inputs, call, filled
 from deploypruner.records import Check
 from deploypruner.runtime import opens, runtimes
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
+from deploypruner.sparse.marks import uses_sparse_operations
 from deploypruner.verify.compare import compare_outputs, compare_relative, flatten_outputs, relative_error
 
 Array = NDArray[Any]
@@ -54,6 +55,7 @@ def verify_exports(
 
     - fp32 .onnx: each runtime against torch; .pt2: reloaded, against torch.
     - int8 .onnx (recognised by its QDQ nodes): literal execution against torch, each runtime against literal.
+    - .onnx with sparse operations: OpenVINO against the literal execution of the int8 .onnx among `files`.
     - .xml: against the .onnx of the same stem in OpenVINO if `files` has it, else as an .onnx would be.
 
     Args:
@@ -81,6 +83,8 @@ def verify_exports(
             )
         elif path.suffix == ".xml":
             checks.append(subject.ir(name, path))
+        elif uses_sparse_operations(path):
+            checks.append(subject.sparse(name, path))
         elif is_quantized(path):
             checks += subject.int8(name, path)
         else:
@@ -110,6 +114,7 @@ class _Subject:
         self._batches = batches
         self._threads = threads
         sizes = dict.fromkeys(str(len(feeds[0])) for feeds in batches)
+        self._literals: dict[Path, list[Array]] = {}
         self._detail = f"batch {', '.join(sizes)}"
 
     def same(self, name: str, got: Sequence[Array], want: Sequence[Array]) -> Check:
@@ -126,23 +131,42 @@ class _Subject:
 
     def int8(self, name: str, path: Path) -> list[Check]:
         """Literal execution against torch, then each runtime against literal execution."""
-        session = OnnxRuntime().open(path, threads=self._threads, literal=True)
-        literal = [output for feeds in self._batches for output in session.run(feeds)]
+        literal = self._literal(path)
         detail = f"relative L2 error, {self._detail}"
         first = compare_relative(f"torch ~ {name} literal", literal, self.want, tolerance=INT8_BOUND, detail=detail)
-        allowed = INT8_RUNTIME_FACTOR * _worst(literal, self.want)
-        tolerance = min(max(INT8_RUNTIME_FLOOR, allowed), INT8_BOUND)
         others = [
             compare_relative(
                 f"{name} literal = {runtimes.get(key).label}",
                 self._run(key, path),
                 literal,
-                tolerance=tolerance,
+                tolerance=self._allowed(literal),
                 detail=detail,
             )
             for key in _runtimes_for(path)
         ]
         return [first, *others]
+
+    def sparse(self, name: str, path: Path) -> Check:
+        """OpenVINO with our kernels against the literal int8 twin, within what `int8` allows."""
+        twin = next(n for n, p in self._files.items() if p.name == path.name.replace(".sparse.", ".int8."))
+        literal = self._literal(self._files[twin])
+        return compare_relative(
+            f"{twin} literal = {name} (OpenVINO)",
+            self._run("openvino", path),
+            literal,
+            tolerance=self._allowed(literal),
+            detail=f"relative L2 error, {self._detail}",
+        )
+
+    def _literal(self, path: Path) -> list[Array]:
+        if path not in self._literals:
+            session = OnnxRuntime().open(path, threads=self._threads, literal=True)
+            self._literals[path] = [output for feeds in self._batches for output in session.run(feeds)]
+        return self._literals[path]
+
+    def _allowed(self, literal: Sequence[Array]) -> float:
+        """Relative error of a runtime that rounds elsewhere than the literal graph does."""
+        return min(max(INT8_RUNTIME_FLOOR, INT8_RUNTIME_FACTOR * _worst(literal, self.want)), INT8_BOUND)
 
     def ir(self, name: str, path: Path) -> Check:
         """The IR against its ONNX twin in the same runtime, or against torch where it has none."""

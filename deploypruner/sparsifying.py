@@ -1,0 +1,53 @@
+"""The command `sparsify`: an ONNX model of any origin with zeros in its weights, made to skip them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from deploypruner.options import SECONDS, THREADS, colour, width
+from deploypruner.recipe_options import numbers
+
+
+@click.command("sparsify")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--data", metavar="DIR", help="Image folder, .npz or package.module:factory; ranges of fp32 models come from it."
+)
+@click.option("--mean", callback=numbers, metavar="R,G,B", help="Of images scaled to 0..1.  [default: ImageNet's]")
+@click.option("--std", callback=numbers, metavar="R,G,B", help="Of images scaled to 0..1.  [default: ImageNet's]")
+@THREADS
+@SECONDS
+@click.option("--out", default="sparse", show_default=True, type=click.Path(path_type=Path), help="Folder.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def sparsify_command(
+    model: Path,
+    data: str | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    threads: int | None,
+    seconds: float | None,
+    out: Path,
+    seed: int,
+) -> None:
+    """Convert MODEL, an .onnx file with zeros in its weights, so that OpenVINO skips them.
+
+    An int8 QDQ model is converted directly; an fp32 one is quantized first. The layers are timed dense and sparse,
+    and the result is measured beside the dense int8 model. Writes model.sparse.onnx and the library that runs it.
+    """
+    from deploypruner.report import table_rows
+    from deploypruner.report.sparse import sparse_sentence
+    from deploypruner.report.terminal import wrap
+    from deploypruner.stages.sparsified import Request, sparsified
+
+    request = Request(
+        model, out, data=data, mean=mean, std=std, threads=threads or 1, seconds=seconds or 20.0, seed=seed
+    )
+    found = sparsified(request, say=lambda line: click.echo(line, err=True))
+    if found.rows:
+        click.echo(table_rows(found.rows, colour=colour(), width=width()) + "\n")
+    click.echo(wrap("sparse: ", sparse_sentence(found.document), width()))
+    for text in found.warnings:
+        click.echo(wrap("warning: ", text, width()))
+    click.echo(f"\n{out / 'sparsify.json'} has every layer", err=True)

@@ -1,0 +1,164 @@
+"""sparse: the int8 model whose zeros cost nothing, beside the dense one; layer by layer what is faster."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import onnx
+
+from deploypruner.errors import KernelError
+from deploypruner.latency.sparse_costs import measure_costs
+from deploypruner.patterns import sparse_pattern
+from deploypruner.records import Artifact, Check
+from deploypruner.sparse.choose import Choice
+from deploypruner.sparse.convert import SparseModel, sparsify
+from deploypruner.sparse.library import EXTENSION, active_target, extension_path, targets
+from deploypruner.stages import Build, Feeds, Stage, stage_file
+from deploypruner.stages.verify import verification_feeds
+from deploypruner.verify.sparse import clipping, verify_operations
+
+MODEL = "model.sparse.onnx"
+# Below this share of zeros no layer gains; kernels.md measured 1.1x at half, and more work for a reader.
+_WORTH_IT = 0.3
+
+
+class Sparse(Stage):
+    """Write model.sparse.onnx and the library that runs it, where weights are zero and that is faster."""
+
+    name: ClassVar[str] = "sparse"
+    saves: ClassVar[tuple[str, ...]] = (MODEL, EXTENSION, stage_file("sparse.json"))
+
+    def run(self, build: Build) -> Build:
+        """Give the artifact, its proof, and what was decided about each layer."""
+        if not _has_zeros(build):
+            return build
+        dense = build.folder.path("model.int8.onnx")
+        with TemporaryDirectory(prefix="deploypruner-") as scratch:
+            made = make_sparse(dense, Path(scratch) / MODEL, feeds=verification_feeds(build), threads=_threads(build))
+            if made.check is not None:
+                with build.folder.writing(MODEL) as path:
+                    shutil.copyfile(Path(scratch) / MODEL, path)
+                with build.folder.writing(EXTENSION) as path:
+                    shutil.copyfile(extension_path(), path)
+        pattern = sparse_pattern(build.recipe.prune.patterns)
+        document = {"check": made.check and asdict(made.check), **made.document, "pattern": str(pattern or "given")}
+        build.folder.write_json(self.saves[-1], document)
+        return self.restore(build)
+
+    def restore(self, build: Build) -> Build:
+        """Read what was decided."""
+        if not build.folder.has(self.saves[-1]):
+            return build
+        document = build.folder.read_json(self.saves[-1])
+        found = document.pop("check")
+        build = replace(build, sparse=document)
+        if found is None:
+            return replace(build, remarks=(*build.remarks, f"no sparse model: {document['reason']}"))
+        artifact = Artifact("sparse int8", build.folder.path(MODEL), "onnx", "int8", build.pattern, build.pruned)
+        return replace(build, artifacts=(*build.artifacts, artifact), checks=(*build.checks, Check(**found)))
+
+    def document(self, build: Build) -> str | None:
+        """How many layers went sparse, or why none; nothing where there are no zeros."""
+        found = build.sparse
+        if not found:
+            return None
+        if not found["chosen"]:
+            return f"stays dense: {found['reason']}"
+        return f"{found['chosen']} of {len(found['layers'])} layers in sparse kernels ({found['target']})"
+
+
+@dataclass(frozen=True)
+class Made:
+    """Result of `make_sparse`.
+
+    Args:
+        check: Its operations against the dense model's; None where there is no sparse model.
+        document: What was decided and why, for the report.
+    """
+
+    check: Check | None
+    document: dict[str, Any]
+
+
+def make_sparse(dense: Path, sparse: Path, *, feeds: Sequence[Feeds], threads: int) -> Made:
+    """Write `sparse`, the fastest form of the QDQ file `dense` by measured layers, and prove its operations.
+
+    Args:
+        dense: u8 activations, one fixed size.
+        sparse: Written only if some layer is faster sparse.
+        feeds: Inputs, real ones where there are any.
+        threads: That the model is to run with.
+
+    Raises:
+        InputError: `dense` cannot be read, is not int8, or has open sizes.
+    """
+    model = onnx.load(dense)
+    every = sparsify(model, every=True)
+    try:
+        library, target = extension_path(), active_target()
+    except KernelError as error:
+        return Made(None, _document(every, reason=error.message))
+    if targets() == ("scalar",):
+        return Made(None, _document(every, reason="this CPU has neither AVX2 nor AVX-512 VNNI for the kernels"))
+    if every.model is None:
+        return Made(None, _document(every, reason="no layer fits the kernels"))
+    apart = clipping(dense, [choice.layer for choice in every.choices], feeds)
+    every = sparsify(model, every=True, apart=apart) if apart else every
+    assert every.model is not None, "a layer that is not fused is still a layer"
+    onnx.save(every.model, sparse)
+    layers = [choice.layer for choice in every.choices]
+    costs = measure_costs(dense, sparse, layers, feeds=[array[:1] for array in feeds[0]], threads=threads)
+    found = sparsify(model, costs=costs, apart=apart)
+    if found.model is None:
+        sparse.unlink()
+        return Made(None, _document(found, reason="no layer is faster sparse", target=target))
+    onnx.save(found.model, sparse)
+    check = verify_operations(dense, sparse, [choice.layer for choice in found.choices if choice.sparse], feeds)
+    return Made(check, _document(found, reason="", target=target) | {"library": library.name})
+
+
+def _document(found: SparseModel, *, reason: str, target: str = "") -> dict[str, Any]:
+    """JSON-able: every layer with what was predicted both ways and what was chosen."""
+    measured = bool(target)
+    return {
+        "chosen": found.chosen if not reason else 0,
+        "reason": reason,
+        "target": target,
+        "costs": found.costs.source if measured else "",
+        "layers": [_layer(choice, measured=measured) for choice in found.choices],
+        "refused": found.refused,
+    }
+
+
+def _layer(choice: Choice, *, measured: bool) -> dict[str, Any]:
+    layer = choice.layer
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "kernel": list(layer.geometry.kernel),
+        "channels": [layer.x.channels, layer.y.channels],
+        "pixels": layer.y.pixels,
+        "density": layer.density,
+        "quads": layer.filled,
+        "sparse_us": choice.sparse_ns / 1e3 if measured else None,
+        "dense_us": choice.dense_ns / 1e3 if measured else None,
+        "choice": "sparse" if choice.sparse and measured else "dense",
+        "reason": choice.reason if measured else "",
+    }
+
+
+def _has_zeros(build: Build) -> bool:
+    """Does the recipe ask for zeros, or does the model bring them?"""
+    if sparse_pattern(build.recipe.prune.patterns) is not None:
+        return True
+    cost = build.pruned
+    return cost is not None and cost.nonzero < (1 - _WORTH_IT) * cost.params
+
+
+def _threads(build: Build) -> int:
+    return build.recipe.measure.threads
