@@ -87,8 +87,8 @@ void lay_out_source(const Geometry& g, const std::vector<std::vector<Nonzero>>& 
       below = std::max(below, y / s.stride_y);
       beside = std::max(beside, x / s.stride_x);
     }
-  // Padding to the right is the next row's padding to the left.
-  const int shared = s.stride_x == 1 ? std::min({s.pad_left, beside, s.pad_right}) : 0;
+  // Padding to the right is the next row's padding to the left; yet no two taps may fall on one pixel.
+  const int shared = s.stride_x == 1 ? std::min({s.pad_left, beside, s.pad_right, g.width_out - 1}) : 0;
   packed.pitch = g.width_out + beside - shared;
   packed.rows = g.height_out + below;
   packed.all_vectors = round_up(g.height_out * packed.pitch, DP_PIXELS) / DP_PIXELS;
