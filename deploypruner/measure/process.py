@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ _BLOCK_PATIENCE = 20
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _PACKAGE_ROOT = Path(__file__).parents[2]
 _EXIT_GRACE_S = 2.0
+_COMMAND = (sys.executable, "-P", "-m", "deploypruner.measure.worker")
 
 
 class Worker:
@@ -38,9 +39,12 @@ class Worker:
         runtime: Registered runtime name.
         threads: Threads for the runtime and for every numeric library in the process.
         log: File for what the process writes to stderr; its last line goes into error messages.
+        command: What is started; a benchmark has workers of other interpreters, with engines of their own.
     """
 
-    def __init__(self, artifact: Artifact, runtime: str, *, threads: int, log: Path) -> None:
+    def __init__(
+        self, artifact: Artifact, runtime: str, *, threads: int, log: Path, command: Sequence[str] = _COMMAND
+    ) -> None:
         self.artifact = artifact
         self.runtime = runtime
         self.waited_ns: int | None = None
@@ -51,7 +55,7 @@ class Worker:
         with log.open("wb") as errors:
             # A process group of its own: Ctrl-C reaches the parent only, which then ends its workers.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "deploypruner.measure.worker"],
+                list(command),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -208,12 +208,12 @@ def _claim_stdout() -> TextIO:
     return replies
 
 
-def main() -> None:
-    """Serve messages until the input ends."""
-    replies, timer = _claim_stdout(), Timer()
+def serve(answer: Callable[[Message], Message]) -> None:
+    """Answer messages until the input ends."""
+    replies = _claim_stdout()
     for line in sys.stdin:
         try:
-            reply = timer.answer(json.loads(line))
+            reply = answer(json.loads(line))
         except DeployPrunerError as error:
             reply = {"error": error.message, "hint": error.hint}
         replies.write(json.dumps(reply) + "\n")
@@ -221,4 +221,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(Timer().answer)

@@ -1,5 +1,6 @@
 // Sizes of a convolution, and every reason to refuse one.
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 #include <stdexcept>
 
@@ -17,6 +18,13 @@ void require(bool holds, const std::string& what) {
   if (!holds) throw std::runtime_error(what);
 }
 
+// Whether the product of positive numbers leaves room for offsets of 32 bits.
+bool fits(std::initializer_list<int64_t> factors) {
+  int64_t left = std::numeric_limits<int32_t>::max() / 8;
+  for (int64_t factor : factors) left /= factor;
+  return left > 0;
+}
+
 void check(const dp_conv_shape& s) {
   require(s.channels_in > 0 && s.channels_out > 0 && s.height > 0 && s.width > 0, "sizes must be positive");
   require(s.kernel_y > 0 && s.kernel_x > 0 && s.stride_y > 0 && s.stride_x > 0 && s.dilation_y > 0 && s.dilation_x > 0,
@@ -30,10 +38,9 @@ void check(const dp_conv_shape& s) {
   require(s.low <= s.high, "low is above high");
   require(std::isfinite(s.residual_scale) && std::isfinite(s.hard_swish_slope) && s.hard_swish_slope >= 0,
           "scales must be finite and the slope of a hard swish not negative");
-  const int64_t most = std::numeric_limits<int32_t>::max() / 8;
-  require(int64_t(s.height + s.pad_top + s.pad_bottom) * (s.width + s.pad_left + s.pad_right) * (s.channels_in + 4) *
-                  (s.kernel_x + 1) < most &&
-              int64_t(s.channels_in / s.groups) * s.channels_out * s.kernel_y * s.kernel_x < most,
+  const int64_t rows = int64_t(s.height) + s.pad_top + s.pad_bottom, columns = int64_t(s.width) + s.pad_left + s.pad_right;
+  require(fits({rows, columns, int64_t(s.channels_in) + DP_QUAD, int64_t(s.kernel_x) + 1}) &&
+              fits({s.channels_in / s.groups, s.channels_out, s.kernel_y, s.kernel_x}),
           "the convolution is too large: offsets would not fit 32 bits");
 }
 
@@ -44,7 +51,7 @@ Geometry::Geometry(const dp_conv_shape& s) : shape(s) {
   const int64_t height = out_size(s.height, s.pad_top, s.pad_bottom, s.kernel_y, s.dilation_y, s.stride_y);
   const int64_t width = out_size(s.width, s.pad_left, s.pad_right, s.kernel_x, s.dilation_x, s.stride_x);
   require(height > 0 && width > 0, "the kernel is larger than the padded image");
-  require(height * width * (s.channels_out + 4) < std::numeric_limits<int32_t>::max() / 8, "the output is too large");
+  require(fits({height, width, int64_t(s.channels_out) + DP_QUAD}), "the output is too large");
   height_out = int(height);
   width_out = int(width);
   quads_in = (s.channels_in + DP_QUAD - 1) / DP_QUAD;

@@ -112,7 +112,8 @@ void lay_out_source(const Geometry& g, const std::vector<std::vector<Nonzero>>& 
 
 int vectors_of_tile(const Geometry& g, const Packed& packed, const Target& target) {
   const int all = packed.all_vectors, beyond = (packed.rows - g.height_out) * packed.pitch / DP_PIXELS;
-  const int fitting = kTileBytes / (g.quads_in * kVectorBytes) - beyond;
+  const int copies = std::max<int>(1, int(packed.phases.size()));
+  const int fitting = kTileBytes / (g.quads_in * kVectorBytes * copies) - beyond;
   const int most = std::min(std::max(1, target.widest), std::max(kNarrowest, fitting)), tiles = (all + most - 1) / most;
   return (all + tiles - 1) / tiles;
 }

@@ -1,0 +1,142 @@
+"""The networks of benchmarks.sparse_networks: random but lively weights, a sparse pattern, every engine's own file.
+
+Each folder below `benchmarks/work/sparse` holds one architecture at one share of zeros:
+
+    fp32.onnx            what the others are made of
+    openvino.onnx        int8 QDQ, pairs where OpenVINO wants them; the sparse model is made of it
+    onnxruntime.onnx     int8 QDQ, pairs where ONNX Runtime wants them
+    deepsparse.onnx      QLinearConv, the form DeepSparse computes in int8
+    sparse.onnx          our operators
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from benchmarks.lively import calibrate, liven
+from benchmarks.qlinear import to_qlinear
+from deploypruner.errors import InputError
+from deploypruner.export import exporters
+from deploypruner.graph import trace
+from deploypruner.graph.module import get_state
+from deploypruner.patterns import make_pattern
+from deploypruner.patterns.distribution import units_to_keep
+from deploypruner.quantize import Placement, quantize_static
+from deploypruner.recover.sparse.layers import choose_layers
+from deploypruner.recover.sparse.settings import SparseSettings
+from deploypruner.sources.model import load_model
+from deploypruner.sparse.convert import sparsify
+
+WORK = Path(__file__).parent / "work" / "sparse"
+NETS = ("resnet50", "mobilenet_v2", "efficientnet_b0", "mobilenet_v3_large", "regnet_y_400mf")
+DENSE = "dense"
+_CALIBRATION_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One architecture as it is measured.
+
+    Args:
+        net: torchvision's name.
+        pattern: Sparse pattern, or "dense".
+        sparsity: Share of zeros in every convolution but the stem and the depthwise ones, 0 where dense.
+        batch: Images at once.
+    """
+
+    net: str
+    pattern: str = DENSE
+    sparsity: float = 0.0
+    batch: int = 1
+
+    @property
+    def label(self) -> str:
+        """How tables name it."""
+        return DENSE if self.pattern == DENSE else f"{self.pattern} {self.sparsity:.0%}"
+
+    def file(self, kind: str) -> Path:
+        """Where `prepare` puts the file of a kind."""
+        return WORK / self.net / f"{self.label.replace(' ', '-').replace('%', '')}-batch{self.batch}" / f"{kind}.onnx"
+
+
+def prepare(variant: Variant, kinds: tuple[str, ...]) -> None:
+    """Write what is missing of the files of these kinds."""
+    missing = [kind for kind in kinds if not variant.file(kind).exists()]
+    if not missing:
+        return
+    fp32 = variant.file("fp32")
+    fp32.parent.mkdir(parents=True, exist_ok=True)
+    if not fp32.exists():
+        module, example = make_module(variant)
+        exporters.get("onnx")().write(module, (example,), fp32, dynamic_batch=False)
+    for kind in missing:
+        path = variant.file(kind)
+        part = path.with_suffix(".part.onnx")
+        _WRITERS[kind](variant, part)
+        part.replace(path)
+
+
+def make_module(variant: Variant) -> tuple[nn.Module, Tensor]:
+    """The network with its zeros, and one example input [batch, 3, 224, 224].
+
+    The zeros are the smallest weights the pattern allows, the same share in every layer; batch norms are calibrated
+    on noise afterwards, so that activations stay alive whatever was pruned.
+    """
+    torch.manual_seed(0)
+    source = load_model(f"torchvision:{variant.net}?pretrained=0")
+    module = source.module
+    liven(module)
+    if variant.pattern != DENSE:
+        _prune(module, source.example_inputs, variant)
+    example = torch.zeros(variant.batch, 3, 224, 224)
+    calibrate(module, (example,))
+    return module.eval(), example
+
+
+def _prune(module: nn.Module, example_inputs: object, variant: Variant) -> None:
+    """Zero the smallest units of every convolution, in place; linear layers are classifiers here."""
+    graph = trace(module, example_inputs)
+    layers = choose_layers(graph, SparseSettings(sparsity=variant.sparsity, layers=("1x1", "conv")))
+    pattern = make_pattern(variant.pattern)
+    for layer in layers:
+        weight = get_state(module, layer.weight)
+        saliency = weight.detach().square()
+        (keep,) = units_to_keep(pattern, [saliency], variant.sparsity, distribution="uniform")
+        with torch.no_grad():
+            weight.mul_(pattern.units(saliency).mask(saliency, keep))
+
+
+def _write_quantized(variant: Variant, path: Path, placement: Placement) -> None:
+    generator = torch.Generator().manual_seed(1)
+    shape = (variant.batch, 3, 224, 224)
+    noise = [[torch.randn(shape, generator=generator).numpy()] for _ in range(_CALIBRATION_BATCHES)]
+    quantize_static(variant.file("fp32"), path, calibration=noise, placement=placement)
+
+
+def _write_sparse(variant: Variant, path: Path) -> None:
+    """What the product makes of OpenVINO's file, every layer as its cost model says."""
+    prepare(variant, ("openvino",))
+    made = sparsify(onnx.load(variant.file("openvino")))
+    if made.model is None:
+        raise InputError(f"no layer of {variant.net}, {variant.label}, is faster sparse", hint="leave it out")
+    onnx.save(made.model, path)
+
+
+def _write_deepsparse(variant: Variant, path: Path) -> None:
+    prepare(variant, ("openvino",))
+    onnx.save(to_qlinear(onnx.load(variant.file("openvino"))), path)
+
+
+_WRITERS: dict[str, Callable[[Variant, Path], None]] = {
+    "openvino": partial(_write_quantized, placement="openvino"),
+    "onnxruntime": partial(_write_quantized, placement="onnxruntime"),
+    "deepsparse": _write_deepsparse,
+    "sparse": _write_sparse,
+}
