@@ -2,8 +2,8 @@
 
     python -m benchmarks.patterns_kept        # seconds; prints a table
 
-The share relative to unstructured zeros is what a pattern's constraint costs before training. Normal weights stand for
-layers of other widths than those of the trained network.
+The share relative to unstructured zeros is what a pattern's constraint costs before training. Normal weights stand
+for layers of other widths than those of the trained network.
 """
 
 from __future__ import annotations
