@@ -171,14 +171,14 @@ def _save(path: Path, case: Case, result: dict[str, Any], document: dict[str, An
 
 
 def table(document: dict[str, Any]) -> str:
-    """Markdown: one line per case, last-epoch accuracy as mean ± standard deviation over the seeds."""
+    """Markdown: one line per case, best first, last-epoch accuracy as mean ± standard deviation over the seeds."""
     dense = document["dense"]
     lines = [
         "| tool | criterion | channels | step | MACs | params | with statistics | recovered | |",
         "| --- | --- | --- | --: | --: | --: | --: | --: | --: |",
         f"| dense | | | | 100.0 % | {dense['params']:,} | | {dense['percent']:.2f} % | |",
     ]
-    for case in document["cases"].values():
+    for case in sorted(document["cases"].values(), key=_accuracy, reverse=True):
         start = f"| {case['tool']} | {case['criterion']} | {case['scope']} | {case['step']} |"
         if "failed" in case:
             lines.append(f"{start} failed: {case['failed']} | | | | |")
@@ -192,6 +192,10 @@ def table(document: dict[str, Any]) -> str:
             f"| {statistics.mean(final):.2f}{spread} % | {statistics.mean(final) - dense['percent']:+.2f} |"
         )
     return "\n".join(lines)
+
+
+def _accuracy(case: dict[str, Any]) -> float:
+    return 0.0 if "failed" in case else _mean(case["runs"], "percent")
 
 
 def _mean(runs: list[dict[str, Any]], key: str) -> float:

@@ -25,7 +25,7 @@ from deploypruner.criteria.hessian import Hessian
 from deploypruner.criteria.taylor import Taylor
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.inputs import call
-from deploypruner.prune.agreement import agreements, table
+from deploypruner.prune.agreement import agreements, oracle, table
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.evidence.passes import Batch, Passes, differentiate
 from deploypruner.sources.torchvision_ops import import_torchvision
@@ -39,6 +39,7 @@ VARIANTS: dict[str, Criterion] = {
     "hessian 4 probes": Hessian(probes=4),
     "apoz": Activation(statistic="apoz"),
 }
+SIZES = (1, 4, 16, 32, 64, 256)  # of minibatches on the same images: Taylor squares a derivative of each
 PLAIN = ("nothing", "forward", "forward and backward")
 
 
@@ -53,9 +54,21 @@ def rank(net: str, samples: int, batch: int) -> list[dict[str, object]]:
     def said(name: str) -> None:
         click.echo(f"{name}: done after {time.perf_counter() - begun:.0f} s", err=True)
 
-    found = agreements(graph, VARIANTS, batches, on_done=said)
+    truth = oracle(graph, batches)
+    said("oracle")
+    found = agreements(graph, VARIANTS, batches, truth=truth, on_done=said)
+    for size in SIZES:
+        name = f"taylor, by {size}"
+        found += agreements(graph, {name: Taylor()}, _by(size, batches), truth=truth, on_done=said)
     click.echo(table(found))
     return [vars(a) for a in found]
+
+
+def _by(size: int, batches: list[Batch]) -> list[Batch]:
+    """The same images in minibatches of another size."""
+    images = torch.cat([inputs[0] for inputs, _ in batches])
+    labels = torch.cat([labels for _, labels in batches if labels is not None])
+    return [((x,), y) for x, y in zip(images.split(size), labels.split(size), strict=True)]
 
 
 def cost(images: int) -> list[dict[str, object]]:

@@ -12,6 +12,7 @@ from deploypruner.criteria.oracle import Oracle
 from deploypruner.criteria.random import Random
 from deploypruner.graph import trace
 from deploypruner.prune.agreement import Agreement, agreements, rank_correlation, table
+from deploypruner.prune.evidence import score_groups
 from deploypruner.recipe import PruneRecipe
 from deploypruner.stages.score import normalizer_name
 from tests.builds import run_cli
@@ -39,6 +40,15 @@ def test_the_oracle_agrees_with_itself_and_comes_first():
     found = agreements(graph, named, [((x,), torch.tensor([1, 3]))], on_done=done.append)
     assert (found[0].criterion, found[0].pooled, found[0].within) == ("oracle", pytest.approx(1), pytest.approx(1))
     assert done == ["oracle", *named]
+
+
+def test_a_known_truth_is_compared_with_and_not_computed_again():
+    graph = trace(*make("vgg"))
+    batches = [((make("vgg")[1],), torch.tensor([1, 3]))]
+    truth = {group: -scores for group, scores in score_groups(graph, Magnitude(), None).items()}
+    done: list[str] = []
+    (found,) = agreements(graph, {"magnitude": Magnitude()}, batches, truth=truth, on_done=done.append)
+    assert (found.within, done) == (pytest.approx(-1), ["magnitude"])
 
 
 def test_the_table_has_one_line_per_criterion_and_a_dash_for_what_there_is_not():

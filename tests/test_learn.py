@@ -34,7 +34,6 @@ from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.prune.remove import remove_and_prove
 from deploypruner.recipe import LearnRecipe
-from deploypruner.records import MemberView
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.finetune import FinetuneSettings
 from deploypruner.stages.learn import schedule_name
@@ -317,13 +316,12 @@ def test_a_learned_criterion_refuses_parameters_out_of_range(cls, options):
 
 
 @pytest.mark.parametrize("name", ["pdp", "dtp"])
-def test_before_learning_the_score_is_the_root_mean_square_of_the_channel(name):
-    members = (
-        MemberView("a.weight", "producer", torch.tensor([[3.0, 0.0], [1.0, 1.0]])),
-        MemberView("n.weight", "norm", torch.tensor([[9.0], [9.0]])),
-        MemberView("b.weight", "consumer", torch.tensor([[0.0], [1.0]])),
-    )
-    torch.testing.assert_close(criteria.get(name)().score(members), torch.tensor([3**0.5, 1.0]))
+def test_the_widths_of_a_learned_plan_are_those_of_taylor(name):
+    graph, (inputs, labels) = small(), next(Images().epoch(batch_size=8, seed=0, shuffle=False, augment=False))
+    learned, taylor = criteria.get(name)(), criteria.get("taylor")()
+    ours, theirs = (score_groups(graph, c, [(inputs, labels)]) for c in (learned, taylor))
+    assert learned.normalizer == taylor.normalizer
+    assert all(torch.equal(ours[group], theirs[group]) for group in theirs)
 
 
 @pytest.mark.parametrize("kind", ["pdp", "dtp"])

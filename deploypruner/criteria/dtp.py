@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from deploypruner.criteria import Criterion, Needs, Normalizer, criteria, layers
+from deploypruner.criteria import Criterion, Needs, Normalizer, criteria
+from deploypruner.criteria.taylor import Taylor
 from deploypruner.errors import RecipeError
-from deploypruner.masks import root_mean_square
 from deploypruner.records import MemberView
 
 
@@ -18,8 +18,8 @@ from deploypruner.records import MemberView
 class Dtp(Criterion):
     """Learned: masks from an optimal transport between trained scores and the number that stays; hardens by itself.
 
-    Before training the score is the root mean square of the channel's weights, which chooses the widths; training
-    chooses the channels, from equal scores.
+    Before training the score is that of `taylor`, which chooses the widths; training chooses the channels, from
+    equal scores.
 
     Args:
         lr: Step of Adam on the scores, > 0.
@@ -32,11 +32,11 @@ class Dtp(Criterion):
         Li et al., "Differentiable Transportation Pruning", ICCV 2023, arXiv:2307.08483: learned scores, transport to
         a Bernoulli target, one Sinkhorn iteration per minibatch, ratios of layers given beforehand. Ours: the
         equations (see `masks.transport`), the mask on gamma and beta of the batch norm, the defaults, hard masks in
-        the last tenth of the training, and the widths from magnitudes.
+        the last tenth of the training, and what the widths come from.
     """
 
-    needs: ClassVar[Needs] = Needs.WEIGHTS
-    normalizer: ClassVar[Normalizer] = "none"
+    needs: ClassVar[Needs] = Needs.GATES
+    normalizer: ClassVar[Normalizer] = Taylor.normalizer
 
     lr: float = 0.01
     beta: float = 0.0
@@ -50,5 +50,5 @@ class Dtp(Criterion):
             )
 
     def score(self, members: tuple[MemberView, ...]) -> Tensor:
-        """Return `[C]` root mean squares; see the class."""
-        return root_mean_square([m.weight for m in layers(members, "producer", "consumer")])
+        """Return `[C]` scores; see the class."""
+        return Taylor().score(members)

@@ -40,6 +40,7 @@ def agreements(
     criteria: Mapping[str, Criterion],
     batches: Sequence[Batch],
     *,
+    truth: Scores | None = None,
     seed: int = 0,
     on_done: Callable[[str], None] = lambda name: None,
 ) -> list[Agreement]:
@@ -52,8 +53,9 @@ def agreements(
         graph: The traced model.
         criteria: Name -> criterion.
         batches: (inputs, labels or None); the oracle runs all of them once per channel.
+        truth: The oracle's scores where they are known, to look at criteria on other minibatches of the same data.
         seed: For drawn labels and probes.
-        on_done: Called with each name, "oracle" first.
+        on_done: Called with each name, "oracle" first where it runs.
 
     Returns:
         One per criterion, the best pooled correlation first.
@@ -62,8 +64,9 @@ def agreements(
         InputError: As in `score_groups`.
         RecipeError: The same.
     """
-    truth = score_groups(graph, Oracle(batches=max(1, len(batches))), batches, seed=seed)
-    on_done("oracle")
+    if truth is None:
+        truth = oracle(graph, batches, seed=seed)
+        on_done("oracle")
     found = []
     for name, criterion in criteria.items():
         begun = time.perf_counter()
@@ -74,6 +77,11 @@ def agreements(
         found.append(Agreement(name, *_correlations(fair, truth), seconds))
         on_done(name)
     return sorted(found, key=lambda a: (-2.0 if a.pooled is None else -a.pooled, a.criterion))
+
+
+def oracle(graph: Graph, batches: Sequence[Batch], *, seed: int = 0) -> Scores:
+    """The true loss change of each channel on all of these minibatches."""
+    return score_groups(graph, Oracle(batches=max(1, len(batches))), batches, seed=seed)
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float | None:

@@ -37,9 +37,9 @@ def check_choices(recipe: Recipe, given: Given) -> None:
     has_data = given.data is not None or recipe.data.source is not None
     name = criterion_name(recipe.prune, has_data=has_data)
     criterion = make_criterion(name, recipe.prune.parameters)
+    check_learning(recipe.learn, criterion, has_data=has_data)
     require_data(criterion, name, has_data=has_data)
     _check_axes(recipe.prune, name)
-    check_learning(recipe.learn, criterion, has_data=has_data)
     hooked = bool(recipe.recover.train) or given.train is not None
     check_sparse(recipe, trains=has_data and not hooked and recipe.recover.epochs > 0)
     if given.train is not None and not callable(given.train):
