@@ -127,7 +127,7 @@ void run_windows(const Tile& tile, std::integer_sequence<int, U...>) {
   using Pass = void (*)(const Tile&, int, int, const Units&, Units&);
   static constexpr Pass passes[] = {window_units<U + 1, kSwish, kResidual>...};
   const int units = (tile.pixels + kUnit - 1) / kUnit, count = (units + kMostUnits - 1) / kMostUnits;
-  Units residual, out;
+  Units residual, out = {}; // what no pass computes is stored all the same
   for (int quad = tile.first; quad < tile.last; quad += kWindowQuads) {
     if (kResidual) load_residual(tile, quad, residual);
     for (int pass = 0; pass < count; ++pass) {
