@@ -272,3 +272,17 @@ def test_a_file_that_is_not_onnx_is_named(tmp_path: Path) -> None:
     broken.write_bytes(b"not a model")
     with pytest.raises(InputError, match=r"cannot read '.*broken\.onnx' as ONNX"):
         quantize_static(broken, tmp_path / "a.onnx", calibration=batches())
+
+
+def test_a_channel_of_zeros_at_the_first_place_is_quantized_too(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    with torch.no_grad():
+        net[0].weight[0] = 0
+    Onnx().write(net, (torch.randn(1, 3, 8, 8),), tmp_path / "f.onnx", dynamic_batch=False)
+    feeds = [np.random.default_rng(0).standard_normal((1, 3, 8, 8), dtype=np.float32)]
+    quantize_static(tmp_path / "f.onnx", tmp_path / "q.onnx", calibration=[feeds])
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "q.onnx").graph.initializer}
+    assert not stored["0.weight_quantized"][0].any()
+    others = np.abs(net[0].weight.detach().numpy()[1:]).max(axis=(1, 2, 3))
+    np.testing.assert_allclose(stored["0.weight_scale"][1:], 2 * others / 254, rtol=1e-6)
+    assert stored["0.weight_scale"][0] == pytest.approx(np.median(others) / 127)

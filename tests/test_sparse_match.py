@@ -227,3 +227,20 @@ def test_a_graph_that_is_a_circle_is_refused():
     model = helper.make_model(helper.make_graph(nodes, "g", [], value))
     with pytest.raises(InputError, match=r"circle through Relu 'first'|not sound ONNX"):
         Graph(model)
+
+
+def test_what_a_branch_reads_stays_in_float():
+    def with_branch(reads):
+        g = Qdq()
+        a = g.pair(g.conv(g.pair("x"), "a", (8, 8)), scale=0.02, zero_point=0)
+        g.store("yes", np.array(True))
+        value = onnx.ValueInfoProto(name="t")
+        body = helper.make_graph([helper.make_node("Relu", [reads], ["t"])], "branch", [], [value])
+        g.node("If", ["yes"], "y", then_branch=body, else_branch=body)
+        b = g.node("Relu", [g.pair(g.conv(a, "b", (8, 8)))], "z")
+        return g.model("y", b)
+
+    assert reason(with_branch("a")) == "its output is needed in float by QuantizeLinear, If"
+    found = sparsify(with_branch("a_dq"), every=True).model
+    made = {name for node in found.graph.node for name in node.output}
+    assert "a_dq" in made

@@ -9,6 +9,7 @@ from unittest import mock
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from deploypruner.errors import InputError, KernelError
@@ -22,7 +23,7 @@ from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.sparse import library
 from deploypruner.sparse.convert import sparsify
 from deploypruner.verify.sparse import verify_operations
-from tests.builds import pretended_timings, run_cli, workshop
+from tests.builds import IMAGE, pretended_timings, run_cli, save_program, tiny, workshop
 from tests.qdq import chain, images
 
 needs_library = pytest.mark.skipif(
@@ -268,3 +269,29 @@ def test_refused_layers_are_listed_with_their_reasons():
     assert [(line.name, line.choice, line.reason) for line in lines] == [
         ("fc", "dense", "its output is an output of the model")
     ]
+
+
+# ---------------------------------------------------------------------- zeros a model brought along
+
+
+def test_zeros_of_a_torch_model_stay_zeros_through_fine_tuning(tmp_path):
+    net = tiny()
+    with torch.no_grad():
+        net.body.weight.mul_(torch.rand_like(net.body.weight) < 0.3)
+    zeros = int((net.body.weight == 0).sum())
+    save_program(net, tmp_path / "zeros.pt2", torch.randn(2, *IMAGE))
+    (tmp_path / "labelled.npz").symlink_to(workshop() / "labelled.npz")
+    with priced(sparse=1.0, dense=2.0), pretended_timings():
+        outcome = run_cli(
+            *("compile", "zeros.pt2", "--data", "labelled.npz", "--epochs", "1", "--macs", "1", "--out", "b"),
+            *("--seconds", "1", "--runtime", "onnxruntime"),
+            folder=tmp_path,
+        )
+    assert outcome.code == 0, outcome.err
+    assert "given (kept): " in outcome.err
+    found = read_report(tmp_path / "b")
+    assert found.settings["sparse"]["zeros"] == zeros
+    assert {row.pattern for row in found.rows} == {"dense", "channel + given"}
+    lost = [check for check in found.verification if check.name.startswith("zeros of torch")]
+    assert len(lost) == 2
+    assert all(check.passed for check in lost)

@@ -10,6 +10,7 @@ import onnxruntime
 from onnx import version_converter
 
 from deploypruner.errors import InputError
+from deploypruner.runtime.on_onnxruntime import load_errors
 
 # The first opset whose QuantizeLinear has scales per channel.
 _PER_CHANNEL = 13
@@ -33,7 +34,7 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
         options.log_severity_level = 3
         try:
             onnxruntime.InferenceSession(str(given), options, providers=["CPUExecutionProvider"])
-        except (RuntimeError, ValueError) as error:
+        except load_errors() as error:
             raise InputError(
                 f"ONNX Runtime cannot load the model: {str(error).splitlines()[0]}", hint="export it again"
             ) from error

@@ -72,7 +72,6 @@ class OnnxRuntime(Runtime, Profiler):
             RecipeError: `threads` < 1.
         """
         import onnxruntime
-        from onnxruntime.capi import onnxruntime_pybind11_state as native
 
         check_openable(OnnxRuntime, path, threads)
         options = onnxruntime.SessionOptions()
@@ -88,18 +87,7 @@ class OnnxRuntime(Runtime, Profiler):
         options.graph_optimization_level = levels.ORT_DISABLE_ALL if literal else levels.ORT_ENABLE_ALL
         try:
             native_session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except (
-            RuntimeError,
-            native.EPFail,
-            native.Fail,
-            native.InvalidArgument,
-            native.InvalidGraph,
-            native.InvalidProtobuf,
-            native.NoModel,
-            native.NoSuchFile,
-            native.NotImplemented,
-            native.RuntimeException,
-        ) as error:
+        except load_errors() as error:
             raise unreadable(OnnxRuntime, path, error) from None
         settings = {
             "intra_op_num_threads": str(threads),
@@ -164,6 +152,24 @@ class OnnxRuntimeSession(Session):
         for _ in range(WARM_CALLS + calls):
             infer()
         return executed_nodes(json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8")))
+
+
+def load_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises for a model it cannot load; most of it is no RuntimeError."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+    return (
+        RuntimeError,
+        native.EPFail,
+        native.Fail,
+        native.InvalidArgument,
+        native.InvalidGraph,
+        native.InvalidProtobuf,
+        native.NoModel,
+        native.NoSuchFile,
+        native.NotImplemented,
+        native.RuntimeException,
+    )
 
 
 def _spec(arg: Any) -> TensorSpec:

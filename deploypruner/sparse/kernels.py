@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from deploypruner.errors import KernelError
 from deploypruner.sparse.library import load
+from deploypruner.sparse.packed import pack
 
 PIXELS, QUAD, ALIGN = 16, 4, 64
 Bytes = NDArray[np.uint8]
@@ -92,16 +93,9 @@ class _Weights(ctypes.Structure):
 
 
 def compress(weights: NDArray[np.int8]) -> tuple[Bytes, NDArray[np.int8]]:
-    """Weights without their zeros.
-
-    Args:
-        weights: [Cout, Cin / groups, ky, kx].
-
-    Returns:
-        Mask, one bit for each weight, lowest bit first; and the values that are not zero, in order.
-    """
-    flat = np.ascontiguousarray(weights).reshape(-1)
-    return np.packbits(flat != 0, bitorder="little"), flat[flat != 0]
+    """Mask and values of weights [Cout, Cin / groups, ky, kx]; see `packed`."""
+    packed = pack(weights)
+    return packed.mask, packed.values
 
 
 def aligned(shape: tuple[int, ...]) -> Bytes:

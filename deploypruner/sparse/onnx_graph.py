@@ -47,7 +47,7 @@ class Graph:
         for node in self._unsorted:
             for name in filter(None, node.output):
                 self._makers[name] = node
-            for name in dict.fromkeys(filter(None, node.input)):
+            for name in dict.fromkeys(reads(node)):
                 self._readers[name].append(node)
         values = (*graph.input, *graph.output, *graph.value_info)
         self._shapes = {value.name: _shape(value) for value in values}
@@ -110,11 +110,17 @@ class Graph:
         return found
 
     def _sources(self, node: onnx.NodeProto) -> set[int]:
-        names = [
-            *node.input,
-            *(name for a in node.attribute if a.HasField("g") for n in a.g.node for name in n.input),
-        ]
-        return {id(self._makers[name]) for name in names if name in self._makers}
+        return {id(self._makers[name]) for name in reads(node) if name in self._makers}
+
+
+def reads(node: onnx.NodeProto) -> list[str]:
+    """Names a node reads, those of the graphs inside it (If, Loop) included."""
+    inner = [graph for a in node.attribute for graph in (*([a.g] if a.HasField("g") else []), *a.graphs)]
+    names = [name for name in node.input if name]
+    for graph in inner:
+        names += [name for inside in graph.node for name in reads(inside)]
+        names += [value.name for value in graph.output]
+    return names
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:

@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 
 from deploypruner.sparse.layer import Activation, Layer
 from deploypruner.sparse.marks import DOMAIN
-from deploypruner.sparse.onnx_graph import Graph
+from deploypruner.sparse.onnx_graph import Graph, reads
 from deploypruner.sparse.packed import pack
 
 VERSION = 1
@@ -144,7 +144,7 @@ class _Rewriting:
         old = self._graph.model
         tensors = [*old.graph.initializer, *self._tensors.values()]
         nodes = _reaching(nodes, self._graph.outputs)
-        used = {name for node in nodes for name in node.input} | set(self._graph.outputs)
+        used = {name for node in nodes for name in reads(node)} | set(self._graph.outputs)
         made = helper.make_graph(
             nodes,
             old.graph.name,
@@ -173,7 +173,7 @@ def _reaching(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[o
     for node in reversed(nodes):
         if wanted & set(node.output):
             kept.append(node)
-            wanted |= {name for name in node.input if name}
+            wanted |= set(reads(node))
     return kept[::-1]
 
 

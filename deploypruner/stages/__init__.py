@@ -29,6 +29,9 @@ from deploypruner.sources.batches import Data
 
 Feeds = list[np.ndarray]
 
+GIVEN = "given"
+"""Pattern of zeros that the user's model brought along."""
+
 
 @dataclass(frozen=True)
 class Given:
@@ -129,8 +132,9 @@ class Build:
 
     @property
     def pattern(self) -> str:
-        """What the pruned artifacts are pruned by: "channel", "2:4", "channel + 2:4"."""
-        return " + ".join(self.recipe.prune.patterns)
+        """What the pruned artifacts are pruned by: "channel", "2:4", "channel + 2:4", "channel + given"."""
+        given = self.facts.get("sparse", {}).get("pattern") == GIVEN
+        return " + ".join((*self.recipe.prune.patterns, *((GIVEN,) if given else ())))
 
     @property
     def compiled(self) -> nn.Module:

@@ -16,11 +16,12 @@ from deploypruner.recover.finetune import finetune
 from deploypruner.recover.hook import SIGNATURE, hook_name, load_hook, run_hook
 from deploypruner.recover.reconstruct import can_reconstruct, reconstruct
 from deploypruner.recover.sparse import SparseRegime
+from deploypruner.recover.sparse.existing import ExistingZeros
 from deploypruner.recover.validate import top1_percent
 from deploypruner.sources.foreign import foreign
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.score import training_batches
-from deploypruner.stages.sparsity import describe_sparse, make_regime, sparse_facts
+from deploypruner.stages.sparsity import describe_sparse, existing_zeros, make_regime, sparse_facts
 
 _CHECKPOINT = stage_file("finetune.safetensors")
 _BATCH = 64
@@ -35,9 +36,10 @@ class Recover(Stage):
     def run(self, build: Build) -> Build:
         """Train the pruned module in place and save its weights."""
         module = build.compiled
+        existing = existing_zeros(build)
         # Before any mask: solving a layer moves every weight of it.
-        facts: dict[str, Any] = _reconstruct(build, module) if _reconstructs(build) else {}
-        regime = make_regime(build, trains=_trains(build))
+        facts: dict[str, Any] = _reconstruct(build, module) if _reconstructs(build, existing) else {}
+        regime = existing or make_regime(build, trains=_trains(build))
         if regime is not None and not regime.trains:
             regime.begin(module, 0)
             regime.finish(module)
@@ -118,9 +120,11 @@ def _recover(build: Build, module: nn.Module, regime: SparseRegime | None) -> di
     return facts
 
 
-def _reconstructs(build: Build) -> bool:
-    """Are the layers to be solved anew?"""
+def _reconstructs(build: Build, existing: ExistingZeros | None) -> bool:
+    """Are the layers to be solved anew? Not where zeros are to stay: the solution needs all weights."""
     asked = build.recipe.recover.reconstruct
+    if existing is not None and asked == "auto":
+        return False
     return build.data is not None and (asked is True or (asked == "auto" and can_reconstruct(build.traced)))
 
 

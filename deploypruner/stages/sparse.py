@@ -13,7 +13,6 @@ import onnx
 
 from deploypruner.errors import KernelError
 from deploypruner.latency.sparse_costs import measure_costs
-from deploypruner.patterns import sparse_pattern
 from deploypruner.records import Artifact, Check
 from deploypruner.sparse.choose import Choice
 from deploypruner.sparse.convert import SparseModel, sparsify
@@ -23,8 +22,6 @@ from deploypruner.stages.verify import verification_feeds
 from deploypruner.verify.sparse import clipping, verify_operations
 
 MODEL = "model.sparse.onnx"
-# Below this share of zeros no layer gains; kernels.md measured 1.1x at half, and more work for a reader.
-_WORTH_IT = 0.3
 
 
 class Sparse(Stage):
@@ -35,7 +32,7 @@ class Sparse(Stage):
 
     def run(self, build: Build) -> Build:
         """Give the artifact, its proof, and what was decided about each layer."""
-        if not _has_zeros(build):
+        if "sparse" not in build.facts:  # no zeros, neither asked for nor brought along
             return build
         dense = build.folder.path("model.int8.onnx")
         with TemporaryDirectory(prefix="deploypruner-") as scratch:
@@ -45,8 +42,8 @@ class Sparse(Stage):
                     shutil.copyfile(Path(scratch) / MODEL, path)
                 with build.folder.writing(EXTENSION) as path:
                     shutil.copyfile(extension_path(), path)
-        pattern = sparse_pattern(build.recipe.prune.patterns)
-        document = {"check": made.check and asdict(made.check), **made.document, "pattern": str(pattern or "given")}
+        pattern = build.facts["sparse"]["pattern"]
+        document = {"check": made.check and asdict(made.check), **made.document, "pattern": pattern}
         build.folder.write_json(self.saves[-1], document)
         return self.restore(build)
 
@@ -150,14 +147,6 @@ def _layer(choice: Choice, *, measured: bool) -> dict[str, Any]:
         "choice": "sparse" if choice.sparse and measured else "dense",
         "reason": choice.reason if measured else "",
     }
-
-
-def _has_zeros(build: Build) -> bool:
-    """Does the recipe ask for zeros, or does the model bring them?"""
-    if sparse_pattern(build.recipe.prune.patterns) is not None:
-        return True
-    cost = build.pruned
-    return cost is not None and cost.nonzero < (1 - _WORTH_IT) * cost.params
 
 
 def _threads(build: Build) -> int:

@@ -12,9 +12,13 @@ from deploypruner.graph.module import get_state
 from deploypruner.patterns import sparse_pattern
 from deploypruner.recipe import Recipe
 from deploypruner.recover.sparse import SparseRegime, schedules
-from deploypruner.recover.sparse.layers import SparseLayer, check_sizes, choose_layers
+from deploypruner.recover.sparse.existing import ExistingZeros, weights_with_zeros
+from deploypruner.recover.sparse.layers import SparseLayer, check_sizes, choose_layers, weighted_layers
 from deploypruner.recover.sparse.settings import SparseSettings
-from deploypruner.stages import Build
+from deploypruner.stages import GIVEN, Build
+
+# Share of a layer's weights that somebody must have made zero for a purpose.
+_ENOUGH = 0.3
 
 
 def check_sparse(recipe: Recipe, *, trains: bool) -> None:
@@ -92,30 +96,40 @@ def make_regime(build: Build, *, trains: bool) -> SparseRegime | None:
     return schedule([layer.weight for layer in _layers(build)], pattern, settings)
 
 
+def existing_zeros(build: Build) -> ExistingZeros | None:
+    """The regime that keeps the zeros a model brought along, None where it has few or the recipe names a pattern."""
+    if sparse_pattern(build.recipe.prune.patterns) is not None:
+        return None
+    names = weights_with_zeros(build.compiled, [layer.weight for layer in weighted_layers(build.traced)], _ENOUGH)
+    return ExistingZeros(build.compiled, names) if names else None
+
+
 def sparse_facts(build: Build, regime: SparseRegime) -> dict[str, Any]:
-    """What became zero, layer by layer, for report.json."""
+    """What became zero, or stayed so, layer by layer, for report.json."""
+    given = isinstance(regime, ExistingZeros)
+    chosen = [layer for layer in weighted_layers(build.traced) if layer.weight in regime.names]
     pattern, layers = regime.pattern, []
-    for layer in _layers(build):
+    for layer in chosen:
         weight = get_state(build.compiled, layer.weight)
         zeros = weight.numel() - int(torch.count_nonzero(weight))
         layers.append({"name": layer.name, "kind": layer.kind, "weights": weight.numel(), "zeros": zeros})
     return {
-        "pattern": str(pattern),
-        "schedule": next(name for name in schedules if schedules.get(name) is type(regime)),
+        "pattern": GIVEN if given else str(pattern),
+        "schedule": "kept" if given else next(n for n in schedules if schedules.get(n) is type(regime)),
         "sparsity": regime.sparsity,
         "distribution": regime.settings.distribution,
         "zeros": sum(layer["zeros"] for layer in layers),
         "weights": sum(layer["weights"] for layer in layers),
-        "remarks": check_sizes(build.compiled, _layers(build), pattern),
+        "remarks": check_sizes(build.compiled, chosen, pattern),
         "layers": layers,
     }
 
 
 def sparse_weights(build: Build) -> dict[str, NDArray[Any]]:
-    """Parameter name -> trained weight of every layer that follows a sparse pattern."""
-    if sparse_pattern(build.recipe.prune.patterns) is None:
-        return {}
-    return {a.weight: get_state(build.compiled, a.weight).detach().cpu().numpy() for a in _layers(build)}
+    """Parameter name -> trained weight of every layer whose zeros count."""
+    names = {layer["name"] for layer in build.facts.get("sparse", {}).get("layers", ())}
+    chosen = [layer.weight for layer in weighted_layers(build.traced) if layer.name in names]
+    return {weight: get_state(build.compiled, weight).detach().cpu().numpy() for weight in chosen}
 
 
 def describe_sparse(facts: dict[str, Any]) -> str:

@@ -49,6 +49,11 @@ class SparseRegime(Regime):
         self._steps = 1
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Parameters that follow the pattern."""
+        return self._names
+
+    @property
     def sparsity(self) -> float:
         """Share of the chosen layers' weights that become zero."""
         own = self.pattern.sparsity
