@@ -37,6 +37,7 @@ def check_command(
     """
     from deploypruner.config import read_recipe
     from deploypruner.criteria import criteria
+    from deploypruner.learn.learned import is_learned
     from deploypruner.planning import loaded
     from deploypruner.progress import progress_for
     from deploypruner.prune.agreement import agreements, table
@@ -48,8 +49,9 @@ def check_command(
         "seed": seed,
     }
     chosen = read_recipe(recipe, overrides)
-    names = dict.fromkeys(criterion or [name for name in criteria if name != "oracle"])
-    made = {name: make_criterion(name, {}) for name in names}
+    made = {name: make_criterion(name, {}) for name in criterion or criteria}
+    if not criterion:  # the oracle is the yardstick, and learned criteria have no scores of their own before training
+        made = {name: one for name, one in made.items() if name != "oracle" and not is_learned(one)}
     build, graph = loaded(chosen, "deploypruner criteria-check")
     size = min(chosen.prune.batch_size, samples)
     batches = list(training_batches(build, batch_size=size, count=max(1, samples // size)))

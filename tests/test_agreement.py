@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from deploypruner.criteria import criteria
 from deploypruner.criteria.magnitude import Magnitude
 from deploypruner.criteria.oracle import Oracle
 from deploypruner.criteria.random import Random
@@ -64,6 +65,12 @@ def test_the_command_prints_the_table():
     )
     assert done.code == 0, done.err
     assert {line.split()[0] for line in done.out.splitlines()[2:]} == {"taylor", "random"}
+
+
+def test_the_command_compares_everything_that_scores_before_training():
+    done = run_cli("criteria-check", "tiny.pt2", "--data", "labelled.npz", "--samples", "8")
+    assert done.code == 0, done.err
+    assert {line.split()[0] for line in done.out.splitlines()[2:]} == set(criteria) - {"oracle", "pdp", "dtp"}
 
 
 def test_the_command_offers_the_nearest_criterion():
