@@ -198,10 +198,16 @@ def test_every_operation_inside_openvino_agrees_with_the_qdq_model(tmp_path):
 
 
 @needs_library
-def test_costs_are_measured_for_every_layer_and_border(tmp_path):
-    onnx.save(chain(), tmp_path / "int8.onnx")
-    layers = [choice.layer for choice in sparsify(chain(), every=True).choices]
-    costs = measure_costs(tmp_path / "int8.onnx", sparse_file(tmp_path), layers, feeds=[images(1)], threads=1)
+@pytest.mark.parametrize("named", [True, False])
+def test_costs_are_measured_for_every_layer_and_border(named, tmp_path):
+    model = chain()
+    for node in model.graph.node:
+        node.name = node.name if named else ""
+    onnx.save(model, tmp_path / "int8.onnx")
+    found = sparsify(model, every=True)
+    layers = [choice.layer for choice in found.choices]
+    path = sparse_file(tmp_path, found.model)
+    costs = measure_costs(tmp_path / "int8.onnx", path, layers, feeds=[images(1)], threads=1)
     assert set(costs.sparse_ns) == set(costs.dense_ns) == set("abcd")
     assert set(costs.enter_ns) == {"x_q_c4"}
     assert set(costs.leave_ns) == {"d_q_c4"}
@@ -236,6 +242,17 @@ def test_another_openvino_than_the_library_was_built_for_is_an_error_that_names_
     installed = library.short_version(import_openvino().__version__)
     assert "built for OpenVINO 2021.1.2" in caught.value.message
     assert installed in caught.value.message
+
+
+@needs_library
+def test_a_forced_target_that_cannot_run_is_an_error_that_lists_what_can(tmp_path, monkeypatch):
+    path = sparse_file(tmp_path)
+    monkeypatch.setenv("DEPLOYPRUNER_TARGET", "avx9000")
+    with pytest.raises(KernelError, match="DEPLOYPRUNER_TARGET=avx9000 cannot run here") as caught:
+        OpenVino().open(path)
+    assert "scalar" in caught.value.hint
+    monkeypatch.setenv("DEPLOYPRUNER_TARGET", "scalar")
+    assert OpenVino().open(path).run([images()])[0].shape == (2, 12, 1, 1)
 
 
 @needs_library

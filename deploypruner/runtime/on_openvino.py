@@ -25,7 +25,7 @@ from deploypruner.runtime import (
     unreadable,
 )
 from deploypruner.runtime.openvino_nodes import WARM_CALLS, executed_nodes, mean_ns, mean_since
-from deploypruner.sparse.library import REBUILD, extension_path
+from deploypruner.sparse.library import REBUILD, active_target, extension_path
 from deploypruner.sparse.marks import uses_sparse_operations
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ class OpenVinoSession(Session):
 
 def _add_sparse_operations(core: openvino.Core) -> None:
     library = extension_path()
+    active_target()  # a name that cannot run is an error of its own, not one of the file
     try:
         core.add_extension(str(library))
     except RuntimeError as error:

@@ -91,5 +91,12 @@ def targets() -> tuple[str, ...]:
 
 
 def active_target() -> str:
-    """Name of the target that runs here: what DEPLOYPRUNER_TARGET says, or the best."""
-    return os.environ.get("DEPLOYPRUNER_TARGET") or targets()[-1]
+    """Name of the target that runs here: what DEPLOYPRUNER_TARGET says, or the best.
+
+    Raises:
+        KernelError: The variable names a target that this CPU does not run.
+    """
+    here, named = targets(), os.environ.get("DEPLOYPRUNER_TARGET")
+    if named and named not in here:
+        raise KernelError(f"DEPLOYPRUNER_TARGET={named} cannot run here", hint=f"this CPU runs {', '.join(here)}")
+    return named or here[-1]
