@@ -1,6 +1,6 @@
 """Sparse int8 networks end to end: ours in OpenVINO, beside dense int8 in OpenVINO and ONNX Runtime, and DeepSparse.
 
-    python -m benchmarks.sparse_networks --prepare             # write the files; needs no quiet machine
+    python -m benchmarks.sparse_networks --prepare             # write the files; also measures layers
     python -m benchmarks.sparse_networks                       # measure what is missing, then the tables
     python -m benchmarks.sparse_networks --net resnet50 --setting latency-1 --seconds 5
     python -m benchmarks.sparse_networks --markdown            # only the tables
@@ -85,6 +85,7 @@ def jobs(net: str, setting: Setting) -> list[Job]:
     found = [Job(_BASE, own, "openvino", dense)]
     sparse = [Variant(net, p, s, setting.batch) for p, s in product(setting.patterns, SPARSITIES)]
     found += [Job(f"ours {variant.label}", own, "sparse", variant) for variant in sparse]
+    found += [Job(f"ours {variant.label}, every layer", own, "every", variant) for variant in sparse]
     if setting.batch == 1 and not setting.streams:
         found.append(Job("ONNX Runtime dense", "onnxruntime", "onnxruntime", dense))
         zeros = [variant for variant in sparse if variant.pattern == "unstructured"]
