@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -14,6 +15,7 @@ from deploypruner.runtime import Array, Runtime, Session, Shapes, check_feeds, c
 from deploypruner.runtime.on_openvino import OpenVino, OpenVinoSession
 from deploypruner.sparse import kernels
 from deploypruner.sparse.kernels import Conv, ConvShape
+from deploypruner.sparse.library import load
 from deploypruner.sparse.packed import Packed, unpack
 
 if TYPE_CHECKING:
@@ -185,13 +187,22 @@ class KernelsSession(Session):
         last = self._chain[-1].shape
         tensors.append(kernels.aligned(kernels.c4_shape(1, last.channels_out, last.height * last.width)))
         tensors[0][:] = np.random.default_rng(0).integers(0, 128, tensors[0].shape)
-        steps = list(zip(self._chain, tensors[:-1], tensors[1:], strict=True))
+        run = load().dp_conv_run
+        # Bound beforehand: in Python the arguments of a call cost as much as a small layer.
+        calls = [
+            (conv._handle, 1, *map(_pointer, (x, None, y, conv._scratch)), 1, None, None)
+            for conv, x, y in zip(self._chain, tensors[:-1], tensors[1:], strict=True)
+        ]
 
-        def infer() -> None:
-            for conv, x, y in steps:
-                conv(x, out=y)
+        def infer(_alive: Sequence[Array] = tensors) -> None:
+            for arguments in calls:
+                run(*arguments)
 
         return infer
+
+
+def _pointer(array: Array | None) -> ctypes.c_void_p | None:
+    return None if array is None else ctypes.c_void_p(array.ctypes.data)
 
 
 def _chain_of(path: Path) -> list[Conv]:
