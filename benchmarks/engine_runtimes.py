@@ -194,7 +194,7 @@ class KernelsSession(Session):
             for conv, x, y in zip(self._chain, tensors[:-1], tensors[1:], strict=True)
         ]
 
-        def infer(_alive: Sequence[Array] = tensors) -> None:
+        def infer(_alive: tuple[object, ...] = (self, tensors)) -> None:
             for arguments in calls:
                 run(*arguments)
 
