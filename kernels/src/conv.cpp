@@ -21,20 +21,24 @@ namespace {
 // Of the second-level cache, what activations may take.
 constexpr size_t kSecondLevel = 640 * 1024;
 
+// Most pieces a depthwise convolution is cut into; each has a plane of scratch.
+constexpr int kPlanePieces = 64;
+
 struct Run {
   const dp_conv& conv;
   const uint8_t* x;
   const uint8_t* residual;
   uint8_t* y;
   uint8_t* scratch;
-  int tiles, row_pieces, line_pieces;
+  int tiles, row_pieces, line_pieces, plane_pieces;
 
   bool makes_own_lines() const { return conv.packed.is_windows && conv.geometry.is_direct() && row_pieces == 1; }
 };
 
 void gather_one(void* context, int32_t quad) {
   const Run& run = *static_cast<Run*>(context);
-  gather(run.conv.geometry, run.conv.packed, run.conv.target, quad, run.x, run.scratch);
+  const Packed& packed = run.conv.packed;
+  gather(run.conv.geometry, packed, run.conv.target, quad, run.x, run.scratch + size_t(quad) * packed.source_plane);
 }
 
 void lines_one(void* context, int32_t i) {
@@ -46,32 +50,68 @@ void lines_one(void* context, int32_t i) {
   gather_lines(g, run.conv.packed, run.conv.target, window, begin, end, run.x, run.scratch);
 }
 
-void tile_one(void* context, int32_t i) {
-  const Run& run = *static_cast<Run*>(context);
+// All of tile `number` but its source and its channels.
+Tile tile_of(const Run& run, int number) {
   const Geometry& g = run.conv.geometry;
-  const int all = run.conv.packed.all_vectors, piece = i / run.tiles, number = i % run.tiles;
-  const int begin = int(int64_t(all) * number / run.tiles), end = int(int64_t(all) * (number + 1) / run.tiles);
-  const size_t pixels = size_t(begin) * kVectorBytes;
-  Tile tile;
-  tile.packed = &run.conv.packed;
+  const Packed& packed = run.conv.packed;
+  const int begin = int(int64_t(packed.all_vectors) * number / run.tiles);
+  const int end = int(int64_t(packed.all_vectors) * (number + 1) / run.tiles);
+  Tile tile{};
+  tile.packed = &packed;
   tile.epilogue = &run.conv.epilogue;
-  const bool is_windows = run.conv.packed.is_windows;
-  tile.source = is_windows ? run.scratch + pixels * kLinesPerQuad
-                           : (run.scratch && !g.is_direct() ? run.scratch : run.x) + pixels;
-  tile.lanes = run.conv.packed.lanes.empty() ? nullptr : run.conv.packed.lanes.data() + begin;
-  const size_t to = tile.lanes ? 0 : pixels;
+  tile.lanes = packed.lanes.empty() ? nullptr : packed.lanes.data() + begin;
+  const size_t to = tile.lanes ? 0 : size_t(begin) * kVectorBytes;
   tile.residual = run.residual ? run.residual + to : nullptr;
   tile.out = run.y + to;
   tile.out_plane = size_t(g.pixels_out) * DP_QUAD;
-  const int unit = is_windows ? kWindowQuads : run.conv.packed.is_shared ? 1 : kBlockQuads, units = (g.quads_out + unit - 1) / unit;
+  tile.vectors = end - begin;
+  tile.pixels = std::min(end * DP_PIXELS, g.height_out * packed.pitch) - begin * DP_PIXELS;
+  return tile;
+}
+
+size_t first_byte(const Run& run, int number) {
+  return size_t(int64_t(run.conv.packed.all_vectors) * number / run.tiles) * kVectorBytes;
+}
+
+void tile_one(void* context, int32_t i) {
+  const Run& run = *static_cast<Run*>(context);
+  const Geometry& g = run.conv.geometry;
+  const Packed& packed = run.conv.packed;
+  const int piece = i / run.tiles, number = i % run.tiles;
+  Tile tile = tile_of(run, number);
+  if (packed.is_windows)
+    tile.source = run.scratch + first_byte(run, number) * kLinesPerQuad;
+  else
+    tile.source = (run.scratch && !g.is_direct() ? run.scratch : run.x) + first_byte(run, number);
+  const int unit = packed.is_windows ? kWindowQuads : packed.is_shared ? 1 : kBlockQuads;
+  const int units = (g.quads_out + unit - 1) / unit;
   tile.first = int(int64_t(units) * piece / run.row_pieces) * unit;
   tile.last = std::min(g.quads_out, int(int64_t(units) * (piece + 1) / run.row_pieces) * unit);
-  tile.vectors = end - begin;
-  tile.pixels = std::min(end * DP_PIXELS, g.height_out * run.conv.packed.pitch) - begin * DP_PIXELS;
-  if (run.makes_own_lines())
+  if (run.makes_own_lines()) {
+    const int begin = int(first_byte(run, number) / kVectorBytes);
     for (int window = 0; window < g.windows_in(); ++window)
-      gather_lines(g, run.conv.packed, run.conv.target, window, begin, end, run.x, run.scratch);
+      gather_lines(g, packed, run.conv.target, window, begin, begin + tile.vectors, run.x, run.scratch);
+  }
   run.conv.target.tile(tile);
+}
+
+// A share of a depthwise convolution's quads, each copied and computed while it is in the first-level cache.
+void planes_one(void* context, int32_t piece) {
+  const Run& run = *static_cast<Run*>(context);
+  const Packed& packed = run.conv.packed;
+  const int quads = run.conv.geometry.quads_out;
+  uint8_t* plane = run.scratch + size_t(piece) * packed.source_plane;
+  const int last = int(int64_t(quads) * (piece + 1) / run.plane_pieces);
+  for (int quad = int(int64_t(quads) * piece / run.plane_pieces); quad < last; ++quad) {
+    gather(run.conv.geometry, packed, run.conv.target, quad, run.x, plane);
+    for (int number = 0; number < run.tiles; ++number) {
+      Tile tile = tile_of(run, number);
+      tile.source = plane + first_byte(run, number);
+      tile.first = quad;
+      tile.last = quad + 1;
+      run.conv.target.tile(tile);
+    }
+  }
 }
 
 void equation_one(void* context, int32_t row) {
@@ -119,7 +159,8 @@ void dp_conv_destroy(dp_conv* conv) { delete conv; }
 size_t dp_conv_scratch_bytes(const dp_conv* conv) {
   const Geometry& g = conv->geometry;
   if (conv->packed.is_windows) return conv->packed.source_plane * kLinesPerQuad * size_t(g.windows_in());
-  return conv->target.tile && !g.is_direct() ? conv->packed.source_plane * size_t(g.quads_in) : 0;
+  if (!conv->target.tile || g.is_direct()) return 0;
+  return conv->packed.source_plane * size_t(conv->packed.is_planewise ? std::min(g.quads_in, kPlanePieces) : g.quads_in);
 }
 
 void dp_conv_run(const dp_conv* conv, int32_t batch, const uint8_t* x, const uint8_t* residual, uint8_t* y, void* scratch,
@@ -128,12 +169,17 @@ void dp_conv_run(const dp_conv* conv, int32_t batch, const uint8_t* x, const uin
   if (!g.shape.has_residual) residual = nullptr;
   const size_t in = size_t(g.quads_in) * g.pixels_in * DP_QUAD, out = size_t(g.quads_out) * g.pixels_out * DP_QUAD;
   for (int32_t n = 0; n < batch; ++n, x += in, y += out, residual += residual ? out : 0) {
-    Run run{*conv, x, residual, y, static_cast<uint8_t*>(scratch), 0, 1, 1};
+    Run run{*conv, x, residual, y, static_cast<uint8_t*>(scratch), 0, 1, 1, 1};
     if (!conv->target.tile) {
       each(parallel, pool, g.shape.channels_out, equation_one, &run);
       continue;
     }
     run.tiles = (conv->packed.all_vectors + conv->packed.vectors - 1) / conv->packed.vectors;
+    if (conv->packed.is_planewise) {
+      run.plane_pieces = std::max(1, std::min({int(threads), g.quads_out, kPlanePieces}));
+      each(parallel, pool, run.plane_pieces, planes_one, &run);
+      continue;
+    }
     // Few tiles: each thread also takes a share of the output channels. And what does not fit the second-level cache is
     // written block by block of channels, so that few planes at a time are read and written from end to end.
     while (run.tiles * run.row_pieces < threads && run.row_pieces < g.quads_out) ++run.row_pieces;

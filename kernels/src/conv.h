@@ -85,6 +85,7 @@ struct Epilogue {
 
 struct Packed {
   bool is_shared = false, is_windows = false;
+  bool is_planewise = false;           // depthwise: a quad reads its own quad only, so that is all there is in the scratch
   std::vector<SharedRows> quads;
   std::vector<SharedEntry> shared;
   int vectors = 0, together = 0;       // vectors of a tile at most; rows of a group
@@ -147,7 +148,7 @@ struct Geometry {
 
 std::vector<std::vector<Nonzero>> read_weights(const Geometry&, const dp_conv_weights&); // throws
 Packed pack(const Geometry&, const std::vector<std::vector<Nonzero>>& rows, const dp_conv_weights&, const Target&);
-void gather(const Geometry&, const Packed&, const Target&, int quad, const uint8_t* x, uint8_t* scratch);
+void gather(const Geometry&, const Packed&, const Target&, int quad, const uint8_t* x, uint8_t* to_plane);
 int window_vectors(const Geometry&, const Packed&); // of a tile at most
 void pack_windows(const std::vector<std::vector<Placed>>& rows, Packed&);
 double windows_cost(const Geometry&, const Packed&, const Target&, size_t steps);

@@ -10,11 +10,10 @@ int divide_up(int value, int by) { return value <= 0 ? 0 : (value + by - 1) / by
 
 } // namespace
 
-void gather(const Geometry& g, const Packed& packed, const Target& target, int quad, const uint8_t* x, uint8_t* scratch) {
+void gather(const Geometry& g, const Packed& packed, const Target& target, int quad, const uint8_t* x, uint8_t* to_plane) {
   if (packed.phases.empty()) return; // all weights are zero
   const dp_conv_shape& s = g.shape;
   const auto* plane = reinterpret_cast<const uint32_t*>(x) + size_t(quad) * g.pixels_in;
-  uint8_t* to_plane = scratch + size_t(quad) * packed.source_plane;
   const size_t pixels = packed.source_plane / packed.phases.size() / DP_QUAD;
   const uint32_t outside = uint32_t(s.input_zero_point) * 0x01010101u;
   for (const Phase& phase : packed.phases) {

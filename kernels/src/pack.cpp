@@ -40,7 +40,8 @@ struct Source { // where taps are read from
   const Packed& packed;
 
   int32_t offset(const Nonzero& weight) const {
-    return int32_t(size_t(weight.channel / DP_QUAD) * packed.source_plane + tap(weight));
+    const size_t plane = packed.is_planewise ? 0 : size_t(weight.channel / DP_QUAD);
+    return int32_t(plane * packed.source_plane + tap(weight));
   }
 
   Placed place(const Nonzero& weight) const {
@@ -113,7 +114,7 @@ void lay_out_source(const Geometry& g, const std::vector<std::vector<Nonzero>>& 
 int vectors_of_tile(const Geometry& g, const Packed& packed, const Target& target) {
   const int all = packed.all_vectors, beyond = (packed.rows - g.height_out) * packed.pitch / DP_PIXELS;
   const int copies = std::max<int>(1, int(packed.phases.size()));
-  const int fitting = kTileBytes / (g.quads_in * kVectorBytes * copies) - beyond;
+  const int fitting = packed.is_planewise ? target.widest : kTileBytes / (g.quads_in * kVectorBytes * copies) - beyond;
   const int most = std::min(std::max(1, target.widest), std::max(kNarrowest, fitting)), tiles = (all + most - 1) / most;
   return (all + tiles - 1) / tiles;
 }
@@ -222,6 +223,7 @@ Packed pack(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, co
   std::copy_n(weights.scale, rows.size(), packed.scale.begin());
   std::copy_n(weights.bias, rows.size(), packed.bias.begin());
   lay_out_source(g, rows, packed);
+  packed.is_planewise = !g.is_direct() && g.shape.groups == g.shape.channels_in && g.shape.groups == g.shape.channels_out;
   const Source source{g, packed};
   std::vector<Quads> quads;
   for (const auto& row : rows) quads.push_back(quads_of(row, source));
@@ -229,8 +231,9 @@ Packed pack(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, co
   packed.vectors = vectors_of_tile(g, packed, target);
   packed.together = target.together ? target.together(packed.vectors) : 1;
   Packed shared = packed, windows = packed;
-  pack_rows(quads, packed);
   pack_shared(quads, g.quads_out, shared);
+  if (packed.is_planewise) return shared;
+  pack_rows(quads, packed);
   const double cheaper = std::min(double(shared.steps) / kOwnLoad, double(packed.steps));
   if (windows_pay(g, rows, target, cheaper * packed.all_vectors, windows)) return windows;
   return double(shared.steps) <= kOwnLoad * double(packed.steps) ? shared : packed;
