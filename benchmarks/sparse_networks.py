@@ -61,9 +61,9 @@ _TWO = NETS[:2]
 SETTINGS = {
     "latency-1": Setting("batch 1, one thread"),
     "latency-2": Setting("batch 1, two threads", threads=2),
-    "batch-8": Setting("batch 8, one thread", batch=8, nets=_TWO, patterns=("nm64",)),
+    "batch-8": Setting("batch 8, one thread", batch=8, nets=_TWO, patterns=("1x4",)),
     "streams": Setting(
-        "two streams, eight requests in flight", threads=2, streams=True, nets=_TWO, patterns=("nm64",)
+        "two streams, eight requests in flight", threads=2, streams=True, nets=_TWO, patterns=("1x4",)
     ),
 }
 
