@@ -46,7 +46,7 @@ void lines_one(void* context, int32_t i) {
   const Geometry& g = run.conv.geometry;
   const int all = g.is_direct() ? run.conv.packed.all_vectors : run.conv.packed.rows;
   const int window = i % g.windows_in(), piece = i / g.windows_in();
-  const int begin = int(int64_t(all) * piece / run.line_pieces), end = int(int64_t(all) * (piece + 1) / run.line_pieces);
+  const int begin = begin_of(all, piece, run.line_pieces), end = begin_of(all, piece + 1, run.line_pieces);
   gather_lines(g, run.conv.packed, run.conv.target, window, begin, end, run.x, run.scratch);
 }
 
@@ -54,8 +54,7 @@ void lines_one(void* context, int32_t i) {
 Tile tile_of(const Run& run, int number) {
   const Geometry& g = run.conv.geometry;
   const Packed& packed = run.conv.packed;
-  const int begin = int(int64_t(packed.all_vectors) * number / run.tiles);
-  const int end = int(int64_t(packed.all_vectors) * (number + 1) / run.tiles);
+  const int begin = begin_of(packed.all_vectors, number, run.tiles);
   Tile tile{};
   tile.packed = &packed;
   tile.epilogue = &run.conv.epilogue;
@@ -64,13 +63,14 @@ Tile tile_of(const Run& run, int number) {
   tile.residual = run.residual ? run.residual + to : nullptr;
   tile.out = run.y + to;
   tile.out_plane = size_t(g.pixels_out) * DP_QUAD;
+  const int end = begin_of(packed.all_vectors, number + 1, run.tiles);
   tile.vectors = end - begin;
   tile.pixels = std::min(end * DP_PIXELS, g.height_out * packed.pitch) - begin * DP_PIXELS;
   return tile;
 }
 
 size_t first_byte(const Run& run, int number) {
-  return size_t(int64_t(run.conv.packed.all_vectors) * number / run.tiles) * kVectorBytes;
+  return size_t(begin_of(run.conv.packed.all_vectors, number, run.tiles)) * kVectorBytes;
 }
 
 void tile_one(void* context, int32_t i) {
@@ -85,10 +85,10 @@ void tile_one(void* context, int32_t i) {
     tile.source = (run.scratch && !g.is_direct() ? run.scratch : run.x) + first_byte(run, number);
   const int unit = packed.is_windows ? kWindowQuads : packed.is_shared ? 1 : kBlockQuads;
   const int units = (g.quads_out + unit - 1) / unit;
-  tile.first = int(int64_t(units) * piece / run.row_pieces) * unit;
-  tile.last = std::min(g.quads_out, int(int64_t(units) * (piece + 1) / run.row_pieces) * unit);
+  tile.first = begin_of(units, piece, run.row_pieces) * unit;
+  tile.last = std::min(g.quads_out, begin_of(units, piece + 1, run.row_pieces) * unit);
   if (run.makes_own_lines()) {
-    const int begin = int(first_byte(run, number) / kVectorBytes);
+    const int begin = begin_of(packed.all_vectors, number, run.tiles);
     for (int window = 0; window < g.windows_in(); ++window)
       gather_lines(g, packed, run.conv.target, window, begin, begin + tile.vectors, run.x, run.scratch);
   }
@@ -101,8 +101,8 @@ void planes_one(void* context, int32_t piece) {
   const Packed& packed = run.conv.packed;
   const int quads = run.conv.geometry.quads_out;
   uint8_t* plane = run.scratch + size_t(piece) * packed.source_plane;
-  const int last = int(int64_t(quads) * (piece + 1) / run.plane_pieces);
-  for (int quad = int(int64_t(quads) * piece / run.plane_pieces); quad < last; ++quad) {
+  const int last = begin_of(quads, piece + 1, run.plane_pieces);
+  for (int quad = begin_of(quads, piece, run.plane_pieces); quad < last; ++quad) {
     gather(run.conv.geometry, packed, run.conv.target, quad, run.x, plane);
     for (int number = 0; number < run.tiles; ++number) {
       Tile tile = tile_of(run, number);
@@ -130,9 +130,8 @@ Epilogue epilogue_of(const dp_conv_shape& s) {
   return {s.residual_scale, s.hard_swish_slope, shift, s.low, s.high};
 }
 
-int fail(char* error, size_t bytes, const char* what) {
+void fail(char* error, size_t bytes, const char* what) {
   if (error && bytes) std::snprintf(error, bytes, "%s", what);
-  return 1;
 }
 
 } // namespace

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -14,6 +13,9 @@ namespace dp {
 constexpr int kVectorBytes = DP_PIXELS * DP_QUAD;
 
 inline int round_up(int value, int step) { return (value + step - 1) / step * step; }
+
+// Where piece `number` of `pieces` begins; the next one's beginning is its end.
+inline int begin_of(int all, int number, int pieces) { return int(int64_t(all) * number / pieces); }
 
 // A weight that is not zero, where the equation has it.
 struct Nonzero {
@@ -148,6 +150,13 @@ struct Geometry {
 
 std::vector<std::vector<Nonzero>> read_weights(const Geometry&, const dp_conv_weights&); // throws
 Packed pack(const Geometry&, const std::vector<std::vector<Nonzero>>& rows, const dp_conv_weights&, const Target&);
+
+// Of a row of a phase's copy: pixels before the image's first, and pixels of the image.
+struct Columns {
+  int shift; // input column of the row's first pixel; before the image where negative
+  int before, inside;
+};
+Columns columns_of(const Geometry&, const Packed&, const Phase&);
 void gather(const Geometry&, const Packed&, const Target&, int quad, const uint8_t* x, uint8_t* to_plane);
 int window_vectors(const Geometry&, const Packed&); // of a tile at most
 void pack_windows(const std::vector<std::vector<Placed>>& rows, Packed&);

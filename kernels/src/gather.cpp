@@ -10,6 +10,12 @@ int divide_up(int value, int by) { return value <= 0 ? 0 : (value + by - 1) / by
 
 } // namespace
 
+Columns columns_of(const Geometry& g, const Packed& packed, const Phase& phase) {
+  const dp_conv_shape& s = g.shape;
+  const int shift = phase.x - s.pad_left, before = std::min(packed.pitch, divide_up(-shift, s.stride_x));
+  return {shift, before, std::max(0, std::min(packed.pitch, divide_up(s.width - shift, s.stride_x)) - before)};
+}
+
 void gather(const Geometry& g, const Packed& packed, const Target& target, int quad, const uint8_t* x, uint8_t* to_plane) {
   if (packed.phases.empty()) return; // all weights are zero
   const dp_conv_shape& s = g.shape;
@@ -19,9 +25,7 @@ void gather(const Geometry& g, const Packed& packed, const Target& target, int q
   for (const Phase& phase : packed.phases) {
     auto* to = reinterpret_cast<uint32_t*>(to_plane + phase.offset);
     const uint32_t* const end = to + pixels;
-    const int shift = phase.x - s.pad_left; // column of the input that is a row's first
-    const int before = std::min(packed.pitch, divide_up(-shift, s.stride_x));
-    const int inside = std::max(0, std::min(packed.pitch, divide_up(s.width - shift, s.stride_x)) - before);
+    const auto [shift, before, inside] = columns_of(g, packed, phase);
     for (int row = 0; row < packed.rows; ++row, to += packed.pitch) {
       const int y = row * s.stride_y + phase.y - s.pad_top;
       if (y < 0 || y >= s.height) {

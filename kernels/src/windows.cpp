@@ -29,8 +29,6 @@ void append_steps(const Rows& rows, int32_t line, Packed& packed) {
   }
 }
 
-int divide_up(int value, int by) { return value <= 0 ? 0 : (value + by - 1) / by; }
-
 } // namespace
 
 int window_vectors(const Geometry& g, const Packed& packed) {
@@ -74,9 +72,7 @@ void gather_lines(const Geometry& g, const Packed& packed, const Target& target,
   for (size_t i = 0; i < packed.phases.size(); ++i) {
     const Phase& phase = packed.phases[i];
     const uint8_t* const end = to_plane + packed.source_plane / packed.phases.size() * (i + 1) * kLinesPerQuad;
-    const int shift = phase.x - s.pad_left; // column of the input that is a row's first
-    const int before = std::min(packed.pitch, divide_up(-shift, s.stride_x));
-    const int inside = std::max(0, std::min(packed.pitch, divide_up(s.width - shift, s.stride_x)) - before);
+    const auto [shift, before, inside] = columns_of(g, packed, phase);
     uint8_t* to = to_plane + (phase.offset + size_t(first) * packed.pitch * DP_QUAD) * kLinesPerQuad;
     for (int row = first; row < last; ++row, to += size_t(packed.pitch) * kWindow) {
       const int y = row * s.stride_y + phase.y - s.pad_top;
