@@ -17,6 +17,12 @@ inline int round_up(int value, int step) { return (value + step - 1) / step * st
 // Where piece `number` of `pieces` begins; the next one's beginning is its end.
 inline int begin_of(int all, int number, int pieces) { return int(int64_t(all) * number / pieces); }
 
+// The most that a piece holds when `all` are cut into pieces of at most `most`, as even as can be.
+inline int evenly(int all, int most) {
+  const int pieces = (all + most - 1) / most;
+  return (all + pieces - 1) / pieces;
+}
+
 // A weight that is not zero, where the equation has it.
 struct Nonzero {
   int32_t channel, ky, kx, value;

@@ -115,8 +115,7 @@ int vectors_of_tile(const Geometry& g, const Packed& packed, const Target& targe
   const int all = packed.all_vectors, beyond = (packed.rows - g.height_out) * packed.pitch / DP_PIXELS;
   const int copies = std::max<int>(1, int(packed.phases.size()));
   const int fitting = packed.is_planewise ? target.widest : kTileBytes / (g.quads_in * kVectorBytes * copies) - beyond;
-  const int most = std::min(std::max(1, target.widest), std::max(kNarrowest, fitting)), tiles = (all + most - 1) / most;
-  return (all + tiles - 1) / tiles;
+  return evenly(all, std::min(std::max(1, target.widest), std::max(kNarrowest, fitting)));
 }
 
 void pack_shared(const std::vector<Quads>& rows, int quads_out, Packed& packed) {

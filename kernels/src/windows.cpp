@@ -34,8 +34,7 @@ void append_steps(const Rows& rows, int32_t line, Packed& packed) {
 int window_vectors(const Geometry& g, const Packed& packed) {
   const int all = packed.all_vectors, beyond = (packed.rows - g.height_out) * packed.pitch / DP_PIXELS;
   const int fitting = kTileBytes / (g.windows_in() * kWindow * DP_PIXELS) - beyond;
-  const int most = std::min(kMostVectors, std::max(1, fitting)), tiles = (all + most - 1) / most;
-  return (all + tiles - 1) / tiles;
+  return evenly(all, std::min(kMostVectors, std::max(1, fitting)));
 }
 
 void pack_windows(const std::vector<std::vector<Placed>>& rows, Packed& packed) {
