@@ -12,11 +12,11 @@
 namespace dp {
 namespace {
 
-constexpr int kWidest = 8, kShared = 7; // vectors of a tile; of one pass over shared rows: 28 accumulators
+constexpr int kWidest = 8, kShared = 6; // vectors of a tile; of one pass over shared rows: 24 accumulators
 
 // Rows of a group: as many as leave the other registers to one vector of pixels and one of weights.
 constexpr int rows_for(int vectors) {
-  constexpr int table[kWidest + 1] = {8, 8, 8, 8, 6, 5, 4, 4, 3};
+  constexpr int table[kWidest + 1] = {8, 8, 8, 6, 4, 4, 3, 3, 2};
   return table[vectors];
 }
 
@@ -35,12 +35,6 @@ template <int N, class F>
 // acc += x * weights. As assembly, because the compiler keeps copies of the accumulators around its own intrinsic.
 [[gnu::always_inline]] inline void multiply(__m512i& acc, __m512i x, __m512i weights) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(weights));
-}
-
-// The same, the weights broadcast from memory by the instruction itself: with 28 accumulators there is no
-// register to hold four of them, and the compiler, told by intrinsics, would load them into some and spill.
-[[gnu::always_inline]] inline void multiply(__m512i& acc, __m512i x, const uint32_t& weights) {
-  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(x), "m"(weights));
 }
 
 // What a sum goes through before it is a byte.
@@ -62,16 +56,15 @@ template <bool kSwish, bool kResidual>
 // Sixteen pixels to and from a plane; the places of those to throw away are not touched.
 [[gnu::always_inline]] inline void store_pixels(uint8_t* plane, const Lanes* lanes, int v, __m512i pixels) {
   if (!lanes) return _mm512_store_si512(plane + v * kVectorBytes, pixels);
-  const unsigned count = unsigned(_mm_popcnt_u32(lanes[v].valid));
-  _mm512_mask_storeu_epi32(plane + size_t(lanes[v].first) * DP_QUAD, __mmask16((1u << count) - 1),
-                           _mm512_maskz_compress_epi32(lanes[v].valid, pixels));
+  const Lanes& at = lanes[v];
+  uint8_t* to = plane + size_t(at.first) * DP_QUAD;
+  _mm512_mask_storeu_epi32(to, at.packed, _mm512_maskz_compress_epi32(at.valid, pixels));
 }
 
 [[gnu::always_inline]] inline __m512i load_pixels(const uint8_t* plane, const Lanes* lanes, int v) {
   if (!lanes) return load(plane + v * kVectorBytes);
-  const unsigned count = unsigned(_mm_popcnt_u32(lanes[v].valid));
-  const __m512i found = _mm512_maskz_loadu_epi32(__mmask16((1u << count) - 1), plane + size_t(lanes[v].first) * DP_QUAD);
-  return _mm512_maskz_expand_epi32(lanes[v].valid, found);
+  const Lanes& at = lanes[v];
+  return _mm512_maskz_expand_epi32(at.valid, _mm512_maskz_loadu_epi32(at.packed, plane + size_t(at.first) * DP_QUAD));
 }
 
 // Channel `i` of each pixel of a vector.
@@ -86,54 +79,53 @@ inline __m512i transpose_lanes(__m512i bytes) {
   return _mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(order));
 }
 
-// SHARED ROWS: accumulators of four output channels.
-template <int V>
-struct Block {
-  __m512i acc[DP_QUAD][V];
-};
-
+// SHARED ROWS.
 template <int V, bool kSwish, bool kResidual>
-[[gnu::always_inline]] inline void store_quad(const Block<V>& block, const Tile& tile, int quad, int begin) {
+[[gnu::always_inline]] inline void store_quad(const __m512i (&acc)[DP_QUAD][V], const Tile& tile, int quad, int begin) {
   const Epilogue& e = *tile.epilogue;
+  const bool clamps = e.low > 0 || e.high < 255; // the packing has clamped to 0..255 already
   const __m512i low = _mm512_set1_epi8(char(e.low)), high = _mm512_set1_epi8(char(e.high));
   const float* scale = tile.packed->scale.data() + quad * DP_QUAD;
   uint8_t* out = tile.out + size_t(quad) * tile.out_plane;
   const uint8_t* residual = kResidual ? tile.residual + size_t(quad) * tile.out_plane : nullptr;
-#pragma GCC unroll 8
-  for (int v = 0; v < V; ++v) {
+  unrolled<V>([&](auto v) DP_INLINE {
     const __m512i r = kResidual ? load_pixels(residual, tile.lanes, begin + v) : _mm512_setzero_si512();
     __m512i row[DP_QUAD];
-#pragma GCC unroll 4
-    for (int i = 0; i < DP_QUAD; ++i)
-      row[i] = requantize<kSwish, kResidual>(block.acc[i][v], _mm512_set1_ps(scale[i]), e, byte_of(r, i));
+    unrolled<DP_QUAD>([&](auto i) DP_INLINE {
+      row[i] = requantize<kSwish, kResidual>(acc[i][v], _mm512_set1_ps(scale[i]), e, byte_of(r, i));
+    });
     const __m512i first = _mm512_packs_epi32(row[0], row[1]);
     const __m512i second = _mm512_packs_epi32(row[2], row[3]);
-    const __m512i bytes = _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(first, second), low), high);
+    __m512i bytes = _mm512_packus_epi16(first, second);
+    if (clamps) bytes = _mm512_min_epu8(_mm512_max_epu8(bytes, low), high);
     store_pixels(out, tile.lanes, begin + v, transpose_lanes(bytes));
-  }
+  });
 }
 
+// All quads of vectors begin .. begin + V.
 template <int V, bool kSwish, bool kResidual>
-void shared_quad(const Tile& tile, int quad, int begin) {
+void shared_vectors(const Tile& tile, int begin) {
   const Packed& packed = *tile.packed;
-  const int32_t* bias = packed.bias.data() + quad * DP_QUAD;
   const uint8_t* source = tile.source + begin * kVectorBytes;
-  Block<V> block;
-#pragma GCC unroll 4
-  for (int r = 0; r < DP_QUAD; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) block.acc[r][v] = _mm512_set1_epi32(bias[r]);
-  const SharedEntry* entry = packed.shared.data() + packed.quads[quad].begin;
-  for (const SharedEntry* end = entry + packed.quads[quad].length; entry != end; ++entry) {
-    const uint8_t* from = source + entry->offset;
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      const __m512i x = load(from + v * kVectorBytes);
-#pragma GCC unroll 4
-      for (int r = 0; r < DP_QUAD; ++r) multiply(block.acc[r][v], x, entry->weights[r]);
+  for (int quad = tile.first; quad < tile.last; ++quad) {
+    const int32_t* bias = packed.bias.data() + quad * DP_QUAD;
+    __m512i acc[DP_QUAD][V];
+    unrolled<DP_QUAD>([&](auto r) DP_INLINE {
+      const __m512i start = _mm512_set1_epi32(bias[r]);
+      unrolled<V>([&](auto v) DP_INLINE { acc[r][v] = start; });
+    });
+    const SharedEntry* entry = packed.shared.data() + packed.quads[quad].begin;
+    for (const SharedEntry* end = entry + packed.quads[quad].length; entry != end; ++entry) {
+      const uint8_t* from = source + entry->offset;
+      __m512i weights[DP_QUAD];
+      unrolled<DP_QUAD>([&](auto r) DP_INLINE { weights[r] = _mm512_set1_epi32(int32_t(entry->weights[r])); });
+      unrolled<V>([&](auto v) DP_INLINE {
+        const __m512i x = load(from + v * kVectorBytes);
+        unrolled<DP_QUAD>([&](auto r) DP_INLINE { multiply(acc[r][v], x, weights[r]); });
+      });
     }
+    store_quad<V, kSwish, kResidual>(acc, tile, quad, begin);
   }
-  store_quad<V, kSwish, kResidual>(block, tile, quad, begin);
 }
 
 // SPARSE ROWS: one row's bytes of four vectors of pixels, in the order in which `interleave` wants them.
@@ -264,7 +256,7 @@ void sparse_block(const Tile& tile, int first) {
     out.fetch<V, true>();
     if (kResidual) next.fetch<V, false>();
     __m512i acc[R][V];
-    if constexpr (kSwish || kResidual)
+    if constexpr (kSwish)
       accumulate_apart(tile, packed.groups[group], rows, acc);
     else
       accumulate(tile, packed.groups[group], rows, acc);
@@ -277,34 +269,47 @@ void sparse_block(const Tile& tile, int first) {
   interleave<V>(planar, tile, first, last);
 }
 
+// Tiles of sparse rows are as wide as was planned, or one vector narrower.
 template <int V, bool kSwish, bool kResidual>
+void sparse_rows(const Tile& tile, int first) {
+  if (tile.packed->together == rows_for(V))
+    sparse_block<rows_for(V), V, kSwish, kResidual>(tile, first);
+  else
+    sparse_block<rows_for(V < kWidest ? V + 1 : V), V, kSwish, kResidual>(tile, first);
+}
+
+template <bool kSwish, bool kResidual, int... V>
+void run_sparse(const Tile& tile, std::integer_sequence<int, V...>) {
+  using Rows = void (*)(const Tile&, int);
+  static constexpr Rows rows[] = {sparse_rows<V + 1, kSwish, kResidual>...};
+  for (int first = tile.first; first < tile.last; first += kBlockQuads) rows[tile.vectors - 1](tile, first);
+}
+
+// Tiles of shared rows may be of any width.
+template <bool kSwish, bool kResidual, int... V>
+void run_shared(const Tile& tile, std::integer_sequence<int, V...>) {
+  using Vectors = void (*)(const Tile&, int);
+  static constexpr Vectors vectors[] = {shared_vectors<V + 1, kSwish, kResidual>...};
+  const int pieces = (tile.vectors + kShared - 1) / kShared;
+  for (int piece = 0; piece < pieces; ++piece) {
+    const int begin = begin_of(tile.vectors, piece, pieces), end = begin_of(tile.vectors, piece + 1, pieces);
+    vectors[end - begin - 1](tile, begin);
+  }
+}
+
+template <bool kSwish, bool kResidual>
 void run(const Tile& tile) {
-  if (tile.packed->is_shared) {
-    constexpr int once = V <= kShared ? V : V / 2;
-    for (int quad = tile.first; quad < tile.last; ++quad) {
-      shared_quad<once, kSwish, kResidual>(tile, quad, 0);
-      if (V > once) shared_quad<once, kSwish, kResidual>(tile, quad, once);
-    }
-    return;
-  }
-  // Tiles are as wide as was planned, or one vector narrower.
-  for (int first = tile.first; first < tile.last; first += kBlockQuads) {
-    if (tile.packed->together == rows_for(V))
-      sparse_block<rows_for(V), V, kSwish, kResidual>(tile, first);
-    else
-      sparse_block<rows_for(V < kWidest ? V + 1 : V), V, kSwish, kResidual>(tile, first);
-  }
+  if (tile.packed->is_shared)
+    run_shared<kSwish, kResidual>(tile, std::make_integer_sequence<int, kShared>());
+  else
+    run_sparse<kSwish, kResidual>(tile, std::make_integer_sequence<int, kWidest>());
 }
 
-template <int... V>
-void run_of(const Tile& tile, std::integer_sequence<int, V...>) {
-  using Run = void (*)(const Tile&);
-  static constexpr Run table[2][2][kWidest] = {{{run<V + 1, false, false>...}, {run<V + 1, false, true>...}},
-                                               {{run<V + 1, true, false>...}, {run<V + 1, true, true>...}}};
-  table[tile.epilogue->hard_swish_slope > 0][tile.residual != nullptr][tile.vectors - 1](tile);
+void tile(const Tile& tile) {
+  const bool swish = tile.epilogue->hard_swish_slope > 0;
+  if (tile.residual) return swish ? run<true, true>(tile) : run<false, true>(tile);
+  return swish ? run<true, false>(tile) : run<false, false>(tile);
 }
-
-void tile(const Tile& tile) { run_of(tile, std::make_integer_sequence<int, kWidest>()); }
 
 } // namespace
 } // namespace dp

@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include <algorithm>
+#include <cstring>
 
 #include "conv.h"
 
@@ -73,27 +73,33 @@ void from_c4(int pixels, int channels, const uint8_t* c4, uint8_t* nhwc) {
     }
 }
 
-void every(int count, int stride, const uint32_t* from, uint32_t* to) {
-  int i = 0;
-  if (stride == 1) {
-    for (; i + 16 <= count; i += 16) _mm512_storeu_si512(to + i, _mm512_loadu_si512(from + i));
-    const __mmask16 rest = __mmask16((1u << (count - i)) - 1);
-    _mm512_mask_storeu_epi32(to + i, rest, _mm512_maskz_loadu_epi32(rest, from + i));
-    return;
-  }
-  if (stride == 2) {
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    for (; i < count; i += 16) {
-      const int there = std::min(32, 2 * (count - i) - 1), written = std::min(16, count - i);
-      const __mmask16 first = __mmask16((1u << std::min(16, there)) - 1);
-      const __mmask16 second = there > 16 ? __mmask16((1u << (there - 16)) - 1) : __mmask16(0);
-      _mm512_mask_storeu_epi32(to + i, __mmask16((1u << written) - 1),
-                               _mm512_permutex2var_epi32(_mm512_maskz_loadu_epi32(first, from + 2 * i), even,
-                                                         _mm512_maskz_loadu_epi32(second, from + 2 * i + 16)));
+template <bool kHalved>
+void copy_segments(const Packed& packed, const uint8_t* plane, __m512i outside, uint8_t* to) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const Segment* segment = packed.segments.data();
+  for (size_t v = 1; v < packed.vector_segments.size(); ++v, to += kVectorBytes) {
+    __m512i x = outside;
+    for (const Segment* end = packed.segments.data() + packed.vector_segments[v]; segment != end; ++segment) {
+      const uint8_t* from = plane + segment->from;
+      if (kHalved) {
+        const __m512i low = _mm512_maskz_loadu_epi32(segment->low, from);
+        const __m512i high = _mm512_maskz_loadu_epi32(segment->high, from + kVectorBytes);
+        x = _mm512_mask_mov_epi32(x, segment->lanes, _mm512_permutex2var_epi32(low, even, high));
+      } else {
+        x = _mm512_mask_loadu_epi32(x, segment->lanes, from);
+      }
     }
-    return;
+    _mm512_store_si512(to, x);
   }
-  for (; i < count; ++i) to[i] = from[i * stride];
+}
+
+void copy(const Packed& packed, const uint8_t* plane, uint32_t outside, uint8_t* to) {
+  for (const int32_t pixel : packed.pixels) {
+    std::memcpy(to, pixel < 0 ? reinterpret_cast<const uint8_t*>(&outside) : plane + size_t(pixel) * DP_QUAD, DP_QUAD);
+    to += DP_QUAD;
+  }
+  const __m512i around = _mm512_set1_epi32(int32_t(outside));
+  packed.is_halved ? copy_segments<true>(packed, plane, around, to) : copy_segments<false>(packed, plane, around, to);
 }
 
 } // namespace

@@ -21,7 +21,7 @@ namespace {
 // Of the second-level cache, what activations may take.
 constexpr size_t kSecondLevel = 640 * 1024;
 
-// Most pieces a depthwise convolution is cut into; each has a plane of scratch.
+// Most pieces a depthwise convolution is cut into; each has two planes of scratch.
 constexpr int kPlanePieces = 64;
 
 struct Run {
@@ -95,22 +95,23 @@ void tile_one(void* context, int32_t i) {
   run.conv.target.tile(tile);
 }
 
-// A share of a depthwise convolution's quads, each copied and computed while it is in the first-level cache.
+// A share of a depthwise convolution's quads, each copied and computed while it is in the first-level cache. The next one
+// is copied first: what was just written in whole vectors cannot be read between them before it has left the CPU's queue.
 void planes_one(void* context, int32_t piece) {
   const Run& run = *static_cast<Run*>(context);
   const Packed& packed = run.conv.packed;
   const int quads = run.conv.geometry.quads_out;
-  uint8_t* plane = run.scratch + size_t(piece) * packed.source_plane;
-  const int last = begin_of(quads, piece + 1, run.plane_pieces);
-  for (int quad = begin_of(quads, piece, run.plane_pieces); quad < last; ++quad) {
-    gather(run.conv.geometry, packed, run.conv.target, quad, run.x, plane);
-    for (int number = 0; number < run.tiles; ++number) {
-      Tile tile = tile_of(run, number);
-      tile.source = plane + first_byte(run, number);
-      tile.first = quad;
-      tile.last = quad + 1;
-      run.conv.target.tile(tile);
-    }
+  const int first = begin_of(quads, piece, run.plane_pieces), last = begin_of(quads, piece + 1, run.plane_pieces);
+  const auto plane = [&](int quad) { return run.scratch + (size_t(piece) * 2 + size_t(quad % 2)) * packed.source_plane; };
+  const auto copy = [&](int quad) { gather(run.conv.geometry, packed, run.conv.target, quad, run.x, plane(quad)); };
+  Tile tile = tile_of(run, 0);
+  if (first < last) copy(first);
+  for (int quad = first; quad < last; ++quad) {
+    if (quad + 1 < last) copy(quad + 1);
+    tile.source = plane(quad);
+    tile.first = quad;
+    tile.last = quad + 1;
+    run.conv.target.tile(tile);
   }
 }
 
@@ -159,7 +160,7 @@ size_t dp_conv_scratch_bytes(const dp_conv* conv) {
   const Geometry& g = conv->geometry;
   if (conv->packed.is_windows) return conv->packed.source_plane * kLinesPerQuad * size_t(g.windows_in());
   if (!conv->target.tile || g.is_direct()) return 0;
-  return conv->packed.source_plane * size_t(conv->packed.is_planewise ? std::min(g.quads_in, kPlanePieces) : g.quads_in);
+  return conv->packed.source_plane * size_t(conv->packed.is_planewise ? 2 * std::min(g.quads_in, kPlanePieces) : g.quads_in);
 }
 
 void dp_conv_run(const dp_conv* conv, int32_t batch, const uint8_t* x, const uint8_t* residual, uint8_t* y, void* scratch,
@@ -173,12 +174,13 @@ void dp_conv_run(const dp_conv* conv, int32_t batch, const uint8_t* x, const uin
       each(parallel, pool, g.shape.channels_out, equation_one, &run);
       continue;
     }
-    run.tiles = (conv->packed.all_vectors + conv->packed.vectors - 1) / conv->packed.vectors;
     if (conv->packed.is_planewise) {
+      run.tiles = 1;
       run.plane_pieces = std::max(1, std::min({int(threads), g.quads_out, kPlanePieces}));
       each(parallel, pool, run.plane_pieces, planes_one, &run);
       continue;
     }
+    run.tiles = (conv->packed.all_vectors + conv->packed.vectors - 1) / conv->packed.vectors;
     // Few tiles: each thread also takes a share of the output channels. And what does not fit the second-level cache is
     // written block by block of channels, so that few planes at a time are read and written from end to end.
     while (run.tiles * run.row_pieces < threads && run.row_pieces < g.quads_out) ++run.row_pieces;

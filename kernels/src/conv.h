@@ -79,9 +79,16 @@ struct Phase {
   size_t offset; // bytes from the plane's beginning
 };
 
-// Which of a vector's sixteen pixels are in the output, and where the first of them goes.
+// Lanes of a vector of that copy that are one row of the input: lane i is `from` + 4 i * stride bytes into the plane.
+struct Segment {
+  int32_t from;
+  uint16_t lanes;
+  uint16_t low, high; // with a stride of 2: what to read of the sixteen pixels from there on, and of the next sixteen
+};
+
+// Which of a vector's sixteen pixels are in the output, as many lanes from the first on, and where the first of them goes.
 struct Lanes {
-  uint16_t valid;
+  uint16_t valid, packed;
   int32_t first;
 };
 
@@ -107,6 +114,10 @@ struct Packed {
   std::vector<float> scale;            // padded to whole blocks
   std::vector<int32_t> bias;
   std::vector<Phase> phases;
+  std::vector<Segment> segments;       // of the copy's vectors, up to a stride of 2
+  std::vector<int32_t> vector_segments; // first segment of each vector, and the end
+  std::vector<int32_t> pixels;         // beyond that: the input's pixel for each of the copy, or -1
+  bool is_halved = false;              // stride 2
   std::vector<Lanes> lanes;            // of each vector, where rows have pixels to throw away
   int pitch = 0, rows = 0, all_vectors = 0;
   size_t source_plane = 0;             // bytes between the quads of one pixel, in the input or in the scratch
@@ -134,7 +145,8 @@ struct Target {
   int (*together)(int vectors);                                  // rows of a group for so many vectors
   void (*to_c4)(int pixels, int channels, const uint8_t*, uint8_t*);
   void (*from_c4)(int pixels, int channels, const uint8_t*, uint8_t*);
-  void (*every)(int count, int stride, const uint32_t* from, uint32_t* to); // to[i] = from[i * stride]
+  // The copy of a plane for its phases; pixels outside the image become `outside`.
+  void (*copy)(const Packed&, const uint8_t* plane, uint32_t outside, uint8_t* to);
   // Where there are windows: lines of `count` pixels, from up to sixteen quads `plane` bytes apart, absent ones zero; and
   // what a step costs per pixel, and a line, in multiplications of one loaded vector by a quad's weights.
   void (*lines)(int count, int stride, int quads, size_t plane, const uint8_t* from, uint8_t* to) = nullptr;
@@ -163,6 +175,7 @@ struct Columns {
   int before, inside;
 };
 Columns columns_of(const Geometry&, const Packed&, const Phase&);
+void plan_copy(const Geometry&, Packed&);
 void gather(const Geometry&, const Packed&, const Target&, int quad, const uint8_t* x, uint8_t* to_plane);
 int window_vectors(const Geometry&, const Packed&); // of a tile at most
 void pack_windows(const std::vector<std::vector<Placed>>& rows, Packed&);

@@ -16,28 +16,53 @@ Columns columns_of(const Geometry& g, const Packed& packed, const Phase& phase) 
   return {shift, before, std::max(0, std::min(packed.pitch, divide_up(s.width - shift, s.stride_x)) - before)};
 }
 
-void gather(const Geometry& g, const Packed& packed, const Target& target, int quad, const uint8_t* x, uint8_t* to_plane) {
-  if (packed.phases.empty()) return; // all weights are zero
+namespace {
+
+uint32_t every_second(uint32_t lanes) {
+  uint32_t spread = 0;
+  for (int i = 0; i < DP_PIXELS; ++i) spread |= (lanes >> i & 1) << 2 * i;
+  return spread;
+}
+
+std::vector<int32_t> pixels_of(const Geometry& g, const Packed& packed) {
   const dp_conv_shape& s = g.shape;
-  const auto* plane = reinterpret_cast<const uint32_t*>(x) + size_t(quad) * g.pixels_in;
-  const size_t pixels = packed.source_plane / packed.phases.size() / DP_QUAD;
-  const uint32_t outside = uint32_t(s.input_zero_point) * 0x01010101u;
-  for (const Phase& phase : packed.phases) {
-    auto* to = reinterpret_cast<uint32_t*>(to_plane + phase.offset);
-    const uint32_t* const end = to + pixels;
-    const auto [shift, before, inside] = columns_of(g, packed, phase);
-    for (int row = 0; row < packed.rows; ++row, to += packed.pitch) {
-      const int y = row * s.stride_y + phase.y - s.pad_top;
-      if (y < 0 || y >= s.height) {
-        std::fill_n(to, packed.pitch, outside);
-        continue;
+  std::vector<int32_t> pixels(packed.source_plane / DP_QUAD, -1);
+  for (const Phase& phase : packed.phases)
+    for (int row = 0; row < packed.rows; ++row)
+      for (int column = 0; column < packed.pitch; ++column) {
+        const int y = row * s.stride_y + phase.y - s.pad_top, x = column * s.stride_x + phase.x - s.pad_left;
+        if (y >= 0 && y < s.height && x >= 0 && x < s.width)
+          pixels[phase.offset / DP_QUAD + size_t(row * packed.pitch + column)] = y * s.width + x;
       }
-      std::fill_n(to, before, outside);
-      target.every(inside, s.stride_x, plane + size_t(y) * s.width + before * s.stride_x + shift, to + before);
-      std::fill_n(to + before + inside, packed.pitch - before - inside, outside);
-    }
-    std::fill_n(to, end - to, outside);
+  return pixels;
+}
+
+} // namespace
+
+void plan_copy(const Geometry& g, Packed& packed) {
+  const int stride = g.shape.stride_x;
+  std::vector<int32_t> pixels = pixels_of(g, packed);
+  if (stride > 2) {
+    packed.pixels = std::move(pixels);
+    return;
   }
+  packed.is_halved = stride == 2;
+  for (size_t i = 0; i < pixels.size(); ++i) {
+    const int lane = int(i % DP_PIXELS), from = (pixels[i] - lane * stride) * DP_QUAD;
+    if (lane == 0) packed.vector_segments.push_back(int32_t(packed.segments.size()));
+    if (pixels[i] < 0) continue;
+    if (lane == 0 || pixels[i - 1] < 0 || packed.segments.back().from != from) packed.segments.push_back({from, 0, 0, 0});
+    Segment& segment = packed.segments.back();
+    segment.lanes = uint16_t(segment.lanes | 1 << lane);
+    const uint32_t read = every_second(segment.lanes);
+    segment.low = uint16_t(read), segment.high = uint16_t(read >> DP_PIXELS);
+  }
+  packed.vector_segments.push_back(int32_t(packed.segments.size()));
+}
+
+void gather(const Geometry& g, const Packed& packed, const Target& target, int quad, const uint8_t* x, uint8_t* to_plane) {
+  const uint8_t* plane = x + size_t(quad) * g.pixels_in * DP_QUAD;
+  target.copy(packed, plane, uint32_t(g.shape.input_zero_point) * 0x01010101u, to_plane);
 }
 
 } // namespace dp

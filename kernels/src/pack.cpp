@@ -98,13 +98,15 @@ void lay_out_source(const Geometry& g, const std::vector<std::vector<Nonzero>>& 
   const size_t bytes = size_t(round_up(packed.rows * packed.pitch + beside, DP_PIXELS) + DP_PIXELS) * DP_QUAD;
   for (const auto& [y, x] : found) packed.phases.push_back({y, x, bytes * packed.phases.size()});
   packed.source_plane = bytes * packed.phases.size();
+  plan_copy(g, packed);
   if (packed.pitch == g.width_out) return;
   for (int vector = 0, next = 0; vector < packed.all_vectors; ++vector) {
-    Lanes lanes{0, next};
+    Lanes lanes{0, 0, next};
     for (int i = 0; i < DP_PIXELS; ++i) {
       const int pixel = vector * DP_PIXELS + i;
       if (pixel % packed.pitch >= g.width_out || pixel / packed.pitch >= g.height_out) continue;
       lanes.valid = uint16_t(lanes.valid | 1 << i);
+      lanes.packed = uint16_t(lanes.packed << 1 | 1);
       ++next;
     }
     packed.lanes.push_back(lanes);

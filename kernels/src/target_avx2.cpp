@@ -166,17 +166,27 @@ void from_c4(int pixels, int channels, const uint8_t* c4, uint8_t* nhwc) {
   }
 }
 
-void every(int count, int stride, const uint32_t* from, uint32_t* to) {
-  if (stride == 1)
-    std::memcpy(to, from, size_t(count) * sizeof *to);
-  else
-    for (int i = 0; i < count; ++i) to[i] = from[i * stride];
+void copy(const Packed& packed, const uint8_t* plane, uint32_t outside, uint8_t* to) {
+  for (const int32_t pixel : packed.pixels) {
+    std::memcpy(to, pixel < 0 ? reinterpret_cast<const uint8_t*>(&outside) : plane + size_t(pixel) * DP_QUAD, DP_QUAD);
+    to += DP_QUAD;
+  }
+  for (size_t v = 1; v < packed.vector_segments.size(); ++v, to += kVectorBytes) {
+    for (int i = 0; i < DP_PIXELS; ++i) std::memcpy(to + i * DP_QUAD, &outside, DP_QUAD);
+    for (int i = packed.vector_segments[v - 1]; i < packed.vector_segments[v]; ++i) {
+      const Segment& segment = packed.segments[i];
+      const int first = __builtin_ctz(segment.lanes), count = __builtin_popcount(segment.lanes);
+      const uint8_t* from = plane + segment.from;
+      if (!packed.is_halved) std::memcpy(to + first * DP_QUAD, from + first * DP_QUAD, size_t(count) * DP_QUAD);
+      for (int i = first; packed.is_halved && i < first + count; ++i) std::memcpy(to + i * DP_QUAD, from + i * 2 * DP_QUAD, DP_QUAD);
+    }
+  }
 }
 
 bool runs() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 } // namespace
 
-Target avx2_target() { return {"avx2", runs, tile, kWidest, [](int) { return 1; }, to_c4, from_c4, every}; }
+Target avx2_target() { return {"avx2", runs, tile, kWidest, [](int) { return 1; }, to_c4, from_c4, copy}; }
 
 } // namespace dp

@@ -146,6 +146,30 @@ void tile_or_windows(const Tile& one) {
   return swish ? run_windows<true, false>(one, units) : run_windows<false, false>(one, units);
 }
 
+// to[i] = from[i * stride]
+void every(int count, int stride, const uint32_t* from, uint32_t* to) {
+  int i = 0;
+  if (stride == 1) {
+    for (; i + 16 <= count; i += 16) _mm512_storeu_si512(to + i, _mm512_loadu_si512(from + i));
+    const __mmask16 rest = __mmask16((1u << (count - i)) - 1);
+    _mm512_mask_storeu_epi32(to + i, rest, _mm512_maskz_loadu_epi32(rest, from + i));
+    return;
+  }
+  if (stride == 2) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    for (; i < count; i += 16) {
+      const int there = std::min(32, 2 * (count - i) - 1), written = std::min(16, count - i);
+      const __mmask16 first = __mmask16((1u << std::min(16, there)) - 1);
+      const __mmask16 second = there > 16 ? __mmask16((1u << (there - 16)) - 1) : __mmask16(0);
+      _mm512_mask_storeu_epi32(to + i, __mmask16((1u << written) - 1),
+                               _mm512_permutex2var_epi32(_mm512_maskz_loadu_epi32(first, from + 2 * i), even,
+                                                         _mm512_maskz_loadu_epi32(second, from + 2 * i + 16)));
+    }
+    return;
+  }
+  for (; i < count; ++i) to[i] = from[i * stride];
+}
+
 void lines(int count, int stride, int quads, size_t plane, const uint8_t* from, uint8_t* to) {
   for (int pixel = 0; pixel < count; pixel += DP_PIXELS) {
     const int here = std::min<int>(DP_PIXELS, count - pixel);
@@ -184,7 +208,7 @@ bool runs() {
 // that transpose sixteen, of which Zen 5 does two a cycle and Intel one: counted, not measured.
 Target target(const char* name, double cheaper) {
   const bool is_amd = __builtin_cpu_is("amd");
-  Target made{name, runs, tile_or_windows, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, every};
+  Target made{name, runs, tile_or_windows, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy};
   made.lines = lines;
   made.step_cost = cheaper * (is_amd ? 8.4 / 5.5 : 2);
   made.line_cost = cheaper * (is_amd ? 4 : 8);

@@ -12,7 +12,7 @@ bool runs() {
 } // namespace
 
 Target avx512_vnni_target() {
-  return {"avx512_vnni", runs, tile, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, every};
+  return {"avx512_vnni", runs, tile, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy};
 }
 
 } // namespace dp
