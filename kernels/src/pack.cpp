@@ -92,10 +92,14 @@ void lay_out_source(const Geometry& g, const std::vector<std::vector<Nonzero>>& 
   const int padding = std::max(0, g.width_out + beside - s.pad_left - s.width); // of what taps reach to the right
   const int shared = s.stride_x == 1 ? std::min({s.pad_left, beside, padding, g.width_out - 1}) : 0;
   packed.pitch = g.width_out + beside - shared;
+  // Whole vectors a row, where there are no more for it: a third of a 3 x 3 kernel's taps are then aligned.
+  const int whole = round_up(packed.pitch, DP_PIXELS);
+  if (whole * g.height_out <= round_up(packed.pitch * g.height_out, DP_PIXELS)) packed.pitch = whole;
   packed.rows = g.height_out + below;
   packed.all_vectors = round_up(g.height_out * packed.pitch, DP_PIXELS) / DP_PIXELS;
   // The last vector may begin in the last row, and its taps reach that far beyond.
-  const size_t bytes = size_t(round_up(packed.rows * packed.pitch + beside, DP_PIXELS) + DP_PIXELS) * DP_QUAD;
+  // An odd number of lines, so that planes do not meet in the same few sets of the first-level cache.
+  const size_t bytes = size_t(round_up(packed.rows * packed.pitch + beside, DP_PIXELS) + DP_PIXELS) * DP_QUAD | DP_ALIGN;
   for (const auto& [y, x] : found) packed.phases.push_back({y, x, bytes * packed.phases.size()});
   packed.source_plane = bytes * packed.phases.size();
   plan_copy(g, packed);
