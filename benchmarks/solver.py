@@ -19,7 +19,7 @@ import torch
 
 from deploypruner.graph import trace
 from deploypruner.prune.room import by_importance
-from deploypruner.search.choices import Walk
+from deploypruner.search.choices import WidthWalk
 from deploypruner.search.importance import make_choices, running_importance
 from deploypruner.search.optimise import best_places, fastest
 from deploypruner.search.solve import reach, solve
@@ -31,7 +31,7 @@ SHARES = (0.1, 0.3, 0.6)
 NETWORKS = ("resnet50", "mobilenet_v2", "efficientnet_b0", "densenet121")
 SPEEDUPS = (1.5, 3.0)
 
-Rival = Callable[[Walk, float], tuple[int, ...]]
+Rival = Callable[[WidthWalk, float], tuple[int, ...]]
 
 
 @click.command()
@@ -61,7 +61,7 @@ def small(kind: str, cases: int) -> None:
             budget = float(ms.min() + share * (ms.max() - ms.min()))
             best = float(worth[ms <= budget * (1 + 1e-12)].max())
             for way, choose in ways.items():
-                places = choose(Walk(case.choices, case.tally(), case.order), budget)
+                places = choose(WidthWalk(case.choices, case.tally(), case.order), budget)
                 met = ms[places] <= budget * (1 + 1e-12)
                 gaps[way].append(1 - float(worth[places]) / best if met else np.nan)
     for way, found in gaps.items():
@@ -93,7 +93,7 @@ def whole_network(name: str) -> None:
         rest = total - sum(float(choice.worth[-1]) for choice in choices)
         shares = []
         for choose in (greedy, uniform):
-            walk = Walk(choices, model.tally(order), order)
+            walk = WidthWalk(choices, model.tally(order), order)
             walk.go(choose(walk, budget))
             shares.append((walk.worth + rest) / total if walk.ms <= budget else np.nan)
         print(
@@ -103,7 +103,7 @@ def whole_network(name: str) -> None:
         )
 
 
-def greedy(walk: Walk, budget_ms: float) -> tuple[int, ...]:
+def greedy(walk: WidthWalk, budget_ms: float) -> tuple[int, ...]:
     """From the whole model, one step narrower where that costs the least worth per millisecond."""
     walk.go([len(choice.widths) - 1 for choice in walk.choices])
     while walk.ms > budget_ms:
@@ -121,7 +121,7 @@ def greedy(walk: Walk, budget_ms: float) -> tuple[int, ...]:
     return tuple(walk.at)
 
 
-def uniform(walk: Walk, budget_ms: float) -> tuple[int, ...]:
+def uniform(walk: WidthWalk, budget_ms: float) -> tuple[int, ...]:
     """The largest common share of channels that fits."""
     for share in np.linspace(1, 0, 101):
         walk.go([int(np.abs(c.widths - share * c.widths[-1]).argmin()) for c in walk.choices])
@@ -130,7 +130,7 @@ def uniform(walk: Walk, budget_ms: float) -> tuple[int, ...]:
     return tuple(walk.at)
 
 
-def _solver(walk: Walk, budget_ms: float) -> tuple[int, ...]:
+def _solver(walk: WidthWalk, budget_ms: float) -> tuple[int, ...]:
     places = best_places(walk, budget_ms)
     return fastest(walk) if places is None else places
 

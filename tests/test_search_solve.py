@@ -12,7 +12,7 @@ from deploypruner.graph import trace
 from deploypruner.prune.constraints import Constraints, find_limits
 from deploypruner.prune.plan import make_plan
 from deploypruner.records import Setting
-from deploypruner.search.choices import Walk
+from deploypruner.search.choices import WidthWalk
 from deploypruner.search.obstacles import obstacles
 from deploypruner.search.optimise import best_places, fastest
 from deploypruner.search.outlook import look_ahead
@@ -30,7 +30,7 @@ def gaps(kind: str, cases: int) -> np.ndarray:
         ms, worth = case.everything()
         for share in (0.1, 0.3, 0.6):
             budget = ms.min() + share * (ms.max() - ms.min())
-            places = best_places(Walk(case.choices, case.tally(), case.order), budget)
+            places = best_places(WidthWalk(case.choices, case.tally(), case.order), budget)
             assert ms[places] <= budget * (1 + 1e-12)
             found.append(1 - worth[places] / worth[ms <= budget * (1 + 1e-12)].max())
     return np.array(found)
@@ -50,14 +50,14 @@ def test_the_fastest_plan_is_the_fastest_there_is(kind):
     for _ in range(10):
         case = draw(rng, kind)
         ms, _ = case.everything()
-        walk = Walk(case.choices, case.tally(), case.order)
+        walk = WidthWalk(case.choices, case.tally(), case.order)
         assert ms[fastest(walk)] == pytest.approx(ms.min())
 
 
 def test_a_budget_of_exactly_the_fastest_plan_can_be_met_and_less_cannot():
     case = draw(np.random.default_rng(3), "chain")
     ms, _ = case.everything()
-    walk = Walk(case.choices, case.tally(), case.order)
+    walk = WidthWalk(case.choices, case.tally(), case.order)
     assert best_places(walk, float(ms.min()) * (1 + 1e-9)) is not None
     assert best_places(walk, float(ms.min()) * 0.999) is None
 
@@ -130,7 +130,7 @@ def test_a_width_that_costs_no_more_is_always_taken():
     rng = np.random.default_rng(5)
     for case in (draw(rng, "chain") for _ in range(6)):
         ms, _ = case.everything()
-        walk = Walk(case.choices, case.tally(), case.order)
+        walk = WidthWalk(case.choices, case.tally(), case.order)
         places = best_places(walk, float(0.5 * (ms.min() + ms.max())))
         assert places is not None
         for choice, place in zip(case.choices, places, strict=True):

@@ -1,7 +1,8 @@
-"""The combinatorial problem behind a budget of time: one width per group, worth that adds up, time that does not."""
+"""The combinatorial problem behind a budget of time: many choices, worth that adds up, time that does not."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -47,39 +48,38 @@ class Choice:
     worth: Floats
 
 
-class Walk:
+class Walk(ABC):
     """A plan that moves from choice to choice, with its milliseconds and its worth.
 
     Args:
-        choices: One per group that may be cut.
-        tally: With every group whole; it is changed.
-        order: Group id -> channels, those that stay longest first.
+        worths: For each choice `[n]`, what its places are worth, not decreasing; the last place is to lose nothing,
+            and that is where it begins.
 
     Attributes:
-        at: Position in the widths of each choice.
+        worths: As given.
+        at: Place of each choice.
         sweeps: How often times of a whole choice were asked for: the unit of effort.
     """
 
-    def __init__(self, choices: Sequence[Choice], tally: Tally, order: Order) -> None:
-        self.choices, self._tally, self._order = choices, tally, order
-        self.at = [len(choice.widths) - 1 for choice in choices]
+    def __init__(self, worths: Sequence[Floats]) -> None:
+        self.worths = tuple(worths)
+        self.at = [len(worth) - 1 for worth in self.worths]
         self.sweeps = 0
 
     @property
+    @abstractmethod
     def ms(self) -> float:
         """Of the plan as it is."""
-        return self._tally.ms
 
     @property
     def worth(self) -> float:
         """Of the plan as it is."""
-        return float(sum(choice.worth[i] for choice, i in zip(self.choices, self.at, strict=True)))
+        return float(sum(worth[i] for worth, i in zip(self.worths, self.at, strict=True)))
 
     def move(self, number: int, to: int) -> None:
-        """Give choice `number` its width `to`."""
+        """Give choice `number` the place `to`."""
         if self.at[number] != to:
-            choice = self.choices[number]
-            self._tally.keep(choice.group, np.sort(self._order[choice.group][: int(choice.widths[to])]))
+            self._moved(number, to)
             self.at[number] = to
 
     def go(self, places: Sequence[int]) -> None:
@@ -88,7 +88,41 @@ class Walk:
             self.move(number, to)
 
     def times(self, number: int) -> Floats:
-        """Milliseconds of the plan for each width of choice `number`."""
+        """Milliseconds of the plan for each place of choice `number`."""
         self.sweeps += 1
+        return self._times(number)
+
+    @abstractmethod
+    def _moved(self, number: int, to: int) -> None:
+        """Change the time of the plan."""
+
+    @abstractmethod
+    def _times(self, number: int) -> Floats:
+        """Milliseconds for each place; changes nothing."""
+
+
+class WidthWalk(Walk):
+    """Widths of groups of channels.
+
+    Args:
+        choices: One per group that may be cut.
+        tally: With every group whole; it is changed.
+        order: Group id -> channels, those that stay longest first.
+    """
+
+    def __init__(self, choices: Sequence[Choice], tally: Tally, order: Order) -> None:
+        super().__init__([choice.worth for choice in choices])
+        self.choices, self._tally, self._order = choices, tally, order
+
+    @property
+    def ms(self) -> float:
+        """See `Walk.ms`."""
+        return self._tally.ms
+
+    def _moved(self, number: int, to: int) -> None:
+        choice = self.choices[number]
+        self._tally.keep(choice.group, np.sort(self._order[choice.group][: int(choice.widths[to])]))
+
+    def _times(self, number: int) -> Floats:
         choice = self.choices[number]
         return np.asarray(self._tally.sweep(choice.group, choice.widths), dtype=np.float64)

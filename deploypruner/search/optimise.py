@@ -30,7 +30,7 @@ Places = tuple[int, ...]
 
 def fastest(walk: Walk) -> Places:
     """The places of least time that single moves lead to from the narrowest widths, wider where that is free."""
-    walk.go([0] * len(walk.choices))
+    walk.go([0] * len(walk.worths))
     _ascend(walk, np.inf)
     return tuple(walk.at)
 
@@ -43,7 +43,7 @@ def best_places(walk: Walk, budget_ms: float, *, seed: int = 0) -> Places | None
         budget_ms: Never exceeded.
         seed: Of the random starts.
     """
-    whole = tuple(len(choice.widths) - 1 for choice in walk.choices)
+    whole = tuple(len(worth) - 1 for worth in walk.worths)
     walk.go(whole)
     if walk.ms <= budget_ms:
         return whole
@@ -66,11 +66,11 @@ def best_places(walk: Walk, budget_ms: float, *, seed: int = 0) -> Places | None
 
 def _descents(walk: Walk, budget_ms: float, quick: Places, *, seed: int) -> Iterator[tuple[Places, float]]:
     """Plans within the budget, at most one per start."""
-    rng, sizes = np.random.default_rng(seed), [len(choice.widths) for choice in walk.choices]
+    rng, sizes = np.random.default_rng(seed), [len(worth) for worth in walk.worths]
     starts: list[Sequence[int]] = [[size - 1 for size in sizes], quick]
     starts += [rng.integers(sizes).tolist() for _ in range(max(_FEW_STARTS, _STARTED_GROUPS // max(len(sizes), 1)))]
     walk.go(starts[0])
-    span = float(sum(np.ptp(choice.worth) for choice in walk.choices))
+    span = float(sum(np.ptp(worth) for worth in walk.worths))
     price = span / max(walk.ms - budget_ms, _SMALL * walk.ms)
     spread, halvings = 1e4, _BISECTIONS
     for start in starts:
@@ -98,9 +98,9 @@ def _ascend(walk: Walk, price: float) -> None:
     """Move one choice after another to its best width at this price, until none moves; wider among equals."""
     for _ in range(_PASSES):
         before = list(walk.at)
-        for number, choice in enumerate(walk.choices):
+        for number, worth in enumerate(walk.worths):
             times = walk.times(number)
-            value = -times if np.isinf(price) else choice.worth - price * times
+            value = -times if np.isinf(price) else worth - price * times
             here = walk.at[number]
             reached = np.flatnonzero(value >= value.max() - _SMALL * abs(value.max()))
             to = int(reached[-1])
@@ -114,7 +114,7 @@ def _fill(walk: Walk, budget_ms: float, *, fixed: int = -1) -> None:
     """Widen groups, those with the most worth per millisecond first, until nothing fits any more."""
     while True:
         offers = []
-        for number in range(len(walk.choices)):
+        for number in range(len(walk.worths)):
             offer = _widening(walk, number, budget_ms) if number != fixed else None
             if offer is not None:
                 offers.append((*offer, number))
@@ -130,12 +130,12 @@ def _repair(walk: Walk, budget_ms: float, *, fixed: int) -> None:
     """Narrow groups, those with the least worth per millisecond first, until the budget is kept or none helps."""
     while walk.ms > budget_ms:
         best, least = None, np.inf
-        for number, choice in enumerate(walk.choices):
+        for number, worth in enumerate(walk.worths):
             here = walk.at[number]
             if number == fixed or here == 0:
                 continue
             freed = np.minimum(walk.ms - walk.times(number)[:here], walk.ms - budget_ms)
-            lost = choice.worth[here] - choice.worth[:here]
+            lost = worth[here] - worth[:here]
             rates = np.where(freed > 0, lost / np.maximum(freed, _SMALL * budget_ms), np.inf)
             if rates.min() < least:
                 best, least = (number, int(rates.argmin())), float(rates.min())
@@ -146,14 +146,14 @@ def _repair(walk: Walk, budget_ms: float, *, fixed: int) -> None:
 
 def _widening(walk: Walk, number: int, budget_ms: float) -> tuple[float, int] | None:
     """The wider place of one choice that fits and brings the most worth per millisecond: (that, place)."""
-    choice, here = walk.choices[number], walk.at[number]
-    if here == len(choice.widths) - 1:
+    worth, here = walk.worths[number], walk.at[number]
+    if here == len(worth) - 1:
         return None
     times = walk.times(number)[here + 1 :]
     fits = np.flatnonzero(times <= budget_ms)
     if not len(fits):
         return None
-    gains = (choice.worth[here + 1 :] - choice.worth[here])[fits]
+    gains = (worth[here + 1 :] - worth[here])[fits]
     rates = gains / np.maximum(times[fits] - walk.ms, _SMALL * budget_ms)
     pick = len(rates) - 1 - int(np.argmax(rates[::-1]))
     return float(rates[pick]), here + 1 + int(fits[pick])
@@ -163,7 +163,7 @@ def _polish(walk: Walk, budget_ms: float, *, effort: int) -> None:
     """Fill up, exchange and turn until nothing helps, or for at most `effort` sweeps."""
     end = walk.sweeps + effort
     _fill(walk, budget_ms)
-    numbers = range(len(walk.choices))
+    numbers = range(len(walk.worths))
     while walk.sweeps < end:
         exchanged = sum(walk.sweeps < end and _exchange(walk, n, budget_ms) for n in numbers)
         if not exchanged:
@@ -180,7 +180,7 @@ def _turn(walk: Walk, number: int, budget_ms: float) -> bool:
     """
     before, worth = list(walk.at), walk.worth
     here = before[number]
-    near = range(max(0, here - _STEPS), min(len(walk.choices[number].widths), here + _STEPS + 1))
+    near = range(max(0, here - _STEPS), min(len(walk.worths[number]), here + _STEPS + 1))
     for to in sorted(set(near) - {here}, key=lambda place: (abs(place - here), place)):
         walk.move(number, to)
         _repair(walk, budget_ms, fixed=number)
@@ -200,14 +200,14 @@ def _exchange(walk: Walk, number: int, budget_ms: float) -> bool:
         walk.move(number, before[number] - down)
         lost = worth - walk.worth
         best, most = None, lost + _SMALL * abs(worth)
-        for other, choice in enumerate(walk.choices):
+        for other, values in enumerate(walk.worths):
             here = walk.at[other]
-            if other == number or choice.worth[-1] - choice.worth[here] <= most:
+            if other == number or values[-1] - values[here] <= most:
                 continue
             fits = np.flatnonzero(walk.times(other)[here + 1 :] <= budget_ms)
-            if len(fits) and choice.worth[here + 1 + fits].max() - choice.worth[here] > most:
+            if len(fits) and values[here + 1 + fits].max() - values[here] > most:
                 to = here + 1 + int(fits[-1])
-                best, most = (other, to), float(choice.worth[to] - choice.worth[here])
+                best, most = (other, to), float(values[to] - values[here])
         if best is not None:
             walk.move(*best)
             _fill(walk, budget_ms)

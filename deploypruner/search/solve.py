@@ -17,7 +17,7 @@ from deploypruner.graph.atoms import IntArray
 from deploypruner.prune.allocate import require_movable
 from deploypruner.prune.constraints import Constraints
 from deploypruner.prune.room import Room, by_importance, find_room, most_important
-from deploypruner.search.choices import Floats, TallyOf, Walk
+from deploypruner.search.choices import Floats, TallyOf, WidthWalk
 from deploypruner.search.importance import kept_share, make_choices, running_importance
 from deploypruner.search.obstacles import LayerTime, obstacles
 from deploypruner.search.optimise import best_places, fastest
@@ -161,7 +161,7 @@ class _Space:
     graph: Graph
     room: Room
     running: Mapping[str, Floats]
-    walk: Walk
+    walk: WidthWalk
     dense_ms: float
     fastest_ms: float
     quickest: tuple[int, ...]
@@ -181,7 +181,7 @@ class _Space:
 
         def explored(room: Room) -> _Space:
             running = running_importance(graph, scores, room.order, normalizer=normalizer)
-            walk = Walk(make_choices(graph, room, running), tally_of(room.order), room.order)
+            walk = WidthWalk(make_choices(graph, room, running), tally_of(room.order), room.order)
             dense_ms, quickest = walk.ms, fastest(walk)
             return _Space(graph, room, running, walk, dense_ms, min(dense_ms, walk.ms), quickest)
 

@@ -13,17 +13,17 @@ a minimum cut: exact, with all layers at once, whatever the shape of the graph.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deploypruner.sparse.cost import Costs
+from deploypruner.sparse.cut import SINK, SOURCE, Network
 from deploypruner.sparse.layer import Activation, Layer
 from deploypruner.sparse.onnx_graph import Graph
 from deploypruner.sparse.rewrite import needed_outside
 
 Key = tuple[str, bool]
-_SOURCE, _SINK = 0, 1
 
 
 @dataclass(frozen=True)
@@ -45,29 +45,62 @@ class Choice:
     reason: str
 
 
+class Sides:
+    """The least predicted time of all layers and their borders, whatever each costs in our kernels.
+
+    Args:
+        graph: The QDQ graph.
+        layers: Matched in it.
+        costs: Of layers and borders.
+    """
+
+    def __init__(self, graph: Graph, layers: Sequence[Layer], costs: Costs) -> None:
+        self._network = network = Network()
+        places = {layer.y.key: network.node() for layer in layers}
+        self._places = [places[layer.y.key] for layer in layers]
+        self._dense = [network.edge(SOURCE, places[layer.y.key], costs.dense(layer)) for layer in layers]
+        self._sparse = [network.edge(places[layer.y.key], SINK, costs.sparse(layer)) for layer in layers]
+        for activation, readers, outside in _tensors(graph, layers):
+            writer = places.get(activation.key, SINK)
+            enter = network.node()
+            network.edge(enter, writer, costs.enter(activation))
+            for reader in readers:
+                network.edge(places[reader.y.key], enter, None)
+            if writer != SINK:
+                leave = network.node()
+                network.edge(writer, leave, costs.leave(activation))
+                for reader in readers:
+                    network.edge(leave, places[reader.y.key], None)
+                if outside:
+                    network.edge(leave, SINK, None)
+
+    @property
+    def ns(self) -> int:
+        """Of the best sides."""
+        return self._network.value()
+
+    def price(self, number: int, ns: float) -> None:
+        """Let layer `number` cost `ns` in our kernels."""
+        self._network.change(self._sparse[number], ns)
+
+    def with_dense(self, number: int) -> int:
+        """Nanoseconds of the best sides with layer `number` in OpenVINO."""
+        return self._network.value(keep=self._sparse[number])
+
+    def with_sparse(self, number: int) -> int:
+        """Nanoseconds of the best sides with layer `number` in our kernels, at its price."""
+        return self._network.value(keep=self._dense[number])
+
+    def sparse(self) -> list[bool]:
+        """Is each layer in our kernels? The fewest of all best sides, so that ties stay dense."""
+        ours = self._network.source_side()
+        return [place in ours for place in self._places]
+
+
 def choose(graph: Graph, layers: Sequence[Layer], costs: Costs) -> tuple[Choice, ...]:
     """Decide about every layer so that the predicted time of all of them and their borders is least."""
-    network = _Network()
-    places = {layer.y.key: network.node() for layer in layers}
-    for layer in layers:
-        place = places[layer.y.key]
-        network.edge(_SOURCE, place, costs.dense(layer))
-        network.edge(place, _SINK, costs.sparse(layer))
-    for activation, readers, outside in _tensors(graph, layers):
-        writer = places.get(activation.key, _SINK)
-        enter = network.node()
-        network.edge(enter, writer, costs.enter(activation))
-        for reader in readers:
-            network.edge(places[reader.y.key], enter, None)
-        if writer != _SINK:
-            leave = network.node()
-            network.edge(writer, leave, costs.leave(activation))
-            for reader in readers:
-                network.edge(leave, places[reader.y.key], None)
-            if outside:
-                network.edge(leave, _SINK, None)
-    ours = network.source_side()
-    return tuple(_explained(layer, places[layer.y.key] in ours, costs) for layer in layers)
+    sides = Sides(graph, layers, costs).sparse()
+    return tuple(_explained(layer, ours, costs) for layer, ours in zip(layers, sides, strict=True))
 
 
 def _tensors(graph: Graph, layers: Sequence[Layer]) -> list[tuple[Activation, list[Layer], bool]]:
@@ -89,73 +122,3 @@ def _explained(layer: Layer, sparse: bool, costs: Costs) -> Choice:
     else:
         reason = "faster dense" if dense <= ours else "faster sparse, but not by what entering and leaving C4 costs"
     return Choice(layer, sparse, ours, dense, reason)
-
-
-class _Network:
-    """A flow network over integer nanoseconds; `edge` with capacity None is never cut."""
-
-    def __init__(self) -> None:
-        self._edges: list[list[int]] = [[], []]  # by node: indices into the lists below
-        self._to: list[int] = []
-        self._free: list[int] = []
-        self._total = 1
-
-    def node(self) -> int:
-        self._edges.append([])
-        return len(self._edges) - 1
-
-    def edge(self, start: int, end: int, capacity: float | None) -> None:
-        if capacity is not None:
-            self._total += round(capacity)
-        for place, target, free in ((start, end, -1 if capacity is None else round(capacity)), (end, start, 0)):
-            self._edges[place].append(len(self._to))
-            self._to.append(target)
-            self._free.append(free)
-
-    def source_side(self) -> set[int]:
-        """Nodes on the source's side of a minimum cut: the smallest such set, so that ties stay dense."""
-        self._free = [self._total if free == -1 else free for free in self._free]
-        while True:
-            levels = self._levels()
-            if _SINK not in levels:
-                return set(levels)
-            self._saturate(levels)
-
-    def _levels(self) -> dict[int, int]:
-        """Distance from the source along edges that are not full."""
-        levels, queue = {_SOURCE: 0}, deque([_SOURCE])
-        while queue:
-            place = queue.popleft()
-            for index in self._edges[place]:
-                target = self._to[index]
-                if self._free[index] > 0 and target not in levels:
-                    levels[target] = levels[place] + 1
-                    queue.append(target)
-        return levels
-
-    def _saturate(self, levels: dict[int, int]) -> None:
-        """Dinic's blocking flow: push along shortest paths until none is left."""
-        tried = [0] * len(self._edges)
-        path: list[int] = []
-        place = _SOURCE
-        while True:
-            if place == _SINK:
-                pushed = min(self._free[index] for index in path)
-                for index in path:
-                    self._free[index] -= pushed
-                    self._free[index ^ 1] += pushed
-                path, place = [], _SOURCE
-                continue
-            while tried[place] < len(self._edges[place]):
-                index = self._edges[place][tried[place]]
-                if self._free[index] > 0 and levels.get(self._to[index]) == levels[place] + 1:
-                    break
-                tried[place] += 1
-            else:
-                if not path:
-                    return
-                place = self._to[path.pop() ^ 1]
-                tried[place] += 1
-                continue
-            path.append(index)
-            place = self._to[index]
