@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deploypruner.errors import RecipeError
-from deploypruner.patterns import as_weight, by_tap, described, make_pattern, patterns, sparse_pattern
+from deploypruner.patterns import as_weight, by_tap, described, make_pattern, patterns, sparse_patterns
 from deploypruner.patterns.distribution import DISTRIBUTIONS, units_to_keep
 
 NAMES = [*(name for name in patterns if name != "N:M"), "2:4", "1:4"]
@@ -153,8 +153,8 @@ def test_ninety_percent_of_a_thousand_leaves_a_hundred() -> None:
 
 
 def test_a_list_names_one_sparse_pattern_beside_channel() -> None:
-    assert sparse_pattern(("channel",)) is None
-    assert str(sparse_pattern(("channel", "2:4"))) == "2:4"
+    assert sparse_patterns(("channel",)) == ()
+    assert [str(p) for p in sparse_patterns(("channel", "2:4"))] == ["2:4"]
     assert next(iter(described())) == "channel"
     assert all(str(make_pattern(name)) == name for name in NAMES)
 
@@ -173,7 +173,7 @@ def test_a_list_names_one_sparse_pattern_beside_channel() -> None:
 )
 def test_names_that_make_no_pattern_are_refused(names: tuple[str, ...], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        sparse_pattern(names)
+        sparse_patterns(names)
 
 
 def test_n_of_m_refuses_inputs_it_does_not_divide_and_others_say_what_they_do() -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, S
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import ClassVar
 
 import numpy as np
 
@@ -35,13 +34,12 @@ class MeasuredCosts(Costs):
         rates: For what neither model shows: `move` is the median of the borders that were measured.
     """
 
-    source: ClassVar[str] = "OpenVINO's counters on this machine"
-
     sparse_ns: Mapping[str, float]
     dense_ns: Mapping[str, float]
     enter_ns: Mapping[str, float] = field(default_factory=dict)
     leave_ns: Mapping[str, float] = field(default_factory=dict)
     rates: Rates = field(default_factory=Rates)
+    source: str = "OpenVINO's counters on this machine"
 
     def sparse(self, layer: Layer) -> float:
         """See `Costs.sparse`."""
@@ -90,7 +88,7 @@ def measure_costs(
     entered = {c4_name(a): times[f"{c4_name(a)}_enter"] for a in borders.values() if f"{c4_name(a)}_enter" in times}
     left = {c4_name(a): times[f"{c4_name(a)}_leave"] for a in borders.values() if f"{c4_name(a)}_leave" in times}
     bytes_of = {c4_name(a): a.channels * a.pixels for a in borders.values()}
-    call = Rates().call
+    call = Rates().border_call
     moves = [max(0.0, ns - call) / bytes_of[name] for found in (entered, left) for name, ns in found.items()]
     return MeasuredCosts(
         sparse_ns=_undisturbed(layers, times, alike=_ALIKE),

@@ -24,6 +24,9 @@ from deploypruner.masks import top_mask
 from deploypruner.registry import Registry
 
 CHANNEL = "channel"
+AUTO = "auto"
+# What each layer may follow under "auto": all that the kernels run in place of dense weights.
+CANDIDATES = ("1x4", "nm64", "unstructured")
 
 
 @dataclass(frozen=True)
@@ -113,13 +116,13 @@ def make_pattern(name: str) -> Pattern:
         made: Pattern = make(*map(int, numbers.groups()))
         return made
     if name == _N_OF_M or name not in list(patterns):
-        known = [CHANNEL, "2:4", *(n for n in patterns if n != _N_OF_M)]
+        known = [CHANNEL, AUTO, "2:4", *(n for n in patterns if n != _N_OF_M)]
         raise RecipeError(f"no pattern called '{name}'", hint=nearest(name, known))
     return patterns.get(name)()
 
 
-def sparse_pattern(names: Iterable[str]) -> Pattern | None:
-    """The one sparse pattern among `names`, None where there is only "channel".
+def sparse_patterns(names: Iterable[str]) -> tuple[Pattern, ...]:
+    """The sparse patterns a layer may follow: the one among `names`, all candidates of "auto", none beside "channel".
 
     Raises:
         RecipeError: No name, a name twice, an unknown one, or two sparse patterns.
@@ -128,18 +131,24 @@ def sparse_pattern(names: Iterable[str]) -> Pattern | None:
     if not chosen or len(set(chosen)) < len(chosen):
         said = f"names '{max(chosen, key=chosen.count)}' twice" if chosen else "names nothing"
         raise RecipeError(f"--pattern {said}", hint="for example --pattern channel,2:4")
-    made = {name: make_pattern(name) for name in chosen if name != CHANNEL}
-    if len(made) > 1:
+    sparse = [name for name in chosen if name != CHANNEL]
+    if len(sparse) > 1:
         raise RecipeError(
-            f"a weight follows one sparse pattern, not {' and '.join(made)}",
+            f"a weight follows one sparse pattern, not {' and '.join(sparse)}",
             hint=f"choose one of them; it combines with {CHANNEL}",
         )
-    return next(iter(made.values()), None)
+    if AUTO in sparse:
+        sparse = list(CANDIDATES)
+    return tuple(make_pattern(name) for name in sparse)
 
 
 def described() -> dict[str, str]:
-    """Name -> what it is, `channel` first."""
-    return {CHANNEL: "Whole channels, physically removed: the model stays dense and smaller.", **patterns.describe()}
+    """Name -> what it is, `channel` and `auto` first."""
+    return {
+        CHANNEL: "Whole channels, physically removed: the model stays dense and smaller.",
+        AUTO: f"For each layer the best of dense, {', '.join(CANDIDATES)} and how many zeros, by predicted time.",
+        **patterns.describe(),
+    }
 
 
 def by_tap(weight: Tensor) -> Tensor:

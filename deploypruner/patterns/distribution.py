@@ -42,13 +42,14 @@ def units_to_keep(pattern: Pattern, saliencies: Sequence[Tensor], sparsity: floa
     totals = [cut.total(s.double()).flatten().cpu() for cut, s in zip(cuts, saliencies, strict=True)]
     sizes = [cut.sizes().flatten().cpu() for cut in cuts]
     if distribution == "uniform":
-        staying = [_allowed(int(size.sum()), sparsity) for size in sizes]
+        staying = [allowed(int(size.sum()), sparsity) for size in sizes]
     else:
         staying = _above_threshold(totals, sizes, sparsity)
     return [_fitting(*layer) for layer in zip(totals, sizes, staying, strict=True)]
 
 
-def _allowed(weights: int, sparsity: float) -> int:
+def allowed(weights: int, sparsity: float) -> int:
+    """How many of so many weights may stay."""
     return weights - round(sparsity * weights)
 
 
@@ -57,12 +58,20 @@ def _above_threshold(totals: Sequence[Tensor], sizes: Sequence[Tensor], sparsity
     all_sizes = torch.cat(list(sizes))
     owner = torch.cat([torch.full_like(size, i) for i, size in enumerate(sizes)])
     order = (torch.cat(list(totals)) / all_sizes).argsort(descending=True, stable=True)
-    staying = order[all_sizes[order].cumsum(0) <= _allowed(int(all_sizes.sum()), sparsity)]
+    staying = order[all_sizes[order].cumsum(0) <= allowed(int(all_sizes.sum()), sparsity)]
     weights = torch.bincount(owner[staying], weights=all_sizes[staying].double(), minlength=len(sizes))
     return [round(count) for count in weights.tolist()]
 
 
+def fitting(running: Tensor, weights: int) -> int:
+    """How many of the largest units hold at most so many weights; at least one.
+
+    Args:
+        running: [n] weights in the largest 1, 2, ... units.
+        weights: That may stay.
+    """
+    return max(1, int((running <= weights).sum()))
+
+
 def _fitting(totals: Tensor, sizes: Tensor, weights: int) -> int:
-    """How many of the largest units hold at most so many weights; at least one."""
-    order = totals.argsort(descending=True, stable=True)
-    return max(1, int((sizes[order].cumsum(0) <= weights).sum()))
+    return fitting(sizes[totals.argsort(descending=True, stable=True)].cumsum(0), weights)

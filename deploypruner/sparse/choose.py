@@ -56,6 +56,7 @@ class Sides:
 
     def __init__(self, graph: Graph, layers: Sequence[Layer], costs: Costs) -> None:
         self._network = network = Network()
+        self._ours: list[bool] | None = None
         places = {layer.y.key: network.node() for layer in layers}
         self._places = [places[layer.y.key] for layer in layers]
         self._dense = [network.edge(SOURCE, places[layer.y.key], costs.dense(layer)) for layer in layers]
@@ -82,19 +83,22 @@ class Sides:
     def price(self, number: int, ns: float) -> None:
         """Let layer `number` cost `ns` in our kernels."""
         self._network.change(self._sparse[number], ns)
+        self._ours = None
 
     def with_dense(self, number: int) -> int:
         """Nanoseconds of the best sides with layer `number` in OpenVINO."""
-        return self._network.value(keep=self._sparse[number])
+        return self.ns if not self.sparse()[number] else self._network.value(keep=self._sparse[number])
 
     def with_sparse(self, number: int) -> int:
         """Nanoseconds of the best sides with layer `number` in our kernels, at its price."""
-        return self._network.value(keep=self._dense[number])
+        return self.ns if self.sparse()[number] else self._network.value(keep=self._dense[number])
 
     def sparse(self) -> list[bool]:
         """Is each layer in our kernels? The fewest of all best sides, so that ties stay dense."""
-        ours = self._network.source_side()
-        return [place in ours for place in self._places]
+        if self._ours is None:
+            ours = self._network.source_side()
+            self._ours = [place in ours for place in self._places]
+        return self._ours
 
 
 def choose(graph: Graph, layers: Sequence[Layer], costs: Costs) -> tuple[Choice, ...]:

@@ -1,20 +1,27 @@
 """What a layer costs, dense in OpenVINO or sparse in our kernels: nanoseconds from a handful of rates.
 
-    sparse   call + step * S * V + requant * (Q + residual Q) * V
-    dense    call + mac * MACs + byte * (bytes in + bytes out)
-    border   call + move * bytes                         (u8 channels-last to C4, or back, transposition included)
+    sparse   call + step * S * V + requant * Q * V + residual * Q * V (where there is one) + copy * (bytes in)
+    dense    dense_call + mac * MACs + byte * (bytes in + bytes out)
+    border   border_call + move * bytes                  (u8 channels-last to C4, or back, transposition included)
 
 with V vectors of 16 output pixels, Q output channels / 4, S vector multiply-adds per vector of output pixels: one for
-every (output channel, tap, four neighbouring inputs) that has a weight.
+every (output channel, tap, four neighbouring inputs) that has a weight. Rows that share what they load (dense and
+depthwise layers) have a rate of their own in place of `step`; bytes are copied where the kernel is no plain 1x1.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
+import numpy as np
+
+from deploypruner.sparse.kernels import Conv, ConvShape
 from deploypruner.sparse.layer import QUAD, Activation, Layer
+
+
+# Share of groups of four with a weight from which on rows share their loads; `pack.cpp` asks what is cheaper.
+_SHARES = 0.8
 
 
 class Costs(ABC):
@@ -24,7 +31,7 @@ class Costs(ABC):
         source: Where they come from, in words.
     """
 
-    source: ClassVar[str]
+    source: str
 
     @abstractmethod
     def sparse(self, layer: Layer) -> float:
@@ -45,46 +52,104 @@ class Costs(ABC):
 
 @dataclass(frozen=True)
 class Rates(Costs):
-    """The formulas of this module, for layers that nobody has measured.
+    """The formulas of this module. Nanoseconds; `latency.kernel_rates` finds those of a machine.
 
     The defaults are those of one thread of a 2.5 GHz Xeon with AVX-512 VNNI.
 
     Args:
-        call: Of any operation.
+        call: Of a layer in our kernels, whatever its size.
         step: Of one vector multiply-add.
+        shared: Of one where neighbouring rows share what they load.
         requant: Of rounding four channels of 16 pixels.
+        residual: Of adding four channels of 16 pixels.
+        copy: Of a byte that is copied before a kernel other than a plain 1x1.
+        dense_call: Of a dense layer.
         mac: Of one multiply-add of a dense convolution.
         depthwise_mac: Of one multiply-add of a dense depthwise convolution.
         byte: Of one byte that a dense convolution reads or writes.
-        move: Of one byte of an activation that changes its layout.
+        border_call: Of changing the layout of an activation.
+        move: Of one byte of it.
+        packed: Are multiply-adds counted as the library packs them? Needed where it packs windows.
+        source: Where they come from, in words.
     """
-
-    source: ClassVar[str] = "a formula, not measured on this machine"
 
     call: float = 2500.0
     step: float = 0.40
+    shared: float = 0.40
     requant: float = 10.0
+    residual: float = 3.0
+    copy: float = 0.0
+    dense_call: float = 2500.0
     mac: float = 0.0055
     depthwise_mac: float = 0.045
     byte: float = 0.02
+    border_call: float = 2500.0
     move: float = 0.10
+    packed: bool = False
+    source: str = "a formula, not measured on this machine"
 
     def sparse(self, layer: Layer) -> float:
         """See `Costs.sparse`."""
-        quads = -(-layer.y.channels // QUAD) * (1 if layer.residual is None else 1.3)
-        return self.call + layer.y.vectors * (self.step * layer.steps + self.requant * quads)
+        counts = sparse_counts(layer, packed=self.packed)
+        return float(np.dot([getattr(self, name) for name in counts], list(counts.values())))
 
     def dense(self, layer: Layer) -> float:
         """See `Costs.dense`."""
-        macs = layer.weights.size * layer.y.pixels
-        moved = sum(a.channels * a.pixels for a in (layer.y, *layer.reads))
-        rate = self.depthwise_mac if layer.kind == "depthwise" else self.mac
-        return self.call + rate * macs + self.byte * moved
+        counts = dense_counts(layer)
+        return float(np.dot([getattr(self, name) for name in counts], list(counts.values())))
 
     def enter(self, activation: Activation) -> float:
         """See `Costs.enter`."""
-        return self.call + self.move * activation.channels * activation.pixels
+        return self.border_call + self.move * activation.channels * activation.pixels
 
     def leave(self, activation: Activation) -> float:
         """See `Costs.leave`."""
         return self.enter(activation)
+
+
+def sparse_counts(layer: Layer, *, packed: bool = False) -> dict[str, float]:
+    """Name of a rate -> how often a layer pays it in our kernels."""
+    vectors, quads = layer.y.vectors, -(-layer.y.channels // QUAD)
+    steps = (_packed_steps(layer) if packed else layer.steps) * vectors
+    shares = layer.kind == "depthwise" or layer.filled > _SHARES
+    g = layer.geometry
+    plain = g.kernel == g.strides == (1, 1) and not any(g.pads)
+    return {
+        "call": 1,
+        "step": 0 if shares else steps,
+        "shared": steps if shares else 0,
+        "requant": quads * vectors,
+        "residual": 0 if layer.residual is None else quads * vectors,
+        "copy": 0 if plain else layer.x.channels * layer.x.pixels,
+    }
+
+
+def dense_counts(layer: Layer) -> dict[str, float]:
+    """Name of a rate -> how often a layer pays it in OpenVINO."""
+    macs = layer.weights.size * layer.y.pixels
+    depthwise = layer.kind == "depthwise"
+    return {
+        "dense_call": 1,
+        "mac": 0 if depthwise else macs,
+        "depthwise_mac": macs if depthwise else 0,
+        "byte": sum(a.channels * a.pixels for a in (layer.y, *layer.reads)),
+    }
+
+
+def _packed_steps(layer: Layer) -> int:
+    """Vector multiply-adds for 16 pixels, as the library packs them for this CPU."""
+    height, width = layer.x.size
+    g = layer.geometry
+    shape = ConvShape(
+        channels_in=layer.x.channels,
+        channels_out=layer.y.channels,
+        height=height,
+        width=width,
+        groups=g.group,
+        kernel=g.kernel,
+        stride=g.strides,
+        dilation=g.dilations,
+        pads=g.pads,
+    )
+    with Conv(shape, layer.weights, layer.scale, layer.bias) as conv:
+        return conv.steps

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 SOURCE, SINK = 0, 1
 
 
@@ -52,68 +50,82 @@ class Network:
         if keep is None:
             return self._flow
         free = self._free.copy()
-        free[keep] += self._endless
+        free[keep] += self._endless()
         return self._flow + self._augmented(free)
 
     def source_side(self) -> set[int]:
         """Nodes on the source's side of a minimum cut: the smallest such set."""
         self._settle()
-        return set(self._levels(self._free))
-
-    @property
-    def _endless(self) -> int:
-        """More than all finite capacities together."""
-        return sum(capacity or 0 for capacity in self._capacity) + 1
+        return {node for node, level in enumerate(self._levels(self._free)) if level >= 0}
 
     def _settle(self) -> None:
         if not self._free:
-            endless = self._endless
+            endless = self._endless()
             self._free = [endless if capacity is None else capacity for capacity in self._capacity]
             self._flow = 0
         self._flow += self._augmented(self._free)
 
+    def _endless(self) -> int:
+        """More than all finite capacities together."""
+        return sum(filter(None, self._capacity)) + 1
+
     def _augmented(self, free: list[int]) -> int:
         """Push what still can be pushed; how much that was."""
         pushed = 0
-        while SINK in (levels := self._levels(free)):
+        while True:
+            levels = self._levels(free, stop=True)
+            if levels[SINK] < 0:
+                return pushed
             pushed += self._saturate(levels, free)
-        return pushed
 
-    def _levels(self, free: list[int]) -> dict[int, int]:
-        """Distance from the source along edges that are not full."""
-        levels, queue = {SOURCE: 0}, deque([SOURCE])
-        while queue:
-            place = queue.popleft()
-            for index in self._edges[place]:
-                target = self._to[index]
-                if free[index] > 0 and target not in levels:
-                    levels[target] = levels[place] + 1
-                    queue.append(target)
+    def _levels(self, free: list[int], *, stop: bool = False) -> list[int]:
+        """Distance of every node from the source along edges that are not full, -1 out of reach.
+
+        Args:
+            free: What the flow leaves.
+            stop: Leave out nodes no nearer than the sink.
+        """
+        to, edges = self._to, self._edges
+        levels = [-1] * len(edges)
+        levels[SOURCE] = 0
+        reached, distance = [SOURCE], 0
+        while reached and not (stop and levels[SINK] >= 0):
+            distance += 1
+            further = []
+            for place in reached:
+                for index in edges[place]:
+                    if free[index] > 0:
+                        target = to[index]
+                        if levels[target] < 0:
+                            levels[target] = distance
+                            further.append(target)
+            reached = further
         return levels
 
-    def _saturate(self, levels: dict[int, int], free: list[int]) -> int:
+    def _saturate(self, levels: list[int], free: list[int]) -> int:
         """Dinic's blocking flow: push along shortest paths until none is left; how much in all."""
-        tried = [0] * len(self._edges)
+        to, edges = self._to, self._edges
+        tried = [0] * len(edges)
         path: list[int] = []
         place, total = SOURCE, 0
         while True:
             if place == SINK:
-                pushed = min(free[index] for index in path)
+                pushed = min([free[index] for index in path])
                 for index in path:
                     free[index] -= pushed
                     free[index ^ 1] += pushed
                 path, place, total = [], SOURCE, total + pushed
                 continue
-            while tried[place] < len(self._edges[place]):
-                index = self._edges[place][tried[place]]
-                if free[index] > 0 and levels.get(self._to[index]) == levels[place] + 1:
+            while tried[place] < len(edges[place]):
+                index = edges[place][tried[place]]
+                if free[index] > 0 and levels[to[index]] == levels[place] + 1:
                     break
                 tried[place] += 1
             else:
                 if not path:
                     return total
-                place = self._to[path.pop() ^ 1]
+                place = to[path.pop() ^ 1]
                 tried[place] += 1
                 continue
             path.append(index)
-            place = self._to[index]
+            place = to[index]

@@ -23,6 +23,7 @@ from deploypruner.progress import Progress
 from deploypruner.prune.plan import Plan
 from deploypruner.recipe import Recipe
 from deploypruner.records import Artifact, Check, Cost, Row, Timing
+from deploypruner.recover.sparse.settings import Assigned
 from deploypruner.search.certify import Certificate
 from deploypruner.search.found import Found
 from deploypruner.sources.batches import Data
@@ -74,6 +75,7 @@ class Build:
         found: How the plan meets a budget of time, None for a budget of MACs (allocate).
         learned: Parameter or buffer name -> tensor of the dense model to remove channels from, empty where the plan
             is for the model's own weights (learn).
+        assigned: Parameter name -> its pattern and share of zeros, where every layer has its own (assign).
         module: The pruned module (remove), recovered in place of it (recover).
         checks: Proofs so far (trace, remove, verify).
         artifacts: Every file that will be measured (quantize, export, sparse).
@@ -104,6 +106,7 @@ class Build:
     plan: Plan | None = None
     found: Found | None = None
     learned: dict[str, Tensor] = field(default_factory=dict)
+    assigned: dict[str, Assigned] = field(default_factory=dict)
     module: nn.Module | None = None
     checks: tuple[Check, ...] = ()
     artifacts: tuple[Artifact, ...] = ()

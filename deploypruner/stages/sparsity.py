@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from deploypruner.errors import RecipeError
 from deploypruner.graph.module import get_state
-from deploypruner.patterns import sparse_pattern
+from deploypruner.patterns import AUTO, sparse_patterns
 from deploypruner.recipe import Recipe
 from deploypruner.recover.sparse import SparseRegime, schedules
 from deploypruner.recover.sparse.existing import ExistingZeros, weights_with_zeros
-from deploypruner.recover.sparse.layers import SparseLayer, check_sizes, choose_layers, weighted_layers
+from deploypruner.recover.sparse.layers import check_sizes, choose_layers, weighted_layers
 from deploypruner.recover.sparse.settings import SparseSettings
 from deploypruner.stages import GIVEN, Build
 
@@ -29,12 +29,12 @@ def check_sparse(recipe: Recipe, *, trains: bool) -> None:
         trains: Whether the built-in fine-tuning will run.
 
     Raises:
-        RecipeError: Unknown pattern or schedule, sparse settings without a sparse pattern, a sparsity the pattern
-            contradicts, or a schedule that needs training without any.
+        RecipeError: Unknown pattern or schedule, sparse settings without a sparse pattern, a sparsity or
+            distribution the pattern contradicts, or a schedule that needs training without any.
     """
     settings = recipe.sparse
-    pattern = sparse_pattern(recipe.prune.patterns)
-    if pattern is None:
+    patterns = sparse_patterns(recipe.prune.patterns)
+    if not patterns:
         default = SparseSettings()
         given = [name for name in vars(default) if getattr(settings, name) != getattr(default, name)]
         if given:
@@ -43,11 +43,18 @@ def check_sparse(recipe: Recipe, *, trains: bool) -> None:
                 hint="for example --pattern channel,nm64",
             )
         return
+    pattern = patterns[0]
     if pattern.sparsity is not None and settings.sparsity not in (None, pattern.sparsity):
         raise RecipeError(
             f"pattern {pattern} makes {pattern.sparsity:.0%} of the weights zero, and --sparsity says "
             f"{settings.sparsity:.0%}",
             hint="leave out --sparsity, or choose other numbers such as 1:4",
+        )
+    if AUTO in recipe.prune.patterns and settings.distribution != SparseSettings.distribution:
+        raise RecipeError(
+            f"--pattern {AUTO} gives every layer its own share of zeros, and sparse.distribution says "
+            f"'{settings.distribution}'",
+            hint="leave out sparse.distribution, or name a pattern",
         )
     name = schedule_name(settings, trains=trains)
     if schedules.get(name).trains and not trains:
@@ -71,7 +78,7 @@ def check_layers(build: Build) -> None:
         RecipeError: A pattern of names that matches no layer.
         InputError: No layer is left.
     """
-    if sparse_pattern(build.recipe.prune.patterns) is not None:
+    if sparse_patterns(build.recipe.prune.patterns):
         choose_layers(build.traced, build.recipe.sparse)
 
 
@@ -81,24 +88,26 @@ def check_widths(build: Build) -> None:
     Raises:
         RecipeError: The layer is named.
     """
-    pattern = sparse_pattern(build.recipe.prune.patterns)
-    if pattern is not None:
+    for pattern in sparse_patterns(build.recipe.prune.patterns):
         layers = choose_layers(build.traced, build.recipe.sparse)
         check_sizes(build.traced.cut(build.traced.removed(build.planned.keep)), layers, pattern)
 
 
 def make_regime(build: Build, *, trains: bool) -> SparseRegime | None:
-    """The regime that makes the pruned module sparse, None without a sparse pattern."""
-    settings, pattern = build.recipe.sparse, sparse_pattern(build.recipe.prune.patterns)
-    if pattern is None:
+    """The regime that makes the pruned module sparse, None where no layer becomes so."""
+    settings, patterns = build.recipe.sparse, sparse_patterns(build.recipe.prune.patterns)
+    if not patterns:
         return None
     schedule = schedules.get(schedule_name(settings, trains=trains))
-    return schedule([layer.weight for layer in _layers(build)], pattern, settings)
+    if AUTO in build.recipe.prune.patterns:
+        return schedule(list(build.assigned), build.assigned, settings) if build.assigned else None
+    layers = choose_layers(build.traced, settings)
+    return schedule([layer.weight for layer in layers], patterns[0], settings)
 
 
 def existing_zeros(build: Build) -> ExistingZeros | None:
     """The regime that keeps the zeros a model brought along, None where it has few or the recipe names a pattern."""
-    if sparse_pattern(build.recipe.prune.patterns) is not None:
+    if sparse_patterns(build.recipe.prune.patterns):
         return None
     names = weights_with_zeros(build.compiled, [layer.weight for layer in weighted_layers(build.traced)], _ENOUGH)
     return ExistingZeros(build.compiled, names) if names else None
@@ -106,21 +115,27 @@ def existing_zeros(build: Build) -> ExistingZeros | None:
 
 def sparse_facts(build: Build, regime: SparseRegime) -> dict[str, Any]:
     """What became zero, or stayed so, layer by layer, for report.json."""
-    given = isinstance(regime, ExistingZeros)
-    chosen = [layer for layer in weighted_layers(build.traced) if layer.weight in regime.names]
-    pattern, layers = regime.pattern, []
-    for layer in chosen:
+    given, auto = isinstance(regime, ExistingZeros), AUTO in build.recipe.prune.patterns
+    layers: list[dict[str, Any]] = []
+    remarks: list[str] = []
+    asked = 0.0
+    for layer in (layer for layer in weighted_layers(build.traced) if layer.weight in regime.names):
         weight = get_state(build.compiled, layer.weight)
         zeros = weight.numel() - int(torch.count_nonzero(weight))
-        layers.append({"name": layer.name, "kind": layer.kind, "weights": weight.numel(), "zeros": zeros})
+        pattern = GIVEN if given else str(regime.pattern_of(layer.weight))
+        found = {"name": layer.name, "kind": layer.kind, "weights": weight.numel(), "zeros": zeros}
+        layers.append(found | {"pattern": pattern})
+        remarks += check_sizes(build.compiled, [layer], regime.pattern_of(layer.weight))
+        asked += regime.sparsity_of(layer.weight) * weight.numel()
+    weights = sum(layer["weights"] for layer in layers)
     return {
-        "pattern": GIVEN if given else str(pattern),
+        "pattern": GIVEN if given else AUTO if auto else layers[0]["pattern"],
         "schedule": "kept" if given else next(n for n in schedules if schedules.get(n) is type(regime)),
-        "sparsity": regime.sparsity,
-        "distribution": regime.settings.distribution,
+        "sparsity": asked / weights,
+        "distribution": AUTO if auto else regime.settings.distribution,
         "zeros": sum(layer["zeros"] for layer in layers),
-        "weights": sum(layer["weights"] for layer in layers),
-        "remarks": check_sizes(build.compiled, chosen, pattern),
+        "weights": weights,
+        "remarks": remarks,
         "layers": layers,
     }
 
@@ -140,7 +155,3 @@ def describe_sparse(facts: dict[str, Any]) -> str:
         f"layer{'' if layers == 1 else 's'} are zero"
     )
     return line + (f" ({facts['remarks'][0]})" if facts["remarks"] else "")
-
-
-def _layers(build: Build) -> tuple[SparseLayer, ...]:
-    return choose_layers(build.traced, build.recipe.sparse)

@@ -13,7 +13,7 @@ from deploypruner.graph.module import get_state
 from deploypruner.patterns import Pattern, Units
 from deploypruner.patterns.distribution import units_to_keep
 from deploypruner.recover.regime import Regime
-from deploypruner.recover.sparse.settings import SparseSettings
+from deploypruner.recover.sparse.settings import Assigned, SparseSettings
 from deploypruner.registry import Registry
 
 DEFAULT_SPARSITY = 0.8
@@ -26,8 +26,9 @@ class SparseRegime(Regime):
     weight is its square: the mask of the largest sum is the closest one in the least-squares sense.
 
     Args:
-        weights: Names of the parameters that follow the pattern.
-        pattern: Which masks are allowed.
+        weights: Names of the parameters that become sparse.
+        pattern: Which masks are allowed, for all of them with the sparsity of the settings, or for each of them with
+            a sparsity of its own.
         settings: The recipe.
 
     Attributes:
@@ -39,8 +40,11 @@ class SparseRegime(Regime):
 
     trains: ClassVar[bool] = True
 
-    def __init__(self, weights: Sequence[str], pattern: Pattern, settings: SparseSettings) -> None:
-        self.pattern, self.settings = pattern, settings
+    def __init__(
+        self, weights: Sequence[str], pattern: Pattern | Mapping[str, Assigned], settings: SparseSettings
+    ) -> None:
+        self.settings = settings
+        self._pattern = pattern
         self.keep: dict[str, int] = {}
         self.masks: dict[str, Tensor] = {}
         self.held = False
@@ -53,19 +57,24 @@ class SparseRegime(Regime):
         """Parameters that follow the pattern."""
         return self._names
 
-    @property
-    def sparsity(self) -> float:
-        """Share of the chosen layers' weights that become zero."""
-        own = self.pattern.sparsity
+    def pattern_of(self, name: str) -> Pattern:
+        """The pattern one parameter follows."""
+        return self._pattern if isinstance(self._pattern, Pattern) else self._pattern[name].pattern
+
+    def sparsity_of(self, name: str) -> float:
+        """Share of one parameter's weights that was asked to become zero; of all parameters together for a pattern
+        that all share, unless the distribution is uniform.
+        """
+        if not isinstance(self._pattern, Pattern):
+            return self._pattern[name].sparsity
+        own = self._pattern.sparsity
         return own if own is not None else self.settings.sparsity or DEFAULT_SPARSITY
 
     def begin(self, student: nn.Module, steps: int) -> None:
         """Decide how many units stay in each layer."""
         self._student, self._steps = student, max(1, steps)
         self.held, self.masks = False, {}
-        saliencies = [self.weight(name).detach().square() for name in self._names]
-        counts = units_to_keep(self.pattern, saliencies, self.sparsity, distribution=self.settings.distribution)
-        self.keep = dict(zip(self._names, counts, strict=True))
+        self.keep = self._counts()
 
     def weights(self, step: int) -> dict[str, Tensor]:
         """Masked weights for the forward pass of `step`."""
@@ -97,7 +106,8 @@ class SparseRegime(Regime):
 
     def describe(self) -> str:
         """Schedule, pattern, settings and layers."""
-        return f"{type(self).__name__} {self.pattern} {self.settings} {self._names}"
+        of = self._pattern if isinstance(self._pattern, Pattern) else dict(self._pattern)
+        return f"{type(self).__name__} {of} {self.settings} {self._names}"
 
     # ------------------------------------------------------------------ for schedules
 
@@ -111,7 +121,7 @@ class SparseRegime(Regime):
     def final_mask(self, name: str) -> Tensor:
         """The bool mask of the full sparsity that one weight would get now; magnitude unless overridden."""
         saliency = self.weight(name).detach().square()
-        return self.pattern.units(saliency).mask(saliency, self.keep[name])
+        return self.pattern_of(name).units(saliency).mask(saliency, self.keep[name])
 
     def weight(self, name: str) -> Tensor:
         """The trained parameter."""
@@ -120,7 +130,19 @@ class SparseRegime(Regime):
 
     def units(self, name: str) -> Units:
         """Its units, by magnitude."""
-        return self.pattern.units(self.weight(name).detach().square())
+        return self.pattern_of(name).units(self.weight(name).detach().square())
+
+    def _counts(self) -> dict[str, int]:
+        """Units that stay in each row of each parameter."""
+        saliencies = {name: self.weight(name).detach().square() for name in self._names}
+        if isinstance(self._pattern, Pattern):
+            share, spread = self.sparsity_of(self._names[0]), self.settings.distribution
+            counts = units_to_keep(self._pattern, list(saliencies.values()), share, distribution=spread)
+            return dict(zip(self._names, counts, strict=True))
+        return {
+            name: units_to_keep(found.pattern, [saliencies[name]], found.sparsity, distribution="uniform")[0]
+            for name, found in self._pattern.items()
+        }
 
     def _masked(self, name: str) -> Tensor:
         return _where(self.masks[name], self.weight(name))

@@ -40,7 +40,7 @@ class Dtp(SparseRegime):
         for name, keep in self.keep.items():
             size = self.weight(name).detach().abs()
             score = nn.Parameter(size / size.square().mean().sqrt().clamp_min(1e-12))
-            values = self._values(score)[0]
+            values = self._values(name, score)[0]
             gap = max(float(values.detach().std(correction=0)), 1e-6)
             beta = self._steps * max(self.settings.held, 1e-3) * gap / self.settings.hardness
             plan = TransportMask(values.shape, keep, beta, device=score.device)
@@ -59,14 +59,14 @@ class Dtp(SparseRegime):
     def soft(self, name: str, progress: float) -> Tensor:
         """The weight under its soft mask; advances the plan."""
         weight = self.weight(name)
-        values, units = self._values(self._scores[name])
+        values, units = self._values(name, self._scores[name])
         mask = units.spread(self._plans[name](values))
         share = linear_ramp(progress, start=self.settings.start, end=self.settings.reached)
         return torch.lerp(weight, mask * weight, share)
 
     def final_mask(self, name: str) -> Tensor:
         """The units with the largest masks."""
-        units = self._values(self._scores[name])[1]
+        units = self._values(name, self._scores[name])[1]
         return units.spread(self._plans[name].hard())
 
     def undecided(self) -> float:
@@ -94,7 +94,7 @@ class Dtp(SparseRegime):
             if moments:
                 self._adam.state[score] = moments
 
-    def _values(self, score: Tensor) -> tuple[Tensor, Units]:
+    def _values(self, name: str, score: Tensor) -> tuple[Tensor, Units]:
         """[R, n] mean score of every unit, and the units: those of the scores, shifted to be positive."""
-        units = self.pattern.units(score.detach() - score.detach().min())
+        units = self.pattern_of(name).units(score.detach() - score.detach().min())
         return units.total(score) / units.sizes(), units

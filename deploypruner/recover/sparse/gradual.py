@@ -33,7 +33,7 @@ class Gradual(SparseRegime):
             return
         for name, keep in self.keep.items():
             saliency = self.weight(name).detach().square()
-            units = self.pattern.units(saliency)
+            units = self.pattern_of(name).units(saliency)
             self.masks[name] = units.mask(saliency, int(ramped_keep(units.per_row, keep, share)))
 
     def soft(self, name: str, progress: float) -> Tensor:

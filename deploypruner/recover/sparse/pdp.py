@@ -33,7 +33,7 @@ class Pdp(SparseRegime):
         share = linear_ramp(progress, start=self.settings.start, end=self.settings.reached)
         mean = units.total(weight.square()) / units.sizes()
         size = mean.clamp_min(_LEAST).sqrt()
-        blend = self.pattern.sparsity is not None
+        blend = self.pattern_of(name).sparsity is not None
         keep = self.keep[name] if blend else ramped_keep(units.per_row, self.keep[name], share)
         tau = pdp_temperature(size, share=self.settings.temperature)
         masked = units.spread(pdp_mask(size, keep, tau)) * weight

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deploypruner.errors import RecipeError, nearest
+from deploypruner.patterns import Pattern
 from deploypruner.patterns.distribution import DISTRIBUTIONS
 
 KINDS = {
@@ -15,6 +16,19 @@ KINDS = {
     "depthwise": "convolutions with one input channel per output",
     "classifier": "layers that no other layer comes after",
 }
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """What one layer was assigned under "auto".
+
+    Args:
+        pattern: One whose sparsity is chosen.
+        sparsity: Share of the layer's weights that become zero, in (0, 1).
+    """
+
+    pattern: Pattern
+    sparsity: float
 
 
 @dataclass(frozen=True)

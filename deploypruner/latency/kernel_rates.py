@@ -1,0 +1,176 @@
+"""The rates of this machine: what layers cost in the sparse kernels and in OpenVINO's int8, measured once and cached.
+
+`kernel_probes` gives layers, `measure_costs` times them, and non-negative least squares on relative errors finds the
+rates of `sparse.cost`. Source: ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+from scipy.optimize import nnls
+
+from deploypruner.errors import InputError
+from deploypruner.folder import BuildFolder, file_sha256
+from deploypruner.latency.cache import default_folder, device
+from deploypruner.latency.kernel_probes import HEAD, TAIL, probe_feeds, probe_model
+from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
+from deploypruner.records import Setting
+from deploypruner.sparse.cost import Rates, dense_counts, sparse_counts
+from deploypruner.sparse.layer import Layer
+from deploypruner.sparse.library import EXTENSION, active_target, path_of
+from deploypruner.sparse.match import match
+from deploypruner.sparse.onnx_graph import Graph
+from deploypruner.sparse.rewrite import c4_name, rewrite
+
+FORMAT = 1
+# Targets that pack nm64 into windows: groups of four neighbouring inputs are not what they compute.
+_WINDOWED = ("avx512_vbmi",)
+
+Counts = Mapping[str, float]
+Timings = Sequence[tuple[Counts, float]]
+
+
+@dataclass(frozen=True)
+class KernelRates:
+    """Rates of one machine, and how far to trust them.
+
+    Args:
+        rates: For `sparse.choose` and the solver.
+        sparse_error: Median of |predicted / measured - 1| over layers in the kernels, each predicted without itself.
+        dense_error: The same in OpenVINO.
+        layers: How many were timed.
+        seconds: It took.
+        remark: What a user should know about the file they are kept in, "" where it was as expected.
+    """
+
+    rates: Rates
+    sparse_error: float
+    dense_error: float
+    layers: int
+    seconds: float
+    remark: str = ""
+
+
+def kernel_rates(
+    threads: int, *, cache: Path | None = None, say: Callable[[str], None] = lambda _: None
+) -> KernelRates:
+    """The rates of this CPU, kernel library, target and number of threads; measured where no file has them.
+
+    Args:
+        threads: Of OpenVINO.
+        cache: Folder of the files, None for the user's cache folder.
+        say: Told if something is measured.
+
+    Raises:
+        KernelError: The kernels are not built, fit another OpenVINO, or the target cannot run.
+    """
+    folder = cache or default_folder()
+    about = _about(threads)
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    name = f"kernels-openvino-int8-{threads}-{digest}.json"
+    remark = ""
+    if (folder / name).is_file():
+        try:
+            return _read(folder / name, about)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            remark = f"the kernel rates {folder / name} are damaged ({said}), so they are measured again"
+    say("timing the sparse kernels, once for this machine")
+    found = measured_rates(threads)
+    try:
+        BuildFolder(folder).write_json(name, {"format": FORMAT, "device": about, **asdict(found)})
+    except InputError as error:
+        remark = f"the kernel rates were not kept: {error.message}"
+    return KernelRates(**{**vars(found), "remark": remark})
+
+
+def measured_rates(threads: int) -> KernelRates:
+    """Time the probes and fit; about ten seconds.
+
+    Raises:
+        KernelError: As `kernel_rates`.
+    """
+    begin = time.perf_counter()
+    model = probe_model()
+    graph = Graph(model)
+    layers = [layer for layer in match(graph).layers if not layer.name.endswith((HEAD, TAIL))]
+    with TemporaryDirectory(prefix="deploypruner-") as scratch:
+        dense, sparse = Path(scratch) / "dense.onnx", Path(scratch) / "sparse.onnx"
+        onnx.save(model, dense)
+        onnx.save(rewrite(graph, layers), sparse)
+        costs = measure_costs(dense, sparse, layers, feeds=probe_feeds(), threads=threads)
+    fitted = fit_rates(layers, costs, packed=active_target() in _WINDOWED)
+    return KernelRates(**{**vars(fitted), "seconds": time.perf_counter() - begin})
+
+
+def fit_rates(layers: Sequence[Layer], costs: MeasuredCosts, *, packed: bool = False) -> KernelRates:
+    """Rates from timed layers and borders.
+
+    Args:
+        layers: Timed.
+        costs: What each took.
+        packed: As in `Rates`.
+    """
+    ours = [(sparse_counts(x, packed=packed), costs.sparse_ns[x.name]) for x in layers if x.name in costs.sparse_ns]
+    theirs = [(dense_counts(x), costs.dense_ns[x.name]) for x in layers if x.name in costs.dense_ns]
+    touched = {c4_name(a): a for x in layers for a in (*x.reads, x.y)}
+    borders: Timings = [
+        ({"border_call": 1.0, "move": float(touched[name].channels * touched[name].pixels)}, ns)
+        for found in (costs.enter_ns, costs.leave_ns)
+        for name, ns in found.items()
+    ]
+    values = {**non_negative(ours), **non_negative(theirs), **non_negative(borders)}
+    rates = Rates(**values, packed=packed, source="rates measured on this machine")
+    return KernelRates(rates, left_out(ours), left_out(theirs), len(layers), 0.0)
+
+
+def non_negative(timings: Timings) -> dict[str, float]:
+    """Name -> rate, at least 0, with the least sum of squared relative errors.
+
+    Args:
+        timings: How often each rate is paid, and nanoseconds > 0.
+    """
+    names = list(timings[0][0])
+    counts = np.array([[found[name] for name in names] for found, _ in timings], np.float64)
+    ns = np.array([ns for _, ns in timings])
+    scale = np.maximum(counts.max(axis=0), 1.0)  # columns differ by a factor of a million
+    solved, _ = nnls(counts / scale / ns[:, None], np.ones(len(ns)))
+    return dict(zip(names, (solved / scale).tolist(), strict=True))
+
+
+def left_out(timings: Timings) -> float:
+    """Median of |predicted / measured - 1|, each timing predicted by rates from all others."""
+    errors = []
+    for number, (counts, ns) in enumerate(timings):
+        rates = non_negative([*timings[:number], *timings[number + 1 :]])
+        errors.append(abs(sum(rates[name] * count for name, count in counts.items()) / ns - 1))
+    return float(np.median(errors))
+
+
+def _about(threads: int) -> dict[str, Any]:
+    """What the rates depend on, JSON-able."""
+    return {
+        **device(Setting("openvino", "int8", threads)),
+        "target": active_target(),
+        "library": file_sha256(path_of(EXTENSION)),
+    }
+
+
+def _read(path: Path, about: Mapping[str, Any]) -> KernelRates:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if document.pop("format") != FORMAT or document.pop("device") != about:
+        raise ValueError("another format or device")
+    known = {field.name for field in fields(Rates)}
+    if set(document["rates"]) != known:
+        raise ValueError("other rates")
+    return KernelRates(**{**document, "rates": Rates(**document["rates"]), "remark": ""})
