@@ -20,6 +20,7 @@ from deploypruner.sparse.rewrite import c4_name
 _ROUNDS, _CALLS = 4, 5
 # Layers of one shape whose vector multiply-adds differ by less take the same time.
 _ALIKE = 0.1
+_REST = "/rest"  # no layer is called so
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,15 @@ class MeasuredCosts(Costs):
         dense_ns: Layer -> of what OpenVINO made of it; a layer it fused into another has none of its own.
         enter_ns: C4 name -> of entering.
         leave_ns: C4 name -> of leaving.
-        rates: For what neither model shows: `move` is the median of the borders that were measured.
+        rest_ns: Of everything in the dense model that is part of no layer.
+        rates: For what neither model shows.
     """
 
     sparse_ns: Mapping[str, float]
     dense_ns: Mapping[str, float]
     enter_ns: Mapping[str, float] = field(default_factory=dict)
     leave_ns: Mapping[str, float] = field(default_factory=dict)
+    rest_ns: float = 0.0
     rates: Rates = field(default_factory=Rates)
     source: str = "OpenVINO's counters on this machine"
 
@@ -59,7 +62,13 @@ class MeasuredCosts(Costs):
 
 
 def measure_costs(
-    dense: Path, sparse: Path, layers: Sequence[Layer], *, feeds: Sequence[Array], threads: int
+    dense: Path,
+    sparse: Path,
+    layers: Sequence[Layer],
+    *,
+    feeds: Sequence[Array],
+    threads: int,
+    rates: Rates | None = None,
 ) -> MeasuredCosts:
     """Time the operations of both models in alternation; of several rounds the least disturbed one counts.
 
@@ -69,6 +78,8 @@ def measure_costs(
         layers: From `sparsify`.
         feeds: One array per input.
         threads: Threads of the runtime.
+        rates: For borders that are in neither model; where None, the formula's with the median of the borders there
+            are.
 
     Raises:
         InputError: A file cannot be loaded.
@@ -88,14 +99,16 @@ def measure_costs(
     entered = {c4_name(a): times[f"{c4_name(a)}_enter"] for a in borders.values() if f"{c4_name(a)}_enter" in times}
     left = {c4_name(a): times[f"{c4_name(a)}_leave"] for a in borders.values() if f"{c4_name(a)}_leave" in times}
     bytes_of = {c4_name(a): a.channels * a.pixels for a in borders.values()}
-    call = Rates().border_call
+    call = Rates.border_call
     moves = [max(0.0, ns - call) / bytes_of[name] for found in (entered, left) for name, ns in found.items()]
+    alone = _least(rounds[dense])
     return MeasuredCosts(
         sparse_ns=_undisturbed(layers, times, alike=_ALIKE),
-        dense_ns=_undisturbed(layers, _least(rounds[dense]), alike=np.inf),
+        dense_ns=_undisturbed(layers, alone, alike=np.inf),
         enter_ns=entered,
         leave_ns=left,
-        rates=Rates(move=median(moves)) if moves else Rates(),
+        rest_ns=alone.get(_REST, 0.0),
+        rates=rates or (Rates(move=median(moves)) if moves else Rates()),
     )
 
 
@@ -120,7 +133,7 @@ class _Dense:
                 # Two convolutions in one operation share its time by their multiply-adds.
                 total = sum(self._macs[owner] for owner in owners)
                 return {owner: self._macs[owner] / total for owner in owners}
-        return {}
+        return {_REST: 1.0}
 
 
 class _Sparse:

@@ -1,9 +1,9 @@
 """Which pattern and how many zeros each layer gets: the most saliency that is predicted to fit into a time.
 
 The same problem as widths for a budget of milliseconds, with the same solver: each layer has places (dense, or a
-pattern at a sparsity), what they are worth adds up, and what they take does not, because a layer between two others in
-our kernels costs no border. The time of a plan is that of its best sides, see `sparse.choose`. A layer's own price is
-in one edge of that cut, so that its whole ladder follows from two cuts: with the layer dense, and with it sparse.
+pattern at a sparsity), what they are worth adds up, and what they take does not, because a layer between two others
+in our kernels costs no border. The time of a plan is that of its best sides, see `sparse.choose`. A layer's own price
+is in one edge of that cut, so that its whole ladder follows from two cuts: with the layer dense, and with it sparse.
 """
 
 from __future__ import annotations

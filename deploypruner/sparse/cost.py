@@ -19,7 +19,6 @@ import numpy as np
 from deploypruner.sparse.kernels import Conv, ConvShape
 from deploypruner.sparse.layer import QUAD, Activation, Layer
 
-
 # Share of groups of four with a weight from which on rows share their loads; `pack.cpp` asks what is cheaper.
 _SHARES = 0.8
 

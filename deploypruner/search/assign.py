@@ -1,0 +1,255 @@
+"""A pattern and a share of zeros for every layer of a model that has none yet: predicted, measured, corrected.
+
+    1  the int8 model is timed dense, and with 1x4 at one sparsity wherever zeros may be: the reference
+    2  what each layer took there / what the machine's rates say corrects all that is predicted of it
+    3  `search.patterns` fills the layers within the budget
+    4  that filling is timed, its layers are corrected again, and 3 is repeated
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import floor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+from torch import Tensor
+
+from deploypruner.errors import BudgetError
+from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
+from deploypruner.runtime import Array
+from deploypruner.search.filling import REFERENCE, Fillable
+from deploypruner.search.patterns import Filling, Option, fastest_ns, fill
+from deploypruner.sparse.choose import Sides
+from deploypruner.sparse.cost import Rates
+from deploypruner.sparse.layer import Layer
+from deploypruner.sparse.match import match
+from deploypruner.sparse.onnx_graph import Graph
+from deploypruner.sparse.rewrite import rewrite
+
+_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be filled.
+
+    Args:
+        dense: QDQ file of the model, without zeros.
+        weights: Layer name, as `match` gives it -> weight [O, I, *kernel] of each layer that may have zeros.
+        rates: Of the machine.
+        feeds: One array per input.
+        threads: Of the runtime.
+        sparsity: Of the reference, 1x4 at this share of zeros in all of `weights`.
+        speedup: Over the dense model; None for as fast as the reference.
+        seed: Of the solver's restarts.
+        say: Told what is done.
+    """
+
+    dense: Path
+    weights: Mapping[str, Tensor]
+    rates: Rates
+    feeds: Sequence[Array]
+    threads: int = 1
+    sparsity: float = 0.8
+    speedup: float | None = None
+    seed: int = 0
+    say: Callable[[str], None] = lambda line: None
+
+
+@dataclass(frozen=True)
+class LayerFilling:
+    """What one layer gets.
+
+    Args:
+        name: Of the layer, as `match` gives it.
+        pattern: Registered name, or "dense".
+        sparsity: Share of its weights that become zero.
+        kept: Share of its saliency that stays.
+        sparse: Is it predicted to run in our kernels?
+        sparse_us: Predicted there.
+        dense_us: Measured in OpenVINO.
+    """
+
+    name: str
+    pattern: str
+    sparsity: float
+    kept: float
+    sparse: bool
+    sparse_us: float
+    dense_us: float
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Result of `assign`. Milliseconds are OpenVINO's counters, of one inference.
+
+    Args:
+        layers: Every layer that may have zeros, in the graph's order.
+        dense_ms: Of the model with no layer in our kernels.
+        reference_ms: Predicted with the reference, each layer where it is faster.
+        budget_ms: For the model.
+        predicted_ms: Of the model with these layers.
+        kept: Mean share of saliency that the layers keep.
+        reference_kept: The same for the reference.
+        trials: (predicted, measured) milliseconds in our kernels, of each filling that was timed on the way.
+    """
+
+    layers: tuple[LayerFilling, ...]
+    dense_ms: float
+    reference_ms: float
+    budget_ms: float
+    predicted_ms: float
+    kept: float
+    reference_kept: float
+    trials: tuple[tuple[float, float], ...] = field(default=())
+
+    @property
+    def speedup(self) -> float:
+        """Predicted, over the model with no layer in our kernels."""
+        return self.dense_ms / self.predicted_ms
+
+
+def assign(request: Request) -> Assignment:
+    """Choose pattern and share of zeros of every layer so that most saliency is kept within the budget.
+
+    The saliency of a weight is its square, as for every mask, and counts in shares of its layer's.
+
+    Raises:
+        BudgetError: The budget is out of reach; the message says what is in reach.
+        KernelError: The kernels cannot run here.
+    """
+    return _Search(request).run()
+
+
+class _Search:
+    """Everything that is known so far."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._graph = Graph(onnx.load(request.dense))
+        self._layers = match(self._graph).layers
+        self._fillable = {
+            number: Fillable.of(layer, request.weights[layer.name], request.rates, reference=request.sparsity)
+            for number, layer in enumerate(self._layers)
+            if layer.name in request.weights
+        }
+        self._first = {n: f.option(REFERENCE, request.sparsity) for n, f in self._fillable.items()}
+        layers = [self._layer(n, self._first) for n in range(len(self._layers))]
+        self._costs = self._timed(layers)
+        for number, option in self._first.items():
+            self._fillable[number].correct(option, self._costs.sparse(layers[number]))
+        # The costs know every layer as the reference has it.
+        self._reference_ns = float(Sides(self._graph, layers, self._costs).ns)
+        self._rest_ns = self._costs.rest_ns
+        self._dense_ns = self._rest_ns + sum(map(self._costs.dense, self._layers))
+
+    def run(self) -> Assignment:
+        """See `assign`."""
+        filling, trials = self._filled(), []
+        for _ in range(_ROUNDS):
+            if not any(filling.sparse):
+                break
+            trials.append(self._trial(filling))
+            self._request.say(
+                f"layers in sparse kernels: {trials[-1][0]:.3g} ms predicted, {trials[-1][1]:.3g} measured"
+            )
+            filling, before = self._filled(), filling
+            if filling.options == before.options:
+                break
+        return self._result(filling, trials)
+
+    def _filled(self) -> Filling:
+        """The best filling by what is known."""
+        try:
+            return fill(self._sides(), self._ladders(), self._budget_ns(), seed=self._request.seed)
+        except BudgetError as error:
+            raise self._out_of_reach() from error
+
+    def _trial(self, filling: Filling) -> tuple[float, float]:
+        """Time a filling and learn from it; milliseconds of its layers in our kernels, predicted and measured."""
+        ours = [number for number, sparse in enumerate(filling.sparse) if sparse]
+        layers = [self._layer(number, filling.options) for number in ours]
+        found = self._timed(layers)
+        predicted = measured = 0.0
+        for number, layer in zip(ours, layers, strict=True):
+            ns = found.sparse(layer)
+            measured += ns
+            if number in filling.options:
+                predicted += filling.options[number].ns
+                self._fillable[number].correct(filling.options[number], ns)
+            else:
+                predicted += self._costs.sparse(layer)
+        self._costs = replace(
+            self._costs,
+            sparse_ns={**self._costs.sparse_ns, **found.sparse_ns},
+            enter_ns={**self._costs.enter_ns, **found.enter_ns},
+            leave_ns={**self._costs.leave_ns, **found.leave_ns},
+        )
+        return predicted / 1e6, measured / 1e6
+
+    def _timed(self, layers: Sequence[Layer]) -> MeasuredCosts:
+        """Costs with these layers in our kernels and the others in OpenVINO."""
+        request = self._request
+        with TemporaryDirectory(prefix="deploypruner-") as scratch:
+            path = Path(scratch) / "sparse.onnx"
+            onnx.save(rewrite(self._graph, layers), path)
+            return measure_costs(
+                request.dense, path, layers, feeds=request.feeds, threads=request.threads, rates=request.rates
+            )
+
+    def _layer(self, number: int, options: Mapping[int, Option]) -> Layer:
+        """A layer as the options fill it."""
+        return self._fillable[number].filled(options[number]) if number in options else self._layers[number]
+
+    def _sides(self) -> Sides:
+        return Sides(self._graph, self._layers, self._costs)
+
+    def _ladders(self) -> dict[int, list[Option]]:
+        return {number: fillable.ladder() for number, fillable in self._fillable.items()}
+
+    def _budget_ns(self) -> float:
+        """Of all layers and their borders."""
+        speedup = self._request.speedup
+        return self._reference_ns if speedup is None else self._dense_ns / speedup - self._rest_ns
+
+    def _out_of_reach(self) -> BudgetError:
+        """Only a speed-up can be; the reference is in reach of itself."""
+        fastest = fastest_ns(self._sides(), self._ladders()) + self._rest_ns
+        best = self._dense_ns / fastest
+        return BudgetError(
+            f"{self._request.speedup:.3g}x is out of reach of zeros alone: with the sparsest layers the model is "
+            f"predicted to be {best:.3g}x as fast as dense",
+            hint=f"about --speedup {floor(95 * best) / 100:g} can be reached; removing channels (--pattern channel) "
+            "may reach further",
+        )
+
+    def _result(self, filling: Filling, trials: Sequence[tuple[float, float]]) -> Assignment:
+        layers = tuple(
+            LayerFilling(
+                name=self._layers[number].name,
+                pattern=option.pattern,
+                sparsity=option.sparsity,
+                kept=option.kept,
+                sparse=filling.sparse[number],
+                sparse_us=option.ns / 1e3,
+                dense_us=self._costs.dense(self._layers[number]) / 1e3,
+            )
+            for number, option in filling.options.items()
+        )
+        kept = [option.kept for option in self._first.values()]
+        return Assignment(
+            layers=layers,
+            dense_ms=self._dense_ns / 1e6,
+            reference_ms=(self._reference_ns + self._rest_ns) / 1e6,
+            budget_ms=(self._budget_ns() + self._rest_ns) / 1e6,
+            predicted_ms=(filling.ns + self._rest_ns) / 1e6,
+            kept=filling.kept,
+            reference_kept=float(np.mean(kept)) if kept else 1.0,
+            trials=tuple(trials),
+        )
