@@ -22,6 +22,7 @@ from deploypruner.prune.remove import require
 from deploypruner.recipe import BUDGETS
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.allocate import Allocate
+from deploypruner.stages.assign import Assign
 from deploypruner.stages.export import Export
 from deploypruner.stages.learn import Learn
 from deploypruner.stages.load import Load
@@ -37,7 +38,7 @@ from deploypruner.stages.trace import Trace
 from deploypruner.stages.verify import Verify
 
 CHAIN: tuple[type[Stage], ...] = (
-    *(Load, Trace, Score, Allocate, Learn, Remove, Recover),
+    *(Load, Trace, Score, Allocate, Learn, Remove, Assign, Recover),
     *(Quantize, Export, Sparse, Verify, Measure, WriteReport),
 )
 _MARKS = stage_file("finished.json")

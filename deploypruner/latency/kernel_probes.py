@@ -74,7 +74,7 @@ CHAINS = (
     Chain(64, 56, (Probe(64, "1x4", 0.9), Probe(64, "1x4", 0.8, taps=3), Probe(256, "nm64", 0.9))),
     Chain(256, 56, (Probe(64, "unstructured", 0.95), Probe(64, "1x4", 0.95, taps=3), Probe(256, "1x4", 0.9, adds=3))),
     Chain(128, 28, (Probe(512, "1x4", 0.95), Probe(128, "nm64", 0.8), Probe(128, "1x4", 0.9, taps=3, stride=2))),
-    Chain(512, 28, (Probe(128, "1x4", 0.7), Probe(128, "nm64", 0.9, taps=3), Probe(512, "unstructured", 0.8, adds=3))),
+    Chain(512, 28, (Probe(128, "1x4", 0.7), Probe(128, "nm64", 0.9, taps=3), Probe(512, "nm64", 0.8, adds=3))),
     Chain(256, 14, (Probe(1024, "1x4", 0.5), Probe(256, "1x4", 0.9), Probe(256, "nm64", 0.95, taps=3))),
     Chain(512, 7, (Probe(2048, "1x4", 0.9), Probe(512, "nm64", 0.9), Probe(512, "1x4", 0.95, taps=3))),
     Chain(128, 14, (Probe(512), Probe(128, "unstructured", 0.9), Probe(128, taps=3))),

@@ -18,7 +18,7 @@ from deploypruner.report.document import Report
 from deploypruner.report.headline import Headline, RuntimeGroup, group_rows, headline
 from deploypruner.report.marks import legend
 from deploypruner.report.scatter import quality_axis, scatter, spread
-from deploypruner.report.sparse import sparse_lines, sparse_sentence
+from deploypruner.report.sparse import assigned_sentence, sparse_lines, sparse_sentence
 
 _GLYPHS = {"faster": "▲", "slower": "▼", "indistinguishable": "≈", "baseline": ""}
 _NAMED = 3
@@ -78,6 +78,7 @@ def render_html(report: Report) -> str:
         checks=[(check, _check_word(check)) for check in report.verification],
         frozen=_by_reason(report.frozen),
         sparse=sparse_sentence(report.sparse),
+        assigned=assigned_sentence(report.sparse),
         sparse_lines=sparse_lines(report.sparse),
         stage_seconds=sum(stage.seconds for stage in report.stages),
     )

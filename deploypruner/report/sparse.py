@@ -1,4 +1,4 @@
-"""What sparse kernels did for a build, in one sentence and in a table of layers."""
+"""What sparse kernels did for a build, in sentences and in a table of layers."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from typing import Any
 
 from deploypruner.report import units
 
+DENSE = "dense"
+_TEXTS = (0, 1, 6)  # columns of the terminal's table that are no numbers
+
 
 @dataclass(frozen=True)
 class SparseLine:
-    """One layer as text: name, what it is, shares and times, the choice and why."""
+    """One layer as text: name, what it is, its pattern, shares and times, the choice and why."""
 
     name: str
     kind: str
+    pattern: str
     density: str
     quads: str
     dense: str
+    predicted: str
     sparse: str
     choice: str
     reason: str
@@ -44,15 +49,57 @@ def sparse_sentence(found: dict[str, Any]) -> str:
     return f"{ran}: {numbers}, indistinguishable from {against['against']}, which needs no library"
 
 
+def assigned_sentence(found: dict[str, Any]) -> str:
+    """What was predicted when every layer got its own pattern, beside what was measured; "" where one is for all.
+
+    Args:
+        found: The report's `sparse` section.
+    """
+    assigned = found.get("assigned")
+    if not assigned:
+        return ""
+    predicted, dense = assigned["predicted_ms"], assigned["dense_ms"]
+    text = (
+        f"every layer has its own pattern, {predicted:.3g} ms in all by prediction ({units.ratio(dense / predicted)} of "
+        f"{dense:.3g} ms dense, {assigned['budget_ms']:.3g} ms allowed: {assigned['budget']})"
+    )
+    if found.get("against_dense"):
+        text += f", {units.ratio(found['against_dense']['ratio'])} measured"
+    return text + (
+        f"; {assigned['kept']:.0%} of the saliency stays, {assigned['reference_kept']:.0%} would with "
+        f"{assigned['reference']} everywhere"
+    )
+
+
+def assigned_table(found: dict[str, Any]) -> list[str]:
+    """Lines of a terminal: the layers with a pattern of their own that was chosen for them."""
+    if not found.get("assigned"):
+        return []
+    head = SparseLine("layer", "", "pattern", "kept", "", "dense us", "predicted", "sparse us", "choice", "")
+    lines = [head, *(line for line in sparse_lines(found) if line.pattern not in ("", DENSE))]
+    shown = [(x.name, x.pattern, x.density, x.dense, x.predicted, x.sparse, x.choice) for x in lines]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    text = (
+        "  ".join(
+            cell.ljust(size) if place in _TEXTS else cell.rjust(size)
+            for place, (cell, size) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in shown
+    )
+    return [f"  {line.rstrip()}" for line in text]
+
+
 def sparse_lines(found: dict[str, Any]) -> list[SparseLine]:
     """Every layer the kernels could compute, then those they could not."""
     fitting = [
         SparseLine(
             layer["name"],
             f"{layer['kind']} {'x'.join(map(str, layer['kernel']))}",
+            layer.get("pattern", ""),
             f"{layer['density']:.1%}",
             f"{layer['quads']:.1%}",
             _microseconds(layer["dense_us"]),
+            _microseconds(layer.get("predicted_us")),
             _microseconds(layer["sparse_us"]),
             layer["choice"],
             layer["reason"],
@@ -60,7 +107,8 @@ def sparse_lines(found: dict[str, Any]) -> list[SparseLine]:
         for layer in found.get("layers", ())
     ]
     others = [
-        SparseLine(name, "", "-", "-", "-", "-", "dense", reason) for name, reason in found.get("refused", {}).items()
+        SparseLine(name, "", "", "-", "-", "-", "-", "-", "dense", reason)
+        for name, reason in found.get("refused", {}).items()
     ]
     return [*fitting, *others]
 

@@ -7,7 +7,7 @@ from deploypruner.report import units
 from deploypruner.report.columns import table_rows
 from deploypruner.report.document import Report
 from deploypruner.report.headline import headline
-from deploypruner.report.sparse import sparse_sentence
+from deploypruner.report.sparse import assigned_sentence, assigned_table, sparse_sentence
 from deploypruner.report.terminal import Paint, clean, painter, wrap
 
 
@@ -26,7 +26,7 @@ def table(report: Report, *, colour: bool, width: int | None = None) -> str:
         table_rows(report.rows, colour=colour, width=width),
         "\n".join([wrap("result: ", result.sentence, width), *(wrap("note: ", n, width) for n in result.notes)]),
         _budget(report, paint),
-        wrap("sparse: ", sparse_sentence(report.sparse), width) if report.sparse else "",
+        _sparse(report, width),
         _verification(report, paint, width),
         "\n".join(paint(wrap("warning: ", text, width), "warn") for text in report.warnings),
     ]
@@ -50,6 +50,19 @@ def _budget(report: Report, paint: Paint) -> str:
     sentence = clean(units.budget_sentence(report.budget))
     verdict = units.budget_verdict(report.budget)
     return f"budget: {sentence}: {paint(verdict, 'good' if verdict == 'met' else 'bad')}"
+
+
+def _sparse(report: Report, width: int | None) -> str:
+    if not report.sparse:
+        return ""
+    assigned = assigned_sentence(report.sparse)
+    return "\n".join(
+        [
+            wrap("sparse: ", sparse_sentence(report.sparse), width),
+            *([wrap("patterns: ", assigned, width)] if assigned else []),
+            *map(clean, assigned_table(report.sparse)),
+        ]
+    )
 
 
 def _verification(report: Report, paint: Paint, width: int | None) -> str:

@@ -134,20 +134,18 @@ class _Search:
         self._request = request
         self._graph = Graph(onnx.load(request.dense))
         self._layers = match(self._graph).layers
+        names = {layer.name for layer in self._layers}
         self._fillable = {
             number: Fillable.of(layer, request.weights[layer.name], request.rates, reference=request.sparsity)
             for number, layer in enumerate(self._layers)
-            if layer.name in request.weights
+            # A weight that two layers share would have to suit both.
+            if layer.name in request.weights and f"{layer.name}'" not in names
         }
         self._first = {n: f.option(REFERENCE, request.sparsity) for n, f in self._fillable.items()}
         layers = [self._layer(n, self._first) for n in range(len(self._layers))]
         self._costs = self._timed(layers)
         for number, option in self._first.items():
             self._fillable[number].correct(option, self._costs.sparse(layers[number]))
-        # The costs know every layer as the reference has it.
-        self._reference_ns = float(Sides(self._graph, layers, self._costs).ns)
-        self._rest_ns = self._costs.rest_ns
-        self._dense_ns = self._rest_ns + sum(map(self._costs.dense, self._layers))
 
     def run(self) -> Assignment:
         """See `assign`."""
@@ -176,20 +174,28 @@ class _Search:
         ours = [number for number, sparse in enumerate(filling.sparse) if sparse]
         layers = [self._layer(number, filling.options) for number in ours]
         found = self._timed(layers)
+        # A disturbance only ever makes things longer: of dense layers the least counts, and what they all take more
+        # than that now, the sparse ones beside them do too.
+        dense = {name: min(ns, found.dense_ns.get(name, ns)) for name, ns in self._costs.dense_ns.items()}
+        known = dense.keys() & found.dense_ns.keys()
+        drift = sum(found.dense_ns[name] for name in known) / sum(dense[name] for name in known) if known else 1.0
         predicted = measured = 0.0
         for number, layer in zip(ours, layers, strict=True):
-            ns = found.sparse(layer)
+            ns = found.sparse(layer) / drift
             measured += ns
             if number in filling.options:
                 predicted += filling.options[number].ns
                 self._fillable[number].correct(filling.options[number], ns)
             else:
                 predicted += self._costs.sparse(layer)
+        before = self._costs
         self._costs = replace(
-            self._costs,
-            sparse_ns={**self._costs.sparse_ns, **found.sparse_ns},
-            enter_ns={**self._costs.enter_ns, **found.enter_ns},
-            leave_ns={**self._costs.leave_ns, **found.leave_ns},
+            before,
+            dense_ns=dense,
+            rest_ns=min(before.rest_ns, found.rest_ns),
+            sparse_ns={**before.sparse_ns, **_divided(found.sparse_ns, drift)},
+            enter_ns={**before.enter_ns, **_divided(found.enter_ns, drift)},
+            leave_ns={**before.leave_ns, **_divided(found.leave_ns, drift)},
         )
         return predicted / 1e6, measured / 1e6
 
@@ -213,10 +219,27 @@ class _Search:
     def _ladders(self) -> dict[int, list[Option]]:
         return {number: fillable.ladder() for number, fillable in self._fillable.items()}
 
+    @property
+    def _rest_ns(self) -> float:
+        """Of what is part of no layer."""
+        return self._costs.rest_ns
+
+    @property
+    def _dense_ns(self) -> float:
+        """Of the whole model with no layer in our kernels."""
+        return self._rest_ns + sum(map(self._costs.dense, self._layers))
+
     def _budget_ns(self) -> float:
         """Of all layers and their borders."""
         speedup = self._request.speedup
-        return self._reference_ns if speedup is None else self._dense_ns / speedup - self._rest_ns
+        return self._reference_ns() if speedup is None else self._dense_ns / speedup - self._rest_ns
+
+    def _reference_ns(self) -> float:
+        """The same with the reference in every layer, by what is known now."""
+        sides = self._sides()
+        for number, fillable in self._fillable.items():
+            sides.price(number, fillable.option(REFERENCE, self._request.sparsity).ns)
+        return float(sides.ns)
 
     def _out_of_reach(self) -> BudgetError:
         """Only a speed-up can be; the reference is in reach of itself."""
@@ -246,10 +269,14 @@ class _Search:
         return Assignment(
             layers=layers,
             dense_ms=self._dense_ns / 1e6,
-            reference_ms=(self._reference_ns + self._rest_ns) / 1e6,
+            reference_ms=(self._reference_ns() + self._rest_ns) / 1e6,
             budget_ms=(self._budget_ns() + self._rest_ns) / 1e6,
             predicted_ms=(filling.ns + self._rest_ns) / 1e6,
             kept=filling.kept,
             reference_kept=float(np.mean(kept)) if kept else 1.0,
             trials=tuple(trials),
         )
+
+
+def _divided(times: Mapping[str, float], factor: float) -> dict[str, float]:
+    return {name: ns / factor for name, ns in times.items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -61,19 +63,39 @@ def with_dense(build: Build) -> Build:
     return _with_dense(replace(build, facts={**build.facts, **facts}))
 
 
+def write_int8(build: Build, module: nn.Module, folder: Path, *, batches: int) -> tuple[Path, Path]:
+    """Write a module in both precisions to another folder than the build's, calibrated on a few batches: for timing.
+
+    Returns:
+        The fp32 and the int8 file.
+    """
+    fp32, int8 = folder / "model.fp32.onnx", folder / "model.int8.onnx"
+    _export(build, module, fp32)
+    _quantize(build, fp32, int8, islice(calibration_feeds(build), batches))
+    return fp32, int8
+
+
 def _write(build: Build, module: nn.Module, names: tuple[str, str]) -> QuantizationSummary:
     fp32, int8 = names
-    graph = build.traced
     with build.folder.writing(fp32) as path:
-        exporters.get("onnx")().write(module, graph.example_inputs, path, dynamic_batch=graph.dynamic_batch)
+        _export(build, module, path)
     with build.folder.writing(int8) as path:
-        return quantize_static(
-            build.folder.path(fp32),
-            path,
-            calibration=calibration_feeds(build),
-            method=build.recipe.quantize.method,
-            reduce_range=detect(build.recipe.target).saturates,
-        )
+        return _quantize(build, build.folder.path(fp32), path, calibration_feeds(build))
+
+
+def _export(build: Build, module: nn.Module, fp32: Path) -> None:
+    graph = build.traced
+    exporters.get("onnx")().write(module, graph.example_inputs, fp32, dynamic_batch=graph.dynamic_batch)
+
+
+def _quantize(build: Build, fp32: Path, int8: Path, calibration: Iterator[Feeds]) -> QuantizationSummary:
+    return quantize_static(
+        fp32,
+        int8,
+        calibration=calibration,
+        method=build.recipe.quantize.method,
+        reduce_range=detect(build.recipe.target).saturates,
+    )
 
 
 def calibration_feeds(build: Build) -> Iterator[Feeds]:

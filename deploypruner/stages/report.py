@@ -12,6 +12,7 @@ from deploypruner.measure import environment
 from deploypruner.measure.statistics import compare
 from deploypruner.recipe import resolved_toml
 from deploypruner.report import LayerWidth, Report, StageTime, render_html, render_json
+from deploypruner.search.patterns import DENSE
 from deploypruner.stages import Build, Stage
 from deploypruner.target import detect
 
@@ -103,12 +104,37 @@ def budget_of(build: Build) -> dict[str, Any]:
 
 def sparse_of(build: Build) -> dict[str, Any]:
     """What was decided about the sparse model, and how it compares with the dense int8 form of the same weights."""
+    if not build.sparse:
+        return {}
+    document = {**build.sparse, **_patterns(build)}
     timings = {t.artifact.name: t for t in build.timings if t.runtime == "openvino"}
     sparse, dense = timings.get("sparse int8"), timings.get("pruned int8")
-    if not build.sparse or sparse is None or dense is None:
-        return build.sparse
+    if sparse is None or dense is None:
+        return document
     found = compare(sparse, dense, floor=build.facts["noise_floor"], seed=build.recipe.seed)
-    return {**build.sparse, "against_dense": asdict(found)}
+    return {**document, "against_dense": asdict(found)}
+
+
+def _patterns(build: Build) -> dict[str, Any]:
+    """Each layer's pattern, and what was predicted where it was chosen by prediction."""
+    given = {layer["name"]: layer["pattern"] for layer in build.facts.get("sparse", {}).get("layers", ())}
+    assigned = build.facts.get("assign", {})
+    filled = {layer["name"]: layer for layer in assigned.get("layers", ())}
+    layers = []
+    for layer in build.sparse["layers"]:
+        found = filled.get(layer["name"], {})
+        parameter = found.get("parameter", layer["name"]).removesuffix(".weight")
+        layers.append(
+            {
+                **layer,
+                "pattern": given.get(parameter, DENSE),
+                "predicted_us": found.get("sparse_us") if found else None,
+            }
+        )
+    if not filled:
+        return {"layers": layers}
+    names = ("dense_ms", "predicted_ms", "budget_ms", "budget", "kept", "reference", "reference_kept", "rates_error")
+    return {"layers": layers, "assigned": {name: assigned[name] for name in names}}
 
 
 def layer_widths(build: Build) -> tuple[LayerWidth, ...]:

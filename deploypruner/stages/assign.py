@@ -1,0 +1,154 @@
+"""assign: with --pattern auto, which pattern and how many zeros each layer gets, before anything is trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from torch import Tensor
+
+from deploypruner.errors import KernelError
+from deploypruner.graph.inputs import batch_size
+from deploypruner.graph.module import get_state
+from deploypruner.latency.kernel_rates import KernelRates, kernel_rates
+from deploypruner.patterns import AUTO, make_pattern
+from deploypruner.recover.sparse import DEFAULT_SPARSITY
+from deploypruner.recover.sparse.layers import choose_layers
+from deploypruner.recover.sparse.settings import Assigned
+from deploypruner.search.assign import Assignment, Request, assign
+from deploypruner.search.filling import REFERENCE
+from deploypruner.search.patterns import DENSE
+from deploypruner.sparse.library import extension_path, targets
+from deploypruner.stages import Build, Stage, stage_file
+from deploypruner.stages.quantize import write_int8
+from deploypruner.stages.verify import verification_feeds
+
+# Ranges do not change times, so that a batch will do.
+_CALIBRATION = 1
+
+
+class Assign(Stage):
+    """Quantize the pruned model as it is, time it, and fill its layers within the time of 1x4 everywhere."""
+
+    name: ClassVar[str] = "assign"
+    saves: ClassVar[tuple[str, ...]] = (stage_file("assign.json"),)
+
+    def run(self, build: Build) -> Build:
+        """Give every layer its pattern and share of zeros, and save them."""
+        if AUTO not in build.recipe.prune.patterns:
+            return build
+        reason = cannot_run(build)
+        document = {"reason": reason, "layers": []} if reason else _assigned(build)
+        build.folder.write_json(self.saves[0], document)
+        return self.restore(build)
+
+    def restore(self, build: Build) -> Build:
+        """Read what was assigned."""
+        if not build.folder.has(self.saves[0]):
+            return build
+        found = build.folder.read_json(self.saves[0])
+        given = {
+            layer["parameter"]: Assigned(make_pattern(layer["pattern"]), layer["sparsity"])
+            for layer in found["layers"]
+            if layer["pattern"] != DENSE
+        }
+        remarks = [f"--pattern {AUTO} leaves every layer dense: {found['reason']}"] if not given else []
+        remarks += [found["remark"]] if found.get("remark") else []
+        facts = {**build.facts, "assign": found}
+        return replace(build, assigned=given, facts=facts, remarks=(*build.remarks, *remarks))
+
+    def document(self, build: Build) -> str | None:
+        """How many layers became what, the prediction, and what would have been kept otherwise."""
+        found = build.facts.get("assign")
+        if found is None:
+            return None
+        if not build.assigned:
+            return f"every layer stays dense: {found['reason']}"
+        counts = Counter(layer["pattern"] for layer in found["layers"])
+        named = ", ".join(f"{count} {pattern}" for pattern, count in counts.most_common())
+        return (
+            f"{named}; {found['predicted_ms']:.3g} ms predicted, {found['dense_ms']:.3g} dense, "
+            f"{found['budget_ms']:.3g} allowed ({found['budget']}); {found['kept']:.0%} of the saliency stays, "
+            f"{found['reference_kept']:.0%} with {found['reference']} everywhere"
+        )
+
+
+def cannot_run(build: Build) -> str:
+    """Why no layer could run in the sparse kernels on this machine, "" where some could."""
+    graph = build.traced
+    if not graph.dynamic_batch and batch_size(graph.example_inputs) > 1:
+        return (
+            f"the model takes batches of exactly {batch_size(graph.example_inputs)}, and kernels are chosen for one"
+        )
+    try:
+        extension_path()
+        here = targets()
+    except KernelError as error:
+        return error.message
+    return "this CPU has neither AVX2 nor AVX-512 VNNI for the kernels" if here == ("scalar",) else ""
+
+
+def _assigned(build: Build) -> dict[str, Any]:
+    """What is decided about every layer, JSON-able."""
+    recipe = build.recipe
+    rates = kernel_rates(recipe.measure.threads, say=build.say)
+    sparsity = recipe.sparse.sparsity or DEFAULT_SPARSITY
+    with TemporaryDirectory(prefix="deploypruner-") as scratch:
+        fp32, int8 = write_int8(build, build.compiled, Path(scratch), batches=_CALIBRATION)
+        parameters = _parameters(build, fp32)
+        weights = {name: get_state(build.compiled, parameter).detach() for name, parameter in parameters.items()}
+        found = assign(
+            Request(
+                dense=int8,
+                weights=weights,
+                rates=rates.rates,
+                feeds=[array[:1] for array in verification_feeds(build)[0]],
+                threads=recipe.measure.threads,
+                sparsity=sparsity,
+                seed=recipe.seed,
+                say=build.say,
+            )
+        )
+    return _document(found, rates, parameters, f"{REFERENCE} at {sparsity:.0%}")
+
+
+def _document(found: Assignment, rates: KernelRates, parameters: Mapping[str, str], reference: str) -> dict[str, Any]:
+    layers = [{**asdict(layer), "parameter": parameters[layer.name]} for layer in found.layers]
+    return {
+        **asdict(found),
+        "layers": layers,
+        "reference": reference,
+        "budget": f"as long as with {reference} everywhere",
+        "reason": f"with {reference} everywhere no layer is predicted to be faster than dense int8",
+        "rates": asdict(rates.rates),
+        "rates_error": {"sparse": rates.sparse_error, "dense": rates.dense_error, "layers": rates.layers},
+        "remark": rates.remark,
+    }
+
+
+def _parameters(build: Build, fp32: Path) -> dict[str, str]:
+    """Name of a layer in the ONNX file -> its parameter, of every layer that may have zeros."""
+    graph = onnx.load(fp32).graph
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    found = {}
+    for layer in choose_layers(build.traced, build.recipe.sparse):
+        name = _stored_as(layer.weight, get_state(build.compiled, layer.weight), stored)
+        if name:
+            found[name.removesuffix(".weight")] = layer.weight
+    return found
+
+
+def _stored_as(name: str, weight: Tensor, stored: Mapping[str, np.ndarray]) -> str:
+    """What the file calls a weight: by its name or, where the exporter transposed it, by its values; "" for none."""
+    if name in stored and stored[name].shape == tuple(weight.shape):
+        return name
+    values = weight.detach().cpu().numpy().T
+    same: Sequence[str] = [n for n, a in stored.items() if a.shape == values.shape and np.array_equal(a, values)]
+    return same[0] if same else ""
