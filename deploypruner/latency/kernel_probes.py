@@ -35,7 +35,7 @@ class Probe:
         taps: Kernel height and width, padded to keep the size.
         stride: Height and width.
         depthwise: Has it one input channel per output?
-        adds: Is what the chain read before so many layers added to its output?
+        adds: How many layers back, itself included, what was read there is added to its output; 0 for nothing.
     """
 
     outputs: int
@@ -86,12 +86,12 @@ CHAINS = (
 )  # fmt: skip
 
 
-def probe_model(chains: Sequence[Chain] = CHAINS, *, seed: int = 0) -> onnx.ModelProto:
+def probe_model(chains: Sequence[Chain], *, seed: int = 0) -> onnx.ModelProto:
     """The model, one input and one output for each chain."""
     return _Building(seed).model(chains)
 
 
-def probe_feeds(chains: Sequence[Chain] = CHAINS, *, seed: int = 0) -> list[NDArray[np.float32]]:
+def probe_feeds(chains: Sequence[Chain], *, seed: int = 0) -> list[NDArray[np.float32]]:
     """One sample of noise for each input."""
     rng = np.random.default_rng([seed, 1])
     return [rng.standard_normal((1, _OUTSIDE, c.side, c.side), dtype=np.float32) for c in chains]
@@ -139,7 +139,8 @@ class _Building:
             strides=[probe.stride] * 2,
             group=channels if probe.depthwise else 1,
         )
-        return self._pair(made)
+        # What is added to must not have been clipped at 0, or the kernel could not add before it rounds.
+        return self._pair(made, zero=128 if probe.adds else 0)
 
     def _weight(self, name: str, probe: Probe, inputs: int) -> str:
         shape = (probe.outputs, inputs, probe.taps, probe.taps)
@@ -154,10 +155,10 @@ class _Building:
         ]
         return self._node("DequantizeLinear", [self._store(name, values), *steps], f"{name}_f", axis=0)
 
-    def _pair(self, source: str) -> str:
+    def _pair(self, source: str, zero: int = 0) -> str:
         steps = [
             self._store(f"{source}_step", np.float32(_STEP)),
-            self._store(f"{source}_zero", np.array(0, np.uint8)),
+            self._store(f"{source}_zero", np.array(zero, np.uint8)),
         ]
         integer = self._node("QuantizeLinear", [source, *steps], f"{source}_q")
         return self._node("DequantizeLinear", [integer, *steps], f"{source}_d")

@@ -22,7 +22,7 @@ from scipy.optimize import nnls
 from deploypruner.errors import InputError
 from deploypruner.folder import BuildFolder, file_sha256
 from deploypruner.latency.cache import default_folder, device
-from deploypruner.latency.kernel_probes import HEAD, TAIL, probe_feeds, probe_model
+from deploypruner.latency.kernel_probes import CHAINS, HEAD, TAIL, Chain, probe_feeds, probe_model
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
 from deploypruner.records import Setting
 from deploypruner.sparse.cost import Rates, dense_counts, sparse_counts
@@ -94,21 +94,25 @@ def kernel_rates(
     return KernelRates(**{**vars(found), "remark": remark})
 
 
-def measured_rates(threads: int) -> KernelRates:
+def measured_rates(threads: int, chains: Sequence[Chain] = CHAINS) -> KernelRates:
     """Time the probes and fit; about ten seconds.
+
+    Args:
+        threads: Of OpenVINO.
+        chains: The probes.
 
     Raises:
         KernelError: As `kernel_rates`.
     """
     begin = time.perf_counter()
-    model = probe_model()
+    model = probe_model(chains)
     graph = Graph(model)
     layers = [layer for layer in match(graph).layers if not layer.name.endswith((HEAD, TAIL))]
     with TemporaryDirectory(prefix="deploypruner-") as scratch:
         dense, sparse = Path(scratch) / "dense.onnx", Path(scratch) / "sparse.onnx"
         onnx.save(model, dense)
         onnx.save(rewrite(graph, layers), sparse)
-        costs = measure_costs(dense, sparse, layers, feeds=probe_feeds(), threads=threads)
+        costs = measure_costs(dense, sparse, layers, feeds=probe_feeds(chains), threads=threads)
     fitted = fit_rates(layers, costs, packed=active_target() in _WINDOWED)
     return KernelRates(**{**vars(fitted), "seconds": time.perf_counter() - begin})
 

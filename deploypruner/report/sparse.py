@@ -60,11 +60,11 @@ def assigned_sentence(found: dict[str, Any]) -> str:
         return ""
     predicted, dense = assigned["predicted_ms"], assigned["dense_ms"]
     text = (
-        f"every layer has its own pattern, {predicted:.3g} ms in all by prediction ({units.ratio(dense / predicted)} of "
-        f"{dense:.3g} ms dense, {assigned['budget_ms']:.3g} ms allowed: {assigned['budget']})"
+        f"every layer has its own pattern; {predicted:.3g} ms predicted, {units.ratio(dense / predicted)} as fast as "
+        f"the {dense:.3g} ms of dense int8, with {assigned['budget_ms']:.3g} allowed ({assigned['budget']})"
     )
     if found.get("against_dense"):
-        text += f", {units.ratio(found['against_dense']['ratio'])} measured"
+        text += f"; {units.ratio(found['against_dense']['ratio'])} measured"
     return text + (
         f"; {assigned['kept']:.0%} of the saliency stays, {assigned['reference_kept']:.0%} would with "
         f"{assigned['reference']} everywhere"
