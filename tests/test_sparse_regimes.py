@@ -16,7 +16,7 @@ from deploypruner.recover.finetune import finetune
 from deploypruner.recover.sparse import SparseRegime, schedules
 from deploypruner.recover.sparse.dtp import Dtp
 from deploypruner.recover.sparse.pdp import Pdp
-from deploypruner.recover.sparse.settings import SparseSettings
+from deploypruner.recover.sparse.settings import Assigned, SparseSettings
 from tests.recover_models import QUICK, Images, interrupted_at, same
 
 PATTERNS = ("unstructured", "1x4", "nm64", "2:4")
@@ -64,6 +64,23 @@ def test_training_ends_with_exactly_the_units_decided_before_it(schedule: str, p
         assert torch.equal((whole > 0).sum(dim=1), torch.full((len(whole),), keep))
         assert torch.equal(weight != 0, mask)
         assert not torch.signbit(weight[~mask]).any()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_layer_may_have_a_pattern_and_a_share_of_its_own(schedule: str) -> None:
+    own = {
+        "body.weight": Assigned(make_pattern("1x4"), 0.5),
+        "wide.weight": Assigned(make_pattern("unstructured"), 0.9),
+    }
+    student = net()
+    chosen = schedules.get(schedule)(LAYERS, own, QUICKLY)
+    finetune(student, None, Images(), QUICK, regime=chosen)
+    body, wide = (student.get_parameter(name).detach() for name in LAYERS)
+    blocks = (body != 0).permute(0, 2, 3, 1).reshape(-1, 4)
+    assert set(blocks.sum(dim=1).tolist()) == {0, 4}
+    assert int((body == 0).sum()) == body.numel() // 2
+    assert int((wide != 0).sum()) == round(wide.numel() * 0.1)
+    assert [chosen.sparsity_of(name) for name in LAYERS] == [0.5, 0.9]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -1,0 +1,157 @@
+"""`--pattern auto` as a user meets it: chosen, proved, reported layer by layer, refused with a reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from deploypruner.errors import RecipeError
+from deploypruner.latency.kernel_rates import KernelRates
+from deploypruner.latency.sparse_costs import MeasuredCosts
+from deploypruner.patterns import CANDIDATES, sparse_patterns
+from deploypruner.recipe import PruneRecipe, Recipe
+from deploypruner.recover.sparse.settings import SparseSettings
+from deploypruner.report import read_report
+from deploypruner.report.sparse import assigned_table, sparse_lines
+from deploypruner.sparse import library
+from deploypruner.sparse.cost import Rates
+from deploypruner.sparse.layer import Layer
+from deploypruner.stages.sparsity import check_sparse
+from tests.builds import Outcome, pretended_timings, run_cli, workshop
+
+needs_library = pytest.mark.skipif(
+    not library.is_built(), reason="the package was installed without its sparse kernels"
+)
+COMPILE = ("compile", "tiny.pt2", "--seconds", "1", "--runtime", "openvino", "--pattern")
+RATES = Rates(call=100, step=1.0, shared=2.0, requant=2.0, copy=0.0, dense_call=100, mac=0.05, depthwise_mac=1.0)
+
+
+@contextmanager
+def machine(rates: Rates = RATES) -> Iterator[None]:
+    """A machine that takes exactly what the rates say, and nothing for borders."""
+
+    def measured(_: Path, __: Path, layers: Sequence[Layer], **___: object) -> MeasuredCosts:
+        free = {f"{a.name}_c4": 0.0 for layer in layers for a in (*layer.reads, layer.y)}
+        ours, dense = ({x.name: cost(x) for x in layers} for cost in (rates.sparse, rates.dense))
+        return MeasuredCosts(ours, dense, free, free, rest_ns=1000.0)
+
+    with (
+        mock.patch("deploypruner.search.assign.measure_costs", measured),
+        mock.patch("deploypruner.stages.sparse.measure_costs", measured),
+        mock.patch("deploypruner.stages.assign.kernel_rates", return_value=KernelRates(rates, 0.05, 0.1, 36, 9.0)),
+        pretended_timings(),
+    ):
+        yield
+
+
+def built(*options: str, rates: Rates = RATES) -> tuple[Path, Outcome]:
+    folder = workshop() / "-".join(["auto", *options]).replace(",", "").replace("labelled.npz", "l")
+    with machine(rates):
+        outcome = run_cli(*COMPILE, *options, "--out", str(folder))
+    assert outcome.code == 0, outcome.err
+    return folder, outcome
+
+
+def assigned(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = read_report(folder).settings["assign"]
+    return found
+
+
+@needs_library
+def test_every_layer_gets_a_pattern_and_a_share_and_the_zeros_survive() -> None:
+    folder, outcome = built(*("auto", "--sparsity", "0.7", "--sparse-layers", "conv,classifier"))
+    found, report = assigned(folder), read_report(folder)
+    layers = {layer["name"]: layer for layer in found["layers"]}
+    body = layers["body"]
+    assert body["parameter"] == "body.weight"
+    assert body["pattern"] in CANDIDATES
+    assert body["sparsity"] <= 0.7  # 1x4 at 70 % is what the budget allows
+    assert found["predicted_ms"] <= found["budget_ms"] == found["reference_ms"] < found["dense_ms"]
+    sparse = report.settings["sparse"]
+    (of_body,) = [layer for layer in sparse["layers"] if layer["name"] == "body"]
+    assert of_body["pattern"] == body["pattern"]
+    assert of_body["zeros"] / of_body["weights"] == pytest.approx(body["sparsity"], abs=0.02)
+    assert (sparse["pattern"], sparse["schedule"]) == ("auto", "one-shot")
+    lost = [check for check in report.verification if check.name.startswith("zeros of torch")]
+    assert len(lost) == 2
+    assert all(check.passed for check in lost)
+    assert {row.pattern for row in report.rows} == {"dense", "auto"}
+    assert "as long as with 1x4 at 70% everywhere" in outcome.err
+
+
+@needs_library
+def test_terminal_and_page_say_layer_by_layer_what_was_predicted_and_what_was_measured() -> None:
+    folder, outcome = built("auto", "--sparsity", "0.7")
+    found = read_report(folder).sparse
+    body = next(line for line in sparse_lines(found) if line.name == "body")
+    assert body.predicted == body.sparse  # the machine does what the rates say
+    assert body.choice == "sparse"
+    lines = assigned_table(found)
+    assert lines[0].split() == ["layer", "pattern", "kept", "dense", "us", "predicted", "sparse", "us", "choice"]
+    assert [line.split()[:2] for line in lines[1:]] == [["body", body.pattern]]
+    assert all(line in outcome.out for line in lines)
+    assert "patterns: every layer has its own pattern" in outcome.out
+    assert "x measured" in outcome.out
+    page = (folder / "report.html").read_text()
+    assert "predicted sparse, µs" in page
+    assert "Every layer has its own pattern" in page
+
+
+@needs_library
+def test_channels_go_first_and_the_rest_is_filled_while_training() -> None:
+    folder, _ = built("channel,auto", "--macs", "0.7", "--data", "labelled.npz", "--epochs", "2")
+    report = read_report(folder)
+    pruned = next(row for row in report.rows if row.name == "sparse int8")
+    assert pruned.pattern == "channel + auto"
+    assert pruned.macs < 0.7 * report.rows[0].macs
+    assert report.settings["sparse"]["schedule"] == "gradual"
+    assert report.settings["sparse"]["zeros"] > 0
+
+
+@needs_library
+def test_where_kernels_are_slower_nothing_becomes_zero_and_the_build_says_so() -> None:
+    folder, outcome = built("auto", "--sparsity", "0.6", rates=Rates(call=1e6, mac=1e-6))
+    assert "every layer stays dense: with 1x4 at 60% everywhere no layer is predicted to be faster" in outcome.err
+    report = read_report(folder)
+    assert "sparse" not in report.settings
+    assert report.sparse == {}
+    assert any(text.startswith("--pattern auto leaves every layer dense") for text in report.warnings)
+
+
+@needs_library
+def test_a_cpu_with_scalar_kernels_alone_is_a_remark() -> None:
+    with mock.patch("deploypruner.stages.assign.targets", return_value=("scalar",)):
+        folder, outcome = built("auto", "--sparsity", "0.9")
+    assert "every layer stays dense: this CPU has neither AVX2 nor AVX-512 VNNI" in outcome.err
+    assert any("neither AVX2 nor AVX-512 VNNI" in text for text in read_report(folder).warnings)
+
+
+@needs_library
+def test_a_finished_assignment_is_read_again(tmp_path: Path) -> None:
+    options = (*COMPILE, "auto", "--sparsity", "0.7", "--out", str(tmp_path / "b"))
+    with machine():
+        assert run_cli(*options).code == 0
+        first = json.loads((tmp_path / "b" / "stages" / "assign.json").read_text())
+        with mock.patch("deploypruner.stages.assign.assign", side_effect=AssertionError("again")):
+            outcome = run_cli(*options, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert json.loads((tmp_path / "b" / "stages" / "assign.json").read_text()) == first
+    assert np.isfinite(first["kept"])
+
+
+def test_auto_stands_for_what_the_kernels_run() -> None:
+    assert tuple(map(str, sparse_patterns(("channel", "auto")))) == CANDIDATES
+    assert "auto" in run_cli("list", "patterns").out
+    with pytest.raises(RecipeError, match="follows one sparse pattern, not auto and 2:4"):
+        sparse_patterns(("auto", "2:4"))
+    with pytest.raises(RecipeError, match=r"sparse\.distribution says 'uniform'"):
+        check_sparse(
+            Recipe(prune=PruneRecipe(patterns=("auto",)), sparse=SparseSettings(distribution="uniform")), trains=False
+        )
