@@ -11,7 +11,7 @@ import tomli_w
 from deploypruner.budget import Budget
 from deploypruner.errors import RecipeError
 from deploypruner.learn.settings import LearnSettings
-from deploypruner.patterns import CHANNEL
+from deploypruner.patterns import AUTO, CHANNEL
 from deploypruner.prune.constraints import Constraints, Heads, LayerConstraint, Statistics
 from deploypruner.quantize.calibrate import Method
 from deploypruner.recover.settings import FinetuneSettings
@@ -72,6 +72,7 @@ class PruneRecipe:
         speedup: Over the dense model in the same runtime, precision and threads, at least.
         macs: Fraction of the multiply-adds that may remain, 0 < macs <= 1.
         patterns: "channel", a sparse pattern such as "2:4" or "nm64", or both; without "channel" none is removed.
+            "auto" in place of a sparse pattern chooses one for every layer; alone, it also takes a budget of time.
         criterion: Registered name, or "auto": taylor with data, magnitude without.
         parameters: Fields of the criterion.
         normalizer: Registered name of what makes scores comparable across groups, or "auto": the criterion's own.
@@ -111,7 +112,13 @@ class PruneRecipe:
         _at_least(1, "prune.batch_size", self.batch_size, "32 suits most models")
         if self.latency is None and self.speedup is None and self.macs is None:
             object.__setattr__(self, "macs", self._default_macs)
-        if CHANNEL not in self.patterns and self.macs != 1:
+        timed, auto = self.macs is None, AUTO in self.patterns
+        if CHANNEL in self.patterns and auto and timed:
+            raise RecipeError(
+                f"{self.budget} can be met by removing channels or by zeros, and --pattern says both",
+                hint=f"give --macs for the channels and --sparsity for the zeros, or --pattern {CHANNEL} or {AUTO}",
+            )
+        if CHANNEL not in self.patterns and self.macs != 1 and not (auto and timed):
             raise RecipeError(
                 f"a budget of {self.budget} removes channels, and --pattern says {', '.join(self.patterns)}",
                 hint=f"add {CHANNEL} to --pattern, or leave out the budget",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +22,12 @@ from deploypruner.recipe import PruneRecipe, Recipe
 from deploypruner.recover.sparse.settings import SparseSettings
 from deploypruner.report import read_report
 from deploypruner.report.sparse import assigned_table, sparse_lines
+from deploypruner.search.goal import Goal
 from deploypruner.sparse import library
 from deploypruner.sparse.cost import Rates
 from deploypruner.sparse.layer import Layer
 from deploypruner.stages.sparsity import check_sparse
-from tests.builds import Outcome, pretended_timings, run_cli, workshop
+from tests.builds import Outcome, pretended, pretended_timings, run_cli, workshop
 
 needs_library = pytest.mark.skipif(
     not library.is_built(), reason="the package was installed without its sparse kernels"
@@ -35,7 +38,7 @@ RATES = Rates(call=100, step=1.0, shared=2.0, requant=2.0, copy=0.0, dense_call=
 
 @contextmanager
 def machine(rates: Rates = RATES) -> Iterator[None]:
-    """A machine that takes exactly what the rates say, and nothing for borders."""
+    """A machine that takes exactly what the rates say, nothing for borders, and 3 ms for the dense model."""
 
     def measured(_: Path, __: Path, layers: Sequence[Layer], **___: object) -> MeasuredCosts:
         free = {f"{a.name}_c4": 0.0 for layer in layers for a in (*layer.reads, layer.y)}
@@ -46,11 +49,14 @@ def machine(rates: Rates = RATES) -> Iterator[None]:
         mock.patch("deploypruner.search.assign.measure_costs", measured),
         mock.patch("deploypruner.stages.sparse.measure_costs", measured),
         mock.patch("deploypruner.stages.assign.kernel_rates", return_value=KernelRates(rates, 0.05, 0.1, 36, 9.0)),
+        mock.patch("deploypruner.stages.zeros_in_time.time_artifacts", pretended),
+        mock.patch("deploypruner.stages.zeros_in_time.Goal.of", side_effect=lambda asked, _: Goal(asked, 3.0)),
         pretended_timings(),
     ):
         yield
 
 
+@functools.cache
 def built(*options: str, rates: Rates = RATES) -> tuple[Path, Outcome]:
     folder = workshop() / "-".join(["auto", *options]).replace(",", "").replace("labelled.npz", "l")
     with machine(rates):
@@ -66,7 +72,7 @@ def assigned(folder: Path) -> dict[str, Any]:
 
 @needs_library
 def test_every_layer_gets_a_pattern_and_a_share_and_the_zeros_survive() -> None:
-    folder, outcome = built(*("auto", "--sparsity", "0.7", "--sparse-layers", "conv,classifier"))
+    folder, outcome = built("auto", "--sparsity", "0.7")
     found, report = assigned(folder), read_report(folder)
     layers = {layer["name"]: layer for layer in found["layers"]}
     body = layers["body"]
@@ -144,6 +150,62 @@ def test_a_finished_assignment_is_read_again(tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert json.loads((tmp_path / "b" / "stages" / "assign.json").read_text()) == first
     assert np.isfinite(first["kept"])
+
+
+@needs_library
+@pytest.mark.parametrize("budget", [("--speedup", "1.6"), ("--latency", "2ms")])
+def test_a_budget_of_time_is_promised_by_prediction_and_judged_on_the_sparse_model(budget: tuple[str, str]) -> None:
+    with machine():
+        folder = workshop() / f"auto-{budget[0]}"
+        outcome = run_cli(*COMPILE, "auto", *budget, "--out", str(folder))
+    # The timings of the test are made up and equal, so that no promise of a speed-up can be kept.
+    assert outcome.code == (3 if budget[0] == "--speedup" else 0), outcome.err
+    report = read_report(folder)
+    found = report.settings["assign"]
+    factor = 1.6 if budget[0] == "--speedup" else 1.5
+    assert found["dense_ms"] / found["predicted_ms"] >= factor
+    assert (report.budget["kind"], report.budget["dense_ms"]) == (budget[0].removeprefix("--"), 3.0)
+    assert report.budget["importance"] == found["kept"] < 1
+    if budget[0] == "--speedup":
+        assert "sparse int8 on openvino: measured" in outcome.err
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        (("--speedup", "100"), r"--speedup 100 is out of reach of zeros alone: .* [\d.]+x is predicted"),
+        (("--latency", "1us"), r"--latency 1us is out of reach of zeros alone: .* [\d.]+ ms is predicted"),
+    ],
+)
+def test_a_budget_out_of_reach_names_the_best_there_is(budget: tuple[str, str], said: str, tmp_path: Path) -> None:
+    with machine():
+        outcome = run_cli(*COMPILE, "auto", *budget, "--out", str(tmp_path / "b"))
+    outcome.assert_error(3, f"about {budget[0]} ")
+    assert re.search(said, outcome.err)
+    reachable = json.loads((tmp_path / "b" / "reachable.json").read_text())
+    assert reachable["reachable"] > 1
+    assert reachable["dense_ms"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("channel,auto", "--speedup", "2"), "by removing channels or by zeros, and --pattern says both"),
+        (("auto", "--speedup", "2", "--sparsity", "0.8"), "both say how many weights become zero"),
+        (("auto", "--speedup", "2", "--precision", "fp32"), "left out in int8 only"),
+        (("auto", "--macs", "0.5"), "a budget of --macs 0.5 removes channels, and --pattern says auto"),
+    ],
+)
+def test_what_cannot_go_together_is_refused(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    run_cli(*COMPILE, *options, "--out", str(tmp_path / "b")).assert_error(2, said)
+
+
+@needs_library
+def test_without_kernels_no_budget_of_time_can_be_met_by_zeros(tmp_path: Path) -> None:
+    with mock.patch("deploypruner.stages.assign.targets", return_value=("scalar",)), pretended_timings():
+        outcome = run_cli(*COMPILE, "auto", "--speedup", "2", "--out", str(tmp_path / "b"))
+    outcome.assert_error(3, "--speedup 2 cannot be met by zeros: this CPU has neither AVX2 nor AVX-512 VNNI")
 
 
 def test_auto_stands_for_what_the_kernels_run() -> None:

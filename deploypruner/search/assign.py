@@ -24,6 +24,7 @@ from deploypruner.errors import BudgetError
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
 from deploypruner.runtime import Array
 from deploypruner.search.filling import REFERENCE, Fillable
+from deploypruner.search.meet import OutOfReach
 from deploypruner.search.patterns import Filling, Option, fastest_ns, fill
 from deploypruner.sparse.choose import Sides
 from deploypruner.sparse.cost import Rates
@@ -121,7 +122,7 @@ def assign(request: Request) -> Assignment:
     The saliency of a weight is its square, as for every mask, and counts in shares of its layer's.
 
     Raises:
-        BudgetError: The budget is out of reach; the message says what is in reach.
+        OutOfReach: The budget is; the message says what is not.
         KernelError: The kernels cannot run here.
     """
     return _Search(request).run()
@@ -241,15 +242,15 @@ class _Search:
             sides.price(number, fillable.option(REFERENCE, self._request.sparsity).ns)
         return float(sides.ns)
 
-    def _out_of_reach(self) -> BudgetError:
+    def _out_of_reach(self) -> OutOfReach:
         """Only a speed-up can be; the reference is in reach of itself."""
         fastest = fastest_ns(self._sides(), self._ladders()) + self._rest_ns
         best = self._dense_ns / fastest
-        return BudgetError(
+        return OutOfReach(
             f"{self._request.speedup:.3g}x is out of reach of zeros alone: with the sparsest layers the model is "
             f"predicted to be {best:.3g}x as fast as dense",
-            hint=f"about --speedup {floor(95 * best) / 100:g} can be reached; removing channels (--pattern channel) "
-            "may reach further",
+            hint=f"about {floor(95 * best) / 100:g}x can be reached; removing channels may reach further",
+            numbers={"reachable": best, "requested": self._request.speedup},
         )
 
     def _result(self, filling: Filling, trials: Sequence[tuple[float, float]]) -> Assignment:

@@ -28,7 +28,9 @@ class Certificate:
     doubt: str = ""
 
 
-def certify(goal: Goal, setting: Setting, timings: Sequence[Timing], *, doubt: str, seed: int = 0) -> Certificate:
+def certify(
+    goal: Goal, setting: Setting, timings: Sequence[Timing], *, doubt: str, seed: int = 0, artifact: str = ""
+) -> Certificate:
     """Judge the pruned artifact of `setting` by timings of one run that hold the dense one too.
 
     Args:
@@ -37,8 +39,9 @@ def certify(goal: Goal, setting: Setting, timings: Sequence[Timing], *, doubt: s
         timings: Of one run.
         doubt: Why they certify nothing, "" where they do.
         seed: Of the bootstrap.
+        artifact: As in `Found`.
     """
-    pruned, dense = (in_setting(timings, setting, dense=dense) for dense in (False, True))
+    pruned, dense = (in_setting(timings, setting, dense=dense, artifact=artifact) for dense in (False, True))
     if pruned is None or dense is None:
         lost = "pruned" if pruned is None else "dense"
         name = f"pruned {setting.precision} on {setting.runtime}"
@@ -50,14 +53,20 @@ def certify(goal: Goal, setting: Setting, timings: Sequence[Timing], *, doubt: s
     return Certificate(name, found.measured, found.bound, found.met)
 
 
-def in_setting(timings: Sequence[Timing], setting: Setting, *, dense: bool) -> Timing | None:
-    """The timing of the dense or the pruned artifact in `setting`, None where it is not among them."""
-    return next(
-        (
-            t
-            for t in timings
-            if (t.runtime, t.artifact.precision, t.artifact.pattern == "dense")
-            == (setting.runtime, setting.precision, dense)
-        ),
-        None,
-    )
+def in_setting(timings: Sequence[Timing], setting: Setting, *, dense: bool, artifact: str = "") -> Timing | None:
+    """The timing of the dense or the pruned artifact in `setting`, None where it is not among them.
+
+    Args:
+        timings: Of one run.
+        setting: Where.
+        dense: Which of the two.
+        artifact: Name of the pruned one that is preferred to others, if it is among them.
+    """
+    found = [
+        t
+        for t in timings
+        if (t.runtime, t.artifact.precision, t.artifact.pattern == "dense")
+        == (setting.runtime, setting.precision, dense)
+    ]
+    named = [t for t in found if t.artifact.name == artifact]
+    return next(iter(named or found), None)

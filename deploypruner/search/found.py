@@ -29,6 +29,7 @@ class Found:
         rounds: Candidates that were exported and measured.
         remark: Why this setting.
         table: How the latency model was made: seconds, probes, error, ...
+        artifact: Name of the one the budget is about, "" for the pruned one of the setting.
     """
 
     setting: Setting
@@ -40,6 +41,7 @@ class Found:
     rounds: tuple[Round, ...] = ()
     remark: str = ""
     table: dict[str, Any] = field(default_factory=dict)
+    artifact: str = ""
 
     def goal(self, budget: Budget) -> Goal:
         """What the budget means in this setting."""

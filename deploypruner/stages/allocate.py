@@ -12,6 +12,7 @@ from torch import Tensor
 from deploypruner.budget import Budget
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.measure import Job
+from deploypruner.patterns import CHANNEL
 from deploypruner.prune.allocate import allocate
 from deploypruner.prune.given import given_widths
 from deploypruner.prune.plan import Plan, make_plan
@@ -35,7 +36,14 @@ class Allocate(Stage):
 
     def run(self, build: Build) -> Build:
         """Give the plan and save it."""
-        build = _in_macs(build) if build.recipe.prune.budget.kind == "macs" else _in_time(build)
+        recipe = build.recipe.prune
+        if recipe.budget.kind == "macs":
+            build = _in_macs(build)
+        elif CHANNEL in recipe.patterns:
+            build = _in_time(build)
+        else:  # zeros have to meet it, see `assign`
+            whole = make_plan(build.traced, {}, criterion=build.criterion, scope=recipe.scope, step=recipe.step)
+            build = replace(build, plan=whole)
         build.folder.write_json(self.saves[0], build.planned.to_json())
         build.folder.write_json(_FOUND, None if build.found is None else build.found.to_json())
         return build

@@ -14,21 +14,26 @@ import onnx
 from onnx import numpy_helper
 from torch import Tensor
 
-from deploypruner.errors import KernelError
+from deploypruner.errors import BudgetError, KernelError
 from deploypruner.graph.inputs import batch_size
 from deploypruner.graph.module import get_state
-from deploypruner.latency.kernel_rates import KernelRates, kernel_rates
+from deploypruner.latency.kernel_rates import kernel_rates
 from deploypruner.patterns import AUTO, make_pattern
 from deploypruner.recover.sparse import DEFAULT_SPARSITY
 from deploypruner.recover.sparse.layers import choose_layers
 from deploypruner.recover.sparse.settings import Assigned
-from deploypruner.search.assign import Assignment, Request, assign
+from deploypruner.search.assign import Request, assign
 from deploypruner.search.filling import REFERENCE
+from deploypruner.search.found import Found
+from deploypruner.search.goal import Goal
+from deploypruner.search.loop import RESERVE
+from deploypruner.search.meet import OutOfReach
 from deploypruner.search.patterns import DENSE
 from deploypruner.sparse.library import extension_path, targets
 from deploypruner.stages import Build, Stage, stage_file
-from deploypruner.stages.quantize import write_int8
+from deploypruner.stages.quantize import with_dense, write_int8
 from deploypruner.stages.verify import verification_feeds
+from deploypruner.stages.zeros_in_time import out_of_reach, promise, time_goal
 
 # Ranges do not change times, so that a batch will do.
 _CALIBRATION = 1
@@ -45,7 +50,22 @@ class Assign(Stage):
         if AUTO not in build.recipe.prune.patterns:
             return build
         reason = cannot_run(build)
-        document = {"reason": reason, "layers": []} if reason else _assigned(build)
+        if build.recipe.prune.budget.kind != "macs":
+            if reason:
+                raise BudgetError(
+                    f"{build.recipe.prune.budget} cannot be met by zeros: {reason}", hint="use --pattern channel"
+                )
+            build = with_dense(build)
+        document: dict[str, Any] = {"reason": reason, "layers": []}
+        if not reason:
+            goal = time_goal(build)
+            try:
+                document = _assigned(build, goal)
+            except OutOfReach as error:
+                assert goal is not None, "the reference is in reach of itself"
+                raise out_of_reach(build, goal, error) from None
+            if goal is not None:
+                document["found"] = promise(build, goal, document).to_json()
         build.folder.write_json(self.saves[0], document)
         return self.restore(build)
 
@@ -61,8 +81,9 @@ class Assign(Stage):
         }
         remarks = [f"--pattern {AUTO} leaves every layer dense: {found['reason']}"] if not given else []
         remarks += [found["remark"]] if found.get("remark") else []
+        promise = Found.from_json(found.pop("found")) if "found" in found else build.found
         facts = {**build.facts, "assign": found}
-        return replace(build, assigned=given, facts=facts, remarks=(*build.remarks, *remarks))
+        return replace(build, assigned=given, found=promise, facts=facts, remarks=(*build.remarks, *remarks))
 
     def document(self, build: Build) -> str | None:
         """How many layers became what, the prediction, and what would have been kept otherwise."""
@@ -95,7 +116,7 @@ def cannot_run(build: Build) -> str:
     return "this CPU has neither AVX2 nor AVX-512 VNNI for the kernels" if here == ("scalar",) else ""
 
 
-def _assigned(build: Build) -> dict[str, Any]:
+def _assigned(build: Build, goal: Goal | None) -> dict[str, Any]:
     """What is decided about every layer, JSON-able."""
     recipe = build.recipe
     rates = kernel_rates(recipe.measure.threads, say=build.say)
@@ -112,21 +133,22 @@ def _assigned(build: Build) -> dict[str, Any]:
                 feeds=[array[:1] for array in verification_feeds(build)[0]],
                 threads=recipe.measure.threads,
                 sparsity=sparsity,
+                speedup=None if goal is None else goal.dense_ms / (goal.median_ms * (1 - RESERVE)),
                 seed=recipe.seed,
                 say=build.say,
             )
         )
-    return _document(found, rates, parameters, f"{REFERENCE} at {sparsity:.0%}")
-
-
-def _document(found: Assignment, rates: KernelRates, parameters: Mapping[str, str], reference: str) -> dict[str, Any]:
-    layers = [{**asdict(layer), "parameter": parameters[layer.name]} for layer in found.layers]
+    reference = f"{REFERENCE} at {sparsity:.0%}"
     return {
         **asdict(found),
-        "layers": layers,
+        "layers": [{**asdict(layer), "parameter": parameters[layer.name]} for layer in found.layers],
         "reference": reference,
-        "budget": f"as long as with {reference} everywhere",
-        "reason": f"with {reference} everywhere no layer is predicted to be faster than dense int8",
+        "budget": f"as long as with {reference} everywhere" if goal is None else str(goal.budget),
+        "reason": (
+            f"with {reference} everywhere no layer is predicted to be faster than dense int8"
+            if goal is None
+            else f"the dense int8 model keeps {goal.budget} already"
+        ),
         "rates": asdict(rates.rates),
         "rates_error": {"sparse": rates.sparse_error, "dense": rates.dense_error, "layers": rates.layers},
         "remark": rates.remark,

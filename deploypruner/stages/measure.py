@@ -82,18 +82,19 @@ class Measure(Stage):
 def _certify(build: Build, found: Found, measured: Measured, *, feeds: Feeds | None) -> Certificate:
     """Judge the budget by this run; one that cannot tell is followed by another of the two artifacts alone."""
     goal, recipe = found.goal(build.recipe.prune.budget), build.recipe
-    first = certify(goal, found.setting, measured.timings, doubt=measured.reason, seed=recipe.seed)
-    pair = [in_setting(measured.timings, found.setting, dense=dense) for dense in (True, False)]
+    setting, name = found.setting, found.artifact
+    first = certify(goal, setting, measured.timings, doubt=measured.reason, seed=recipe.seed, artifact=name)
+    pair = [in_setting(measured.timings, setting, dense=dense, artifact=name) for dense in (True, False)]
     if first.met or None in pair:
         return first
     again = time_artifacts(
-        [(timing.artifact, found.setting.runtime) for timing in pair if timing is not None],
-        threads=found.setting.threads,
+        [(timing.artifact, setting.runtime) for timing in pair if timing is not None],
+        threads=setting.threads,
         budget_s=recipe.measure.seconds,
         seed=recipe.seed + 1,
         feeds=feeds,
     )
-    return certify(goal, found.setting, again.timings, doubt=again.reason, seed=recipe.seed)
+    return certify(goal, setting, again.timings, doubt=again.reason, seed=recipe.seed, artifact=name)
 
 
 def make_jobs(artifacts: Iterable[Artifact], names: Iterable[str]) -> list[Job]:

@@ -56,11 +56,36 @@ def check_sparse(recipe: Recipe, *, trains: bool) -> None:
             f"'{settings.distribution}'",
             hint="leave out sparse.distribution, or name a pattern",
         )
+    _check_time(recipe)
     name = schedule_name(settings, trains=trains)
     if schedules.get(name).trains and not trains:
         raise RecipeError(
             f"sparse schedule '{name}' works while fine-tuning, and there is none",
             hint="pass --data DIR and --epochs, without --train; or use --sparse-schedule one-shot",
+        )
+
+
+def _check_time(recipe: Recipe) -> None:
+    """Refuse what a budget of time cannot be combined with where zeros are to meet it.
+
+    Raises:
+        RecipeError: A sparsity, fp32, or no OpenVINO.
+    """
+    budget, measure = recipe.prune.budget, recipe.measure
+    if AUTO not in recipe.prune.patterns or budget.kind == "macs":
+        return
+    if recipe.sparse.sparsity is not None:
+        raise RecipeError(
+            f"{budget} and --sparsity {recipe.sparse.sparsity:g} both say how many weights become zero",
+            hint="leave out one of them",
+        )
+    if measure.precision == "fp32":
+        raise RecipeError(f"{budget} is to be met by zeros, which are left out in int8 only", hint="--precision int8")
+    if measure.runtimes and "openvino" not in measure.runtimes:
+        raise RecipeError(
+            f"{budget} is to be met by zeros, which are left out in OpenVINO only, not in "
+            f"{', '.join(measure.runtimes)}",
+            hint="name --runtime openvino as well",
         )
 
 
