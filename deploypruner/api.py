@@ -212,8 +212,10 @@ def compile(
         normalizer: What makes scores comparable across groups, the criterion's own by default.
         step: Widths become multiples of this.
         constraints: What may be cut, and how far.
-        pattern: "channel" (the default), a sparse pattern such as "nm64" or "2:4", or both in a tuple.
-        sparsity: Share of the weights the sparse pattern makes zero, 0.8 by default; N:M says its own.
+        pattern: "channel" (the default), a sparse pattern such as "nm64" or "2:4", or both in a tuple; "auto" is the
+            best sparse pattern of each layer.
+        sparsity: Share of the weights the sparse pattern makes zero, 0.8 by default; N:M says its own. With "auto":
+            the model may take as long as with 1x4 at this share everywhere.
         sparse_schedule: "one-shot", "gradual", "pdp" or "dtp".
         epochs: Fine-tuning epochs.
         train: `train(student, teacher, data)` in place of the built-in fine-tuning.

@@ -152,9 +152,14 @@ def sparse_options(command: Command) -> Command:
                 "--pattern",
                 multiple=True,
                 metavar="NAME",
-                help="channel, 2:4, nm64, ...; channel and one other combine. See `deploypruner list patterns`.",
+                help="channel, nm64, 2:4, auto, ...; channel and one other combine: see `deploypruner list patterns`.",
             ),
-            click.option("--sparsity", type=float, metavar="FRACTION", help="Of the weights, zero.  [default: 0.8]"),
+            click.option(
+                "--sparsity",
+                type=float,
+                metavar="FRACTION",
+                help="Of the weights, zero.  [default: 0.8]",
+            ),
             click.option("--sparse-schedule", metavar="NAME", help="See `deploypruner list sparse-schedules`."),
             click.option(
                 "--sparse-layers",

@@ -45,10 +45,12 @@ def machine(rates: Rates = RATES) -> Iterator[None]:
         ours, dense = ({x.name: cost(x) for x in layers} for cost in (rates.sparse, rates.dense))
         return MeasuredCosts(ours, dense, free, free, rest_ns=1000.0)
 
+    fitted = KernelRates(rates, 0.05, 0.1, 36, 9.0)
     with (
         mock.patch("deploypruner.search.assign.measure_costs", measured),
         mock.patch("deploypruner.stages.sparse.measure_costs", measured),
-        mock.patch("deploypruner.stages.assign.kernel_rates", return_value=KernelRates(rates, 0.05, 0.1, 36, 9.0)),
+        mock.patch("deploypruner.stages.assign.kernel_rates", return_value=fitted),
+        mock.patch("deploypruner.stages.sparse.kernel_rates", return_value=fitted),
         mock.patch("deploypruner.stages.zeros_in_time.time_artifacts", pretended),
         mock.patch("deploypruner.stages.zeros_in_time.Goal.of", side_effect=lambda asked, _: Goal(asked, 3.0)),
         pretended_timings(),

@@ -104,6 +104,15 @@ def test_rates_are_measured_once_for_each_number_of_threads_and_kept(tmp_path: P
 
 
 @needs_library
+def test_rates_of_a_busy_machine_are_used_but_not_kept(tmp_path: Path) -> None:
+    with mock.patch.object(module, "measured_rates", return_value=KernelRates(TRUE, 0.1, 0.41, 9, 1.5)):
+        found = kernel_rates(1, cache=tmp_path)
+    assert found.rates == TRUE
+    assert "41% off what they were fitted to, so this machine is busy; not kept" in found.remark
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_library
 def test_the_probes_run_on_this_machine() -> None:
     found = measured_rates(1, CHAINS)
     assert found.layers == 9

@@ -13,6 +13,7 @@ import torch
 from onnx import numpy_helper
 
 from deploypruner.errors import InputError, KernelError
+from deploypruner.latency.kernel_rates import KernelRates
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
 from deploypruner.measure import pair_up
 from deploypruner.openvino_import import import_openvino
@@ -22,6 +23,7 @@ from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.sparse import library
 from deploypruner.sparse.convert import sparsify
+from deploypruner.sparse.cost import Rates
 from deploypruner.verify.sparse import verify_operations
 from tests.builds import IMAGE, pretended_timings, run_cli, save_program, tiny, workshop
 from tests.qdq import chain, images
@@ -41,7 +43,11 @@ def priced(*, sparse: float, dense: float):
         names = [layer.name for layer in layers]
         return MeasuredCosts(dict.fromkeys(names, sparse), dict.fromkeys(names, dense), free, free)
 
-    with mock.patch("deploypruner.stages.sparse.measure_costs", costs):
+    rates = KernelRates(Rates(), 0.0, 0.0, 0, 0.0)
+    with (
+        mock.patch("deploypruner.stages.sparse.measure_costs", costs),
+        mock.patch("deploypruner.stages.sparse.kernel_rates", return_value=rates),
+    ):
         yield
 
 

@@ -35,6 +35,8 @@ from deploypruner.sparse.rewrite import c4_name, rewrite
 FORMAT = 1
 # Targets that pack nm64 into windows: groups of four neighbouring inputs are not what they compute.
 _WINDOWED = ("avx512_vbmi",)
+# Median error from which on the timings tell more about other programs than about the kernels.
+_BUSY = 0.3
 
 Counts = Mapping[str, float]
 Timings = Sequence[tuple[Counts, float]]
@@ -87,6 +89,10 @@ def kernel_rates(
             remark = f"the kernel rates {folder / name} are damaged ({said}), so they are measured again"
     say("timing the sparse kernels, once for this machine")
     found = measured_rates(threads)
+    off = max(found.sparse_error, found.dense_error)
+    if off > _BUSY:
+        remark = f"the kernel rates are {off:.0%} off what they were fitted to, so this machine is busy; not kept"
+        return KernelRates(**{**vars(found), "remark": remark})
     try:
         BuildFolder(folder).write_json(name, {"format": FORMAT, "device": about, **asdict(found)})
     except InputError as error:

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
@@ -78,8 +77,7 @@ def measure_costs(
         layers: From `sparsify`.
         feeds: One array per input.
         threads: Threads of the runtime.
-        rates: For borders that are in neither model; where None, the formula's with the median of the borders there
-            are.
+        rates: For what is in neither model, such as borders between layers that are all sparse here or all dense.
 
     Raises:
         InputError: A file cannot be loaded.
@@ -98,9 +96,6 @@ def measure_costs(
     borders = {activation.key: activation for layer in layers for activation in (*layer.reads, layer.y)}
     entered = {c4_name(a): times[f"{c4_name(a)}_enter"] for a in borders.values() if f"{c4_name(a)}_enter" in times}
     left = {c4_name(a): times[f"{c4_name(a)}_leave"] for a in borders.values() if f"{c4_name(a)}_leave" in times}
-    bytes_of = {c4_name(a): a.channels * a.pixels for a in borders.values()}
-    call = Rates.border_call
-    moves = [max(0.0, ns - call) / bytes_of[name] for found in (entered, left) for name, ns in found.items()]
     alone = _least(rounds[dense])
     return MeasuredCosts(
         sparse_ns=_undisturbed(layers, times, alike=_ALIKE),
@@ -108,7 +103,7 @@ def measure_costs(
         enter_ns=entered,
         leave_ns=left,
         rest_ns=alone.get(_REST, 0.0),
-        rates=rates or (Rates(move=median(moves)) if moves else Rates()),
+        rates=rates or Rates(),
     )
 
 

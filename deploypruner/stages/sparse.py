@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import onnx
 
 from deploypruner.errors import KernelError
+from deploypruner.latency.kernel_rates import kernel_rates
 from deploypruner.latency.sparse_costs import measure_costs
 from deploypruner.records import Artifact, Check
 from deploypruner.sparse.choose import Choice
@@ -36,7 +37,8 @@ class Sparse(Stage):
             return build
         dense = build.folder.path("model.int8.onnx")
         with TemporaryDirectory(prefix="deploypruner-") as scratch:
-            made = make_sparse(dense, Path(scratch) / MODEL, feeds=verification_feeds(build), threads=_threads(build))
+            feeds, threads = verification_feeds(build), build.recipe.measure.threads
+            made = make_sparse(dense, Path(scratch) / MODEL, feeds=feeds, threads=threads, say=build.say)
             if made.check is not None:
                 with build.folder.writing(MODEL) as path:
                     shutil.copyfile(Path(scratch) / MODEL, path)
@@ -82,7 +84,14 @@ class Made:
     document: dict[str, Any]
 
 
-def make_sparse(dense: Path, sparse: Path, *, feeds: Sequence[Feeds], threads: int) -> Made:
+def make_sparse(
+    dense: Path,
+    sparse: Path,
+    *,
+    feeds: Sequence[Feeds],
+    threads: int,
+    say: Callable[[str], None] = lambda line: None,
+) -> Made:
     """Write `sparse`, the fastest form of the QDQ file `dense` by measured layers, and prove its operations.
 
     Args:
@@ -90,6 +99,7 @@ def make_sparse(dense: Path, sparse: Path, *, feeds: Sequence[Feeds], threads: i
         sparse: Written only if some layer is faster sparse.
         feeds: Inputs, real ones where there are any.
         threads: That the model is to run with.
+        say: Told about long work.
 
     Raises:
         InputError: `dense` cannot be read, is not int8, or has open sizes.
@@ -109,7 +119,9 @@ def make_sparse(dense: Path, sparse: Path, *, feeds: Sequence[Feeds], threads: i
     assert every.model is not None, "a layer that is not fused is still a layer"
     onnx.save(every.model, sparse)
     layers = [choice.layer for choice in every.choices]
-    costs = measure_costs(dense, sparse, layers, feeds=[array[:1] for array in feeds[0]], threads=threads)
+    single = [array[:1] for array in feeds[0]]
+    rates = kernel_rates(threads, say=say).rates
+    costs = measure_costs(dense, sparse, layers, feeds=single, threads=threads, rates=rates)
     found = sparsify(model, costs=costs, apart=apart)
     if found.model is None:
         sparse.unlink()
@@ -147,7 +159,3 @@ def _layer(choice: Choice, *, measured: bool) -> dict[str, Any]:
         "choice": "sparse" if choice.sparse and measured else "dense",
         "reason": choice.reason if measured else "",
     }
-
-
-def _threads(build: Build) -> int:
-    return build.recipe.measure.threads

@@ -108,7 +108,7 @@ def sparsified(request: Request, *, say: Callable[[str], None]) -> Sparsified:
     say("timing every layer dense and sparse")
     dense, sparse = folder.path(_INT8), folder.path(MODEL)
     feeds = [feeds for feeds, _ in samples[:_PROVED]]
-    made = make_sparse(dense, sparse, feeds=feeds, threads=request.threads)
+    made = make_sparse(dense, sparse, feeds=feeds, threads=request.threads, say=say)
     _require_zeros(request.model, made.document)
     document: dict[str, Any] = made.document
     rows: tuple[Row, ...] = ()
