@@ -152,7 +152,7 @@ def sparse_options(command: Command) -> Command:
                 "--pattern",
                 multiple=True,
                 metavar="NAME",
-                help="channel, nm64, 2:4, auto, ...; channel and one other combine: see `deploypruner list patterns`.",
+                help="channel, nm64, 2:4, auto, ...; channel and one other combine. See `list patterns`.",
             ),
             click.option(
                 "--sparsity",
