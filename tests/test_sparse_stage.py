@@ -145,7 +145,8 @@ def test_sparsify_takes_an_int8_model_of_other_origin(tmp_path):
         outcome = run_cli("sparsify", "theirs.onnx", "--out", "s", "--seconds", "1", folder=tmp_path)
     assert outcome.code == 0, outcome.err
     assert "4 of 4 layers run in sparse kernels" in outcome.out
-    assert "no --data: int8 ranges of an fp32 model come from random inputs" in outcome.out
+    assert "no --data: the agreement and the proof are those of random inputs" in outcome.out
+    assert "ranges" not in outcome.out
     made = json.loads((tmp_path / "s" / "sparsify.json").read_text())
     assert made["check"]["passed"]
     assert [row["name"] for row in made["rows"]] == ["dense int8", "sparse int8"]
@@ -162,6 +163,15 @@ def test_sparsify_quantizes_an_fp32_model_first(tmp_path):
     assert outcome.code == 0, outcome.err
     assert "it is fp32" in outcome.err
     assert "random" not in outcome.out
+
+
+@needs_library
+def test_sparsify_of_an_fp32_model_without_data_says_what_its_ranges_are_worth(tmp_path):
+    with priced(sparse=1.0, dense=2.0), pretended_timings():
+        outcome = run_cli("sparsify", str(built() / "model.fp32.onnx"), "--out", str(tmp_path / "s"))
+    assert outcome.code == 0, outcome.err
+    assert "no --data: the int8 ranges come from random inputs, so only the timings mean something" in outcome.out
+    assert "agreement and the proof" not in outcome.out
 
 
 @needs_library

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import ClassVar
@@ -69,7 +69,7 @@ def measure_costs(
         dense: The QDQ file.
         sparse: The same with every one of `layers` sparse.
         layers: From `sparsify`.
-        feeds: One array per input.
+        feeds: One array per input, as many images as the model is to run with: times are those of a whole batch.
         threads: Threads of the runtime.
 
     Raises:
@@ -89,15 +89,15 @@ def measure_costs(
     borders = {activation.key: activation for layer in layers for activation in (*layer.reads, layer.y)}
     entered = {c4_name(a): times[f"{c4_name(a)}_enter"] for a in borders.values() if f"{c4_name(a)}_enter" in times}
     left = {c4_name(a): times[f"{c4_name(a)}_leave"] for a in borders.values() if f"{c4_name(a)}_leave" in times}
-    bytes_of = {c4_name(a): a.channels * a.pixels for a in borders.values()}
-    call = Rates().call
-    moves = [max(0.0, ns - call) / bytes_of[name] for found in (entered, left) for name, ns in found.items()]
+    rates = Rates(images=feeds[0].shape[0] if feeds[0].ndim else 1)
+    bytes_of = {c4_name(a): rates.images * a.channels * a.pixels for a in borders.values()}
+    moves = [max(0.0, ns - rates.call) / bytes_of[name] for found in (entered, left) for name, ns in found.items()]
     return MeasuredCosts(
         sparse_ns=_undisturbed(layers, times, alike=_ALIKE),
         dense_ns=_undisturbed(layers, _least(rounds[dense]), alike=np.inf),
         enter_ns=entered,
         leave_ns=left,
-        rates=Rates(move=median(moves)) if moves else Rates(),
+        rates=replace(rates, move=median(moves)) if moves else rates,
     )
 
 

@@ -18,6 +18,7 @@ from deploypruner.sparse.choose import Choice
 from deploypruner.sparse.convert import SparseModel, sparsify
 from deploypruner.sparse.library import EXTENSION, active_target, extension_path, targets
 from deploypruner.stages import Build, Feeds, Stage, stage_file
+from deploypruner.stages.evaluate import timing_feeds
 from deploypruner.stages.verify import verification_feeds
 from deploypruner.verify.sparse import clipping, verify_operations
 
@@ -36,7 +37,13 @@ class Sparse(Stage):
             return build
         dense = build.folder.path("model.int8.onnx")
         with TemporaryDirectory(prefix="deploypruner-") as scratch:
-            made = make_sparse(dense, Path(scratch) / MODEL, feeds=verification_feeds(build), threads=_threads(build))
+            made = make_sparse(
+                dense,
+                Path(scratch) / MODEL,
+                feeds=verification_feeds(build),
+                timed=timing_feeds(build),
+                threads=build.recipe.measure.threads,
+            )
             if made.check is not None:
                 with build.folder.writing(MODEL) as path:
                     shutil.copyfile(Path(scratch) / MODEL, path)
@@ -82,13 +89,17 @@ class Made:
     document: dict[str, Any]
 
 
-def make_sparse(dense: Path, sparse: Path, *, feeds: Sequence[Feeds], threads: int) -> Made:
+def make_sparse(
+    dense: Path, sparse: Path, *, feeds: Sequence[Feeds], timed: Feeds | None = None, threads: int
+) -> Made:
     """Write `sparse`, the fastest form of the QDQ file `dense` by measured layers, and prove its operations.
 
     Args:
         dense: u8 activations, one fixed size.
         sparse: Written only if some layer is faster sparse.
-        feeds: Inputs, real ones where there are any.
+        feeds: Inputs for the proof, real ones where there are any.
+        timed: Inputs that layers are timed with, as many images as the model is to run with; the first of `feeds`
+            where None.
         threads: That the model is to run with.
 
     Raises:
@@ -109,14 +120,15 @@ def make_sparse(dense: Path, sparse: Path, *, feeds: Sequence[Feeds], threads: i
     assert every.model is not None, "a layer that is not fused is still a layer"
     onnx.save(every.model, sparse)
     layers = [choice.layer for choice in every.choices]
-    costs = measure_costs(dense, sparse, layers, feeds=[array[:1] for array in feeds[0]], threads=threads)
-    found = sparsify(model, costs=costs, apart=apart)
+    timed = feeds[0] if timed is None else timed
+    costs = measure_costs(dense, sparse, layers, feeds=timed, threads=threads)
+    found, setting = sparsify(model, costs=costs, apart=apart), {"batch": costs.rates.images, "threads": threads}
     if found.model is None:
         sparse.unlink()
-        return Made(None, _document(found, reason="no layer is faster sparse", target=target))
+        return Made(None, _document(found, reason="no layer is faster sparse", target=target) | setting)
     onnx.save(found.model, sparse)
     check = verify_operations(dense, sparse, [choice.layer for choice in found.choices if choice.sparse], feeds)
-    return Made(check, _document(found, reason="", target=target) | {"library": library.name})
+    return Made(check, _document(found, reason="", target=target) | setting | {"library": library.name})
 
 
 def _document(found: SparseModel, *, reason: str, target: str = "") -> dict[str, Any]:
@@ -147,7 +159,3 @@ def _layer(choice: Choice, *, measured: bool) -> dict[str, Any]:
         "choice": "sparse" if choice.sparse and measured else "dense",
         "reason": choice.reason if measured else "",
     }
-
-
-def _threads(build: Build) -> int:
-    return build.recipe.measure.threads
