@@ -24,7 +24,7 @@ from deploypruner.sparse import library
 from deploypruner.sparse.convert import sparsify
 from deploypruner.verify.sparse import verify_operations
 from tests.builds import IMAGE, pretended_timings, run_cli, save_program, tiny, workshop
-from tests.qdq import chain, images
+from tests.qdq import Qdq, chain, images
 
 needs_library = pytest.mark.skipif(
     not library.is_built(), reason="the package was installed without its sparse kernels"
@@ -186,6 +186,32 @@ def test_sparsify_of_an_fp32_model_without_data_says_what_its_ranges_are_worth(t
 def test_sparsify_refuses_with_one_hint(make, said, tmp_path):
     (tmp_path / "m.onnx").write_bytes(make().SerializeToString() or b"\x0f")
     run_cli("sparsify", "m.onnx", "--out", "s", folder=tmp_path).assert_error(2, said)
+
+
+def one_dimensional():
+    g = Qdq(("batch", 8, 20))
+    weight = g.weights("a", (8, 8, 3))
+    return g.model(g.node("Relu", [g.pair(g.node("Conv", [g.pair("x"), weight], "a"))], "y"))
+
+
+@needs_library
+def test_where_no_layer_fits_one_of_them_and_its_reason_are_named(tmp_path):
+    onnx.save(one_dimensional(), tmp_path / "m.onnx")
+    run_cli("sparsify", "m.onnx", "--out", "s", folder=tmp_path).assert_error(
+        2, "'m.onnx': no layer fits the kernels; 'a': it is a 1-D convolution"
+    )
+
+
+@needs_library
+@pytest.mark.parametrize("command", ["sparsify", "compile"])
+def test_a_forced_target_that_cannot_run_ends_a_command_before_any_work(command, tmp_path, monkeypatch):
+    onnx.save(chain(), tmp_path / "m.onnx")
+    monkeypatch.setenv("DEPLOYPRUNER_TARGET", "avx9000")
+    arguments = ("sparsify", str(tmp_path / "m.onnx")) if command == "sparsify" else COMPILE
+    outcome = run_cli(*arguments, "--out", str(tmp_path / "s"))
+    outcome.assert_error(2, "DEPLOYPRUNER_TARGET=avx9000 cannot run here")
+    assert "this CPU runs scalar" in outcome.err
+    assert not (tmp_path / "s" / "model.fp32.onnx").exists()
 
 
 def test_sparsify_without_the_library_says_how_to_get_it(tmp_path):

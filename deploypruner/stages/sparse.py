@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -110,11 +111,11 @@ def make_sparse(
     try:
         library, target = extension_path(), active_target()
     except KernelError as error:
-        return Made(None, _document(every, reason=error.message))
+        return Made(None, _document(every, reason=f"{error.message}; {error.hint}"))
     if targets() == ("scalar",):
         return Made(None, _document(every, reason="this CPU has neither AVX2 nor AVX-512 VNNI for the kernels"))
     if every.model is None:
-        return Made(None, _document(every, reason="no layer fits the kernels"))
+        return Made(None, _document(every, reason=f"no layer fits the kernels{_for_example(every.refused)}"))
     apart = clipping(dense, [choice.layer for choice in every.choices], feeds)
     every = sparsify(model, every=True, apart=apart) if apart else every
     assert every.model is not None, "a layer that is not fused is still a layer"
@@ -129,6 +130,16 @@ def make_sparse(
     onnx.save(found.model, sparse)
     check = verify_operations(dense, sparse, [choice.layer for choice in found.choices if choice.sparse], feeds)
     return Made(check, _document(found, reason="", target=target) | setting | {"library": library.name})
+
+
+def _for_example(refused: Mapping[str, str]) -> str:
+    """The reason that most layers were refused for, and one of them."""
+    if not refused:
+        return ""
+    reasons = Counter(refused.values())
+    most = max(reasons, key=lambda reason: reasons[reason])
+    name = next(name for name, reason in refused.items() if reason == most)
+    return f"; '{name}': {most}"
 
 
 def _document(found: SparseModel, *, reason: str, target: str = "") -> dict[str, Any]:

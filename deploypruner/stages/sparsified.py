@@ -23,7 +23,7 @@ from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.sources.data import DataSettings
 from deploypruner.sparse.convert import check_convertible
-from deploypruner.sparse.library import EXTENSION, extension_path
+from deploypruner.sparse.library import EXTENSION, check_forced_target, extension_path
 from deploypruner.stages import Feeds
 from deploypruner.stages.sparse import MODEL, make_sparse
 from deploypruner.stages.sparsify_inputs import Inputs, sparsify_inputs
@@ -87,10 +87,11 @@ def sparsified(request: Request, *, say: Callable[[str], None]) -> Sparsified:
 
     Raises:
         InputError: The model cannot be read or has no zeros, or the data does not fit.
-        KernelError: Our library is not built, or fits another OpenVINO.
+        KernelError: Our library is not built, or fits another OpenVINO; or DEPLOYPRUNER_TARGET cannot run here.
         VerificationError: An operation differs from the dense model's.
     """
     library = extension_path()
+    check_forced_target()
     model = _read(request.model)
     check_convertible(model)
     folder = BuildFolder(request.out)
@@ -156,11 +157,7 @@ def _quantize(model: onnx.ModelProto, folder: BuildFolder, calibration: list[Fee
 def _require_zeros(path: Path, document: dict[str, Any]) -> None:
     layers = document["layers"]
     if not layers:
-        first = next(iter(document["refused"].items()), None)
-        said = f"; {first[0]}: {first[1]}" if first else ""
-        raise InputError(
-            f"no layer of '{path}' fits the sparse kernels{said}", hint="see the README, section Sparse int8"
-        )
+        raise InputError(f"'{path}': {document['reason']}", hint="see the README, section Sparse int8")
     sparsest = min(layers, key=lambda layer: layer["density"])
     if sparsest["density"] > 1 - _SPARSE:
         raise InputError(
