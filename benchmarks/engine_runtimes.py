@@ -16,7 +16,6 @@ from deploypruner.runtime.on_openvino import OpenVino, OpenVinoSession
 from deploypruner.sparse import kernels
 from deploypruner.sparse.kernels import Conv, ConvShape
 from deploypruner.sparse.library import load
-from deploypruner.sparse.packed import Packed, unpack
 
 if TYPE_CHECKING:
     import deepsparse
@@ -222,7 +221,8 @@ def _chain_of(path: Path) -> list[Conv]:
             input_zero_point=said["input_zero_point"],
             output_zero_point=said["output_zero_point"],
         )
-        weights = unpack(Packed(mask, values), (shape.channels_out, shape.channels_in, 1, 1))
+        weights = np.zeros((shape.channels_out, shape.channels_in, 1, 1), np.int8)
+        weights.reshape(-1)[np.unpackbits(mask, count=weights.size, bitorder="little").astype(bool)] = values
         folded = bias + shape.input_zero_point * weights.reshape(len(weights), -1).sum(1, dtype=np.int32)
         chain.append(Conv(shape, weights, scale, folded))
     return chain

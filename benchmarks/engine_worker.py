@@ -14,51 +14,41 @@ and interpreters of their own take turns within one run; files have names here:
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import benchmarks.engine_runtimes  # noqa: F401  (they register themselves)
 from deploypruner.measure.inputs import random_feeds
-from deploypruner.measure.worker import Message, block, peak_rss_bytes, serve, waited_ns, warm_up
-from deploypruner.runtime import Runtime, runtimes
+from deploypruner.measure.worker import Engine, Message, serve, timed_block, warm_up
 
 
 class Holder:
     """What the worker holds between messages."""
 
     def __init__(self) -> None:
-        self._runtime: Runtime | None = None
+        self._engine = Engine()
         self._infer: dict[str, Callable[[], None]] = {}
 
     def answer(self, message: Message) -> Message:
+        found = self._engine.answer(message)
+        if found is not None:
+            return found
         match message["do"]:
-            case "load":
-                self._runtime = runtimes.get(message["runtime"])()
-                return {"version": self._runtime.version()}
-            case "pin":
-                os.sched_setaffinity(0, message["cores"])
-                return {}
             case "open":
                 return self._open(message)
             case "warm":
                 return warm_up(self._infer[message["name"]], max_s=message["max_s"], max_calls=message["max_calls"])
             case "block":
-                before = waited_ns() or 0
-                samples = block(self._infer[message["name"]], message["calls"])
-                return {"ns": samples, "waited_ns": (waited_ns() or 0) - before}
+                return timed_block(self._infer[message["name"]], message["calls"])
             case "close":
                 del self._infer[message["name"]]
                 return {}
-            case "memory":
-                return {"peak_rss_bytes": peak_rss_bytes()}
         raise AssertionError(f"unknown message: {message}")
 
     def _open(self, message: Message) -> Message:
-        assert self._runtime is not None, "'open' came before 'load'"
         begin = time.perf_counter()
-        session = self._runtime.open(Path(message["path"]), threads=message["threads"])
+        session = self._engine.runtime.open(Path(message["path"]), threads=message["threads"])
         load_s = time.perf_counter() - begin
         self._infer[message["name"]] = session.prepare(random_feeds(session.inputs))
         return {"settings": session.settings, "load_s": load_s}

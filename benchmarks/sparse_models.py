@@ -131,15 +131,10 @@ def _write_quantized(variant: Variant, path: Path, placement: Placement) -> None
 def _write_sparse(variant: Variant, path: Path) -> None:
     """What the product makes of OpenVINO's file: it measures the layers, so the machine must be quiet.
 
-    Where no layer is faster sparse, the product ships the dense model, and that is what is written. Layers are
-    measured at batch 1 only; at a larger batch they are chosen by the formula.
+    Where no layer is faster sparse, the product ships the dense model, and that is what is written.
     """
     prepare(variant, ("openvino",))
     dense = variant.file("openvino")
-    if variant.batch > 1:
-        chosen = sparsify(onnx.load(dense)).model
-        onnx.save(onnx.load(dense) if chosen is None else chosen, path)
-        return
     noise = torch.randn(variant.shape, generator=torch.Generator().manual_seed(2)).numpy()
     made = make_sparse(dense, path, feeds=[[noise]], threads=1)
     variant.file("sparse").with_suffix(".json").write_text(json.dumps(made.document, indent=1))

@@ -18,6 +18,9 @@ from deploypruner.recipe_options import numbers
 @click.option("--mean", callback=numbers, metavar="R,G,B", help="Of images scaled to 0..1.  [default: ImageNet's]")
 @click.option("--std", callback=numbers, metavar="R,G,B", help="Of images scaled to 0..1.  [default: ImageNet's]")
 @THREADS
+@click.option(
+    "--batch", type=click.IntRange(1), help="Images at a time that it is to run with.  [default: the file's, else 1]"
+)
 @SECONDS
 @click.option("--out", default="sparse", show_default=True, type=click.Path(path_type=Path), help="Folder.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -27,6 +30,7 @@ def sparsify_command(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     threads: int | None,
+    batch: int | None,
     seconds: float | None,
     out: Path,
     seed: int,
@@ -42,7 +46,15 @@ def sparsify_command(
     from deploypruner.stages.sparsified import Request, sparsified
 
     request = Request(
-        model, out, data=data, mean=mean, std=std, threads=threads or 1, seconds=seconds or 20.0, seed=seed
+        model,
+        out,
+        data=data,
+        mean=mean,
+        std=std,
+        threads=threads or 1,
+        batch=batch,
+        seconds=seconds or 20.0,
+        seed=seed,
     )
     found = sparsified(request, say=lambda line: click.echo(line, err=True))
     if found.rows:

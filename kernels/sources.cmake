@@ -3,8 +3,11 @@ set(sources conv gather geometry pack windows targets)
 set(targets "")
 
 # One line a target, best last. Each is compiled for its own instructions; everything else for any CPU, because everything
-# else runs on any.
+# else runs on any. Tests may want fewer: DP_TARGETS.
 function(add_kernel_target name)
+  if(DP_TARGETS AND NOT name IN_LIST DP_TARGETS)
+    return()
+  endif()
   list(APPEND sources target_${name})
   set_source_files_properties(${CMAKE_CURRENT_FUNCTION_LIST_DIR}/src/target_${name}.cpp PROPERTIES COMPILE_OPTIONS "${ARGN}")
   set(sources ${sources} PARENT_SCOPE)
@@ -21,7 +24,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   add_kernel_target(avx2 -mavx2 -mfma)
   add_kernel_target(avx512_vnni ${avx512})
   add_kernel_target(avx512_vbmi ${avx512} ${vbmi})
-  if(DP_EMULATE_VBMI OR DP_TRAP_VBMI) # of the tests: see target_avx512_vbmi.cpp
+  if(targets MATCHES "avx512_vbmi" AND (DP_EMULATE_VBMI OR DP_TRAP_VBMI)) # of the tests: see target_avx512_vbmi.cpp
     string(APPEND targets "TARGET(avx512_windows)\n")
   endif()
 endif()

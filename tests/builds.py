@@ -22,9 +22,11 @@ from torch import nn
 from torch.export import Dim
 
 from deploypruner.cli import main
+from deploypruner.latency.kernel_rates import KernelRates
 from deploypruner.measure import Job, Measured
 from deploypruner.pipeline import CHAIN
 from deploypruner.records import Timing
+from deploypruner.sparse.cost import Rates
 
 CLASSES, IMAGE = 4, (3, 16, 16)
 # Options of the build that everything is compared with; a resumed one has to repeat them.
@@ -234,6 +236,16 @@ def pretended(jobs: Sequence[Job], *, threads: int, **_: object) -> Measured:
         for artifact, runtime in jobs
     ]
     return Measured(tuple(timings), timings[0], floor=0.01, settled=True)
+
+
+@contextlib.contextmanager
+def known_rates(rates: Rates | None = None) -> Iterator[None]:
+    """A machine whose kernels nobody has to time; the formula's rates where None."""
+    fitted = KernelRates(rates or Rates(), 0.05, 0.1, 36, 9.0)
+    with contextlib.ExitStack() as stack:
+        for stage in ("assign", "sparse"):
+            stack.enter_context(mock.patch(f"deploypruner.stages.{stage}.kernel_rates", return_value=fitted))
+        yield
 
 
 @contextlib.contextmanager

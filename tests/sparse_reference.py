@@ -25,6 +25,13 @@ def from_c4(c4, channels, height, width):
     return np.ascontiguousarray(image.reshape(batch, height, width, channels))
 
 
+def unpack(mask, values, shape):
+    """int8 weights of `shape` from one bit a weight, lowest first, and the values of the bits that are set."""
+    weights = np.zeros(int(np.prod(shape)), np.int8)
+    weights[np.unpackbits(mask, count=weights.size, bitorder="little").astype(bool)] = values
+    return weights.reshape(shape)
+
+
 def convolve(x, weights, *, pads, strides, dilations, group, outside):
     """Integer convolution of [N, H, W, C] with [O, C / group, ky, kx] -> int64 [N, H', W', O]."""
     top, left, bottom, right = pads
@@ -90,12 +97,9 @@ class SparseConv(OpRun):
         hard_swish_slope=None,
     ):
         shape = (channels_out, channels_in // group, *kernel_shape)
-        kept = np.unpackbits(mask, count=int(np.prod(shape)), bitorder="little").astype(bool)
-        weights = np.zeros(kept.size, np.int8)
-        weights[kept] = values
         total = convolve(
             from_c4(x, channels_in, height, width),
-            weights.reshape(shape),
+            unpack(mask, values, shape),
             pads=pads,
             strides=strides,
             dilations=dilations,

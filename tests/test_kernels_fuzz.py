@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from deploypruner.sparse.library import KERNELS, is_built, path_of, targets
 
 KERNEL_SOURCES = Path(__file__).parents[1] / "kernels"
 CASES = 1500
-SANITIZED_CASES = 300
+FEW_CASES, SANITIZED_CASES = 32, 300
+SANITIZERS = ("address,undefined", "thread")
 _BUILD_S = 1800
 
 compiler = shutil.which(os.environ.get("CXX", "g++"))
@@ -46,17 +49,51 @@ def test_all_targets_agree_on_random_convolutions_between_pages_that_must_not_be
     assert run(program, "0", str(CASES), timeout=600) == f"{CASES} cases on {' '.join(targets())}"
 
 
-@needs_compiler
-@pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake here")
+@functools.cache
+def has(sanitizers: str) -> bool:
+    """Can the compiler make a program with them, and can it run here? (The kernel may lay memory out unsuitably.)"""
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(folder) / "p.cpp", Path(folder) / "p"
+        source.write_text("int main() {}")
+        made = subprocess.run(
+            [str(compiler), f"-fsanitize={sanitizers}", str(source), "-o", str(program)],
+            capture_output=True,
+            check=False,
+        )
+        return made.returncode == 0 and subprocess.run([program], capture_output=True, check=False).returncode == 0
+
+
+def sanitized(sanitizers: str, folder: Path, *options: str) -> Path:
+    """The fuzz driver, compiled with sanitizers; what did not change is not compiled again."""
+    source = KERNEL_SOURCES / "tests"
+    run("cmake", "-S", source, "-B", folder, f"-DDP_SANITIZE={sanitizers}", *options, timeout=_BUILD_S)
+    workers = str(len(os.sched_getaffinity(0)))
+    run("cmake", "--build", folder, "--target", "fuzz", "--parallel", workers, timeout=_BUILD_S)
+    return folder / "fuzz"
+
+
+needs_cmake = pytest.mark.skipif(compiler is None or shutil.which("cmake") is None, reason="no C++ compiler or cmake")
+
+
+@needs_cmake
+@pytest.mark.parametrize("sanitizers", SANITIZERS)
+def test_sanitizers_find_nothing_in_what_all_targets_share(sanitizers: str, pytestconfig: pytest.Config) -> None:
+    if not has(sanitizers):
+        pytest.skip(f"no -fsanitize={sanitizers} here")
+    folder = pytestconfig.cache.mkdir(f"kernels-shared-{sanitizers.split(',')[0]}")
+    program = sanitized(sanitizers, folder, "-DDP_TARGETS=scalar;avx2", "-DDP_OPTIMIZE=-O0")
+    assert run(program, "4000", str(FEW_CASES), timeout=300).startswith(f"{FEW_CASES} cases on scalar")
+
+
+@needs_cmake
+@pytest.mark.parametrize("sanitizers", SANITIZERS)
 @pytest.mark.skipif(
-    not os.environ.get("DEPLOYPRUNER_SANITIZE"), reason="compiles for a minute: set DEPLOYPRUNER_SANITIZE=1 to run it"
+    not os.environ.get("DEPLOYPRUNER_SANITIZE"), reason="compiles for minutes: set DEPLOYPRUNER_SANITIZE=1 to run it"
 )
 def test_sanitizers_find_nothing_in_the_kernels_nor_in_the_targets_this_cpu_has_to_emulate(
-    pytestconfig: pytest.Config,
+    sanitizers: str, pytestconfig: pytest.Config
 ) -> None:
-    folder = pytestconfig.cache.mkdir("kernels-sanitized")  # what did not change is not compiled again
-    run("cmake", "-S", KERNEL_SOURCES / "tests", "-B", folder, "-DDP_SANITIZE=ON", timeout=_BUILD_S)
-    run("cmake", "--build", folder, "--target", "fuzz", timeout=_BUILD_S)
-    said = run(folder / "fuzz", "5000", str(SANITIZED_CASES), timeout=900)
+    program = sanitized(sanitizers, pytestconfig.cache.mkdir(f"kernels-{sanitizers.split(',')[0]}"))
+    said = run(program, "5000", str(SANITIZED_CASES), timeout=900)
     assert said.startswith(f"{SANITIZED_CASES} cases on scalar")
     assert set(targets()) <= set(said.split())

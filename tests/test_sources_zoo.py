@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,6 +101,18 @@ def _saved_bert(folder: Path) -> LoadedModel:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config | sizes | {"max_position_embeddings": 16}))
     return load_model(f"transformers:{folder}?pretrained=0")
+
+
+@needs_zoo
+def test_a_vision_transformer_is_built_whatever_torch_its_torchvision_was_made_for(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = {"model_type": "vit", "architectures": ["ViTModel"], "image_size": 16, "patch_size": 8, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    made = f"load_model('transformers:{tmp_path}?pretrained=0')"
+    program = f"from deploypruner.sources.model import load_model; print({made}.name)"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert said.stdout.strip() == tmp_path.name, said.stderr
 
 
 def test_a_transformers_folder_gives_the_class_its_configuration_names(tmp_path: Path) -> None:

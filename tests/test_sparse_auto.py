@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from deploypruner.errors import RecipeError
-from deploypruner.latency.kernel_rates import KernelRates
 from deploypruner.latency.sparse_costs import MeasuredCosts
 from deploypruner.patterns import CANDIDATES, sparse_patterns
 from deploypruner.recipe import PruneRecipe, Recipe
@@ -27,7 +26,7 @@ from deploypruner.sparse import library
 from deploypruner.sparse.cost import Rates
 from deploypruner.sparse.layer import Layer
 from deploypruner.stages.sparsity import check_sparse
-from tests.builds import Outcome, pretended, pretended_timings, run_cli, workshop
+from tests.builds import Outcome, known_rates, pretended, pretended_timings, run_cli, workshop
 
 needs_library = pytest.mark.skipif(
     not library.is_built(), reason="the package was installed without its sparse kernels"
@@ -45,12 +44,10 @@ def machine(rates: Rates = RATES) -> Iterator[None]:
         ours, dense = ({x.name: cost(x) for x in layers} for cost in (rates.sparse, rates.dense))
         return MeasuredCosts(ours, dense, free, free, rest_ns=1000.0)
 
-    fitted = KernelRates(rates, 0.05, 0.1, 36, 9.0)
     with (
         mock.patch("deploypruner.search.assign.measure_costs", measured),
         mock.patch("deploypruner.stages.sparse.measure_costs", measured),
-        mock.patch("deploypruner.stages.assign.kernel_rates", return_value=fitted),
-        mock.patch("deploypruner.stages.sparse.kernel_rates", return_value=fitted),
+        known_rates(rates),
         mock.patch("deploypruner.stages.zeros_in_time.time_artifacts", pretended),
         mock.patch("deploypruner.stages.zeros_in_time.Goal.of", side_effect=lambda asked, _: Goal(asked, 3.0)),
         pretended_timings(),

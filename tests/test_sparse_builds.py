@@ -109,10 +109,11 @@ def test_a_lost_zero_is_counted(tmp_path: Path) -> None:
     assert [(c.max_abs_diff, c.passed) for c in checks] == [(1.0, False), (0.0, True)]
 
 
-def test_zeros_of_transposed_weights_are_found(tmp_path: Path) -> None:
-    weight = torch.randn(6, 4).where(torch.rand(6, 4) > 0.5, 0.0).numpy()
+@pytest.mark.parametrize("inputs", [4, 6])
+def test_zeros_of_transposed_weights_are_found_square_ones_too(inputs: int, tmp_path: Path) -> None:
+    weight = torch.randn(6, inputs).where(torch.rand(6, inputs) > 0.5, 0.0).numpy()
     node = helper.make_node("MatMul", ["x", "val_1"], ["y"])
-    values = [helper.make_tensor_value_info(n, 1, [None, s]) for n, s in (("x", 4), ("y", 6))]
+    values = [helper.make_tensor_value_info(n, 1, [None, s]) for n, s in (("x", inputs), ("y", 6))]
     graph = helper.make_graph(
         [node], "g", values[:1], values[1:], [numpy_helper.from_array(weight.T.copy(), "val_1")]
     )

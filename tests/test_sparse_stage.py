@@ -13,7 +13,6 @@ import torch
 from onnx import numpy_helper
 
 from deploypruner.errors import InputError, KernelError
-from deploypruner.latency.kernel_rates import KernelRates
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
 from deploypruner.measure import pair_up
 from deploypruner.openvino_import import import_openvino
@@ -23,10 +22,9 @@ from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.sparse import library
 from deploypruner.sparse.convert import sparsify
-from deploypruner.sparse.cost import Rates
 from deploypruner.verify.sparse import verify_operations
-from tests.builds import IMAGE, pretended_timings, run_cli, save_program, tiny, workshop
-from tests.qdq import chain, images
+from tests.builds import IMAGE, known_rates, pretended_timings, run_cli, save_program, tiny, workshop
+from tests.qdq import Qdq, chain, images
 
 needs_library = pytest.mark.skipif(
     not library.is_built(), reason="the package was installed without its sparse kernels"
@@ -43,11 +41,7 @@ def priced(*, sparse: float, dense: float):
         names = [layer.name for layer in layers]
         return MeasuredCosts(dict.fromkeys(names, sparse), dict.fromkeys(names, dense), free, free)
 
-    rates = KernelRates(Rates(), 0.0, 0.0, 0, 0.0)
-    with (
-        mock.patch("deploypruner.stages.sparse.measure_costs", costs),
-        mock.patch("deploypruner.stages.sparse.kernel_rates", return_value=rates),
-    ):
+    with mock.patch("deploypruner.stages.sparse.measure_costs", costs), known_rates():
         yield
 
 
@@ -151,7 +145,8 @@ def test_sparsify_takes_an_int8_model_of_other_origin(tmp_path):
         outcome = run_cli("sparsify", "theirs.onnx", "--out", "s", "--seconds", "1", folder=tmp_path)
     assert outcome.code == 0, outcome.err
     assert "4 of 4 layers run in sparse kernels" in outcome.out
-    assert "no --data: int8 ranges of an fp32 model come from random inputs" in outcome.out
+    assert "no --data: the agreement and the proof are those of random inputs" in outcome.out
+    assert "ranges" not in outcome.out
     made = json.loads((tmp_path / "s" / "sparsify.json").read_text())
     assert made["check"]["passed"]
     assert [row["name"] for row in made["rows"]] == ["dense int8", "sparse int8"]
@@ -171,6 +166,15 @@ def test_sparsify_quantizes_an_fp32_model_first(tmp_path):
 
 
 @needs_library
+def test_sparsify_of_an_fp32_model_without_data_says_what_its_ranges_are_worth(tmp_path):
+    with priced(sparse=1.0, dense=2.0), pretended_timings():
+        outcome = run_cli("sparsify", str(built() / "model.fp32.onnx"), "--out", str(tmp_path / "s"))
+    assert outcome.code == 0, outcome.err
+    assert "no --data: the int8 ranges come from random inputs, so only the timings mean something" in outcome.out
+    assert "agreement and the proof" not in outcome.out
+
+
+@needs_library
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -182,6 +186,32 @@ def test_sparsify_quantizes_an_fp32_model_first(tmp_path):
 def test_sparsify_refuses_with_one_hint(make, said, tmp_path):
     (tmp_path / "m.onnx").write_bytes(make().SerializeToString() or b"\x0f")
     run_cli("sparsify", "m.onnx", "--out", "s", folder=tmp_path).assert_error(2, said)
+
+
+def one_dimensional():
+    g = Qdq(("batch", 8, 20))
+    weight = g.weights("a", (8, 8, 3))
+    return g.model(g.node("Relu", [g.pair(g.node("Conv", [g.pair("x"), weight], "a"))], "y"))
+
+
+@needs_library
+def test_where_no_layer_fits_one_of_them_and_its_reason_are_named(tmp_path):
+    onnx.save(one_dimensional(), tmp_path / "m.onnx")
+    run_cli("sparsify", "m.onnx", "--out", "s", folder=tmp_path).assert_error(
+        2, "'m.onnx': no layer fits the kernels; 'a': it is a 1-D convolution"
+    )
+
+
+@needs_library
+@pytest.mark.parametrize("command", ["sparsify", "compile"])
+def test_a_forced_target_that_cannot_run_ends_a_command_before_any_work(command, tmp_path, monkeypatch):
+    onnx.save(chain(), tmp_path / "m.onnx")
+    monkeypatch.setenv("DEPLOYPRUNER_TARGET", "avx9000")
+    arguments = ("sparsify", str(tmp_path / "m.onnx")) if command == "sparsify" else COMPILE
+    outcome = run_cli(*arguments, "--out", str(tmp_path / "s"))
+    outcome.assert_error(2, "DEPLOYPRUNER_TARGET=avx9000 cannot run here")
+    assert "this CPU runs scalar" in outcome.err
+    assert not (tmp_path / "s" / "model.fp32.onnx").exists()
 
 
 def test_sparsify_without_the_library_says_how_to_get_it(tmp_path):

@@ -25,7 +25,7 @@ from deploypruner.latency.cache import default_folder, device
 from deploypruner.latency.kernel_probes import CHAINS, HEAD, TAIL, Chain, probe_feeds, probe_model
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
 from deploypruner.records import Setting
-from deploypruner.sparse.cost import Rates, dense_counts, sparse_counts
+from deploypruner.sparse.cost import Counts, Rates, border_counts, dense_counts, sparse_counts
 from deploypruner.sparse.layer import Layer
 from deploypruner.sparse.library import EXTENSION, active_target, path_of
 from deploypruner.sparse.match import match
@@ -38,7 +38,6 @@ _WINDOWED = ("avx512_vbmi",)
 # Median error from which on the timings tell more about other programs than about the kernels.
 _BUSY = 0.3
 
-Counts = Mapping[str, float]
 Timings = Sequence[tuple[Counts, float]]
 
 
@@ -135,11 +134,9 @@ def fit_rates(layers: Sequence[Layer], costs: MeasuredCosts, *, packed: bool = F
     theirs = [(dense_counts(x), costs.dense_ns[x.name]) for x in layers if x.name in costs.dense_ns]
     touched = {c4_name(a): a for x in layers for a in (*x.reads, x.y)}
     borders: Timings = [
-        ({"border_call": 1.0, "move": float(touched[name].channels * touched[name].pixels)}, ns)
-        for found in (costs.enter_ns, costs.leave_ns)
-        for name, ns in found.items()
+        (border_counts(touched[name]), ns) for found in (costs.enter_ns, costs.leave_ns) for name, ns in found.items()
     ]
-    values = {**non_negative(ours), **non_negative(theirs), **non_negative(borders)}
+    values: dict[str, Any] = {**non_negative(ours), **non_negative(theirs), **non_negative(borders)}
     rates = Rates(**values, packed=packed, source="rates measured on this machine")
     return KernelRates(rates, left_out(ours), left_out(theirs), len(layers), 0.0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,7 @@ def measure_costs(
         dense: The QDQ file.
         sparse: The same with every one of `layers` sparse.
         layers: From `sparsify`.
-        feeds: One array per input.
+        feeds: One array per input, as many images as the model is to run with: times are those of a whole batch.
         threads: Threads of the runtime.
         rates: For what is in neither model, such as borders between layers that are all sparse here or all dense.
 
@@ -103,7 +103,7 @@ def measure_costs(
         enter_ns=entered,
         leave_ns=left,
         rest_ns=alone.get(_REST, 0.0),
-        rates=rates or Rates(),
+        rates=replace(rates or Rates(), images=feeds[0].shape[0] if feeds[0].ndim else 1),
     )
 
 

@@ -44,15 +44,20 @@ _STEADY_WINDOWS = 3
 _PROFILE_WARM_S = 0.1
 
 
-class Timer:
-    """What a worker holds between messages; `answer` serves one."""
+class Engine:
+    """A process with one runtime: what every kind of worker answers."""
 
     def __init__(self) -> None:
         self._runtime: Runtime | None = None
-        self._infer: Callable[[], None] | None = None
 
-    def answer(self, message: Message) -> Message:
-        """Serve one message; the module docstring lists them."""
+    @property
+    def runtime(self) -> Runtime:
+        """The one that was loaded."""
+        assert self._runtime is not None, "another message came before 'load'"
+        return self._runtime
+
+    def answer(self, message: Message) -> Message | None:
+        """Serve "load", "pin" and "memory"; None for any other message."""
         match message["do"]:
             case "load":
                 self._runtime = runtimes.get(message["runtime"])()
@@ -60,25 +65,37 @@ class Timer:
             case "pin":
                 os.sched_setaffinity(0, message["cores"])
                 return {}
+            case "memory":
+                return {"peak_rss_bytes": peak_rss_bytes()}
+        return None
+
+
+class Timer:
+    """What a worker holds between messages; `answer` serves one."""
+
+    def __init__(self) -> None:
+        self._engine = Engine()
+        self._infer: Callable[[], None] | None = None
+
+    def answer(self, message: Message) -> Message:
+        """Serve one message; the module docstring lists them."""
+        found = self._engine.answer(message)
+        if found is not None:
+            return found
+        match message["do"]:
             case "open":
                 return self._open(message)
             case "warm":
                 return warm_up(self._ready(), max_s=message["max_s"], max_calls=message["max_calls"])
             case "block":
-                before = waited_ns()
-                samples = block(self._ready(), message["calls"])
-                after = waited_ns()
-                return {"ns": samples, "waited_ns": None if before is None or after is None else after - before}
+                return timed_block(self._ready(), message["calls"])
             case "profile":
                 return self._profile(message)
-            case "memory":
-                return {"peak_rss_bytes": peak_rss_bytes()}
         raise AssertionError(f"unknown message: {message}")
 
     def _open(self, message: Message) -> Message:
-        assert self._runtime is not None, "'open' came before 'load'"
         path, threads = Path(message["path"]), message["threads"]
-        session, load_s = _timed_open(self._runtime, path, threads=threads, shapes=None)
+        session, load_s = _timed_open(self._engine.runtime, path, threads=threads, shapes=None)
         feeds = (
             _read_feeds(Path(message["feeds"]))
             if message["feeds"]
@@ -86,7 +103,7 @@ class Timer:
         )
         if any(None in spec.shape for spec in session.inputs):
             shapes = [array.shape for array in feeds]
-            session, load_s = _timed_open(self._runtime, path, threads=threads, shapes=shapes)
+            session, load_s = _timed_open(self._engine.runtime, path, threads=threads, shapes=shapes)
         self._infer = session.prepare(feeds)
         fed = {
             f"fed {spec.name}": f"{'x'.join(map(str, array.shape))} {spec.dtype}"
@@ -95,15 +112,14 @@ class Timer:
         return {"settings": {**session.settings, **fed}, "load_s": load_s}
 
     def _profile(self, message: Message) -> Message:
-        assert self._runtime is not None, "'profile' came before 'load'"
         path, threads = Path(message["path"]), message["threads"]
         feeds = (
             _read_feeds(Path(message["feeds"]))
             if message["feeds"]
-            else random_feeds(self._runtime.open(path, threads=threads).inputs)
+            else random_feeds(self._engine.runtime.open(path, threads=threads).inputs)
         )
         return profile_file(
-            self._runtime,
+            self._engine.runtime,
             path,
             feeds,
             threads=threads,
@@ -122,6 +138,14 @@ def _timed_open(runtime: Runtime, path: Path, *, threads: int, shapes: Shapes | 
     start = time.perf_counter()
     session = runtime.open(path, threads=threads, shapes=shapes)
     return session, time.perf_counter() - start
+
+
+def timed_block(infer: Callable[[], None], calls: int) -> Message:
+    """Nanoseconds of `calls` calls, and how long other programs had this process's cores meanwhile."""
+    before = waited_ns()
+    samples = block(infer, calls)
+    after = waited_ns()
+    return {"ns": samples, "waited_ns": None if before is None or after is None else after - before}
 
 
 def block(infer: Callable[[], None], calls: int) -> list[int]:

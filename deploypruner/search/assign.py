@@ -44,7 +44,7 @@ class Request:
         dense: QDQ file of the model, without zeros.
         weights: Layer name, as `match` gives it -> weight [O, I, *kernel] of each layer that may have zeros.
         rates: Of the machine.
-        feeds: One array per input.
+        feeds: One array per input, as many images as the model is to run with.
         threads: Of the runtime.
         sparsity: Of the reference, 1x4 at this share of zeros in all of `weights`.
         speedup: Over the dense model; None for as fast as the reference.
@@ -133,11 +133,12 @@ class _Search:
 
     def __init__(self, request: Request) -> None:
         self._request = request
+        rates = replace(request.rates, images=request.feeds[0].shape[0] if request.feeds else 1)
         self._graph = Graph(onnx.load(request.dense))
         self._layers = match(self._graph).layers
         names = {layer.name for layer in self._layers}
         self._fillable = {
-            number: Fillable.of(layer, request.weights[layer.name], request.rates, reference=request.sparsity)
+            number: Fillable.of(layer, request.weights[layer.name], rates, reference=request.sparsity)
             for number, layer in enumerate(self._layers)
             # A weight that two layers share would have to suit both.
             if layer.name in request.weights and f"{layer.name}'" not in names

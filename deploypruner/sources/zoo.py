@@ -6,6 +6,7 @@ import difflib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -111,6 +112,8 @@ def load_transformers(request: Request) -> Found:
             the weights do not fit.
     """
     order = _order(request)
+    with suppress(InputError):  # without torchvision text models work, and vision models say what they lack
+        import_torchvision()
     transformers = require("transformers")
     folder = Path(order.name)
     local = {"local_files_only": True} if folder.is_dir() else {}

@@ -1,12 +1,13 @@
 """What a layer costs, dense in OpenVINO or sparse in our kernels: nanoseconds from a handful of rates.
 
-    sparse   call + step * S * V + requant * Q * V + residual * Q * V (where there is one) + copy * (bytes in)
-    dense    dense_call + mac * MACs + byte * (bytes in + bytes out)
-    border   border_call + move * bytes                  (u8 channels-last to C4, or back, transposition included)
+    sparse   call + N * (step * S * V + requant * Q * V + residual * Q * V (where there is one) + copy * bytes in)
+    dense    dense_call + N * (mac * MACs + byte * (bytes in + bytes out))
+    border   border_call + N * move * bytes              (u8 channels-last to C4, or back, transposition included)
 
-with V vectors of 16 output pixels, Q output channels / 4, S vector multiply-adds per vector of output pixels: one for
-every (output channel, tap, four neighbouring inputs) that has a weight. Rows that share what they load (dense and
-depthwise layers) have a rate of their own in place of `step`; bytes are copied where the kernel is no plain 1x1.
+with N images of a batch, V vectors of 16 output pixels, Q output channels / 4, S vector multiply-adds per vector of
+output pixels: one for every (output channel, tap, four neighbouring inputs) that has a weight. Rows that share what
+they load (dense and depthwise layers) have a rate of their own in place of `step`; bytes are copied where the kernel
+is no plain 1x1.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import numpy as np
-
 from deploypruner.sparse.kernels import Conv, ConvShape
 from deploypruner.sparse.layer import QUAD, Activation, Layer
+
+Counts = dict[str, float]
 
 # Share of groups of four with a weight from which on rows share their loads; `pack.cpp` asks what is cheaper.
 _SHARES = 0.8
 
 
 class Costs(ABC):
-    """Nanoseconds of layers and borders, on one device with one number of threads.
+    """Nanoseconds of layers and borders, on one device, for one batch and number of threads.
 
     Attributes:
         source: Where they come from, in words.
@@ -68,6 +69,7 @@ class Rates(Costs):
         byte: Of one byte that a dense convolution reads or writes.
         border_call: Of changing the layout of an activation.
         move: Of one byte of it.
+        images: Of a batch.
         packed: Are multiply-adds counted as the library packs them? Needed where it packs windows.
         source: Where they come from, in words.
     """
@@ -84,30 +86,34 @@ class Rates(Costs):
     byte: float = 0.02
     border_call: float = 2500.0
     move: float = 0.10
+    images: int = 1
     packed: bool = False
     source: str = "a formula, not measured on this machine"
 
     def sparse(self, layer: Layer) -> float:
         """See `Costs.sparse`."""
-        counts = sparse_counts(layer, packed=self.packed)
-        return float(np.dot([getattr(self, name) for name in counts], list(counts.values())))
+        return self._sum(sparse_counts(layer, packed=self.packed), once="call")
 
     def dense(self, layer: Layer) -> float:
         """See `Costs.dense`."""
-        counts = dense_counts(layer)
-        return float(np.dot([getattr(self, name) for name in counts], list(counts.values())))
+        return self._sum(dense_counts(layer), once="dense_call")
 
     def enter(self, activation: Activation) -> float:
         """See `Costs.enter`."""
-        return self.border_call + self.move * activation.channels * activation.pixels
+        return self._sum(border_counts(activation), once="border_call")
 
     def leave(self, activation: Activation) -> float:
         """See `Costs.leave`."""
         return self.enter(activation)
 
+    def _sum(self, counts: Counts, *, once: str) -> float:
+        """What all is paid together; everything but a call is paid for every image."""
+        rest = sum(getattr(self, name) * count for name, count in counts.items() if name != once)
+        return float(getattr(self, once) + self.images * rest)
 
-def sparse_counts(layer: Layer, *, packed: bool = False) -> dict[str, float]:
-    """Name of a rate -> how often a layer pays it in our kernels."""
+
+def sparse_counts(layer: Layer, *, packed: bool = False) -> Counts:
+    """Name of a rate -> how often a layer pays it in our kernels, for one image."""
     vectors, quads = layer.y.vectors, -(-layer.y.channels // QUAD)
     steps = (_packed_steps(layer) if packed else layer.steps) * vectors
     shares = layer.kind == "depthwise" or layer.filled > _SHARES
@@ -123,8 +129,8 @@ def sparse_counts(layer: Layer, *, packed: bool = False) -> dict[str, float]:
     }
 
 
-def dense_counts(layer: Layer) -> dict[str, float]:
-    """Name of a rate -> how often a layer pays it in OpenVINO."""
+def dense_counts(layer: Layer) -> Counts:
+    """Name of a rate -> how often a layer pays it in OpenVINO, for one image."""
     macs = layer.weights.size * layer.y.pixels
     depthwise = layer.kind == "depthwise"
     return {
@@ -133,6 +139,11 @@ def dense_counts(layer: Layer) -> dict[str, float]:
         "depthwise_mac": macs if depthwise else 0,
         "byte": sum(a.channels * a.pixels for a in (layer.y, *layer.reads)),
     }
+
+
+def border_counts(activation: Activation) -> Counts:
+    """Name of a rate -> how often entering or leaving C4 pays it, for one image."""
+    return {"border_call": 1, "move": activation.channels * activation.pixels}
 
 
 def _packed_steps(layer: Layer) -> int:

@@ -100,3 +100,13 @@ def active_target() -> str:
     if named and named not in here:
         raise KernelError(f"DEPLOYPRUNER_TARGET={named} cannot run here", hint=f"this CPU runs {', '.join(here)}")
     return named or here[-1]
+
+
+def check_forced_target() -> None:
+    """Find out before hours of work that DEPLOYPRUNER_TARGET cannot run; says nothing where there are no kernels.
+
+    Raises:
+        KernelError: As `active_target`.
+    """
+    if os.environ.get("DEPLOYPRUNER_TARGET") and is_built():
+        active_target()

@@ -102,7 +102,7 @@ def _layer(graph: Graph, node: onnx.NodeProto, name: str, *, taken: frozenset[st
 def _conv(graph: Graph, node: onnx.NodeProto) -> tuple[Weights, NDArray[np.float64]]:
     dims = len(graph.shape(node.input[0]) or ())
     if dims != 4:
-        raise NoMatch(f"it is a convolution over {dims - 2} dimensions" if dims > 2 else "its input's sizes are open")
+        raise NoMatch(f"it is a {dims - 2}-D convolution" if dims > 2 else "its input's sizes are open")
     shape = graph.shape(node.input[1])
     if shape is None or shape[0] is None:
         raise NoMatch("the sizes of its weight are open")

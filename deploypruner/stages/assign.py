@@ -15,7 +15,6 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from deploypruner.errors import BudgetError, KernelError
-from deploypruner.graph.inputs import batch_size
 from deploypruner.graph.module import get_state
 from deploypruner.latency.kernel_rates import kernel_rates
 from deploypruner.patterns import AUTO, make_pattern
@@ -31,6 +30,7 @@ from deploypruner.search.meet import OutOfReach
 from deploypruner.search.patterns import DENSE
 from deploypruner.sparse.library import extension_path, targets
 from deploypruner.stages import Build, Stage, stage_file
+from deploypruner.stages.evaluate import timing_feeds
 from deploypruner.stages.quantize import with_dense, write_int8
 from deploypruner.stages.verify import verification_feeds
 from deploypruner.stages.zeros_in_time import out_of_reach, promise, time_goal
@@ -49,7 +49,7 @@ class Assign(Stage):
         """Give every layer its pattern and share of zeros, and save them."""
         if AUTO not in build.recipe.prune.patterns:
             return build
-        reason = cannot_run(build)
+        reason = cannot_run()
         if build.recipe.prune.budget.kind != "macs":
             if reason:
                 raise BudgetError(
@@ -101,18 +101,13 @@ class Assign(Stage):
         )
 
 
-def cannot_run(build: Build) -> str:
+def cannot_run() -> str:
     """Why no layer could run in the sparse kernels on this machine, "" where some could."""
-    graph = build.traced
-    if not graph.dynamic_batch and batch_size(graph.example_inputs) > 1:
-        return (
-            f"the model takes batches of exactly {batch_size(graph.example_inputs)}, and kernels are chosen for one"
-        )
     try:
         extension_path()
         here = targets()
     except KernelError as error:
-        return error.message
+        return f"{error.message}; {error.hint}"
     return "this CPU has neither AVX2 nor AVX-512 VNNI for the kernels" if here == ("scalar",) else ""
 
 
@@ -130,7 +125,7 @@ def _assigned(build: Build, goal: Goal | None) -> dict[str, Any]:
                 dense=int8,
                 weights=weights,
                 rates=rates.rates,
-                feeds=[array[:1] for array in verification_feeds(build)[0]],
+                feeds=timing_feeds(build) or verification_feeds(build)[0],
                 threads=recipe.measure.threads,
                 sparsity=sparsity,
                 speedup=None if goal is None else goal.dense_ms / (goal.median_ms * (1 - RESERVE)),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,7 @@ from deploypruner.sparse.choose import Choice
 from deploypruner.sparse.convert import SparseModel, sparsify
 from deploypruner.sparse.library import EXTENSION, active_target, extension_path, targets
 from deploypruner.stages import Build, Feeds, Stage, stage_file
+from deploypruner.stages.evaluate import timing_feeds
 from deploypruner.stages.verify import verification_feeds
 from deploypruner.verify.sparse import clipping, verify_operations
 
@@ -37,8 +39,14 @@ class Sparse(Stage):
             return build
         dense = build.folder.path("model.int8.onnx")
         with TemporaryDirectory(prefix="deploypruner-") as scratch:
-            feeds, threads = verification_feeds(build), build.recipe.measure.threads
-            made = make_sparse(dense, Path(scratch) / MODEL, feeds=feeds, threads=threads, say=build.say)
+            made = make_sparse(
+                dense,
+                Path(scratch) / MODEL,
+                feeds=verification_feeds(build),
+                timed=timing_feeds(build),
+                threads=build.recipe.measure.threads,
+                say=build.say,
+            )
             if made.check is not None:
                 with build.folder.writing(MODEL) as path:
                     shutil.copyfile(Path(scratch) / MODEL, path)
@@ -89,6 +97,7 @@ def make_sparse(
     sparse: Path,
     *,
     feeds: Sequence[Feeds],
+    timed: Feeds | None = None,
     threads: int,
     say: Callable[[str], None] = lambda line: None,
 ) -> Made:
@@ -97,7 +106,9 @@ def make_sparse(
     Args:
         dense: u8 activations, one fixed size.
         sparse: Written only if some layer is faster sparse.
-        feeds: Inputs, real ones where there are any.
+        feeds: Inputs for the proof, real ones where there are any.
+        timed: Inputs that layers are timed with, as many images as the model is to run with; the first of `feeds`
+            where None.
         threads: That the model is to run with.
         say: Told about long work.
 
@@ -109,26 +120,36 @@ def make_sparse(
     try:
         library, target = extension_path(), active_target()
     except KernelError as error:
-        return Made(None, _document(every, reason=error.message))
+        return Made(None, _document(every, reason=f"{error.message}; {error.hint}"))
     if targets() == ("scalar",):
         return Made(None, _document(every, reason="this CPU has neither AVX2 nor AVX-512 VNNI for the kernels"))
     if every.model is None:
-        return Made(None, _document(every, reason="no layer fits the kernels"))
+        return Made(None, _document(every, reason=f"no layer fits the kernels{_for_example(every.refused)}"))
     apart = clipping(dense, [choice.layer for choice in every.choices], feeds)
     every = sparsify(model, every=True, apart=apart) if apart else every
     assert every.model is not None, "a layer that is not fused is still a layer"
     onnx.save(every.model, sparse)
     layers = [choice.layer for choice in every.choices]
-    single = [array[:1] for array in feeds[0]]
+    timed = feeds[0] if timed is None else timed
     rates = kernel_rates(threads, say=say).rates
-    costs = measure_costs(dense, sparse, layers, feeds=single, threads=threads, rates=rates)
-    found = sparsify(model, costs=costs, apart=apart)
+    costs = measure_costs(dense, sparse, layers, feeds=timed, threads=threads, rates=rates)
+    found, setting = sparsify(model, costs=costs, apart=apart), {"batch": costs.rates.images, "threads": threads}
     if found.model is None:
         sparse.unlink()
-        return Made(None, _document(found, reason="no layer is faster sparse", target=target))
+        return Made(None, _document(found, reason="no layer is faster sparse", target=target) | setting)
     onnx.save(found.model, sparse)
     check = verify_operations(dense, sparse, [choice.layer for choice in found.choices if choice.sparse], feeds)
-    return Made(check, _document(found, reason="", target=target) | {"library": library.name})
+    return Made(check, _document(found, reason="", target=target) | setting | {"library": library.name})
+
+
+def _for_example(refused: Mapping[str, str]) -> str:
+    """The reason that most layers were refused for, and one of them."""
+    if not refused:
+        return ""
+    reasons = Counter(refused.values())
+    most = max(reasons, key=lambda reason: reasons[reason])
+    name = next(name for name, reason in refused.items() if reason == most)
+    return f"; '{name}': {most}"
 
 
 def _document(found: SparseModel, *, reason: str, target: str = "") -> dict[str, Any]:

@@ -4,40 +4,36 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import torch
 from google.protobuf.message import DecodeError
 
 from deploypruner.errors import InputError, MeasureError, VerificationError
 from deploypruner.folder import BuildFolder
 from deploypruner.measure import environment, evaluate, find_warnings, make_rows, outputs, time_artifacts
-from deploypruner.measure.inputs import random_feeds
-from deploypruner.measure.quality import Batch
 from deploypruner.measure.statistics import compare
 from deploypruner.quantize.preparing import prepared
 from deploypruner.quantize.static import quantize_static
-from deploypruner.records import Artifact, Quality, Row, TensorSpec
+from deploypruner.records import Artifact, Quality, Row
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
-from deploypruner.sources.batches import Data
-from deploypruner.sources.data import DataSettings, check_shapes, load_data, settings_for
+from deploypruner.sources.data import DataSettings
 from deploypruner.sparse.convert import check_convertible
-from deploypruner.sparse.library import EXTENSION, extension_path
+from deploypruner.sparse.library import EXTENSION, check_forced_target, extension_path
 from deploypruner.stages import Feeds
 from deploypruner.stages.sparse import MODEL, make_sparse
+from deploypruner.stages.sparsify_inputs import Inputs, sparsify_inputs
 from deploypruner.target import detect
 
 _INT8 = "model.int8.onnx"
-_BATCH, _SAMPLES, _PROVED = 8, 256, 2
 # Share of zeros in some layer from which on there is something to gain.
 _SPARSE = 0.3
+_RANDOM_FP32 = "no --data: the int8 ranges come from random inputs, so only the timings mean something"
+_RANDOM_INT8 = "no --data: the agreement and the proof are those of random inputs"
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,7 @@ class Request:
         mean: Per channel, of pixels scaled to 0..1; None for the usual ones.
         std: As `mean`.
         threads: That the model is to run with.
+        batch: Images at a time that it is to run with; None: as many as the file takes, 1 where that is open.
         seconds: For measuring.
         seed: Of random inputs and of the order of measuring.
     """
@@ -61,6 +58,7 @@ class Request:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     threads: int = 1
+    batch: int | None = None
     seconds: float = 20.0
     seed: int = 0
 
@@ -89,33 +87,37 @@ def sparsified(request: Request, *, say: Callable[[str], None]) -> Sparsified:
 
     Raises:
         InputError: The model cannot be read or has no zeros, or the data does not fit.
-        KernelError: Our library is not built, or fits another OpenVINO.
+        KernelError: Our library is not built, or fits another OpenVINO; or DEPLOYPRUNER_TARGET cannot run here.
         VerificationError: An operation differs from the dense model's.
     """
     library = extension_path()
+    check_forced_target()
     model = _read(request.model)
     check_convertible(model)
     folder = BuildFolder(request.out)
     folder.prepare()
     folder.write_json("manifest.json", {"model": str(request.model), "versions": environment()["versions"]})
-    samples, remarks = _samples(request)
-    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+    inputs = _inputs(request)
+    remarks = inputs.remarks
+    is_int8 = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    if request.data is None:
+        remarks = (*remarks, _RANDOM_INT8 if is_int8 else _RANDOM_FP32)
+    if is_int8:
         with folder.writing(_INT8) as path:
             onnx.save(model, path)
     else:
         say(f"quantizing {request.model}: it is fp32")
-        _quantize(model, folder, [feeds for feeds, _ in samples])
-    say("timing every layer dense and sparse")
+        _quantize(model, folder, inputs.calibration)
+    say(f"timing every layer dense and sparse, batch {inputs.batch}, threads {request.threads}")
     dense, sparse = folder.path(_INT8), folder.path(MODEL)
-    feeds = [feeds for feeds, _ in samples[:_PROVED]]
-    made = make_sparse(dense, sparse, feeds=feeds, threads=request.threads, say=say)
+    made = make_sparse(dense, sparse, feeds=inputs.proof, timed=inputs.timed, threads=request.threads, say=say)
     _require_zeros(request.model, made.document)
     document: dict[str, Any] = made.document
     rows: tuple[Row, ...] = ()
     if made.check is not None:
         with folder.writing(EXTENSION) as path:
             shutil.copyfile(library, path)
-        rows, document, doubts = _measured(request, (dense, sparse), samples, document)
+        rows, document, doubts = _measured(request, (dense, sparse), inputs, document)
         remarks = (*remarks, *doubts)
     check = None if made.check is None else asdict(made.check)
     folder.write_json("sparsify.json", {**document, "check": check, "rows": [asdict(row) for row in rows]})
@@ -138,33 +140,10 @@ def _read(path: Path) -> onnx.ModelProto:
         raise InputError(f"cannot read '{path}' as ONNX: {said}", hint="give a complete .onnx file") from error
 
 
-def _samples(request: Request) -> tuple[list[Batch], tuple[str, ...]]:
-    """Inputs for calibration, proof and agreement: the data's, or random ones with a remark."""
-    specs = OnnxRuntime().open(request.model).inputs
-    batch = specs[0].shape[0] or _BATCH
-    count = max(1, _SAMPLES // batch)
-    if request.data is None:
-        shapes = {spec.name: (batch, *(size or 1 for size in spec.shape[1:])) for spec in specs}
-        random = [random_feeds(specs, shapes=shapes, seed=request.seed + i) for i in range(min(count, 4))]
-        remark = "no --data: int8 ranges of an fp32 model come from random inputs, so only its timings mean something"
-        return [(feeds, None) for feeds in random], (remark,)
-    data = _data(request, specs)
-    epoch = data.train.epoch(batch_size=batch, seed=request.seed, shuffle=True)
-    found: list[Batch] = [
-        ([np.ascontiguousarray(t.numpy()) for t in inputs], None if labels is None else labels.numpy())
-        for inputs, labels in islice(epoch, count)
-    ]
-    whole = [(feeds, labels) for feeds, labels in found if len(feeds[0]) == batch] or found
-    return whole, data.remarks
-
-
-def _data(request: Request, specs: Sequence[TensorSpec]) -> Data:
-    examples = tuple(torch.zeros([1, *(size or 1 for size in spec.shape[1:])]) for spec in specs)
+def _inputs(request: Request) -> Inputs:
     settings = DataSettings(mean=request.mean, std=request.std, augment=False, seed=request.seed)
-    assert request.data is not None, "there are random inputs for that"
-    data = load_data(request.data, settings_for(examples, None, settings))
-    check_shapes(data, examples)
-    return data
+    specs = OnnxRuntime().open(request.model).inputs
+    return sparsify_inputs(specs, request.data, settings, batch=request.batch, seed=request.seed)
 
 
 def _quantize(model: onnx.ModelProto, folder: BuildFolder, calibration: list[Feeds]) -> None:
@@ -178,11 +157,7 @@ def _quantize(model: onnx.ModelProto, folder: BuildFolder, calibration: list[Fee
 def _require_zeros(path: Path, document: dict[str, Any]) -> None:
     layers = document["layers"]
     if not layers:
-        first = next(iter(document["refused"].items()), None)
-        said = f"; {first[0]}: {first[1]}" if first else ""
-        raise InputError(
-            f"no layer of '{path}' fits the sparse kernels{said}", hint="see the README, section Sparse int8"
-        )
+        raise InputError(f"'{path}': {document['reason']}", hint="see the README, section Sparse int8")
     sparsest = min(layers, key=lambda layer: layer["density"])
     if sparsest["density"] > 1 - _SPARSE:
         raise InputError(
@@ -193,7 +168,7 @@ def _require_zeros(path: Path, document: dict[str, Any]) -> None:
 
 
 def _measured(
-    request: Request, files: tuple[Path, Path], samples: list[Batch], document: dict[str, Any]
+    request: Request, files: tuple[Path, Path], inputs: Inputs, document: dict[str, Any]
 ) -> tuple[tuple[Row, ...], dict[str, Any], tuple[str, ...]]:
     """Both models side by side: rows, the document with the comparison, warnings."""
     names = ("dense int8", "sparse int8")
@@ -202,15 +177,15 @@ def _measured(
         for name, path in zip(names, files, strict=True)
     ]
     sessions = [OpenVino().open(artifact.path, threads=request.threads) for artifact in artifacts]
-    reference = outputs(sessions[0], samples)
-    qualities: list[Quality | None] = [evaluate(session, samples, reference=reference) for session in sessions]
+    reference = outputs(sessions[0], inputs.samples)
+    qualities: list[Quality | None] = [evaluate(session, inputs.samples, reference=reference) for session in sessions]
     machine = environment()
     measured = time_artifacts(
         [(artifact, "openvino") for artifact in artifacts],
         threads=request.threads,
         budget_s=request.seconds,
         seed=request.seed,
-        feeds=None if samples[0][0][0].shape[0] == sessions[0].inputs[0].shape[0] else [a[:1] for a in samples[0][0]],
+        feeds=inputs.timed,
     )
     if measured.failures:
         raise MeasureError(measured.failures[0].message, hint=measured.failures[0].hint)

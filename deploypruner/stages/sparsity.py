@@ -15,6 +15,7 @@ from deploypruner.recover.sparse import SparseRegime, schedules
 from deploypruner.recover.sparse.existing import ExistingZeros, weights_with_zeros
 from deploypruner.recover.sparse.layers import check_sizes, choose_layers, weighted_layers
 from deploypruner.recover.sparse.settings import SparseSettings
+from deploypruner.sparse.library import check_forced_target
 from deploypruner.stages import GIVEN, Build
 
 # Share of a layer's weights that somebody must have made zero for a purpose.
@@ -31,6 +32,7 @@ def check_sparse(recipe: Recipe, *, trains: bool) -> None:
     Raises:
         RecipeError: Unknown pattern or schedule, sparse settings without a sparse pattern, a sparsity or
             distribution the pattern contradicts, or a schedule that needs training without any.
+        KernelError: DEPLOYPRUNER_TARGET names a target that this CPU does not run.
     """
     settings = recipe.sparse
     patterns = sparse_patterns(recipe.prune.patterns)
@@ -63,6 +65,7 @@ def check_sparse(recipe: Recipe, *, trains: bool) -> None:
             f"sparse schedule '{name}' works while fine-tuning, and there is none",
             hint="pass --data DIR and --epochs, without --train; or use --sparse-schedule one-shot",
         )
+    check_forced_target()
 
 
 def _check_time(recipe: Recipe) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,17 @@ def verify_zeros(weights: Mapping[str, Array], fp32: Path, int8: Path) -> list[C
         One check per file; `max_abs_diff` is the number of zeros that got lost.
     """
     before, after = _constants(fp32), _constants(int8)
-    found = {name: _called(name, weight, before) for name, weight in weights.items()}
-    missing = [name for name, called in found.items() if not called]
+    zeros = {name: weight == 0 for name, weight in weights.items()}
+    found = {name: _found(name, places, before) for name, places in zeros.items()}
+    missing = [name for name, place in found.items() if place is None]
     checks = []
     for path, constants in ((fp32, before), (int8, after)):
         lost = total = 0
-        for name, called in found.items():
-            if called:
-                zero = weights[name] == 0
-                there = constants[called]
-                lost += int((there != 0)[zero if there.shape == zero.shape else zero.T].sum())
-                total += int(zero.sum())
+        for name, place in found.items():
+            if place is not None:
+                there = constants[place.name].T if place.transposed else constants[place.name]
+                lost += int((there != 0)[zeros[name]].sum())
+                total += int(zeros[name].sum())
         detail = f"zeros lost, of {total:,}" + (f"; not found: {', '.join(missing)}" if missing else "")
         checks.append(Check(f"zeros of torch = zeros of {path.name}", float(lost), 0.0, lost == 0, detail))
     return checks
@@ -68,12 +69,20 @@ def _constants(path: Path) -> dict[str, Array]:
     return found
 
 
-def _called(name: str, weight: Array, constants: Mapping[str, Array]) -> str:
-    """What the file calls a weight, "" where nothing has its zeros."""
-    if name in constants and constants[name].shape == weight.shape:
-        return name
-    zeros = (weight == 0).T
+@dataclass(frozen=True)
+class _Place:
+    """Where a file keeps a weight."""
+
+    name: str
+    transposed: bool
+
+
+def _found(name: str, zeros: Array, constants: Mapping[str, Array]) -> _Place | None:
+    """What the file calls a weight, None where nothing has its zeros."""
+    if name in constants and constants[name].shape == zeros.shape:
+        return _Place(name, transposed=False)
+    # Square weights have one shape both ways round, so only the places of the zeros tell.
     for called, there in constants.items():
-        if there.shape == zeros.shape and np.array_equal(there == 0, zeros):
-            return called
-    return ""
+        if there.shape == zeros.T.shape and np.array_equal(there == 0, zeros.T):
+            return _Place(called, transposed=True)
+    return None
