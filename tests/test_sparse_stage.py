@@ -281,6 +281,19 @@ def test_another_openvino_than_the_library_was_built_for_is_an_error_that_names_
 
 
 @needs_library
+@pytest.mark.parametrize("label", [None, "", "\n"])
+def test_a_library_of_which_nobody_knows_the_openvino_is_an_error(label, tmp_path):
+    if label is not None:
+        (tmp_path / "lib.version").write_text(label)
+    with (
+        mock.patch.object(library, "path_of", return_value=tmp_path / "lib.so"),
+        pytest.raises(KernelError) as caught,
+    ):
+        library.extension_path()
+    assert "says for which OpenVINO the kernels were built, is missing" in caught.value.message
+
+
+@needs_library
 def test_a_forced_target_that_cannot_run_is_an_error_that_lists_what_can(tmp_path, monkeypatch):
     path = sparse_file(tmp_path)
     monkeypatch.setenv("DEPLOYPRUNER_TARGET", "avx9000")
