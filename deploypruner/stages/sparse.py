@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import onnx
 
-from deploypruner.errors import KernelError
+from deploypruner.errors import InputError, KernelError
 from deploypruner.latency.sparse_costs import measure_costs
 from deploypruner.records import Artifact, Check
 from deploypruner.sparse.choose import Choice
@@ -122,7 +122,11 @@ def make_sparse(
     onnx.save(every.model, sparse)
     layers = [choice.layer for choice in every.choices]
     timed = feeds[0] if timed is None else timed
-    costs = measure_costs(dense, sparse, layers, feeds=timed, threads=threads)
+    try:
+        costs = measure_costs(dense, sparse, layers, feeds=timed, threads=threads)
+    except InputError as error:  # OpenVINO cannot run every model that is sound; the build goes on without it
+        sparse.unlink()
+        return Made(None, _document(every, reason=error.message))
     found, setting = sparsify(model, costs=costs, apart=apart), {"batch": costs.rates.images, "threads": threads}
     if found.model is None:
         sparse.unlink()
