@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from deploypruner.errors import RecipeError
+from deploypruner.errors import InputError, RecipeError
 from deploypruner.latency.sparse_costs import MeasuredCosts
 from deploypruner.patterns import CANDIDATES, sparse_patterns
 from deploypruner.recipe import PruneRecipe, Recipe
@@ -136,6 +136,15 @@ def test_a_cpu_with_scalar_kernels_alone_is_a_remark() -> None:
         folder, outcome = built("auto", "--sparsity", "0.9")
     assert "every layer stays dense: this CPU has neither AVX2 nor AVX-512 VNNI" in outcome.err
     assert any("neither AVX2 nor AVX-512 VNNI" in text for text in read_report(folder).warnings)
+
+
+@needs_library
+def test_a_model_that_openvino_cannot_run_stays_dense_with_its_reason(tmp_path: Path) -> None:
+    refused = InputError("OpenVINO cannot load 'dense.onnx': no such operation", hint="h")
+    with machine(), mock.patch("deploypruner.search.assign.measure_costs", side_effect=refused):
+        outcome = run_cli(*COMPILE, "auto", "--out", str(tmp_path / "b"))
+    assert outcome.code == 0, outcome.err
+    assert "every layer stays dense: OpenVINO cannot load 'dense.onnx': no such operation" in outcome.err
 
 
 @needs_library

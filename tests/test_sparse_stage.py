@@ -127,6 +127,19 @@ def test_without_library_or_instructions_the_dense_model_is_chosen_and_the_repor
     assert sparse_sentence(found.sparse).startswith("the dense int8 model is the one to deploy")
 
 
+@needs_library
+def test_a_model_that_openvino_cannot_run_ends_sparsify_but_not_a_build(tmp_path):
+    refused = InputError("OpenVINO cannot load 'x': it is beyond me", hint="h")
+    with mock.patch("deploypruner.stages.sparse.measure_costs", side_effect=refused), pretended_timings():
+        outcome = run_cli(*COMPILE, "--out", str(tmp_path / "b"))
+    assert outcome.code == 0, outcome.err
+    assert "no sparse model: OpenVINO cannot load 'x': it is beyond me" in outcome.out
+    assert not (tmp_path / "b" / "model.sparse.onnx").exists()
+    onnx.save(chain(), tmp_path / "m.onnx")
+    with mock.patch("deploypruner.stages.sparsified.OpenVino.open", side_effect=refused):
+        run_cli("sparsify", "m.onnx", "--out", "s", folder=tmp_path).assert_error(2, "it is beyond me")
+
+
 def test_a_build_without_zeros_says_nothing_about_them(tmp_path):
     with pretended_timings():
         outcome = run_cli(*COMPILE[:6], "--macs", "0.8", "--out", str(tmp_path / "b"))
@@ -278,6 +291,19 @@ def test_another_openvino_than_the_library_was_built_for_is_an_error_that_names_
     installed = library.short_version(import_openvino().__version__)
     assert "built for OpenVINO 2021.1.2" in caught.value.message
     assert installed in caught.value.message
+
+
+@needs_library
+@pytest.mark.parametrize("label", [None, "", "\n"])
+def test_a_library_of_which_nobody_knows_the_openvino_is_an_error(label, tmp_path):
+    if label is not None:
+        (tmp_path / "lib.version").write_text(label)
+    with (
+        mock.patch.object(library, "path_of", return_value=tmp_path / "lib.so"),
+        pytest.raises(KernelError) as caught,
+    ):
+        library.extension_path()
+    assert "says for which OpenVINO the kernels were built, is missing" in caught.value.message
 
 
 @needs_library

@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from torch import Tensor
 
-from deploypruner.errors import BudgetError
+from deploypruner.errors import BudgetError, InputError
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
 from deploypruner.runtime import Array
 from deploypruner.search.filling import REFERENCE, Fillable
@@ -123,6 +123,7 @@ def assign(request: Request) -> Assignment:
 
     Raises:
         OutOfReach: The budget is; the message says what is not.
+        InputError: OpenVINO cannot run the model, or no layer of it fits the kernels.
         KernelError: The kernels cannot run here.
     """
     return _Search(request).run()
@@ -143,6 +144,8 @@ class _Search:
             # A weight that two layers share would have to suit both.
             if layer.name in request.weights and f"{layer.name}'" not in names
         }
+        if not self._fillable:
+            raise InputError("no layer that may have zeros fits the sparse kernels", hint="see --sparse-layers")
         self._first = {n: f.option(REFERENCE, request.sparsity) for n, f in self._fillable.items()}
         layers = [self._layer(n, self._first) for n in range(len(self._layers))]
         self._costs = self._timed(layers)

@@ -167,7 +167,7 @@ class Conv:
         self.shape = shape
         self._handle = create(shape, mask, values, scale=scale.astype(np.float32), bias=folded, target=target)
         library = load()
-        self._scratch = aligned((int(library.dp_conv_scratch_bytes(self._handle)),))
+        self._scratch = aligned((int(library.dp_conv_scratch_bytes(self._handle, 1)),))
         self.target = library.dp_conv_target(self._handle).decode()
         self.steps = int(library.dp_conv_steps(self._handle))
         self.bytes = int(library.dp_conv_bytes(self._handle))

@@ -42,10 +42,16 @@ def extension_path() -> Path:
     """The library for `openvino.Core().add_extension`.
 
     Raises:
-        KernelError: It is not there, or was built for another version of OpenVINO than the one installed.
+        KernelError: It is not there, or was built for another version of OpenVINO than the one installed, or nobody
+            knows for which.
     """
     path, installed = path_of(EXTENSION), import_openvino().__version__
-    built = path.with_suffix(".version").read_text().strip()
+    label = path.with_suffix(".version")
+    built = label.read_text().strip() if label.is_file() else ""
+    if not built:
+        raise KernelError(
+            f"'{label}', which says for which OpenVINO the kernels were built, is missing", hint=REBUILD
+        )
     if short_version(built) != short_version(installed):
         raise KernelError(
             f"the sparse kernels were built for OpenVINO {built}, and OpenVINO {installed} is installed",

@@ -14,7 +14,7 @@ import onnx
 from onnx import numpy_helper
 from torch import Tensor
 
-from deploypruner.errors import BudgetError, KernelError
+from deploypruner.errors import BudgetError, InputError, KernelError
 from deploypruner.graph.module import get_state
 from deploypruner.latency.kernel_rates import kernel_rates
 from deploypruner.patterns import AUTO, make_pattern
@@ -64,6 +64,10 @@ class Assign(Stage):
             except OutOfReach as error:
                 assert goal is not None, "the reference is in reach of itself"
                 raise out_of_reach(build, goal, error) from None
+            except InputError as error:
+                if goal is not None:
+                    raise
+                document["reason"] = error.message
             if goal is not None:
                 document["found"] = promise(build, goal, document).to_json()
         build.folder.write_json(self.saves[0], document)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import onnx
 
-from deploypruner.errors import KernelError
+from deploypruner.errors import InputError, KernelError
 from deploypruner.latency.kernel_rates import kernel_rates
 from deploypruner.latency.sparse_costs import measure_costs
 from deploypruner.records import Artifact, Check
@@ -132,7 +132,11 @@ def make_sparse(
     layers = [choice.layer for choice in every.choices]
     timed = feeds[0] if timed is None else timed
     rates = kernel_rates(threads, say=say).rates
-    costs = measure_costs(dense, sparse, layers, feeds=timed, threads=threads, rates=rates)
+    try:
+        costs = measure_costs(dense, sparse, layers, feeds=timed, threads=threads, rates=rates)
+    except InputError as error:  # OpenVINO cannot run every model that is sound; the build goes on without it
+        sparse.unlink()
+        return Made(None, _document(every, reason=error.message))
     found, setting = sparsify(model, costs=costs, apart=apart), {"batch": costs.rates.images, "threads": threads}
     if found.model is None:
         sparse.unlink()

@@ -110,6 +110,9 @@ def sparsified(request: Request, *, say: Callable[[str], None]) -> Sparsified:
         _quantize(model, folder, inputs.calibration)
     say(f"timing every layer dense and sparse, batch {inputs.batch}, threads {request.threads}")
     dense, sparse = folder.path(_INT8), folder.path(MODEL)
+    OpenVino().open(
+        dense, threads=request.threads, shapes=[array.shape for array in inputs.timed]
+    )  # or the end is here
     made = make_sparse(dense, sparse, feeds=inputs.proof, timed=inputs.timed, threads=request.threads, say=say)
     _require_zeros(request.model, made.document)
     document: dict[str, Any] = made.document

@@ -30,27 +30,28 @@ ov::PartialShape c4(const ov::Dimension& batch, int64_t channels, int64_t pixels
 
 // 64-byte aligned memory.
 struct Buffer {
-  explicit Buffer(size_t bytes)
-      : data(static_cast<uint8_t*>(::operator new(std::max<size_t>(bytes, 1), std::align_val_t{DP_ALIGN}))) {}
-  Buffer(Buffer&& other) noexcept : data(std::exchange(other.data, nullptr)) {}
+  explicit Buffer(size_t size)
+      : bytes(size), data(static_cast<uint8_t*>(::operator new(std::max<size_t>(size, 1), std::align_val_t{DP_ALIGN}))) {}
+  Buffer(Buffer&& other) noexcept : bytes(other.bytes), data(std::exchange(other.data, nullptr)) {}
   Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(bytes, other.bytes);
     std::swap(data, other.data);
     return *this;
   }
   ~Buffer() { ::operator delete(data, std::align_val_t{DP_ALIGN}); }
+  size_t bytes;
   uint8_t* data;
 };
 
 // Scratch that an inference takes and gives back: as many pieces come into being as inferences run at once.
 class Pool {
  public:
-  explicit Pool(size_t bytes) : bytes_(bytes) {}
-
-  Buffer take() {
+  Buffer take(size_t bytes) {
     std::lock_guard<std::mutex> lock(mutex_);
-    if (free_.empty()) return Buffer(bytes_);
+    if (free_.empty()) return Buffer(bytes);
     Buffer buffer = std::move(free_.back());
     free_.pop_back();
+    if (buffer.bytes < bytes) return Buffer(bytes);
     return buffer;
   }
 
@@ -60,7 +61,6 @@ class Pool {
   }
 
  private:
-  size_t bytes_;
   std::mutex mutex_;
   std::vector<Buffer> free_;
 };
@@ -167,7 +167,7 @@ class FromC4 : public ov::op::Op {
 
 // A convolution with its scratch, shared by all clones of a node.
 struct Prepared {
-  explicit Prepared(dp_conv* made) : conv(made), pool(dp_conv_scratch_bytes(made)) {}
+  explicit Prepared(dp_conv* made) : conv(made) {}
   ~Prepared() { dp_conv_destroy(conv); }
   Prepared(const Prepared&) = delete;
   Prepared& operator=(const Prepared&) = delete;
@@ -234,7 +234,7 @@ class SparseConv : public ov::op::Op {
     std::unique_ptr<Aligned> residual;
     if (inputs.size() == 6) residual = std::make_unique<Aligned>(inputs[5]);
     const int threads = tbb::this_task_arena::max_concurrency();
-    Buffer scratch = prepared_->pool.take();
+    Buffer scratch = prepared_->pool.take(dp_conv_scratch_bytes(prepared_->conv, threads));
     dp_conv_run(prepared_->conv, int32_t(batch), x.data(), residual ? residual->data() : nullptr, y.data(), scratch.data,
                 threads, threads > 1 ? on_tbb : nullptr, nullptr);
     prepared_->pool.give(std::move(scratch));

@@ -21,8 +21,13 @@ namespace {
 // Of the second-level cache, what activations may take.
 constexpr size_t kSecondLevel = 640 * 1024;
 
-// Most pieces a depthwise convolution is cut into; each has two planes of scratch.
-constexpr int kPlanePieces = 64;
+// Vectors of a plane that threads do not share.
+constexpr int kShortPlane = 16;
+
+// How the work is cut for so many threads. A piece has scratch of its own.
+struct Cut {
+  int tiles = 1, row_pieces = 1, pieces = 1, line_pieces = 1;
+};
 
 struct Run {
   const dp_conv& conv;
@@ -30,23 +35,17 @@ struct Run {
   const uint8_t* residual;
   uint8_t* y;
   uint8_t* scratch;
-  int tiles, row_pieces, line_pieces, plane_pieces;
+  Cut cut;
 
-  bool makes_own_lines() const { return conv.packed.is_windows && conv.geometry.is_direct() && row_pieces == 1; }
+  bool makes_own_lines() const { return conv.packed.is_windows && conv.geometry.is_direct() && cut.row_pieces == 1; }
 };
-
-void gather_one(void* context, int32_t quad) {
-  const Run& run = *static_cast<Run*>(context);
-  const Packed& packed = run.conv.packed;
-  gather(run.conv.geometry, packed, run.conv.target, quad, run.x, run.scratch + size_t(quad) * packed.source_plane);
-}
 
 void lines_one(void* context, int32_t i) {
   const Run& run = *static_cast<Run*>(context);
   const Geometry& g = run.conv.geometry;
   const int all = g.is_direct() ? run.conv.packed.all_vectors : run.conv.packed.rows;
   const int window = i % g.windows_in(), piece = i / g.windows_in();
-  const int begin = begin_of(all, piece, run.line_pieces), end = begin_of(all, piece + 1, run.line_pieces);
+  const int begin = begin_of(all, piece, run.cut.line_pieces), end = begin_of(all, piece + 1, run.cut.line_pieces);
   gather_lines(g, run.conv.packed, run.conv.target, window, begin, end, run.x, run.scratch);
 }
 
@@ -54,7 +53,7 @@ void lines_one(void* context, int32_t i) {
 Tile tile_of(const Run& run, int number) {
   const Geometry& g = run.conv.geometry;
   const Packed& packed = run.conv.packed;
-  const int begin = begin_of(packed.all_vectors, number, run.tiles);
+  const int begin = begin_of(packed.all_vectors, number, run.cut.tiles);
   Tile tile{};
   tile.packed = &packed;
   tile.epilogue = &run.conv.epilogue;
@@ -63,36 +62,61 @@ Tile tile_of(const Run& run, int number) {
   tile.residual = run.residual ? run.residual + to : nullptr;
   tile.out = run.y + to;
   tile.out_plane = size_t(g.pixels_out) * DP_QUAD;
-  const int end = begin_of(packed.all_vectors, number + 1, run.tiles);
+  const int end = begin_of(packed.all_vectors, number + 1, run.cut.tiles);
   tile.vectors = end - begin;
   tile.pixels = std::min(end * DP_PIXELS, g.height_out * packed.pitch) - begin * DP_PIXELS;
   return tile;
 }
 
+size_t copy_bytes(const dp_conv& conv) { return conv.packed.source_plane * size_t(conv.geometry.quads_in); }
+
 size_t first_byte(const Run& run, int number) {
-  return size_t(begin_of(run.conv.packed.all_vectors, number, run.tiles)) * kVectorBytes;
+  return size_t(begin_of(run.conv.packed.all_vectors, number, run.cut.tiles)) * kVectorBytes;
+}
+
+// Output quads that are packed together, and how many times that.
+int block_quads(const dp_conv& conv) { return conv.packed.is_windows ? kWindowQuads : conv.packed.is_shared ? 1 : kBlockQuads; }
+int blocks_of(const dp_conv& conv) { return (conv.geometry.quads_out + block_quads(conv) - 1) / block_quads(conv); }
+
+// Piece `piece` of the output channels in the pixels of tile `number`.
+void run_tile(const Run& run, const uint8_t* source, int piece, int number) {
+  const int quads = block_quads(run.conv), blocks = blocks_of(run.conv);
+  Tile tile = tile_of(run, number);
+  tile.source = source;
+  tile.first = begin_of(blocks, piece, run.cut.row_pieces) * quads;
+  tile.last = std::min(run.conv.geometry.quads_out, begin_of(blocks, piece + 1, run.cut.row_pieces) * quads);
+  run.conv.target.tile(tile);
 }
 
 void tile_one(void* context, int32_t i) {
   const Run& run = *static_cast<Run*>(context);
   const Geometry& g = run.conv.geometry;
   const Packed& packed = run.conv.packed;
-  const int piece = i / run.tiles, number = i % run.tiles;
-  Tile tile = tile_of(run, number);
-  if (packed.is_windows)
-    tile.source = run.scratch + first_byte(run, number) * kLinesPerQuad;
-  else
-    tile.source = (run.scratch && !g.is_direct() ? run.scratch : run.x) + first_byte(run, number);
-  const int unit = packed.is_windows ? kWindowQuads : packed.is_shared ? 1 : kBlockQuads;
-  const int units = (g.quads_out + unit - 1) / unit;
-  tile.first = begin_of(units, piece, run.row_pieces) * unit;
-  tile.last = std::min(g.quads_out, begin_of(units, piece + 1, run.row_pieces) * unit);
+  const int piece = i / run.cut.tiles, number = i % run.cut.tiles;
   if (run.makes_own_lines()) {
-    const int begin = begin_of(packed.all_vectors, number, run.tiles);
+    const int begin = begin_of(packed.all_vectors, number, run.cut.tiles), end = begin_of(packed.all_vectors, number + 1, run.cut.tiles);
     for (int window = 0; window < g.windows_in(); ++window)
-      gather_lines(g, packed, run.conv.target, window, begin, begin + tile.vectors, run.x, run.scratch);
+      gather_lines(g, packed, run.conv.target, window, begin, end, run.x, run.scratch);
   }
-  run.conv.target.tile(tile);
+  const size_t first = first_byte(run, number);
+  run_tile(run, packed.is_windows ? run.scratch + first * kLinesPerQuad : run.x + first, piece, number);
+}
+
+// A share of the tiles of a convolution that reads a copy, or with more threads than tiles a share of a tile's channels.
+// Each share makes its own copy of what it reads: a line that another core has just written comes from there at several
+// times the price of copying it.
+void copied_one(void* context, int32_t i) {
+  const Run& run = *static_cast<Run*>(context);
+  const Packed& packed = run.conv.packed;
+  const int shares = std::min(run.cut.pieces, run.cut.tiles), share = i % shares;
+  const int first = begin_of(run.cut.tiles, share, shares), last = begin_of(run.cut.tiles, share + 1, shares);
+  const int begin = begin_of(packed.all_vectors, first, run.cut.tiles), end = begin_of(packed.all_vectors, last, run.cut.tiles);
+  uint8_t* copy = run.scratch + size_t(i) * copy_bytes(run.conv);
+  for (int quad = 0; quad < run.conv.geometry.quads_in; ++quad)
+    gather(run.conv.geometry, packed, run.conv.target, {quad, begin, end}, run.x, copy + size_t(quad) * packed.source_plane);
+  const bool is_one_piece = shares == run.cut.pieces;
+  for (int piece = is_one_piece ? 0 : i / shares; piece < (is_one_piece ? run.cut.row_pieces : i / shares + 1); ++piece)
+    for (int number = first; number < last; ++number) run_tile(run, copy + first_byte(run, number), piece, number);
 }
 
 // A share of a depthwise convolution's quads, each copied and computed while it is in the first-level cache. The next one
@@ -101,9 +125,9 @@ void planes_one(void* context, int32_t piece) {
   const Run& run = *static_cast<Run*>(context);
   const Packed& packed = run.conv.packed;
   const int quads = run.conv.geometry.quads_out;
-  const int first = begin_of(quads, piece, run.plane_pieces), last = begin_of(quads, piece + 1, run.plane_pieces);
+  const int first = begin_of(quads, piece, run.cut.pieces), last = begin_of(quads, piece + 1, run.cut.pieces);
   const auto plane = [&](int quad) { return run.scratch + (size_t(piece) * 2 + size_t(quad % 2)) * packed.source_plane; };
-  const auto copy = [&](int quad) { gather(run.conv.geometry, packed, run.conv.target, quad, run.x, plane(quad)); };
+  const auto copy = [&](int quad) { gather(run.conv.geometry, packed, run.conv.target, {quad, 0, packed.all_vectors}, run.x, plane(quad)); };
   Tile tile = tile_of(run, 0);
   if (first < last) copy(first);
   for (int quad = first; quad < last; ++quad) {
@@ -123,6 +147,30 @@ void equation_one(void* context, int32_t row) {
 void each(dp_parallel parallel, void* pool, int32_t count, void (*body)(void*, int32_t), void* context) {
   if (parallel && count > 1) return parallel(pool, count, body, context);
   for (int32_t i = 0; i < count; ++i) body(context, i);
+}
+
+Cut cut_of(const dp_conv& conv, int threads) {
+  const Geometry& g = conv.geometry;
+  const Packed& packed = conv.packed;
+  Cut cut;
+  if (packed.is_planewise) {
+    cut.pieces = std::max(1, std::min(threads, g.quads_out));
+    return cut;
+  }
+  cut.tiles = (packed.all_vectors + packed.vectors - 1) / packed.vectors;
+  // Threads take shares of the output channels where there are few tiles, and where planes are short: a core fetches lines
+  // in pairs, and such as two cores write at once go to and fro. And what does not fit the second-level cache is written
+  // block by block of channels, so that few planes at a time are read and written from end to end.
+  const int blocks = blocks_of(conv);
+  const bool is_short = g.is_direct() && packed.all_vectors <= kShortPlane;
+  while ((is_short ? 1 : cut.tiles) * cut.row_pieces < threads && cut.row_pieces < blocks) ++cut.row_pieces;
+  const size_t in = size_t(g.quads_in) * g.pixels_in * DP_QUAD, out = size_t(g.quads_out) * g.pixels_out * DP_QUAD;
+  const bool is_large = in <= kSecondLevel && in + out * (g.shape.has_residual ? 2 : 1) > kSecondLevel;
+  if (!packed.is_shared && !packed.is_windows && is_large)
+    cut.row_pieces = blocks;
+  while (cut.line_pieces * g.windows_in() < threads) ++cut.line_pieces;
+  cut.pieces = cut.tiles >= threads ? std::max(1, threads) : cut.tiles * cut.row_pieces;
+  return cut;
 }
 
 Epilogue epilogue_of(const dp_conv_shape& s) {
@@ -156,42 +204,36 @@ dp_conv* dp_conv_create(const dp_conv_shape* shape, const dp_conv_weights* weigh
 
 void dp_conv_destroy(dp_conv* conv) { delete conv; }
 
-size_t dp_conv_scratch_bytes(const dp_conv* conv) {
+size_t dp_conv_scratch_bytes(const dp_conv* conv, int32_t threads) {
   const Geometry& g = conv->geometry;
-  if (conv->packed.is_windows) return conv->packed.source_plane * kLinesPerQuad * size_t(g.windows_in());
+  const Packed& packed = conv->packed;
+  if (packed.is_windows) return packed.source_plane * kLinesPerQuad * size_t(g.windows_in());
   if (!conv->target.tile || g.is_direct()) return 0;
-  return conv->packed.source_plane * size_t(conv->packed.is_planewise ? 2 * std::min(g.quads_in, kPlanePieces) : g.quads_in);
+  return size_t(cut_of(*conv, threads).pieces) * (packed.is_planewise ? 2 * packed.source_plane : copy_bytes(*conv));
 }
 
 void dp_conv_run(const dp_conv* conv, int32_t batch, const uint8_t* x, const uint8_t* residual, uint8_t* y, void* scratch,
                  int32_t threads, dp_parallel parallel, void* pool) {
   const Geometry& g = conv->geometry;
+  const bool is_windows = conv->packed.is_windows;
   if (!g.shape.has_residual) residual = nullptr;
   const size_t in = size_t(g.quads_in) * g.pixels_in * DP_QUAD, out = size_t(g.quads_out) * g.pixels_out * DP_QUAD;
   for (int32_t n = 0; n < batch; ++n, x += in, y += out, residual += residual ? out : 0) {
-    Run run{*conv, x, residual, y, static_cast<uint8_t*>(scratch), 0, 1, 1, 1};
+    Run run{*conv, x, residual, y, static_cast<uint8_t*>(scratch), {}};
     if (!conv->target.tile) {
       each(parallel, pool, g.shape.channels_out, equation_one, &run);
       continue;
     }
-    if (conv->packed.is_planewise) {
-      run.tiles = 1;
-      run.plane_pieces = std::max(1, std::min({int(threads), g.quads_out, kPlanePieces}));
-      each(parallel, pool, run.plane_pieces, planes_one, &run);
-      continue;
-    }
-    run.tiles = (conv->packed.all_vectors + conv->packed.vectors - 1) / conv->packed.vectors;
-    // Few tiles: each thread also takes a share of the output channels. And what does not fit the second-level cache is
-    // written block by block of channels, so that few planes at a time are read and written from end to end.
-    while (run.tiles * run.row_pieces < threads && run.row_pieces < g.quads_out) ++run.row_pieces;
-    if (!conv->packed.is_shared && !conv->packed.is_windows && in <= kSecondLevel && in + out + (residual ? out : 0) > kSecondLevel)
-      run.row_pieces = (g.quads_out + kBlockQuads - 1) / kBlockQuads;
-    while (run.line_pieces * g.windows_in() < threads) ++run.line_pieces;
-    if (conv->packed.is_windows && !run.makes_own_lines())
-      each(parallel, pool, g.windows_in() * run.line_pieces, lines_one, &run);
-    else if (!conv->packed.is_windows && !g.is_direct())
-      each(parallel, pool, g.quads_in, gather_one, &run);
-    each(parallel, pool, run.tiles * run.row_pieces, tile_one, &run);
+    run.cut = cut_of(*conv, threads);
+    const int tiles = run.cut.tiles * run.cut.row_pieces;
+    if (is_windows && !run.makes_own_lines())
+      each(parallel, pool, g.windows_in() * run.cut.line_pieces, lines_one, &run);
+    if (conv->packed.is_planewise)
+      each(parallel, pool, run.cut.pieces, planes_one, &run);
+    else if (is_windows || g.is_direct())
+      each(parallel, pool, tiles, tile_one, &run);
+    else
+      each(parallel, pool, run.cut.pieces, copied_one, &run);
   }
 }
 

@@ -120,6 +120,7 @@ struct Packed {
   bool is_halved = false;              // stride 2
   std::vector<Lanes> lanes;            // of each vector, where rows have pixels to throw away
   int pitch = 0, rows = 0, all_vectors = 0;
+  int reach = 0;                       // vectors of a phase that taps read beyond an output vector's own
   size_t source_plane = 0;             // bytes between the quads of one pixel, in the input or in the scratch
   int64_t steps = 0;
 };
@@ -145,8 +146,8 @@ struct Target {
   int (*together)(int vectors);                                  // rows of a group for so many vectors
   void (*to_c4)(int pixels, int channels, const uint8_t*, uint8_t*);
   void (*from_c4)(int pixels, int channels, const uint8_t*, uint8_t*);
-  // The copy of a plane for its phases; pixels outside the image become `outside`.
-  void (*copy)(const Packed&, const uint8_t* plane, uint32_t outside, uint8_t* to);
+  // Vectors begin .. end of the copy of a plane for its phases; pixels outside the image become `outside`.
+  void (*copy)(const Packed&, const uint8_t* plane, uint32_t outside, int begin, int end, uint8_t* to);
   // Where there are windows: lines of `count` pixels, from up to sixteen quads `plane` bytes apart, absent ones zero; and
   // what a step costs per pixel, and a line, in multiplications of one loaded vector by a quad's weights.
   void (*lines)(int count, int stride, int quads, size_t plane, const uint8_t* from, uint8_t* to) = nullptr;
@@ -176,7 +177,10 @@ struct Columns {
 };
 Columns columns_of(const Geometry&, const Packed&, const Phase&);
 void plan_copy(const Geometry&, Packed&);
-void gather(const Geometry&, const Packed&, const Target&, int quad, const uint8_t* x, uint8_t* to_plane);
+struct Part { // of a copy: what output vectors begin .. end read of a quad
+  int quad, begin, end;
+};
+void gather(const Geometry&, const Packed&, const Target&, const Part&, const uint8_t* x, uint8_t* to_plane);
 int window_vectors(const Geometry&, const Packed&); // of a tile at most
 void pack_windows(const std::vector<std::vector<Placed>>& rows, Packed&);
 double windows_cost(const Geometry&, const Packed&, const Target&, size_t steps);

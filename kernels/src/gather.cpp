@@ -30,9 +30,10 @@ std::vector<int32_t> pixels_of(const Geometry& g, const Packed& packed) {
   for (const Phase& phase : packed.phases)
     for (int row = 0; row < packed.rows; ++row)
       for (int column = 0; column < packed.pitch; ++column) {
-        const int y = row * s.stride_y + phase.y - s.pad_top, x = column * s.stride_x + phase.x - s.pad_left;
+        const int64_t y = int64_t(row) * s.stride_y + phase.y - s.pad_top;
+        const int64_t x = int64_t(column) * s.stride_x + phase.x - s.pad_left;
         if (y >= 0 && y < s.height && x >= 0 && x < s.width)
-          pixels[phase.offset / DP_QUAD + size_t(row * packed.pitch + column)] = y * s.width + x;
+          pixels[phase.offset / DP_QUAD + size_t(row * packed.pitch + column)] = int32_t(y * s.width + x);
       }
   return pixels;
 }
@@ -60,9 +61,16 @@ void plan_copy(const Geometry& g, Packed& packed) {
   packed.vector_segments.push_back(int32_t(packed.segments.size()));
 }
 
-void gather(const Geometry& g, const Packed& packed, const Target& target, int quad, const uint8_t* x, uint8_t* to_plane) {
-  const uint8_t* plane = x + size_t(quad) * g.pixels_in * DP_QUAD;
-  target.copy(packed, plane, uint32_t(g.shape.input_zero_point) * 0x01010101u, to_plane);
+void gather(const Geometry& g, const Packed& packed, const Target& target, const Part& part, const uint8_t* x,
+            uint8_t* to_plane) {
+  const uint8_t* plane = x + size_t(part.quad) * g.pixels_in * DP_QUAD;
+  const uint32_t outside = uint32_t(g.shape.input_zero_point) * 0x01010101u;
+  const int phases = int(packed.phases.size());
+  const int vectors = phases ? int(packed.source_plane / kVectorBytes) / phases : 0; // none where all weights are zero
+  for (int phase = 0; phase < phases; ++phase) {
+    const int begin = phase * vectors + part.begin, end = phase * vectors + std::min(vectors, part.end + packed.reach);
+    target.copy(packed, plane, outside, begin, end, to_plane + size_t(begin) * kVectorBytes);
+  }
 }
 
 } // namespace dp

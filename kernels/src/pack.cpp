@@ -102,6 +102,7 @@ void lay_out_source(const Geometry& g, const std::vector<std::vector<Nonzero>>& 
   const size_t bytes = size_t(round_up(packed.rows * packed.pitch + beside, DP_PIXELS) + DP_PIXELS) * DP_QUAD | DP_ALIGN;
   for (const auto& [y, x] : found) packed.phases.push_back({y, x, bytes * packed.phases.size()});
   packed.source_plane = bytes * packed.phases.size();
+  packed.reach = (below * packed.pitch + beside) / DP_PIXELS + 1;
   plan_copy(g, packed);
   if (packed.pitch == g.width_out) return;
   for (int vector = 0, next = 0; vector < packed.all_vectors; ++vector) {

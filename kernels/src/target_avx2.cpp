@@ -166,19 +166,20 @@ void from_c4(int pixels, int channels, const uint8_t* c4, uint8_t* nhwc) {
   }
 }
 
-void copy(const Packed& packed, const uint8_t* plane, uint32_t outside, uint8_t* to) {
-  for (const int32_t pixel : packed.pixels) {
-    std::memcpy(to, pixel < 0 ? reinterpret_cast<const uint8_t*>(&outside) : plane + size_t(pixel) * DP_QUAD, DP_QUAD);
-    to += DP_QUAD;
-  }
-  for (size_t v = 1; v < packed.vector_segments.size(); ++v, to += kVectorBytes) {
-    for (int i = 0; i < DP_PIXELS; ++i) std::memcpy(to + i * DP_QUAD, &outside, DP_QUAD);
-    for (int i = packed.vector_segments[v - 1]; i < packed.vector_segments[v]; ++i) {
+void copy(const Packed& packed, const uint8_t* plane, uint32_t outside, int begin, int end, uint8_t* to) {
+  const uint8_t* around = reinterpret_cast<const uint8_t*>(&outside);
+  for (int v = begin; v < end; ++v, to += kVectorBytes) {
+    for (int i = 0; i < DP_PIXELS; ++i) {
+      const int32_t pixel = packed.pixels.empty() ? -1 : packed.pixels[v * DP_PIXELS + i];
+      std::memcpy(to + i * DP_QUAD, pixel < 0 ? around : plane + size_t(pixel) * DP_QUAD, DP_QUAD);
+    }
+    if (!packed.pixels.empty()) continue;
+    for (int i = packed.vector_segments[v]; i < packed.vector_segments[v + 1]; ++i) {
       const Segment& segment = packed.segments[i];
       const int first = __builtin_ctz(segment.lanes), count = __builtin_popcount(segment.lanes);
       const uint8_t* from = plane + segment.from;
       if (!packed.is_halved) std::memcpy(to + first * DP_QUAD, from + first * DP_QUAD, size_t(count) * DP_QUAD);
-      for (int i = first; packed.is_halved && i < first + count; ++i) std::memcpy(to + i * DP_QUAD, from + i * 2 * DP_QUAD, DP_QUAD);
+      for (int l = first; packed.is_halved && l < first + count; ++l) std::memcpy(to + l * DP_QUAD, from + l * 2 * DP_QUAD, DP_QUAD);
     }
   }
 }

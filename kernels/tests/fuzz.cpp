@@ -83,12 +83,14 @@ std::vector<uint8_t> run(uint64_t number, const Case& c, const Inputs& in, const
   dp_conv* conv = dp_conv_create(&c.shape, &in.weights, target.c_str(), error, sizeof error);
   if (!conv) fail(describe(number, c, target) + ": refused: " + error);
   const size_t bytes = c4_bytes(c.shape.channels_out, c.pixels_out());
-  Guarded y(c.batch * bytes, at_front), scratch(dp_conv_scratch_bytes(conv), at_front);
-  std::memset(y.data, 0xa5, c.batch * bytes);
-  std::memset(scratch.data, 0x5a, dp_conv_scratch_bytes(conv));
   const bool oracle = target == "scalar", is_parallel = c.is_parallel || kAlwaysParallel;
+  const int threads = oracle ? 1 : c.threads;
+  const size_t scratch_bytes = dp_conv_scratch_bytes(conv, threads);
+  Guarded y(c.batch * bytes, at_front), scratch(scratch_bytes, at_front);
+  std::memset(y.data, 0xa5, c.batch * bytes);
+  std::memset(scratch.data, 0x5a, scratch_bytes);
   dp_conv_run(conv, c.batch, in.x.data, c.shape.has_residual ? in.residual.data : nullptr, y.data, scratch.data,
-              oracle ? 1 : c.threads, is_parallel && !oracle ? on_threads : nullptr, nullptr);
+              threads, is_parallel && !oracle ? on_threads : nullptr, nullptr);
   dp_conv_destroy(conv);
   std::vector<uint8_t> found;
   for (int n = 0; n < c.batch; ++n)
@@ -161,7 +163,7 @@ void check_at_once(uint64_t number) {
     dp_conv* conv = dp_conv_create(&c.shape, &in.weights, target.c_str(), error, sizeof error);
     if (!conv) fail(describe(number, c, target) + ": refused: " + error);
     const auto result = [&](int times) {
-      Guarded y(bytes, false), scratch(dp_conv_scratch_bytes(conv), false);
+      Guarded y(bytes, false), scratch(dp_conv_scratch_bytes(conv, c.threads), false);
       for (int i = 0; i < times; ++i) {
         std::memset(y.data, 0, bytes);
         dp_conv_run(conv, c.batch, in.x.data, in.residual.data, y.data, scratch.data, c.threads, parallel, nullptr);

@@ -83,8 +83,9 @@ DP_API dp_conv* dp_conv_create(const dp_conv_shape* shape, const dp_conv_weights
                                char* error, size_t error_bytes);
 DP_API void dp_conv_destroy(dp_conv* conv);
 
-/* Bytes of scratch one run over one image needs (may be 0), 64-byte aligned. One scratch serves one run at a time. */
-DP_API size_t dp_conv_scratch_bytes(const dp_conv* conv);
+/* Bytes of scratch that a run with so many `threads` needs (may be 0), 64-byte aligned. One scratch serves one run at a
+ * time. */
+DP_API size_t dp_conv_scratch_bytes(const dp_conv* conv, int32_t threads);
 
 /* y = conv(x). `x` [batch][Q in][P in][4], `y` and `residual` (or NULL) [batch][Q out][P out][4]; all 64-byte aligned,
  * y apart from the others. `threads` is how many pieces at least to cut the work into; NULL for `parallel` runs them
