@@ -148,6 +148,10 @@ struct Target {
   void (*from_c4)(int pixels, int channels, const uint8_t*, uint8_t*);
   // Vectors begin .. end of the copy of a plane for its phases; pixels outside the image become `outside`.
   void (*copy)(const Packed&, const uint8_t* plane, uint32_t outside, int begin, int end, uint8_t* to);
+  // Of one quad: sums over its first `pixels`; and sixteen pixels times `vectors` as fma(x, m, b), rounded and limited to a
+  // byte. Where a target has none, those of gate.cpp do it.
+  void (*sums)(int pixels, const uint8_t* quad, int32_t (&sums)[DP_QUAD]) = nullptr;
+  void (*scale)(int vectors, const uint8_t* x, const float (&m)[DP_QUAD], const float (&b)[DP_QUAD], uint8_t* y) = nullptr;
   // Where there are windows: lines of `count` pixels, from up to sixteen quads `plane` bytes apart, absent ones zero; and
   // what a step costs per pixel, and a line, in multiplications of one loaded vector by a quad's weights.
   void (*lines)(int count, int stride, int quads, size_t plane, const uint8_t* from, uint8_t* to) = nullptr;

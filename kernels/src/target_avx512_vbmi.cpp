@@ -4,6 +4,7 @@
 // For tests on a CPU without it, DP_EMULATE_VBMI replaces that one instruction by others; with DP_TRAP_VBMI the test
 // catches the fault.
 #include "avx512_conv.h"
+#include "avx512_gate.h"
 
 namespace dp {
 namespace {
@@ -208,7 +209,8 @@ bool runs() {
 // that transpose sixteen, of which Zen 5 does two a cycle and Intel one: counted, not measured.
 Target target(const char* name, double cheaper) {
   const bool is_amd = __builtin_cpu_is("amd");
-  Target made{name, runs, tile_or_windows, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy};
+  Target made{name, runs, tile_or_windows, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy,
+              sums, scale};
   made.lines = lines;
   made.step_cost = cheaper * (is_amd ? 8.4 / 5.5 : 2);
   made.line_cost = cheaper * (is_amd ? 4 : 8);

@@ -102,6 +102,26 @@ DP_API const char* dp_conv_target(const dp_conv* conv);
 DP_API int dp_to_c4(const char* target, int32_t batch, int32_t pixels, int32_t channels, const uint8_t* nhwc, uint8_t* c4);
 DP_API int dp_from_c4(const char* target, int32_t batch, int32_t pixels, int32_t channels, const uint8_t* c4, uint8_t* nhwc);
 
+/* SQUEEZE AND EXCITATION on C4: what stands around the gate's small layers. Integers exact, the rest IEEE float32, round
+ * to nearest even, in this order. Pixels and channels beyond the image count for nothing; `target` as above; returns 0,
+ * or 1 where this CPU lacks the target or an image has more than 2^23 pixels.
+ *
+ *   dp_pool_c4    mean[n, c] = (float)(sum over p of (x[n, c, p] - zero_point)) * factor
+ *                 factor = step of x / pixels;  `mean` is float32 [batch][channels]
+ *   dp_scale_c4   m = min(max(s[n, c] * ratio, -2^20), 2^20), -2^20 for NaN;  ratio = step of x / step of y
+ *                 b = output_zero_point - input_zero_point * m           (float64, then rounded to float32)
+ *                 y[n, c, p] = min(max(rint(fma((float)x[n, c, p], m, b)), 0), 255);  `s` is float32 [batch][channels]
+ *
+ * `x` and `y` are C4, 64-byte aligned, and not one another; `s` and `mean` need no more than a float's alignment. */
+typedef struct {
+  int32_t input_zero_point, output_zero_point; /* 0..255 */
+  float ratio;
+} dp_scale;
+DP_API int dp_pool_c4(const char* target, int32_t batch, int32_t pixels, int32_t channels, int32_t zero_point, float factor,
+                      const uint8_t* x, float* mean);
+DP_API int dp_scale_c4(const char* target, int32_t batch, int32_t pixels, int32_t channels, const dp_scale* how,
+                       const uint8_t* x, const float* s, uint8_t* y);
+
 /* Names of the targets in this library, best last, and whether this CPU runs them. NULL past the end. */
 DP_API const char* dp_target_name(int32_t i);
 DP_API int dp_target_runs(int32_t i);
