@@ -65,9 +65,10 @@ class Report:
         pruned: Predicted cost of the pruned model.
         sparse: What sparse kernels did; empty without zeros. `chosen`: layers that run in them, of `layers` (each
             with `density`, share of weights that are not zero; `quads`, share of groups of four inputs that are not;
-            `dense_us` and `sparse_us`, of a whole batch; `choice` and `reason`); `refused`: other layers, and why;
-            `reason`: why there is no sparse model; `target`: instructions used; `batch` and `threads` that layers
-            were timed with; `against_dense`: the measured comparison with the dense int8 form of the same weights.
+            `dense_us` and `sparse_us`, of a whole batch; `choice` and `reason`); `gates`: the same of means and
+            scales; `refused`: other layers, and why; `reason`: why there is no sparse model; `target`: instructions
+            used; `batch` and `threads` that layers were timed with; `against_dense`: the measured comparison with
+            the dense int8 form of the same weights.
     """
 
     target: dict[str, Any]

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deploypruner.sparse.cost import Costs
-from deploypruner.sparse.layer import Activation, Layer
+from deploypruner.sparse.layer import Activation, Operation
 from deploypruner.sparse.onnx_graph import Graph
 from deploypruner.sparse.rewrite import needed_outside
 
@@ -28,61 +28,62 @@ _SOURCE, _SINK = 0, 1
 
 @dataclass(frozen=True)
 class Choice:
-    """What was decided about one layer.
+    """What was decided about one layer or gate.
 
     Args:
-        layer: The layer.
+        layer: The operation.
         sparse: Does it run in our kernels?
         sparse_ns: Predicted there, without borders.
         dense_ns: Predicted in OpenVINO.
         reason: In words.
     """
 
-    layer: Layer
+    layer: Operation
     sparse: bool
     sparse_ns: float
     dense_ns: float
     reason: str
 
 
-def choose(graph: Graph, layers: Sequence[Layer], costs: Costs) -> tuple[Choice, ...]:
+def choose(graph: Graph, layers: Sequence[Operation], costs: Costs) -> tuple[Choice, ...]:
     """Decide about every layer so that the predicted time of all of them and their borders is least."""
     network = _Network()
-    places = {layer.y.key: network.node() for layer in layers}
+    places = {layer.name: network.node() for layer in layers}
+    writers = {layer.y.key: places[layer.name] for layer in layers if layer.y is not None}
     for layer in layers:
-        place = places[layer.y.key]
+        place = places[layer.name]
         network.edge(_SOURCE, place, costs.dense(layer))
         network.edge(place, _SINK, costs.sparse(layer))
     for activation, readers, outside in _tensors(graph, layers):
-        writer = places.get(activation.key, _SINK)
+        writer = writers.get(activation.key, _SINK)
         enter = network.node()
         network.edge(enter, writer, costs.enter(activation))
         for reader in readers:
-            network.edge(places[reader.y.key], enter, None)
+            network.edge(places[reader.name], enter, None)
         if writer != _SINK:
             leave = network.node()
             network.edge(writer, leave, costs.leave(activation))
             for reader in readers:
-                network.edge(leave, places[reader.y.key], None)
+                network.edge(leave, places[reader.name], None)
             if outside:
                 network.edge(leave, _SINK, None)
     ours = network.source_side()
-    return tuple(_explained(layer, places[layer.y.key] in ours, costs) for layer in layers)
+    return tuple(_explained(layer, places[layer.name] in ours, costs) for layer in layers)
 
 
-def _tensors(graph: Graph, layers: Sequence[Layer]) -> list[tuple[Activation, list[Layer], bool]]:
+def _tensors(graph: Graph, layers: Sequence[Operation]) -> list[tuple[Activation, list[Operation], bool]]:
     """Every activation a layer reads or writes, the layers that read it, and whether others do."""
-    readers: dict[Key, list[Layer]] = defaultdict(list)
+    readers: dict[Key, list[Operation]] = defaultdict(list)
     known: dict[Key, Activation] = {}
     for layer in layers:
-        known[layer.y.key] = layer.y
+        for touched in layer.touches:
+            known.setdefault(touched.key, touched)
         for read in layer.reads:
-            known.setdefault(read.key, read)
             readers[read.key].append(layer)
     return [(known[key], readers[key], bool(needed_outside(graph, known[key], layers))) for key in known]
 
 
-def _explained(layer: Layer, sparse: bool, costs: Costs) -> Choice:
+def _explained(layer: Operation, sparse: bool, costs: Costs) -> Choice:
     ours, dense = costs.sparse(layer), costs.dense(layer)
     if sparse:
         reason = "faster sparse" if ours < dense else "no faster itself, but its neighbours are in C4"

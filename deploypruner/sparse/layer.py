@@ -1,10 +1,12 @@
-"""One layer of a QDQ graph that the sparse kernels can compute, in their terms."""
+"""Operations of a QDQ graph that our kernels can compute, in their terms: any of them, and a layer with weights."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -82,12 +84,65 @@ class Geometry:
     group: int = 1
 
 
-@dataclass(frozen=True)
-class Layer:
+@dataclass(frozen=True, kw_only=True)
+class Operation(ABC):
+    """What one operation of ours computes in place of nodes of a QDQ graph.
+
+    Args:
+        name: As the user knows it.
+        kind: In one word, for the report.
+        x: What it reads in C4.
+        y: What it gives in C4, None where its result is an ordinary tensor.
+        nodes: What it replaces in the QDQ graph, the last quantization included.
+
+    Attributes:
+        op_type: Its name in our ONNX domain.
+    """
+
+    op_type: ClassVar[str]
+
+    name: str
+    kind: str
+    x: Activation
+    y: Activation | None = None
+    nodes: tuple[onnx.NodeProto, ...] = field(default=(), repr=False)
+
+    @property
+    def reads(self) -> tuple[Activation, ...]:
+        """Every activation it reads."""
+        return (self.x,)
+
+    @property
+    def touches(self) -> tuple[Activation, ...]:
+        """Every activation it reads or gives."""
+        return self.reads if self.y is None else (*self.reads, self.y)
+
+    @property
+    @abstractmethod
+    def macs(self) -> int:
+        """Multiply-adds of one image where nothing is left out."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Vector instructions that multiply or add, for 16 pixels of all channels."""
+
+    @property
+    @abstractmethod
+    def form(self) -> Hashable:
+        """Equal for operations that take the same time if they have the same steps."""
+
+    @abstractmethod
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of its ONNX node."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer(Operation):
     """A convolution or linear layer, with what it is fused with.
 
     Args:
-        name: As the user knows it: the weight's name without ".weight".
+        name: The weight's name without ".weight".
         kind: "conv", "depthwise" or "linear".
         x: What it reads.
         y: What it gives, after activation and residual addition.
@@ -101,12 +156,11 @@ class Layer:
         residual: What is added, None without.
         skipped: Integer tensor of the pair between convolution and addition that the fusion skips, "" without one.
         between: Its step.
-        nodes: What the operation replaces in the QDQ graph, the last quantization included.
+        nodes: What it replaces.
     """
 
-    name: str
-    kind: str
-    x: Activation
+    op_type: ClassVar[str] = "SparseConv"
+
     y: Activation
     geometry: Geometry
     weights: NDArray[np.int8]
@@ -118,7 +172,17 @@ class Layer:
     residual: Activation | None = None
     skipped: str = ""
     between: float = 0.0
-    nodes: tuple[onnx.NodeProto, ...] = field(default=(), repr=False)
+
+    @property
+    def macs(self) -> int:
+        """See `Operation.macs`."""
+        return int(self.weights.size * self.y.pixels)
+
+    @property
+    def form(self) -> Hashable:
+        """See `Operation.form`."""
+        fused = (self.hard_swish, self.residual is None)
+        return self.kind, self.x.shape, self.y.shape, self.geometry, fused
 
     @property
     def nonzero(self) -> int:
