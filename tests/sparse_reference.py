@@ -95,6 +95,7 @@ class SparseConv(OpRun):
         residual_scale=None,
         residual_zero_point=None,
         hard_swish_slope=None,
+        swish_step=None,
     ):
         shape = (channels_out, channels_in // group, *kernel_shape)
         total = convolve(
@@ -109,6 +110,8 @@ class SparseConv(OpRun):
         f = (total + bias).astype(np.float32) * scale
         if hard_swish_slope > 0:
             f = f * np.clip(f * np.float32(hard_swish_slope) + np.float32(0.5), 0, 1)
+        if swish_step > 0:
+            f = f / (1 + np.exp(-f * np.float64(swish_step)))
         _, out_height, out_width, _ = f.shape
         if residual is not None:
             added = from_c4(residual, channels_out, out_height, out_width).astype(np.float32) - residual_zero_point

@@ -92,7 +92,7 @@ def test_our_quantizers_model_is_computed_within_one_step_by_every_operation(exp
     counts = {kind: kinds.count(kind) for kind in ("ToC4", "FromC4", "SparseConv", "PoolC4")}
     assert counts == {"ToC4": 1, "FromC4": 0, "SparseConv": 6, "PoolC4": 1}
     layers = with_weights(found)
-    assert sum(layer.hard_swish for layer in layers) == 2
+    assert [layer.swish for layer in layers].count("hard-swish") == 2
     assert [layer.name for layer in layers if layer.residual] == ["project"]
 
 

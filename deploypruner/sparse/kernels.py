@@ -31,6 +31,7 @@ class ConvShape:
         residual_zero_point: Of the tensor that is added, None where there is none.
         residual_scale: Its step over the output's step.
         hard_swish_slope: Output step / 6, or 0 without a hard swish.
+        swish_step: Output step, or 0 without a swish.
     """
 
     channels_in: int
@@ -49,6 +50,7 @@ class ConvShape:
     residual_zero_point: int | None = None
     residual_scale: float = 0.0
     hard_swish_slope: float = 0.0
+    swish_step: float = 0.0
 
     @property
     def size_out(self) -> tuple[int, int]:
@@ -65,7 +67,7 @@ class ConvShape:
             self.channels_in, self.channels_out, self.groups, self.height, self.width, *self.kernel, *self.stride,
             *self.dilation, *self.pads, self.input_zero_point, self.output_zero_point, self.low, self.high,
             self.residual_zero_point is not None, self.residual_zero_point or 0, self.residual_scale,
-            self.hard_swish_slope,
+            self.hard_swish_slope, self.swish_step,
         )  # fmt: skip
 
 
@@ -78,6 +80,7 @@ class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int32) for name in _INTEGERS.split()] + [
         ("residual_scale", ctypes.c_float),
         ("hard_swish_slope", ctypes.c_float),
+        ("swish_step", ctypes.c_float),
     ]
 
 

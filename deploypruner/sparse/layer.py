@@ -6,13 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 PIXELS, QUAD = 16, 4  # of one vector, as in kernels.h
+
+Swish = Literal["", "hard-swish", "swish"]
 
 Floats = NDArray[np.float32]
 Words = NDArray[np.int32]
@@ -152,7 +154,8 @@ class Layer(Operation):
         bias: int32 [channels out], -zero point * sum of weights included.
         low: Smallest output, 0..255.
         high: Largest output.
-        hard_swish: Is the activation x * clip(x / 6 + 1 / 2, 0, 1)?
+        swish: Activation before the residual addition: "hard-swish", x * clip(x / 6 + 1 / 2, 0, 1); "swish",
+            x * sigmoid(x); "" for neither.
         residual: What is added, None without.
         skipped: Integer tensor of the pair between convolution and addition that the fusion skips, "" without one.
         between: Its step.
@@ -168,7 +171,7 @@ class Layer(Operation):
     bias: Words
     low: int = 0
     high: int = 255
-    hard_swish: bool = False
+    swish: Swish = ""
     residual: Activation | None = None
     skipped: str = ""
     between: float = 0.0
@@ -181,7 +184,7 @@ class Layer(Operation):
     @property
     def form(self) -> Hashable:
         """See `Operation.form`."""
-        fused = (self.hard_swish, self.residual is None)
+        fused = (self.swish, self.residual is None)
         return self.kind, self.x.shape, self.y.shape, self.geometry, fused
 
     @property
@@ -234,7 +237,8 @@ class Layer(Operation):
             "high": self.high,
             "residual_scale": 0.0,
             "residual_zero_point": 0,
-            "hard_swish_slope": self.y.scale / 6 if self.hard_swish else 0.0,
+            "hard_swish_slope": self.y.scale / 6 if self.swish == "hard-swish" else 0.0,
+            "swish_step": self.y.scale if self.swish == "swish" else 0.0,
         }
         if self.residual is not None:
             found["residual_scale"] = self.residual.scale / self.y.scale

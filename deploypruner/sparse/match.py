@@ -94,7 +94,7 @@ def _layer(graph: Graph, node: onnx.NodeProto, name: str, *, taken: frozenset[st
         bias=words,
         low=low,
         high=high,
-        hard_swish=tail.hard_swish,
+        swish=tail.swish,
         residual=tail.residual,
         skipped=tail.skipped,
         between=tail.between,

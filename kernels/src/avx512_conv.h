@@ -37,15 +37,32 @@ template <int N, class F>
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(weights));
 }
 
-// What a sum goes through before it is a byte.
+// v / (1 + 2^(v * rate)), roughly.
+[[gnu::always_inline]] inline __m512 swish(__m512 v, float rate) {
+  const __m512 most = _mm512_set1_ps(kMostPower), to_integer = _mm512_set1_ps(kToInteger);
+  __m512 t = _mm512_mul_ps(v, _mm512_set1_ps(rate));
+  t = _mm512_min_ps(_mm512_max_ps(t, _mm512_set1_ps(-kMostPower)), most);
+  const __m512 whole = _mm512_add_ps(t, to_integer), part = _mm512_sub_ps(t, _mm512_sub_ps(whole, to_integer));
+  __m512 power = _mm512_fmadd_ps(_mm512_set1_ps(kPower[3]), part, _mm512_set1_ps(kPower[2]));
+  power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(kPower[1]));
+  power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(kPower[0]));
+  const __m512i bits = _mm512_add_epi32(_mm512_castps_si512(power), _mm512_slli_epi32(_mm512_castps_si512(whole), 23));
+  return _mm512_div_ps(v, _mm512_add_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(1)));
+}
+
+// What a sum goes through before it is a byte. Which swish it is, is asked here: a branch is cheaper than twice the code.
 template <bool kSwish, bool kResidual>
 [[gnu::always_inline]] inline __m512i requantize(__m512i acc, __m512 scale, const Epilogue& e, __m512i residual) {
   const __m512 shift = _mm512_set1_ps(e.shift);
   __m512 f = _mm512_cvtepi32_ps(acc);
   if (kSwish) {
     f = _mm512_mul_ps(f, scale);
-    const __m512 gate = _mm512_fmadd_ps(f, _mm512_set1_ps(e.hard_swish_slope), _mm512_set1_ps(0.5f));
-    f = _mm512_fmadd_ps(f, _mm512_min_ps(_mm512_max_ps(gate, _mm512_setzero_ps()), _mm512_set1_ps(1.0f)), shift);
+    if (e.swish_rate < 0) {
+      f = _mm512_add_ps(swish(f, e.swish_rate), shift);
+    } else {
+      const __m512 gate = _mm512_fmadd_ps(f, _mm512_set1_ps(e.hard_swish_slope), _mm512_set1_ps(0.5f));
+      f = _mm512_fmadd_ps(f, _mm512_min_ps(_mm512_max_ps(gate, _mm512_setzero_ps()), _mm512_set1_ps(1.0f)), shift);
+    }
   } else {
     f = _mm512_fmadd_ps(f, scale, shift);
   }
@@ -306,7 +323,7 @@ void run(const Tile& tile) {
 }
 
 void tile(const Tile& tile) {
-  const bool swish = tile.epilogue->hard_swish_slope > 0;
+  const bool swish = tile.epilogue->has_swish();
   if (tile.residual) return swish ? run<true, true>(tile) : run<false, true>(tile);
   return swish ? run<true, false>(tile) : run<false, false>(tile);
 }

@@ -93,10 +93,17 @@ struct Lanes {
 };
 
 struct Epilogue {
-  float residual_scale, hard_swish_slope;
+  float residual_scale, hard_swish_slope, swish_rate; // rate: -log2(e) times the output's step
   float shift; // the output's zero point, less what the residual's adds
   int32_t low, high;
+
+  bool has_swish() const { return hard_swish_slope > 0 || swish_rate < 0; }
 };
+
+// Of 2^t in a swish: the greatest |t|, and a polynomial for -1/2 .. 1/2, lowest power first. Adding and taking away kToInteger
+// rounds to an integer, which are then the sum's last bits.
+constexpr float kMostPower = 125, kToInteger = 12582912;
+constexpr float kPower[] = {0.99992806f, 0.69326103f, 0.24261117f, 0.05517142f};
 
 struct Packed {
   bool is_shared = false, is_windows = false;

@@ -142,7 +142,7 @@ void run_windows(const Tile& tile, std::integer_sequence<int, U...>) {
 void tile_or_windows(const Tile& one) {
   if (!one.packed->is_windows) return tile(one);
   const auto units = std::make_integer_sequence<int, kMostUnits>();
-  const bool swish = one.epilogue->hard_swish_slope > 0;
+  const bool swish = one.epilogue->has_swish();
   if (one.residual) return swish ? run_windows<true, true>(one, units) : run_windows<false, true>(one, units);
   return swish ? run_windows<true, false>(one, units) : run_windows<false, false>(one, units);
 }

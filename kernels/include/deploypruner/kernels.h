@@ -12,6 +12,10 @@
  *         shift = output_zero_point, or with a residual fma(-residual_zero_point, residual_scale, output_zero_point)
  *         where hard_swish_slope > 0, with v = (float)acc * scale[r] and slope = output step / 6:
  *         fma(v, min(max(fma(v, hard_swish_slope, 0.5), 0), 1), shift)
+ *         where swish_step > 0, with v as before and swish_step = output step: v / (1 + e) + shift, where
+ *           t = min(max(v * (float)(-swish_step * log2(e)), -125), 125),  n = rint(t),  g = t - n,
+ *           e = 2^n * fma(fma(fma(0.05517142, g, 0.24261117), g, 0.69326103), g, 0.99992806)
+ *         which is v * sigmoid(v * swish_step) but for 2e-5 in real numbers, and for 0.005 where |v| <= 256
  *   f   = fma((float)residual, residual_scale, f)                                       where there is a residual
  *   y   = min(max(rint(f), low), high)                                                  uint8
  *
@@ -55,7 +59,7 @@ typedef struct {
   int32_t pad_top, pad_left, pad_bottom, pad_right;
   int32_t input_zero_point, output_zero_point, low, high; /* 0..255 */
   int32_t has_residual, residual_zero_point;
-  float residual_scale, hard_swish_slope;    /* slope 0: none */
+  float residual_scale, hard_swish_slope, swish_step; /* slope, step 0: none; not both */
 } dp_conv_shape;
 
 typedef struct {
