@@ -18,7 +18,6 @@ from deploypruner.sparse.layer import Activation, Swish
 from deploypruner.sparse.onnx_graph import Graph, attribute, scalar
 from deploypruner.sparse.reading import NoMatch, read_activation, read_quantize
 
-
 # A swish in one node, and what it is a product with otherwise.
 _WHOLE: dict[str, Swish] = {"HardSwish": "hard-swish", "Swish": "swish"}
 _GATES: dict[str, Swish] = {"HardSigmoid": "hard-swish", "Sigmoid": "swish"}
@@ -121,7 +120,7 @@ def _with_activation(graph: Graph, tail: Tail) -> Tail:
 
 
 def _swish(graph: Graph, name: str) -> tuple[Swish, tuple[onnx.NodeProto, ...]]:
-    """Which swish follows, and its nodes in one of its spellings: x * clip(x / 6 + 1 / 2, 0, 1), or x * sigmoid(x)."""
+    """Which swish follows, and its nodes: one, or a product of x with clip(x / 6 + 1 / 2, 0, 1) or sigmoid(x)."""
     readers = graph.readers(name)
     if name in graph.outputs:
         return "", ()

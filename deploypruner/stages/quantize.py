@@ -12,6 +12,7 @@ from torch import nn
 
 from deploypruner.export import exporters
 from deploypruner.graph.inputs import batch_size, noise_like
+from deploypruner.quantize.placement import Placement
 from deploypruner.quantize.static import QuantizationSummary, quantize_static
 from deploypruner.records import Artifact
 from deploypruner.stages import Build, Feeds, Stage, stage_file
@@ -35,7 +36,7 @@ class Quantize(Stage):
         if build.traced.front_end != "torch.export":  # ONNX may turn out to be impossible; the weights remain
             write_state(build.folder, "weights.safetensors", build.compiled)
         build = with_dense(build)
-        pruned = _write(build, build.compiled, _PRUNED)
+        pruned = _write(build, build.compiled, _PRUNED, "sparse" if "sparse" in build.facts else "openvino")
         facts = {"quantization": {**build.facts["quantization"], "pruned": asdict(pruned)}}
         build.folder.write_json(self.saves[-1], facts)
         return _with_pruned(replace(build, facts={**build.facts, **facts}))
@@ -56,12 +57,12 @@ def with_dense(build: Build) -> Build:
     """Write the dense model in both precisions, unless this run has done so before, and give both artifacts."""
     if build.artifacts:
         return build
-    dense = _write(build, build.traced.module, _DENSE)
+    dense = _write(build, build.traced.module, _DENSE, "openvino")
     facts = {"quantization": {"dense": asdict(dense)}}
     return _with_dense(replace(build, facts={**build.facts, **facts}))
 
 
-def _write(build: Build, module: nn.Module, names: tuple[str, str]) -> QuantizationSummary:
+def _write(build: Build, module: nn.Module, names: tuple[str, str], placement: Placement) -> QuantizationSummary:
     fp32, int8 = names
     graph = build.traced
     with build.folder.writing(fp32) as path:
@@ -72,6 +73,7 @@ def _write(build: Build, module: nn.Module, names: tuple[str, str]) -> Quantizat
             path,
             calibration=calibration_feeds(build),
             method=build.recipe.quantize.method,
+            placement=placement,
             reduce_range=detect(build.recipe.target).saturates,
         )
 

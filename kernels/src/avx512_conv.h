@@ -37,17 +37,13 @@ template <int N, class F>
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(weights));
 }
 
-// v / (1 + 2^(v * rate)), roughly.
-[[gnu::always_inline]] inline __m512 swish(__m512 v, float rate) {
-  const __m512 most = _mm512_set1_ps(kMostPower), to_integer = _mm512_set1_ps(kToInteger);
-  __m512 t = _mm512_mul_ps(v, _mm512_set1_ps(rate));
-  t = _mm512_min_ps(_mm512_max_ps(t, _mm512_set1_ps(-kMostPower)), most);
-  const __m512 whole = _mm512_add_ps(t, to_integer), part = _mm512_sub_ps(t, _mm512_sub_ps(whole, to_integer));
-  __m512 power = _mm512_fmadd_ps(_mm512_set1_ps(kPower[3]), part, _mm512_set1_ps(kPower[2]));
-  power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(kPower[1]));
-  power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(kPower[0]));
-  const __m512i bits = _mm512_add_epi32(_mm512_castps_si512(power), _mm512_slli_epi32(_mm512_castps_si512(whole), 23));
-  return _mm512_div_ps(v, _mm512_add_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(1)));
+// What a swish multiplies by.
+[[gnu::always_inline]] inline __m512 swish_gate(__m512 t) {
+  t = _mm512_min_ps(_mm512_max_ps(t, _mm512_set1_ps(-kGateEnd)), _mm512_set1_ps(kGateEnd));
+  const __m512i column = _mm512_cvtps_epi32(t); // of which the permutation reads the last four bits
+  const auto factor = [&](int power) { return _mm512_permutexvar_ps(column, _mm512_load_ps(kGate[power])); };
+  const __m512 found = _mm512_fmadd_ps(_mm512_fmadd_ps(factor(3), t, factor(2)), t, factor(1));
+  return _mm512_fmadd_ps(found, t, factor(0));
 }
 
 // What a sum goes through before it is a byte. Which swish it is, is asked here: a branch is cheaper than twice the code.
@@ -57,8 +53,8 @@ template <bool kSwish, bool kResidual>
   __m512 f = _mm512_cvtepi32_ps(acc);
   if (kSwish) {
     f = _mm512_mul_ps(f, scale);
-    if (e.swish_rate < 0) {
-      f = _mm512_add_ps(swish(f, e.swish_rate), shift);
+    if (e.swish_rate > 0) {
+      f = _mm512_fmadd_ps(f, swish_gate(_mm512_mul_ps(f, _mm512_set1_ps(e.swish_rate))), shift);
     } else {
       const __m512 gate = _mm512_fmadd_ps(f, _mm512_set1_ps(e.hard_swish_slope), _mm512_set1_ps(0.5f));
       f = _mm512_fmadd_ps(f, _mm512_min_ps(_mm512_max_ps(gate, _mm512_setzero_ps()), _mm512_set1_ps(1.0f)), shift);

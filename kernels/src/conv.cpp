@@ -176,8 +176,7 @@ Cut cut_of(const dp_conv& conv, int threads) {
 Epilogue epilogue_of(const dp_conv_shape& s) {
   const float zero_point = float(s.output_zero_point);
   const float shift = s.has_residual ? std::fma(-float(s.residual_zero_point), s.residual_scale, zero_point) : zero_point;
-  constexpr double kLog2E = 1.4426950408889634;
-  return {s.residual_scale, s.hard_swish_slope, float(-s.swish_step * kLog2E), shift, s.low, s.high};
+  return {s.residual_scale, s.hard_swish_slope, s.swish_step / kGatePiece, shift, s.low, s.high};
 }
 
 void fail(char* error, size_t bytes, const char* what) {

@@ -59,24 +59,27 @@ void accumulate_row(const Packed& packed, const RowGroup& group, const uint8_t* 
   }
 }
 
-// v / (1 + 2^(v * rate)), roughly.
-__m256 swish(__m256 v, float rate) {
-  const __m256 most = _mm256_set1_ps(kMostPower), to_integer = _mm256_set1_ps(kToInteger);
-  __m256 t = _mm256_mul_ps(v, _mm256_set1_ps(rate));
-  t = _mm256_min_ps(_mm256_max_ps(t, _mm256_sub_ps(_mm256_setzero_ps(), most)), most);
-  const __m256 whole = _mm256_add_ps(t, to_integer), part = _mm256_sub_ps(t, _mm256_sub_ps(whole, to_integer));
-  __m256 power = _mm256_fmadd_ps(_mm256_set1_ps(kPower[3]), part, _mm256_set1_ps(kPower[2]));
-  power = _mm256_fmadd_ps(power, part, _mm256_set1_ps(kPower[1]));
-  power = _mm256_fmadd_ps(power, part, _mm256_set1_ps(kPower[0]));
-  const __m256i bits = _mm256_add_epi32(_mm256_castps_si256(power), _mm256_slli_epi32(_mm256_castps_si256(whole), 23));
-  return _mm256_div_ps(v, _mm256_add_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(1)));
+// What a swish multiplies by.
+__m256 swish_gate(__m256 t) {
+  t = _mm256_min_ps(_mm256_max_ps(t, _mm256_set1_ps(-kGateEnd)), _mm256_set1_ps(kGateEnd));
+  const __m256i column = _mm256_cvtps_epi32(t);
+  const __m256 is_second = _mm256_castsi256_ps(_mm256_slli_epi32(column, 28)); // half of the sixteen, in the sign
+  __m256 found = _mm256_setzero_ps();
+  for (int power = 3; power >= 0; --power) {
+    const __m256 first = _mm256_permutevar8x32_ps(_mm256_load_ps(kGate[power]), column);
+    const __m256 second = _mm256_permutevar8x32_ps(_mm256_load_ps(kGate[power] + 8), column);
+    const __m256 factor = _mm256_blendv_ps(first, second, is_second);
+    found = power == 3 ? factor : _mm256_fmadd_ps(found, t, factor);
+  }
+  return found;
 }
 
 __m256i requantize(__m256i acc, float scale, const Epilogue& e, bool has_residual, __m256i residual) {
   const __m256 shift = _mm256_set1_ps(e.shift);
   __m256 f = _mm256_cvtepi32_ps(acc);
-  if (e.swish_rate < 0) {
-    f = _mm256_add_ps(swish(_mm256_mul_ps(f, _mm256_set1_ps(scale)), e.swish_rate), shift);
+  if (e.swish_rate > 0) {
+    f = _mm256_mul_ps(f, _mm256_set1_ps(scale));
+    f = _mm256_fmadd_ps(f, swish_gate(_mm256_mul_ps(f, _mm256_set1_ps(e.swish_rate))), shift);
   } else if (e.hard_swish_slope > 0) {
     f = _mm256_mul_ps(f, _mm256_set1_ps(scale));
     const __m256 gate = _mm256_fmadd_ps(f, _mm256_set1_ps(e.hard_swish_slope), _mm256_set1_ps(0.5f));
