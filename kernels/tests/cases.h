@@ -56,7 +56,7 @@ class Guarded {
 };
 
 // Pieces of work on three threads, in an order of their own.
-void on_threads(void*, int32_t count, void (*body)(void*, int32_t), void* context) {
+inline void on_threads(void*, int32_t count, void (*body)(void*, int32_t), void* context) {
   std::atomic<int32_t> next{0};
   const auto work = [&] {
     for (int32_t i; (i = next++) < count;) body(context, count - 1 - i);
@@ -140,7 +140,7 @@ void draw_weights(Random& random, Case& c) {
     }
 }
 
-Case draw_case(uint64_t number) {
+inline Case draw_case(uint64_t number) {
   Random random(number);
   Case c;
   dp_conv_shape& s = c.shape;
@@ -174,7 +174,18 @@ Case draw_case(uint64_t number) {
   return c;
 }
 
-std::string describe(uint64_t number, const Case& c, const std::string& target) {
+void fill(Random& random, uint8_t* data, size_t bytes) {
+  for (size_t i = 0; i < bytes; ++i) data[i] = uint8_t(random());
+}
+
+std::vector<std::string> targets() {
+  std::vector<std::string> names;
+  for (int i = 0; const char* name = dp_target_name(i); ++i)
+    if (dp_target_runs(i)) names.push_back(name);
+  return names;
+}
+
+inline std::string describe(uint64_t number, const Case& c, const std::string& target) {
   const dp_conv_shape& s = c.shape;
   char text[512];
   std::snprintf(text, sizeof text,
