@@ -3,7 +3,8 @@
 Each folder below `benchmarks/work/sparse` holds one architecture at one share of zeros:
 
     fp32.onnx            what the others are made of
-    openvino.onnx        int8 QDQ, pairs where OpenVINO wants them; the sparse model is made of it
+    openvino.onnx        int8 QDQ, pairs where OpenVINO wants them: what everything is compared with
+    gated.onnx           int8 QDQ, pairs where our kernels want them; the sparse model is made of it
     onnxruntime.onnx     int8 QDQ, pairs where ONNX Runtime wants them
     deepsparse.onnx      QLinearConv, the form DeepSparse computes in int8
     sparse.onnx          our operators, where the product's own measurement of the layers says so
@@ -129,12 +130,12 @@ def _write_quantized(variant: Variant, path: Path, placement: Placement) -> None
 
 
 def _write_sparse(variant: Variant, path: Path) -> None:
-    """What the product makes of OpenVINO's file: it measures the layers, so the machine must be quiet.
+    """What the product makes of a quantized file: it measures the layers, so the machine must be quiet.
 
     Where no layer is faster sparse, the product ships the dense model, and that is what is written.
     """
-    prepare(variant, ("openvino",))
-    dense = variant.file("openvino")
+    prepare(variant, ("gated",))
+    dense = variant.file("gated")
     noise = torch.randn(variant.shape, generator=torch.Generator().manual_seed(2)).numpy()
     made = make_sparse(dense, path, feeds=[[noise]], threads=1)
     variant.file("sparse").with_suffix(".json").write_text(json.dumps(made.document, indent=1))
@@ -145,8 +146,8 @@ def _write_sparse(variant: Variant, path: Path) -> None:
 
 
 def _write_every(variant: Variant, path: Path) -> None:
-    prepare(variant, ("openvino",))
-    made = sparsify(onnx.load(variant.file("openvino")), every=True)
+    prepare(variant, ("gated",))
+    made = sparsify(onnx.load(variant.file("gated")), every=True)
     assert made.model is not None, f"{path}: nothing could be converted"
     onnx.save(made.model, path)
 
@@ -158,6 +159,7 @@ def _write_deepsparse(variant: Variant, path: Path) -> None:
 
 _WRITERS: dict[str, Callable[[Variant, Path], None]] = {
     "openvino": partial(_write_quantized, placement="openvino"),
+    "gated": partial(_write_quantized, placement="sparse"),
     "onnxruntime": partial(_write_quantized, placement="onnxruntime"),
     "deepsparse": _write_deepsparse,
     "sparse": _write_sparse,

@@ -1,5 +1,5 @@
 # What the libraries and the tests of this folder compile, and for which instructions.
-set(sources conv gather geometry pack windows targets)
+set(sources conv gate gather geometry pack windows targets)
 set(targets "")
 
 # One line a target, best last. Each is compiled for its own instructions; everything else for any CPU, because everything

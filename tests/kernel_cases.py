@@ -42,6 +42,7 @@ def random_case(seed: int, *, batch: int = 1) -> Case:
         dilation, pads = _ints(rng, 1, 3, 2), _ints(rng, 0, 3, 4)
     size = [d * (k - 1) + 1 + int(rng.integers(0, 12)) for d, k in zip(dilation, kernel, strict=True)]
     low = int(rng.integers(0, 90))
+    swish = rng.integers(4)
     shape = ConvShape(
         channels_in=groups * per_group,
         channels_out=groups * rows,
@@ -58,7 +59,8 @@ def random_case(seed: int, *, batch: int = 1) -> Case:
         high=int(rng.integers(low, 256)) if rng.random() < 0.5 else 255,
         residual_zero_point=int(rng.integers(256)) if rng.random() < 0.4 else None,
         residual_scale=float(np.float32(rng.uniform(0.1, 2))),
-        hard_swish_slope=float(np.float32(rng.choice([0, 0.02]))),
+        hard_swish_slope=float(np.float32(0.02)) if swish == 1 else 0.0,
+        swish_step=float(np.float32(rng.choice([0.004, 0.1]))) if swish == 2 else 0.0,
     )
     weights = rng.integers(-127, 128, (groups * rows, per_group, *kernel)).astype(np.int8)
     weights[rng.random(weights.shape) < rng.choice([0, 0.5, 0.8, 0.95, 1.0])] = 0
@@ -90,6 +92,8 @@ def in_torch(case: Case, x: Bytes | None = None) -> NDArray[np.float64]:
     steps = sums * torch.from_numpy(case.scale).double()[:, None, None]
     if shape.hard_swish_slope:
         steps = steps * (steps * shape.hard_swish_slope + 0.5).clamp(0, 1)
+    if shape.swish_step:
+        steps = steps * (steps * shape.swish_step).sigmoid()
     if case.residual is not None:
         added = torch.from_numpy(case.residual).double().permute(0, 3, 1, 2) - shape.residual_zero_point
         steps = steps + added * shape.residual_scale
@@ -121,6 +125,7 @@ def as_onnx(case: Case, **changed: NDArray[np.generic] | int) -> bytes:
         "residual_scale": shape.residual_scale,
         "residual_zero_point": shape.residual_zero_point or 0,
         "hard_swish_slope": shape.hard_swish_slope,
+        "swish_step": shape.swish_step,
     }
     stored |= {name: value for name, value in changed.items() if name in stored}
     said |= {name: value for name, value in changed.items() if name in said}

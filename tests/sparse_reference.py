@@ -1,4 +1,4 @@
-"""The three operations in numpy, written from the formula in kernels.h alone: the second implementation."""
+"""The operations in numpy, written from the formula in kernels.h alone: the second implementation."""
 
 from __future__ import annotations
 
@@ -95,6 +95,7 @@ class SparseConv(OpRun):
         residual_scale=None,
         residual_zero_point=None,
         hard_swish_slope=None,
+        swish_step=None,
     ):
         shape = (channels_out, channels_in // group, *kernel_shape)
         total = convolve(
@@ -109,6 +110,8 @@ class SparseConv(OpRun):
         f = (total + bias).astype(np.float32) * scale
         if hard_swish_slope > 0:
             f = f * np.clip(f * np.float32(hard_swish_slope) + np.float32(0.5), 0, 1)
+        if swish_step > 0:
+            f = f / (1 + np.exp(-f * np.float64(swish_step)))
         _, out_height, out_width, _ = f.shape
         if residual is not None:
             added = from_c4(residual, channels_out, out_height, out_width).astype(np.float32) - residual_zero_point
@@ -116,6 +119,23 @@ class SparseConv(OpRun):
         return (to_c4(np.clip(np.rint(f) + output_zero_point, low, high).astype(np.uint8)),)
 
 
+class PoolC4(OpRun):
+    op_domain = "deploypruner"
+
+    def _run(self, x, channels, height, width, zero_point, factor):
+        sums = from_c4(x, channels, height, width).astype(np.int64).sum((1, 2)) - zero_point * height * width
+        return ((sums.astype(np.float32) * np.float32(factor))[:, :, None, None],)
+
+
+class ScaleC4(OpRun):
+    op_domain = "deploypruner"
+
+    def _run(self, x, s, channels, height, width, zero_point, output_zero_point, ratio):
+        steps = from_c4(x, channels, height, width).astype(np.float64) - zero_point
+        y = np.rint(steps * s[:, None, None, :, 0, 0] * ratio) + output_zero_point
+        return (to_c4(np.clip(y, 0, 255).astype(np.uint8)),)
+
+
 def run_reference(model: onnx.ModelProto, feeds: dict, *, wanted=None):
     """Outputs of a sparse model, or the tensors called `wanted`."""
-    return ReferenceEvaluator(model, new_ops=[ToC4, FromC4, SparseConv]).run(wanted, feeds)
+    return ReferenceEvaluator(model, new_ops=[ToC4, FromC4, SparseConv, PoolC4, ScaleC4]).run(wanted, feeds)

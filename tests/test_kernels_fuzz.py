@@ -17,6 +17,7 @@ KERNEL_SOURCES = Path(__file__).parents[1] / "kernels"
 CASES = 1500
 FEW_CASES, SANITIZED_CASES = 32, 300
 SANITIZERS = ("address,undefined", "thread")
+PROGRAMS = ("fuzz", "fuzz_gates")
 _BUILD_S = 1800
 
 compiler = shutil.which(os.environ.get("CXX", "g++"))
@@ -39,10 +40,11 @@ def run(*command: str | Path, timeout: float) -> str:
 
 @needs_compiler
 @pytest.mark.skipif(not is_built(), reason="the package was built without its sparse kernels")
-def test_all_targets_agree_on_random_convolutions_between_pages_that_must_not_be_touched(tmp_path: Path) -> None:
-    program, library = tmp_path / "fuzz", path_of(KERNELS)
+@pytest.mark.parametrize("what", PROGRAMS)
+def test_all_targets_agree_on_random_cases_between_pages_that_must_not_be_touched(tmp_path: Path, what: str) -> None:
+    program, library = tmp_path / what, path_of(KERNELS)
     run(
-        *(compiler, "-std=c++17", "-O1", KERNEL_SOURCES / "tests" / "fuzz.cpp", "-o", program),
+        *(compiler, "-std=c++17", "-O1", KERNEL_SOURCES / "tests" / f"{what}.cpp", "-o", program),
         *(f"-I{KERNEL_SOURCES / 'include'}", library, f"-Wl,-rpath,{library.parent}", "-pthread"),
         timeout=_BUILD_S,
     )
@@ -63,13 +65,13 @@ def has(sanitizers: str) -> bool:
         return made.returncode == 0 and subprocess.run([program], capture_output=True, check=False).returncode == 0
 
 
-def sanitized(sanitizers: str, folder: Path, *options: str) -> Path:
-    """The fuzz driver, compiled with sanitizers; what did not change is not compiled again."""
+def sanitized(sanitizers: str, folder: Path, *options: str) -> list[Path]:
+    """The fuzz drivers, compiled with sanitizers; what did not change is not compiled again."""
     source = KERNEL_SOURCES / "tests"
     run("cmake", "-S", source, "-B", folder, f"-DDP_SANITIZE={sanitizers}", *options, timeout=_BUILD_S)
     workers = str(len(os.sched_getaffinity(0)))
-    run("cmake", "--build", folder, "--target", "fuzz", "--parallel", workers, timeout=_BUILD_S)
-    return folder / "fuzz"
+    run("cmake", "--build", folder, "--target", *PROGRAMS, "--parallel", workers, timeout=_BUILD_S)
+    return [folder / name for name in PROGRAMS]
 
 
 needs_cmake = pytest.mark.skipif(compiler is None or shutil.which("cmake") is None, reason="no C++ compiler or cmake")
@@ -81,8 +83,8 @@ def test_sanitizers_find_nothing_in_what_all_targets_share(sanitizers: str, pyte
     if not has(sanitizers):
         pytest.skip(f"no -fsanitize={sanitizers} here")
     folder = pytestconfig.cache.mkdir(f"kernels-shared-{sanitizers.split(',')[0]}")
-    program = sanitized(sanitizers, folder, "-DDP_TARGETS=scalar;avx2", "-DDP_OPTIMIZE=-O0")
-    assert run(program, "4000", str(FEW_CASES), timeout=300).startswith(f"{FEW_CASES} cases on scalar")
+    for program in sanitized(sanitizers, folder, "-DDP_TARGETS=scalar;avx2", "-DDP_OPTIMIZE=-O0"):
+        assert run(program, "4000", str(FEW_CASES), timeout=300).startswith(f"{FEW_CASES} cases on scalar")
 
 
 @needs_cmake
@@ -93,7 +95,7 @@ def test_sanitizers_find_nothing_in_what_all_targets_share(sanitizers: str, pyte
 def test_sanitizers_find_nothing_in_the_kernels_nor_in_the_targets_this_cpu_has_to_emulate(
     sanitizers: str, pytestconfig: pytest.Config
 ) -> None:
-    program = sanitized(sanitizers, pytestconfig.cache.mkdir(f"kernels-{sanitizers.split(',')[0]}"))
-    said = run(program, "5000", str(SANITIZED_CASES), timeout=900)
-    assert said.startswith(f"{SANITIZED_CASES} cases on scalar")
-    assert set(targets()) <= set(said.split())
+    for program in sanitized(sanitizers, pytestconfig.cache.mkdir(f"kernels-{sanitizers.split(',')[0]}")):
+        said = run(program, "5000", str(SANITIZED_CASES), timeout=900)
+        assert said.startswith(f"{SANITIZED_CASES} cases on scalar")
+        assert set(targets()) <= set(said.split())

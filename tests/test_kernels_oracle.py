@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from deploypruner.errors import KernelError
 from deploypruner.sparse.kernels import Conv, ConvShape, compress, create, from_c4, to_c4
@@ -36,6 +37,24 @@ def test_every_target_is_within_one_step_of_torch_in_float64_and_equal_to_the_or
             np.testing.assert_array_equal(run(case, target), oracle, err_msg=f"seed {seed} on {target}: {case.shape}")
     # One rounding in float32 instead of float64 moves few values over an edge.
     assert unequal < 50
+
+
+@pytest.mark.parametrize("step", [0.0005, 0.005, 0.05, 0.5])
+def test_a_swish_misses_float64_by_what_the_header_says(step: float) -> None:
+    bytes_ = np.arange(256, dtype=np.uint8)  # times one weight of 1
+    worst = 0.0
+    for target in targets():
+        for zero_point, scale in ((0, 1.0), (255, 1.0), (128, 0.37), (128, 60 / 127 / step)):
+            shape = ConvShape(1, 1, 1, 256, input_zero_point=zero_point, output_zero_point=100, swish_step=step)
+            weight, steps = np.ones((1, 1, 1, 1), np.int8), np.full(1, scale, np.float32)
+            with Conv(shape, weight, steps, np.zeros(1, np.int32), target=target) as conv:
+                found = from_c4(conv(to_c4(bytes_.reshape(1, 1, 256, 1))), (1, 256, 1)).ravel().astype(np.float64)
+            v = (bytes_.astype(np.float64) - zero_point) * float(steps[0])
+            wanted = torch.nn.functional.silu(torch.from_numpy(v * step)).numpy() / step + 100
+            allowed = np.where(np.abs(v) <= 256, 0.06, np.maximum(2e-4, 2e-5 * np.abs(v * step)) / step)
+            inside = (found > 0) & (found < 255)
+            worst = max(worst, float((np.abs(found - wanted) - 0.5 - allowed)[inside].max()))
+    assert worst <= 1e-3  # of float32
 
 
 def test_values_at_the_edge_of_every_number_format_are_equal_on_all_targets() -> None:

@@ -56,16 +56,26 @@ def test_relu_and_clip_become_limits_in_steps():
     assert only(g.model(g.node("Relu", [quantized], "y"))).low == 77
 
 
-@pytest.mark.parametrize("spelling", ["HardSwish", "HardSigmoid"])
-def test_hard_swish_is_one_layer_with_its_convolution(spelling):
+@pytest.mark.parametrize("spelling", ["HardSwish", "HardSigmoid", "Sigmoid"])
+def test_a_swish_is_one_layer_with_its_convolution(spelling):
     def swish(g, name):
         if spelling == "HardSwish":
             return g.node("HardSwish", [name], "h")
-        return g.node("Mul", [name, g.node("HardSigmoid", [name], "gate", alpha=1 / 6, beta=0.5)], "h")
+        said = {"alpha": 1 / 6, "beta": 0.5} if spelling == "HardSigmoid" else {}
+        return g.node("Mul", [g.node(spelling, [name], "gate", **said), name], "h")
 
     layer = only(after_conv(Qdq(), swish))
-    assert layer.hard_swish
-    assert layer.attributes()["hard_swish_slope"] == pytest.approx(0.02 / 6)
+    slope, step = (0, 0.02) if spelling == "Sigmoid" else (0.02 / 6, 0)
+    assert layer.attributes()["hard_swish_slope"] == pytest.approx(slope)
+    assert layer.attributes()["swish_step"] == pytest.approx(step)
+
+
+def test_a_swish_after_a_residual_addition_is_not_fused():
+    g = Qdq()
+    x = g.pair("x")
+    added = g.node("Add", [g.pair(g.conv(x, "a", (8, 8)), scale=0.02, zero_point=90), x], "s")
+    product = g.node("Mul", [added, g.node("Sigmoid", [added], "gate")], "h")
+    assert only(g.model(g.node("Relu", [g.pair(product)], "y"))).residual is None
 
 
 def test_another_hard_sigmoid_is_no_hard_swish():

@@ -112,7 +112,7 @@ def measured_rates(threads: int, chains: Sequence[Chain] = CHAINS) -> KernelRate
     begin = time.perf_counter()
     model = probe_model(chains)
     graph = Graph(model)
-    layers = [layer for layer in match(graph).layers if not layer.name.endswith((HEAD, TAIL))]
+    layers = [x for x in match(graph).layers if isinstance(x, Layer) and not x.name.endswith((HEAD, TAIL))]
     with TemporaryDirectory(prefix="deploypruner-") as scratch:
         dense, sparse = Path(scratch) / "dense.onnx", Path(scratch) / "sparse.onnx"
         onnx.save(model, dense)

@@ -12,8 +12,7 @@ import numpy as np
 from deploypruner.runtime import Array, NodeTime
 from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.sparse.cost import Costs, Rates
-from deploypruner.sparse.layer import Activation, Layer
-from deploypruner.sparse.match import WEIGHTED
+from deploypruner.sparse.layer import Activation, Operation
 from deploypruner.sparse.rewrite import c4_name
 
 _ROUNDS, _CALLS = 4, 5
@@ -43,11 +42,11 @@ class MeasuredCosts(Costs):
     rates: Rates = field(default_factory=Rates)
     source: str = "OpenVINO's counters on this machine"
 
-    def sparse(self, layer: Layer) -> float:
+    def sparse(self, layer: Operation) -> float:
         """See `Costs.sparse`."""
         return self.sparse_ns.get(layer.name, self.rates.sparse(layer))
 
-    def dense(self, layer: Layer) -> float:
+    def dense(self, layer: Operation) -> float:
         """See `Costs.dense`."""
         return self.dense_ns.get(layer.name, self.rates.dense(layer))
 
@@ -63,7 +62,7 @@ class MeasuredCosts(Costs):
 def measure_costs(
     dense: Path,
     sparse: Path,
-    layers: Sequence[Layer],
+    layers: Sequence[Operation],
     *,
     feeds: Sequence[Array],
     threads: int,
@@ -93,7 +92,7 @@ def measure_costs(
             nodes = OpenVino().profile(path, feeds, threads=threads, calls=_CALLS)
             found.append(_added_up(nodes, sorters[path]))
     times = _least(rounds[sparse])
-    borders = {activation.key: activation for layer in layers for activation in (*layer.reads, layer.y)}
+    borders = {activation.key: activation for layer in layers for activation in layer.touches}
     entered = {c4_name(a): times[f"{c4_name(a)}_enter"] for a in borders.values() if f"{c4_name(a)}_enter" in times}
     left = {c4_name(a): times[f"{c4_name(a)}_leave"] for a in borders.values() if f"{c4_name(a)}_leave" in times}
     alone = _least(rounds[dense])
@@ -110,13 +109,13 @@ def measure_costs(
 class _Dense:
     """Tells whose time an operation of the dense model is, by the file's nodes that OpenVINO fused into it."""
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        self._macs = {layer.name: layer.weights.size * layer.y.pixels for layer in layers}
+    def __init__(self, layers: Sequence[Operation]) -> None:
+        self._macs = {layer.name: layer.macs for layer in layers}
         self._main: dict[str, str] = {}
         self._rest: dict[str, str] = {}
         for layer in layers:
             for node in layer.nodes:
-                into = self._main if node.op_type in WEIGHTED else self._rest
+                into = self._main if node is layer.nodes[0] else self._rest
                 into.update({name: layer.name for name in (node.name, node.output[0]) if name})
 
     def shares(self, node: NodeTime) -> Mapping[str, float]:
@@ -134,9 +133,9 @@ class _Dense:
 class _Sparse:
     """Tells whose time an operation of the sparse model is, by the names `rewrite` gives."""
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, layers: Sequence[Operation]) -> None:
         self._layers = {layer.name for layer in layers}
-        stems = {c4_name(activation) for layer in layers for activation in (*layer.reads, layer.y)}
+        stems = {c4_name(activation) for layer in layers for activation in layer.touches}
         self._borders = {f"{stem}_{way}" for stem in stems for way in ("enter", "leave")}
 
     def shares(self, node: NodeTime) -> Mapping[str, float]:
@@ -159,13 +158,12 @@ def _border(name: str, borders: Collection[str]) -> str:
     return ""
 
 
-def _undisturbed(layers: Sequence[Layer], times: Mapping[str, float], *, alike: float) -> dict[str, float]:
+def _undisturbed(layers: Sequence[Operation], times: Mapping[str, float], *, alike: float) -> dict[str, float]:
     """The least time among layers of the same shape and about as many steps: a disturbance hits one of them."""
-    groups: dict[Hashable, list[Layer]] = defaultdict(list)
+    groups: dict[Hashable, list[Operation]] = defaultdict(list)
     for layer in layers:
         if layer.name in times:
-            fused = (layer.hard_swish, layer.residual is None)
-            groups[layer.kind, layer.x.shape, layer.y.shape, layer.geometry, fused].append(layer)
+            groups[layer.form].append(layer)
     return {
         layer.name: min(times[twin.name] for twin in twins if abs(twin.steps - layer.steps) <= alike * layer.steps)
         for twins in groups.values()

@@ -33,7 +33,7 @@ from deploypruner.quantize.placement import (
     remove_pairs,
 )
 
-_PLACEMENTS = ("openvino", "onnxruntime")
+_PLACEMENTS = ("openvino", "onnxruntime", "sparse")
 
 
 @dataclass(frozen=True)

@@ -64,13 +64,14 @@ class Report:
         dense: Predicted cost of the user's model.
         pruned: Predicted cost of the pruned model.
         sparse: What sparse kernels did; empty without zeros. `chosen`: layers that run in them, of `layers` (each
-            with `density`, share of weights that are not zero; `quads`, share of groups of four inputs that are not;
-            `pattern`; `dense_us` and `sparse_us`, of a whole batch; `predicted_us`, sparse and before training, or
-            None; `choice` and `reason`); `assigned`: with patterns chosen layer by layer,
-            `predicted_ms` and `budget_ms` of the model, `dense_ms`, what the budget means, and shares of saliency
-            that are kept, with the chosen patterns and with `reference` everywhere; `refused`: other layers, and why;
-            `reason`: why there is no sparse model; `target`: instructions used; `batch` and `threads` that layers
-            were timed with; `against_dense`: the measured comparison with the dense int8 form of the same weights.
+            with `density`, share of weights that are not zero; `quads`, share of groups of four inputs that are
+            not; `pattern`; `dense_us` and `sparse_us`, of a whole batch; `predicted_us`, sparse and before
+            training, or None; `choice` and `reason`); `gates`: the same of means and scales; `assigned`: with
+            patterns chosen layer by layer, `predicted_ms` and `budget_ms` of the model, `dense_ms`, what the budget
+            means, and shares of saliency that are kept, with the chosen patterns and with `reference` everywhere;
+            `refused`: other layers, and why; `reason`: why there is no sparse model; `target`: instructions used;
+            `batch` and `threads` that layers were timed with; `against_dense`: the measured comparison with the
+            dense int8 form of the same weights.
     """
 
     target: dict[str, Any]

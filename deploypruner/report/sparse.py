@@ -90,7 +90,7 @@ def assigned_table(found: dict[str, Any]) -> list[str]:
 
 
 def sparse_lines(found: dict[str, Any]) -> list[SparseLine]:
-    """Every layer the kernels could compute, then those they could not."""
+    """Every layer the kernels could compute, then means and scales, then the layers they could not."""
     fitting = [
         SparseLine(
             layer["name"],
@@ -105,6 +105,21 @@ def sparse_lines(found: dict[str, Any]) -> list[SparseLine]:
             layer["reason"],
         )
         for layer in found.get("layers", ())
+    ]
+    fitting += [
+        SparseLine(
+            gate["name"],
+            gate["kind"],
+            "",
+            "-",
+            "-",
+            _microseconds(gate["dense_us"]),
+            "-",
+            _microseconds(gate["sparse_us"]),
+            gate["choice"],
+            gate["reason"],
+        )
+        for gate in found.get("gates", ())
     ]
     others = [
         SparseLine(name, "", "", "-", "-", "-", "-", "-", "dense", reason)

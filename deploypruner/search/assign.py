@@ -28,7 +28,7 @@ from deploypruner.search.meet import OutOfReach
 from deploypruner.search.patterns import Filling, Option, fastest_ns, fill
 from deploypruner.sparse.choose import Sides
 from deploypruner.sparse.cost import Rates
-from deploypruner.sparse.layer import Layer
+from deploypruner.sparse.layer import Layer, Operation
 from deploypruner.sparse.match import match
 from deploypruner.sparse.onnx_graph import Graph
 from deploypruner.sparse.rewrite import rewrite
@@ -142,7 +142,7 @@ class _Search:
             number: Fillable.of(layer, request.weights[layer.name], rates, reference=request.sparsity)
             for number, layer in enumerate(self._layers)
             # A weight that two layers share would have to suit both.
-            if layer.name in request.weights and f"{layer.name}'" not in names
+            if isinstance(layer, Layer) and layer.name in request.weights and f"{layer.name}'" not in names
         }
         if not self._fillable:
             raise InputError("no layer that may have zeros fits the sparse kernels", hint="see --sparse-layers")
@@ -204,7 +204,7 @@ class _Search:
         )
         return predicted / 1e6, measured / 1e6
 
-    def _timed(self, layers: Sequence[Layer]) -> MeasuredCosts:
+    def _timed(self, layers: Sequence[Operation]) -> MeasuredCosts:
         """Costs with these layers in our kernels and the others in OpenVINO."""
         request = self._request
         with TemporaryDirectory(prefix="deploypruner-") as scratch:
@@ -214,7 +214,7 @@ class _Search:
                 request.dense, path, layers, feeds=request.feeds, threads=request.threads, rates=request.rates
             )
 
-    def _layer(self, number: int, options: Mapping[int, Option]) -> Layer:
+    def _layer(self, number: int, options: Mapping[int, Option]) -> Operation:
         """A layer as the options fill it."""
         return self._fillable[number].filled(options[number]) if number in options else self._layers[number]
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from deploypruner.sparse.cost import Costs
 from deploypruner.sparse.cut import SINK, SOURCE, Network
-from deploypruner.sparse.layer import Activation, Layer
+from deploypruner.sparse.layer import Activation, Operation
 from deploypruner.sparse.onnx_graph import Graph
 from deploypruner.sparse.rewrite import needed_outside
 
@@ -28,17 +28,17 @@ Key = tuple[str, bool]
 
 @dataclass(frozen=True)
 class Choice:
-    """What was decided about one layer.
+    """What was decided about one layer or gate.
 
     Args:
-        layer: The layer.
+        layer: The operation.
         sparse: Does it run in our kernels?
         sparse_ns: Predicted there, without borders.
         dense_ns: Predicted in OpenVINO.
         reason: In words.
     """
 
-    layer: Layer
+    layer: Operation
     sparse: bool
     sparse_ns: float
     dense_ns: float
@@ -54,24 +54,25 @@ class Sides:
         costs: Of layers and borders.
     """
 
-    def __init__(self, graph: Graph, layers: Sequence[Layer], costs: Costs) -> None:
+    def __init__(self, graph: Graph, layers: Sequence[Operation], costs: Costs) -> None:
         self._network = network = Network()
         self._ours: list[bool] | None = None
-        places = {layer.y.key: network.node() for layer in layers}
-        self._places = [places[layer.y.key] for layer in layers]
-        self._dense = [network.edge(SOURCE, places[layer.y.key], costs.dense(layer)) for layer in layers]
-        self._sparse = [network.edge(places[layer.y.key], SINK, costs.sparse(layer)) for layer in layers]
+        places = {layer.name: network.node() for layer in layers}
+        writers = {layer.y.key: places[layer.name] for layer in layers if layer.y is not None}
+        self._places = [places[layer.name] for layer in layers]
+        self._dense = [network.edge(SOURCE, places[layer.name], costs.dense(layer)) for layer in layers]
+        self._sparse = [network.edge(places[layer.name], SINK, costs.sparse(layer)) for layer in layers]
         for activation, readers, outside in _tensors(graph, layers):
-            writer = places.get(activation.key, SINK)
+            writer = writers.get(activation.key, SINK)
             enter = network.node()
             network.edge(enter, writer, costs.enter(activation))
             for reader in readers:
-                network.edge(places[reader.y.key], enter, None)
+                network.edge(places[reader.name], enter, None)
             if writer != SINK:
                 leave = network.node()
                 network.edge(writer, leave, costs.leave(activation))
                 for reader in readers:
-                    network.edge(leave, places[reader.y.key], None)
+                    network.edge(leave, places[reader.name], None)
                 if outside:
                     network.edge(leave, SINK, None)
 
@@ -101,25 +102,25 @@ class Sides:
         return self._ours
 
 
-def choose(graph: Graph, layers: Sequence[Layer], costs: Costs) -> tuple[Choice, ...]:
+def choose(graph: Graph, layers: Sequence[Operation], costs: Costs) -> tuple[Choice, ...]:
     """Decide about every layer so that the predicted time of all of them and their borders is least."""
     sides = Sides(graph, layers, costs).sparse()
     return tuple(_explained(layer, ours, costs) for layer, ours in zip(layers, sides, strict=True))
 
 
-def _tensors(graph: Graph, layers: Sequence[Layer]) -> list[tuple[Activation, list[Layer], bool]]:
+def _tensors(graph: Graph, layers: Sequence[Operation]) -> list[tuple[Activation, list[Operation], bool]]:
     """Every activation a layer reads or writes, the layers that read it, and whether others do."""
-    readers: dict[Key, list[Layer]] = defaultdict(list)
+    readers: dict[Key, list[Operation]] = defaultdict(list)
     known: dict[Key, Activation] = {}
     for layer in layers:
-        known[layer.y.key] = layer.y
+        for touched in layer.touches:
+            known.setdefault(touched.key, touched)
         for read in layer.reads:
-            known.setdefault(read.key, read)
             readers[read.key].append(layer)
     return [(known[key], readers[key], bool(needed_outside(graph, known[key], layers))) for key in known]
 
 
-def _explained(layer: Layer, sparse: bool, costs: Costs) -> Choice:
+def _explained(layer: Operation, sparse: bool, costs: Costs) -> Choice:
     ours, dense = costs.sparse(layer), costs.dense(layer)
     if sparse:
         reason = "faster sparse" if ours < dense else "no faster itself, but its neighbours are in C4"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
 from deploypruner.errors import InputError
 from deploypruner.sparse.choose import Choice, choose
 from deploypruner.sparse.cost import Costs, Rates
+from deploypruner.sparse.layer import Layer
 from deploypruner.sparse.marks import DOMAIN
 from deploypruner.sparse.match import match
 from deploypruner.sparse.onnx_graph import Graph
@@ -22,7 +23,7 @@ class SparseModel:
 
     Args:
         model: The model with operations of domain "deploypruner"; None where no layer went sparse.
-        choices: Every layer the kernels could compute, in the graph's order.
+        choices: Every layer and gate the kernels could compute, in the graph's order.
         refused: Name of every other convolution and matrix product -> why not.
         costs: What the decisions were made with.
     """
@@ -35,7 +36,7 @@ class SparseModel:
     @property
     def chosen(self) -> int:
         """Layers that went sparse."""
-        return sum(choice.sparse for choice in self.choices)
+        return sum(choice.sparse and isinstance(choice.layer, Layer) for choice in self.choices)
 
 
 def sparsify(
@@ -63,6 +64,8 @@ def sparsify(
     if every:
         choices = tuple(Choice(c.layer, True, c.sparse_ns, c.dense_ns, "asked for") for c in choices)
     chosen = [choice.layer for choice in choices if choice.sparse]
+    if not any(isinstance(layer, Layer) for layer in chosen):  # gates alone are no sparse model
+        chosen, choices = [], tuple(replace(c, sparse=False) if c.sparse else c for c in choices)
     return SparseModel(rewrite(graph, chosen) if chosen else None, choices, found.refused, costs)
 
 

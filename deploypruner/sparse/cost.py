@@ -2,6 +2,7 @@
 
     sparse   call + N * (step * S * V + requant * Q * V + residual * Q * V (where there is one) + copy * bytes in)
     dense    dense_call + N * (mac * MACs + byte * (bytes in + bytes out))
+    gate     call + N * gate * Q * V                     (half of squeeze and excitation: a mean, or a product)
     border   border_call + N * move * bytes              (u8 channels-last to C4, or back, transposition included)
 
 with N images of a batch, V vectors of 16 output pixels, Q output channels / 4, S vector multiply-adds per vector of
@@ -16,7 +17,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from deploypruner.sparse.kernels import Conv, ConvShape
-from deploypruner.sparse.layer import QUAD, Activation, Layer
+from deploypruner.sparse.layer import QUAD, Activation, Layer, Operation
 
 Counts = dict[str, float]
 
@@ -34,11 +35,11 @@ class Costs(ABC):
     source: str
 
     @abstractmethod
-    def sparse(self, layer: Layer) -> float:
+    def sparse(self, layer: Operation) -> float:
         """Of a layer in our kernels."""
 
     @abstractmethod
-    def dense(self, layer: Layer) -> float:
+    def dense(self, layer: Operation) -> float:
         """Of a layer in OpenVINO, zeros included."""
 
     @abstractmethod
@@ -64,6 +65,7 @@ class Rates(Costs):
         residual: Of adding four channels of 16 pixels.
         copy: Of a byte that is copied before a kernel other than a plain 1x1.
         dense_call: Of a dense layer.
+        gate: Of a mean or product of four channels of 16 pixels.
         mac: Of one multiply-add of a dense convolution.
         depthwise_mac: Of one multiply-add of a dense depthwise convolution.
         byte: Of one byte that a dense convolution reads or writes.
@@ -81,6 +83,7 @@ class Rates(Costs):
     residual: float = 3.0
     copy: float = 0.0
     dense_call: float = 2500.0
+    gate: float = 6.0
     mac: float = 0.0055
     depthwise_mac: float = 0.045
     byte: float = 0.02
@@ -90,11 +93,13 @@ class Rates(Costs):
     packed: bool = False
     source: str = "a formula, not measured on this machine"
 
-    def sparse(self, layer: Layer) -> float:
+    def sparse(self, layer: Operation) -> float:
         """See `Costs.sparse`."""
+        if not isinstance(layer, Layer):
+            return self.call + self.images * self.gate * layer.steps * layer.x.vectors
         return self._sum(sparse_counts(layer, packed=self.packed), once="call")
 
-    def dense(self, layer: Layer) -> float:
+    def dense(self, layer: Operation) -> float:
         """See `Costs.dense`."""
         return self._sum(dense_counts(layer), once="dense_call")
 
@@ -129,15 +134,15 @@ def sparse_counts(layer: Layer, *, packed: bool = False) -> Counts:
     }
 
 
-def dense_counts(layer: Layer) -> Counts:
-    """Name of a rate -> how often a layer pays it in OpenVINO, for one image."""
-    macs = layer.weights.size * layer.y.pixels
-    depthwise = layer.kind == "depthwise"
+def dense_counts(layer: Operation) -> Counts:
+    """Name of a rate -> how often an operation pays it in OpenVINO, for one image."""
+    macs = layer.macs
+    depthwise = layer.kind not in ("conv", "linear")  # a mean or a product shares as little as a depthwise layer
     return {
         "dense_call": 1,
         "mac": 0 if depthwise else macs,
         "depthwise_mac": macs if depthwise else 0,
-        "byte": sum(a.channels * a.pixels for a in (layer.y, *layer.reads)),
+        "byte": sum(a.channels * a.pixels for a in layer.touches),
     }
 
 

@@ -15,6 +15,7 @@ from deploypruner.sparse.packed import pack
 
 PIXELS, QUAD, ALIGN = 16, 4, 64
 Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class ConvShape:
         residual_zero_point: Of the tensor that is added, None where there is none.
         residual_scale: Its step over the output's step.
         hard_swish_slope: Output step / 6, or 0 without a hard swish.
+        swish_step: Output step, or 0 without a swish.
     """
 
     channels_in: int
@@ -49,6 +51,7 @@ class ConvShape:
     residual_zero_point: int | None = None
     residual_scale: float = 0.0
     hard_swish_slope: float = 0.0
+    swish_step: float = 0.0
 
     @property
     def size_out(self) -> tuple[int, int]:
@@ -65,7 +68,7 @@ class ConvShape:
             self.channels_in, self.channels_out, self.groups, self.height, self.width, *self.kernel, *self.stride,
             *self.dilation, *self.pads, self.input_zero_point, self.output_zero_point, self.low, self.high,
             self.residual_zero_point is not None, self.residual_zero_point or 0, self.residual_scale,
-            self.hard_swish_slope,
+            self.hard_swish_slope, self.swish_step,
         )  # fmt: skip
 
 
@@ -78,6 +81,7 @@ class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int32) for name in _INTEGERS.split()] + [
         ("residual_scale", ctypes.c_float),
         ("hard_swish_slope", ctypes.c_float),
+        ("swish_step", ctypes.c_float),
     ]
 
 
@@ -89,6 +93,14 @@ class _Weights(ctypes.Structure):
         ("values_count", ctypes.c_size_t),
         ("scale", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+    ]
+
+
+class _Scale(ctypes.Structure):
+    _fields_ = [
+        ("input_zero_point", ctypes.c_int32),
+        ("output_zero_point", ctypes.c_int32),
+        ("ratio", ctypes.c_float),
     ]
 
 
@@ -137,7 +149,36 @@ def from_c4(c4: Bytes, size: tuple[int, int, int], target: str | None = None) ->
 
 def _convert(name: str, target: str | None, sizes: tuple[int, int, int], *, source: Bytes, out: Bytes) -> None:
     if getattr(load(), name)(_name(target), *sizes, _pointer(source), _pointer(out)):
-        raise KernelError(f"target '{target}' cannot run here", hint="see deploypruner.sparse.library.targets()")
+        raise _refused(target)
+
+
+def pool_c4(c4: Bytes, size: tuple[int, int], *, zero_point: int, factor: float, target: str | None = None) -> Floats:
+    """`dp_pool_c4` of [N, Q, P, 4], 64-byte aligned: float32 [N, channels]; `size` is pixels, channels.
+
+    Raises:
+        KernelError: This CPU cannot run the target.
+    """
+    mean = np.empty((len(c4), size[1]), np.float32)
+    numbers = (len(c4), *size, zero_point, ctypes.c_float(factor))
+    if load().dp_pool_c4(_name(target), *numbers, _pointer(c4), _pointer(mean)):
+        raise _refused(target)
+    return mean
+
+
+def scale_c4(
+    c4: Bytes, by: Floats, pixels: int, *, zero_points: tuple[int, int], ratio: float, target: str | None = None
+) -> Bytes:
+    """`dp_scale_c4` of [N, Q, P, 4], 64-byte aligned, by float32 [N, channels]; `zero_points` of x and of the result.
+
+    Raises:
+        KernelError: This CPU cannot run the target.
+    """
+    by, out = np.ascontiguousarray(by, np.float32), aligned(c4.shape)
+    how = _Scale(*zero_points, ratio)
+    numbers = (len(c4), pixels, by.shape[1], ctypes.byref(how))
+    if load().dp_scale_c4(_name(target), *numbers, _pointer(c4), _pointer(by), _pointer(out)):
+        raise _refused(target)
+    return out
 
 
 class Conv:
@@ -245,9 +286,13 @@ def create(
     return ctypes.c_void_p(handle)
 
 
+def _refused(target: str | None) -> KernelError:
+    return KernelError(f"target '{target}' cannot run here", hint="see deploypruner.sparse.library.targets()")
+
+
 def _name(target: str | None) -> bytes | None:
     return None if target is None else target.encode()
 
 
-def _pointer(array: Bytes) -> ctypes.c_void_p:
+def _pointer(array: NDArray[Any]) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)

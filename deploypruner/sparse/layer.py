@@ -1,16 +1,20 @@
-"""One layer of a QDQ graph that the sparse kernels can compute, in their terms."""
+"""Operations of a QDQ graph that our kernels can compute, in their terms: any of them, and a layer with weights."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 PIXELS, QUAD = 16, 4  # of one vector, as in kernels.h
+
+Swish = Literal["", "hard-swish", "swish"]
 
 Floats = NDArray[np.float32]
 Words = NDArray[np.int32]
@@ -82,12 +86,65 @@ class Geometry:
     group: int = 1
 
 
-@dataclass(frozen=True)
-class Layer:
+@dataclass(frozen=True, kw_only=True)
+class Operation(ABC):
+    """What one operation of ours computes in place of nodes of a QDQ graph.
+
+    Args:
+        name: As the user knows it.
+        kind: In one word, for the report.
+        x: What it reads in C4.
+        y: What it gives in C4, None where its result is an ordinary tensor.
+        nodes: What it replaces in the QDQ graph, the last quantization included.
+
+    Attributes:
+        op_type: Its name in our ONNX domain.
+    """
+
+    op_type: ClassVar[str]
+
+    name: str
+    kind: str
+    x: Activation
+    y: Activation | None = None
+    nodes: tuple[onnx.NodeProto, ...] = field(default=(), repr=False)
+
+    @property
+    def reads(self) -> tuple[Activation, ...]:
+        """Every activation it reads."""
+        return (self.x,)
+
+    @property
+    def touches(self) -> tuple[Activation, ...]:
+        """Every activation it reads or gives."""
+        return self.reads if self.y is None else (*self.reads, self.y)
+
+    @property
+    @abstractmethod
+    def macs(self) -> int:
+        """Multiply-adds of one image where nothing is left out."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Vector instructions that multiply or add, for 16 pixels of all channels."""
+
+    @property
+    @abstractmethod
+    def form(self) -> Hashable:
+        """Equal for operations that take the same time if they have the same steps."""
+
+    @abstractmethod
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of its ONNX node."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer(Operation):
     """A convolution or linear layer, with what it is fused with.
 
     Args:
-        name: As the user knows it: the weight's name without ".weight".
+        name: The weight's name without ".weight".
         kind: "conv", "depthwise" or "linear".
         x: What it reads.
         y: What it gives, after activation and residual addition.
@@ -97,16 +154,16 @@ class Layer:
         bias: int32 [channels out], -zero point * sum of weights included.
         low: Smallest output, 0..255.
         high: Largest output.
-        hard_swish: Is the activation x * clip(x / 6 + 1 / 2, 0, 1)?
+        swish: Activation before the residual addition: "hard-swish", x * clip(x / 6 + 1 / 2, 0, 1); "swish",
+            x * sigmoid(x); "" for neither.
         residual: What is added, None without.
         skipped: Integer tensor of the pair between convolution and addition that the fusion skips, "" without one.
         between: Its step.
-        nodes: What the operation replaces in the QDQ graph, the last quantization included.
+        nodes: What it replaces.
     """
 
-    name: str
-    kind: str
-    x: Activation
+    op_type: ClassVar[str] = "SparseConv"
+
     y: Activation
     geometry: Geometry
     weights: NDArray[np.int8]
@@ -114,11 +171,21 @@ class Layer:
     bias: Words
     low: int = 0
     high: int = 255
-    hard_swish: bool = False
+    swish: Swish = ""
     residual: Activation | None = None
     skipped: str = ""
     between: float = 0.0
-    nodes: tuple[onnx.NodeProto, ...] = field(default=(), repr=False)
+
+    @property
+    def macs(self) -> int:
+        """See `Operation.macs`."""
+        return int(self.weights.size * self.y.pixels)
+
+    @property
+    def form(self) -> Hashable:
+        """See `Operation.form`."""
+        fused = (self.swish, self.residual is None)
+        return self.kind, self.x.shape, self.y.shape, self.geometry, fused
 
     @property
     def nonzero(self) -> int:
@@ -170,7 +237,8 @@ class Layer:
             "high": self.high,
             "residual_scale": 0.0,
             "residual_zero_point": 0,
-            "hard_swish_slope": self.y.scale / 6 if self.hard_swish else 0.0,
+            "hard_swish_slope": self.y.scale / 6 if self.swish == "hard-swish" else 0.0,
+            "swish_step": self.y.scale if self.swish == "swish" else 0.0,
         }
         if self.residual is not None:
             found["residual_scale"] = self.residual.scale / self.y.scale

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from deploypruner.sparse.layer import Activation, Geometry, Layer
+from deploypruner.sparse.gates import find_gates
+from deploypruner.sparse.layer import Activation, Geometry, Layer, Operation
 from deploypruner.sparse.onnx_graph import Graph, attribute
 from deploypruner.sparse.reading import NoMatch, Weights, read_activation, read_bias, read_weights
 from deploypruner.sparse.tail import Tail, follow
@@ -25,19 +26,19 @@ _FREE_BIAS = 2**14
 
 @dataclass(frozen=True)
 class Matched:
-    """Layers in the graph's order.
+    """Operations in the graph's order.
 
     Args:
-        layers: Those the kernels can compute.
-        refused: Name of each other -> why not.
+        layers: Those the kernels can compute, gates included.
+        refused: Name of each other layer with weights -> why not.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[Operation, ...]
     refused: dict[str, str]
 
 
 def match(graph: Graph, apart: Collection[str] = ()) -> Matched:
-    """Look at every convolution and matrix product with stored weights.
+    """Look at every convolution, matrix product with stored weights, and squeeze and excitation.
 
     Args:
         graph: The QDQ graph.
@@ -58,7 +59,9 @@ def match(graph: Graph, apart: Collection[str] = ()) -> Matched:
             continue
         layers.append(layer)
         taken |= {passed.output[0] for passed in layer.nodes if passed.op_type == "Add"}
-    return Matched(tuple(reversed(layers)), dict(reversed(refused.items())))
+    place = {id(node): index for index, node in enumerate(graph.nodes)}
+    found = sorted((*layers, *find_gates(graph)), key=lambda operation: place[id(operation.nodes[0])])
+    return Matched(tuple(found), dict(reversed(refused.items())))
 
 
 def _layer(graph: Graph, node: onnx.NodeProto, name: str, *, taken: frozenset[str] | None) -> Layer:
@@ -91,7 +94,7 @@ def _layer(graph: Graph, node: onnx.NodeProto, name: str, *, taken: frozenset[st
         bias=words,
         low=low,
         high=high,
-        hard_swish=tail.hard_swish,
+        swish=tail.swish,
         residual=tail.residual,
         skipped=tail.skipped,
         between=tail.between,

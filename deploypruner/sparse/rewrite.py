@@ -2,6 +2,7 @@
 
     entry   float -> Transpose to channels last -> QuantizeLinear -> ToC4
     layer   SparseConv(x, mask, values, scale, bias [, residual])
+    gate    PoolC4(x) -> float, ScaleC4(x, float)
     exit    FromC4 -> DequantizeLinear -> Transpose to channels first -> float
 
 Transposition stands outside of the pair on both sides: OpenVINO then folds it into its neighbours, and its int8 pass
@@ -10,6 +11,7 @@ still sees the scale where it expects it. Between two chosen layers nothing stan
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,7 +20,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from deploypruner.sparse.layer import Activation, Layer
+from deploypruner.sparse.gates import Pool, Scale
+from deploypruner.sparse.layer import Activation, Layer, Operation
 from deploypruner.sparse.marks import DOMAIN
 from deploypruner.sparse.onnx_graph import Graph, reads
 from deploypruner.sparse.packed import pack
@@ -26,48 +29,45 @@ from deploypruner.sparse.packed import pack
 VERSION = 1
 
 
-def rewrite(graph: Graph, layers: Sequence[Layer]) -> onnx.ModelProto:
+def rewrite(graph: Graph, layers: Sequence[Operation]) -> onnx.ModelProto:
     """Replace `layers`, which must come from `match` on the same graph; the rest of the graph is untouched."""
     return _Rewriting(graph, layers).model()
 
 
 class _Rewriting:
-    """New nodes and initializers, each made once, in topological order of the layers."""
+    """New nodes and initializers, each made once."""
 
-    def __init__(self, graph: Graph, layers: Sequence[Layer]) -> None:
+    def __init__(self, graph: Graph, layers: Sequence[Operation]) -> None:
         self._graph = graph
         self._layers = layers
-        self._made = {layer.y.key for layer in layers}
+        self._made = {layer.y.key for layer in layers if layer.y is not None}
         self._entered: set[tuple[str, bool]] = set()
-        self._before: dict[str, list[onnx.NodeProto]] = {}
+        self._after: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         self._tensors: dict[str, onnx.TensorProto] = {}
 
     def model(self) -> onnx.ModelProto:
         """The finished model."""
         replaced = {id(node) for layer in self._layers for node in layer.nodes}
         for layer in self._layers:
+            self._enter(layer)
             # In place of the layer's last node: everything it reads has been computed there.
-            self._before[layer.nodes[-1].output[0]] = [*self._entries(layer), self._conv(layer), *self._exit(layer)]
-        restored = {
-            reader.output[0] for layer in self._layers for reader in self._graph.readers(layer.y.name)
-        }  # by the exit, or by nobody
-        nodes: list[onnx.NodeProto] = []
+            self._after[layer.nodes[-1].output[0]] += [*self._operation(layer), *self._exit(layer)]
+        # Restored by the exit, or by nobody.
+        given = [layer.y.name for layer in self._layers if layer.y is not None]
+        restored = {reader.output[0] for name in given for reader in self._graph.readers(name)}
+        nodes = [made for name in self._after if self._graph.maker(name) is None for made in self._after[name]]
         for node in self._graph.nodes:
-            if node.op_type == "DequantizeLinear" and node.output[0] in restored:
-                continue
-            if id(node) not in replaced:
-                nodes.append(node)
-            nodes += self._before.get(node.output[0], [])
+            gone = id(node) in replaced or (node.op_type == "DequantizeLinear" and node.output[0] in restored)
+            nodes += [] if gone else [node]
+            nodes += [made for name in node.output for made in self._after[name]]
         return self._assemble(nodes)
 
-    def _entries(self, layer: Layer) -> list[onnx.NodeProto]:
+    def _enter(self, layer: Operation) -> None:
         """Bring what a layer reads into C4, unless another layer gave it so or has brought it already."""
-        nodes: list[onnx.NodeProto] = []
         for read in layer.reads:
             if read.key not in self._made | self._entered:
-                nodes += self._entry(read)
+                self._after[read.source] += self._entry(read)
                 self._entered.add(read.key)
-        return nodes
 
     def _entry(self, read: Activation) -> list[onnx.NodeProto]:
         stem = c4_name(read)
@@ -84,11 +84,11 @@ class _Rewriting:
             helper.make_node("ToC4", [quantized], [stem], name=enter, domain=DOMAIN),
         ]
 
-    def _exit(self, layer: Layer) -> list[onnx.NodeProto]:
+    def _exit(self, layer: Operation) -> list[onnx.NodeProto]:
         """Bring a layer's output back for every reader that is not a chosen layer."""
         y = layer.y
-        wanted = needed_outside(self._graph, y, self._layers)
-        if not wanted:
+        wanted = [] if y is None else needed_outside(self._graph, y, self._layers)
+        if y is None or not wanted:
             return []
         stem = c4_name(y)
         leave, last = f"{stem}_leave", f"{stem}_nhwc_back"
@@ -105,7 +105,23 @@ class _Rewriting:
             nodes.append(move)
         return nodes
 
-    def _conv(self, layer: Layer) -> onnx.NodeProto:
+    def _operation(self, layer: Operation) -> list[onnx.NodeProto]:
+        """The node that computes it, with the name it has for the user."""
+        inputs, output, after = [c4_name(layer.x)], "", []
+        if isinstance(layer, Layer):
+            inputs += self._stored(layer)
+        if isinstance(layer, Scale):
+            inputs.append(layer.by)
+        if isinstance(layer, Pool):
+            output = f"{layer.mean}_image" if layer.flat else layer.mean
+            after = [self._reshape(output, layer.mean, [layer.x.channels])] if layer.flat else []
+        output = output if layer.y is None else c4_name(layer.y)
+        node = helper.make_node(layer.op_type, inputs, [output], name=layer.name, domain=DOMAIN)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in layer.attributes().items())
+        return [node, *after]
+
+    def _stored(self, layer: Layer) -> list[str]:
+        """What SparseConv reads besides x."""
         packed = pack(layer.weights)
         stored: dict[str, NDArray[Any]] = {
             "mask": packed.mask,
@@ -113,15 +129,8 @@ class _Rewriting:
             "scale": layer.scale,
             "bias": layer.bias,
         }
-        inputs = [
-            c4_name(layer.x),
-            *(self._constant(f"{layer.name}/sparse_{key}", value) for key, value in stored.items()),
-        ]
-        if layer.residual is not None:
-            inputs.append(c4_name(layer.residual))
-        node = helper.make_node("SparseConv", inputs, [c4_name(layer.y)], name=layer.name, domain=DOMAIN)
-        node.attribute.extend(helper.make_attribute(key, value) for key, value in layer.attributes().items())
-        return node
+        names = [self._constant(f"{layer.name}/sparse_{key}", value) for key, value in stored.items()]
+        return names if layer.residual is None else [*names, c4_name(layer.residual)]
 
     def _step(self, activation: Activation) -> tuple[str, str]:
         """Names of an activation's scale and u8 zero point."""
@@ -177,7 +186,7 @@ def _reaching(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[o
     return kept[::-1]
 
 
-def needed_outside(graph: Graph, activation: Activation, layers: Sequence[Layer]) -> list[onnx.NodeProto]:
+def needed_outside(graph: Graph, activation: Activation, layers: Sequence[Operation]) -> list[onnx.NodeProto]:
     """The DequantizeLinear nodes of an activation that anything but `layers` reads."""
     inside = {
         id(node)

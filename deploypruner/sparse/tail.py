@@ -1,7 +1,7 @@
 """What follows a convolution or linear layer up to the next quantization, as far as one kernel computes all of it.
 
-    [bias addition] -> [relu | clip | hard-swish] -> QuantizeLinear
-    [bias addition] -> [hard-swish] -> [pair] -> residual addition -> [relu | clip] -> QuantizeLinear
+    [bias addition] -> [relu | clip | hard-swish | swish] -> QuantizeLinear
+    [bias addition] -> [hard-swish | swish] -> [pair] -> residual addition -> [relu | clip] -> QuantizeLinear
 
 The pair before a residual addition is skipped: the kernel adds before it rounds. That is right only where the pair
 does nothing but round, so one whose smallest value is 0 (a relu that a quantizer took into the pair) is not skipped.
@@ -14,9 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from deploypruner.sparse.layer import Activation
+from deploypruner.sparse.layer import Activation, Swish
 from deploypruner.sparse.onnx_graph import Graph, attribute, scalar
 from deploypruner.sparse.reading import NoMatch, read_activation, read_quantize
+
+# A swish in one node, and what it is a product with otherwise.
+_WHOLE: dict[str, Swish] = {"HardSwish": "hard-swish", "Swish": "swish"}
+_GATES: dict[str, Swish] = {"HardSigmoid": "hard-swish", "Sigmoid": "swish"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Tail:
         end: Float tensor reached.
         nodes: Passed on the way.
         bias: Name of a constant that is added, "" without.
-        hard_swish: Is there one?
+        swish: As `Layer.swish`.
         least: Relu or clip, in real numbers.
         most: Clip.
         residual: What is added.
@@ -39,7 +43,7 @@ class Tail:
     end: str
     nodes: tuple[onnx.NodeProto, ...]
     bias: str = ""
-    hard_swish: bool = False
+    swish: Swish = ""
     least: float = -np.inf
     most: float = np.inf
     residual: Activation | None = None
@@ -102,10 +106,10 @@ def _is_stored(graph: Graph, name: str) -> bool:
 
 
 def _with_activation(graph: Graph, tail: Tail) -> Tail:
-    """Pass relu, clip or hard-swish."""
-    swish = _hard_swish(graph, tail.end)
-    if swish:
-        return replace(tail.past(*swish), hard_swish=True)
+    """Pass relu, clip or swish."""
+    kind, nodes = _swish(graph, tail.end)
+    if kind:
+        return replace(tail.past(*nodes), swish=kind)
     reader = _only_reader(graph, tail.end)
     if reader.op_type == "Relu":
         return replace(tail.past(reader), least=0.0)
@@ -115,22 +119,25 @@ def _with_activation(graph: Graph, tail: Tail) -> Tail:
     return tail
 
 
-def _hard_swish(graph: Graph, name: str) -> tuple[onnx.NodeProto, ...]:
-    """Nodes of x * clip(x / 6 + 1 / 2, 0, 1) in one of its spellings, () where there is none."""
+def _swish(graph: Graph, name: str) -> tuple[Swish, tuple[onnx.NodeProto, ...]]:
+    """Which swish follows, and its nodes: one, or a product of x with clip(x / 6 + 1 / 2, 0, 1) or sigmoid(x)."""
     readers = graph.readers(name)
     if name in graph.outputs:
-        return ()
-    if [reader.op_type for reader in readers] == ["HardSwish"]:
-        return (readers[0],)
-    gates = [r for r in readers if r.op_type == "HardSigmoid"]
+        return "", ()
+    if len(readers) == 1 and readers[0].op_type in _WHOLE:
+        # Of Swish the sigmoid may have a factor.
+        return (_WHOLE[readers[0].op_type], (readers[0],)) if attribute(readers[0], "alpha", 1.0) == 1 else ("", ())
+    gates = [reader for reader in readers if reader.op_type in _GATES]
     if len(readers) != 2 or len(gates) != 1:
-        return ()
-    gate, product = gates[0], next(r for r in readers if r is not gates[0])
-    slope, offset = attribute(gate, "alpha", 0.2), attribute(gate, "beta", 0.5)
+        return "", ()
+    gate, product = gates[0], next(reader for reader in readers if reader is not gates[0])
     right = product.op_type == "Mul" and set(product.input) == {name, gate.output[0]}
-    if not right or abs(slope - 1 / 6) > 1e-6 or offset != 0.5 or len(graph.readers(gate.output[0])) != 1:
-        return ()
-    return (gate, product)
+    if not right or len(graph.readers(gate.output[0])) != 1 or gate.output[0] in graph.outputs:
+        return "", ()
+    slope, offset = attribute(gate, "alpha", 0.2), attribute(gate, "beta", 0.5)
+    if gate.op_type == "HardSigmoid" and (abs(slope - 1 / 6) > 1e-6 or offset != 0.5):
+        return "", ()
+    return _GATES[gate.op_type], (gate, product)
 
 
 def _clip_bounds(graph: Graph, node: onnx.NodeProto) -> tuple[float, float]:
@@ -159,9 +166,10 @@ def _with_residual(graph: Graph, tail: Tail, *, channels_last: bool, taken: froz
     residual = read_activation(graph, _other(reader, tail.end), channels_last=channels_last)
     if graph.shape(reader.output[0]) != graph.shape(tail.end):
         raise NoMatch("what is added to its output has other sizes")
-    tail = replace(_with_activation(graph, tail.past(reader)), residual=residual)
-    if any(node.op_type in ("HardSwish", "HardSigmoid") for node in tail.nodes[-2:]) and not tail.clips:
-        raise NoMatch("a hard-swish follows its residual addition")
+    added = tail.past(reader)
+    tail = replace(_with_activation(graph, added), residual=residual)
+    if len(tail.nodes) > len(added.nodes) and not tail.clips:
+        raise NoMatch("a swish follows its residual addition")
     last = _only_reader(graph, tail.end)
     if last.op_type != "QuantizeLinear":
         raise NoMatch(_stays_float(graph, tail.end))

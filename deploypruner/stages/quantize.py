@@ -14,6 +14,7 @@ from torch import nn
 
 from deploypruner.export import exporters
 from deploypruner.graph.inputs import batch_size, noise_like
+from deploypruner.quantize.placement import Placement
 from deploypruner.quantize.static import QuantizationSummary, quantize_static
 from deploypruner.records import Artifact
 from deploypruner.stages import Build, Feeds, Stage, stage_file
@@ -37,7 +38,7 @@ class Quantize(Stage):
         if build.traced.front_end != "torch.export":  # ONNX may turn out to be impossible; the weights remain
             write_state(build.folder, "weights.safetensors", build.compiled)
         build = with_dense(build)
-        pruned = _write(build, build.compiled, _PRUNED)
+        pruned = _write(build, build.compiled, _PRUNED, "sparse" if "sparse" in build.facts else "openvino")
         facts = {"quantization": {**build.facts["quantization"], "pruned": asdict(pruned)}}
         build.folder.write_json(self.saves[-1], facts)
         return _with_pruned(replace(build, facts={**build.facts, **facts}))
@@ -58,7 +59,7 @@ def with_dense(build: Build) -> Build:
     """Write the dense model in both precisions, unless this run has done so before, and give both artifacts."""
     if build.artifacts:
         return build
-    dense = _write(build, build.traced.module, _DENSE)
+    dense = _write(build, build.traced.module, _DENSE, "openvino")
     facts = {"quantization": {"dense": asdict(dense)}}
     return _with_dense(replace(build, facts={**build.facts, **facts}))
 
@@ -71,16 +72,17 @@ def write_int8(build: Build, module: nn.Module, folder: Path, *, batches: int) -
     """
     fp32, int8 = folder / "model.fp32.onnx", folder / "model.int8.onnx"
     _export(build, module, fp32)
-    _quantize(build, fp32, int8, islice(calibration_feeds(build), batches))
+    _quantize(build, fp32, int8, calibration=islice(calibration_feeds(build), batches), placement="sparse")
     return fp32, int8
 
 
-def _write(build: Build, module: nn.Module, names: tuple[str, str]) -> QuantizationSummary:
+def _write(build: Build, module: nn.Module, names: tuple[str, str], placement: Placement) -> QuantizationSummary:
     fp32, int8 = names
     with build.folder.writing(fp32) as path:
         _export(build, module, path)
     with build.folder.writing(int8) as path:
-        return _quantize(build, build.folder.path(fp32), path, calibration_feeds(build))
+        feeds = calibration_feeds(build)
+        return _quantize(build, build.folder.path(fp32), path, calibration=feeds, placement=placement)
 
 
 def _export(build: Build, module: nn.Module, fp32: Path) -> None:
@@ -88,12 +90,15 @@ def _export(build: Build, module: nn.Module, fp32: Path) -> None:
     exporters.get("onnx")().write(module, graph.example_inputs, fp32, dynamic_batch=graph.dynamic_batch)
 
 
-def _quantize(build: Build, fp32: Path, int8: Path, calibration: Iterator[Feeds]) -> QuantizationSummary:
+def _quantize(
+    build: Build, fp32: Path, int8: Path, *, calibration: Iterator[Feeds], placement: Placement
+) -> QuantizationSummary:
     return quantize_static(
         fp32,
         int8,
         calibration=calibration,
         method=build.recipe.quantize.method,
+        placement=placement,
         reduce_range=detect(build.recipe.target).saturates,
     )
 

@@ -18,6 +18,8 @@ from deploypruner.latency.sparse_costs import measure_costs
 from deploypruner.records import Artifact, Check
 from deploypruner.sparse.choose import Choice
 from deploypruner.sparse.convert import SparseModel, sparsify
+from deploypruner.sparse.gates import Gate
+from deploypruner.sparse.layer import Layer
 from deploypruner.sparse.library import EXTENSION, active_target, extension_path, targets
 from deploypruner.stages import Build, Feeds, Stage, stage_file
 from deploypruner.stages.evaluate import timing_feeds
@@ -164,13 +166,15 @@ def _document(found: SparseModel, *, reason: str, target: str = "") -> dict[str,
         "reason": reason,
         "target": target,
         "costs": found.costs.source if measured else "",
-        "layers": [_layer(choice, measured=measured) for choice in found.choices],
+        "layers": [_layer(choice, measured=measured) for choice in found.choices if isinstance(choice.layer, Layer)],
+        "gates": [_gate(choice, measured=measured) for choice in found.choices if isinstance(choice.layer, Gate)],
         "refused": found.refused,
     }
 
 
 def _layer(choice: Choice, *, measured: bool) -> dict[str, Any]:
     layer = choice.layer
+    assert isinstance(layer, Layer), "gates have no weights"
     return {
         "name": layer.name,
         "kind": layer.kind,
@@ -179,6 +183,18 @@ def _layer(choice: Choice, *, measured: bool) -> dict[str, Any]:
         "pixels": layer.y.pixels,
         "density": layer.density,
         "quads": layer.filled,
+        **_times(choice, measured=measured),
+    }
+
+
+def _gate(choice: Choice, *, measured: bool) -> dict[str, Any]:
+    gate = choice.layer
+    sizes = {"channels": gate.x.channels, "pixels": gate.x.pixels}
+    return {"name": gate.name, "kind": gate.kind, **sizes, **_times(choice, measured=measured)}
+
+
+def _times(choice: Choice, *, measured: bool) -> dict[str, Any]:
+    return {
         "sparse_us": choice.sparse_ns / 1e3 if measured else None,
         "dense_us": choice.dense_ns / 1e3 if measured else None,
         "choice": "sparse" if choice.sparse and measured else "dense",

@@ -154,7 +154,7 @@ def _quantize(model: onnx.ModelProto, folder: BuildFolder, calibration: list[Fee
         fp32 = Path(scratch) / "model.fp32.onnx"
         onnx.save(prepared(model), fp32)
         with folder.writing(_INT8) as path:
-            quantize_static(fp32, path, calibration=calibration, reduce_range=detect().saturates)
+            quantize_static(fp32, path, calibration=calibration, placement="sparse", reduce_range=detect().saturates)
 
 
 def _require_zeros(path: Path, document: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """A sparse model against the QDQ model it was made from, operation by operation.
 
-Outputs of whole networks hide errors: with random weights they hardly depend on the input. So every SparseConv is
+Outputs of whole networks hide errors: with random weights they hardly depend on the input. So every operation is
 given the very integers its layer reads in the QDQ model, executed literally, and must give the integers its layer
-writes there, within one step.
+writes there, within one step. A mean, which is a real number, must be right to a small part of a step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from deploypruner.records import Check
 from deploypruner.runtime import Session
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
-from deploypruner.sparse.layer import Activation, Layer
+from deploypruner.sparse.gates import Pool, Scale
+from deploypruner.sparse.layer import Activation, Layer, Operation
 from deploypruner.sparse.marks import DOMAIN
 from deploypruner.sparse.rewrite import VERSION, from_c4
 
@@ -34,6 +35,8 @@ Open = Callable[[Path], Session]
 # The kernel adds a residual before it rounds or clips, the QDQ model after. What the skipped pair clips on real data
 # must be next to nothing, or it was more than a rounding.
 _CLIPPED = 0.02
+# Share of a step that a mean may be wrong by.
+_MEAN = 1 / 64
 
 
 @dataclass
@@ -44,7 +47,7 @@ class _Seen:
     differing: float = 0.0
 
 
-def clipping(dense: Path, layers: Sequence[Layer], feeds: Sequence[Feeds]) -> frozenset[str]:
+def clipping(dense: Path, layers: Sequence[Operation], feeds: Sequence[Feeds]) -> frozenset[str]:
     """Names of fused layers whose skipped pair clips more than 2 % of its values, so that they must stay apart.
 
     Args:
@@ -55,7 +58,7 @@ def clipping(dense: Path, layers: Sequence[Layer], feeds: Sequence[Feeds]) -> fr
     Raises:
         InputError: The file cannot be read.
     """
-    fused = [layer for layer in layers if layer.skipped]
+    fused = [layer for layer in layers if isinstance(layer, Layer) and layer.skipped]
     if not fused:
         return frozenset()
     with _literal(dense, fused) as read:
@@ -68,7 +71,7 @@ def clipping(dense: Path, layers: Sequence[Layer], feeds: Sequence[Feeds]) -> fr
 
 
 def verify_operations(
-    dense: Path, sparse: Path, layers: Sequence[Layer], feeds: Sequence[Feeds], *, open_sparse: Open | None = None
+    dense: Path, sparse: Path, layers: Sequence[Operation], feeds: Sequence[Feeds], *, open_sparse: Open | None = None
 ) -> Check:
     """Compare every operation with its layer, on equal inputs.
 
@@ -93,30 +96,38 @@ def verify_operations(
         found = {layer.name: _Seen() for layer in layers}
         for batch in feeds:
             seen = read(batch)
-            given = [_last(seen[a.name], a) for layer in layers for a in layer.reads]
+            given = [array for layer in layers for array in _given(layer, seen)]
             for layer, output in zip(layers, session.run(given), strict=True):
                 _compare(layer, output, seen, found[layer.name])
     return _within_a_step(dense, found)
 
 
-def operations_apart(sparse: onnx.ModelProto, layers: Sequence[Layer]) -> onnx.ModelProto:
-    """Every SparseConv of a model on its own, with inputs and outputs in u8, channels last.
+def operations_apart(sparse: onnx.ModelProto, layers: Sequence[Operation]) -> onnx.ModelProto:
+    """Every operation of ours on its own, with activations in u8, channels last.
 
-    Inputs are what each layer reads, then its residual, layer after layer; outputs [N, height, width, channels].
+    Inputs are what each layer reads, then its residual or the numbers it scales by, layer after layer; outputs
+    [N, height, width, channels], of a mean float32 [N, channels, 1, 1].
     """
-    by_name = {node.name: node for node in sparse.graph.node if node.op_type == "SparseConv"}
+    ours = {node.name: node for node in sparse.graph.node if node.domain == DOMAIN}
     nodes, inputs, outputs = [], [], []
     for index, layer in enumerate(layers):
-        conv = onnx.NodeProto()
-        conv.CopyFrom(by_name[layer.name])
-        places = [0] if layer.residual is None else [0, 5]
-        for place, read in zip(places, layer.reads, strict=True):
+        node = onnx.NodeProto()
+        node.CopyFrom(ours[layer.name])
+        for place, read in zip((0, 5), layer.reads, strict=False):
             name = f"{index}_{place}"
             inputs.append(_images(name, read))
             nodes.append(helper.make_node("ToC4", [name], [f"{name}_c4"], domain=DOMAIN))
-            conv.input[place] = f"{name}_c4"
-        conv.output[0] = f"{index}_y_c4"
-        nodes += [conv, from_c4(conv.output[0], f"{index}_y", layer.y)]
+            node.input[place] = f"{name}_c4"
+        if isinstance(layer, Scale):
+            node.input[1] = f"{index}_by"
+            inputs.append(_numbers(node.input[1], layer))
+        nodes.append(node)
+        node.output[0] = f"{index}_y"
+        if layer.y is None:
+            outputs.append(_numbers(f"{index}_y", layer))
+            continue
+        node.output[0] += "_c4"
+        nodes.append(from_c4(node.output[0], f"{index}_y", layer.y))
         outputs.append(_images(f"{index}_y", layer.y))
     used = {name for node in nodes for name in node.input}
     stored = [tensor for tensor in sparse.graph.initializer if tensor.name in used]
@@ -126,8 +137,8 @@ def operations_apart(sparse: onnx.ModelProto, layers: Sequence[Layer]) -> onnx.M
 
 
 @contextmanager
-def _literal(dense: Path, layers: Sequence[Layer]) -> Iterator[Callable[[Feeds], dict[str, Array]]]:
-    """What runs the QDQ model exactly as written and gives every integer tensor that `layers` touch, by name."""
+def _literal(dense: Path, layers: Sequence[Operation]) -> Iterator[Callable[[Feeds], dict[str, Array]]]:
+    """What runs the QDQ model exactly as written and gives every tensor that `layers` touch, by name."""
     with tempfile.TemporaryDirectory(prefix="deploypruner-") as folder:
         path = Path(folder) / "literal.onnx"
         onnx.save(_with_outputs(onnx.load(dense), layers), path)
@@ -141,10 +152,22 @@ def _images(name: str, activation: Activation) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.UINT8, ["batch", height, width, activation.channels])
 
 
-def _with_outputs(dense: onnx.ModelProto, layers: Sequence[Layer]) -> onnx.ModelProto:
-    """The QDQ model with every integer tensor that is compared as an output."""
-    wanted = [activation.name for layer in layers for activation in (*layer.reads, layer.y)]
-    wanted += [layer.skipped for layer in layers if layer.skipped]
+def _numbers(name: str, layer: Operation) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", layer.x.channels, 1, 1])
+
+
+def _given(layer: Operation, seen: dict[str, Array]) -> list[Array]:
+    """What an operation on its own reads."""
+    numbers = [seen[layer.by]] if isinstance(layer, Scale) else []
+    return [*(_last(seen[read.name], read) for read in layer.reads), *numbers]
+
+
+def _with_outputs(dense: onnx.ModelProto, layers: Sequence[Operation]) -> onnx.ModelProto:
+    """The QDQ model with every tensor that is compared, or given to an operation, as an output."""
+    wanted = [activation.name for layer in layers for activation in layer.touches]
+    wanted += [layer.skipped for layer in layers if isinstance(layer, Layer) and layer.skipped]
+    wanted += [layer.by for layer in layers if isinstance(layer, Scale)]
+    wanted += [layer.mean for layer in layers if isinstance(layer, Pool)]
     del dense.graph.output[:]
     dense.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(wanted))
     return dense
@@ -158,11 +181,16 @@ def _last(values: Array, activation: Activation) -> NDArray[np.uint8]:
     return np.ascontiguousarray(u8.reshape(len(u8), *activation.size, activation.channels))
 
 
-def _compare(layer: Layer, output: Array, seen: dict[str, Array], into: _Seen) -> None:
+def _compare(layer: Operation, output: Array, seen: dict[str, Array], into: _Seen) -> None:
+    if isinstance(layer, Pool):
+        wrong = np.abs(output.reshape(-1) - seen[layer.mean].reshape(-1)) / layer.x.scale
+        into.steps = max(into.steps, float(wrong.max(initial=0)) / _MEAN)
+        return
+    assert layer.y is not None, "what is no mean gives an activation"
     want = _last(seen[layer.y.name], layer.y)
     difference = np.abs(output.astype(np.int16) - want)
     explained = 0
-    if layer.skipped:
+    if isinstance(layer, Layer) and layer.skipped:
         assert layer.residual is not None, "only a residual addition skips a pair"
         pair = Activation(layer.skipped, "", layer.between, 0, layer.y.shape, layer.y.channels_last)
         middle = _last(seen[layer.skipped], pair)

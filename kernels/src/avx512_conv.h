@@ -37,15 +37,28 @@ template <int N, class F>
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(weights));
 }
 
-// What a sum goes through before it is a byte.
+// What a swish multiplies by.
+[[gnu::always_inline]] inline __m512 swish_gate(__m512 t) {
+  t = _mm512_min_ps(_mm512_max_ps(t, _mm512_set1_ps(-kGateEnd)), _mm512_set1_ps(kGateEnd));
+  const __m512i column = _mm512_cvtps_epi32(t); // of which the permutation reads the last four bits
+  const auto factor = [&](int power) { return _mm512_permutexvar_ps(column, _mm512_load_ps(kGate[power])); };
+  const __m512 found = _mm512_fmadd_ps(_mm512_fmadd_ps(factor(3), t, factor(2)), t, factor(1));
+  return _mm512_fmadd_ps(found, t, factor(0));
+}
+
+// What a sum goes through before it is a byte. Which swish it is, is asked here: a branch is cheaper than twice the code.
 template <bool kSwish, bool kResidual>
 [[gnu::always_inline]] inline __m512i requantize(__m512i acc, __m512 scale, const Epilogue& e, __m512i residual) {
   const __m512 shift = _mm512_set1_ps(e.shift);
   __m512 f = _mm512_cvtepi32_ps(acc);
   if (kSwish) {
     f = _mm512_mul_ps(f, scale);
-    const __m512 gate = _mm512_fmadd_ps(f, _mm512_set1_ps(e.hard_swish_slope), _mm512_set1_ps(0.5f));
-    f = _mm512_fmadd_ps(f, _mm512_min_ps(_mm512_max_ps(gate, _mm512_setzero_ps()), _mm512_set1_ps(1.0f)), shift);
+    if (e.swish_rate > 0) {
+      f = _mm512_fmadd_ps(f, swish_gate(_mm512_mul_ps(f, _mm512_set1_ps(e.swish_rate))), shift);
+    } else {
+      const __m512 gate = _mm512_fmadd_ps(f, _mm512_set1_ps(e.hard_swish_slope), _mm512_set1_ps(0.5f));
+      f = _mm512_fmadd_ps(f, _mm512_min_ps(_mm512_max_ps(gate, _mm512_setzero_ps()), _mm512_set1_ps(1.0f)), shift);
+    }
   } else {
     f = _mm512_fmadd_ps(f, scale, shift);
   }
@@ -306,7 +319,7 @@ void run(const Tile& tile) {
 }
 
 void tile(const Tile& tile) {
-  const bool swish = tile.epilogue->hard_swish_slope > 0;
+  const bool swish = tile.epilogue->has_swish();
   if (tile.residual) return swish ? run<true, true>(tile) : run<false, true>(tile);
   return swish ? run<true, false>(tile) : run<false, false>(tile);
 }

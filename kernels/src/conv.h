@@ -93,9 +93,26 @@ struct Lanes {
 };
 
 struct Epilogue {
-  float residual_scale, hard_swish_slope;
+  float residual_scale, hard_swish_slope, swish_rate; // rate: the output's step over kGatePiece
   float shift; // the output's zero point, less what the residual's adds
   int32_t low, high;
+
+  bool has_swish() const { return hard_swish_slope > 0 || swish_rate > 0; }
+};
+
+// The gate of a swish, sigmoid(kGatePiece * t): a cubic for each unit of t around an integer n, which is in column n mod 16,
+// the lowest power first. Fitted so that the greatest error, times max(|1.5 t|, 0.3), is least. A column of four numbers is
+// four permutations of one register each; an exponential and a division take twice as long.
+constexpr float kGatePiece = 1.5f, kGateEnd = 7.49f;
+alignas(DP_ALIGN) constexpr float kGate[4][16] = {
+    {0.5f, 0.48289773f, 0.48405775f, 0.67131525f, 0.84656823f, 0.9390707f, 0.97803444f, 0.99258053f,
+     0.0f, 0.0074194567f, 0.021947516f, 0.060929f, 0.15343653f, 0.3286877f, 0.51593947f, 0.5171023f},
+    {0.37461156f, 0.45378083f, 0.47329941f, 0.24777649f, 0.094271801f, 0.031318899f, 0.0096790483f, 0.0028582783f,
+     0.0f, 0.0028582856f, 0.0096698394f, 0.031318717f, 0.094275422f, 0.24777949f, 0.47329521f, 0.45378083f},
+    {-1.9053017e-07f, -0.12741159f, -0.15580195f, -0.064713374f, -0.01975487f, -0.005447899f, -0.0014369726f, -0.00036997686f,
+     0.0f, 0.00036997788f, 0.00143541f, 0.0054478631f, 0.019755783f, 0.06471438f, 0.15579984f, 0.12741159f},
+    {-0.06515412f, 0.008202943f, 0.018144093f, 0.0058075511f, 0.0014055286f, 0.00031984347f, 7.1755079e-05f, 1.6072498e-05f,
+     0.0f, 1.6072547e-05f, 7.1666938e-05f, 0.00031984123f, 0.001405605f, 0.0058076628f, 0.018143749f, 0.008202943f},
 };
 
 struct Packed {
@@ -148,6 +165,10 @@ struct Target {
   void (*from_c4)(int pixels, int channels, const uint8_t*, uint8_t*);
   // Vectors begin .. end of the copy of a plane for its phases; pixels outside the image become `outside`.
   void (*copy)(const Packed&, const uint8_t* plane, uint32_t outside, int begin, int end, uint8_t* to);
+  // Of one quad: sums over its first `pixels`; and sixteen pixels times `vectors` as fma(x, m, b), rounded and limited to a
+  // byte. Where a target has none, those of gate.cpp do it.
+  void (*sums)(int pixels, const uint8_t* quad, int32_t (&sums)[DP_QUAD]) = nullptr;
+  void (*scale)(int vectors, const uint8_t* x, const float (&m)[DP_QUAD], const float (&b)[DP_QUAD], uint8_t* y) = nullptr;
   // Where there are windows: lines of `count` pixels, from up to sixteen quads `plane` bytes apart, absent ones zero; and
   // what a step costs per pixel, and a line, in multiplications of one loaded vector by a quad's weights.
   void (*lines)(int count, int stride, int quads, size_t plane, const uint8_t* from, uint8_t* to) = nullptr;

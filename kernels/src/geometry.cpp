@@ -36,8 +36,10 @@ void check(const dp_conv_shape& s) {
   for (int32_t byte : {s.input_zero_point, s.output_zero_point, s.low, s.high, s.residual_zero_point})
     require(byte >= 0 && byte <= 255, "zero points and limits must be in 0..255");
   require(s.low <= s.high, "low is above high");
-  require(std::isfinite(s.residual_scale) && std::isfinite(s.hard_swish_slope) && s.hard_swish_slope >= 0,
-          "scales must be finite and the slope of a hard swish not negative");
+  require(std::isfinite(s.residual_scale) && std::isfinite(s.hard_swish_slope) && std::isfinite(s.swish_step) &&
+              s.hard_swish_slope >= 0 && s.swish_step >= 0,
+          "scales must be finite, and slope and step of a swish not negative");
+  require(s.hard_swish_slope == 0 || s.swish_step == 0, "an output has one kind of swish");
   const int64_t rows = int64_t(s.height) + s.pad_top + s.pad_bottom, columns = int64_t(s.width) + s.pad_left + s.pad_right;
   require(fits({rows, columns, int64_t(s.channels_in) + DP_QUAD, int64_t(s.kernel_x) + 1}) &&
               fits({s.channels_in / s.groups, s.channels_out, s.kernel_y, s.kernel_x}),

@@ -59,10 +59,28 @@ void accumulate_row(const Packed& packed, const RowGroup& group, const uint8_t* 
   }
 }
 
+// What a swish multiplies by.
+__m256 swish_gate(__m256 t) {
+  t = _mm256_min_ps(_mm256_max_ps(t, _mm256_set1_ps(-kGateEnd)), _mm256_set1_ps(kGateEnd));
+  const __m256i column = _mm256_cvtps_epi32(t);
+  const __m256 is_second = _mm256_castsi256_ps(_mm256_slli_epi32(column, 28)); // half of the sixteen, in the sign
+  __m256 found = _mm256_setzero_ps();
+  for (int power = 3; power >= 0; --power) {
+    const __m256 first = _mm256_permutevar8x32_ps(_mm256_load_ps(kGate[power]), column);
+    const __m256 second = _mm256_permutevar8x32_ps(_mm256_load_ps(kGate[power] + 8), column);
+    const __m256 factor = _mm256_blendv_ps(first, second, is_second);
+    found = power == 3 ? factor : _mm256_fmadd_ps(found, t, factor);
+  }
+  return found;
+}
+
 __m256i requantize(__m256i acc, float scale, const Epilogue& e, bool has_residual, __m256i residual) {
   const __m256 shift = _mm256_set1_ps(e.shift);
   __m256 f = _mm256_cvtepi32_ps(acc);
-  if (e.hard_swish_slope > 0) {
+  if (e.swish_rate > 0) {
+    f = _mm256_mul_ps(f, _mm256_set1_ps(scale));
+    f = _mm256_fmadd_ps(f, swish_gate(_mm256_mul_ps(f, _mm256_set1_ps(e.swish_rate))), shift);
+  } else if (e.hard_swish_slope > 0) {
     f = _mm256_mul_ps(f, _mm256_set1_ps(scale));
     const __m256 gate = _mm256_fmadd_ps(f, _mm256_set1_ps(e.hard_swish_slope), _mm256_set1_ps(0.5f));
     f = _mm256_fmadd_ps(f, _mm256_min_ps(_mm256_max_ps(gate, _mm256_setzero_ps()), _mm256_set1_ps(1.0f)), shift);
@@ -184,10 +202,46 @@ void copy(const Packed& packed, const uint8_t* plane, uint32_t outside, int begi
   }
 }
 
+void sums(int pixels, const uint8_t* quad, int32_t (&sums)[DP_QUAD]) {
+  constexpr int kPixels = DP_PIXELS / 2;
+  __m256i acc[DP_QUAD] = {};
+  alignas(32) uint32_t lanes[kPixels] = {};
+  for (int pixel = 0; pixel < pixels; pixel += kPixels) {
+    const uint8_t* from = quad + size_t(pixel) * DP_QUAD;
+    if (pixels - pixel < kPixels) {
+      std::memcpy(lanes, from, size_t(pixels - pixel) * DP_QUAD);
+      from = reinterpret_cast<const uint8_t*>(lanes);
+    }
+    const __m256i x = load(from), byte = _mm256_set1_epi32(255);
+    for (int i = 0; i < DP_QUAD; ++i) acc[i] = _mm256_add_epi32(acc[i], _mm256_and_si256(_mm256_srli_epi32(x, 8 * i), byte));
+  }
+  for (int i = 0; i < DP_QUAD; ++i) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), acc[i]);
+    sums[i] = 0;
+    for (uint32_t lane : lanes) sums[i] += int32_t(lane);
+  }
+}
+
+void scale(int vectors, const uint8_t* x, const float (&m)[DP_QUAD], const float (&b)[DP_QUAD], uint8_t* y) {
+  const __m256 by = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(m));
+  const __m256 shift = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(b));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7); // packing takes the pixels of four registers in turn
+  for (int half = 0; half < 2 * vectors; ++half, x += kHalf, y += kHalf) {
+    __m256i part[DP_QUAD];
+    for (int i = 0; i < DP_QUAD; ++i) { // two pixels of four channels
+      const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x + 8 * i)));
+      part[i] = _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_cvtepi32_ps(bytes), by, shift));
+    }
+    const __m256i words = _mm256_packs_epi32(part[0], part[1]), more = _mm256_packs_epi32(part[2], part[3]);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(y),
+                       _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words, more), order));
+  }
+}
+
 bool runs() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 } // namespace
 
-Target avx2_target() { return {"avx2", runs, tile, kWidest, [](int) { return 1; }, to_c4, from_c4, copy}; }
+Target avx2_target() { return {"avx2", runs, tile, kWidest, [](int) { return 1; }, to_c4, from_c4, copy, sums, scale}; }
 
 } // namespace dp

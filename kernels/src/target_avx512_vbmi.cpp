@@ -4,6 +4,7 @@
 // For tests on a CPU without it, DP_EMULATE_VBMI replaces that one instruction by others; with DP_TRAP_VBMI the test
 // catches the fault.
 #include "avx512_conv.h"
+#include "avx512_gate.h"
 
 namespace dp {
 namespace {
@@ -141,7 +142,7 @@ void run_windows(const Tile& tile, std::integer_sequence<int, U...>) {
 void tile_or_windows(const Tile& one) {
   if (!one.packed->is_windows) return tile(one);
   const auto units = std::make_integer_sequence<int, kMostUnits>();
-  const bool swish = one.epilogue->hard_swish_slope > 0;
+  const bool swish = one.epilogue->has_swish();
   if (one.residual) return swish ? run_windows<true, true>(one, units) : run_windows<false, true>(one, units);
   return swish ? run_windows<true, false>(one, units) : run_windows<false, false>(one, units);
 }
@@ -208,7 +209,8 @@ bool runs() {
 // that transpose sixteen, of which Zen 5 does two a cycle and Intel one: counted, not measured.
 Target target(const char* name, double cheaper) {
   const bool is_amd = __builtin_cpu_is("amd");
-  Target made{name, runs, tile_or_windows, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy};
+  Target made{name, runs, tile_or_windows, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy,
+              sums, scale};
   made.lines = lines;
   made.step_cost = cheaper * (is_amd ? 8.4 / 5.5 : 2);
   made.line_cost = cheaper * (is_amd ? 4 : 8);

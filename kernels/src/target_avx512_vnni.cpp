@@ -1,5 +1,6 @@
 // AVX-512 VNNI: Cascade Lake and later.
 #include "avx512_conv.h"
+#include "avx512_gate.h"
 
 namespace dp {
 namespace {
@@ -12,7 +13,8 @@ bool runs() {
 } // namespace
 
 Target avx512_vnni_target() {
-  return {"avx512_vnni", runs, tile, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy};
+  return {"avx512_vnni", runs, tile, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy,
+          sums, scale};
 }
 
 } // namespace dp

@@ -27,6 +27,15 @@ void from_c4(int pixels, int channels, const uint8_t* c4, uint8_t* nhwc) {
       nhwc[size_t(pixel) * channels + channel] = c4[at(channel, pixel, padded)];
 }
 
+// What a swish multiplies by.
+float gate(float t) {
+  t = std::min(std::max(t, -kGateEnd), kGateEnd);
+  const int column = int(std::nearbyint(t)) & 15;
+  float found = kGate[3][column];
+  for (int power = 2; power >= 0; --power) found = std::fma(found, t, kGate[power][column]);
+  return found;
+}
+
 } // namespace
 
 void run_equation(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, const Packed& packed,
@@ -46,6 +55,9 @@ void run_equation(const Geometry& g, const std::vector<std::vector<Nonzero>>& ro
       if (e.hard_swish_slope > 0) {
         const float value = sum * scale, gate = std::fma(value, e.hard_swish_slope, 0.5f);
         f = std::fma(value, std::min(std::max(gate, 0.0f), 1.0f), e.shift);
+      } else if (e.swish_rate > 0) {
+        const float value = sum * scale;
+        f = std::fma(value, gate(value * e.swish_rate), e.shift);
       } else {
         f = std::fma(sum, scale, e.shift);
       }

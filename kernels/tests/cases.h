@@ -56,7 +56,7 @@ class Guarded {
 };
 
 // Pieces of work on three threads, in an order of their own.
-void on_threads(void*, int32_t count, void (*body)(void*, int32_t), void* context) {
+inline void on_threads(void*, int32_t count, void (*body)(void*, int32_t), void* context) {
   std::atomic<int32_t> next{0};
   const auto work = [&] {
     for (int32_t i; (i = next++) < count;) body(context, count - 1 - i);
@@ -140,7 +140,7 @@ void draw_weights(Random& random, Case& c) {
     }
 }
 
-Case draw_case(uint64_t number) {
+inline Case draw_case(uint64_t number) {
   Random random(number);
   Case c;
   dp_conv_shape& s = c.shape;
@@ -156,6 +156,7 @@ Case draw_case(uint64_t number) {
     s.residual_scale = float(draw(random, 1, 3000)) / 1000;
   }
   if (chance(random, 0.25)) s.hard_swish_slope = float(draw(random, 1, 60)) / 1000;
+  else if (chance(random, 0.25)) s.swish_step = float(draw(random, 1, 200)) / 1000;
   c.batch = chance(random, 0.2) ? int(draw(random, 2, 3)) : 1;
   c.threads = int(draw(random, 1, 8));
   c.is_parallel = chance(random, 0.2);
@@ -173,16 +174,28 @@ Case draw_case(uint64_t number) {
   return c;
 }
 
-std::string describe(uint64_t number, const Case& c, const std::string& target) {
+void fill(Random& random, uint8_t* data, size_t bytes) {
+  for (size_t i = 0; i < bytes; ++i) data[i] = uint8_t(random());
+}
+
+std::vector<std::string> targets() {
+  std::vector<std::string> names;
+  for (int i = 0; const char* name = dp_target_name(i); ++i)
+    if (dp_target_runs(i)) names.push_back(name);
+  return names;
+}
+
+inline std::string describe(uint64_t number, const Case& c, const std::string& target) {
   const dp_conv_shape& s = c.shape;
   char text[512];
   std::snprintf(text, sizeof text,
                 "case %llu on %s: %d -> %d channels, %d groups, %d x %d, kernel %d x %d, stride %d x %d, dilation %d x %d, "
-                "pads %d %d %d %d, zero points %d %d, limits %d %d, residual %d (%d, %g), slope %g, batch %d, threads %d",
+                "pads %d %d %d %d, zero points %d %d, limits %d %d, residual %d (%d, %g), slope %g, step %g, batch %d, threads %d",
                 static_cast<unsigned long long>(number), target.c_str(), s.channels_in, s.channels_out, s.groups, s.height,
                 s.width, s.kernel_y, s.kernel_x, s.stride_y, s.stride_x, s.dilation_y, s.dilation_x, s.pad_top, s.pad_left,
                 s.pad_bottom, s.pad_right, s.input_zero_point, s.output_zero_point, s.low, s.high, s.has_residual,
-                s.residual_zero_point, double(s.residual_scale), double(s.hard_swish_slope), c.batch, c.threads);
+                s.residual_zero_point, double(s.residual_scale), double(s.hard_swish_slope),
+                double(s.swish_step), c.batch, c.threads);
   return text;
 }
 

@@ -33,6 +33,7 @@ double equation(const Case& c, int row, int pixel, const uint8_t* x, const uint8
       }
   double f = sum * double(c.scale[size_t(row)]);
   if (s.hard_swish_slope > 0) f *= std::clamp(f * double(s.hard_swish_slope) + 0.5, 0.0, 1.0);
+  if (s.swish_step > 0) f /= 1 + std::exp(-f * double(s.swish_step));
   if (s.has_residual)
     f += (residual[at(row, pixel, c.pixels_out())] - s.residual_zero_point) * double(s.residual_scale);
   return std::clamp(std::rint(f) + s.output_zero_point, double(s.low), double(s.high));
@@ -64,18 +65,7 @@ struct Inputs {
                reinterpret_cast<float*>(scale.data), reinterpret_cast<int32_t*>(bias.data)};
     for (Guarded* one : {&x, &residual, &mask, &values, &scale, &bias}) one->read_only();
   }
-
-  static void fill(Random& random, uint8_t* data, size_t bytes) {
-    for (size_t i = 0; i < bytes; ++i) data[i] = uint8_t(random());
-  }
 };
-
-std::vector<std::string> targets() {
-  std::vector<std::string> names;
-  for (int i = 0; const char* name = dp_target_name(i); ++i)
-    if (dp_target_runs(i)) names.push_back(name);
-  return names;
-}
 
 // The valid bytes of one run, channel by channel.
 std::vector<uint8_t> run(uint64_t number, const Case& c, const Inputs& in, const std::string& target, bool at_front) {
@@ -133,7 +123,7 @@ void check_layout(uint64_t number) {
   const bool at_front = chance(random, 0.5);
   const size_t plain = size_t(batch) * pixels * channels, bytes = batch * c4_bytes(channels, pixels);
   Guarded nhwc(plain, at_front);
-  Inputs::fill(random, nhwc.data, plain);
+  fill(random, nhwc.data, plain);
   nhwc.read_only();
   for (const std::string& target : targets()) {
     Guarded c4(bytes, at_front), back(plain, at_front);

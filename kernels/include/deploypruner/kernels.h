@@ -12,6 +12,10 @@
  *         shift = output_zero_point, or with a residual fma(-residual_zero_point, residual_scale, output_zero_point)
  *         where hard_swish_slope > 0, with v = (float)acc * scale[r] and slope = output step / 6:
  *         fma(v, min(max(fma(v, hard_swish_slope, 0.5), 0), 1), shift)
+ *         where swish_step > 0, with v as before and swish_step = output step: fma(v, g, shift), where
+ *           t = min(max(v * (swish_step / 1.5), -7.49), 7.49),  c = column rint(t) mod 16 of kGate in src/conv.h,
+ *           g = fma(fma(fma(c[3], t, c[2]), t, c[1]), t, c[0]),  about sigmoid(1.5 t), piece by piece;
+ *         of x * sigmoid(x) this misses 2e-4 at most while |x| <= 11, then 2e-5 |x|; 0.06 steps where |v| <= 256
  *   f   = fma((float)residual, residual_scale, f)                                       where there is a residual
  *   y   = min(max(rint(f), low), high)                                                  uint8
  *
@@ -55,7 +59,7 @@ typedef struct {
   int32_t pad_top, pad_left, pad_bottom, pad_right;
   int32_t input_zero_point, output_zero_point, low, high; /* 0..255 */
   int32_t has_residual, residual_zero_point;
-  float residual_scale, hard_swish_slope;    /* slope 0: none */
+  float residual_scale, hard_swish_slope, swish_step; /* slope, step 0: none; not both */
 } dp_conv_shape;
 
 typedef struct {
@@ -101,6 +105,26 @@ DP_API const char* dp_conv_target(const dp_conv* conv);
 /* uint8 [batch][pixels][channels] (NHWC) to C4 and back. `target` as above; returns 0, or 1 with the reason. */
 DP_API int dp_to_c4(const char* target, int32_t batch, int32_t pixels, int32_t channels, const uint8_t* nhwc, uint8_t* c4);
 DP_API int dp_from_c4(const char* target, int32_t batch, int32_t pixels, int32_t channels, const uint8_t* c4, uint8_t* nhwc);
+
+/* SQUEEZE AND EXCITATION on C4: what stands around the gate's small layers. Integers exact, the rest IEEE float32, round
+ * to nearest even, in this order. Pixels and channels beyond the image count for nothing; `target` as above; returns 0,
+ * or 1 where this CPU lacks the target or an image has more than 2^23 pixels.
+ *
+ *   dp_pool_c4    mean[n, c] = (float)(sum over p of (x[n, c, p] - zero_point)) * factor
+ *                 factor = step of x / pixels;  `mean` is float32 [batch][channels]
+ *   dp_scale_c4   m = min(max(s[n, c] * ratio, -2^20), 2^20), -2^20 for NaN;  ratio = step of x / step of y
+ *                 b = output_zero_point - input_zero_point * m           (float64, then rounded to float32)
+ *                 y[n, c, p] = min(max(rint(fma((float)x[n, c, p], m, b)), 0), 255);  `s` is float32 [batch][channels]
+ *
+ * `x` and `y` are C4, 64-byte aligned, and not one another; `s` and `mean` need no more than a float's alignment. */
+typedef struct {
+  int32_t input_zero_point, output_zero_point; /* 0..255 */
+  float ratio;
+} dp_scale;
+DP_API int dp_pool_c4(const char* target, int32_t batch, int32_t pixels, int32_t channels, int32_t zero_point, float factor,
+                      const uint8_t* x, float* mean);
+DP_API int dp_scale_c4(const char* target, int32_t batch, int32_t pixels, int32_t channels, const dp_scale* how,
+                       const uint8_t* x, const float* s, uint8_t* y);
 
 /* Names of the targets in this library, best last, and whether this CPU runs them. NULL past the end. */
 DP_API const char* dp_target_name(int32_t i);
