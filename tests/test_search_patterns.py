@@ -137,12 +137,12 @@ def test_a_budget_out_of_reach_says_what_is_in_reach() -> None:
 def requested(tmp_path: Path, *, rates: Rates, factor: float = 1.0, speedup: float | None = None) -> Assignment:
     """`chain` with weights that differ in size, on a machine that takes `factor` times what the rates say."""
     onnx.save(chain(density=1.0), tmp_path / "dense.onnx")
-    layers = match(Graph(chain(density=1.0))).layers
+    layers = [x for x in match(Graph(chain(density=1.0))).layers if isinstance(x, Layer)]
     generator = torch.Generator().manual_seed(0)
     weights = {x.name: torch.rand(x.weights.shape, generator=generator) for x in layers if x.kind == "conv"}
 
     def measured(_: Path, __: Path, seen: list[Layer], **___: object) -> MeasuredCosts:
-        borders = {f"{a.name}_c4": 1.0 for x in layers for a in (*x.reads, x.y)}
+        borders = {f"{a.name}_c4": 1.0 for x in layers for a in x.touches}
         ours = {x.name: factor * rates.sparse(x) for x in seen}
         return MeasuredCosts(ours, {x.name: rates.dense(x) for x in seen}, borders, borders, rest_ns=1000.0)
 

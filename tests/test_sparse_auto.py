@@ -24,7 +24,7 @@ from deploypruner.report.sparse import assigned_table, sparse_lines
 from deploypruner.search.goal import Goal
 from deploypruner.sparse import library
 from deploypruner.sparse.cost import Rates
-from deploypruner.sparse.layer import Layer
+from deploypruner.sparse.layer import Operation
 from deploypruner.stages.sparsity import check_sparse
 from tests.builds import Outcome, known_rates, pretended, pretended_timings, run_cli, workshop
 
@@ -32,15 +32,17 @@ needs_library = pytest.mark.skipif(
     not library.is_built(), reason="the package was installed without its sparse kernels"
 )
 COMPILE = ("compile", "tiny.pt2", "--seconds", "1", "--runtime", "openvino", "--pattern")
-RATES = Rates(call=100, step=1.0, shared=2.0, requant=2.0, copy=0.0, dense_call=100, mac=0.05, depthwise_mac=1.0)
+RATES = Rates(
+    call=100, step=1.0, shared=2.0, requant=2.0, copy=0.0, dense_call=100, mac=0.05, depthwise_mac=1.0, gate=1e3
+)
 
 
 @contextmanager
 def machine(rates: Rates = RATES) -> Iterator[None]:
     """A machine that takes exactly what the rates say, nothing for borders, and 3 ms for the dense model."""
 
-    def measured(_: Path, __: Path, layers: Sequence[Layer], **___: object) -> MeasuredCosts:
-        free = {f"{a.name}_c4": 0.0 for layer in layers for a in (*layer.reads, layer.y)}
+    def measured(_: Path, __: Path, layers: Sequence[Operation], **___: object) -> MeasuredCosts:
+        free = {f"{a.name}_c4": 0.0 for layer in layers for a in layer.touches}
         ours, dense = ({x.name: cost(x) for x in layers} for cost in (rates.sparse, rates.dense))
         return MeasuredCosts(ours, dense, free, free, rest_ns=1000.0)
 

@@ -39,12 +39,13 @@ TRUE = Rates(2000, 0.5, 0.25, 6, 2, 0.3, 1500, 0.004, 0.03, 0.05, 2500, 0.1)
 
 
 def probes() -> list[Layer]:
-    return [x for x in match(Graph(probe_model(CHAINS))).layers if not x.name.endswith((HEAD, TAIL))]
+    found = match(Graph(probe_model(CHAINS))).layers
+    return [x for x in found if isinstance(x, Layer) and not x.name.endswith((HEAD, TAIL))]
 
 
 def timed(layers: list[Layer], rates: Rates) -> MeasuredCosts:
     """What the layers would take if the formula were the truth."""
-    borders = {c4_name(a): a for x in layers for a in (*x.reads, x.y)}
+    borders = {c4_name(a): a for x in layers for a in x.touches}
     return MeasuredCosts(
         {x.name: rates.sparse(x) for x in layers},
         {x.name: rates.dense(x) for x in layers},

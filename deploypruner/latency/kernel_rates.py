@@ -132,7 +132,7 @@ def fit_rates(layers: Sequence[Layer], costs: MeasuredCosts, *, packed: bool = F
     """
     ours = [(sparse_counts(x, packed=packed), costs.sparse_ns[x.name]) for x in layers if x.name in costs.sparse_ns]
     theirs = [(dense_counts(x), costs.dense_ns[x.name]) for x in layers if x.name in costs.dense_ns]
-    touched = {c4_name(a): a for x in layers for a in (*x.reads, x.y)}
+    touched = {c4_name(a): a for x in layers for a in x.touches}
     borders: Timings = [
         (border_counts(touched[name]), ns) for found in (costs.enter_ns, costs.leave_ns) for name, ns in found.items()
     ]

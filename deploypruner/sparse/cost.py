@@ -65,12 +65,12 @@ class Rates(Costs):
         residual: Of adding four channels of 16 pixels.
         copy: Of a byte that is copied before a kernel other than a plain 1x1.
         dense_call: Of a dense layer.
-        gate: Of a mean or product of four channels of 16 pixels.
         mac: Of one multiply-add of a dense convolution.
         depthwise_mac: Of one multiply-add of a dense depthwise convolution.
         byte: Of one byte that a dense convolution reads or writes.
         border_call: Of changing the layout of an activation.
         move: Of one byte of it.
+        gate: Of a mean or product of four channels of 16 pixels.
         images: Of a batch.
         packed: Are multiply-adds counted as the library packs them? Needed where it packs windows.
         source: Where they come from, in words.
@@ -83,12 +83,12 @@ class Rates(Costs):
     residual: float = 3.0
     copy: float = 0.0
     dense_call: float = 2500.0
-    gate: float = 6.0
     mac: float = 0.0055
     depthwise_mac: float = 0.045
     byte: float = 0.02
     border_call: float = 2500.0
     move: float = 0.10
+    gate: float = 6.0
     images: int = 1
     packed: bool = False
     source: str = "a formula, not measured on this machine"
