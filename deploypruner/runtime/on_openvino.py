@@ -61,9 +61,16 @@ class OpenVino(Runtime, Profiler):
 
     def profile(self, path: Path, feeds: Sequence[Array], *, threads: int, calls: int) -> tuple[NodeTime, ...]:
         """See `Profiler.profile`."""
+        return self.counted(path, feeds, threads=threads).node_times(feeds, calls=calls)
+
+    def counted(self, path: Path, feeds: Sequence[Array], *, threads: int) -> OpenVinoSession:
+        """A session that can tell `node_times`; dynamic dimensions are fixed to the shapes of `feeds`.
+
+        Raises:
+            InputError: As `open`.
+        """
         shapes = [array.shape for array in feeds]
-        session = self._compile(path, threads=threads, shapes=shapes, more={"PERF_COUNT": "YES"})
-        return session.node_times(feeds, calls=calls)
+        return self._compile(path, threads=threads, shapes=shapes, more={"PERF_COUNT": "YES"})
 
     def _compile(self, path: Path, *, threads: int, shapes: Shapes | None, more: dict[str, str]) -> OpenVinoSession:
         openvino = import_openvino()
