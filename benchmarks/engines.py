@@ -77,6 +77,8 @@ class Engines:
     def start(self, runtime: str, name: str = "") -> Worker:
         """A process that has loaded the library of a runtime."""
         python = DEEPSPARSE_PYTHON if runtime == "deepsparse" else Path(sys.executable)
+        if not python.exists():
+            raise MeasureError(f"no Python for {runtime} at '{python}'", hint="set DEEPSPARSE_PYTHON")
         self.folder.mkdir(parents=True, exist_ok=True)
         artifact = Artifact(name or runtime, self.folder, "onnx", "int8")
         log = self.folder / f"{runtime}-{name}.log".replace(" ", "-").replace("/", "-")
