@@ -17,7 +17,6 @@ from typing import Any
 
 import click
 import numpy as np
-import onnx
 import torch
 
 from benchmarks.baseline import baseline
@@ -27,7 +26,7 @@ from deploypruner.graph.module import get_state
 from deploypruner.measure import environment
 from deploypruner.patterns import make_pattern
 from deploypruner.quantize import quantize_static
-from deploypruner.sparse.convert import sparsify
+from deploypruner.stages.sparse import make_sparse
 
 RESULTS = Path(__file__).parent / "results" / "accuracy_at_latency.json"
 WORK = Path(__file__).parent / "work" / "accuracy_at_latency"
@@ -63,10 +62,8 @@ def write_files(net: str, cases: dict[str, Results]) -> dict[str, Path]:
         fp32, int8, sparse = (stem.with_name(f"{stem.name}.{kind}.onnx") for kind in ("fp32", "int8", "sparse"))
         exporters.get("onnx")().write(module, (torch.zeros(_SHAPE),), fp32, dynamic_batch=False)
         quantize_static(fp32, int8, calibration=noise)
-        made = sparsify(onnx.load(int8)).model if case is not None else None
-        if made is not None:
-            onnx.save(made, sparse)
-        files[name] = int8 if made is None else sparse
+        made = case is not None and make_sparse(int8, sparse, feeds=noise[:1], threads=1).check is not None
+        files[name] = sparse if made else int8
     return files
 
 
