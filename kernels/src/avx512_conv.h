@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kWidest = 8, kShared = 6; // vectors of a tile; of one pass over shared rows: 24 accumulators
 
-// Rows of a group: as many as leave the other registers to one vector of pixels and one of weights.
+// Rows of a group: some sixteen accumulators, enough to hide a multiplication's latency; what rounds them needs the rest.
 constexpr int rows_for(int vectors) {
   constexpr int table[kWidest + 1] = {8, 8, 8, 6, 4, 4, 3, 3, 2};
   return table[vectors];
