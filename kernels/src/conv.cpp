@@ -114,8 +114,9 @@ void copied_one(void* context, int32_t i) {
   uint8_t* copy = run.scratch + size_t(i) * copy_bytes(run.conv);
   for (int quad = 0; quad < run.conv.geometry.quads_in; ++quad)
     gather(run.conv.geometry, packed, run.conv.target, {quad, begin, end}, run.x, copy + size_t(quad) * packed.source_plane);
-  const bool is_one_piece = shares == run.cut.pieces;
-  for (int piece = is_one_piece ? 0 : i / shares; piece < (is_one_piece ? run.cut.row_pieces : i / shares + 1); ++piece)
+  const int parts = run.cut.pieces / shares, part = i / shares;
+  const int begin_piece = begin_of(run.cut.row_pieces, part, parts), end_piece = begin_of(run.cut.row_pieces, part + 1, parts);
+  for (int piece = begin_piece; piece < end_piece; ++piece)
     for (int number = first; number < last; ++number) run_tile(run, copy + first_byte(run, number), piece, number);
 }
 
@@ -166,8 +167,7 @@ Cut cut_of(const dp_conv& conv, int threads) {
   while ((is_short ? 1 : cut.tiles) * cut.row_pieces < threads && cut.row_pieces < blocks) ++cut.row_pieces;
   const size_t in = size_t(g.quads_in) * g.pixels_in * DP_QUAD, out = size_t(g.quads_out) * g.pixels_out * DP_QUAD;
   const bool is_large = in <= kSecondLevel && in + out * (g.shape.has_residual ? 2 : 1) > kSecondLevel;
-  if (!packed.is_shared && !packed.is_windows && is_large)
-    cut.row_pieces = blocks;
+  if (!packed.is_shared && !packed.is_windows && is_large) cut.row_pieces = blocks;
   while (cut.line_pieces * g.windows_in() < threads) ++cut.line_pieces;
   cut.pieces = cut.tiles >= threads ? std::max(1, threads) : cut.tiles * cut.row_pieces;
   return cut;
