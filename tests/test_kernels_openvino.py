@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deploypruner.errors import KernelError
-from deploypruner.openvino_import import import_openvino
+from deploypruner.openvino_import import import_openvino, openvino_core
 from deploypruner.sparse import library
 from deploypruner.sparse.library import extension_path, is_built
 from tests.kernel_cases import Case, as_onnx, in_torch, random_case
@@ -19,10 +20,16 @@ openvino = import_openvino()
 BIG = 11  # a seed whose convolution has more than one tile
 
 
+@cache
+def core_with_operations():
+    core = openvino_core()
+    core.add_extension(str(extension_path()))
+    return core
+
+
 def compiled(model: bytes, **settings: str):
     """What OpenVINO makes of an ONNX model with our operations, on one thread unless told otherwise."""
-    core = openvino.Core()
-    core.add_extension(str(extension_path()))
+    core = core_with_operations()
     said = {"INFERENCE_NUM_THREADS": "1", "NUM_STREAMS": "1", **settings}
     return core.compile_model(core.read_model(model), "CPU", said)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from onnx import numpy_helper
@@ -16,6 +15,7 @@ from torch import nn
 
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.export.to_onnx import Onnx
+from deploypruner.openvino_import import openvino_core
 from deploypruner.quantize import quantize_static
 from deploypruner.runtime import default_runtimes, runtimes
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
@@ -120,7 +120,7 @@ def test_every_method_stays_near_fp32_in_both_runtimes(mixed: Path, tmp_path: Pa
 def test_every_convolution_runs_in_int8_in_openvino(mixed: Path, tmp_path: Path) -> None:
     int8 = tmp_path / "int8.onnx"
     quantize_static(mixed, int8, calibration=batches())
-    core = openvino.Core()
+    core = openvino_core()
     compiled = core.compile_model(core.read_model(int8), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     ran = Counter()
     for op in compiled.get_runtime_model().get_ops():

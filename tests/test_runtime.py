@@ -103,6 +103,26 @@ def test_settings_state_the_threads(runtime: str, tmp_path: Path) -> None:
     assert told == "2"
 
 
+OPENED_AND_CLOSED = """
+import signal, sys
+from pathlib import Path
+from deploypruner.runtime import runtimes
+first, second = (runtimes.get(sys.argv[1])().open(Path(sys.argv[2])) for _ in range(2))
+del first
+del second
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_signal_is_heard_after_two_sessions_went_in_the_order_they_came(runtime: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OPENED_AND_CLOSED, runtime, save_linear(tmp_path / "m.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
 def test_openvino_is_told_to_stay_in_f32(tmp_path: Path) -> None:
     assert open_linear("openvino", tmp_path).settings["INFERENCE_PRECISION_HINT"] == "f32"
 

@@ -13,7 +13,7 @@ from deploypruner.errors import InputError, TraceError
 from deploypruner.export import Exporter, exporters
 from deploypruner.export.to_onnx import Onnx
 from deploypruner.graph.inputs import Inputs
-from deploypruner.openvino_import import import_openvino
+from deploypruner.openvino_import import import_openvino, openvino_core
 
 
 def write_ir(onnx_path: Path, xml_path: Path) -> None:
@@ -27,7 +27,7 @@ def write_ir(onnx_path: Path, xml_path: Path) -> None:
     """
     openvino = import_openvino()
     try:
-        model = openvino.Core().read_model(onnx_path)
+        model = openvino_core().read_model(onnx_path)
     except RuntimeError as error:
         said = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
         raise InputError(

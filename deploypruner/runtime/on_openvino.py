@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from deploypruner.errors import InputError, KernelError
-from deploypruner.openvino_import import import_openvino
+from deploypruner.openvino_import import import_openvino, openvino_core
 from deploypruner.records import TensorSpec
 from deploypruner.runtime import (
     Array,
@@ -73,8 +73,6 @@ class OpenVino(Runtime, Profiler):
         return self._compile(path, threads=threads, shapes=shapes, more={"PERF_COUNT": "YES"})
 
     def _compile(self, path: Path, *, threads: int, shapes: Shapes | None, more: dict[str, str]) -> OpenVinoSession:
-        openvino = import_openvino()
-
         check_openable(OpenVino, path, threads)
         weights = path.with_suffix(".bin")
         if path.suffix == ".xml" and not weights.is_file():
@@ -84,9 +82,9 @@ class OpenVino(Runtime, Profiler):
             )
         settings = {"INFERENCE_NUM_THREADS": str(threads), **_FIXED, **more}
         fixed: dict[str, str] = {}
-        core = openvino.Core()
+        core = openvino_core()
         if uses_sparse_operations(path):
-            _add_sparse_operations(core)
+            _add_sparse_operations()
         try:
             model = core.read_model(path)
             if shapes is not None and model.is_dynamic():
@@ -162,14 +160,19 @@ class OpenVinoSession(Session):
             request.set_input_tensor(index, openvino.Tensor(np.ascontiguousarray(array)))
 
 
-def _add_sparse_operations(core: openvino.Core) -> None:
+def _add_sparse_operations() -> None:
     library = extension_path()
     active_target()  # a name that cannot run is an error of its own, not one of the file
     try:
-        core.add_extension(str(library))
+        _add_once(library)
     except RuntimeError as error:
         said = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
         raise KernelError(f"OpenVINO cannot load the sparse kernels '{library}': {said}", hint=REBUILD) from None
+
+
+@cache
+def _add_once(library: Path) -> None:
+    openvino_core().add_extension(str(library))
 
 
 def _refused(path: Path, error: RuntimeError) -> InputError:
