@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional as F
 
 from deploypruner.sparse.kernels import ConvShape
+from deploypruner.sparse.layer import NO_LIMIT
 from deploypruner.sparse.packed import pack
 
 DOMAIN = "deploypruner"
@@ -59,6 +60,8 @@ def random_case(seed: int, *, batch: int = 1) -> Case:
         high=int(rng.integers(low, 256)) if rng.random() < 0.5 else 255,
         residual_zero_point=int(rng.integers(256)) if rng.random() < 0.4 else None,
         residual_scale=float(np.float32(rng.uniform(0.1, 2))),
+        sum_low=float(rng.choice([-NO_LIMIT, -40, -5])),
+        sum_high=float(rng.choice([NO_LIMIT, 60, 10])),
         hard_swish_slope=float(np.float32(0.02)) if swish == 1 else 0.0,
         swish_step=float(np.float32(rng.choice([0.004, 0.1]))) if swish == 2 else 0.0,
     )
@@ -96,7 +99,7 @@ def in_torch(case: Case, x: Bytes | None = None) -> NDArray[np.float64]:
         steps = steps * (steps * shape.swish_step).sigmoid()
     if case.residual is not None:
         added = torch.from_numpy(case.residual).double().permute(0, 3, 1, 2) - shape.residual_zero_point
-        steps = steps + added * shape.residual_scale
+        steps = steps.clamp(shape.sum_low, shape.sum_high) + added * shape.residual_scale
     limited = (steps.round() + shape.output_zero_point).clamp(shape.low, shape.high)
     return limited.permute(0, 2, 3, 1).numpy()
 
@@ -123,6 +126,8 @@ def as_onnx(case: Case, **changed: NDArray[np.generic] | int) -> bytes:
         "low": shape.low,
         "high": shape.high,
         "residual_scale": shape.residual_scale,
+        "sum_low": shape.sum_low,
+        "sum_high": shape.sum_high,
         "residual_zero_point": shape.residual_zero_point or 0,
         "hard_swish_slope": shape.hard_swish_slope,
         "swish_step": shape.swish_step,

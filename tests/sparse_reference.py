@@ -93,6 +93,8 @@ class SparseConv(OpRun):
         low=None,
         high=None,
         residual_scale=None,
+        sum_low=None,
+        sum_high=None,
         residual_zero_point=None,
         hard_swish_slope=None,
         swish_step=None,
@@ -115,7 +117,9 @@ class SparseConv(OpRun):
         _, out_height, out_width, _ = f.shape
         if residual is not None:
             added = from_c4(residual, channels_out, out_height, out_width).astype(np.float32) - residual_zero_point
-            f = (added.astype(np.float64) * np.float32(residual_scale) + f).astype(np.float32)
+            f = (added.astype(np.float64) * np.float32(residual_scale) + np.clip(f, sum_low, sum_high)).astype(
+                np.float32
+            )
         return (to_c4(np.clip(np.rint(f) + output_zero_point, low, high).astype(np.uint8)),)
 
 

@@ -16,11 +16,11 @@ from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.sparse.choose import choose
 from deploypruner.sparse.convert import sparsify
 from deploypruner.sparse.cost import Rates
-from deploypruner.sparse.layer import Layer
+from deploypruner.sparse.layer import NO_LIMIT, Layer
 from deploypruner.sparse.match import match
 from deploypruner.sparse.onnx_graph import Graph
 from deploypruner.sparse.packed import pack
-from deploypruner.verify.sparse import clipping, verify_operations
+from deploypruner.verify.sparse import verify_operations
 from tests.qdq import Qdq, chain, images
 from tests.sparse_reference import from_c4, run_reference, to_c4, unpack
 
@@ -196,17 +196,25 @@ def test_one_changed_weight_is_found_and_its_layer_is_named(tmp_path):
     assert "in c " in check.detail
 
 
-def test_a_pair_that_clips_keeps_its_layer_apart(tmp_path):
-    assert_clips = []
-    for scale in (0.02, 0.0005):
-        g = Qdq()
-        x = g.pair("x")
-        a = g.pair(g.conv(x, "a", (8, 8)), scale=scale, zero_point=100)
-        model = g.model(g.node("Relu", [g.pair(g.node("Add", [a, x], "s"))], "y"))
-        onnx.save(model, tmp_path / "int8.onnx")
-        layers = [choice.layer for choice in sparsify(model, every=True).choices]
-        assert_clips.append(clipping(tmp_path / "int8.onnx", layers, [[images()]]))
-    assert assert_clips == [frozenset(), frozenset({"a"})]
+@pytest.mark.parametrize(("scale", "clipped"), [(0.02, False), (0.0005, True)])
+def test_what_a_pair_before_an_addition_clips_the_operation_clips_too(tmp_path, scale, clipped):
+    g = Qdq()
+    x = g.pair("x")
+    a = g.pair(g.conv(x, "a", (8, 8)), scale=scale, zero_point=100)
+    model = g.model(g.node("Relu", [g.pair(g.node("Add", [a, x], "s"), scale=0.01)], "y"))
+    onnx.save(model, tmp_path / "int8.onnx")
+    found = sparsify(model, every=True)
+    (node,) = (n for n in found.model.graph.node if n.op_type == "SparseConv")
+    assert len(node.input) == 6, "fused with the addition"
+    checks = []
+    for limits in ({}, {"sum_low": -NO_LIMIT, "sum_high": NO_LIMIT}):
+        for attribute in node.attribute:
+            attribute.f = limits.get(attribute.name, attribute.f)
+        onnx.save(found.model, tmp_path / "sparse.onnx")
+        layers = [choice.layer for choice in found.choices]
+        files = tmp_path / "int8.onnx", tmp_path / "sparse.onnx"
+        checks.append(verify_operations(*files, layers, [[images()]], open_sparse=Reference).passed)
+    assert checks == [True, not clipped]
 
 
 # ---------------------------------------------------------------------- packing

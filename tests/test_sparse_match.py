@@ -90,25 +90,22 @@ def test_a_residual_addition_belongs_to_the_later_convolution_and_its_pair_is_sk
     assert list(layers) == ["a", "b", "c", "d"]
     c = layers["c"]
     assert c.residual is not None
-    assert (c.residual.name, c.skipped, c.y.name) == ("a_q", "c_q", "s_q")
+    assert (c.residual.name, c.skipped.name, c.y.name) == ("a_q", "c_q", "s_q")
     assert c.attributes()["residual_scale"] == pytest.approx(0.02 / 0.03)
     assert c.attributes()["residual_zero_point"] == 0
+    assert c.attributes()["sum_low"] == pytest.approx(-c.skipped.zero_point * c.skipped.scale / 0.03)
+    assert c.attributes()["sum_high"] == pytest.approx((255 - c.skipped.zero_point) * c.skipped.scale / 0.03)
     assert layers["b"].kind == "depthwise"
     assert all(layers[name].residual is None for name in "abd")
 
 
-def test_a_pair_that_is_a_relu_is_not_skipped():
+def test_a_pair_that_is_a_relu_stays_as_a_limit():
     g = Qdq()
     x = g.pair("x")
     a = g.pair(g.conv(x, "a", (8, 8)), scale=0.02, zero_point=0)
     s = g.pair(g.node("Add", [a, x], "s"), scale=0.03)
-    assert only(g.model(g.node("Relu", [s], "y"))).residual is None
-
-
-def test_layers_that_must_stay_apart_are_not_fused():
-    found = {layer.name: layer for layer in match(Graph(chain()), apart=["c"]).layers}
-    assert found["c"].residual is None
-    assert found["c"].y.name == "c_q"
+    found = only(g.model(g.node("Relu", [s], "y"))).attributes()
+    assert (found["sum_low"], found["sum_high"]) == (0, pytest.approx(255 * 0.02 / 0.03))
 
 
 def test_signed_activations_are_shifted_by_128():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import onnx
@@ -39,9 +38,7 @@ class SparseModel:
         return sum(choice.sparse and isinstance(choice.layer, Layer) for choice in self.choices)
 
 
-def sparsify(
-    model: onnx.ModelProto, *, costs: Costs | None = None, every: bool = False, apart: Collection[str] = ()
-) -> SparseModel:
+def sparsify(model: onnx.ModelProto, *, costs: Costs | None = None, every: bool = False) -> SparseModel:
     """Replace the layers of an int8 QDQ model that our kernels compute faster, zeros left out.
 
     Args:
@@ -49,7 +46,6 @@ def sparsify(
             The batch may be open, all other sizes must be fixed.
         costs: Of layers and borders; `Rates` where None.
         every: Convert every layer that can be, whatever it costs; for tests and measurements.
-        apart: Names of layers that must not be fused with a residual addition, from `verify.sparse.clipping`.
 
     Raises:
         InputError: The model is not sound ONNX, is sparse already, has open sizes, or no quantized layer.
@@ -58,7 +54,7 @@ def sparsify(
     graph = Graph(model)
     if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
         raise InputError("the model is not quantized", hint="`deploypruner sparsify MODEL --data DIR` does it first")
-    found = match(graph, apart)
+    found = match(graph)
     costs = costs or Rates()
     choices = choose(graph, found.layers, costs)
     if every:

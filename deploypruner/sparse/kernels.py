@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploypruner.errors import KernelError
+from deploypruner.sparse.layer import NO_LIMIT, PIXELS, QUAD
 from deploypruner.sparse.library import load
 from deploypruner.sparse.packed import pack
 
-PIXELS, QUAD, ALIGN = 16, 4, 64
+ALIGN = 64
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
@@ -31,6 +32,7 @@ class ConvShape:
         low, high: Limits of the output in 0..255; ReLU is `low = output_zero_point`.
         residual_zero_point: Of the tensor that is added, None where there is none.
         residual_scale: Its step over the output's step.
+        sum_low, sum_high: Limits of what it is added to, in output steps.
         hard_swish_slope: Output step / 6, or 0 without a hard swish.
         swish_step: Output step, or 0 without a swish.
     """
@@ -50,6 +52,8 @@ class ConvShape:
     high: int = 255
     residual_zero_point: int | None = None
     residual_scale: float = 0.0
+    sum_low: float = -NO_LIMIT
+    sum_high: float = NO_LIMIT
     hard_swish_slope: float = 0.0
     swish_step: float = 0.0
 
@@ -68,7 +72,7 @@ class ConvShape:
             self.channels_in, self.channels_out, self.groups, self.height, self.width, *self.kernel, *self.stride,
             *self.dilation, *self.pads, self.input_zero_point, self.output_zero_point, self.low, self.high,
             self.residual_zero_point is not None, self.residual_zero_point or 0, self.residual_scale,
-            self.hard_swish_slope, self.swish_step,
+            self.sum_low, self.sum_high, self.hard_swish_slope, self.swish_step,
         )  # fmt: skip
 
 
@@ -79,9 +83,7 @@ _INTEGERS = """channels_in channels_out groups height width kernel_y kernel_x st
 
 class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int32) for name in _INTEGERS.split()] + [
-        ("residual_scale", ctypes.c_float),
-        ("hard_swish_slope", ctypes.c_float),
-        ("swish_step", ctypes.c_float),
+        (name, ctypes.c_float) for name in ("residual_scale", "sum_low", "sum_high", "hard_swish_slope", "swish_step")
     ]
 
 

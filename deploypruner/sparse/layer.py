@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 PIXELS, QUAD = 16, 4  # of one vector, as in kernels.h
+NO_LIMIT = float(np.finfo(np.float32).max)  # to what a residual is added to
 
 Swish = Literal["", "hard-swish", "swish"]
 
@@ -157,8 +158,7 @@ class Layer(Operation):
         swish: Activation before the residual addition: "hard-swish", x * clip(x / 6 + 1 / 2, 0, 1); "swish",
             x * sigmoid(x); "" for neither.
         residual: What is added, None without.
-        skipped: Integer tensor of the pair between convolution and addition that the fusion skips, "" without one.
-        between: Its step.
+        skipped: The pair between convolution and addition, whose rounding the fusion leaves out; None without one.
         nodes: What it replaces.
     """
 
@@ -173,8 +173,7 @@ class Layer(Operation):
     high: int = 255
     swish: Swish = ""
     residual: Activation | None = None
-    skipped: str = ""
-    between: float = 0.0
+    skipped: Activation | None = None
 
     @property
     def macs(self) -> int:
@@ -237,10 +236,16 @@ class Layer(Operation):
             "high": self.high,
             "residual_scale": 0.0,
             "residual_zero_point": 0,
+            "sum_low": -NO_LIMIT,
+            "sum_high": NO_LIMIT,
             "hard_swish_slope": self.y.scale / 6 if self.swish == "hard-swish" else 0.0,
             "swish_step": self.y.scale if self.swish == "swish" else 0.0,
         }
         if self.residual is not None:
             found["residual_scale"] = self.residual.scale / self.y.scale
             found["residual_zero_point"] = self.residual.zero_point
+        if self.skipped is not None:
+            steps = self.skipped.scale / self.y.scale
+            found["sum_low"] = -self.skipped.zero_point * steps
+            found["sum_high"] = (255 - self.skipped.zero_point) * steps
         return found

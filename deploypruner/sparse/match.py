@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +36,11 @@ class Matched:
     refused: dict[str, str]
 
 
-def match(graph: Graph, apart: Collection[str] = ()) -> Matched:
+def match(graph: Graph) -> Matched:
     """Look at every convolution, matrix product with stored weights, and squeeze and excitation.
 
     Args:
         graph: The QDQ graph.
-        apart: Names of layers that must not be fused with a residual addition.
     """
     layers: list[Layer] = []
     refused: dict[str, str] = {}
@@ -53,7 +51,7 @@ def match(graph: Graph, apart: Collection[str] = ()) -> Matched:
         while name in refused or any(name == layer.name for layer in layers):
             name += "'"
         try:
-            layer = _layer(graph, node, name, taken=None if name in apart else frozenset(taken))
+            layer = _layer(graph, node, name, taken=frozenset(taken))
         except NoMatch as reason:
             refused[name] = str(reason)
             continue
@@ -64,7 +62,7 @@ def match(graph: Graph, apart: Collection[str] = ()) -> Matched:
     return Matched(tuple(found), dict(reversed(refused.items())))
 
 
-def _layer(graph: Graph, node: onnx.NodeProto, name: str, *, taken: frozenset[str] | None) -> Layer:
+def _layer(graph: Graph, node: onnx.NodeProto, name: str, *, taken: frozenset[str]) -> Layer:
     linear = node.op_type in ("Gemm", "MatMul")
     if node.op_type == "ConvTranspose":
         raise NoMatch("it is a transposed convolution")
@@ -97,7 +95,6 @@ def _layer(graph: Graph, node: onnx.NodeProto, name: str, *, taken: frozenset[st
         swish=tail.swish,
         residual=tail.residual,
         skipped=tail.skipped,
-        between=tail.between,
         nodes=tail.nodes,
     )
 

@@ -3,8 +3,7 @@
     [bias addition] -> [relu | clip | hard-swish | swish] -> QuantizeLinear
     [bias addition] -> [hard-swish | swish] -> [pair] -> residual addition -> [relu | clip] -> QuantizeLinear
 
-The pair before a residual addition is skipped: the kernel adds before it rounds. That is right only where the pair
-does nothing but round, so one whose smallest value is 0 (a relu that a quantizer took into the pair) is not skipped.
+The pair before a residual addition is skipped but for its limits: the kernel adds before it rounds.
 """
 
 from __future__ import annotations
@@ -35,8 +34,7 @@ class Tail:
         least: Relu or clip, in real numbers.
         most: Clip.
         residual: What is added.
-        skipped: Integer tensor of the pair that is skipped before the addition.
-        between: Its step.
+        skipped: The pair that is skipped before the addition.
         y: The quantized end, None as long as it is not reached.
     """
 
@@ -47,8 +45,7 @@ class Tail:
     least: float = -np.inf
     most: float = np.inf
     residual: Activation | None = None
-    skipped: str = ""
-    between: float = 0.0
+    skipped: Activation | None = None
     y: Activation | None = None
 
     def past(self, *nodes: onnx.NodeProto) -> Tail:
@@ -61,14 +58,14 @@ class Tail:
         return bool(self.least > -np.inf or self.most < np.inf)
 
 
-def follow(graph: Graph, node: onnx.NodeProto, *, channels_last: bool, taken: frozenset[str] | None) -> Tail:
+def follow(graph: Graph, node: onnx.NodeProto, *, channels_last: bool, taken: frozenset[str]) -> Tail:
     """Everything after `node` that one kernel computes.
 
     Args:
         graph: The QDQ graph.
         node: Conv, Gemm or MatMul.
         channels_last: As `Activation.channels_last`.
-        taken: Outputs of additions that belong to other layers; None where no addition may be passed.
+        taken: Outputs of additions that belong to other layers.
 
     Raises:
         NoMatch: No quantization is reached.
@@ -78,8 +75,6 @@ def follow(graph: Graph, node: onnx.NodeProto, *, channels_last: bool, taken: fr
     reader = _only_reader(graph, tail.end)
     if reader.op_type == "QuantizeLinear":
         plain = _end(graph, tail, reader, channels_last)
-    if taken is None and plain is not None:
-        return plain
     try:
         return _with_residual(graph, tail, channels_last=channels_last, taken=taken)
     except NoMatch:
@@ -152,7 +147,7 @@ def _clip_bounds(graph: Graph, node: onnx.NodeProto) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def _with_residual(graph: Graph, tail: Tail, *, channels_last: bool, taken: frozenset[str] | None) -> Tail:
+def _with_residual(graph: Graph, tail: Tail, *, channels_last: bool, taken: frozenset[str]) -> Tail:
     """Pass a residual addition and what follows, up to its quantization."""
     if tail.clips:
         raise NoMatch("a relu or clip stands between it and a residual addition")
@@ -161,7 +156,7 @@ def _with_residual(graph: Graph, tail: Tail, *, channels_last: bool, taken: froz
         tail, reader = _past_pair(graph, tail, reader, channels_last)
     if reader.op_type != "Add":
         raise NoMatch(_stays_float(graph, tail.end))
-    if taken is None or reader.output[0] in taken:
+    if reader.output[0] in taken:
         raise NoMatch("the residual addition does not belong to it")
     residual = read_activation(graph, _other(reader, tail.end), channels_last=channels_last)
     if graph.shape(reader.output[0]) != graph.shape(tail.end):
@@ -179,12 +174,12 @@ def _with_residual(graph: Graph, tail: Tail, *, channels_last: bool, taken: froz
 def _past_pair(
     graph: Graph, tail: Tail, quantize: onnx.NodeProto, channels_last: bool
 ) -> tuple[Tail, onnx.NodeProto]:
-    """Skip a pair that only rounds, and give what reads it."""
+    """Skip a pair, and give what reads it."""
     pair = read_quantize(graph, quantize, channels_last=channels_last)
     restore = _only_reader(graph, pair.name)
-    if restore.op_type != "DequantizeLinear" or pair.zero_point == 0:
-        raise NoMatch("the pair at its output does more than round")
-    tail = replace(tail.past(quantize, restore), skipped=pair.name, between=pair.scale)
+    if restore.op_type != "DequantizeLinear":
+        raise NoMatch(f"its quantized output is read by {restore.op_type}")
+    tail = replace(tail.past(quantize, restore), skipped=pair)
     return tail, _only_reader(graph, tail.end)
 
 

@@ -24,7 +24,7 @@ from deploypruner.sparse.library import EXTENSION, active_target, extension_path
 from deploypruner.stages import Build, Feeds, Stage, stage_file
 from deploypruner.stages.evaluate import timing_feeds
 from deploypruner.stages.verify import verification_feeds
-from deploypruner.verify.sparse import clipping, verify_operations
+from deploypruner.verify.sparse import verify_operations
 
 MODEL = "model.sparse.onnx"
 
@@ -127,9 +127,6 @@ def make_sparse(
         return Made(None, _document(every, reason="this CPU has neither AVX2 nor AVX-512 VNNI for the kernels"))
     if every.model is None:
         return Made(None, _document(every, reason=f"no layer fits the kernels{_for_example(every.refused)}"))
-    apart = clipping(dense, [choice.layer for choice in every.choices], feeds)
-    every = sparsify(model, every=True, apart=apart) if apart else every
-    assert every.model is not None, "a layer that is not fused is still a layer"
     onnx.save(every.model, sparse)
     layers = [choice.layer for choice in every.choices]
     timed = feeds[0] if timed is None else timed
@@ -139,7 +136,7 @@ def make_sparse(
     except InputError as error:  # OpenVINO cannot run every model that is sound; the build goes on without it
         sparse.unlink()
         return Made(None, _document(every, reason=error.message))
-    found, setting = sparsify(model, costs=costs, apart=apart), {"batch": costs.rates.images, "threads": threads}
+    found, setting = sparsify(model, costs=costs), {"batch": costs.rates.images, "threads": threads}
     if found.model is None:
         sparse.unlink()
         return Made(None, _document(found, reason="no layer is faster sparse", target=target) | setting)

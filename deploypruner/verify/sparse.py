@@ -32,9 +32,6 @@ Array = NDArray[Any]
 Feeds = Sequence[Array]
 Open = Callable[[Path], Session]
 
-# The kernel adds a residual before it rounds or clips, the QDQ model after. What the skipped pair clips on real data
-# must be next to nothing, or it was more than a rounding.
-_CLIPPED = 0.02
 # Share of a step that a mean may be wrong by.
 _MEAN = 1 / 64
 
@@ -47,36 +44,12 @@ class _Seen:
     differing: float = 0.0
 
 
-def clipping(dense: Path, layers: Sequence[Operation], feeds: Sequence[Feeds]) -> frozenset[str]:
-    """Names of fused layers whose skipped pair clips more than 2 % of its values, so that they must stay apart.
-
-    Args:
-        dense: The QDQ file.
-        layers: Matched layers.
-        feeds: Inputs of the model; real ones, because ranges were made for them.
-
-    Raises:
-        InputError: The file cannot be read.
-    """
-    fused = [layer for layer in layers if isinstance(layer, Layer) and layer.skipped]
-    if not fused:
-        return frozenset()
-    with _literal(dense, fused) as read:
-        batches = [read(batch) for batch in feeds]
-    return frozenset(
-        layer.name
-        for layer in fused
-        if any(float(np.isin(seen[layer.skipped], _ends(seen[layer.skipped])).mean()) > _CLIPPED for seen in batches)
-    )
-
-
 def verify_operations(
     dense: Path, sparse: Path, layers: Sequence[Operation], feeds: Sequence[Feeds], *, open_sparse: Open | None = None
 ) -> Check:
     """Compare every operation with its layer, on equal inputs.
 
-    A fused residual addition skips the rounding of a pair; half a step of that pair is added to what is allowed, and
-    values the pair would have clipped are left out: `clipping` has seen to it that they are rare.
+    A fused residual addition skips the rounding of a pair; half a step of that pair is added to what is allowed.
 
     Args:
         dense: The QDQ file.
@@ -165,7 +138,6 @@ def _given(layer: Operation, seen: dict[str, Array]) -> list[Array]:
 def _with_outputs(dense: onnx.ModelProto, layers: Sequence[Operation]) -> onnx.ModelProto:
     """The QDQ model with every tensor that is compared, or given to an operation, as an output."""
     wanted = [activation.name for layer in layers for activation in layer.touches]
-    wanted += [layer.skipped for layer in layers if isinstance(layer, Layer) and layer.skipped]
     wanted += [layer.by for layer in layers if isinstance(layer, Scale)]
     wanted += [layer.mean for layer in layers if isinstance(layer, Pool)]
     del dense.graph.output[:]
@@ -190,21 +162,11 @@ def _compare(layer: Operation, output: Array, seen: dict[str, Array], into: _See
     want = _last(seen[layer.y.name], layer.y)
     difference = np.abs(output.astype(np.int16) - want)
     explained = 0
-    if isinstance(layer, Layer) and layer.skipped:
-        assert layer.residual is not None, "only a residual addition skips a pair"
-        pair = Activation(layer.skipped, "", layer.between, 0, layer.y.shape, layer.y.channels_last)
-        middle = _last(seen[layer.skipped], pair)
-        difference = np.where(np.isin(middle, _ends(middle)), 0, difference)
+    if isinstance(layer, Layer) and layer.skipped is not None:
         # Two numbers half a step of the pair apart round to integers at most this far apart.
-        explained = max(0, int(np.ceil(0.5 * layer.between / layer.y.scale)) - 1)
+        explained = max(0, int(np.ceil(0.5 * layer.skipped.scale / layer.y.scale)) - 1)
     into.steps = max(into.steps, float(difference.max(initial=0)) - explained)
     into.differing = max(into.differing, float((difference > 0).mean()))
-
-
-def _ends(values: Array) -> list[int]:
-    """Smallest and largest value of an integer type."""
-    limits = np.iinfo(values.dtype)
-    return [limits.min, limits.max]
 
 
 def _within_a_step(dense: Path, found: dict[str, _Seen]) -> Check:

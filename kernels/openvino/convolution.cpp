@@ -84,6 +84,8 @@ class SparseConv : public ov::op::Op {
     visitor.on_attribute("high", at_.high);
     visitor.on_attribute("residual_scale", at_.residual_scale);
     visitor.on_attribute("residual_zero_point", at_.residual_zero_point);
+    visitor.on_attribute("sum_low", at_.sum_low);
+    visitor.on_attribute("sum_high", at_.sum_high);
     visitor.on_attribute("hard_swish_slope", at_.hard_swish_slope);
     visitor.on_attribute("swish_step", at_.swish_step);
     return true;
@@ -112,7 +114,7 @@ class SparseConv : public ov::op::Op {
     int64_t channels_in = 0, channels_out = 0, group = 1, height = 0, width = 0;
     std::vector<int64_t> kernel_shape{1, 1}, strides{1, 1}, dilations{1, 1}, pads{0, 0, 0, 0};
     int64_t input_zero_point = 0, output_zero_point = 0, low = 0, high = 255, residual_zero_point = 0;
-    float residual_scale = 0, hard_swish_slope = 0, swish_step = 0;
+    float residual_scale = 0, sum_low = 0, sum_high = 0, hard_swish_slope = 0, swish_step = 0;
   };
 
   void check_lists() const {
@@ -146,8 +148,8 @@ class SparseConv : public ov::op::Op {
     s.input_zero_point = int32_t(at_.input_zero_point), s.output_zero_point = int32_t(at_.output_zero_point);
     s.low = int32_t(at_.low), s.high = int32_t(at_.high);
     s.has_residual = get_input_size() == 6, s.residual_zero_point = int32_t(at_.residual_zero_point);
-    s.residual_scale = at_.residual_scale, s.hard_swish_slope = at_.hard_swish_slope;
-    s.swish_step = at_.swish_step;
+    s.residual_scale = at_.residual_scale, s.sum_low = at_.sum_low, s.sum_high = at_.sum_high;
+    s.hard_swish_slope = at_.hard_swish_slope, s.swish_step = at_.swish_step;
     return s;
   }
 

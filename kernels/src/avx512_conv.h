@@ -62,7 +62,10 @@ template <bool kSwish, bool kResidual>
   } else {
     f = _mm512_fmadd_ps(f, scale, shift);
   }
-  if (kResidual) f = _mm512_fmadd_ps(_mm512_cvtepi32_ps(residual), _mm512_set1_ps(e.residual_scale), f);
+  if (kResidual) {
+    f = _mm512_min_ps(_mm512_max_ps(f, _mm512_set1_ps(e.sum_low)), _mm512_set1_ps(e.sum_high));
+    f = _mm512_fmadd_ps(_mm512_cvtepi32_ps(residual), _mm512_set1_ps(e.residual_scale), f);
+  }
   return _mm512_cvtps_epi32(f);
 }
 

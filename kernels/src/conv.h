@@ -93,8 +93,9 @@ struct Lanes {
 };
 
 struct Epilogue {
-  float residual_scale, hard_swish_slope, swish_rate; // rate: the output's step over kGatePiece
-  float shift; // the output's zero point, less what the residual's adds
+  float residual_scale, sum_low, sum_high; // limits of what a residual is added to, `shift` included
+  float hard_swish_slope, swish_rate;      // rate: the output's step over kGatePiece
+  float shift;                             // the output's zero point, less what the residual's adds
   int32_t low, high;
 
   bool has_swish() const { return hard_swish_slope > 0 || swish_rate > 0; }

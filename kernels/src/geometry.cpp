@@ -39,6 +39,8 @@ void check(const dp_conv_shape& s) {
   require(std::isfinite(s.residual_scale) && std::isfinite(s.hard_swish_slope) && std::isfinite(s.swish_step) &&
               s.hard_swish_slope >= 0 && s.swish_step >= 0,
           "scales must be finite, and slope and step of a swish not negative");
+  require(std::isfinite(s.sum_low) && std::isfinite(s.sum_high) && s.sum_low <= s.sum_high,
+          "limits before a residual must be finite, and the lower one not above the other");
   require(s.hard_swish_slope == 0 || s.swish_step == 0, "an output has one kind of swish");
   const int64_t rows = int64_t(s.height) + s.pad_top + s.pad_bottom, columns = int64_t(s.width) + s.pad_left + s.pad_right;
   require(fits({rows, columns, int64_t(s.channels_in) + DP_QUAD, int64_t(s.kernel_x) + 1}) &&

@@ -87,7 +87,10 @@ __m256i requantize(__m256i acc, float scale, const Epilogue& e, bool has_residua
   } else {
     f = _mm256_fmadd_ps(f, _mm256_set1_ps(scale), shift);
   }
-  if (has_residual) f = _mm256_fmadd_ps(_mm256_cvtepi32_ps(residual), _mm256_set1_ps(e.residual_scale), f);
+  if (has_residual) {
+    f = _mm256_min_ps(_mm256_max_ps(f, _mm256_set1_ps(e.sum_low)), _mm256_set1_ps(e.sum_high));
+    f = _mm256_fmadd_ps(_mm256_cvtepi32_ps(residual), _mm256_set1_ps(e.residual_scale), f);
+  }
   return _mm256_cvtps_epi32(f);
 }
 

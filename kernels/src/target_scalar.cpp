@@ -62,7 +62,7 @@ void run_equation(const Geometry& g, const std::vector<std::vector<Nonzero>>& ro
         f = std::fma(sum, scale, e.shift);
       }
       const size_t to = at(row, oy * g.width_out + ox, g.pixels_out);
-      if (residual) f = std::fma(float(residual[to]), e.residual_scale, f);
+      if (residual) f = std::fma(float(residual[to]), e.residual_scale, std::min(std::max(f, e.sum_low), e.sum_high));
       const float rounded = std::nearbyint(f);
       y[to] = uint8_t(std::min(std::max(rounded, float(e.low)), float(e.high)));
     }

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfloat>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -154,6 +155,8 @@ inline Case draw_case(uint64_t number) {
     s.has_residual = 1;
     s.residual_zero_point = int(draw(random, 0, 255));
     s.residual_scale = float(draw(random, 1, 3000)) / 1000;
+    s.sum_low = chance(random, 0.5) ? -FLT_MAX : float(draw(random, -200, 50));
+    s.sum_high = chance(random, 0.5) ? FLT_MAX : float(draw(random, 50, 300));
   }
   if (chance(random, 0.25)) s.hard_swish_slope = float(draw(random, 1, 60)) / 1000;
   else if (chance(random, 0.25)) s.swish_step = float(draw(random, 1, 200)) / 1000;
@@ -190,12 +193,12 @@ inline std::string describe(uint64_t number, const Case& c, const std::string& t
   char text[512];
   std::snprintf(text, sizeof text,
                 "case %llu on %s: %d -> %d channels, %d groups, %d x %d, kernel %d x %d, stride %d x %d, dilation %d x %d, "
-                "pads %d %d %d %d, zero points %d %d, limits %d %d, residual %d (%d, %g), slope %g, step %g, batch %d, threads %d",
+                "pads %d %d %d %d, zero points %d %d, limits %d %d, residual %d (%d, %g) to %g .. %g, slope %g, step %g, batch %d, threads %d",
                 static_cast<unsigned long long>(number), target.c_str(), s.channels_in, s.channels_out, s.groups, s.height,
                 s.width, s.kernel_y, s.kernel_x, s.stride_y, s.stride_x, s.dilation_y, s.dilation_x, s.pad_top, s.pad_left,
                 s.pad_bottom, s.pad_right, s.input_zero_point, s.output_zero_point, s.low, s.high, s.has_residual,
-                s.residual_zero_point, double(s.residual_scale), double(s.hard_swish_slope),
-                double(s.swish_step), c.batch, c.threads);
+                s.residual_zero_point, double(s.residual_scale), double(s.sum_low), double(s.sum_high),
+                double(s.hard_swish_slope), double(s.swish_step), c.batch, c.threads);
   return text;
 }
 
