@@ -54,12 +54,14 @@ class Variant:
         pattern: Sparse pattern, or "dense".
         sparsity: Share of zeros in every convolution but the stem and the depthwise ones, 0 where dense.
         batch: Images at once.
+        threads: That layers are chosen for.
     """
 
     net: str
     pattern: str = DENSE
     sparsity: float = 0.0
     batch: int = 1
+    threads: int = 1
 
     @property
     def label(self) -> str:
@@ -73,7 +75,8 @@ class Variant:
 
     def file(self, kind: str) -> Path:
         """Where `prepare` puts the file of a kind."""
-        return WORK / self.net / f"{self.label.replace(' ', '-').replace('%', '')}-batch{self.batch}" / f"{kind}.onnx"
+        folder = WORK / self.net / f"{self.label.replace(' ', '-').replace('%', '')}-batch{self.batch}"
+        return folder / (f"sparse-threads{self.threads}.onnx" if kind == "sparse" else f"{kind}.onnx")
 
 
 def prepare(variant: Variant, kinds: tuple[str, ...]) -> None:
@@ -137,7 +140,7 @@ def _write_sparse(variant: Variant, path: Path) -> None:
     prepare(variant, ("gated",))
     dense = variant.file("gated")
     noise = torch.randn(variant.shape, generator=torch.Generator().manual_seed(2)).numpy()
-    made = make_sparse(dense, path, feeds=[[noise]], threads=1)
+    made = make_sparse(dense, path, feeds=[[noise]], threads=variant.threads)
     variant.file("sparse").with_suffix(".json").write_text(json.dumps(made.document, indent=1))
     if made.check is None:
         shutil.copyfile(dense, path)

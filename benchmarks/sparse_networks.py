@@ -78,7 +78,8 @@ def jobs(net: str, setting: Setting) -> list[Job]:
     dense = Variant(net, batch=setting.batch)
     own = "openvino-streams" if setting.streams else "openvino"
     found = [Job(_BASE, own, "openvino", dense)]
-    sparse = [Variant(net, p, s, setting.batch) for p, s in product(setting.patterns, SPARSITIES)]
+    threads = 1 if setting.streams else setting.threads  # two streams have one each
+    sparse = [Variant(net, p, s, setting.batch, threads) for p, s in product(setting.patterns, SPARSITIES)]
     found += [Job(f"ours {variant.label}", own, "sparse", variant) for variant in sparse]
     found += [Job(f"ours {variant.label}, every layer", own, "every", variant) for variant in sparse]
     if setting.batch == 1 and not setting.streams:
