@@ -181,7 +181,7 @@ def _refused(path: Path, error: RuntimeError) -> InputError:
     last = lines.index("Summary:") if "Summary:" in lines else len(lines)
     return InputError(
         f"the sparse model '{path}' cannot be loaded: {lines[last - 1] if last else type(error).__name__}",
-        hint="the file is damaged; make it again with `deploypruner sparsify` or `compile`",
+        hint="the file is damaged or of another version; make it again with `deploypruner sparsify` or `compile`",
     )
 
 

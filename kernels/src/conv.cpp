@@ -176,7 +176,8 @@ Cut cut_of(const dp_conv& conv, int threads) {
 Epilogue epilogue_of(const dp_conv_shape& s) {
   const float zero_point = float(s.output_zero_point);
   const float shift = s.has_residual ? std::fma(-float(s.residual_zero_point), s.residual_scale, zero_point) : zero_point;
-  return {s.residual_scale, s.sum_low + shift, s.sum_high + shift, s.hard_swish_slope, s.swish_step / kGatePiece, shift, s.low, s.high};
+  return {s.residual_scale, s.sum_low + shift, s.sum_high + shift, s.hard_swish_slope, s.swish_step / kGatePiece, shift,
+          s.low, s.high};
 }
 
 void fail(char* error, size_t bytes, const char* what) {

@@ -34,8 +34,10 @@ double equation(const Case& c, int row, int pixel, const uint8_t* x, const uint8
   double f = sum * double(c.scale[size_t(row)]);
   if (s.hard_swish_slope > 0) f *= std::clamp(f * double(s.hard_swish_slope) + 0.5, 0.0, 1.0);
   if (s.swish_step > 0) f /= 1 + std::exp(-f * double(s.swish_step));
-  if (s.has_residual)
-    f = std::clamp(f, double(s.sum_low), double(s.sum_high)) + (residual[at(row, pixel, c.pixels_out())] - s.residual_zero_point) * double(s.residual_scale);
+  if (s.has_residual) {
+    const int added = residual[at(row, pixel, c.pixels_out())] - s.residual_zero_point;
+    f = std::clamp(f, double(s.sum_low), double(s.sum_high)) + added * double(s.residual_scale);
+  }
   return std::clamp(std::rint(f) + s.output_zero_point, double(s.low), double(s.high));
 }
 
