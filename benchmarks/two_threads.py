@@ -20,12 +20,11 @@ from typing import Any
 
 import click
 import numpy as np
-import openvino
 
 from benchmarks.sparse_models import Variant, prepare
 from deploypruner.measure import environment
+from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.sparse.kernels import Bytes, Conv, ConvShape, aligned, c4_shape
-from deploypruner.sparse.library import extension_path
 
 RESULTS = Path(__file__).parent / "results" / "two_threads.json"
 _SLOW = 1.2
@@ -59,22 +58,15 @@ def _timed(conv: Conv, x: Bytes, y: Bytes) -> float:
     return (time.perf_counter() - begin) * 1e6
 
 
-def _request(path: Path, threads: int) -> tuple[Any, Any]:
-    core = openvino.Core()
-    core.add_extension(str(extension_path()))
-    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    net = core.compile_model(core.read_model(path), "CPU", settings)
-    rng = np.random.default_rng(0)
-    return net.create_infer_request(), rng.normal(size=net.input(0).shape).astype(np.float32)
-
-
 def measure(net: str, *, threads: int, seconds: float) -> Results:
     """Inferences of the dense and of the sparse model in turns, each with the slowest core's probe around it."""
-    files = {"dense": Variant(net), "1x4 90 %": Variant(net, "1x4", 0.9)}
+    files = {"dense": Variant(net), "1x4 90 %": Variant(net, "1x4", 0.9, threads=threads)}
     kinds = {"dense": "openvino", "1x4 90 %": "sparse"}
     for name, variant in files.items():
         prepare(variant, (kinds[name],))
-    requests = {name: _request(variant.file(kinds[name]), threads) for name, variant in files.items()}
+    x = np.random.default_rng(0).normal(size=files["dense"].shape).astype(np.float32)
+    opened = {name: OpenVino().open(variant.file(kinds[name]), threads=threads) for name, variant in files.items()}
+    calls = {name: session.prepare([x]) for name, session in opened.items()}
     probes = [Probe(core) for core in sorted(os.sched_getaffinity(0))[:threads]]
 
     def slowest() -> float:
@@ -83,10 +75,10 @@ def measure(net: str, *, threads: int, seconds: float) -> Results:
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in files}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
-        for name, (request, x) in requests.items():
-            request.infer([x])
+        for name, call in calls.items():
+            call()
             before, begin = slowest(), time.perf_counter()
-            request.infer([x])
+            call()
             ms = (time.perf_counter() - begin) * 1e3
             taken[name].append((max(before, slowest()), ms))
     best = min(probe for pairs in taken.values() for probe, _ in pairs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 
 from deploypruner.errors import KernelError
 from deploypruner.openvino_import import import_openvino, openvino_core
+from deploypruner.runtime.on_openvino import add_sparse_operations
 from deploypruner.sparse import library
 from deploypruner.sparse.library import extension_path, is_built
 from tests.kernel_cases import Case, as_onnx, in_torch, random_case
@@ -20,16 +20,10 @@ openvino = import_openvino()
 BIG = 11  # a seed whose convolution has more than one tile
 
 
-@cache
-def core_with_operations():
-    core = openvino_core()
-    core.add_extension(str(extension_path()))
-    return core
-
-
 def compiled(model: bytes, **settings: str):
     """What OpenVINO makes of an ONNX model with our operations, on one thread unless told otherwise."""
-    core = core_with_operations()
+    add_sparse_operations()
+    core = openvino_core()
     said = {"INFERENCE_NUM_THREADS": "1", "NUM_STREAMS": "1", **settings}
     return core.compile_model(core.read_model(model), "CPU", said)
 

@@ -84,7 +84,7 @@ class OpenVino(Runtime, Profiler):
         fixed: dict[str, str] = {}
         core = openvino_core()
         if uses_sparse_operations(path):
-            _add_sparse_operations()
+            add_sparse_operations()
         try:
             model = core.read_model(path)
             if shapes is not None and model.is_dynamic():
@@ -160,7 +160,12 @@ class OpenVinoSession(Session):
             request.set_input_tensor(index, openvino.Tensor(np.ascontiguousarray(array)))
 
 
-def _add_sparse_operations() -> None:
+def add_sparse_operations() -> None:
+    """Make the process's `Core` know our operations; again changes nothing.
+
+    Raises:
+        KernelError: Our library is not built, fits another OpenVINO, or cannot run what DEPLOYPRUNER_TARGET names.
+    """
     library = extension_path()
     active_target()  # a name that cannot run is an error of its own, not one of the file
     try:

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 PIXELS, QUAD = 16, 4  # of one vector, as in kernels.h
-NO_LIMIT = float(np.finfo(np.float32).max)  # to what a residual is added to
+NO_LIMIT = float(np.finfo(np.float32).max)  # -NO_LIMIT, NO_LIMIT: what a residual is added to has no limits
 
 Swish = Literal["", "hard-swish", "swish"]
 

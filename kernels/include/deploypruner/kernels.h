@@ -16,8 +16,9 @@
  *           t = min(max(v * (swish_step / 1.5), -7.49), 7.49),  c = column rint(t) mod 16 of kGate in src/conv.h,
  *           g = fma(fma(fma(c[3], t, c[2]), t, c[1]), t, c[0]),  about sigmoid(1.5 t), piece by piece;
  *         of x * sigmoid(x) this misses 2e-4 at most while |x| <= 11, then 2e-5 |x|; 0.06 steps where |v| <= 256
- *   f   = min(max(f, sum_low + shift), sum_high + shift)                                where there is a residual: what a
- *   f   = fma((float)residual, residual_scale, f)                                       rounding before it would clip
+ *   where there is a residual; the limits are those of a rounding that stood before the addition:
+ *   f   = min(max(f, sum_low + shift), sum_high + shift)
+ *   f   = fma((float)residual, residual_scale, f)
  *   y   = min(max(rint(f), low), high)                                                  uint8
  *
  *   ReLU is low = output_zero_point; ReLU6 is also high = output_zero_point + round(6 / output step).
@@ -60,8 +61,8 @@ typedef struct {
   int32_t pad_top, pad_left, pad_bottom, pad_right;
   int32_t input_zero_point, output_zero_point, low, high; /* 0..255 */
   int32_t has_residual, residual_zero_point;
-  float residual_scale, sum_low, sum_high;   /* limits in steps of the output; FLT_MAX: none */
-  float hard_swish_slope, swish_step;        /* 0: none; not both */
+  float residual_scale, sum_low, sum_high; /* limits in steps of the output; -FLT_MAX, FLT_MAX: none */
+  float hard_swish_slope, swish_step;      /* 0: none; not both */
 } dp_conv_shape;
 
 typedef struct {
