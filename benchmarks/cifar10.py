@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from deploypruner.errors import InputError
 from deploypruner.sources.arrays import from_arrays
 from deploypruner.sources.batches import Data, DataSettings
 
-SHARED = Path("/work/shared/data")
+SHARED = Path(os.environ.get("BENCHMARK_DATA", "/work/shared/data"))
 WORK = Path(__file__).parent / "work"
 MEAN = (0.485, 0.456, 0.406)  # the published weights expect these
 STD = (0.229, 0.224, 0.225)
