@@ -5,8 +5,8 @@ Both are factories, so that the command line takes them:
     deploypruner compile benchmarks.imagenet:efficientnet_lite0 --data benchmarks.imagenet:photographs \
         --speedup 1.5 --precision int8 --epochs 0
 
-Photographs with an even class index are for pruning and repair, without their labels; those with an odd one judge. They
-come from ImageNet's training images, so accuracies are high: compare differences.
+Photographs with an even class index are for pruning and repair, without their labels; those with an odd one judge.
+They come from ImageNet's training images, so accuracies are high: compare differences.
 """
 
 from __future__ import annotations
@@ -39,10 +39,14 @@ def efficientnet_lite0() -> nn.Module:
     return model.eval()
 
 
-def photographs() -> Data:
-    """500 photographs [3, 224, 224] without labels for training, 500 others with labels for validation."""
+def photographs(limit: int | None = None) -> Data:
+    """500 photographs [3, 224, 224] without labels for training, 500 others with labels for validation.
+
+    Args:
+        limit: Only so many of each.
+    """
     images, labels, files = read()
-    even = torch.arange(0, len(labels), 2)
+    even = torch.arange(0, len(labels), 2)[:limit]
     train, val = (
         ArrayBatches(images[rows], labels[rows], name, SETTINGS, tuple(files[i] for i in rows.tolist()))
         for name, rows in (("train", even), ("val", even + 1))

@@ -1,0 +1,287 @@
+"""Rival ways to choose what stays, each as plans of any predicted time, so that all can be tuned to one latency.
+
+`WAYS` names them. A way is a function from a `Subject` to `Plans`; `Plans.near(ms)` is its plan that is predicted
+closest to `ms`. Channels within a group go in the order of their scores everywhere, except for torch-pruning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks.peer import CannotPrune, Peer
+from deploypruner.budget import Budget
+from deploypruner.errors import BudgetError
+from deploypruner.graph import Graph
+from deploypruner.latency import LatencyModel
+from deploypruner.prune.allocate import allocate
+from deploypruner.prune.constraints import Constraints, find_limits
+from deploypruner.prune.room import by_importance, most_important
+from deploypruner.recover.batches import Batch
+from deploypruner.search.solve import solve
+
+Keep = Mapping[str, NDArray[np.int64]]
+STEP, CRITERION = 8, "taylor"
+_GONE = np.array([], dtype=np.int64)
+_GRID, _HALVINGS, _CLOSE = 24, 8, 0.03
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What every way may look at.
+
+    Args:
+        model: The user's dense model.
+        graph: The same, traced.
+        scores: Group id -> `[C]`, Taylor's.
+        latency: Predicts milliseconds in the setting of the budget.
+        scoring: The batches the scores are from.
+    """
+
+    model: nn.Module
+    graph: Graph
+    scores: Mapping[str, Tensor]
+    latency: LatencyModel
+    scoring: Sequence[Batch]
+
+
+@dataclass
+class Plans:
+    """A one-parameter family of plans, whole at 0 and as narrow as it gets at 1.
+
+    Args:
+        at: The plan at a place, None where the way has none.
+        ms: Predicts milliseconds of a plan.
+    """
+
+    at: Callable[[float], Keep | None]
+    ms: Callable[[Keep], float]
+    _known: dict[float, tuple[float, Keep] | None] = field(default_factory=dict)
+
+    def near(self, ms: float, *, besides: Sequence[Keep] = ()) -> Keep | None:
+        """The plan predicted closest to `ms` that is none of `besides`; None where there is no other.
+
+        A scan first, because the time of some ways does not fall steadily; halving then narrows every crossing.
+        """
+        places = [i / _GRID for i in range(_GRID + 1)]
+        for low, high in pairwise(places):
+            ends = self._look(low), self._look(high)
+            if None not in ends and min(e[0] for e in ends if e) <= ms <= max(e[0] for e in ends if e):
+                self._narrow(low, high, ms)
+        other = [found for found in self._known.values() if found and not any(same(found[1], one) for one in besides)]
+        return min(other, key=lambda found: abs(found[0] - ms))[1] if other else None
+
+    def _narrow(self, low: float, high: float, ms: float) -> None:
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            found, left = self._look(middle), self._look(low)
+            if found is None or left is None:
+                return
+            low, high = (low, middle) if (left[0] - ms) * (found[0] - ms) <= 0 else (middle, high)
+
+    def _look(self, place: float) -> tuple[float, Keep] | None:
+        if place not in self._known:
+            keep = self.at(place)
+            self._known[place] = None if keep is None else (self.ms(keep), keep)
+        return self._known[place]
+
+
+def same(one: Keep, other: Keep) -> bool:
+    """Are two plans equal?"""
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+# ---------------------------------------------------------------------- widths only
+
+
+def uniform(subject: Subject, dropped: Sequence[str] = ()) -> Plans:
+    """The same share of every group, to the nearest step; one group after the other where several are as near."""
+    graph, order = subject.graph, by_importance(subject.scores)
+    limits = find_limits(graph, Constraints(), step=STEP, statistics=False)
+    rungs: list[tuple[float, int, str, int]] = []
+    for number, group in enumerate(graph.groups):
+        widths = [group.size] if limits[group.id].whole else [group.size, *limits[group.id].narrower(group.size)]
+        rungs += [((a + b) / 2 / group.size, number, group.id, b) for a, b in pairwise(widths)]
+    rungs.sort(reverse=True)
+    gone = dict.fromkeys(dropped, _GONE)
+
+    def at(place: float) -> Keep:
+        taken = rungs[: round(place * len(rungs))]
+        widths = {g.id: g.size for g in graph.groups} | {group_id: width for _, _, group_id, width in taken}
+        return filled(graph, {**most_important(order, widths), **gone}, order)
+
+    return Plans(at, subject.latency.ms)
+
+
+def macs(subject: Subject) -> Plans:
+    """The global threshold on scores that a budget of MACs gives."""
+
+    def at(place: float) -> Keep | None:
+        if place == 0:
+            return dict[str, NDArray[np.int64]]()
+        try:
+            budget = Budget(macs=max(1 - place, 0.01))
+            return allocate(subject.graph, subject.scores, budget, criterion=CRITERION, step=STEP).keep
+        except BudgetError:
+            return None
+
+    return Plans(at, subject.latency.ms)
+
+
+@dataclass
+class Solved(Plans):
+    """Plans of the latency solver: asked for a time, it needs no scan."""
+
+    def near(self, ms: float, *, besides: Sequence[Keep] = ()) -> Keep | None:
+        """See `Plans.near`; the solver's answer is at most `ms`, so that a little less is asked for next."""
+        for less in (1.0, 0.995, 1.005, 0.99, 1.01, 0.98, 1.02):
+            keep = self.at(ms * less)
+            if keep is not None and not any(same(keep, one) for one in besides):
+                return keep
+        return None
+
+
+def solver(subject: Subject) -> Plans:
+    """The latency solver on Taylor's sums, residual branches kept: what a budget of time gave until November 2026."""
+    graph = replace(subject.graph, branches=())
+
+    def at(ms: float) -> Keep | None:
+        try:
+            return solve(graph, subject.scores, subject.latency.tally, ms, step=STEP).keep
+        except BudgetError:
+            return None
+
+    return Solved(at, subject.latency.ms)
+
+
+@dataclass
+class Coarsest(Plans):
+    """The first of several families that comes close to the time, or the closest.
+
+    Args:
+        families: The preferred one first.
+    """
+
+    families: Sequence[Plans] = ()
+
+    def near(self, ms: float, *, besides: Sequence[Keep] = ()) -> Keep | None:
+        """See `Plans.near`."""
+        found = []
+        for family in self.families:
+            keep = family.near(ms, besides=besides)
+            if keep is not None:
+                found.append((abs(self.ms(keep) / ms - 1), keep))
+                if found[-1][0] < _CLOSE:
+                    break
+        return min(found, key=lambda one: one[0])[1] if found else None
+
+
+def torch_pruning(subject: Subject) -> Plans:
+    """torch-pruning's global ranking by GroupTaylorImportance, its pruning ratio searched.
+
+    In steps of 8, and of 1 where those do not come close: its rounding leaves whole what it would round to nothing.
+    """
+    return Coarsest(
+        lambda place: None,
+        subject.latency.ms,
+        families=[_torch_pruning(subject, step) for step in (STEP, 1)],
+    )
+
+
+def _torch_pruning(subject: Subject, step: int) -> Plans:
+    peer = Peer.of(subject.model, subject.graph, subject.scoring, step=step)
+
+    def at(place: float) -> Keep | None:
+        try:
+            return peer.keep(place * 0.98)
+        except CannotPrune:
+            return None
+
+    return Plans(at, subject.latency.ms)
+
+
+# ---------------------------------------------------------------------- blocks
+
+
+@dataclass
+class Dropping(Plans):
+    """Residual branches in a given order as far as the time asks for, then uniform widths.
+
+    Args:
+        subject: What they belong to.
+        order: Ids of branches, the first to go first.
+    """
+
+    subject: Subject | None = None
+    order: Sequence[str] = ()
+
+    def near(self, ms: float, *, besides: Sequence[Keep] = ()) -> Keep | None:
+        """See `Plans.near`: the most branches that are predicted to leave at least `ms`, then uniform widths."""
+        assert self.subject is not None, "made by `dropping`"
+        count = 0
+        while count < len(self.order) and self.ms(dict.fromkeys(self.order[: count + 1], _GONE)) >= ms:
+            count += 1
+        return uniform(self.subject, self.order[:count]).near(ms, besides=besides)
+
+
+def dropping(subject: Subject, order: Sequence[str]) -> Plans:
+    """See `Dropping`."""
+    return Dropping(lambda place: None, subject.latency.ms, subject=subject, order=order)
+
+
+def every_second_block(subject: Subject) -> Plans:
+    """Every second residual branch, spread evenly where fewer have to go; uniform widths where that is not enough."""
+    half = [branch.id for branch in subject.graph.branches][::2]
+    # Counted in bit-reversed order, any first few are spread over the depth.
+    bits = max(1, (len(half) - 1).bit_length())
+    return dropping(subject, [half[i] for i in sorted(range(len(half)), key=lambda i: f"{i:0{bits}b}"[::-1])])
+
+
+def filled(graph: Graph, keep: Keep, order: Keep) -> Keep:
+    """The plan with what has to stay so that no tensor is left without a channel."""
+    full = dict(keep)
+    while emptied := graph.emptied(full, order):
+        for group, channels in emptied.items():
+            full[group] = np.union1d(full[group], sorted(channels))
+    return full
+
+
+WAYS: dict[str, Callable[[Subject], Plans]] = {
+    "uniform": uniform,
+    "macs": macs,
+    "solver": solver,
+    "torch-pruning": torch_pruning,
+    "every-second-block": every_second_block,
+}
+
+
+def by_kl(subject: Subject, kl: Mapping[str, float]) -> Plans:
+    """Branches in the order of their measured KL to the dense outputs, the smallest first; then uniform widths."""
+    return dropping(subject, sorted(kl, key=kl.__getitem__))
+
+
+def measured_kl(graph: Graph, batches: Sequence[Batch]) -> dict[str, float]:
+    """Branch id -> mean KL of the dense outputs to those without the branch alone, nats per sample."""
+    dense = outputs_of(graph.module, batches)
+    gone = {branch.id: graph.cut(graph.removed({branch.id: _GONE})) for branch in graph.branches}
+    return {name: mean_kl(dense, outputs_of(module, batches)) for name, module in gone.items()}
+
+
+@torch.no_grad()
+def outputs_of(module: nn.Module, batches: Sequence[Batch]) -> Tensor:
+    """Logits `[N, K]` in evaluation mode."""
+    module.eval()
+    return torch.cat([module(*inputs) for inputs, _ in batches])
+
+
+def mean_kl(dense: Tensor, pruned: Tensor) -> float:
+    """Mean over samples of KL(dense || pruned), nats; logits `[N, K]`."""
+    kl = partial(torch.nn.functional.kl_div, reduction="batchmean", log_target=True)
+    return float(kl(pruned.log_softmax(1), dense.log_softmax(1)))

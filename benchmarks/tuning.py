@@ -1,0 +1,197 @@
+"""Plans of several methods brought to one measured speed-up: predicted, raced against the dense model, corrected."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks.rivals import Keep, Plans, Subject
+from deploypruner.latency import write_candidate
+from deploypruner.measure import compare, median_ms, time_artifacts
+from deploypruner.records import Artifact, Precision
+
+OURS = "ours"
+TOLERANCE = 0.02
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+_ROUNDS = 6
+
+
+@dataclass
+class Tuned:
+    """One method on its way to the goal.
+
+    Args:
+        plans: Its family.
+        factor: Measured over predicted speed-up, as far as is known.
+        tried: (plan, its measurement) of every round.
+    """
+
+    plans: Plans
+    factor: float = 1.0
+    tried: list[tuple[Keep, dict[str, Any]]] = field(default_factory=list)
+
+    def best(self, goal: float) -> tuple[Keep, dict[str, Any]] | None:
+        """What came closest to the goal."""
+        return min(self.tried, key=lambda one: off(one[1], goal)) if self.tried else None
+
+
+def off(measured: Mapping[str, Any], goal: float) -> float:
+    """How far a measured speed-up is from the goal, relative."""
+    return abs(float(measured["ratio"]) / goal - 1)
+
+
+def tune(
+    subject: Subject, families: Mapping[str, Plans], goal: float, *, folder: Path, seconds: float
+) -> dict[str, tuple[Keep, dict[str, Any]]]:
+    """The plan of each method whose measured speed-up is closest to `goal`.
+
+    All methods' candidates of a round run side by side with the dense model. A method is done once it is within
+    `TOLERANCE`, or has no other plan.
+
+    Args:
+        subject: What is pruned.
+        families: Method -> its plans.
+        goal: Speed-up over the dense model in the same setting.
+        folder: For the dense model's file.
+        seconds: Of measuring, per candidate and round.
+    """
+    tuned = {name: Tuned(plans) for name, plans in families.items()}
+    dense_ms = subject.latency.ms({})
+    for number in range(_ROUNDS):
+        asked = {}
+        for name, one in tuned.items():
+            best = one.best(goal)
+            if best is not None and off(best[1], goal) <= TOLERANCE:
+                continue
+            keep = one.plans.near(dense_ms / goal * one.factor, besides=[keep for keep, _ in one.tried])
+            if keep is not None:
+                asked[name] = keep
+        if not asked:
+            break
+        for name, measured in race(subject, asked, folder=folder, seconds=seconds).items():
+            keep, one = asked[name], tuned[name]
+            predicted = dense_ms / subject.latency.ms(keep)
+            one.tried.append((keep, measured | {"predicted": predicted}))
+            one.factor = measured["ratio"] / predicted
+            click.echo(
+                f"round {number + 1}: {name}: predicted {predicted:.3f}x, measured {measured['ratio']:.3f}x, "
+                f"goal {goal:.3f}x",
+                err=True,
+            )
+    return {name: best for name, one in tuned.items() if (best := one.best(goal)) is not None}
+
+
+def race(
+    subject: Subject, plans: Mapping[str, Keep], *, folder: Path, seconds: float, precision: Precision | None = None
+) -> dict[str, dict[str, Any]]:
+    """Method -> milliseconds, speed-up and its interval, in fresh processes side by side with the dense model.
+
+    Args:
+        subject: What is pruned.
+        plans: Method -> plan.
+        folder: Where the dense model's file is or will be.
+        seconds: Of measuring, per plan.
+        precision: The setting's, or another one.
+    """
+    setting = subject.latency.setting
+    chosen = precision or setting.precision
+    path = folder / f"dense.{chosen}.onnx"
+    if not path.exists():
+        write_candidate(subject.graph, {}, chosen, path)
+    dense = Artifact(f"dense {chosen}", path, "onnx", chosen, "dense")
+    with tempfile.TemporaryDirectory() as temporary:
+        artifacts = [dense]
+        for number, (name, keep) in enumerate(plans.items()):
+            file = Path(temporary) / f"{number}.onnx"
+            write_candidate(subject.graph, keep, chosen, file)
+            artifacts.append(Artifact(name, file, "onnx", chosen, "channel"))
+        measured = time_artifacts(
+            [(artifact, setting.runtime) for artifact in artifacts],
+            threads=setting.threads,
+            budget_s=seconds * len(artifacts),
+            narrow=0.01,
+        )
+    base, *others = measured.timings
+    found = {}
+    for timing in others:
+        against = compare(timing, base, floor=measured.floor)
+        found[timing.artifact.name] = {
+            "ms": median_ms(timing.samples_ns),
+            "dense_ms": median_ms(base.samples_ns),
+            "ratio": against.ratio,
+            "ci": list(against.ratio_ci),
+            "doubt": measured.reason,
+        }
+    return found
+
+
+def tune_row(
+    subject: Subject,
+    row: dict[str, Any],
+    methods: Sequence[str],
+    *,
+    ways: Mapping[str, Callable[[Subject], Plans]],
+    ours: Callable[[Subject, float], Keep],
+    folder: Path,
+    seconds: float,
+) -> None:
+    """Tune what is missing in a row of results, or off its goal; then time all plans of the row together.
+
+    Args:
+        subject: What is pruned.
+        row: "asked" is the speed-up; "goal" becomes that of `ours` where it is there; "plans" get the results.
+        methods: Which to look at.
+        ways: All but `ours`.
+        ours: The plan for a speed-up.
+        folder: For the dense model's file.
+        seconds: Of measuring, per candidate and round.
+    """
+    plans, asked, begun = row["plans"], row["asked"], time.perf_counter()
+    if OURS in methods and OURS not in plans:
+        keep = ours(subject, asked)
+        _set(subject, plans, OURS, keep, race(subject, {OURS: keep}, folder=folder, seconds=4 * seconds)[OURS])
+    goal = row["goal"] = plans[OURS]["ratio"] if OURS in plans else asked
+    wanted = [
+        name
+        for name in methods
+        if name != OURS
+        and (name not in plans or (off(plans[name], goal) > TOLERANCE and plans[name]["tuned_to"] != goal))
+    ]
+    families = {name: ways[name](subject) for name in wanted}
+    for name, (keep, measured) in tune(subject, families, goal, folder=folder, seconds=seconds).items():
+        _set(subject, plans, name, keep, measured | {"tuned_to": goal})
+    click.echo(f"tuned {', '.join(wanted) or 'nothing'} in {time.perf_counter() - begun:.0f} s", err=True)
+    if not wanted:
+        return
+    kept, setting = {name: keep_of(found) for name, found in plans.items()}, subject.latency.setting
+    for precision in PRECISIONS:
+        again = race(subject, kept, folder=folder, seconds=2 * seconds, precision=precision)
+        for name, measured in again.items():
+            own = precision == setting.precision
+            plans[name] |= measured if own else {f"{precision} ratio": measured["ratio"]}
+
+
+def _set(subject: Subject, plans: dict[str, Any], name: str, keep: Keep, measured: Mapping[str, Any]) -> None:
+    """Put a method's plan into a row; runs of another plan go."""
+    graph = subject.graph
+    whole = {group.id: group.size for group in graph.groups}
+    plans[name] = {
+        "macs": graph.costs.macs(graph.removed(keep)) / graph.costs.macs(),
+        "dropped": list(graph.dropped(keep)),
+        # What stays whole is not written down.
+        "keep": {i: [int(c) for c in kept] for i, kept in keep.items() if len(kept) < whole.get(i, 1)},
+        "runs": {},
+        **measured,
+    }
+
+
+def keep_of(found: Mapping[str, Any]) -> Keep:
+    """The plan in a row of results."""
+    return {name: np.array(kept, dtype=np.int64) for name, kept in found["keep"].items()}
