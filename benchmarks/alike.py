@@ -77,7 +77,9 @@ def mimicked(graph: Graph, module: nn.Module, train: Batches, *, epochs: int, am
     """The module after learning the dense model's outputs, without labels; statistics set anew once more."""
     settings = FinetuneSettings(epochs=epochs, lr=0.005, batch_size=32, amp=amp, channels_last=True)
     finetune(module, graph.module, Unlabelled(train), settings)
-    reestimate_batchnorm(module, train.epoch(batch_size=_BATCH), max_batches=_STATISTICS_BATCHES)
+    reestimate_batchnorm(
+        module, train.epoch(batch_size=_BATCH, seed=0, shuffle=False, augment=False), max_batches=_STATISTICS_BATCHES
+    )
     return module.eval()
 
 
@@ -106,7 +108,7 @@ def written(module: nn.Module, graph: Graph, train: Batches, folder: Path) -> di
     """Precision -> ONNX file for any batch size, int8 calibrated on training samples."""
     fp32, int8 = folder / "fp32.onnx", folder / "int8.onnx"
     exporters.get("onnx")().write(module, graph.example_inputs, fp32, dynamic_batch=graph.dynamic_batch)
-    batches = train.epoch(batch_size=8, seed=0, shuffle=True)
+    batches = train.epoch(batch_size=8, seed=0, shuffle=True, augment=False)
     feeds = ([np.ascontiguousarray(x.numpy()) for x in inputs] for inputs, _ in islice(batches, _CALIBRATED // 8))
     quantize_static(fp32, int8, calibration=feeds)
     return {"fp32": fp32, "int8": int8}
@@ -117,5 +119,5 @@ def _open(path: Path) -> Any:
 
 
 def _samples(val: Batches) -> Iterator[tuple[list[Any], Any]]:
-    for inputs, labels in val.epoch(batch_size=50, seed=0, shuffle=False):
+    for inputs, labels in val.epoch(batch_size=50, seed=0, shuffle=False, augment=False):
         yield [np.ascontiguousarray(x.numpy()) for x in inputs], None if labels is None else labels.numpy()

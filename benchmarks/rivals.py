@@ -54,7 +54,7 @@ class Subject:
 
 @dataclass
 class Plans:
-    """A one-parameter family of plans, whole at 0 and as narrow as it gets at 1.
+    """A one-parameter family of plans, whole at place 0 and as fast as it gets at 1.
 
     Args:
         at: The plan at a place, None where the way has none.
@@ -63,33 +63,27 @@ class Plans:
 
     at: Callable[[float], Keep | None]
     ms: Callable[[Keep], float]
-    _known: dict[float, tuple[float, Keep] | None] = field(default_factory=dict)
+    _known: dict[float, float | None] = field(default_factory=dict)
 
-    def near(self, ms: float, *, besides: Sequence[Keep] = ()) -> Keep | None:
-        """The plan predicted closest to `ms` that is none of `besides`; None where there is no other.
+    def near(self, ms: float) -> float | None:
+        """The place whose plan is predicted closest to `ms`; None where there is no plan at all.
 
         A scan first, because the time of some ways does not fall steadily; halving then narrows every crossing.
         """
-        places = [i / _GRID for i in range(_GRID + 1)]
-        for low, high in pairwise(places):
-            ends = self._look(low), self._look(high)
-            if None not in ends and min(e[0] for e in ends if e) <= ms <= max(e[0] for e in ends if e):
-                self._narrow(low, high, ms)
-        other = [found for found in self._known.values() if found and not any(same(found[1], one) for one in besides)]
-        return min(other, key=lambda found: abs(found[0] - ms))[1] if other else None
+        for low, high in pairwise(i / _GRID for i in range(_GRID + 1)):
+            for _ in range(_HALVINGS):
+                ends, middle = (self._look(low), self._look(high)), (low + high) / 2
+                if ends[0] is None or ends[1] is None or (ends[0] - ms) * (ends[1] - ms) > 0:
+                    break
+                found = self._look(middle)
+                low, high = (low, middle) if found is None or (ends[0] - ms) * (found - ms) <= 0 else (middle, high)
+        known = {place: found for place, found in self._known.items() if found is not None}
+        return min(known, key=lambda place: abs(known[place] - ms)) if known else None
 
-    def _narrow(self, low: float, high: float, ms: float) -> None:
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            found, left = self._look(middle), self._look(low)
-            if found is None or left is None:
-                return
-            low, high = (low, middle) if (left[0] - ms) * (found[0] - ms) <= 0 else (middle, high)
-
-    def _look(self, place: float) -> tuple[float, Keep] | None:
+    def _look(self, place: float) -> float | None:
         if place not in self._known:
             keep = self.at(place)
-            self._known[place] = None if keep is None else (self.ms(keep), keep)
+            self._known[place] = None if keep is None else self.ms(keep)
         return self._known[place]
 
 
@@ -98,17 +92,60 @@ def same(one: Keep, other: Keep) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
+class Coarsest(Plans):
+    """The first of several families that comes close to the time that is asked for first, or the closest.
+
+    Args:
+        families: The preferred one first.
+    """
+
+    def __init__(self, families: Sequence[Plans]) -> None:
+        self._families, self._chosen = families, families[0]
+        super().__init__(self._at, families[0].ms)
+
+    def _at(self, place: float) -> Keep | None:
+        return self._chosen.at(place)
+
+    def near(self, ms: float) -> float | None:
+        """See `Plans.near`."""
+        misses: list[tuple[float, int, float]] = []
+        for number, family in enumerate(self._families):
+            place = family.near(ms)
+            keep = None if place is None else family.at(place)
+            if place is not None and keep is not None:
+                misses.append((abs(self.ms(keep) / ms - 1), number, place))
+                if misses[-1][0] < _CLOSE:
+                    break
+        if not misses:
+            return None
+        _, number, place = min(misses) if misses[-1][0] >= _CLOSE else misses[-1]
+        self._chosen = self._families[number]
+        return place
+
+
 # ---------------------------------------------------------------------- widths only
 
 
-def uniform(subject: Subject, dropped: Sequence[str] = ()) -> Plans:
-    """The same share of every group, to the nearest step; one group after the other where several are as near."""
+def uniform(subject: Subject) -> Plans:
+    """The same share of every group, to the nearest step; where several groups are as near, one after the other.
+
+    The last ones of the network first, or the first ones where that comes closer to the time: cutting the first
+    residual stream is a large step.
+    """
+    return Coarsest([_uniform(subject), _uniform(subject, last_first=False)])
+
+
+def _uniform(subject: Subject, dropped: Sequence[str] = (), *, last_first: bool = True) -> Plans:
     graph, order = subject.graph, by_importance(subject.scores)
     limits = find_limits(graph, Constraints(), step=STEP, statistics=False)
+    inside = {group for branch in graph.branches if branch.id in dropped for group in branch.groups}
     rungs: list[tuple[float, int, str, int]] = []
     for number, group in enumerate(graph.groups):
-        widths = [group.size] if limits[group.id].whole else [group.size, *limits[group.id].narrower(group.size)]
-        rungs += [((a + b) / 2 / group.size, number, group.id, b) for a, b in pairwise(widths)]
+        if limits[group.id].whole or group.id in inside:
+            continue
+        widths = [group.size, *limits[group.id].narrower(group.size)]
+        turn = number if last_first else -number
+        rungs += [((a + b) / 2 / group.size, turn, group.id, b) for a, b in pairwise(widths)]
     rungs.sort(reverse=True)
     gone = dict.fromkeys(dropped, _GONE)
 
@@ -139,48 +176,23 @@ def macs(subject: Subject) -> Plans:
 class Solved(Plans):
     """Plans of the latency solver: asked for a time, it needs no scan."""
 
-    def near(self, ms: float, *, besides: Sequence[Keep] = ()) -> Keep | None:
-        """See `Plans.near`; the solver's answer is at most `ms`, so that a little less is asked for next."""
-        for less in (1.0, 0.995, 1.005, 0.99, 1.01, 0.98, 1.02):
-            keep = self.at(ms * less)
-            if keep is not None and not any(same(keep, one) for one in besides):
-                return keep
-        return None
+    def near(self, ms: float) -> float | None:
+        """See `Plans.near`."""
+        return max(0.0, 1 - ms / self.ms({}))
 
 
 def solver(subject: Subject) -> Plans:
     """The latency solver on Taylor's sums, residual branches kept: what a budget of time gave until November 2026."""
     graph = replace(subject.graph, branches=())
 
-    def at(ms: float) -> Keep | None:
+    def at(place: float) -> Keep | None:
+        budget_ms = subject.latency.ms({}) * (1 - place)
         try:
-            return solve(graph, subject.scores, subject.latency.tally, ms, step=STEP).keep
+            return solve(graph, subject.scores, subject.latency.tally, budget_ms, step=STEP).keep
         except BudgetError:
             return None
 
     return Solved(at, subject.latency.ms)
-
-
-@dataclass
-class Coarsest(Plans):
-    """The first of several families that comes close to the time, or the closest.
-
-    Args:
-        families: The preferred one first.
-    """
-
-    families: Sequence[Plans] = ()
-
-    def near(self, ms: float, *, besides: Sequence[Keep] = ()) -> Keep | None:
-        """See `Plans.near`."""
-        found = []
-        for family in self.families:
-            keep = family.near(ms, besides=besides)
-            if keep is not None:
-                found.append((abs(self.ms(keep) / ms - 1), keep))
-                if found[-1][0] < _CLOSE:
-                    break
-        return min(found, key=lambda one: one[0])[1] if found else None
 
 
 def torch_pruning(subject: Subject) -> Plans:
@@ -188,11 +200,7 @@ def torch_pruning(subject: Subject) -> Plans:
 
     In steps of 8, and of 1 where those do not come close: its rounding leaves whole what it would round to nothing.
     """
-    return Coarsest(
-        lambda place: None,
-        subject.latency.ms,
-        families=[_torch_pruning(subject, step) for step in (STEP, 1)],
-    )
+    return Coarsest([_torch_pruning(subject, step) for step in (STEP, 1)])
 
 
 def _torch_pruning(subject: Subject, step: int) -> Plans:
@@ -210,30 +218,27 @@ def _torch_pruning(subject: Subject, step: int) -> Plans:
 # ---------------------------------------------------------------------- blocks
 
 
-@dataclass
-class Dropping(Plans):
-    """Residual branches in a given order as far as the time asks for, then uniform widths.
+def dropping(subject: Subject, order: Sequence[str]) -> Plans:
+    """Residual branches one after the other, then uniform widths; a few widths bridge the gap to the next branch.
 
     Args:
-        subject: What they belong to.
+        subject: What is pruned.
         order: Ids of branches, the first to go first.
     """
+    ms = subject.latency.ms
+    on_top = [_uniform(subject, order[:count]) for count in range(len(order) + 1)]
+    alone = [ms(dict.fromkeys(order[:count], _GONE)) for count in range(len(order) + 1)]
+    bridges: dict[int, float | None] = {}
 
-    subject: Subject | None = None
-    order: Sequence[str] = ()
+    def at(place: float) -> Keep | None:
+        count = int(2 * place * len(order))
+        if count >= len(order):
+            return on_top[-1].at(2 * place - 1)
+        if count not in bridges:
+            bridges[count] = on_top[count].near(alone[count + 1])
+        return on_top[count].at((2 * place * len(order) - count) * (bridges[count] or 0.0))
 
-    def near(self, ms: float, *, besides: Sequence[Keep] = ()) -> Keep | None:
-        """See `Plans.near`: the most branches that are predicted to leave at least `ms`, then uniform widths."""
-        assert self.subject is not None, "made by `dropping`"
-        count = 0
-        while count < len(self.order) and self.ms(dict.fromkeys(self.order[: count + 1], _GONE)) >= ms:
-            count += 1
-        return uniform(self.subject, self.order[:count]).near(ms, besides=besides)
-
-
-def dropping(subject: Subject, order: Sequence[str]) -> Plans:
-    """See `Dropping`."""
-    return Dropping(lambda place: None, subject.latency.ms, subject=subject, order=order)
+    return Plans(at, ms)
 
 
 def every_second_block(subject: Subject) -> Plans:

@@ -6,13 +6,14 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import log
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from benchmarks.rivals import Keep, Plans, Subject
+from benchmarks.rivals import Keep, Plans, Subject, same
 from deploypruner.latency import write_candidate
 from deploypruner.measure import compare, median_ms, time_artifacts
 from deploypruner.records import Artifact, Precision
@@ -20,26 +21,77 @@ from deploypruner.records import Artifact, Precision
 OURS = "ours"
 TOLERANCE = 0.02
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
-_ROUNDS = 6
+_ROUNDS, _LOOKS = 8, 16
+
+
+@dataclass(frozen=True)
+class Try:
+    """A plan that was measured.
+
+    Args:
+        place: In its family.
+        keep: The plan.
+        measured: What `race` says, and what had been "predicted".
+    """
+
+    place: float
+    keep: Keep
+    measured: dict[str, Any]
+
+    @property
+    def ratio(self) -> float:
+        """Its measured speed-up."""
+        return float(self.measured["ratio"])
 
 
 @dataclass
 class Tuned:
-    """One method on its way to the goal.
+    """One method on its way to the goal: predicted first, then by the measured speed-ups around the goal.
 
     Args:
         plans: Its family.
-        factor: Measured over predicted speed-up, as far as is known.
-        tried: (plan, its measurement) of every round.
+        dense_ms: Predicted, of the dense model.
+        tries: Every measurement so far.
     """
 
     plans: Plans
-    factor: float = 1.0
-    tried: list[tuple[Keep, dict[str, Any]]] = field(default_factory=list)
+    dense_ms: float
+    tries: list[Try] = field(default_factory=list)
 
-    def best(self, goal: float) -> tuple[Keep, dict[str, Any]] | None:
+    def best(self, goal: float) -> Try | None:
         """What came closest to the goal."""
-        return min(self.tried, key=lambda one: off(one[1], goal)) if self.tried else None
+        return min(self.tries, key=lambda one: off(one.measured, goal)) if self.tries else None
+
+    def following(self, goal: float) -> tuple[float, Keep] | None:
+        """The next plan to measure, None where the goal is met or no other plan is left."""
+        best = self.best(goal)
+        if best is None:
+            return self._plan(self.plans.near(self.dense_ms / goal))
+        if off(best.measured, goal) <= TOLERANCE:
+            return None
+        below = max((t for t in self.tries if t.ratio < goal), key=lambda t: t.ratio, default=None)
+        above = min((t for t in self.tries if t.ratio >= goal), key=lambda t: t.ratio, default=None)
+        low = (0.0, 1.0) if below is None else (below.place, below.ratio)
+        if above is None:
+            aim = low[0] + (1 - low[0]) * min(0.5, 2 * log(goal / low[1]))
+            high = 1.0
+        else:
+            aim = low[0] + (above.place - low[0]) * min(max(log(goal / low[1]) / log(above.ratio / low[1]), 0.1), 0.9)
+            high = above.place
+        return self._untried(aim, low[0], high)
+
+    def _untried(self, aim: float, low: float, high: float) -> tuple[float, Keep] | None:
+        """The plan at `aim`, or the nearest to it from `low` to `high` that was not measured yet."""
+        places = [low + (high - low) * i / _LOOKS for i in range(_LOOKS + 1)]
+        for place in [aim, *sorted(places, key=lambda place: abs(place - aim))]:
+            found = self._plan(place)
+            if found is not None and not any(same(found[1], one.keep) for one in self.tries):
+                return found
+        return None
+
+    def _plan(self, place: float | None) -> tuple[float, Keep] | None:
+        keep = None if place is None else self.plans.at(place)
+        return None if place is None or keep is None else (place, keep)
 
 
 def off(measured: Mapping[str, Any], goal: float) -> float:
@@ -49,7 +101,7 @@ def off(measured: Mapping[str, Any], goal: float) -> float:
 
 def tune(
     subject: Subject, families: Mapping[str, Plans], goal: float, *, folder: Path, seconds: float
-) -> dict[str, tuple[Keep, dict[str, Any]]]:
+) -> dict[str, Try]:
     """The plan of each method whose measured speed-up is closest to `goal`.
 
     All methods' candidates of a round run side by side with the dense model. A method is done once it is within
@@ -62,24 +114,17 @@ def tune(
         folder: For the dense model's file.
         seconds: Of measuring, per candidate and round.
     """
-    tuned = {name: Tuned(plans) for name, plans in families.items()}
     dense_ms = subject.latency.ms({})
+    tuned = {name: Tuned(plans, dense_ms) for name, plans in families.items()}
     for number in range(_ROUNDS):
-        asked = {}
-        for name, one in tuned.items():
-            best = one.best(goal)
-            if best is not None and off(best[1], goal) <= TOLERANCE:
-                continue
-            keep = one.plans.near(dense_ms / goal * one.factor, besides=[keep for keep, _ in one.tried])
-            if keep is not None:
-                asked[name] = keep
+        asked = {name: plan for name, one in tuned.items() if (plan := one.following(goal)) is not None}
         if not asked:
             break
-        for name, measured in race(subject, asked, folder=folder, seconds=seconds).items():
-            keep, one = asked[name], tuned[name]
+        plans = {name: keep for name, (_, keep) in asked.items()}
+        for name, measured in race(subject, plans, folder=folder, seconds=seconds).items():
+            place, keep = asked[name]
             predicted = dense_ms / subject.latency.ms(keep)
-            one.tried.append((keep, measured | {"predicted": predicted}))
-            one.factor = measured["ratio"] / predicted
+            tuned[name].tries.append(Try(place, keep, measured | {"predicted": predicted}))
             click.echo(
                 f"round {number + 1}: {name}: predicted {predicted:.3f}x, measured {measured['ratio']:.3f}x, "
                 f"goal {goal:.3f}x",
@@ -165,8 +210,8 @@ def tune_row(
         and (name not in plans or (off(plans[name], goal) > TOLERANCE and plans[name]["tuned_to"] != goal))
     ]
     families = {name: ways[name](subject) for name in wanted}
-    for name, (keep, measured) in tune(subject, families, goal, folder=folder, seconds=seconds).items():
-        _set(subject, plans, name, keep, measured | {"tuned_to": goal})
+    for name, best in tune(subject, families, goal, folder=folder, seconds=seconds).items():
+        _set(subject, plans, name, best.keep, best.measured | {"tuned_to": goal})
     click.echo(f"tuned {', '.join(wanted) or 'nothing'} in {time.perf_counter() - begun:.0f} s", err=True)
     if not wanted:
         return
