@@ -22,7 +22,7 @@ from deploypruner.graph.sizes import module_path
 class Dropped(nn.Module):
     """In place of the last layer of a branch that is gone: zero, whatever it is given."""
 
-    def forward(self, x: Tensor, *others: object, **named: object) -> Tensor:
+    def forward(self, x: Tensor, *others: object) -> Tensor:
         """A zero without axes, which adds to a tensor of any shape."""
         return x.new_zeros(())
 
