@@ -40,7 +40,7 @@ FOLDER = WORK / "real-weights"
 _SCORING_BATCHES, _BATCH = 8, 16
 
 
-def blocks(subject: Subject) -> Plans:
+def blocks(subject: Subject) -> list[Plans]:
     """Residual branches by their measured KL, the smallest first; uniform widths for the rest of the way."""
     return by_kl(subject, measured_kl(subject.graph, subject.scoring))
 

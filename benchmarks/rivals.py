@@ -1,13 +1,13 @@
 """Rival ways to choose what stays, each as plans of any predicted time, so that all can be tuned to one latency.
 
-`WAYS` names them. A way is a function from a `Subject` to `Plans`; `Plans.near(ms)` is its plan that is predicted
-closest to `ms`. Channels within a group go in the order of their scores everywhere, except for torch-pruning.
+`WAYS` names them. A way is a function from a `Subject` to families of plans, the preferred one first. Channels within
+a group go in the order of their scores everywhere, except for torch-pruning.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 
@@ -30,7 +30,7 @@ from deploypruner.search.solve import solve
 Keep = Mapping[str, NDArray[np.int64]]
 STEP, CRITERION = 8, "taylor"
 _GONE = np.array([], dtype=np.int64)
-_GRID, _HALVINGS, _CLOSE = 24, 8, 0.03
+_GRID, _HALVINGS = 24, 8
 
 
 @dataclass(frozen=True)
@@ -92,47 +92,15 @@ def same(one: Keep, other: Keep) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
-class Coarsest(Plans):
-    """The first of several families that comes close to the time that is asked for first, or the closest.
-
-    Args:
-        families: The preferred one first.
-    """
-
-    def __init__(self, families: Sequence[Plans]) -> None:
-        self._families, self._chosen = families, families[0]
-        super().__init__(self._at, families[0].ms)
-
-    def _at(self, place: float) -> Keep | None:
-        return self._chosen.at(place)
-
-    def near(self, ms: float) -> float | None:
-        """See `Plans.near`."""
-        misses: list[tuple[float, int, float]] = []
-        for number, family in enumerate(self._families):
-            place = family.near(ms)
-            keep = None if place is None else family.at(place)
-            if place is not None and keep is not None:
-                misses.append((abs(self.ms(keep) / ms - 1), number, place))
-                if misses[-1][0] < _CLOSE:
-                    break
-        if not misses:
-            return None
-        _, number, place = min(misses) if misses[-1][0] >= _CLOSE else misses[-1]
-        self._chosen = self._families[number]
-        return place
-
-
 # ---------------------------------------------------------------------- widths only
 
 
-def uniform(subject: Subject) -> Plans:
+def uniform(subject: Subject) -> list[Plans]:
     """The same share of every group, to the nearest step; where several groups are as near, one after the other.
 
-    The last ones of the network first, or the first ones where that comes closer to the time: cutting the first
-    residual stream is a large step.
+    The last ones of the network first, or else the first ones: cutting the first residual stream is a large step.
     """
-    return Coarsest([_uniform(subject), _uniform(subject, last_first=False)])
+    return [_uniform(subject), _uniform(subject, last_first=False)]
 
 
 def _uniform(subject: Subject, dropped: Sequence[str] = (), *, last_first: bool = True) -> Plans:
@@ -157,7 +125,7 @@ def _uniform(subject: Subject, dropped: Sequence[str] = (), *, last_first: bool 
     return Plans(at, subject.latency.ms)
 
 
-def macs(subject: Subject) -> Plans:
+def macs(subject: Subject) -> list[Plans]:
     """The global threshold on scores that a budget of MACs gives."""
 
     def at(place: float) -> Keep | None:
@@ -169,7 +137,7 @@ def macs(subject: Subject) -> Plans:
         except BudgetError:
             return None
 
-    return Plans(at, subject.latency.ms)
+    return [Plans(at, subject.latency.ms)]
 
 
 @dataclass
@@ -181,26 +149,26 @@ class Solved(Plans):
         return max(0.0, 1 - ms / self.ms({}))
 
 
-def solver(subject: Subject) -> Plans:
+def solver(subject: Subject) -> list[Plans]:
     """The latency solver on Taylor's sums, residual branches kept: what a budget of time gave until November 2026."""
-    graph = replace(subject.graph, branches=())
+    depth = Constraints(depth="keep")
 
     def at(place: float) -> Keep | None:
-        budget_ms = subject.latency.ms({}) * (1 - place)
+        budget_ms, tally = subject.latency.ms({}) * (1 - place), subject.latency.tally
         try:
-            return solve(graph, subject.scores, subject.latency.tally, budget_ms, step=STEP).keep
+            return solve(subject.graph, subject.scores, tally, budget_ms, step=STEP, constraints=depth).keep
         except BudgetError:
             return None
 
-    return Solved(at, subject.latency.ms)
+    return [Solved(at, subject.latency.ms)]
 
 
-def torch_pruning(subject: Subject) -> Plans:
+def torch_pruning(subject: Subject) -> list[Plans]:
     """torch-pruning's global ranking by GroupTaylorImportance, its pruning ratio searched.
 
-    In steps of 8, and of 1 where those do not come close: its rounding leaves whole what it would round to nothing.
+    In steps of 8, or else of 1: its rounding leaves whole what it would round to nothing.
     """
-    return Coarsest([_torch_pruning(subject, step) for step in (STEP, 1)])
+    return [_torch_pruning(subject, step) for step in (STEP, 1)]
 
 
 def _torch_pruning(subject: Subject, step: int) -> Plans:
@@ -218,7 +186,7 @@ def _torch_pruning(subject: Subject, step: int) -> Plans:
 # ---------------------------------------------------------------------- blocks
 
 
-def dropping(subject: Subject, order: Sequence[str]) -> Plans:
+def dropping(subject: Subject, order: Sequence[str]) -> list[Plans]:
     """Residual branches one after the other, then uniform widths; a few widths bridge the gap to the next branch.
 
     Args:
@@ -238,10 +206,10 @@ def dropping(subject: Subject, order: Sequence[str]) -> Plans:
             bridges[count] = on_top[count].near(alone[count + 1])
         return on_top[count].at((2 * place * len(order) - count) * (bridges[count] or 0.0))
 
-    return Plans(at, ms)
+    return [Plans(at, ms)]
 
 
-def every_second_block(subject: Subject) -> Plans:
+def every_second_block(subject: Subject) -> list[Plans]:
     """Every second residual branch, spread evenly where fewer have to go; uniform widths where that is not enough."""
     half = [branch.id for branch in subject.graph.branches][::2]
     # Counted in bit-reversed order, any first few are spread over the depth.
@@ -258,7 +226,7 @@ def filled(graph: Graph, keep: Keep, order: Keep) -> Keep:
     return full
 
 
-WAYS: dict[str, Callable[[Subject], Plans]] = {
+WAYS: dict[str, Callable[[Subject], list[Plans]]] = {
     "uniform": uniform,
     "macs": macs,
     "solver": solver,
@@ -267,7 +235,7 @@ WAYS: dict[str, Callable[[Subject], Plans]] = {
 }
 
 
-def by_kl(subject: Subject, kl: Mapping[str, float]) -> Plans:
+def by_kl(subject: Subject, kl: Mapping[str, float]) -> list[Plans]:
     """Branches in the order of their measured KL to the dense outputs, the smallest first; then uniform widths."""
     return dropping(subject, sorted(kl, key=kl.__getitem__))
 

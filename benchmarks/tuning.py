@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from math import log
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from deploypruner.records import Artifact, Precision
 OURS = "ours"
 TOLERANCE = 0.02
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
-_ROUNDS, _LOOKS = 8, 16
+_TRIES, _LOOKS = 7, 16
 
 
 @dataclass(frozen=True)
@@ -49,49 +50,52 @@ class Tuned:
     """One method on its way to the goal: predicted first, then by the measured speed-ups around the goal.
 
     Args:
-        plans: Its family.
+        families: Its plans; the next family is asked where the one before does not meet the goal.
         dense_ms: Predicted, of the dense model.
-        tries: Every measurement so far.
+        before: Measurements of earlier families.
+        tries: Measurements of this one.
     """
 
-    plans: Plans
+    families: Sequence[Plans]
     dense_ms: float
+    before: list[Try] = field(default_factory=list)
     tries: list[Try] = field(default_factory=list)
 
     def best(self, goal: float) -> Try | None:
         """What came closest to the goal."""
-        return min(self.tries, key=lambda one: off(one.measured, goal)) if self.tries else None
+        return min(self.before + self.tries, key=lambda one: off(one.measured, goal), default=None)
 
     def following(self, goal: float) -> tuple[float, Keep] | None:
         """The next plan to measure, None where the goal is met or no other plan is left."""
         best = self.best(goal)
-        if best is None:
-            return self._plan(self.plans.near(self.dense_ms / goal))
-        if off(best.measured, goal) <= TOLERANCE:
+        if best is not None and off(best.measured, goal) <= TOLERANCE:
             return None
+        found = self._following(goal) if len(self.tries) < _TRIES else None
+        if found is None and len(self.families) > 1:
+            self.families, self.before, self.tries = self.families[1:], self.before + self.tries, []
+            return self.following(goal)
+        return found
+
+    def _following(self, goal: float) -> tuple[float, Keep] | None:
+        if not self.tries:
+            place = self.families[0].near(self.dense_ms / goal)
+            return None if place is None else self._untried(place, 0.0, place)
         below = max((t for t in self.tries if t.ratio < goal), key=lambda t: t.ratio, default=None)
         above = min((t for t in self.tries if t.ratio >= goal), key=lambda t: t.ratio, default=None)
-        low = (0.0, 1.0) if below is None else (below.place, below.ratio)
+        low, slow = (0.0, 1.0) if below is None else (below.place, below.ratio)
         if above is None:
-            aim = low[0] + (1 - low[0]) * min(0.5, 2 * log(goal / low[1]))
-            high = 1.0
-        else:
-            aim = low[0] + (above.place - low[0]) * min(max(log(goal / low[1]) / log(above.ratio / low[1]), 0.1), 0.9)
-            high = above.place
-        return self._untried(aim, low[0], high)
+            return self._untried(low + (1 - low) * min(0.5, 2 * log(goal / slow)), low, 1.0)
+        share = log(goal / slow) / log(above.ratio / slow)
+        return self._untried(low + (above.place - low) * min(max(share, 0.1), 0.9), low, above.place)
 
     def _untried(self, aim: float, low: float, high: float) -> tuple[float, Keep] | None:
         """The plan at `aim`, or the nearest to it from `low` to `high` that was not measured yet."""
         places = [low + (high - low) * i / _LOOKS for i in range(_LOOKS + 1)]
         for place in [aim, *sorted(places, key=lambda place: abs(place - aim))]:
-            found = self._plan(place)
-            if found is not None and not any(same(found[1], one.keep) for one in self.tries):
-                return found
+            keep = self.families[0].at(place)
+            if keep is not None and not any(same(keep, one.keep) for one in self.before + self.tries):
+                return place, keep
         return None
-
-    def _plan(self, place: float | None) -> tuple[float, Keep] | None:
-        keep = None if place is None else self.plans.at(place)
-        return None if place is None or keep is None else (place, keep)
 
 
 def off(measured: Mapping[str, Any], goal: float) -> float:
@@ -100,7 +104,7 @@ def off(measured: Mapping[str, Any], goal: float) -> float:
 
 
 def tune(
-    subject: Subject, families: Mapping[str, Plans], goal: float, *, folder: Path, seconds: float
+    subject: Subject, families: Mapping[str, Sequence[Plans]], goal: float, *, folder: Path, seconds: float
 ) -> dict[str, Try]:
     """The plan of each method whose measured speed-up is closest to `goal`.
 
@@ -109,14 +113,14 @@ def tune(
 
     Args:
         subject: What is pruned.
-        families: Method -> its plans.
+        families: Method -> its families of plans, the preferred one first.
         goal: Speed-up over the dense model in the same setting.
         folder: For the dense model's file.
         seconds: Of measuring, per candidate and round.
     """
     dense_ms = subject.latency.ms({})
     tuned = {name: Tuned(plans, dense_ms) for name, plans in families.items()}
-    for number in range(_ROUNDS):
+    for number in count(1):
         asked = {name: plan for name, one in tuned.items() if (plan := one.following(goal)) is not None}
         if not asked:
             break
@@ -126,7 +130,7 @@ def tune(
             predicted = dense_ms / subject.latency.ms(keep)
             tuned[name].tries.append(Try(place, keep, measured | {"predicted": predicted}))
             click.echo(
-                f"round {number + 1}: {name}: predicted {predicted:.3f}x, measured {measured['ratio']:.3f}x, "
+                f"round {number}: {name}: predicted {predicted:.3f}x, measured {measured['ratio']:.3f}x, "
                 f"goal {goal:.3f}x",
                 err=True,
             )
@@ -182,7 +186,7 @@ def tune_row(
     row: dict[str, Any],
     methods: Sequence[str],
     *,
-    ways: Mapping[str, Callable[[Subject], Plans]],
+    ways: Mapping[str, Callable[[Subject], Sequence[Plans]]],
     ours: Callable[[Subject, float], Keep],
     folder: Path,
     seconds: float,
@@ -229,7 +233,7 @@ def _set(subject: Subject, plans: dict[str, Any], name: str, keep: Keep, measure
     whole = {group.id: group.size for group in graph.groups}
     plans[name] = {
         "macs": graph.costs.macs(graph.removed(keep)) / graph.costs.macs(),
-        "dropped": list(graph.dropped(keep)),
+        "dropped": [branch.id for branch in graph.branches if branch.id in keep and not len(keep[branch.id])],
         # What stays whole is not written down.
         "keep": {i: [int(c) for c in kept] for i, kept in keep.items() if len(kept) < whole.get(i, 1)},
         "runs": {},
