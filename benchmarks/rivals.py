@@ -100,10 +100,24 @@ def uniform(subject: Subject) -> list[Plans]:
 
     The last ones of the network first, or else the first ones: cutting the first residual stream is a large step.
     """
-    return [_uniform(subject), _uniform(subject, last_first=False)]
+    return [shares(subject), shares(subject, last_first=False)]
 
 
-def _uniform(subject: Subject, dropped: Sequence[str] = (), *, last_first: bool = True) -> Plans:
+def shares(
+    subject: Subject,
+    dropped: Sequence[str] = (),
+    *,
+    last_first: bool = True,
+    weights: Mapping[str, float] | None = None,
+) -> Plans:
+    """Widths by one share.
+
+    Args:
+        subject: What is pruned.
+        dropped: Ids of branches that are gone in all plans.
+        last_first: Which of several groups that are as near to the share is cut first.
+        weights: Group id -> a factor on what is cut of it, 1 where None.
+    """
     graph, order = subject.graph, by_importance(subject.scores)
     limits = find_limits(graph, Constraints(), step=STEP, statistics=False)
     inside = {group for branch in graph.branches if branch.id in dropped for group in branch.groups}
@@ -113,8 +127,9 @@ def _uniform(subject: Subject, dropped: Sequence[str] = (), *, last_first: bool 
             continue
         widths = [group.size, *limits[group.id].narrower(group.size)]
         turn = number if last_first else -number
-        rungs += [((a + b) / 2 / group.size, turn, group.id, b) for a, b in pairwise(widths)]
-    rungs.sort(reverse=True)
+        weight = weights[group.id] if weights else 1.0
+        rungs += [((1 - (a + b) / 2 / group.size) / weight, -turn, group.id, b) for a, b in pairwise(widths)]
+    rungs.sort()
     gone = dict.fromkeys(dropped, _GONE)
 
     def at(place: float) -> Keep:
@@ -194,7 +209,7 @@ def dropping(subject: Subject, order: Sequence[str]) -> list[Plans]:
         order: Ids of branches, the first to go first.
     """
     ms = subject.latency.ms
-    on_top = [_uniform(subject, order[:count]) for count in range(len(order) + 1)]
+    on_top = [shares(subject, order[:count]) for count in range(len(order) + 1)]
     alone = [ms(dict.fromkeys(order[:count], _GONE)) for count in range(len(order) + 1)]
     bridges: dict[int, float | None] = {}
 

@@ -15,6 +15,7 @@ import click
 import numpy as np
 
 from benchmarks.rivals import Keep, Plans, Subject, same
+from deploypruner.graph import Graph
 from deploypruner.latency import write_candidate
 from deploypruner.measure import compare, median_ms, time_artifacts
 from deploypruner.records import Artifact, Precision
@@ -230,15 +231,19 @@ def tune_row(
 def _set(subject: Subject, plans: dict[str, Any], name: str, keep: Keep, measured: Mapping[str, Any]) -> None:
     """Put a method's plan into a row; runs of another plan go."""
     graph = subject.graph
-    whole = {group.id: group.size for group in graph.groups}
     plans[name] = {
         "macs": graph.costs.macs(graph.removed(keep)) / graph.costs.macs(),
         "dropped": [branch.id for branch in graph.branches if branch.id in keep and not len(keep[branch.id])],
-        # What stays whole is not written down.
-        "keep": {i: [int(c) for c in kept] for i, kept in keep.items() if len(kept) < whole.get(i, 1)},
+        "keep": kept_to_json(graph, keep),
         "runs": {},
         **measured,
     }
+
+
+def kept_to_json(graph: Graph, keep: Keep) -> dict[str, list[int]]:
+    """A plan without what stays whole."""
+    whole = {group.id: group.size for group in graph.groups}
+    return {i: [int(c) for c in kept] for i, kept in keep.items() if len(kept) < whole.get(i, 1)}
 
 
 def keep_of(found: Mapping[str, Any]) -> Keep:
