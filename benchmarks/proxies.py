@@ -108,12 +108,12 @@ def table(results: Path) -> None:
 
 def chosen_plans(subject: Subject, ms: float, count: int) -> Iterator[tuple[str, Keep]]:
     """The ways' own plans, then random ones of three kinds in turn, all predicted within a few percent of `ms`."""
-    ways = {name: way(subject)[0] for name, way in WAYS.items()}
-    ways["blocks by KL"] = by_kl(subject, measured_kl(subject.graph, subject.scoring[:4]))[0]
+    ways = {name: way(subject)[:1] for name, way in WAYS.items()}
+    ways["blocks by KL"] = by_kl(subject, measured_kl(subject.graph, subject.scoring[:4]))
     given, seen = 0, set[bytes]()
     rng = np.random.default_rng(0)
     kinds = (_random_widths, _random_branches, _perturbed)
-    tries: Iterator[tuple[str, Keep | None]] = iter([(name, _at(plans, ms)) for name, plans in ways.items()])
+    tries: Iterator[tuple[str, Keep | None]] = iter([(name, _at(plans[0], ms)) for name, plans in ways.items() if plans])
     for number in range(_ATTEMPTS * count):
         name, keep = next(tries, ("", None))
         if not name:

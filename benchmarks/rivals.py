@@ -204,10 +204,14 @@ def _torch_pruning(subject: Subject, step: int) -> Plans:
 def dropping(subject: Subject, order: Sequence[str]) -> list[Plans]:
     """Residual branches one after the other, then uniform widths; a few widths bridge the gap to the next branch.
 
+    No family at all for a network without branches.
+
     Args:
         subject: What is pruned.
         order: Ids of branches, the first to go first.
     """
+    if not order:
+        return []
     ms = subject.latency.ms
     on_top = [shares(subject, order[:count]) for count in range(len(order) + 1)]
     alone = [ms(dict.fromkeys(order[:count], _GONE)) for count in range(len(order) + 1)]

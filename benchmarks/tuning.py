@@ -214,7 +214,7 @@ def tune_row(
         if name != OURS
         and (name not in plans or (off(plans[name], goal) > TOLERANCE and plans[name]["tuned_to"] != goal))
     ]
-    families = {name: ways[name](subject) for name in wanted}
+    families = {name: found for name in wanted if (found := ways[name](subject))}
     for name, best in tune(subject, families, goal, folder=folder, seconds=seconds).items():
         _set(subject, plans, name, best.keep, best.measured | {"tuned_to": goal})
     click.echo(f"tuned {', '.join(wanted) or 'nothing'} in {time.perf_counter() - begun:.0f} s", err=True)
