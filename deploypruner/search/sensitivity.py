@@ -200,7 +200,9 @@ class _CutGroup(_Branching, Masked):
 
     def first(self) -> Node:
         """The first that reads, takes a statistic over or holds something that is gone."""
-        return next(n for n in self.module.graph.nodes if n.op not in ("placeholder", "get_attr") and self._differs(n))
+        return next(
+            n for n in self.module.graph.nodes if n.op not in ("placeholder", "get_attr") and self._differs(n)
+        )
 
     def _differs(self, node: Node) -> bool:
         if node.op == "output" or any(self._slices.get(self._parameter(n)) for n in node.all_input_nodes):
@@ -238,7 +240,7 @@ class _CutBranch(_Branching):
 
 
 def _runner(graph: Graph, cut: Cut, dtype: torch.dtype, *, mixed: bool) -> _Branching:
-    residual = getattr(graph, "residuals", {}).get(cut.id)
+    residual = graph.residuals.get(cut.id)
     if residual is None:
         return _CutGroup(graph, cut.keep, dtype, mixed=mixed)
     assert isinstance(graph.module, GraphModule), "branches are found in a traced graph"

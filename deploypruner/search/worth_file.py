@@ -18,7 +18,7 @@ from deploypruner.sources.soundness import fingerprint
 
 if TYPE_CHECKING:
     from deploypruner.graph import Keep
-    from deploypruner.search.worth import Kind
+    from deploypruner.search.measured import Kind
 
 _FORMAT = 1
 
