@@ -7,7 +7,7 @@ names, no operator types.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import gcd
@@ -39,11 +39,28 @@ class Follows:
         return int(lengths[self.axis]) * self.times // self.per
 
 
+@dataclass(frozen=True)
+class Branches:
+    """Which of a graph's axes are residual branches.
+
+    Args:
+        axes: Branch id -> its position in `Lengths.rows`; the length is 1 while the branch is there, then 0.
+        inside: Axis on which only groups of one branch lie -> that branch's position.
+    """
+
+    axes: Mapping[str, int]
+    inside: Mapping[int, int]
+
+
+NO_BRANCHES = Branches({}, {})
+
+
 class Lengths:
     """Remaining lengths of every axis of a graph that something prunable lies on, and of every group.
 
     Attributes:
         rows: Labels of each.
+        branches: Which of them are residual branches.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -54,9 +71,19 @@ class Lengths:
             movable[atoms] = True
         counted = [*graph.axes.rows, *(atoms[:, None] for atoms in graph.atoms.values())]
         # By content: numbers depend on who asked for an axis first, and positions are kept on disk.
-        found = {(rows.shape, sha256(rows.tobytes()).digest()): rows for rows in counted if movable[rows].any()}
+        found = {_content(rows): rows for rows in counted if movable[rows].any()}
         self.rows = [found[content] for content in sorted(found)]
         self._stack = Stack(self.rows)
+        self.branches = self._branches({content: i for i, content in enumerate(sorted(found))})
+
+    def _branches(self, places: Mapping[object, int]) -> Branches:
+        graph, owner = self._graph, np.full(self._graph.labelling.atoms.count, -1)
+        axes = {branch.id: places[_content(graph.atoms[branch.id][:, None])] for branch in graph.branches}
+        for branch in graph.branches:
+            for group in branch.groups:
+                owner[graph.atoms[group]] = axes[branch.id]
+        owners = [np.unique(owner[rows[rows > 0]]).tolist() for rows in self.rows]
+        return Branches(axes, {i: one[0] for i, one in enumerate(owners) if len(one) == 1 and one[0] >= 0})
 
     def of(self, keep: Keep) -> IntArray:
         """Lengths `[axes]` under a plan."""
@@ -105,6 +132,10 @@ class Matcher:
                     table.setdefault(shape, []).append((axis, unit))
             self._tables[rows] = table
         return self._tables[rows]
+
+
+def _content(rows: IntArray) -> tuple[tuple[int, ...], bytes]:
+    return rows.shape, sha256(rows.tobytes()).digest()
 
 
 def _ratio(numbers: Sequence[int]) -> tuple[int, tuple[int, ...]]:

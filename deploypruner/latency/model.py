@@ -65,6 +65,10 @@ class Term:
         found: IntArray = lengths[:, self.axes] * self.times // self.per
         return found
 
+    def runs(self, lengths: IntArray) -> bool:
+        """Is it executed, given the remaining length of every axis?"""
+        return self.node.branch is None or bool(lengths[self.node.branch])
+
 
 class LatencyModel:
     """Predicts the median latency of any plan of a traced model, at batch 1 on an undisturbed machine.
@@ -106,14 +110,16 @@ class LatencyModel:
         self._known: dict[tuple[int, bytes], Floats] = {}
 
     def ms(self, keep: Keep) -> float:
-        """Predicted median milliseconds when only `keep` is kept; groups it does not name stay whole."""
+        """Predicted median milliseconds when only `keep` is kept; what it does not name stays whole."""
         return sum(layer.ms for layer in self.layers(keep))
 
     def layers(self, keep: Keep) -> list[LayerTime]:
-        """What every executed operation takes under a plan; the sum is `ms(keep)`."""
+        """What every operation takes under a plan, nothing in a dropped branch; the sum is `ms(keep)`."""
         lengths = self.lengths.of(keep)[None]
         return [
             LayerTime(term.node.name, term.node.kind, float(self.term_ms(term, term.sizes(lengths))[0]))
+            if term.runs(lengths[0])
+            else LayerTime(term.node.name, term.node.kind, 0.0)
             for term in self.terms
         ]
 
