@@ -17,6 +17,7 @@ from onnx import numpy_helper
 
 from deploypruner.graph import Graph
 
+_ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 _ACTIVATIONS = ("Relu", "Clip")
 # No model multiplies by 1 + k / 8192 for a reason; in float32 all of them are exact.
 _STEP = 1 / 8192
@@ -137,8 +138,10 @@ class _Wires:
                 self.replace(node.output[0], value)
         elif node.op_type == "QuantizeLinear" and node.input[0] == value:
             restored = self._restored(value, node)
-            for reader in list(self._readers.get(node.output[0], [])) if restored else []:
-                self.replace(reader.output[0], restored)
+            if restored:
+                self._share_scale(node, self._maker[restored])
+                for reader in list(self._readers.get(node.output[0], [])):
+                    self.replace(reader.output[0], restored)
 
     def _restored(self, value: str, but: onnx.NodeProto) -> str:
         """The rounded form of a value without the pair that begins at `but`, "" where there is none."""
@@ -151,10 +154,25 @@ class _Wires:
                     return reader.output[0]
         return ""
 
+    def _share_scale(self, gone: onnx.NodeProto, stays: onnx.NodeProto) -> None:
+        """Give what has the scale of one pair that of another: a slice of what is rounded is not rounded anew."""
+        before = self._numbers(gone, 1)
+        for node in self._model.graph.node:
+            if node.op_type in _ROUNDING and self._numbers(node, 1) == before:
+                for place in range(1, len(node.input)):
+                    tensor, name = self._constants[stays.input[place]], node.input[place]
+                    self._constants[name].CopyFrom(tensor)
+                    self._constants[name].name = name
+
+    def _numbers(self, node: onnx.NodeProto, first: int) -> list[object]:
+        """Values of a node's constant operands from number `first` on; None where one is not constant."""
+        held = [self._constants.get(name) for name in list(node.input)[first:]]
+        return [None if tensor is None else numpy_helper.to_array(tensor).tolist() for tensor in held]
+
     def _unrounded(self, value: str) -> onnx.NodeProto | None:
         """What made a value, looking through a pair of quantize and dequantize."""
         node = self._maker.get(value)
-        while node is not None and node.op_type in ("DequantizeLinear", "QuantizeLinear"):
+        while node is not None and node.op_type in _ROUNDING:
             node = self._maker.get(node.input[0])
         return node
 
@@ -162,17 +180,14 @@ class _Wires:
         """Do two activations do the same to what they read?"""
         if one.op_type != other.op_type or list(one.attribute) != list(other.attribute):
             return False
-        limits = [[self._constants.get(name) for name in list(node.input)[1:]] for node in (one, other)]
-        numbers = [[None if t is None else numpy_helper.to_array(t).tolist() for t in row] for row in limits]
-        return numbers[0] == numbers[1]
+        return self._numbers(one, 1) == self._numbers(other, 1)
 
 
 def _scalars(model: onnx.ModelProto) -> Iterator[tuple[str, float]]:
     """Name and value of every constant of a single number."""
     held = [(tensor.name, tensor) for tensor in model.graph.initializer]
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute[0].type == onnx.AttributeProto.TENSOR:
-            held.append((node.output[0], node.attribute[0].t))
+    inside = [node for node in model.graph.node if node.op_type == "Constant"]
+    held += [(n.output[0], a.t) for n in inside for a in n.attribute if a.type == onnx.AttributeProto.TENSOR]
     for name, tensor in held:
         array = numpy_helper.to_array(tensor)
         if array.size == 1 and array.dtype.kind == "f":

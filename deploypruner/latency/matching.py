@@ -20,6 +20,10 @@ from deploypruner.graph.axes import Stack
 from deploypruner.graph.dependency import Keep
 
 
+# More parts than this are an axis on which channels were shuffled.
+_MOST_RUNS = 32
+
+
 @dataclass(frozen=True)
 class Follows:
     """A number that is `length(axis) * times // per`.
@@ -56,7 +60,10 @@ NO_BRANCHES = Branches({}, {})
 
 
 class Lengths:
-    """Remaining lengths of every axis of a graph that something prunable lies on, and of every group.
+    """Remaining lengths of every axis of a graph that something prunable lies on, of its parts, and of every group.
+
+    A part is what one group has side by side on an axis that several lie on: a shortcut that pads with zero channels
+    is written with the numbers of channels before and after.
 
     Attributes:
         rows: Labels of each.
@@ -69,7 +76,7 @@ class Lengths:
         movable = np.zeros(graph.labelling.atoms.count, bool)
         for atoms in graph.atoms.values():
             movable[atoms] = True
-        counted = [*graph.axes.rows, *(atoms[:, None] for atoms in graph.atoms.values())]
+        counted = [*graph.axes.rows, *_runs(graph), *(atoms[:, None] for atoms in graph.atoms.values())]
         # By content: numbers depend on who asked for an axis first, and positions are kept on disk.
         found = {_content(rows): rows for rows in counted if movable[rows].any()}
         self.rows = [found[content] for content in sorted(found)]
@@ -112,7 +119,7 @@ class Matcher:
             numbers: One for each plan.
             plans: Which plans they belong to; all by default.
         """
-        if min(numbers) <= 0:
+        if min(numbers) < 0 or not max(numbers):
             return None
         rows = tuple(range(len(self._lengths))) if plans is None else tuple(plans)
         unit, shape = _ratio(numbers)
@@ -127,11 +134,25 @@ class Matcher:
         if rows not in self._tables:
             table: dict[tuple[int, ...], list[tuple[int, int]]] = {}
             for axis, column in enumerate(self._lengths[list(rows)].T.tolist()):
-                if min(column) > 0:
+                if max(column) > 0:
                     unit, shape = _ratio(column)
                     table.setdefault(shape, []).append((axis, unit))
             self._tables[rows] = table
         return self._tables[rows]
+
+
+def _runs(graph: Graph) -> list[IntArray]:
+    """Channels of one group that stand side by side on an axis of several groups; not of axes shuffled at random."""
+    owner = np.zeros(graph.labelling.atoms.count, np.int64)
+    for i, atoms in enumerate(graph.atoms.values(), start=1):
+        owner[atoms] = i
+    found = []
+    for rows in graph.axes.rows:
+        owners = owner[rows[:, 0]] if rows.shape[1] == 1 else owner[:0]
+        starts = np.flatnonzero(np.diff(owners)) + 1
+        if 0 < len(starts) < _MOST_RUNS:
+            found += [run for run in np.split(rows, starts) if owner[run[0, 0]]]
+    return found
 
 
 def _content(rows: IntArray) -> tuple[tuple[int, ...], bytes]:

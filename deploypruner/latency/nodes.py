@@ -46,9 +46,7 @@ class Node:
         return self.presence == 1 and None not in self.sizes
 
 
-def bind(
-    seen: Sequence[Sequence[NodeTime]], lengths: IntArray, branches: Branches = NO_BRANCHES
-) -> tuple[Node, ...]:
+def bind(seen: Sequence[Sequence[NodeTime]], lengths: IntArray, branches: Branches = NO_BRANCHES) -> tuple[Node, ...]:
     """Find out what the operations of a model follow.
 
     Args:
