@@ -19,7 +19,6 @@ from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.axes import Stack
 from deploypruner.graph.dependency import Keep
 
-
 # More parts than this are an axis on which channels were shuffled.
 _MOST_RUNS = 32
 

@@ -54,7 +54,7 @@ class Template:
             name, array = tensor.name, weight
             for axis, follows in self.sizes.get(number, {}).items():
                 array = array.take(range(follows.value(lengths)), axis)
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(array, order="C"), name))
         for number, tensor in enumerate(_tensors(model)):
             changed = {i: follows for (t, i), follows in self.values.items() if t == number}
             if changed:
@@ -86,8 +86,13 @@ def learn(
     listed = [list(_tensors(model)) for model in models]
     sizes: dict[int, dict[int, Follows]] = {}
     values: dict[tuple[int, int], Follows] = {}
+    shapes = {node.input[1] for node in models[0].graph.node if node.op_type == "Reshape"}
     for number, tensors in enumerate(zip(*listed, strict=True)):
-        if not _explain_tensor(number, tensors, matcher, sizes, values):
+        if tensors[0].name in shapes:
+            explained = _explain_reshape(number, tensors, matcher, values)
+        else:
+            explained = _explain_tensor(number, tensors, matcher, sizes, values)
+        if not explained:
             return None
     numbers = _explain_attributes(models, matcher)
     if numbers is None:
@@ -158,6 +163,23 @@ def _explain_tensor(
                 if follows is None:
                     return False
                 values[number, index] = follows
+    return True
+
+
+def _explain_reshape(
+    number: int, tensors: Sequence[onnx.TensorProto], matcher: Matcher, values: dict[tuple[int, int], Follows]
+) -> bool:
+    """As `_explain_tensor` for the shape of a Reshape, where -1 is what the rest leaves and stands for any number."""
+    rows = [numpy_helper.to_array(tensor).reshape(-1).tolist() for tensor in tensors]
+    if len({len(row) for row in rows}) > 1:
+        return False
+    for index, column in enumerate(zip(*rows, strict=True)):
+        if column[0] != -1 and len(set(column)) > 1:
+            told = [plan for plan, size in enumerate(column) if size != -1]
+            follows = matcher.find([column[plan] for plan in told], told)
+            if follows is None or len(told) < 2:
+                return False
+            values[number, index] = follows
     return True
 
 
