@@ -36,7 +36,7 @@ from deploypruner.prune.allocate import allocate
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.room import by_importance, most_important
 from deploypruner.records import Artifact, Precision, Setting
-from deploypruner.search.importance import kept_share, running_importance
+from deploypruner.search.losses import kept_share, running_importance
 from deploypruner.search.meet import Request, meet
 from deploypruner.search.solve import solve
 from deploypruner.sources.model import load_model

@@ -98,10 +98,6 @@ class Graph:
         """The branch called `branch_id`."""
         return next(branch for branch in self.branches if branch.id == branch_id)
 
-    def dropped(self, keep: Keep) -> tuple[str, ...]:
-        """Ids of the branches that a plan leaves out, in the order of the graph."""
-        return tuple(branch.id for branch in self.branches if branch.id in keep and not len(keep[branch.id]))
-
     def cost(self, keep: Keep | None = None) -> Cost:
         """Predicted cost of one sample when only `keep` is kept (None: the dense model).
 
