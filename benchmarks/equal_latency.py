@@ -28,10 +28,10 @@ from benchmarks.cifar10 import WORK, cifar10
 from benchmarks.equal_latency_table import markdown
 from benchmarks.kept import changing, read
 from benchmarks.models import NETS
+from benchmarks.ours import pool
 from benchmarks.rivals import CRITERION, STEP, WAYS, Keep, Subject
 from benchmarks.tuning import OURS, keep_of, tune_row
 from deploypruner.criteria import criteria
-from deploypruner.errors import InputError
 from deploypruner.graph import Graph, trace
 from deploypruner.latency import build_latency_model
 from deploypruner.prune.evidence import score_groups
@@ -80,6 +80,7 @@ def plan(
         subject = prepared(name, data, precision)
         folder = WORK / f"equal-{name}"
         folder.mkdir(parents=True, exist_ok=True)
+        ours = pool(data.train, folder, batch=_BATCH, held_out=1024, augment=True)
         for goal in speedup:
             key = f"{name} {precision} {goal:g}x"
             row = read(results).get(key) or {
@@ -102,11 +103,6 @@ def prepared(net: str, data: Data, precision: Precision) -> Subject:
     scores = score_groups(graph, criteria.get(CRITERION)(), batches, seed=0)
     latency = build_latency_model(graph, Setting("openvino", precision), step=STEP)
     return Subject(model, graph, scores, latency, batches)
-
-
-def ours(subject: Subject, speedup: float) -> Keep:
-    """What `deploypruner compile --speedup` decides on."""
-    raise InputError("the pool of plans is not there yet", hint="name the other methods with --method")
 
 
 @main.command()

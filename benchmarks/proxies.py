@@ -30,11 +30,13 @@ from benchmarks.rivals import STEP, WAYS, Keep, Plans, Subject, by_kl, mean_kl, 
 from benchmarks.tuning import keep_of, kept_to_json
 from deploypruner.errors import BudgetError
 from deploypruner.prune.agreement import rank_correlation
-from deploypruner.prune.constraints import Constraints, find_limits
 from deploypruner.prune.room import by_importance
 from deploypruner.recover.batches import Batch
 from deploypruner.recover.validate import top1_percent
+from deploypruner.search.losses import kept_share, running_importance
+from deploypruner.search.measured import MeasuredWorth, losses_from_worth
 from deploypruner.search.solve import solve
+from deploypruner.search.worth import measure_worth
 
 RESULTS = Path(__file__).parent / "results" / "proxies.json"
 HELD_OUT, _ATTEMPTS = 1000, 10
@@ -72,19 +74,19 @@ def run(
     key, data = f"{net} {speedup:g}x", cifar10(train_limit, test_limit)
     subject, held = prepared(net, cifar10(), "fp32"), list(held_out(HELD_OUT).epoch(batch_size=250))
     if key not in read(results):
-        measured = measured_losses(subject)
+        measured = measure_worth(subject.graph, by_importance(subject.scores), subject.scoring)
         found = {
             name: {"keep": kept_to_json(subject.graph, keep), "predicted": subject.latency.ms(keep)}
             for name, keep in chosen_plans(subject, subject.latency.ms({}) / speedup, plans)
         }
         with changing(results) as rows:
-            rows[key] = {"measured": measured, "plans": found}
+            rows[key] = {"measured": measured.to_json(), "plans": found}
     row = read(results)[key]
     for name, about in row["plans"].items():
         if "percent" in about:
             continue
         begun, keep = time.perf_counter(), keep_of(about)
-        about |= without_data(subject, keep, row["measured"])
+        about |= without_data(subject, keep, MeasuredWorth.from_json(row["measured"]))
         for how, reconstruction in (("batch norm", False), ("reconstruction + batch norm", True)):
             module = repaired(subject.graph, keep, data.train, reconstruction=reconstruction)
             about |= {f"{what}, {how}": value for what, value in looked_at(subject, module, held).items()}
@@ -113,7 +115,8 @@ def chosen_plans(subject: Subject, ms: float, count: int) -> Iterator[tuple[str,
     given, seen = 0, set[bytes]()
     rng = np.random.default_rng(0)
     kinds = (_random_widths, _random_branches, _perturbed)
-    tries: Iterator[tuple[str, Keep | None]] = iter([(name, _at(plans[0], ms)) for name, plans in ways.items() if plans])
+    named = [(name, _at(plans[0], ms)) for name, plans in ways.items() if plans]
+    tries: Iterator[tuple[str, Keep | None]] = iter(named)
     for number in range(_ATTEMPTS * count):
         name, keep = next(tries, ("", None))
         if not name:
@@ -163,38 +166,19 @@ def _perturbed(subject: Subject, ms: float, rng: np.random.Generator) -> Keep | 
 # ---------------------------------------------------------------------- proxies
 
 
-def measured_losses(subject: Subject) -> dict[str, float]:
-    """Group id at half its width, or branch id without it -> change of the label loss, each alone."""
+def without_data(subject: Subject, keep: Keep, measured: MeasuredWorth) -> dict[str, float]:
+    """Importance and MACs that stay, and the sum of the measured losses, as the solver counts them."""
     graph, order = subject.graph, by_importance(subject.scores)
-    limits = find_limits(graph, Constraints(), step=STEP, statistics=False)
-    cuts: dict[str, Keep] = {branch.id: {branch.id: np.array([], np.int64)} for branch in graph.branches}
-    for group in graph.groups:
-        narrower = [] if limits[group.id].whole else list(limits[group.id].narrower(group.size))
-        if narrower:
-            half = min(narrower, key=lambda width: abs(width - group.size / 2))
-            cuts[group.id] = {group.id: np.sort(order[group.id][:half])}
-    before = _loss(graph.module, subject.scoring)
-    return {name: _loss(graph.cut(graph.removed(keep)), subject.scoring) - before for name, keep in cuts.items()}
-
-
-def without_data(subject: Subject, keep: Keep, measured: Mapping[str, float]) -> dict[str, float]:
-    """Importance and MACs that stay; the measured losses added up, between whole and half scaled as Taylor's sums."""
-    graph, order = subject.graph, by_importance(subject.scores)
-    gone = {branch.id for branch in graph.branches if branch.id in keep and not len(keep[branch.id])}
-    inside = {group for branch in graph.branches if branch.id in gone for group in branch.groups}
-    total = stays = 0.0
-    losses = sum(max(measured[name], 0.0) for name in gone)
-    for group in graph.groups:
-        line = subject.scores[group.id].double().clamp_min(0).numpy()[order[group.id]]
-        width = 0 if group.id in inside else len(keep.get(group.id, range(group.size)))
-        total, stays = total + line.sum(), stays + line[:width].sum()
-        if width < group.size and group.id in measured and group.id not in inside:
-            half = line[round(group.size / 2) :].sum()
-            losses += max(measured[group.id], 1e-4) * line[width:].sum() / max(half, 1e-12)
+    running = running_importance(graph, subject.scores, order, normalizer="none")
+    losses = losses_from_worth(graph, measured, subject.scores, order)
+    widths = {group.id: len(keep.get(group.id, range(group.size))) for group in graph.groups}
+    dropped = [branch for branch in graph.branches if branch.id in keep and not len(keep[branch.id])]
+    gone = frozenset(group for branch in dropped for group in branch.groups)
     return {
-        "importance kept": float(stays / total),
+        "importance kept": kept_share(running, widths, gone),
         "MACs kept": graph.costs.macs(graph.removed(keep)) / graph.costs.macs(),
-        "sum of measured losses": float(losses),
+        "sum of measured losses": sum(losses.branches[branch.id] for branch in dropped)
+        + sum(float(losses.groups[name][width]) for name, width in widths.items() if name not in gone),
     }
 
 

@@ -25,10 +25,10 @@ from benchmarks.alike import judged, mimicked, repaired, written
 from benchmarks.cifar10 import WORK
 from benchmarks.imagenet import efficientnet_lite0, photographs
 from benchmarks.kept import changing, read
-from benchmarks.rivals import CRITERION, STEP, WAYS, Keep, Plans, Subject, by_kl, measured_kl
+from benchmarks.ours import pool
+from benchmarks.rivals import CRITERION, STEP, WAYS, Plans, Subject, by_kl, measured_kl
 from benchmarks.tuning import OURS, keep_of, tune_row
 from deploypruner.criteria import criteria
-from deploypruner.errors import InputError
 from deploypruner.graph import Graph, trace
 from deploypruner.latency import build_latency_model
 from deploypruner.prune.evidence import score_groups
@@ -97,6 +97,7 @@ def plan(speedup: Sequence[float], method: Sequence[str], results: Path, seconds
     scoring, scores = _scored(graph, data)
     latency = build_latency_model(graph, Setting("openvino", "int8"), step=STEP)
     subject = Subject(efficientnet_lite0(), graph, scores, latency, scoring)
+    ours = pool(data.train, FOLDER, batch=_BATCH, held_out=240, augment=False)
     for asked in speedup:
         key = f"{asked:g}x"
         row = read(results).get(key) or {"asked": asked, "plans": {}}
@@ -104,11 +105,6 @@ def plan(speedup: Sequence[float], method: Sequence[str], results: Path, seconds
         with changing(results) as rows:
             rows[key] = row
     click.echo(markdown(read(results)))
-
-
-def ours(subject: Subject, speedup: float) -> Keep:
-    """What `deploypruner compile --speedup` decides on."""
-    raise InputError("the pool of plans is not there yet", hint="name the other methods with --method")
 
 
 @main.command()

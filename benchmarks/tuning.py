@@ -152,10 +152,7 @@ def race(
     """
     setting = subject.latency.setting
     chosen = precision or setting.precision
-    path = folder / f"dense.{chosen}.onnx"
-    if not path.exists():
-        write_candidate(subject.graph, {}, chosen, path)
-    dense = Artifact(f"dense {chosen}", path, "onnx", chosen, "dense")
+    dense = dense_artifact(subject, folder, chosen)
     with tempfile.TemporaryDirectory() as temporary:
         artifacts = [dense]
         for number, (name, keep) in enumerate(plans.items()):
@@ -180,6 +177,14 @@ def race(
             "doubt": measured.reason,
         }
     return found
+
+
+def dense_artifact(subject: Subject, folder: Path, precision: Precision) -> Artifact:
+    """The dense model's file, written where it is not there yet."""
+    path = folder / f"dense.{precision}.onnx"
+    if not path.exists():
+        write_candidate(subject.graph, {}, precision, path)
+    return Artifact(f"dense {precision}", path, "onnx", precision, "dense")
 
 
 def tune_row(
