@@ -165,7 +165,8 @@ def markdown(rows: dict[str, Any]) -> str:
                 f"| {key} | {name} | {found['ratio']:.2f}x{doubt} | {len(found['dropped'])} | {found['macs']:.1%} |"
             )
             for passes, run in found["runs"].items() or [("", None)]:
-                lines.append(f"{about} {_HOW.get(passes, f'least squares, statistics, {passes} passes')} | {'| | ' if run is None else _judged(run)} |")
+                how = _HOW.get(passes, f"least squares, statistics, {passes} passes")
+                lines.append(f"{about} {how} | {'| | ' if run is None else _judged(run)} |")
     return "\n".join(lines)
 
 
