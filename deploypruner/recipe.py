@@ -246,7 +246,9 @@ class MeasureRecipe:
         runtimes: Registered names; empty means all that are measured by default.
         precision: What a budget of milliseconds or a speed-up is for: "fp32", "int8", or "auto": the fastest that
             keeps the accuracy.
-        accuracy_drop: Points of accuracy that int8 may cost before "auto" prefers fp32.
+        accuracy_drop: Points of accuracy that everything together may cost, pruning and int8 (of agreement with the
+            dense model without labels); None for 3 (10 of agreement), of which int8 alone may cost 1 before "auto"
+            prefers fp32.
         threads: Threads of every runtime.
         seconds: Time for the interleaved rounds of all artifacts together.
         table_seconds: Time for timing layers, for a budget of milliseconds or a speed-up.
@@ -255,14 +257,14 @@ class MeasureRecipe:
 
     runtimes: tuple[str, ...] = ()
     precision: Literal["auto", "fp32", "int8"] = "auto"
-    accuracy_drop: float = 1.0
+    accuracy_drop: float | None = None
     threads: int = 1
     seconds: float = 20.0
     table_seconds: float = 120.0
     samples: int = 10_000
 
     def __post_init__(self) -> None:
-        _at_least(0, "--accuracy-drop", self.accuracy_drop, "1 lets int8 cost one point of accuracy")
+        _at_least(0, "--accuracy-drop", self.accuracy_drop or 0.0, "1 lets everything cost one point of accuracy")
         _at_least(1, "measure.table_seconds", self.table_seconds, "120 suits most models")
         _at_least(1, "--threads", self.threads, "1 times most steadily")
         _at_least(1, "--seconds", self.seconds, "20 suits most models")

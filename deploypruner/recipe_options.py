@@ -109,7 +109,10 @@ def budget_options(command: Command) -> Command:
                 help="Of --latency and --speedup; auto: the fastest that keeps the accuracy.  [default: auto]",
             ),
             click.option(
-                "--accuracy-drop", type=float, metavar="POINTS", help="That int8 may cost in auto.  [default: 1]"
+                "--accuracy-drop",
+                type=float,
+                metavar="POINTS",
+                help="Of accuracy that everything together may cost; of agreement without labels.  [default: 3; 10]",
             ),
             click.option(
                 "--search-minutes",

@@ -19,6 +19,7 @@ from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.prune.room import by_importance
 from deploypruner.records import Quality
 from deploypruner.runtime import default_runtimes, runtimes
+from deploypruner.search.choose import INT8_DROP
 from deploypruner.search.found import Found
 from deploypruner.search.judge import Judge
 from deploypruner.search.losses import Losses
@@ -119,7 +120,7 @@ def _in_time(build: Build) -> Build:
         step=recipe.step,
         constraints=recipe.constraints,
         threads=measure.threads,
-        accuracy_drop=measure.accuracy_drop,
+        accuracy_drop=INT8_DROP if measure.accuracy_drop is None else measure.accuracy_drop,
         qualities=lambda jobs: _qualities(build, jobs),
         feeds=timing_feeds(build),
         table_seconds=measure.table_seconds,
