@@ -67,6 +67,28 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """A residual branch: in `x + f(x)` everything that makes up `f`. Without it `x` is left.
+
+    Args:
+        id: Module that its layers share: "layer1.1", "blocks.0.attn"; with "#2" where another branch has the name.
+            Never an id of a group, which has a colon.
+        parameters: Names of the parameters and buffers that only it reads.
+        groups: Ids of the groups that live inside it; what is kept of them does not matter once it is gone.
+        macs: Predicted multiply-adds of one sample that go with it, everything else whole.
+        params: Parameter elements that go with it.
+        where: Source line and module of the addition, "" when unknown.
+    """
+
+    id: str
+    parameters: tuple[str, ...]
+    groups: tuple[str, ...]
+    macs: int
+    params: int
+    where: str
+
+
+@dataclass(frozen=True)
 class ChannelEvidence:
     """What data says about the channels of a group as wholes; None where the criterion did not ask for it.
 

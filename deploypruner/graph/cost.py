@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.fx import Node
 
 from deploypruner.graph.atoms import IntArray, Labels
 from deploypruner.graph.axes import Axes, Stack
 from deploypruner.graph.labelling import Labelling
 
 Removed = NDArray[np.bool_]
+_Axis = tuple[Labels, int]
 
 
 class CostModel:
@@ -37,10 +39,11 @@ class CostModel:
         self.batch, self.atoms = batch, axes.count
         self._names = [c.weight or str(c.node) for c in labelling.contractions]
         numbers = _Numbers(axes)
-        self.layers = _Products([numbers.term(c.axes) for c in labelling.contractions])
+        branches, reads = _branches(labelling)
+        self.layers = _Products([numbers.term((*c.axes, *branches.get(c.node, ()))) for c in labelling.contractions])
         self._parameters = _Products(
             [
-                numbers.term(zip(state.axes, state.tensor.shape, strict=True))
+                numbers.term((*zip(state.axes, state.tensor.shape, strict=True), *reads.get(state.names[0], ())))
                 for state in labelling.state.values()
                 if isinstance(state.tensor, torch.nn.Parameter)
             ]
@@ -66,6 +69,23 @@ class CostModel:
     def kept(self, removed: Removed | None = None) -> IntArray:
         """Remaining length of every axis that a cost depends on."""
         return self._stack.kept(removed)
+
+
+def _branches(labelling: Labelling) -> tuple[dict[Node | None, list[_Axis]], dict[str, list[_Axis]]]:
+    """What makes a product zero where a residual branch is gone: an axis of one index that goes with it.
+
+    Returns:
+        Node -> axes of the branch it is in, and the same for the names of parameters.
+    """
+    nodes: dict[Node | None, list[_Axis]] = {}
+    names: dict[str, list[_Axis]] = {}
+    for residual in labelling.residuals.values():
+        axis: _Axis = (np.array([[residual.atom]], np.int64), 1)
+        for node in residual.region:
+            nodes.setdefault(node, []).append(axis)
+            if node.op == "get_attr":
+                names.setdefault(str(node.target), []).append(axis)
+    return nodes, names
 
 
 class Tally:

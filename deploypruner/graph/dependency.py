@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -12,17 +12,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.axes import Axes, Stack
+from deploypruner.graph.branches import parameters_of
 from deploypruner.graph.cost import CostModel, Tally
 from deploypruner.graph.groups import find_frozen, find_groups, group_kinds
 from deploypruner.graph.inputs import Inputs, batch_size
 from deploypruner.graph.joint import JointAxis
-from deploypruner.graph.labelling import Affine, Labelling
+from deploypruner.graph.labelling import Affine, Labelling, Residual
 from deploypruner.graph.leaving import find_last_affines
-from deploypruner.records import Check, Cost, Frozen, Group
+from deploypruner.graph.nodes import where
+from deploypruner.records import Branch, Check, Cost, Frozen, Group
 
 FrontEnd = Literal["torch.export", "torch-pruning"]
 
@@ -38,12 +41,13 @@ class Graph:
         example_inputs: What it was traced with; the batch is axis 0.
         dynamic_batch: Whether any batch size runs.
         groups: Prunable groups, in the order of the graph.
+        branches: Residual branches, in the order of the graph: each may go as a whole.
         frozen: Channels that cannot be removed, each with `.reason` and `.where`.
         remarks: What a user should know about the capture.
         labelling: Labels of every parameter, and of every tensor where the front end knows them.
         axes: Every labelled axis once, for counting.
         costs: Counts MACs and parameters of any plan.
-        atoms: Group id -> its atoms `[C]`.
+        atoms: Group id -> its atoms `[C]`; branch id -> its one atom `[1]`.
         front_end: What traced the model.
         cut: Bool over atoms -> a new module without everything that carries a marked atom.
         check: Traced module against the user's, on the example inputs; None where they are one and the same.
@@ -56,6 +60,7 @@ class Graph:
     example_inputs: Inputs
     dynamic_batch: bool
     groups: tuple[Group, ...]
+    branches: tuple[Branch, ...]
     frozen: tuple[Frozen, ...]
     remarks: tuple[str, ...]
     labelling: Labelling
@@ -73,13 +78,29 @@ class Graph:
         return self._by_id[group_id]
 
     def removed(self, keep: Keep) -> NDArray[np.bool_]:
-        """Bool over atoms: everything not in `keep`; groups that `keep` does not name stay whole."""
+        """Bool over atoms: everything not in `keep`; groups and branches that `keep` does not name stay whole.
+
+        A branch whose id `keep` gives no index goes, with all there is in it.
+        """
         removed = np.zeros(self.labelling.atoms.count, bool)
         for group_id, kept in keep.items():
             atoms = self.atoms[group_id]
             removed[atoms] = True
-            removed[atoms[kept]] = False
+            removed[atoms[np.asarray(kept, np.int64)]] = False
         return removed
+
+    @property
+    def residuals(self) -> Mapping[str, Residual]:
+        """Branch id -> where it is in `module.graph`."""
+        return self.labelling.residuals
+
+    def branch(self, branch_id: str) -> Branch:
+        """The branch called `branch_id`."""
+        return next(branch for branch in self.branches if branch.id == branch_id)
+
+    def dropped(self, keep: Keep) -> tuple[str, ...]:
+        """Ids of the branches that a plan leaves out, in the order of the graph."""
+        return tuple(branch.id for branch in self.branches if branch.id in keep and not len(keep[branch.id]))
 
     def cost(self, keep: Keep | None = None) -> Cost:
         """Predicted cost of one sample when only `keep` is kept (None: the dense model).
@@ -174,12 +195,14 @@ def assemble(
     axes = Axes(labelling.atoms)
     costs = CostModel(labelling, axes, batch_size(example_inputs))
     groups, atoms = _groups(labelling, axes, costs)
+    atoms |= {name: np.array([residual.atom]) for name, residual in labelling.residuals.items()}
     unsupported = dict.fromkeys(labelling.unsupported.values())
     return Graph(
         module=module,
         example_inputs=example_inputs,
         dynamic_batch=dynamic_batch,
         groups=groups,
+        branches=_branches(module, labelling, groups, costs),
         frozen=tuple(find_frozen(labelling, axes)),
         remarks=(*remarks, *(f"{why}: everything it touches is frozen" for why in unsupported)),
         labelling=labelling,
@@ -222,6 +245,29 @@ def _groups(labelling: Labelling, axes: Axes, costs: CostModel) -> tuple[tuple[G
             )
         )
     return tuple(groups), atoms
+
+
+def _branches(
+    module: nn.Module, labelling: Labelling, groups: Sequence[Group], costs: CostModel
+) -> tuple[Branch, ...]:
+    """The residual branches of a labelling as records."""
+    found = []
+    for name, residual in labelling.residuals.items():
+        assert isinstance(module, GraphModule), "only an exported graph has residual branches"
+        removed = np.zeros(labelling.atoms.count, bool)
+        removed[residual.atom] = True
+        parameters = parameters_of(module, residual)
+        found.append(
+            Branch(
+                id=name,
+                parameters=parameters,
+                groups=tuple(g.id for g in groups if all(m.parameter in parameters for m in g.members)),
+                macs=costs.macs() - costs.macs(removed),
+                params=costs.params() - costs.params(removed),
+                where=where(residual.add),
+            )
+        )
+    return tuple(found)
 
 
 def _statistics(labelling: Labelling, axes: Axes) -> NDArray[np.bool_]:

@@ -59,6 +59,15 @@ class Facts:
         self._family[ids] = self._families
         return ids[:, None]
 
+    def alone(self) -> int:
+        """A new atom that lies on no axis: it stands for something that goes as a whole."""
+        if self.count + 1 > len(self._parent):
+            self._grow()
+        self.count += 1
+        self._families += 1
+        self._family[self.count - 1] = self._families
+        return self.count - 1
+
     def family(self, atoms: IntArray) -> IntArray:
         """Creation event of each atom; atoms of two families are never interchangeable."""
         return self._family[atoms]

@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 
 from deploypruner.errors import TraceError
 from deploypruner.graph.autograd import trace_autograd
+from deploypruner.graph.branches import find_residuals
 from deploypruner.graph.capture import capture
 from deploypruner.graph.dependency import Graph, assemble
 from deploypruner.graph.inputs import Inputs, as_inputs
@@ -66,6 +67,7 @@ def _exported(model: nn.Module | ExportedProgram, inputs: Inputs) -> Graph:
     captured = capture(model, inputs)
     untie(captured.module)
     tracing = Tracing(captured.module)
+    tracing.residuals = find_residuals(captured.module, tracing)
     return assemble(
         captured.module,
         tracing,

@@ -55,6 +55,25 @@ class Contraction:
 
 
 @dataclass(frozen=True)
+class Residual:
+    """Where a residual branch is in the graph, see `graph.branches`.
+
+    Args:
+        add: The addition.
+        shortcut: Its operand that stays.
+        branch: Its operand that may go.
+        region: Every node that serves the branch alone, its reads of parameters included.
+        atom: Removed together with the branch.
+    """
+
+    add: Node
+    shortcut: Node
+    branch: Node
+    region: frozenset[Node]
+    atom: int
+
+
+@dataclass(frozen=True)
 class Affine:
     """A layer whose output channel c is linear in row c of its weight and entry c of its biases.
 
@@ -83,6 +102,7 @@ class Labelling:
         directions: Parameters divided by their own norm (weight norm): a row of zeros would give 0 / 0.
         affines: Weight name -> layer that its channels leave through.
         unsupported: Nodes no rule covers, with the reason they were frozen for.
+        residuals: Branch id -> where a residual branch is, see `graph.branches`; empty without a graph.
         counts: Call (its node, or the name of its module) -> (argument, labels): integer arguments that count the
             indices of an axis (`groups`).
     """
@@ -96,4 +116,5 @@ class Labelling:
         self.affines: dict[str, Affine] = {}
         self.directions: set[str] = set()
         self.unsupported: dict[Node, str] = {}
+        self.residuals: dict[str, Residual] = {}
         self.counts: dict[Node | str, tuple[str, Labels]] = {}

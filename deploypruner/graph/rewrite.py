@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.fx import Node
 
+from deploypruner.graph.branches import drop, parameters_of
 from deploypruner.graph.joint import Axis, Dissolved, JointAxis
-from deploypruner.graph.module import TracedModule, set_state
+from deploypruner.graph.module import TracedModule, get_state, set_state
 from deploypruner.graph.nodes import arguments, op_name, positive, set_argument, shape_of, size_hint
 from deploypruner.graph.propagate import Tracing
 
@@ -48,6 +49,7 @@ class _Rewriter:
     def __init__(self, tracing: Tracing, removed: BoolArray) -> None:
         self.tracing = tracing
         self.removed = removed
+        self.lost: set[str] = set()
         # Sharing the tensors in the memo copies the graph but no weight; state() makes the only new copies.
         shared = {id(s.tensor): s.tensor for s in tracing.state.values()}
         self.module = copy.deepcopy(tracing.module, memo=dict(shared))
@@ -55,8 +57,9 @@ class _Rewriter:
 
     def run(self) -> TracedModule:
         self.state()
+        gone = self.drop()
         for node in self.tracing.module.graph.nodes:
-            if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            if node not in gone and node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
                 self.call(node, self.copies[node])
         self.module.graph.eliminate_dead_code()
         self.module.graph.lint()
@@ -64,12 +67,22 @@ class _Rewriter:
         self.forget()
         return self.module
 
+    def drop(self) -> set[Node]:
+        """Take out the branches that are removed; returns the nodes that have no counterpart after that."""
+        gone = set[Node]()
+        for residual in self.tracing.residuals.values():
+            if self.removed[residual.atom]:
+                gone |= drop(self.module.graph, residual, self.copies)
+                for name in parameters_of(self.tracing.module, residual):
+                    self.lost |= set(self.tracing.state[id(get_state(self.tracing.module, name))].names)
+        return gone
+
     def forget(self) -> None:
-        """Drop constant indices that were replaced."""
+        """Drop constant indices that were replaced, and the state of branches that are gone."""
         read = {node.target for node in self.module.graph.find_nodes(op="get_attr")}
         for state in self.tracing.state.values():
             for name in state.names:
-                if name not in read and not isinstance(state.tensor, nn.Parameter):
+                if name not in read and (name in self.lost or not isinstance(state.tensor, nn.Parameter)):
                     owner, _, leaf = name.rpartition(".")
                     delattr(self.module.get_submodule(owner), leaf)
 

@@ -1,14 +1,15 @@
 """What the pruned model must compute: the dense graph, with everything removed made to count for nothing.
 
 What is removed counts for nothing where sums see only zeros. So every removed slice of every parameter is read as
-zeros, in producers and consumers, and the graph runs as it was traced. Two kinds of operator need more:
+zeros, in producers and consumers, and the graph runs as it was traced. Three kinds of operator need more:
 
+* A *residual branch* that is gone is multiplied by zero before it is added.
 * A *statistic* over channels (layer norm, group norm, a mean, weight standardisation) is taken over what is kept:
   its inputs are restricted to the kept indices, and its result is put back among zeros.
 * A *product* of two computed tensors has no zeros of a parameter to rely on: a channel that a nonlinearity or a
   buffer made non-zero is set to zero in its inputs first.
 
-The oracle shares with the remover the labels of the inputs of those two kinds, and nothing else: no size, no
+The oracle shares with the remover the labels of the inputs of the last two kinds, and nothing else: no size, no
 count, no index of a rewritten graph is read. It cannot tell whether a plan is good, only that the removed module is
 the dense one without what the plan names.
 """
@@ -55,6 +56,7 @@ class Masked(Streamed):
         self._removed = graph.removed(keep)
         self._slices = removed_slices(graph, keep)
         self._gone: dict[Node, list[Gone]] = {}
+        self._closed = {r.add: r.branch for r in graph.residuals.values() if self._removed[r.atom]}
 
     def read(self, node: Node) -> Any:
         """A parameter with zeros where it is removed; buffers as they are, because something may divide by them."""
@@ -68,7 +70,9 @@ class Masked(Streamed):
         return masked
 
     def call(self, node: Node, value: Value) -> Any:
-        """As traced; statistics over what is kept only, products of computed tensors over zeros."""
+        """As traced; statistics over what is kept only, products over zeros, and no branch that is gone is added."""
+        if node in self._closed:
+            return super().call(node, lambda n: value(n) * 0 if n is self._closed[node] else value(n))
         statistic = self._labelling.statistics.get(node)
         if statistic is not None and any(self._vanishing(labels) is not None for labels in statistic):
             return self._statistic(node, value)

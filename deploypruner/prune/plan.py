@@ -18,7 +18,9 @@ from deploypruner.prune.own_class import own_class
 from deploypruner.prune.retrace import retrace
 from deploypruner.records import Group
 
-FORMAT = 2
+FORMAT = 3
+# Plans of this format had no branches.
+_WIDTHS_ONLY = 2
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Plan:
         params_before: Parameters of the inference graph, dense.
         params_after: The same after removal.
         part: Name of the only sub-module that was traced, "" for the whole model.
+        dropped: Ids of the residual branches that go, in the order of the graph; groups inside them are whole here.
     """
 
     groups: tuple[GroupPlan, ...]
@@ -65,11 +68,13 @@ class Plan:
     params_before: int
     params_after: int
     part: str = ""
+    dropped: tuple[str, ...] = ()
 
     @property
     def keep(self) -> Mapping[str, NDArray[np.int64]]:
-        """Group id -> kept channels."""
-        return {g.id: np.array(g.keep, dtype=np.int64) for g in self.groups}
+        """Group id -> kept channels; id of a branch that goes -> nothing."""
+        kept = {g.id: np.array(g.keep, dtype=np.int64) for g in self.groups}
+        return kept | {branch: np.empty(0, np.int64) for branch in self.dropped}
 
     def check(self, graph: Graph) -> None:
         """Make sure that this plan was made for this model.
@@ -92,6 +97,10 @@ class Plan:
         if len(theirs) != len(self.groups):
             extra = next(i for i in theirs if i not in {g.id for g in self.groups})
             raise PlanError(f"this model has a group '{extra}' that the plan does not know", hint=hint)
+        branches = {branch.id for branch in graph.branches}
+        for name in self.dropped:
+            if name not in branches:
+                raise PlanError(f"the plan drops the branch '{name}', which this model does not have", hint=hint)
 
     def apply_to(self, model: nn.Module, example_inputs: Any = None) -> nn.Module:
         """The pruned model in its own class, with the weights of `model`.
@@ -124,6 +133,7 @@ class Plan:
             "params_before": self.params_before,
             "params_after": self.params_after,
             "part": self.part,
+            "dropped": list(self.dropped),
             "groups": [
                 {"id": g.id, "size": g.size, "keep": list(g.keep), "members": [list(m) for m in g.members]}
                 for g in self.groups
@@ -138,7 +148,7 @@ class Plan:
             PlanError: Not a plan, or of another format version.
         """
         try:
-            if document["format"] != FORMAT:
+            if document["format"] not in (_WIDTHS_ONLY, FORMAT):
                 raise PlanError(
                     f"the plan has format {document['format']}, this version reads {FORMAT}",
                     hint="compile the model again",
@@ -161,6 +171,7 @@ class Plan:
                 int(document["step"]),
                 inputs,
                 part=str(document.get("part", "")),
+                dropped=tuple(map(str, document.get("dropped", ()))),
                 **numbers,
             )
         except (KeyError, TypeError, IndexError, ValueError) as error:
@@ -181,7 +192,8 @@ def make_plan(
 
     Args:
         graph: The traced model.
-        keep: Group id -> channels that stay; groups it does not name stay whole.
+        keep: Group id -> channels that stay; groups it does not name stay whole. Branch id -> nothing, for a residual
+            branch that goes; groups inside it then stay as they are.
         criterion: How they were chosen, for the record.
         scope: The same.
         step: The same.
@@ -189,14 +201,17 @@ def make_plan(
     Raises:
         PlanError: No such group or channel, a group without any channel, or a tensor that would have none left.
     """
-    kept = {group_id: _channels(graph, group_id, channels) for group_id, channels in keep.items()}
-    whole = {g.id: kept[g.id] if g.id in kept else np.arange(g.size) for g in graph.groups}
+    dropped = graph.dropped(keep)
+    inside = {group for branch in dropped for group in graph.branch(branch).groups}
+    branches = {branch.id for branch in graph.branches}
+    kept = {g: _channels(graph, g, channels) for g, channels in keep.items() if g not in branches}
+    whole = {g.id: kept[g.id] if g.id in kept and g.id not in inside else np.arange(g.size) for g in graph.groups}
     for group_id, channels in graph.emptied(whole).items():
         raise PlanError(
             f"the plan leaves some tensor without any index: channel {min(channels)} of '{group_id}' has to stay",
             hint="keep it, or another channel that goes the same way through the model",
         )
-    removed = graph.removed(whole)
+    removed = graph.removed(whole | {branch: np.empty(0, np.int64) for branch in dropped})
     return Plan(
         groups=tuple(GroupPlan(g.id, g.size, tuple(whole[g.id].tolist()), members_of(g)) for g in graph.groups),
         criterion=criterion,
@@ -208,6 +223,7 @@ def make_plan(
         params_before=graph.costs.params(),
         params_after=graph.costs.params(removed),
         part=graph.part,
+        dropped=dropped,
     )
 
 
@@ -228,11 +244,11 @@ def members_of(group: Group) -> tuple[tuple[str, int, int], ...]:
 
 def _channels(graph: Graph, group_id: str, channels: NDArray[np.int64] | Sequence[int]) -> NDArray[np.int64]:
     """Kept channels of one group, ascending, if they are possible."""
-    known = {g.id for g in graph.groups}
+    known = [g.id for g in graph.groups]
     if group_id not in known:
-        close = get_close_matches(group_id, known, n=1, cutoff=0.3)
+        close = get_close_matches(group_id, [*known, *(b.id for b in graph.branches)], n=1, cutoff=0.3)
         raise PlanError(
-            f"this model has no group '{group_id}'",
+            f"this model has no group or branch '{group_id}'",
             hint=f"did you mean '{close[0]}'?" if close else "`deploypruner plan` lists them",
         )
     size, kept = graph.group(group_id).size, np.sort(np.asarray(channels, dtype=np.int64))
