@@ -6,7 +6,9 @@ the branches that follow were dropped, the stream to reach is the one after the 
 addition that the pruned graph lacks.
 
 Source:
-    Ours; the target through the shortcut is that of Li et al., "BRECQ", ICLR 2021, arXiv:2102.05426, for rounding.
+    He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, sec. 3.3: the target of a
+    branch's last layer is Y1 + Y2 - Y1', the dense sum minus the shortcut as it is. Ours: through batch norm and layer
+    scale, past dropped branches, the relu behind the sum, and the constant that the batch norm takes in.
 """
 
 from __future__ import annotations
@@ -96,9 +98,10 @@ def find_stream(
     if at.name not in dense:
         return None
     target = _after_dropped(dense[at.name], dense, {node.name for node in order})
-    if other is None and target is dense[at.name]:
-        return None
     rectified = bool(at.users) and all(op_name(user) == "relu" for user in at.users)
+    # Without a shortcut to lean on, a relu between was measured to do harm: the stem of a ResNet-20.
+    if other is None and (rectified or target is dense[at.name]):
+        return None
     return Stream(tuple(chain), other, target, axis, rectified, _mean(layer, chain, module))
 
 
@@ -141,7 +144,7 @@ def _step(runner: Streamed, node: Node, before: Node | None, reached: Tensor, va
 def _added(addition: Node, operand: Node) -> Node | None:
     """The other operand of `a + b` of equal shapes."""
     args = arguments(addition)
-    operands = [args["input"] if "input" in args else args["self"], args["other"]]
+    operands = [args["self"], args["other"]]
     if args.get("alpha", 1) != 1 or not all(isinstance(n, Node) for n in operands):
         return None
     others = [n for n in operands if n is not operand]
