@@ -7,8 +7,8 @@ addition that the pruned graph lacks.
 
 Source:
     He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, sec. 3.3: the target of a
-    branch's last layer is Y1 + Y2 - Y1', the dense sum minus the shortcut as it is. Ours: through batch norm and layer
-    scale, past dropped branches, the relu behind the sum, and the constant that the batch norm takes in.
+    branch's last layer is Y1 + Y2 - Y1', the dense sum minus the shortcut as it is. Ours: through batch norm and
+    layer scale, past dropped branches, the relu behind the sum, and the constant that the batch norm takes in.
 """
 
 from __future__ import annotations
