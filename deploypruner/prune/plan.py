@@ -201,7 +201,7 @@ def make_plan(
     Raises:
         PlanError: No such group or channel, a group without any channel, or a tensor that would have none left.
     """
-    dropped = tuple(branch.id for branch in graph.branches if branch.id in keep and not len(keep[branch.id]))
+    dropped = graph.dropped(keep)
     inside = {group for branch in dropped for group in graph.branch(branch).groups}
     branches = {branch.id for branch in graph.branches}
     kept = {g: _channels(graph, g, channels) for g, channels in keep.items() if g not in branches}

@@ -47,12 +47,16 @@ def running_importance(
 def losses_from_scores(graph: Graph, running: Mapping[str, Floats]) -> Losses:
     """The importance that goes with channels; with a branch, that of all channels inside it.
 
-    A branch without any channel of its own (all its channels are the stream's) costs as much as the dearest one.
+    A branch without channels of its own (all of them are the stream's) has the share of its multiply-adds.
     """
     groups = {g: line[-1] - np.append(0.0, line) for g, line in running.items()}
-    inside = {b.id: sum(float(groups[g][0]) for g in b.groups) for b in graph.branches if b.groups}
-    dearest = max(inside.values(), default=sum(float(line[0]) for line in groups.values()))
-    return Losses(groups, {b.id: inside.get(b.id, dearest) for b in graph.branches})
+    whole = sum(float(line[0]) for line in groups.values())
+    macs = max(graph.costs.macs(), 1)
+    inside = {
+        b.id: sum(float(groups[g][0]) for g in b.groups) if b.groups else whole * b.macs / macs
+        for b in graph.branches
+    }
+    return Losses(groups, inside)
 
 
 def make_choices(graph: Graph, room: Room, losses: Losses) -> list[Choice]:
@@ -81,8 +85,14 @@ def make_choices(graph: Graph, room: Room, losses: Losses) -> list[Choice]:
     return found
 
 
-def kept_share(running: Mapping[str, Floats], widths: Mapping[str, int], gone: frozenset[str] = frozenset()) -> float:
-    """Share of the importance of all groups that these widths keep, 0 to 1; those of `gone` keep none."""
-    whole = sum(float(line[-1]) for line in running.values())
-    kept = sum(float(line[widths[g] - 1]) for g, line in running.items() if g not in gone)
-    return kept / whole if whole > 0 else 1.0
+def kept_share(losses: Losses, widths: Mapping[str, int]) -> float:
+    """Share of what all groups are worth that a plan keeps, 0 to 1.
+
+    Args:
+        losses: From `losses_from_scores`.
+        widths: Of every group; branch id -> 0 for every branch that is gone, whose groups count as whole.
+    """
+    whole = sum(float(line[0]) for line in losses.groups.values())
+    gone = sum(losses.branches[name] for name in losses.branches if not widths.get(name, 1))
+    lost = gone + sum(float(line[widths[g]]) for g, line in losses.groups.items())
+    return max(0.0, 1 - lost / whole) if whole > 0 else 1.0

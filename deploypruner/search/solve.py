@@ -17,7 +17,7 @@ from deploypruner.graph.atoms import IntArray
 from deploypruner.prune.allocate import require_movable
 from deploypruner.prune.constraints import Constraints
 from deploypruner.prune.room import Order, Room, by_importance, find_room, most_important
-from deploypruner.search.choices import Floats, TallyOf, WidthWalk
+from deploypruner.search.choices import TallyOf, WidthWalk
 from deploypruner.search.losses import Losses, kept_share, losses_from_scores, make_choices, running_importance
 from deploypruner.search.obstacles import LayerTime, obstacles
 from deploypruner.search.optimise import best_places, fastest
@@ -123,12 +123,11 @@ def solve(
         raise _out_of_reach(graph, budget_ms, space.reach(), layers_of=layers_of, constraints=constraints, step=step)
     space.walk.go(places)
     widths = space.widths(places)
-    gone = frozenset(g for b in graph.branches if not widths.get(b.id, 1) for g in b.groups)
     return Solution(
         widths=widths,
         keep=most_important(space.room.order, widths),
         predicted_ms=space.walk.ms,
-        importance=kept_share(space.running, widths, gone),
+        importance=kept_share(space.by_score, widths),
         loss=-space.walk.worth,
         dense_ms=space.dense_ms,
         fastest_ms=space.fastest_ms,
@@ -164,7 +163,7 @@ class _Space:
     Args:
         graph: The traced model.
         room: How far each group may be cut.
-        running: Group id -> importance of its first channels.
+        by_score: The importance that goes with each choice.
         walk: Goes from plan to plan.
         dense_ms: Of the whole model.
         fastest_ms: Of the fastest plan.
@@ -173,7 +172,7 @@ class _Space:
 
     graph: Graph
     room: Room
-    running: Mapping[str, Floats]
+    by_score: Losses
     walk: WidthWalk
     dense_ms: float
     fastest_ms: float
@@ -195,10 +194,11 @@ class _Space:
 
         def explored(room: Room) -> _Space:
             running = running_importance(graph, scores, room.order, normalizer=normalizer)
-            choices = make_choices(graph, room, losses or losses_from_scores(graph, running))
+            by_score = losses_from_scores(graph, running)
+            choices = make_choices(graph, room, losses or by_score)
             walk = WidthWalk(choices, tally_of(_all(graph, room.order)), room.order)
             dense_ms, quickest = walk.ms, fastest(walk)
-            return _Space(graph, room, running, walk, dense_ms, min(dense_ms, walk.ms), quickest)
+            return _Space(graph, room, by_score, walk, dense_ms, min(dense_ms, walk.ms), quickest)
 
         room, _ = find_room(
             graph,
