@@ -52,11 +52,6 @@ class Profile:
         """Latency when the reference takes `reference_ns`."""
         return float(np.median(self.samples[:, 0] / self.samples[:, 1])) * reference_ns / 1e6
 
-    def scaled(self, ms: float) -> tuple[NodeTime, ...]:
-        """The nodes, their times scaled so that they add up to `ms`."""
-        factor = ms * 1e6 / sum(node.ns for node in self.nodes)
-        return tuple(NodeTime(n.name, n.kind, n.shapes, n.precisions, n.ns * factor) for n in self.nodes)
-
 
 def undisturbed_ns(profiles: Sequence[Profile]) -> float:
     """What the reference takes when nothing disturbs the core: the lowest fiftieth of all its calls."""
