@@ -94,8 +94,9 @@ def _recover(
 ) -> dict[str, Any]:
     assert build.data is not None, "there is no data"
     recipe, data = build.recipe.recover, build.data
-    # What was solved fits the statistics in use, so that those are set anew without a change of the function.
-    keep = _reconstructs(build, existing)
+    # What was solved fits the statistics in use, so that those are set anew without a change of the function; zeros
+    # that came after it have changed the function already.
+    keep = regime is None and _reconstructs(build, existing)
     facts: dict[str, Any] = {"batchnorm_layers": reestimate(build, module, keep_function=keep)}
     hook = load_hook(recipe.train) if build.given.train is None and recipe.train else build.given.train
     if data.labelled:
