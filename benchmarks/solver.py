@@ -20,7 +20,7 @@ import torch
 from deploypruner.graph import trace
 from deploypruner.prune.room import by_importance
 from deploypruner.search.choices import WidthWalk
-from deploypruner.search.importance import make_choices, running_importance
+from deploypruner.search.losses import make_choices, running_importance
 from deploypruner.search.optimise import best_places, fastest
 from deploypruner.search.solve import reach, solve
 from deploypruner.sources.model import load_model

@@ -12,7 +12,7 @@ from deploypruner.budget import Budget
 from deploypruner.errors import RecipeError
 from deploypruner.learn.settings import LearnSettings
 from deploypruner.patterns import AUTO, CHANNEL
-from deploypruner.prune.constraints import Constraints, Heads, LayerConstraint, Statistics
+from deploypruner.prune.constraints import Constraints, Depth, Heads, LayerConstraint, Statistics
 from deploypruner.quantize.calibrate import Method
 from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.recover.sparse.settings import SparseSettings
@@ -83,6 +83,7 @@ class PruneRecipe:
         max_cut: Largest share of a layer's channels that may go.
         heads: "auto", "columns", "heads" or "both": what of an attention is cut.
         statistics: "auto", "keep" or "prune" channels that a normalisation averages over.
+        depth: "auto" or "keep": whether a budget of time may leave out whole residual branches.
         layers: Limits for some layers, a [[prune.layers]] table each.
         samples: How many training samples a criterion that needs data looks at.
         batch_size: Samples per scoring minibatch.
@@ -102,6 +103,7 @@ class PruneRecipe:
     max_cut: float = Constraints.max_cut
     heads: Heads = Constraints.heads
     statistics: Statistics = Constraints.statistics
+    depth: Depth = Constraints.depth
     layers: tuple[LayerConstraint, ...] = ()
     samples: int = 512
     batch_size: int = 32
@@ -144,8 +146,32 @@ class PruneRecipe:
             max_cut=self.max_cut,
             heads=self.heads,
             statistics=self.statistics,
+            depth=self.depth,
             layers=self.layers,
         )
+
+
+@dataclass(frozen=True)
+class SearchRecipe:
+    """How a plan for a budget of time is found: what its choices are worth, and which of many plans is the best.
+
+    Args:
+        worth_samples: Training samples that the worth of every width and branch is measured on.
+        plans: How many plans of equal predicted time are judged; 1 for none but the first.
+        held_out: Training samples that plans are judged on, none of which layers were reconstructed on.
+        minutes: When these are over no further plan is judged.
+    """
+
+    worth_samples: int = 256
+    plans: int = 16
+    held_out: int = 512
+    minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        _at_least(1, "search.worth_samples", self.worth_samples, "256 is plenty")
+        _at_least(1, "search.plans", self.plans, "16 suits most models")
+        _at_least(1, "search.held_out", self.held_out, "512 is plenty")
+        _at_least(0, "--search-minutes", self.minutes, "10 suits most models")
 
 
 @dataclass(frozen=True)
@@ -229,7 +255,9 @@ class MeasureRecipe:
         runtimes: Registered names; empty means all that are measured by default.
         precision: What a budget of milliseconds or a speed-up is for: "fp32", "int8", or "auto": the fastest that
             keeps the accuracy.
-        accuracy_drop: Points of accuracy that int8 may cost before "auto" prefers fp32.
+        accuracy_drop: Points of accuracy that everything together may cost, pruning and int8 (of agreement with the
+            dense model without labels); None for 3 (10 of agreement), of which int8 alone may cost 1 before "auto"
+            prefers fp32.
         threads: Threads of every runtime.
         seconds: Time for the interleaved rounds of all artifacts together.
         table_seconds: Time for timing layers, for a budget of milliseconds or a speed-up.
@@ -238,14 +266,14 @@ class MeasureRecipe:
 
     runtimes: tuple[str, ...] = ()
     precision: Literal["auto", "fp32", "int8"] = "auto"
-    accuracy_drop: float = 1.0
+    accuracy_drop: float | None = None
     threads: int = 1
     seconds: float = 20.0
     table_seconds: float = 120.0
     samples: int = 10_000
 
     def __post_init__(self) -> None:
-        _at_least(0, "--accuracy-drop", self.accuracy_drop, "1 lets int8 cost one point of accuracy")
+        _at_least(0, "--accuracy-drop", self.accuracy_drop or 0.0, "1 lets everything cost one point of accuracy")
         _at_least(1, "measure.table_seconds", self.table_seconds, "120 suits most models")
         _at_least(1, "--threads", self.threads, "1 times most steadily")
         _at_least(1, "--seconds", self.seconds, "20 suits most models")
@@ -259,6 +287,7 @@ class Recipe:
     model: ModelRecipe = field(default_factory=ModelRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
     prune: PruneRecipe = field(default_factory=PruneRecipe)
+    search: SearchRecipe = field(default_factory=SearchRecipe)
     learn: LearnRecipe = field(default_factory=LearnRecipe)
     sparse: SparseSettings = field(default_factory=SparseSettings)
     recover: RecoverRecipe = field(default_factory=RecoverRecipe)

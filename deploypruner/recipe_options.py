@@ -90,6 +90,11 @@ def model_options(command: Command) -> Command:
                 type=click.Choice(("auto", "keep", "prune")),
                 help="Channels a normalisation averages over; auto: cut only if needed.  [default: auto]",
             ),
+            click.option(
+                "--depth",
+                type=click.Choice(("auto", "keep")),
+                help="Whether a budget of time may leave out whole residual branches.  [default: auto]",
+            ),
             click.option("--target", metavar="NAME", help="Device to compile for.  [default: cpu]"),
             click.option("--recipe", type=click.Path(path_type=Path), help="TOML file with any option."),
             click.option("--seed", type=int, help="Decides every random choice.  [default: 0]"),
@@ -114,7 +119,16 @@ def budget_options(command: Command) -> Command:
                 help="Of --latency and --speedup; auto: the fastest that keeps the accuracy.  [default: auto]",
             ),
             click.option(
-                "--accuracy-drop", type=float, metavar="POINTS", help="That int8 may cost in auto.  [default: 1]"
+                "--accuracy-drop",
+                type=float,
+                metavar="POINTS",
+                help="Of accuracy that everything together may cost; of agreement without labels.  [default: 3; 10]",
+            ),
+            click.option(
+                "--search-minutes",
+                type=float,
+                metavar="MINUTES",
+                help="For judging plans of equal time before training.  [default: 10]",
             ),
         )
     ):
@@ -205,10 +219,11 @@ def overrides(options: dict[str, Any]) -> dict[str, Any]:
         "prune": {
             **{name: options.get(name) for name in ("latency", "speedup", "macs", "criterion", "scope", "step")},
             "normalizer": options["normalizer"],
-            **{name: options[name] for name in ("min_width", "max_cut", "heads", "statistics")},
+            **{name: options[name] for name in ("min_width", "max_cut", "heads", "statistics", "depth")},
             "exclude": options["exclude"] or None,
             "patterns": _patterns(options),
         },
+        "search": {"minutes": options.get("search_minutes")},
         "sparse": _sparse(options),
         "recover": {
             **{name: options.get(name) for name in ("epochs", "train", "reconstruct")},

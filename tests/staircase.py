@@ -50,6 +50,8 @@ class Staircase:
         """Time of every layer, counted from scratch."""
         removed, found = self.graph.removed(keep), []
         for i, contraction in enumerate(self.graph.labelling.contractions):
+            inside = [r for r in self.graph.residuals.values() if contraction.node in r.region]
+            stays = not any(removed[r.atom] for r in inside)
             product = 1.0
             for labels, size in contraction.axes:
                 number = self.graph.axes.number(labels)
@@ -59,7 +61,7 @@ class Staircase:
                 left = int((~removed[self.graph.axes.rows[number]].any(axis=1)).sum())
                 product *= -(-left // self.block) * self.block
             name = contraction.weight or f"layer {i}"
-            found.append(Layer(name, "layer", self.base + self.rate * product / 1e6))
+            found.append(Layer(name, "layer", stays * (self.base + self.rate * product / 1e6)))
         return found
 
 
@@ -87,10 +89,16 @@ class StaircaseTally:
             g: [i for i, (_, numbers) in enumerate(terms) if set(numbers) & set(axes)]
             for g, axes in self._axes.items()
         }
+        self._branches = {
+            name: [i for i, c in enumerate(graph.labelling.contractions) if c.node in residual.region]
+            for name, residual in graph.residuals.items()
+        }
+        self._gone = set[int]()
         self._removed = np.zeros(graph.axes.count, bool)
         self._kept = {n: len(rows) for n, rows in self._rows.items()}
         self._rank = np.full(graph.axes.count, -1)
-        for group_id, channels in order.items():
+        for group_id in self._axes:
+            channels = order[group_id]
             self._rank[graph.atoms[group_id][channels]] = np.arange(len(channels))
         self._times = [self._time(i, self._kept) for i in range(len(terms))]
         self._total = float(sum(self._times))
@@ -100,6 +108,12 @@ class StaircaseTally:
         return self._total
 
     def keep(self, group: str, channels: NDArray[np.int64]) -> float:
+        if group in self._branches:
+            mine = set(self._branches[group])
+            self._gone = self._gone - mine if len(channels) else self._gone | mine
+            self._times = [self._time(i, self._kept) for i in range(len(self._terms))]
+            self._total = float(sum(self._times))
+            return self.ms
         atoms = self._graph.atoms[group]
         self._removed[atoms] = True
         self._removed[atoms[channels]] = False
@@ -112,6 +126,11 @@ class StaircaseTally:
         return self.ms
 
     def sweep(self, group: str, widths: NDArray[np.int64]) -> NDArray[np.float64]:
+        if group in self._branches:
+            was = set(self._branches[group]) <= self._gone
+            found = [self.keep(group, np.arange(width)) for width in widths]
+            self.keep(group, np.arange(0 if was else 1))
+            return np.array(found)
         wanted, atoms = np.asarray(widths), self._graph.atoms[group]
         never = len(atoms)
         rank = np.where(self._removed, never, -1)
@@ -128,6 +147,8 @@ class StaircaseTally:
         return total
 
     def _time(self, layer: int, kept):
+        if layer in self._gone:
+            return 0.0
         constant, numbers = self._terms[layer]
         block = self._model.block
         product = constant

@@ -24,6 +24,7 @@ from deploypruner.records import Setting
 from deploypruner.runtime import NodeTime, runtimes
 from deploypruner.runtime.onnxruntime_nodes import executed_nodes
 from deploypruner.runtime.openvino_nodes import WARM_CALLS, mean_since
+from tests.made_up_times import FakeTimer, replace_timer, true_ms
 from tests.nets import IMAGE, Residual, SqueezeExcite, Vgg
 
 SETTING = Setting("openvino", "fp32", 1)
@@ -140,66 +141,15 @@ def test_equal_columns_of_sizes_count_once():
 # ---------------------------------------------------------------------- the model, on a made-up runtime
 
 
-def fake_nodes(graph, keep):
-    """What a runtime would report whose convolutions cost their multiply-adds: one node for each layer."""
-    module = graph.cut(graph.removed(keep))
-    nodes = []
-    for name, p in sorted(module.named_parameters()):
-        if p.ndim >= 2:
-            nodes.append(NodeTime(name, "Layer", (tuple(p.shape),), "f32>f32", 1e4 + 50.0 * p.numel()))
-    return tuple(nodes)
-
-
-class FakeTimer:
-    """Stands in for the worker; counts what it is asked."""
-
-    asked = 0
-
-    def __init__(self, setting, feeds):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def refer_to(self, path):
-        pass
-
-    def profile(self, keep, *, seconds):
-        FakeTimer.asked += 1
-        nodes = fake_nodes(self.graph, keep)
-        total = sum(n.ns for n in nodes)
-        return Profile(np.array([[total, 1e6]] * 4), nodes)
-
-
-class FakeFiles(ProbeFiles):
-    """Its files are the plans themselves."""
-
-    def __init__(self, graph, precisions, folder, *, seed):
-        self.lengths, self.learnt = Lengths(graph), [{}, *scattered_plans(graph, 2, seed=seed)]
-
-    def write(self, keep, precision):
-        return keep
-
-
 @pytest.fixture
 def made(monkeypatch, tmp_path):
     graph = traced()
-    monkeypatch.setattr(FakeTimer, "graph", graph, raising=False)
-    monkeypatch.setattr(FakeTimer, "asked", 0)
-    monkeypatch.setattr(build, "Timer", FakeTimer)
-    monkeypatch.setattr(build, "ProbeFiles", FakeFiles)
+    replace_timer(monkeypatch, graph)
 
     def make(**more):
         return build.build_latency_model(graph, SETTING, cache=tmp_path / "cache", step=2, **more)
 
     return graph, make, tmp_path / "cache"
-
-
-def true_ms(graph, keep):
-    return sum(n.ns for n in fake_nodes(graph, keep)) / 1e6
 
 
 def test_the_model_predicts_plans_it_has_not_seen(made):

@@ -17,7 +17,7 @@ from deploypruner.prune.given import given_widths
 from deploypruner.prune.normalize import NORMALIZERS, comparable
 from deploypruner.prune.scope import SCOPES, layout
 from deploypruner.recipe import ModelRecipe, PruneRecipe, Recipe
-from deploypruner.search.importance import running_importance
+from deploypruner.search.losses import running_importance
 from deploypruner.stages import Given
 from deploypruner.stages.choices import check_choices
 from tests.nets import conv_bn

@@ -117,7 +117,7 @@ def test_a_budget_is_met_by_measurement_however_wrong_the_model(monkeypatch, bud
     machine = Machine(monkeypatch, wrong_by)
     keep, found = meet.meet(machine.request(budget))
     allowed = budget.latency_ms or 10 / budget.speedup
-    assert 0.85 * allowed <= machine.ms(keep) <= allowed
+    assert 0.8 * allowed <= machine.ms(keep) <= allowed
     assert found.measured_ms == pytest.approx(machine.ms(keep))
     assert found.rounds[-1].widths == {group: len(kept) for group, kept in keep.items()}
     assert 0 < found.importance < 1

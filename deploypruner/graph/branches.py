@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from os.path import commonprefix
+from itertools import takewhile
 
 import torch
 from torch.fx import Graph as FxGraph
@@ -128,10 +128,10 @@ def _operands(add: Node) -> Iterator[tuple[Node, Node]]:
     if op_name(add) != "add" or not is_tensor(add):
         return
     left, right = add.args[0], arguments(add)["other"]
-    tensors = is_tensor(left) and is_tensor(right) and left is not right
-    if not tensors or not shape_of(left) == shape_of(right) == shape_of(add):
+    if not isinstance(left, Node) or not isinstance(right, Node) or left is right:
         return
-    assert isinstance(left, Node) and isinstance(right, Node), "`is_tensor` says so"
+    if not (is_tensor(left) and is_tensor(right)) or not shape_of(left) == shape_of(right) == shape_of(add):
+        return
     yield left, right
     # `left` is all of what stays only if `right` was not scaled.
     if arguments(add)["alpha"] == 1:
@@ -165,8 +165,12 @@ def _is_branch(
     read = {source for node in region for source in node.all_input_nodes} - region
     if not read & set(_summands(shortcut)):
         return False
-    if any(writes_into(node, source) and _origin(source) not in region for node in region for source in node.args
-           if isinstance(source, Node)):
+    if any(
+        writes_into(node, source) and _origin(source) not in region
+        for node in region
+        for source in node.args
+        if isinstance(source, Node)
+    ):
         return False
     state = [id(get_state(module, str(node.target))) for node in region if node.op == "get_attr"]
     return all(readers[tensor] <= region for tensor in state)
@@ -177,7 +181,7 @@ def _summands(node: Node) -> Iterator[Node]:
     yield node
     if op_name(node) == "add":
         for operand in (node.args[0], arguments(node)["other"]):
-            if is_tensor(operand):
+            if isinstance(operand, Node) and is_tensor(operand):
                 yield from _summands(operand)
 
 
@@ -205,9 +209,8 @@ def _readers(module: GraphModule) -> dict[int, set[Node]]:
 
 def _layer_names(module: GraphModule, region: frozenset[Node], layers: set[Node | None]) -> list[str]:
     """Names of the weights of a region's layers; of all its parameters where weights are computed."""
-    reads = [
-        str(source.target) for layer in layers if layer in region and layer is not None for source in layer.all_input_nodes if source.op == "get_attr"
-    ]
+    inside = [layer for layer in layers if layer is not None and layer in region]
+    reads = [str(source.target) for layer in inside for source in layer.all_input_nodes if source.op == "get_attr"]
     return reads or [str(node.target) for node in region if node.op == "get_attr"]
 
 
@@ -216,7 +219,8 @@ def _names(weights: Iterable[Sequence[str]]) -> list[str]:
     names, seen = [], Counter[str]()
     for layers in weights:
         owners = [name.rpartition(".")[0].split(".") for name in layers]
-        name = ".".join(commonprefix(owners)) or "branch"
+        shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*owners, strict=False))
+        name = ".".join(parts[0] for parts in shared) or "branch"
         seen[name] += 1
         names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
     return names

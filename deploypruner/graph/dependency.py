@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -98,7 +98,7 @@ class Graph:
         """The branch called `branch_id`."""
         return next(branch for branch in self.branches if branch.id == branch_id)
 
-    def dropped(self, keep: Keep) -> tuple[str, ...]:
+    def dropped(self, keep: Mapping[str, Sized]) -> tuple[str, ...]:
         """Ids of the branches that a plan leaves out, in the order of the graph."""
         return tuple(branch.id for branch in self.branches if branch.id in keep and not len(keep[branch.id]))
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.fx import Node
 
 from deploypruner.graph.atoms import Atoms, Labels
@@ -118,3 +120,7 @@ class Labelling:
         self.unsupported: dict[Node, str] = {}
         self.residuals: dict[str, Residual] = {}
         self.counts: dict[Node | str, tuple[str, Labels]] = {}
+
+    def dropped_nodes(self, removed: NDArray[np.bool_]) -> set[Node]:
+        """Nodes of the branches that are gone with the atoms marked in `removed` (bool over atoms)."""
+        return {node for r in self.residuals.values() if removed[r.atom] for node in r.region}

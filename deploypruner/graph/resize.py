@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from deploypruner.errors import PlanError
 from deploypruner.graph.labelling import Labelling
 from deploypruner.graph.sizes import Choice, Renames, choices, group_counts
+from deploypruner.graph.stand_ins import within
 
 # Of 2^k ways to read k ambiguous attributes, as many as this are tried.
 _MOST_VARIANTS = 12
@@ -33,6 +34,7 @@ class Resized:
         model: The user's module; it is not changed. The copy owns its weights.
         labelling: Labels of the model's parameters, from either front end.
         removed: Bool over atoms.
+        instead: Name of a sub-module -> what takes its place, see `graph.stand_ins`.
 
     Attributes:
         module: The copy, with the state and the torch.nn layers cut.
@@ -41,9 +43,16 @@ class Resized:
         PlanError: A tensor that shrinks is not state of the model.
     """
 
-    def __init__(self, model: nn.Module, labelling: Labelling, removed: NDArray[np.bool_]) -> None:
-        self.module = structural_copy(model)
-        _cut_state(self.module, labelling, removed)
+    def __init__(
+        self,
+        model: nn.Module,
+        labelling: Labelling,
+        removed: NDArray[np.bool_],
+        *,
+        instead: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        self.module = structural_copy(model, instead=instead)
+        _cut_state(self.module, labelling, removed, left_out=instead or {})
         counts = group_counts(labelling, removed)
         for path, module in self.module.named_modules():
             set_sizes(module, counts.get(path))
@@ -102,8 +111,10 @@ def owned_copy(model: nn.Module, *, instead: Mapping[str, nn.Module] | None = No
     return copied
 
 
-def _cut_state(module: nn.Module, labelling: Labelling, removed: NDArray[np.bool_]) -> None:
-    """Give `module` state of its own: cut where labels say so, a clone everywhere else."""
+def _cut_state(
+    module: nn.Module, labelling: Labelling, removed: NDArray[np.bool_], *, left_out: Mapping[str, nn.Module]
+) -> None:
+    """Give `module` state of its own: cut where labels say so, a clone everywhere else; none for what is left out."""
     names = state_names(module)
     owners = {name: tensor_id for tensor_id, (_, ns) in names.items() for name in ns}
     axes = {}
@@ -112,7 +123,7 @@ def _cut_state(module: nn.Module, labelling: Labelling, removed: NDArray[np.bool
         gone = [labelling.atoms.gone(labels, removed) for labels in state.axes]
         if known is not None:
             axes[owners[known]] = gone
-        elif any(g is not None for g in gone):
+        elif any(g is not None for g in gone) and not within(state.names[0], left_out):
             held = _plain_tensor(module, state.names[0])
             if held is None:
                 raise PlanError(

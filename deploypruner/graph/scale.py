@@ -48,9 +48,9 @@ class Fold:
 
 def folds(labelling: Labelling, removed: NDArray[np.bool_]) -> list[Fold]:
     """One for each attention without a scale of its own whose query columns shrink."""
-    found = []
+    found, dropped = [], labelling.dropped_nodes(removed)
     for node, values in labelling.values.items():
-        if not isinstance(values, list) or op_name(node) != "scaled_dot_product_attention":
+        if node in dropped or not isinstance(values, list) or op_name(node) != "scaled_dot_product_attention":
             continue
         args = arguments(node)
         width = shape_of(args["query"])[-1]

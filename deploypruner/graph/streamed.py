@@ -68,12 +68,15 @@ class Streamed:
                 result = value
         return tensors(result)
 
-    def steps(self, inputs: Inputs, held: dict[Node, Any] | None = None) -> Iterator[tuple[Node, Any]]:
+    def steps(
+        self, inputs: Inputs, held: dict[Node, Any] | None = None, *, after: Node | None = None
+    ) -> Iterator[tuple[Node, Any]]:
         """Every node but the reads of parameters, with its value; the output comes last.
 
         `at` is the node being run, for whoever catches what it raises; `held` has the values somebody still needs.
+        With `after`, only the nodes behind that one run, on the values in `held`; the inputs are not looked at.
         """
-        feeds = iter(self._leaves(inputs))
+        feeds = iter(() if after else self._leaves(inputs))
         held = {} if held is None else held
 
         def value(node: Node) -> Any:
@@ -81,7 +84,10 @@ class Streamed:
                 held[node] = self.read(node)
             return held[node]
 
-        for node in self.module.graph.nodes:
+        nodes = iter(self.module.graph.nodes)
+        while after is not None and next(nodes) is not after:
+            pass
+        for node in nodes:
             if node.op == "get_attr":
                 continue
             self.at = node

@@ -13,6 +13,7 @@ from deploypruner.graph.dependency import Keep
 from deploypruner.latency.cache import Cache, fingerprint
 from deploypruner.latency.model import LatencyModel
 from deploypruner.latency.nodes import bind
+from deploypruner.latency.overhead import NODE, find_overhead
 from deploypruner.latency.plans import probe_plans, reference_plan
 from deploypruner.latency.probes import ProbeFiles, Profile, Timer, one_sample, undisturbed_ns
 from deploypruner.latency.quality import Quality
@@ -110,26 +111,31 @@ class _Work:
 def _build(work: _Work, setting: Setting, cache: Cache, *, name: str, seconds: float) -> LatencyModel:
     """Learn the operations; time probes unless other models have had the same ones; keep what was found."""
     graph, files = work.graph, work.files
-    plans, timed = list(files.learnt), list[Profile]()
+    probes = work.plans if files.drops(setting.precision) else [_whole(graph, keep) for keep in work.plans]
+    plans, timed = [*files.learnt, *files.without(setting.precision)], list[Profile]()
+    branches = files.lengths.branches
     with Timer(setting, one_sample(graph)) as timer:
         known = [timer.profile(files.write(keep, setting.precision), seconds=0) for keep in plans]
-        nodes = bind([profile.nodes for profile in known], files.counts(plans))
+        nodes = bind([profile.nodes for profile in known], files.counts(plans), branches)
         if any(cache.points.count(node.key) < ENOUGH for node in nodes):
-            timed = _time(work, setting, timer, end=time.monotonic() + seconds)
-            plans += work.plans[: len(timed)]
-            nodes = bind([profile.nodes for profile in [*known, *timed]], files.counts(plans))
+            timed = _time(work, probes, setting, timer, end=time.monotonic() + seconds)
+            plans += probes[: len(timed)]
+            nodes = bind([profile.nodes for profile in [*known, *timed]], files.counts(plans), branches)
     points, ms = cache.points.copy(), list[float]()
     if timed:
         reference = undisturbed_ns(timed)
         ms = [profile.ms(reference) for profile in timed]
+        overhead = find_overhead(timed, ms)
+        points.add(NODE.key, (), max(round(overhead.call_ns, 1), 1.0))
         for profile, total in zip(timed, ms, strict=True):
-            points.add_profile(nodes, profile.scaled(total))
+            points.add_profile(nodes, overhead.shared_out(profile, total))
     for profile in known:
         points.add_profile(nodes, profile.nodes, only_new=True)
-    short = 0 < len(timed) < len(work.plans)
-    remarks = [f"{len(timed)} of {len(work.plans)} probes fitted into the time"] if short else []
+    nodes = (*nodes, NODE) if points.has(NODE.key) else nodes
+    short = 0 < len(timed) < len(probes)
+    remarks = [f"{len(timed)} of {len(probes)} probes fitted into the time"] if short else []
     model = LatencyModel(graph, setting, nodes=nodes, points=points, quality=Quality(None, 0, 0.0))
-    quality = replace(model.judged(work.plans[: len(timed)], ms), remarks=tuple(remarks))
+    quality = replace(model.judged(probes[: len(timed)], ms), remarks=tuple(remarks))
     if not short:
         cache.write(name, nodes, quality, points)
     if cache.remark:
@@ -137,14 +143,20 @@ def _build(work: _Work, setting: Setting, cache: Cache, *, name: str, seconds: f
     return LatencyModel(graph, setting, nodes=nodes, points=points, quality=quality)
 
 
-def _time(work: _Work, setting: Setting, timer: Timer, *, end: float) -> list[Profile]:
+def _whole(graph: Graph, keep: Keep) -> Keep:
+    """A plan with all its branches."""
+    gone = graph.dropped(keep)
+    return {name: kept for name, kept in keep.items() if name not in gone}
+
+
+def _time(work: _Work, plans: Sequence[Keep], setting: Setting, timer: Timer, *, end: float) -> list[Profile]:
     """Time probes until all are done or the time is over."""
     timer.refer_to(work.files.write(reference_plan(work.graph, work.step), setting.precision))
     timed: list[Profile] = []
-    for keep in work.plans:
+    for keep in plans:
         if len(timed) >= FEWEST and time.monotonic() >= end:
             break
         timed.append(timer.profile(work.files.write(keep, setting.precision), seconds=_SECONDS_EACH))
-        milestone = len(timed) % _MILESTONE == 0 or len(timed) == len(work.plans)
-        work.bar.advance(1, f"{setting}: probe {len(timed)} of {len(work.plans)}" if milestone else "")
+        milestone = len(timed) % _MILESTONE == 0 or len(timed) == len(plans)
+        work.bar.advance(1, f"{setting}: probe {len(timed)} of {len(plans)}" if milestone else "")
     return timed

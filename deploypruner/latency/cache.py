@@ -24,7 +24,7 @@ from deploypruner.latency.quality import Quality
 from deploypruner.records import Setting
 from deploypruner.target import detect
 
-FORMAT = 3
+FORMAT = 4
 
 
 def default_folder() -> Path:
@@ -115,6 +115,7 @@ def fingerprint(graph: Graph) -> str:
         code,
         [(name, list(value.shape)) for name, value in module.state_dict().items()],
         [(g.id, g.size, [(m.parameter, m.axis, list(m.index.shape)) for m in g.members]) for g in graph.groups],
+        [(b.id, b.parameters, b.groups) for b in graph.branches],
         [list(tensor.shape) for tensor in tensors(graph.example_inputs)],
         [graph.part, graph.dynamic_batch],
     ]

@@ -13,6 +13,8 @@ from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.dependency import Keep
 from deploypruner.latency.matching import Follows, Lengths
 from deploypruner.latency.nodes import Node, shared
+from deploypruner.latency.overhead import KEY as OVERHEAD
+from deploypruner.latency.overhead import Overhead
 from deploypruner.latency.points import Points
 from deploypruner.latency.probes import Profile
 from deploypruner.latency.quality import Quality
@@ -65,6 +67,15 @@ class Term:
         found: IntArray = lengths[:, self.axes] * self.times // self.per
         return found
 
+    @property
+    def all_axes(self) -> tuple[int, ...]:
+        """Axes its sizes follow, and that of its branch."""
+        return self.axes_list if self.node.branch is None else (*self.axes_list, self.node.branch)
+
+    def runs(self, lengths: IntArray) -> bool:
+        """Is it executed, given the remaining length of every axis?"""
+        return self.node.branch is None or bool(lengths[self.node.branch])
+
 
 class LatencyModel:
     """Predicts the median latency of any plan of a traced model, at batch 1 on an undisturbed machine.
@@ -103,17 +114,21 @@ class LatencyModel:
         self.terms: list[Term] = []
         for key, members in shared(self._nodes).items():
             self._add(key, members)
+        call = points.of(OVERHEAD)[1] if points.has(OVERHEAD) else np.zeros(1)
+        self._overhead = Overhead(call_ns=float(np.median(call)))
         self._known: dict[tuple[int, bytes], Floats] = {}
 
     def ms(self, keep: Keep) -> float:
-        """Predicted median milliseconds when only `keep` is kept; groups it does not name stay whole."""
+        """Predicted median milliseconds when only `keep` is kept; what it does not name stays whole."""
         return sum(layer.ms for layer in self.layers(keep))
 
     def layers(self, keep: Keep) -> list[LayerTime]:
-        """What every executed operation takes under a plan; the sum is `ms(keep)`."""
+        """What every operation takes under a plan, nothing in a dropped branch; the sum is `ms(keep)`."""
         lengths = self.lengths.of(keep)[None]
         return [
             LayerTime(term.node.name, term.node.kind, float(self.term_ms(term, term.sizes(lengths))[0]))
+            if term.runs(lengths[0])
+            else LayerTime(term.node.name, term.node.kind, 0.0)
             for term in self.terms
         ]
 
@@ -136,10 +151,10 @@ class LatencyModel:
         }
 
     def tally(self, order: Keep) -> LatencyTally:
-        """A running prediction for plans that change group by group; every group is whole at first.
+        """A running prediction for plans that change group by group and branch by branch; all is whole at first.
 
         Args:
-            order: Group id -> all its channels, the ones that stay longest first.
+            order: Group id -> all its channels, the ones that stay longest first; a branch has one channel.
         """
         return LatencyTally(self, order)
 
@@ -154,7 +169,7 @@ class LatencyModel:
         better = self
         if profile is not None:
             points = self._points.copy()
-            points.add_profile(self._nodes, profile.scaled(self.ms(keep) / self.scale))
+            points.add_fitting(self._nodes, self._overhead.shared_out(profile, self.ms(keep) / self.scale))
             better = LatencyModel(
                 self.graph, self.setting, nodes=self._nodes, points=points, quality=self.quality, scale=self.scale
             )
@@ -179,7 +194,9 @@ class LatencyModel:
         for keep, true in zip(plans, ms, strict=True):
             lengths = self.lengths.of(keep)[None]
             parts = [
-                self._surfaces[t.surface].left_out(t.sizes(lengths))[0] * t.node.presence / 1e6 for t in self.terms
+                self._surfaces[t.surface].left_out(t.sizes(lengths))[0] * t.node.presence / 1e6
+                for t in self.terms
+                if t.runs(lengths[0])
             ]
             errors.append(abs(sum(parts) * self.scale / true - 1))
         whole = self.layers({})

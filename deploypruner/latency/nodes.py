@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
+
 from deploypruner.graph.atoms import IntArray
-from deploypruner.latency.matching import Follows, Matcher
+from deploypruner.latency.matching import NO_BRANCHES, Branches, Follows, Matcher
 from deploypruner.runtime import NodeTime
 
 
@@ -21,7 +23,8 @@ class Node:
         key: What it shares with operations that take equally long at equal sizes: everything but those sizes.
         sizes: What each size that differs between plans follows; None where no axis explains it.
         places: Where these sizes stand: (number of the shape, axis).
-        presence: Share of the probes in which it was executed.
+        presence: Share of the probes in which it was executed, of those that have its branch.
+        branch: Axis of the residual branch it belongs to, None where it belongs to none.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Node:
     sizes: tuple[Follows | None, ...]
     places: tuple[tuple[int, int], ...]
     presence: float
+    branch: int | None = None
 
     @property
     def sort(self) -> str:
@@ -42,22 +46,23 @@ class Node:
         return self.presence == 1 and None not in self.sizes
 
 
-def bind(seen: Sequence[Sequence[NodeTime]], lengths: IntArray) -> tuple[Node, ...]:
+def bind(seen: Sequence[Sequence[NodeTime]], lengths: IntArray, branches: Branches = NO_BRANCHES) -> tuple[Node, ...]:
     """Find out what the operations of a model follow.
 
     Args:
-        seen: Executed operations under each of several plans, the dense one first.
+        seen: Executed operations under each of several plans, the dense one first. Names stay where branches go.
         lengths: `[plans, axes]` lengths of the graph's axes under the same plans.
+        branches: Which of the axes are branches.
     """
     matcher = Matcher(lengths)
     variants: dict[tuple[object, ...], dict[int, NodeTime]] = {}
     for plan, nodes in enumerate(seen):
         for node in nodes:
             variants.setdefault((node.name, node.sort), {})[plan] = node
-    return tuple(_bound(found, matcher, len(seen)) for found in variants.values())
+    return tuple(_bound(found, matcher, lengths, branches) for found in variants.values())
 
 
-def _bound(found: dict[int, NodeTime], matcher: Matcher, plans: int) -> Node:
+def _bound(found: dict[int, NodeTime], matcher: Matcher, lengths: IntArray, branches: Branches) -> Node:
     present, first = list(found), next(iter(found.values()))
     places, follows = [], []
     for number, shape in enumerate(first.shapes):
@@ -66,14 +71,35 @@ def _bound(found: dict[int, NodeTime], matcher: Matcher, plans: int) -> Node:
             if len(set(column)) > 1:
                 places.append((number, axis))
                 follows.append(matcher.find(column, present))
+    branch = _branch(present, [f.axis for f in follows if f is not None], lengths, branches)
+    plans = len(lengths) if branch is None else np.count_nonzero(lengths[:, branch])
     return Node(
         name=first.name,
         kind=first.kind,
         key=key_of(first, places),
         sizes=tuple(follows),
         places=tuple(places),
-        presence=len(present) / plans,
+        presence=float(len(present) / plans),
+        branch=branch,
     )
+
+
+def _branch(present: Sequence[int], axes: Sequence[int], lengths: IntArray, branches: Branches) -> int | None:
+    """The branch an operation belongs to: whose groups it follows, or without which it is never executed.
+
+    Among plans that drop branches in different combinations, the second is the one with which it is executed most
+    often; what is executed in fewer than half of its plans comes and goes for other reasons.
+    """
+    for axis in axes:
+        if axis in branches.inside:
+            return branches.inside[axis]
+    numbers = list(branches.axes.values())
+    kept = lengths[:, numbers] > 0
+    needed = kept[list(present)].all(axis=0)
+    counts = np.where(needed & ~kept.all(axis=0), kept.sum(axis=0), len(lengths) + 1)
+    if not len(counts) or counts.min() > min(len(lengths), 2 * len(present)):
+        return None
+    return numbers[int(counts.argmin())]
 
 
 def key_of(node: NodeTime, places: Sequence[tuple[int, int]]) -> str:

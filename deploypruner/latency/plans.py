@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import combinations
+from math import comb
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
@@ -21,6 +24,9 @@ _DRAWS = 200
 _SMALL = 8
 # Scattered plans at most: each is an export.
 _MOST = 5
+# Every third probe leaves out a third of the branches, and its widths are of the wider half: fewer blocks are what
+# wide layers are bought with.
+_DROPPING = 3
 _ALL = Constraints(heads="both", statistics="prune")
 
 
@@ -62,6 +68,8 @@ def scattered_plans(graph: Graph, count: int, *, seed: int) -> list[Keep]:
 def probe_plans(graph: Graph, count: int, *, step: int, seed: int) -> list[Keep]:
     """Plans to be timed: the dense one, the narrowest one, then widths spread evenly over what each group may have.
 
+    Some of them leave out branches.
+
     Args:
         graph: The traced model.
         count: How many plans, at least 2. The first n of a longer list are spread as evenly as they can be.
@@ -79,14 +87,41 @@ def probe_plans(graph: Graph, count: int, *, step: int, seed: int) -> list[Keep]
     shifts = {i: rng.uniform() for i in ids}
     for number in range(count - 2):
         chosen = {}
+        dropping = bool(graph.branches) and number % _DROPPING == 1
         for i in ids:
             # A golden-ratio sequence stays evenly spread however soon it is cut off; each group has its own start,
             # and a shuffle of every block of eight unties groups from one another.
             place = (shifts[i] + (number + int(rng.integers(8))) * 0.6180339887) % 1.0
             whole = bool(default[i].whole) and rng.uniform() > _RARELY
+            place = place / 2 if dropping else place
             chosen[i] = widths[i][0] if whole else widths[i][int(place * len(widths[i]))]
-        plans.append(keep_first(graph, chosen))
+        plans.append({**keep_first(graph, chosen), **(_some_dropped(graph, number, seed=seed) if dropping else {})})
     return plans[:count]
+
+
+def _some_dropped(graph: Graph, number: int, *, seed: int) -> Keep:
+    """A third of the branches gone, at least one."""
+    rng = np.random.default_rng([seed, 3, number])
+    ids = [branch.id for branch in graph.branches]
+    gone = rng.choice(len(ids), max(1, len(ids) // 3), replace=False)
+    return {ids[i]: np.array([], np.int64) for i in sorted(gone)}
+
+
+def dropping_plans(graph: Graph) -> list[Keep]:
+    """Dense plans without some branches, each branch gone in a set of plans that holds no other branch's set.
+
+    An operation that is never executed without a branch is then told from those of every other branch. Sets of half
+    of the plans are the most there are (Sperner, Math. Z. 27, 1928).
+    """
+    count = 1
+    while comb(count, count // 2) < len(graph.branches):
+        count += 1
+    sets = combinations(range(count), max(1, count // 2))
+    plans: list[dict[str, NDArray[np.int64]]] = [{} for _ in range(count if graph.branches else 0)]
+    for branch, places in zip(graph.branches, sets, strict=False):
+        for place in places:
+            plans[place][branch.id] = np.array([], np.int64)
+    return [plan for plan in plans if plan]
 
 
 def reference_plan(graph: Graph, step: int) -> Keep:

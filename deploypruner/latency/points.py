@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from deploypruner.graph.atoms import IntArray
-from deploypruner.latency.nodes import Node, sizes_of
+from deploypruner.latency.nodes import Node, key_of, sizes_of
 from deploypruner.latency.surface import Floats
 from deploypruner.runtime import NodeTime
 
@@ -45,6 +45,24 @@ class Points:
             node = known.get((time.name, time.sort))
             if node is not None and (not only_new or node.key in fresh):
                 self.add(node.key, sizes_of(time, node.places), time.ns)
+
+    def add_fitting(self, nodes: Sequence[Node], times: Sequence[NodeTime]) -> None:
+        """Add the operations of a profile of another file than the probes', whose names say nothing.
+
+        What a key leaves open is sizes that operations of its kind follow, so an operation is a point of every key
+        that its sort and its other sizes fit.
+
+        Args:
+            nodes: Of the model.
+            times: Executed operations; those that fit nowhere are left out.
+        """
+        kinds: dict[str, dict[str, Node]] = {}
+        for node in nodes:
+            kinds.setdefault(node.sort, {})[node.key] = node
+        for time in times:
+            for key, node in kinds.get(time.sort, {}).items():
+                if key_of(time, node.places) == key:
+                    self.add(key, sizes_of(time, node.places), time.ns)
 
     def has(self, key: str) -> bool:
         """Is there any point?"""

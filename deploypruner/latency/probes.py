@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 
@@ -19,8 +20,9 @@ from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.dependency import Keep
 from deploypruner.graph.inputs import batch_size, noise_like, resized
+from deploypruner.latency.dropping import Addition, marked, unmark
 from deploypruner.latency.matching import Lengths
-from deploypruner.latency.plans import plans_needed, scattered_plans
+from deploypruner.latency.plans import dropping_plans, plans_needed, scattered_plans
 from deploypruner.latency.template import Template, learn
 from deploypruner.measure.cores import pick_cores
 from deploypruner.measure.process import Worker
@@ -50,11 +52,6 @@ class Profile:
         """Latency when the reference takes `reference_ns`."""
         return float(np.median(self.samples[:, 0] / self.samples[:, 1])) * reference_ns / 1e6
 
-    def scaled(self, ms: float) -> tuple[NodeTime, ...]:
-        """The nodes, their times scaled so that they add up to `ms`."""
-        factor = ms * 1e6 / sum(node.ns for node in self.nodes)
-        return tuple(NodeTime(n.name, n.kind, n.shapes, n.precisions, n.ns * factor) for n in self.nodes)
-
 
 def undisturbed_ns(profiles: Sequence[Profile]) -> float:
     """What the reference takes when nothing disturbs the core: the lowest fiftieth of all its calls."""
@@ -82,24 +79,39 @@ class ProbeFiles:
         self._graph, self._folder = graph, folder
         self.lengths = Lengths(graph)
         self.learnt: list[Keep] = [{}, *scattered_plans(graph, plans_needed(graph), seed=seed)]
-        exported = [self._export(keep, folder / f"learn{i}.onnx") for i, keep in enumerate(self.learnt)]
+        exported = [self._export(keep, folder / f"learn{i}.onnx") for i, keep in enumerate(self.learnt) if keep]
+        dense, additions = self._export_dense(folder / "learn0.onnx")
+        exported.insert(0, dense)
         self._templates: dict[Precision, Template | None] = {}
         for precision in dict.fromkeys(precisions):
             files = exported
             if precision == "int8":
                 files = [self._quantize(file, file.with_name(f"{file.stem}.int8.onnx")) for file in exported]
-            self._templates[precision] = learn(files, self.counts(self.learnt))
+            self._templates[precision] = learn(files, self.counts(self.learnt), additions)
 
     def write(self, keep: Keep, precision: Precision) -> Path:
         """The file of a plan; the next call overwrites it."""
         path = self._folder / f"probe.{precision}.onnx"
         template = self._templates[precision]
-        if template is not None:
+        if template is not None and (self.drops(precision) or not self._graph.dropped(keep)):
             template.write(self.lengths.of(keep), path)
             return path
         if precision == "fp32":
             return self._export(keep, path)
         return self._quantize(self._export(keep, self._folder / "probe.onnx"), path)
+
+    def without(self, precision: Precision) -> list[Keep]:
+        """Plans that tell by what they lack which operation belongs to which branch.
+
+        None where branches cannot be left out of the template: operations of files that were exported anew with fewer
+        branches have other names.
+        """
+        return dropping_plans(self._graph) if self.drops(precision) else []
+
+    def drops(self, precision: Precision) -> bool:
+        """Can files be written without some branches whose operations keep their names?"""
+        template = self._templates[precision]
+        return template is not None and len(template.additions) == len(self._graph.branches)
 
     def counts(self, plans: Sequence[Keep]) -> IntArray:
         """Lengths `[plans, axes]`, see `Lengths`."""
@@ -108,6 +120,19 @@ class ProbeFiles:
     def _export(self, keep: Keep, path: Path) -> Path:
         write_candidate(self._graph, keep, "fp32", path)
         return path
+
+    def _export_dense(self, path: Path) -> tuple[Path, dict[int, Addition]]:
+        """The dense file, and where in it each branch is added; nothing where that cannot be found out."""
+        graph = self._graph
+        if graph.branches:
+            _write_onnx(graph, marked(graph), path)
+            model = onnx.load(path)
+            additions = unmark(model, len(graph.branches))
+            if additions is not None:
+                onnx.save(model, path)
+                axes = (self.lengths.branches.axes[branch.id] for branch in graph.branches)
+                return path, dict(zip(axes, additions, strict=True))
+        return self._export({}, path), {}
 
     def _quantize(self, fp32: Path, int8: Path) -> Path:
         quantize_static(fp32, int8, calibration=[one_sample(self._graph)])
@@ -128,18 +153,22 @@ def write_candidate(graph: Graph, keep: Keep, precision: Precision, path: Path) 
     """
     module = graph.cut(graph.removed(keep)) if keep else graph.module
     fp32 = path if precision == "fp32" else path.with_name(f"{path.stem}.fp32.onnx")
+    _write_onnx(graph, module, fp32)
+    if precision == "int8":
+        quantize_static(fp32, path, calibration=[one_sample(graph)])
+        fp32.unlink()
+
+
+def _write_onnx(graph: Graph, module: torch.nn.Module, path: Path) -> None:
     try:
         # A batch of one, written into the file: where every size is a number, an export takes a quarter of the time.
         inputs = resized(graph.example_inputs, 1) if graph.dynamic_batch else graph.example_inputs
-        exporters.get("onnx")().write(module, inputs, fp32, dynamic_batch=False)
+        exporters.get("onnx")().write(module, inputs, path, dynamic_batch=False)
     except TraceError as error:
         raise MeasureError(
             f"predicting latency needs the model as ONNX, and that failed: {error.message}",
             hint="give a budget with --macs instead, or change the operation named above",
         ) from error
-    if precision == "int8":
-        quantize_static(fp32, path, calibration=[one_sample(graph)])
-        fp32.unlink()
 
 
 def profile(path: Path, setting: Setting, *, feeds: Sequence[Array] | None = None, seconds: float = 0.5) -> Profile:

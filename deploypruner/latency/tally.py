@@ -1,4 +1,4 @@
-"""A predicted latency that follows a plan group by group; only what a change touches is evaluated again."""
+"""A predicted latency that follows a plan choice by choice; only what a change touches is evaluated again."""
 
 from __future__ import annotations
 
@@ -36,25 +36,26 @@ class _Axis:
 
 
 class LatencyTally:
-    """Milliseconds of a plan that changes group by group, every group whole at first.
+    """Milliseconds of a plan that changes group by group and branch by branch, all whole at first.
 
     Args:
         model: Predicts.
-        order: Group id -> all its channels, the ones that stay longest first.
+        order: Group id -> all its channels, the ones that stay longest first; by number where not given.
+            A branch is a group of one channel.
     """
 
     def __init__(self, model: LatencyModel, order: Mapping[str, NDArray[np.int64]]) -> None:
         self._model, self._order, self._atoms = model, order, model.graph.atoms
         self._removed = np.zeros(model.graph.labelling.atoms.count, bool)
         self._lengths = model.lengths.whole()
-        self._used = sorted({int(axis) for term in model.terms for axis in term.axes})
+        self._used = sorted({axis for term in model.terms for axis in term.all_axes})
         lengths = self._lengths[None]
         self._ms = np.array([float(model.term_ms(term, term.sizes(lengths))[0]) for term in model.terms])
         self._total = float(self._ms.sum())
         self._axes = self._axes_of_groups()
         users: dict[int, list[int]] = {}
         for i, term in enumerate(model.terms):
-            for axis in set(term.axes.tolist()):
+            for axis in set(term.all_axes):
                 users.setdefault(axis, []).append(i)
         self._terms = {
             group: sorted({i for axis in axes for i in users.get(axis.number, [])})
@@ -67,7 +68,11 @@ class LatencyTally:
         return self._total
 
     def keep(self, group: str, channels: NDArray[np.int64]) -> float:
-        """Let one group keep exactly these channels; returns the milliseconds of the whole model after that."""
+        """Let one group keep exactly these channels, or a branch go with none or stay with channel 0.
+
+        Returns:
+            Milliseconds of the whole model after that.
+        """
         atoms = self._atoms[group]
         self._removed[atoms] = True
         self._removed[atoms[channels]] = False
@@ -77,7 +82,7 @@ class LatencyTally:
         lengths = self._lengths[None]
         for i in self._terms[group]:
             term = self._model.terms[i]
-            ms = float(self._model.term_ms(term, term.sizes(lengths))[0])
+            ms = float(self._model.term_ms(term, term.sizes(lengths))[0]) if term.runs(self._lengths) else 0.0
             self._total += ms - self._ms[i]
             self._ms[i] = ms
         return self._total
@@ -86,8 +91,8 @@ class LatencyTally:
         """Milliseconds of the whole model for each width: the first channels of the group's order stay.
 
         Args:
-            group: Group id.
-            widths: `[m]` candidate widths, 0 < width <= size.
+            group: Group or branch id.
+            widths: `[m]` candidate widths, 0 < width <= size; of a branch 0 or 1.
 
         Returns:
             `[m]`; the plan itself is not changed.
@@ -103,7 +108,9 @@ class LatencyTally:
                 sizes[:, column] = lengths.get(axis, self._lengths[axis])
             if not term.plain:
                 sizes = sizes * term.times // term.per
-            total += self._model.term_ms(term, sizes)
+            ms = self._model.term_ms(term, sizes)
+            there = 1 if term.node.branch is None else lengths.get(term.node.branch, self._lengths[term.node.branch])
+            total += ms * there
         return total
 
     def _swept(self, axis: _Axis, widths: IntArray) -> IntArray:
@@ -121,7 +128,7 @@ class LatencyTally:
         owner, place = np.full(count, -1), np.zeros(count, np.int64)
         for i, (group, atoms) in enumerate(self._atoms.items()):
             owner[atoms] = i
-            place[atoms[self._order[group]]] = np.arange(len(atoms))
+            place[atoms[self._order.get(group, np.arange(len(atoms)))]] = np.arange(len(atoms))
         names = list(self._atoms)
         found: dict[str, list[_Axis]] = {name: [] for name in names}
         for number in self._used:

@@ -2,12 +2,13 @@
 
 Exports of one graph under different plans differ only in numbers: sizes of weights, shapes to reshape to, numbers
 of groups. Each of them follows one axis of the graph (`matching`). Once every number is explained, a file for any
-other plan is the dense one with its numbers replaced and its weights cut, which takes a tenth of a second.
+other plan is the dense one with its numbers replaced, its weights cut and some of its branches left out, which takes
+a tenth of a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from deploypruner.graph.atoms import IntArray
+from deploypruner.latency.dropping import Addition, drop
 from deploypruner.latency.matching import Follows, Matcher
 
 _INTEGERS = (onnx.AttributeProto.INT, onnx.AttributeProto.INTS)
@@ -34,6 +36,7 @@ class Template:
         sizes: Tensor number -> which of its dimensions follow an axis.
         values: (tensor number, flat index) -> the axis that this integer follows.
         numbers: (node, attribute, index) -> the axis that this integer follows.
+        additions: Axis of each branch -> where it is added.
     """
 
     dense: onnx.ModelProto
@@ -41,6 +44,7 @@ class Template:
     sizes: dict[int, dict[int, Follows]]
     values: dict[tuple[int, int], Follows]
     numbers: dict[_Place, Follows]
+    additions: Mapping[int, Addition]
 
     def write(self, lengths: IntArray, path: Path) -> None:
         """Write the file for a plan under which the axes have these lengths."""
@@ -50,7 +54,7 @@ class Template:
             name, array = tensor.name, weight
             for axis, follows in self.sizes.get(number, {}).items():
                 array = array.take(range(follows.value(lengths)), axis)
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(array, order="C"), name))
         for number, tensor in enumerate(_tensors(model)):
             changed = {i: follows for (t, i), follows in self.values.items() if t == number}
             if changed:
@@ -60,15 +64,19 @@ class Template:
                 tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
         for (node, attribute, index), follows in self.numbers.items():
             _set(model.graph.node[node].attribute[attribute], index, follows.value(lengths))
+        drop(model, [addition for axis, addition in self.additions.items() if not lengths[axis]])
         onnx.save(model, path)
 
 
-def learn(files: Sequence[Path], lengths: IntArray) -> Template | None:
+def learn(
+    files: Sequence[Path], lengths: IntArray, additions: Mapping[int, Addition] | None = None
+) -> Template | None:
     """Learn a template from exports of one graph; None where they differ in more than numbers that follow axes.
 
     Args:
         files: Exports, the dense one first.
         lengths: `[files, axes]`, see `matching.Lengths`.
+        additions: Axis of each branch -> where it is added in the dense file.
     """
     models = [_canonical(onnx.load(file)) for file in files]
     inner = any(a.type == onnx.AttributeProto.GRAPH for n in models[0].graph.node for a in n.attribute)
@@ -78,8 +86,13 @@ def learn(files: Sequence[Path], lengths: IntArray) -> Template | None:
     listed = [list(_tensors(model)) for model in models]
     sizes: dict[int, dict[int, Follows]] = {}
     values: dict[tuple[int, int], Follows] = {}
+    shapes = {node.input[1] for node in models[0].graph.node if node.op_type == "Reshape"}
     for number, tensors in enumerate(zip(*listed, strict=True)):
-        if not _explain_tensor(number, tensors, matcher, sizes, values):
+        if tensors[0].name in shapes:
+            explained = _explain_reshape(number, tensors, matcher, values)
+        else:
+            explained = _explain_tensor(number, tensors, matcher, sizes, values)
+        if not explained:
             return None
     numbers = _explain_attributes(models, matcher)
     if numbers is None:
@@ -88,7 +101,7 @@ def learn(files: Sequence[Path], lengths: IntArray) -> Template | None:
     for tensor in listed[0]:
         tensor.ClearField("raw_data")
         tensor.ClearField("float_data")
-    return Template(models[0], weights, sizes, values, numbers)
+    return Template(models[0], weights, sizes, values, numbers, additions or {})
 
 
 def _canonical(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -150,6 +163,23 @@ def _explain_tensor(
                 if follows is None:
                     return False
                 values[number, index] = follows
+    return True
+
+
+def _explain_reshape(
+    number: int, tensors: Sequence[onnx.TensorProto], matcher: Matcher, values: dict[tuple[int, int], Follows]
+) -> bool:
+    """As `_explain_tensor` for the shape of a Reshape, where -1 is what the rest leaves and stands for any number."""
+    rows = [numpy_helper.to_array(tensor).reshape(-1).tolist() for tensor in tensors]
+    if len({len(row) for row in rows}) > 1:
+        return False
+    for index, column in enumerate(zip(*rows, strict=True)):
+        if column[0] != -1 and len(set(column)) > 1:
+            told = [plan for plan, size in enumerate(column) if size != -1]
+            follows = matcher.find([column[plan] for plan in told], told)
+            if follows is None or len(told) < 2:
+                return False
+            values[number, index] = follows
     return True
 
 

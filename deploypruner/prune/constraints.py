@@ -15,6 +15,7 @@ from deploypruner.records import Group
 
 Heads = Literal["auto", "columns", "heads", "both"]
 Statistics = Literal["auto", "keep", "prune"]
+Depth = Literal["auto", "keep"]
 
 HEADS: dict[str, str] = {
     "auto": "whichever there are more of, heads or columns of a head (the same for convolution groups)",
@@ -26,6 +27,10 @@ STATISTICS: dict[str, str] = {
     "auto": "channels a normalisation averages over stay, unless the budget is out of reach without them",
     "keep": "channels a normalisation averages over always stay",
     "prune": "channels a normalisation averages over are cut like any others",
+}
+DEPTH: dict[str, str] = {
+    "auto": "a budget of time may leave out whole residual branches",
+    "keep": "every residual branch stays; only widths change",
 }
 NARROW = "too narrow"
 STATISTICS_NOTE = "statistics"
@@ -85,6 +90,8 @@ class Constraints:
             which of them are: see `HEADS`.
         statistics: What becomes of channels that a layer norm or group norm averages over, where removing a channel
             is not the same as zeroing it: see `STATISTICS`.
+        depth: Whether whole residual branches may go under a budget of time, see `DEPTH`. A branch with an excluded
+            or limited layer stays.
         layers: Limits for some layers.
 
     Raises:
@@ -96,12 +103,14 @@ class Constraints:
     max_cut: float = 0.9
     heads: Heads = "auto"
     statistics: Statistics = "auto"
+    depth: Depth = "auto"
     layers: tuple[LayerConstraint, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self.min_width, self.max_cut, None)
         _check_choice("heads", self.heads, HEADS)
         _check_choice("statistics", self.statistics, STATISTICS)
+        _check_choice("depth", self.depth, DEPTH)
 
 
 @dataclass(frozen=True)
@@ -178,7 +187,7 @@ def tables_of(
     Raises:
         RecipeError: A pattern that matches nothing; the nearest name is offered.
     """
-    matching = _matching(graph, [table.match for table in tables])
+    matching = parameters_named(graph, [table.match for table in tables])
     made = {
         (s.names[0], axis) for s in graph.labelling.state.values() for axis, r in s.roles.items() if r == "producer"
     }
@@ -246,7 +255,7 @@ def _least(group: Group, rules: Sequence[LayerConstraint], constraints: Constrai
 # ---------------------------------------------------------------------- names
 
 
-def _matching(graph: Graph, patterns: Sequence[str]) -> dict[str, set[str]]:
+def parameters_named(graph: Graph, patterns: Sequence[str]) -> dict[str, set[str]]:
     """Pattern -> parameters it names, as they are called in members.
 
     Raises:

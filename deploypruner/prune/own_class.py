@@ -19,6 +19,7 @@ from deploypruner.graph.module import TracedModule, get_state, set_state
 from deploypruner.graph.part import Holder
 from deploypruner.graph.resize import Resized, owned_copy, state_names
 from deploypruner.graph.scale import folds
+from deploypruner.graph.stand_ins import stand_ins
 from deploypruner.prune.probes import probe
 from deploypruner.prune.proof import compare_modules
 
@@ -51,21 +52,23 @@ def own_class(graph: Graph, removed: NDArray[np.bool_], model: nn.Module, pruned
             replace(graph, part=""), removed, Holder(graph.part, model.get_submodule(graph.part)), pruned
         )
         return owned_copy(model, instead={graph.part: part.get_submodule(graph.part)})
-    resized = Resized(model, graph.labelling, removed)
     if graph.front_end == "torch-pruning":
+        resized = Resized(model, graph.labelling, removed)
         module = next(resized.variants())
         _fill(module, pruned)
         return _same_modes(module, model)
-    _fill(resized.module, pruned)
-    scaled = folds(graph.labelling, removed)
-    for fold in scaled:
-        fold.apply(resized.module)
     reasons = []
-    for module in resized.variants():
-        reason = difference(module, pruned, graph, rounded=bool(scaled))
-        if not reason:
-            return _same_modes(module, model)
-        reasons.append(reason)
+    for instead in stand_ins(model, graph.labelling, removed):
+        resized = Resized(model, graph.labelling, removed, instead=instead)
+        _fill(resized.module, pruned)
+        scaled = folds(graph.labelling, removed)
+        for fold in scaled:
+            fold.apply(resized.module)
+        for module in resized.variants():
+            reason = difference(module, pruned, graph, rounded=bool(scaled))
+            if not reason:
+                return _same_modes(module, model)
+            reasons.append(reason)
     name = type(model.get_submodule(model.name) if isinstance(model, Holder) else model).__name__
     raise PlanError(f"{name} cannot take the sizes of this plan: {reasons[0]}", hint=_HINT)
 
@@ -171,6 +174,7 @@ def _in(tensor: Tensor, *, dtype: torch.dtype) -> Tensor:
 
 
 def _same_modes(module: nn.Module, model: nn.Module) -> nn.Module:
-    for new, old in zip(module.modules(), model.modules(), strict=True):
-        new.training = old.training
+    before = dict(model.named_modules(remove_duplicate=False))
+    for name, new in module.named_modules(remove_duplicate=False):
+        new.training = before[name].training
     return module

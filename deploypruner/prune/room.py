@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from deploypruner.errors import PlanError
 from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
 from deploypruner.prune.constraints import Constraints, Limit, find_limits
+from deploypruner.prune.depth import floors, held_branches
 
 Order = Mapping[str, IntArray]
 # What keeping exactly these channels costs, in the unit of the budget, with those orders of channels.
@@ -25,13 +27,15 @@ class Room:
 
     Args:
         limits: Group id -> limit.
-        order: Group id -> channels, what has to stay first, then by importance.
-        narrowest: What every group keeps at the least.
+        order: Group id -> channels, what has to stay first, then by importance; a branch that may go has one, 0.
+        narrowest: What every group keeps at the least; nothing of a branch that may go.
+        held: Branch id -> why it stays, "" where it may go.
     """
 
     limits: Mapping[str, Limit]
     order: Order
     narrowest: Mapping[str, IntArray]
+    held: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_room(
@@ -43,8 +47,11 @@ def find_room(
     cost: CostOf,
     target: float = 0,
     fixed: Mapping[str, int] | None = None,
+    depth: bool = False,
 ) -> tuple[Room, float]:
     """Groups that change statistics are left out of the room unless they must help to get below `target`.
+
+    So are, where branches may go, widths below the floors of `prune.depth`.
 
     Args:
         graph: The traced model.
@@ -54,6 +61,7 @@ def find_room(
         cost: What the narrowest plan of a room costs.
         target: The budget, in the same unit.
         fixed: Group id -> exactly this many channels stay.
+        depth: May whole residual branches go, as far as the constraints allow it?
 
     Returns:
         The room, and what its narrowest plan costs.
@@ -63,9 +71,12 @@ def find_room(
         PlanError: A fixed width leaves some tensor without an index.
     """
     policies = {"auto": (False, True), "keep": (False,), "prune": (True,)}[constraints.statistics]
-    for statistics in policies:
+    least_widths = [floors(graph), dict[str, int]()] if depth else [dict[str, int]()]
+    held = held_branches(graph, constraints) if depth else {}
+    for statistics, floor in product(policies, least_widths):
         limits = find_limits(graph, constraints, step=step, statistics=statistics)
-        room = _without_empty_tensors(graph, order, limits, fixed=fixed or {})
+        limits = {g: replace(limit, least=max(limit.least, floor.get(g, 0))) for g, limit in limits.items()}
+        room = _with_branches(_without_empty_tensors(graph, order, limits, fixed=fixed or {}), held)
         least = cost(room)
         if least <= target:
             break
@@ -80,6 +91,17 @@ def by_importance(scores: Mapping[str, Tensor]) -> dict[str, IntArray]:
 def most_important(order: Order, widths: Mapping[str, int]) -> dict[str, IntArray]:
     """Group id -> the first channels of its order, ascending."""
     return {group: np.sort(order[group][:width]) for group, width in widths.items()}
+
+
+def _with_branches(room: Room, held: Mapping[str, str]) -> Room:
+    """The same room, in which branches may go too."""
+    free = [branch for branch, why in held.items() if not why]
+    return Room(
+        room.limits,
+        {**room.order, **{branch: np.zeros(1, np.int64) for branch in free}},
+        {**room.narrowest, **{branch: np.empty(0, np.int64) for branch in free}},
+        held,
+    )
 
 
 def _without_empty_tensors(

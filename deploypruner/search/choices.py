@@ -24,7 +24,7 @@ class Tally(Protocol):
         """Of the plan as it is."""
 
     def keep(self, group: str, channels: IntArray) -> float:
-        """Let one group keep exactly these channels; returns the milliseconds after that."""
+        """Let one group (or branch: none or one) keep exactly these channels; returns the milliseconds after that."""
 
     def sweep(self, group: str, widths: IntArray) -> Floats:
         """Milliseconds if the group kept the first `width` channels of its order, for each; changes nothing."""
@@ -33,27 +33,38 @@ class Tally(Protocol):
 TallyOf = Callable[[Order], Tally]
 
 
+_GONE, _STAYS = np.empty(0, np.int64), np.zeros(1, np.int64)
+
+
 @dataclass(frozen=True)
 class Choice:
-    """Widths one group may have.
+    """Widths one group may have, or whether a residual branch stays.
 
     Args:
-        group: Group id.
-        widths: `[n]` channels, ascending; the last is the whole group.
-        worth: `[n]` of each, not decreasing.
+        group: Group id; the branch's own id where no group inside it may be cut.
+        widths: `[n]` channels, ascending; the last is the whole group. 0 stands for the whole branch gone.
+        worth: `[n]` of each, the last the highest.
+        branch: Id of the residual branch that the group lives in and that may go, "" for none. Exactly one choice of
+            a branch has the width 0; with it the others of the same branch neither cost nor matter.
     """
 
     group: str
     widths: IntArray
     worth: Floats
+    branch: str = ""
+
+    @property
+    def drops(self) -> bool:
+        """Is the first place the branch gone?"""
+        return int(self.widths[0]) == 0
 
 
 class Walk(ABC):
     """A plan that moves from choice to choice, with its milliseconds and its worth.
 
     Args:
-        worths: For each choice `[n]`, what its places are worth, not decreasing; the last place is to lose nothing,
-            and that is where it begins.
+        worths: For each choice `[n]`, what its places are worth; the last place is to lose nothing, and that is where
+            it begins.
 
     Attributes:
         worths: As given.
@@ -75,6 +86,15 @@ class Walk(ABC):
     def worth(self) -> float:
         """Of the plan as it is."""
         return float(sum(worth[i] for worth, i in zip(self.worths, self.at, strict=True)))
+
+    def values(self, number: int) -> Floats:
+        """Worth of the plan for each place of choice `number`, everything else as it is."""
+        worth = self.worths[number]
+        return worth + (self.worth - worth[self.at[number]])
+
+    def is_gone(self, number: int) -> bool:
+        """Does choice `number` stand at a place that leaves a whole part of the model out?"""
+        return False
 
     def move(self, number: int, to: int) -> None:
         """Give choice `number` the place `to`."""
@@ -102,7 +122,7 @@ class Walk(ABC):
 
 
 class WidthWalk(Walk):
-    """Widths of groups of channels.
+    """Widths of groups of channels, and residual branches that stay or go.
 
     Args:
         choices: One per group that may be cut.
@@ -113,16 +133,58 @@ class WidthWalk(Walk):
     def __init__(self, choices: Sequence[Choice], tally: Tally, order: Order) -> None:
         super().__init__([choice.worth for choice in choices])
         self.choices, self._tally, self._order = choices, tally, order
+        self._drops = {c.branch: i for i, c in enumerate(choices) if c.drops}
+        self._others: dict[str, list[int]] = {branch: [] for branch in self._drops}
+        for i, choice in enumerate(choices):
+            if choice.branch and not choice.drops:
+                self._others[choice.branch].append(i)
 
     @property
     def ms(self) -> float:
         """See `Walk.ms`."""
         return self._tally.ms
 
+    @property
+    def worth(self) -> float:
+        """See `Walk.worth`; what is inside a branch that is gone loses nothing more."""
+        return super().worth - sum(self._inside(c.branch) for i, c in enumerate(self.choices) if self.is_gone(i))
+
+    def values(self, number: int) -> Floats:
+        """See `Walk.values`."""
+        choice, worth = self.choices[number], self.worths[number]
+        if choice.drops:
+            inside = self._inside(choice.branch)
+            values = worth + (self.worth - worth[self.at[number]] + inside * self.is_gone(number))
+            values[0] -= inside
+            return values
+        if choice.branch and self.is_gone(self._drops[choice.branch]):
+            return np.full(len(worth), self.worth)
+        return super().values(number)
+
+    def is_gone(self, number: int) -> bool:
+        """See `Walk.is_gone`."""
+        return self.choices[number].drops and self.at[number] == 0
+
+    def _inside(self, branch: str) -> float:
+        """Worth of the other choices of a branch."""
+        return float(sum(self.worths[i][self.at[i]] for i in self._others[branch]))
+
     def _moved(self, number: int, to: int) -> None:
         choice = self.choices[number]
-        self._tally.keep(choice.group, np.sort(self._order[choice.group][: int(choice.widths[to])]))
+        if choice.drops and (to == 0 or self.at[number] == 0):
+            self._tally.keep(choice.branch, _GONE if to == 0 else _STAYS)
+        if choice.group != choice.branch and choice.widths[to]:
+            self._tally.keep(choice.group, np.sort(self._order[choice.group][: int(choice.widths[to])]))
 
     def _times(self, number: int) -> Floats:
         choice = self.choices[number]
-        return np.asarray(self._tally.sweep(choice.group, choice.widths), dtype=np.float64)
+        if not choice.drops:
+            return np.asarray(self._tally.sweep(choice.group, choice.widths), dtype=np.float64)
+        gone = self.at[number] == 0
+        without = self._tally.ms if gone else float(self._tally.sweep(choice.branch, np.array([0]))[0])
+        if gone:
+            self._tally.keep(choice.branch, _STAYS)
+        stays = self._tally.sweep(choice.group, choice.widths[1:])
+        if gone:
+            self._tally.keep(choice.branch, _GONE)
+        return np.array([without, *stays], dtype=np.float64)

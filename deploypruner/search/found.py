@@ -13,6 +13,7 @@ from deploypruner.errors import InputError
 from deploypruner.records import Setting
 from deploypruner.search.goal import Goal
 from deploypruner.search.loop import Round
+from deploypruner.search.pool import Entry
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Found:
         rounds: Candidates that were exported and measured.
         remark: Why this setting.
         table: How the latency model was made: seconds, probes, error, ...
+        objective: What the plan was chosen by, see `search.objectives`; "" where nothing had to be cut.
+        pool: Plans that were judged before that one was chosen, the best first.
+        judged_by: What their loss is.
+        keeps: Predicted milliseconds of the fastest plan that keeps the quality without training, where this one was
+            not judged to; None where it was, or nothing was judged.
         artifact: Name of the one the budget is about, "" for the pruned one of the setting.
     """
 
@@ -41,6 +47,10 @@ class Found:
     rounds: tuple[Round, ...] = ()
     remark: str = ""
     table: dict[str, Any] = field(default_factory=dict)
+    objective: str = ""
+    pool: tuple[Entry, ...] = ()
+    judged_by: str = ""
+    keeps: float | None = None
     artifact: str = ""
 
     def goal(self, budget: Budget) -> Goal:

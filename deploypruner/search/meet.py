@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import ceil, floor
 from pathlib import Path
@@ -25,9 +26,12 @@ from deploypruner.search.bench import Bench
 from deploypruner.search.choose import Choice, choose_setting
 from deploypruner.search.found import Found
 from deploypruner.search.goal import Goal
-from deploypruner.search.loop import Keep, Round, Trial, close_loop
+from deploypruner.search.judge import Judge
+from deploypruner.search.loop import RESERVE, Keep, Round, Trial, close_loop
+from deploypruner.search.losses import Losses
+from deploypruner.search.objectives import Objective, Space, objectives, perturbed, proposals
 from deploypruner.search.obstacles import obstacles
-from deploypruner.search.solve import Solution, solve
+from deploypruner.search.pool import Selection, select
 
 _DENSE_SECONDS = 8.0
 
@@ -64,8 +68,13 @@ class Request:
         feeds: One array per input, None for random ones.
         table_seconds: For timing layers.
         cache: Folder of the latency tables, None for the user's cache folder.
+        worth: Measures what widths and branches are worth, called once the budget is in reach; None without
+            data.
+        judge: Makes what judges plans before training, called like `worth`; None without data.
+        plans: Size of the pool that is judged.
+        minutes: When these are over, no further plan is looked at.
         seed: Decides every random choice.
-        progress: Told about the layers' timing.
+        progress: Told about the layers' timing, and about plans that are judged.
         say: Called with a line for each step.
     """
 
@@ -82,6 +91,10 @@ class Request:
     feeds: Sequence[Array] | None = None
     table_seconds: float = 120.0
     cache: Path | None = None
+    worth: Callable[[], Losses] | None = None
+    judge: Callable[[], Judge] | None = None
+    plans: int = 16
+    minutes: float = float("inf")
     seed: int = 0
     progress: Progress | None = None
     say: Callable[[str], None] = lambda line: None
@@ -123,16 +136,20 @@ def meet(request: Request) -> tuple[Keep, Found]:
             seed=request.seed,
             progress=request.progress,
         )
+        model, objective, selection = _select(request, goal, model, bench)
         outcome = close_loop(
             goal,
             model,
-            solve=lambda model, ms: _solve(request, model, ms),
+            solve=lambda model, ms: objective.solve(model.tally, ms),
             measure=lambda solution: bench.trial(solution.keep, goal),
             on_round=lambda line: request.say(_text(line, budget)),
         )
     solution = outcome.solution
     return solution.keep, replace(
         found,
+        objective=objective.name,
+        pool=() if selection is None else selection.entries,
+        judged_by="" if selection is None else selection.kind,
         importance=solution.importance,
         predicted_ms=solution.predicted_ms,
         measured_ms=outcome.line.measured_ms,
@@ -150,6 +167,7 @@ def narrowest(request: Request) -> Room:
         request.constraints,
         step=request.step,
         cost=lambda room: float(graph.costs.macs(graph.removed(room.narrowest))),
+        depth=True,
     )
     return room
 
@@ -164,17 +182,45 @@ def _choose(request: Request) -> Choice:
     return choose_setting(measured.timings, qualities, drop=request.accuracy_drop)
 
 
-def _solve(request: Request, model: LatencyModel, budget_ms: float) -> Solution:
-    return solve(
+def _select(
+    request: Request, goal: Goal, model: LatencyModel, bench: Bench
+) -> tuple[LatencyModel, Objective, Selection | None]:
+    """The objective whose plan does best before training, and the model calibrated with and without branches.
+
+    Without data there is nothing to judge by: the first objective is taken.
+    """
+    space = Space(
         request.graph,
         request.scores,
-        model.tally,
-        budget_ms,
-        normalizer=request.normalizer,
-        step=request.step,
-        constraints=request.constraints,
+        request.normalizer,
+        request.step,
+        request.constraints,
+        measured=None if request.worth is None else request.worth(),
         seed=request.seed,
     )
+    known = objectives(space)
+    if request.judge is None:
+        return model, known[0], None
+    target = goal.median_ms * (1 - RESERVE)
+    # Plans that drop branches and keep wide layers are predicted too fast beside narrow ones: see one of each first.
+    for objective in known[: 2 if space.drops else 1]:
+        with suppress(BudgetError):
+            solution = objective.solve(model.tally, target)
+            trial = bench.trial(solution.keep, goal)
+            model = model.calibrated(solution.keep, trial.assessment.model_ms, trial.profile)
+            request.say(
+                f"{objective.name}: predicted {solution.predicted_ms:.3g} ms, measured "
+                f"{trial.assessment.model_ms:.3g} ms"
+            )
+    plans = proposals(known, perturbed(space), model.tally, target, count=request.plans)
+    selection = select(plans, request.judge(), minutes=request.minutes, progress=request.progress)
+    best = selection.entries[0]
+    request.say(
+        f"{len(selection.entries)} plans judged by {selection.kind}: best by {best.objective} ({best.loss:.3g}"
+        + ("" if best.top1 is None else f", top-1 {best.top1:.1f} %")
+        + (f", {len(best.dropped)} branches dropped)" if best.dropped else ")")
+    )
+    return model, selection.objectives[0], selection
 
 
 def _out_of_reach(request: Request, choice: Choice, trial: Trial, room: Room) -> OutOfReach:

@@ -4,7 +4,7 @@ For a price of a millisecond, coordinate ascent moves one group after another to
 worth - price * time. Bisection finds the price at which the plan just fits. Groups are coupled (a layer's time is
 about the product of its input and output width), so that where this ends depends on where it began: it is done from
 several starts. The best plans are then improved by what no price can find: one group narrower for another wider
-(exchange), and one group at another width with all others fitted to it (turn).
+(exchange), and one group at another width, or gone with its branch, with all others fitted to it (turn).
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ def _ascend(walk: Walk, price: float) -> None:
     """Move one choice after another to its best width at this price, until none moves; wider among equals."""
     for _ in range(_PASSES):
         before = list(walk.at)
-        for number, worth in enumerate(walk.worths):
+        for number in range(len(walk.worths)):
             times = walk.times(number)
-            value = -times if np.isinf(price) else worth - price * times
+            value = -times if np.isinf(price) else walk.values(number) - price * times
             here = walk.at[number]
             reached = np.flatnonzero(value >= value.max() - _SMALL * abs(value.max()))
             to = int(reached[-1])
@@ -130,12 +130,13 @@ def _repair(walk: Walk, budget_ms: float, *, fixed: int) -> None:
     """Narrow groups, those with the least worth per millisecond first, until the budget is kept or none helps."""
     while walk.ms > budget_ms:
         best, least = None, np.inf
-        for number, worth in enumerate(walk.worths):
+        for number in range(len(walk.worths)):
             here = walk.at[number]
             if number == fixed or here == 0:
                 continue
             freed = np.minimum(walk.ms - walk.times(number)[:here], walk.ms - budget_ms)
-            lost = worth[here] - worth[:here]
+            values = walk.values(number)
+            lost = values[here] - values[:here]
             rates = np.where(freed > 0, lost / np.maximum(freed, _SMALL * budget_ms), np.inf)
             if rates.min() < least:
                 best, least = (number, int(rates.argmin())), float(rates.min())
@@ -146,14 +147,15 @@ def _repair(walk: Walk, budget_ms: float, *, fixed: int) -> None:
 
 def _widening(walk: Walk, number: int, budget_ms: float) -> tuple[float, int] | None:
     """The wider place of one choice that fits and brings the most worth per millisecond: (that, place)."""
-    worth, here = walk.worths[number], walk.at[number]
-    if here == len(worth) - 1:
+    values, here = walk.values(number), walk.at[number]
+    if here == len(values) - 1:
         return None
-    times = walk.times(number)[here + 1 :]
-    fits = np.flatnonzero(times <= budget_ms)
+    times, gains = walk.times(number)[here + 1 :], values[here + 1 :] - values[here]
+    # A wider group is taken for nothing, a branch is not put back for nothing.
+    fits = np.flatnonzero((times <= budget_ms) & (gains > 0 if walk.is_gone(number) else gains >= 0))
     if not len(fits):
         return None
-    gains = (worth[here + 1 :] - worth[here])[fits]
+    gains = gains[fits]
     rates = gains / np.maximum(times[fits] - walk.ms, _SMALL * budget_ms)
     pick = len(rates) - 1 - int(np.argmax(rates[::-1]))
     return float(rates[pick]), here + 1 + int(fits[pick])
@@ -180,8 +182,9 @@ def _turn(walk: Walk, number: int, budget_ms: float) -> bool:
     """
     before, worth = list(walk.at), walk.worth
     here = before[number]
-    near = range(max(0, here - _STEPS), min(len(walk.worths[number]), here + _STEPS + 1))
-    for to in sorted(set(near) - {here}, key=lambda place: (abs(place - here), place)):
+    last = len(walk.worths[number]) - 1
+    near = range(max(0, here - _STEPS), min(last, here + _STEPS) + 1)
+    for to in sorted({*near, 0, last} - {here}, key=lambda place: (abs(place - here), place)):
         walk.move(number, to)
         _repair(walk, budget_ms, fixed=number)
         if walk.ms <= budget_ms:
@@ -200,13 +203,13 @@ def _exchange(walk: Walk, number: int, budget_ms: float) -> bool:
         walk.move(number, before[number] - down)
         lost = worth - walk.worth
         best, most = None, lost + _SMALL * abs(worth)
-        for other, values in enumerate(walk.worths):
-            here = walk.at[other]
-            if other == number or values[-1] - values[here] <= most:
+        for other in range(len(walk.worths)):
+            here, values = walk.at[other], walk.values(other)
+            if other == number or values.max() - values[here] <= most:
                 continue
             fits = np.flatnonzero(walk.times(other)[here + 1 :] <= budget_ms)
             if len(fits) and values[here + 1 + fits].max() - values[here] > most:
-                to = here + 1 + int(fits[-1])
+                to = here + 1 + int(fits[values[here + 1 + fits].argmax()])
                 best, most = (other, to), float(values[to] - values[here])
         if best is not None:
             walk.move(*best)

@@ -16,7 +16,7 @@ from deploypruner.prune.constraints import Constraints
 from deploypruner.prune.room import by_importance
 from deploypruner.records import Setting
 from deploypruner.search.choices import TallyOf
-from deploypruner.search.importance import running_importance
+from deploypruner.search.losses import running_importance
 from deploypruner.search.solve import LayersOf, Reach, Solution, reach, solve
 
 

@@ -1,4 +1,4 @@
-"""Scores and a budget of milliseconds to widths: the most importance that is predicted to fit."""
+"""A budget of milliseconds to widths and branches: the least predicted loss that is predicted to fit."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
 from deploypruner.prune.allocate import require_movable
 from deploypruner.prune.constraints import Constraints
-from deploypruner.prune.room import Room, by_importance, find_room, most_important
-from deploypruner.search.choices import Floats, TallyOf, WidthWalk
-from deploypruner.search.importance import kept_share, make_choices, running_importance
+from deploypruner.prune.room import Order, Room, by_importance, find_room, most_important
+from deploypruner.search.choices import TallyOf, WidthWalk
+from deploypruner.search.losses import Losses, kept_share, losses_from_scores, make_choices, running_importance
 from deploypruner.search.obstacles import LayerTime, obstacles
 from deploypruner.search.optimise import best_places, fastest
 
@@ -31,10 +31,11 @@ class Solution:
     """A plan for a budget of milliseconds.
 
     Args:
-        widths: Group id -> channels that stay, of every group.
-        keep: Group id -> which, ascending.
+        widths: Group id -> channels that stay, of every group; branch id -> 1 or 0, of every branch that may go.
+        keep: Group id -> which, ascending; branch id -> nothing, of every branch that goes.
         predicted_ms: Of the plan; at most the budget.
         importance: Share of the importance that stays, 0 to 1.
+        loss: Predicted, in the unit of the losses.
         dense_ms: Predicted, of the whole model.
         fastest_ms: Predicted, of the fastest plan.
     """
@@ -43,8 +44,14 @@ class Solution:
     keep: Keep
     predicted_ms: float
     importance: float
+    loss: float
     dense_ms: float
     fastest_ms: float
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Ids of the branches that go."""
+        return tuple(name for name, width in self.widths.items() if not width)
 
 
 @dataclass(frozen=True)
@@ -70,13 +77,14 @@ def solve(
     tally_of: TallyOf,
     budget_ms: float,
     *,
+    losses: Losses | None = None,
     normalizer: Normalizer = "none",
     step: int = 8,
     constraints: Constraints | None = None,
     layers_of: LayersOf | None = None,
     seed: int = 0,
 ) -> Solution:
-    """Choose the widths that keep the most importance within a predicted time.
+    """Choose the widths and branches that cost the least within a predicted time.
 
     Every group then has a width that costs something to exceed: no group can be widened without leaving the budget.
 
@@ -85,6 +93,8 @@ def solve(
         scores: Group id -> `[C]`, larger means keep.
         tally_of: Predicts milliseconds, `LatencyModel.tally`.
         budget_ms: What the plan may take.
+        losses: What each choice costs, with the channels of each group ordered by `scores`; the importance that goes
+            with it where None.
         normalizer: How to compare scores across groups.
         step: Widths become multiples of this, counted in output channels of the layers concerned.
         constraints: What may be cut, and how far.
@@ -101,6 +111,7 @@ def solve(
         graph,
         scores,
         tally_of,
+        losses=losses,
         normalizer=normalizer,
         constraints=constraints,
         step=step,
@@ -116,7 +127,8 @@ def solve(
         widths=widths,
         keep=most_important(space.room.order, widths),
         predicted_ms=space.walk.ms,
-        importance=kept_share(space.running, widths),
+        importance=kept_share(space.by_score, widths),
+        loss=-space.walk.worth,
         dense_ms=space.dense_ms,
         fastest_ms=space.fastest_ms,
     )
@@ -137,7 +149,7 @@ def reach(graph: Graph, tally_of: TallyOf, *, step: int = 8, constraints: Constr
     scores = {group.id: torch.ones(group.size) for group in graph.groups}
     constraints = constraints or Constraints()
     return _Space.of(
-        graph, scores, tally_of, normalizer="none", constraints=constraints, step=step, target=0.0
+        graph, scores, tally_of, losses=None, normalizer="none", constraints=constraints, step=step, target=0.0
     ).reach()
 
 
@@ -151,7 +163,7 @@ class _Space:
     Args:
         graph: The traced model.
         room: How far each group may be cut.
-        running: Group id -> importance of its first channels.
+        by_score: The importance that goes with each choice.
         walk: Goes from plan to plan.
         dense_ms: Of the whole model.
         fastest_ms: Of the fastest plan.
@@ -160,7 +172,7 @@ class _Space:
 
     graph: Graph
     room: Room
-    running: Mapping[str, Floats]
+    by_score: Losses
     walk: WidthWalk
     dense_ms: float
     fastest_ms: float
@@ -172,6 +184,7 @@ class _Space:
         scores: Mapping[str, Tensor],
         tally_of: TallyOf,
         *,
+        losses: Losses | None,
         normalizer: Normalizer,
         constraints: Constraints,
         step: int,
@@ -181,9 +194,11 @@ class _Space:
 
         def explored(room: Room) -> _Space:
             running = running_importance(graph, scores, room.order, normalizer=normalizer)
-            walk = WidthWalk(make_choices(graph, room, running), tally_of(room.order), room.order)
+            by_score = losses_from_scores(graph, running)
+            choices = make_choices(graph, room, losses or by_score)
+            walk = WidthWalk(choices, tally_of(_all(graph, room.order)), room.order)
             dense_ms, quickest = walk.ms, fastest(walk)
-            return _Space(graph, room, running, walk, dense_ms, min(dense_ms, walk.ms), quickest)
+            return _Space(graph, room, by_score, walk, dense_ms, min(dense_ms, walk.ms), quickest)
 
         room, _ = find_room(
             graph,
@@ -192,13 +207,16 @@ class _Space:
             step=step,
             cost=lambda room: explored(room).fastest_ms,
             target=target,
+            depth=True,
         )
         return explored(room)
 
     def widths(self, places: Sequence[int]) -> dict[str, int]:
-        """Of every group."""
-        chosen = {c.group: int(c.widths[i]) for c, i in zip(self.walk.choices, places, strict=True)}
-        return {group.id: chosen.get(group.id, group.size) for group in self.graph.groups}
+        """Of every group, and of every branch that may go; groups inside one that goes count as whole."""
+        at = list(zip(self.walk.choices, places, strict=True))
+        branches = {c.branch: int(c.widths[i] > 0) for c, i in at if c.drops}
+        chosen = {c.group: int(c.widths[i]) for c, i in at if branches.get(c.branch, 1)}
+        return {group.id: chosen.get(group.id, group.size) for group in self.graph.groups} | branches
 
     def reach(self) -> Reach:
         """The fastest plan."""
@@ -233,6 +251,11 @@ def _out_of_reach(
         f"the whole model {found.dense_ms:.3g} ms{because}",
         hint=hint.removesuffix(", or try "),
     )
+
+
+def _all(graph: Graph, order: Order) -> Order:
+    """An order for everything a tally may be asked about; a branch is one channel."""
+    return {branch.id: np.zeros(1, np.int64) for branch in graph.branches} | dict(order)
 
 
 def _whole(graph: Graph) -> Keep:

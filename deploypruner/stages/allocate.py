@@ -16,16 +16,25 @@ from deploypruner.patterns import CHANNEL
 from deploypruner.prune.allocate import allocate
 from deploypruner.prune.given import given_widths
 from deploypruner.prune.plan import Plan, make_plan
+from deploypruner.prune.room import by_importance
 from deploypruner.records import Quality
 from deploypruner.runtime import default_runtimes, runtimes
+from deploypruner.search.choose import INT8_DROP
 from deploypruner.search.found import Found
+from deploypruner.search.judge import Judge
+from deploypruner.search.losses import Losses
+from deploypruner.search.measured import losses_from_worth
 from deploypruner.search.meet import OutOfReach, Request, meet
+from deploypruner.search.worth import measure_worth
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.evaluate import judge, timing_feeds, validation_samples
 from deploypruner.stages.quantize import with_dense
-from deploypruner.stages.score import normalizer_name
+from deploypruner.stages.score import normalizer_name, training_batches
 
 _FOUND = stage_file("search.json")
+_WORTH_BATCH, _JUDGE_BATCH = 32, 64
+# Batches that batch norm is measured on for a look at a plan.
+_STATISTICS = 16
 
 
 class Allocate(Stage):
@@ -111,14 +120,20 @@ def _in_time(build: Build) -> Build:
         step=recipe.step,
         constraints=recipe.constraints,
         threads=measure.threads,
-        accuracy_drop=measure.accuracy_drop,
+        accuracy_drop=INT8_DROP if measure.accuracy_drop is None else measure.accuracy_drop,
         qualities=lambda jobs: _qualities(build, jobs),
         feeds=timing_feeds(build),
         table_seconds=measure.table_seconds,
+        worth=None if build.data is None else lambda: _worth(build, scores),
+        judge=None if build.data is None or build.recipe.search.plans == 1 else lambda: _judge(build),
+        plans=build.recipe.search.plans,
+        minutes=build.recipe.search.minutes,
         seed=build.recipe.seed,
         progress=build.progress,
         say=build.say,
     )
+    if build.data is None:
+        build.say("remark: without data nothing is measured about accuracy; the criterion alone decides what goes")
     try:
         keep, found = meet(request)
     except OutOfReach as error:
@@ -129,6 +144,44 @@ def _in_time(build: Build) -> Build:
         raise
     plan = make_plan(build.traced, keep, criterion=build.criterion, scope="latency", step=recipe.step)
     return replace(build, plan=plan, found=found)
+
+
+def _worth(build: Build, scores: Mapping[str, Tensor]) -> Losses:
+    """What widths and branches are worth, measured on training samples; finished batches survive a kill."""
+    recipe, order = build.recipe.search, by_importance(scores)
+    count = -(-recipe.worth_samples // _WORTH_BATCH)
+    batches = list(training_batches(build, batch_size=_WORTH_BATCH, count=count))
+    measured = measure_worth(
+        build.traced,
+        order,
+        batches,
+        branches=build.recipe.prune.depth == "auto",
+        file=build.folder.path(stage_file("worth.json")),
+        progress=build.progress,
+    )
+    build.say(
+        f"{len(measured.groups)} widths and {len(measured.branches)} branches measured by {measured.kind} on "
+        f"{measured.samples} samples"
+    )
+    return losses_from_worth(build.traced, measured, scores, order)
+
+
+def _judge(build: Build) -> Judge:
+    """Reconstructs and judges plans on different training samples; on the same ones where there are too few."""
+    recipe, recover = build.recipe.search, build.recipe.recover
+    solved = -(-recover.reconstruct_samples // _JUDGE_BATCH)
+    held_out = -(-recipe.held_out // _JUDGE_BATCH)
+    plain = list(training_batches(build, batch_size=_JUDGE_BATCH, count=solved + held_out))
+    if len(plain) <= solved:
+        solved = len(plain) // 2
+    if not solved:
+        build.say("remark: plans are judged on the samples they are reconstructed on, there are too few for both")
+    augmented = list(
+        training_batches(build, batch_size=_JUDGE_BATCH, count=_STATISTICS, augment=recover.settings.augment)
+    )
+    return Judge(
+        build.traced, solving=augmented[: solved or 1], statistics=augmented[:_STATISTICS], held_out=plain[solved:]
+    )
 
 
 def _jobs(build: Build) -> list[Job]:

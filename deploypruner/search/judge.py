@@ -1,0 +1,135 @@
+"""A look at a plan before anything is trained: cut, reconstructed, batch norm set anew, and judged on other images.
+
+Source: that accuracy after adapted batch norm ranks candidates is EagleEye's, arXiv:2007.02491, sec. 3.3. That
+reconstruction has to come before it, and that the distance from the dense outputs does as well as labels, is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deploypruner.errors import InputError
+from deploypruner.graph import Graph, Keep
+from deploypruner.graph.inputs import call, tensors
+from deploypruner.recover.batches import Batch
+from deploypruner.recover.batchnorm import reestimate_batchnorm
+from deploypruner.recover.losses import label_loss
+from deploypruner.recover.modes import evaluating
+from deploypruner.recover.reconstruct import can_reconstruct, reconstruct
+
+Kind = Literal["loss", "KL to the dense outputs", "relative error of the outputs"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a plan does on images that nothing was adapted to.
+
+    Args:
+        kind: What `loss` is.
+        loss: Nats with classes, a share without; smaller is better.
+        top1: Percent of samples with the label, or without labels with the dense network's class; None without
+            classes.
+        samples: Behind both.
+    """
+
+    kind: Kind
+    loss: float
+    top1: float | None
+    samples: int
+
+
+class Judge:
+    """Judges plans of one model, all on the same images.
+
+    Args:
+        graph: The traced model; it is not changed.
+        solving: Batches that layers are reconstructed on.
+        statistics: Batches that batch norm is measured on, augmented as training will be.
+        held_out: Batches that plans are judged on, with or without labels.
+
+    Attributes:
+        dense: Verdict on the model as it is.
+
+    Raises:
+        InputError: No image to judge on, or outputs that are not finite.
+    """
+
+    def __init__(
+        self, graph: Graph, *, solving: Sequence[Batch], statistics: Sequence[Batch], held_out: Sequence[Batch]
+    ) -> None:
+        if not held_out:
+            raise InputError("there are no images to judge plans on", hint="check --data")
+        self.graph, self._solving, self._statistics, self._held_out = graph, solving, statistics, held_out
+        self._dense = [_outputs(graph.module, inputs) for inputs, _ in held_out]
+        self.dense = self.verdict(graph.module)
+
+    def look(self, keep: Keep, *, share: float = 1.0) -> Verdict:
+        """Judge a plan.
+
+        Args:
+            keep: Group or branch id -> what stays.
+            share: Of the batches of each kind that are used, 0 < share <= 1; at least one batch.
+        """
+        return self.verdict(self.adapted(keep, share=share), share=share)
+
+    def adapted(self, keep: Keep, *, share: float = 1.0) -> nn.Module:
+        """The module that is left by a plan, repaired as far as that goes without training, in evaluation mode."""
+        module = self.graph.cut(self.graph.removed(keep)).eval()
+        if can_reconstruct(self.graph) and self._solving:
+            reconstruct(self.graph, keep, module, _part(self._solving, share))
+        if self._statistics:
+            batches = _part(self._statistics, share)
+            reestimate_batchnorm(module, batches, max_batches=len(batches))
+        return module
+
+    def verdict(self, module: nn.Module, *, share: float = 1.0) -> Verdict:
+        """Judge a module as it is."""
+        total, right, seen, kind = 0.0, 0, 0, _kind(self._dense[0][0], self._held_out[0][1])
+        classes = kind != "relative error of the outputs"
+        for (inputs, labels), dense in zip(_part(self._held_out, share), self._dense, strict=False):
+            outputs = _outputs(module, inputs)
+            total += float(_losses(kind, outputs, dense, labels).sum())
+            seen += len(outputs[0])
+            if classes:
+                target = dense[0].argmax(dim=1) if labels is None else labels
+                right += int((outputs[0].argmax(dim=1) == target).sum())
+        return Verdict(kind, total / seen, 100 * right / seen if classes else None, seen)
+
+
+def _part(batches: Sequence[Batch], share: float) -> list[Batch]:
+    return list(islice(batches, max(1, round(share * len(batches)))))
+
+
+def _outputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    with evaluating(module), torch.no_grad():
+        return [t.float() for t in tensors(call(module, inputs)) if t.is_floating_point()]
+
+
+def _kind(output: Tensor, labels: Tensor | None) -> Kind:
+    if output.ndim != 2 or output.shape[1] < 2:
+        return "relative error of the outputs"
+    return "KL to the dense outputs" if labels is None else "loss"
+
+
+def _losses(kind: Kind, outputs: list[Tensor], dense: list[Tensor], labels: Tensor | None) -> Tensor:
+    """Loss of each sample `[n]`; what is not finite counts as infinitely bad."""
+    if kind == "loss":
+        assert labels is not None, "the kind says so"
+        found = torch.stack([label_loss(o[None], y[None]) for o, y in zip(outputs[0], labels, strict=True)])
+    elif kind == "KL to the dense outputs":
+        ours, theirs = F.log_softmax(outputs[0], dim=1), F.log_softmax(dense[0], dim=1)
+        found = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1)
+    else:
+        errors = [
+            (a - b).flatten(1).square().sum(dim=1) / b.flatten(1).square().sum(dim=1).clamp_min(1e-12)
+            for a, b in zip(outputs, dense, strict=True)
+        ]
+        found = torch.stack(errors).mean(dim=0)
+    return found.nan_to_num(nan=float("inf"))

@@ -1,0 +1,257 @@
+"""What a plan may be chosen by under a budget of time: measured worth, scores in several currencies, fixed rules.
+
+No single one of them finds the best plan of every network, so that they propose and `search.pool` decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from deploypruner.budget import Budget
+from deploypruner.criteria import Normalizer
+from deploypruner.errors import BudgetError, InputError
+from deploypruner.graph import Graph
+from deploypruner.prune.allocate import allocate
+from deploypruner.prune.constraints import Constraints
+from deploypruner.prune.room import by_importance
+from deploypruner.search.choices import TallyOf
+from deploypruner.search.losses import Losses, kept_share, losses_from_scores, running_importance
+from deploypruner.search.solve import Solution, solve
+
+# Spread of the logarithm of the factor on each choice's loss.
+_SPREAD = 0.7
+# Bisection of the share of multiply-adds that a fixed rule may leave.
+_BISECTIONS = 10
+
+
+@dataclass(frozen=True)
+class Space:
+    """Everything that the objectives choose from.
+
+    Args:
+        graph: The traced model.
+        scores: Group id -> `[C]`, larger means keep; they order the channels of each group.
+        normalizer: Makes scores of different groups comparable.
+        step: Widths become multiples of this.
+        constraints: What may be cut, and how far.
+        measured: Measured losses of widths and branches, None without data.
+        seed: Of the solver's restarts and of the perturbations.
+    """
+
+    graph: Graph
+    scores: Mapping[str, Tensor]
+    normalizer: Normalizer
+    step: int
+    constraints: Constraints
+    measured: Losses | None = None
+    seed: int = 0
+
+    @property
+    def drops(self) -> bool:
+        """May branches go?"""
+        return bool(self.graph.branches) and self.constraints.depth == "auto"
+
+
+SolveFor = Callable[[TallyOf, float], Solution]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One way to choose a plan.
+
+    Args:
+        name: In a person's words: "measured worth".
+        solve: (tally, milliseconds) -> the plan predicted within them; raises BudgetError where there is none.
+    """
+
+    name: str
+    solve: SolveFor
+
+
+def objectives(space: Space) -> list[Objective]:
+    """Every objective that applies, the likeliest first; `perturbed` gives more of the first kind.
+
+    Source:
+        |Taylor| is HALP's worth, arXiv:2110.10811; LAMP, arXiv:2010.07611; isomorphic, arXiv:2407.04616. The measured
+        loss of single replacements is Puzzletron's and LayerMerge's, arXiv:2406.12837; the pool is ours.
+    """
+    scores, squared = _score_losses(space, space.normalizer), space.normalizer
+    magnitude = {g: s.double().clamp_min(0).sqrt() for g, s in space.scores.items()}
+    rooted = losses_from_scores(
+        space.graph, running_importance(space.graph, magnitude, by_importance(space.scores), normalizer=squared)
+    )
+    found = []
+    if space.measured is not None:
+        found.append(_by_losses("measured worth", space, space.measured))
+        if space.drops:
+            found.append(_by_losses("measured worth, every branch kept", _deep(space), space.measured))
+    found.append(_by_losses("scores", space, scores))
+    found.append(_by_losses("roots of scores", space, rooted))
+    if space.drops:
+        found.append(_by_losses("scores, every branch kept", _deep(space), scores))
+        found.append(_by_losses("roots of scores, every branch kept", _deep(space), rooted))
+        found.append(_by_losses("branches alone", _whole(space), space.measured or scores))
+    found.append(_by_losses("lamp, every branch kept", _deep(space), _score_losses(space, "lamp")))
+    found += [_by_rule(name, space, scope) for name, scope in _RULES.items()]
+    return found
+
+
+_RULES = {"uniform shares": "uniform", "multiply-adds": "global", "isomorphic": "isomorphic"}
+
+
+def perturbed(space: Space) -> Iterator[Objective]:
+    """Losses with a random factor on every choice, without end.
+
+    Source: SPDY, arXiv:2201.13096, sec. 3.3, which searches such factors; there they are learnt one by one.
+    """
+    losses = space.measured or _score_losses(space, space.normalizer)
+    number = 0
+    while True:
+        number += 1
+        rng = np.random.default_rng([space.seed, number])
+        groups = {g: line * np.exp(_SPREAD * rng.normal()) for g, line in losses.groups.items()}
+        branches = {b: loss * float(np.exp(_SPREAD * rng.normal())) for b, loss in losses.branches.items()}
+        yield _by_losses(f"perturbed {number}", space, Losses(groups, branches))
+
+
+def distance(left: Mapping[str, int], right: Mapping[str, int]) -> int:
+    """Hamming distance: in how many groups and branches two plans differ.
+
+    Args:
+        left: Group id -> width; branch id -> 0 where it goes.
+        right: The same.
+    """
+    return sum(left.get(name, 1) != right.get(name, 1) for name in {*left, *right})
+
+
+# ---------------------------------------------------------------------- ways to solve
+
+
+def _deep(space: Space) -> Space:
+    return replace(space, constraints=replace(space.constraints, depth="keep"))
+
+
+def _whole(space: Space) -> Space:
+    """Every group whole, so that only branches are left to choose."""
+    return replace(space, constraints=replace(space.constraints, max_cut=0.0))
+
+
+def _score_losses(space: Space, normalizer: Normalizer) -> Losses:
+    order = by_importance(space.scores)
+    return losses_from_scores(
+        space.graph, running_importance(space.graph, space.scores, order, normalizer=normalizer)
+    )
+
+
+def _by_losses(name: str, space: Space, losses: Losses) -> Objective:
+    def solved(tally: TallyOf, budget_ms: float) -> Solution:
+        return solve(
+            space.graph,
+            space.scores,
+            tally,
+            budget_ms,
+            losses=losses,
+            normalizer=space.normalizer,
+            step=space.step,
+            constraints=space.constraints,
+            seed=space.seed,
+        )
+
+    return Objective(name, solved)
+
+
+def _by_rule(name: str, space: Space, scope: str) -> Objective:
+    """The most multiply-adds that a scope may leave so that the plan is predicted within the time."""
+    graph, losses = space.graph, _score_losses(space, space.normalizer)
+
+    def solved(tally: TallyOf, budget_ms: float) -> Solution:
+        predicted = _predictor(graph, tally)
+        dense_ms, best = predicted({}), None
+        low, high = 0.0, 1.0
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (low + high)
+            try:
+                plan = allocate(
+                    graph,
+                    space.scores,
+                    Budget(macs=middle),
+                    criterion=name,
+                    scope=scope,
+                    normalizer="per_mac" if scope == "global" else space.normalizer,
+                    step=space.step,
+                    constraints=space.constraints,
+                )
+            except BudgetError:
+                low = middle
+                continue
+            ms = predicted(plan.keep)
+            if ms > budget_ms:
+                high = middle
+                continue
+            low, best = middle, (plan, ms)
+        if best is None:
+            raise BudgetError(f"{name} cannot reach {budget_ms:.3g} ms", hint="ask for more time")
+        plan, ms = best
+        widths = {g.id: len(g.keep) for g in plan.groups}
+        share = kept_share(losses, widths)
+        return Solution(widths, plan.keep, ms, share, float("nan"), dense_ms, ms)
+
+    return Objective(name, solved)
+
+
+def _predictor(graph: Graph, tally_of: TallyOf) -> Callable[[Mapping[str, np.ndarray]], float]:
+    whole = {g.id: np.arange(g.size) for g in graph.groups} | {b.id: np.zeros(1, np.int64) for b in graph.branches}
+    tally = tally_of(whole)
+
+    def predicted(keep: Mapping[str, np.ndarray]) -> float:
+        for name, channels in whole.items():
+            tally.keep(name, np.asarray(keep.get(name, channels)))
+        return tally.ms
+
+    return predicted
+
+
+def proposals(
+    objectives_: Sequence[Objective], more: Iterator[Objective], tally: TallyOf, budget_ms: float, *, count: int
+) -> list[tuple[Objective, Solution]]:
+    """Different plans for the same predicted time, at most `count`.
+
+    Args:
+        objectives_: Asked first, in this order; one that cannot reach the time is passed over.
+        more: Asked after that.
+        tally: Predicts.
+        budget_ms: For each plan.
+        count: How many.
+
+    Raises:
+        BudgetError: None of the first can reach it.
+    """
+    found: list[tuple[Objective, Solution]] = []
+    failed: BudgetError | None = None
+    for objective in objectives_:
+        try:
+            solution = objective.solve(tally, budget_ms)
+        except (BudgetError, InputError) as error:
+            failed = failed or (error if isinstance(error, BudgetError) else None)
+            continue
+        if _is_new(solution, found, least=1):
+            found.append((objective, solution))
+    if not found:
+        raise failed or BudgetError(f"no plan reaches {budget_ms:.3g} ms", hint="ask for more time")
+    misses = 0
+    while len(found) < count and misses < count:
+        objective = next(more)
+        solution = objective.solve(tally, budget_ms)
+        if _is_new(solution, found, least=2):
+            found.append((objective, solution))
+        else:
+            misses += 1
+    return found
+
+
+def _is_new(solution: Solution, found: Sequence[tuple[Objective, Solution]], *, least: int) -> bool:
+    return all(distance(solution.widths, other.widths) >= least for _, other in found)

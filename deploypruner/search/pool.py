@@ -1,0 +1,121 @@
+"""Many plans of equal predicted time, judged after reconstruction; the best goes on.
+
+Successive halving: every plan gets a quick look on a part of the images, the better half a full one. A plan for
+uniform shares and one for multiply-adds are always among them, so that at this point the choice is never worse than
+either.
+
+Source: a pool of diverse solutions that are judged afterwards is Puzzletron's; successive halving is that
+of Jamieson and Talwalkar, arXiv:1502.07943. The objectives and the judge are ours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from deploypruner.progress import Progress, SilentProgress
+from deploypruner.search.judge import Judge, Verdict
+from deploypruner.search.objectives import Objective
+from deploypruner.search.solve import Solution
+
+# Part of the images of a quick look, and plans that get a full one at the least.
+_QUICK = 0.25
+_FINALISTS = 4
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One plan of the pool.
+
+    Args:
+        objective: What it was chosen by.
+        predicted_ms: By the latency model as it was then.
+        importance: Share of the importance that stays.
+        dropped: Ids of the branches that go.
+        loss: Of the last look at it; what it is says `Selection.kind`.
+        top1: Percent, of the same look; None without classes.
+        full: Was that on all images?
+    """
+
+    objective: str
+    predicted_ms: float
+    importance: float
+    dropped: tuple[str, ...]
+    loss: float
+    top1: float | None
+    full: bool
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a pool comes to.
+
+    Args:
+        objectives: The best first.
+        entries: Every plan that was looked at, the best first.
+        kind: What their `loss` is.
+        remark: What a user should know, "" for nothing.
+    """
+
+    objectives: tuple[Objective, ...]
+    entries: tuple[Entry, ...]
+    kind: str
+    remark: str = ""
+
+
+def select(
+    plans: Sequence[tuple[Objective, Solution]],
+    judge: Judge,
+    *,
+    minutes: float = float("inf"),
+    progress: Progress | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Selection:
+    """Judge plans and put the best first.
+
+    Args:
+        plans: Of about the same predicted time; at least one.
+        judge: Looks at them.
+        minutes: When these are over no further look begins; the first two plans are looked at in any case.
+        progress: Counts looks.
+        clock: Seconds.
+    """
+    bar, end, remark = progress or SilentProgress(), clock() + 60 * minutes, ""
+    finalists = max(_FINALISTS, len(plans) // 2)
+    quick = _QUICK if len(plans) > finalists else 1.0
+    found: dict[int, tuple[Verdict, bool]] = {}
+    bar.start(len(plans) + (finalists if quick < 1 else 0), "search")
+    try:
+        for number, (_, solution) in enumerate(plans):
+            if number > 1 and clock() > end:
+                remark = f"the time for the search ended after {number} of {len(plans)} plans"
+                break
+            found[number] = judge.look(solution.keep, share=quick), quick == 1
+            bar.advance(1, _milestone(number + 1, len(plans)))
+        for number in sorted(found, key=lambda n: (found[n][0].loss, n))[:finalists]:
+            if quick == 1 or (clock() > end and any(full for _, full in found.values())):
+                break
+            found[number] = judge.look(plans[number][1].keep), True
+            bar.advance()
+    finally:
+        bar.close()
+    ranked = sorted(found, key=lambda n: (not found[n][1], found[n][0].loss, n))
+    entries = tuple(_entry(*plans[n], *found[n]) for n in ranked)
+    return Selection(tuple(plans[n][0] for n in ranked), entries, judge.dense.kind, remark)
+
+
+def _entry(objective: Objective, solution: Solution, verdict: Verdict, full: bool) -> Entry:
+    return Entry(
+        objective.name,
+        solution.predicted_ms,
+        solution.importance,
+        solution.dropped,
+        verdict.loss,
+        verdict.top1,
+        full,
+    )
+
+
+def _milestone(done: int, of: int) -> str:
+    return f"{done} of {of} plans judged" if done in (of // 2, of) else ""
