@@ -4,7 +4,7 @@ They are what the last convolution or linear layer before the output reads, or w
 are run with that value as a second output.
 
 Source:
-    Wang, Li, Wu, "Mimicking a Pruned Network from a Few Images" (MiR), arXiv:2201.02620, sec. 3: the features before
+    Wang, Li, Wu, "Mimicking a Pruned Network from a Few Images" (MiR), arXiv:2201.02620: the features before
     global pooling, squared error, batch norm in evaluation mode. Ours: finding them in the graph, kept channels.
 """
 

@@ -80,7 +80,7 @@ def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Divided by the mean square of the teacher's (ours), so that one learning rate suits every network.
 
     Source:
-        MiR, arXiv:2201.02620, eq. 1: |f_s - f_t|^2 before global pooling.
+        MiR, arXiv:2201.02620: |f_s - f_t|^2 before global pooling.
     """
     scale = teacher.square().mean().clamp_min(torch.finfo(teacher.dtype).tiny)
     return F.mse_loss(student, teacher) / scale

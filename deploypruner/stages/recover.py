@@ -75,6 +75,10 @@ class Recover(Stage):
         steps = [*solved, *sparse, f"batch norm re-estimated over {facts['batchnorm_layers']} layers"]
         if facts.get("epochs"):
             steps.append(f"{facts['epochs']} epoch{'' if facts['epochs'] == 1 else 's'}")
+        if "best_epoch" in facts:
+            steps.append(f"the weights of epoch {facts['best_epoch']}")
+        if facts.get("mimicked"):
+            steps.append("dense features mimicked")
         if "accuracy_dense" in facts:
             path = " -> ".join(
                 f"{facts[k]:.2f}" for k in ("accuracy_dense", "accuracy_removed", "accuracy_recovered") if k in facts
