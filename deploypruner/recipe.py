@@ -200,7 +200,9 @@ class RecoverRecipe:
     """How accuracy is brought back.
 
     Args:
-        epochs: Fine-tuning epochs; 0 for none.
+        epochs: Fine-tuning epochs; 0 for none, "auto" for what data and the gap to the dense model ask for
+            (`recover.budget`).
+        minutes: Longest training that "auto" plans; 20 at most for few images without labels.
         reconstruct: Solve the kept weights of each layer for the dense layer's outputs before anything else; "auto"
             wherever it can be done: with data, in models that torch.export traces.
         reconstruct_samples: Training samples that is done on; their labels are not looked at.
@@ -209,7 +211,8 @@ class RecoverRecipe:
         settings: The built-in fine-tuning; its `epochs` is the one above.
     """
 
-    epochs: int = 3
+    epochs: int | Literal["auto"] = "auto"
+    minutes: float = 60.0
     reconstruct: bool | Literal["auto"] = "auto"
     reconstruct_samples: int = 256
     batchnorm_batches: int = 50
@@ -217,9 +220,15 @@ class RecoverRecipe:
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
 
     def __post_init__(self) -> None:
-        _at_least(0, "--epochs", self.epochs, "0 skips fine-tuning")
+        _at_least(0, "--epochs", 1 if self.epochs == "auto" else self.epochs, "0 skips fine-tuning")
+        _at_least(0, "recover.minutes", self.minutes, "60 is a start")
         _at_least(1, "recover.reconstruct_samples", self.reconstruct_samples, "256 is plenty")
         _at_least(1, "recover.batchnorm_batches", self.batchnorm_batches, "50 is plenty")
+
+    @property
+    def trains(self) -> bool:
+        """Is there any fine-tuning?"""
+        return self.epochs == "auto" or self.epochs > 0
 
 
 @dataclass(frozen=True)

@@ -298,7 +298,7 @@ class _Walks:
         if layer.stream is None:
             asked = Aim(target - given, target, torch.ones_like(given))
         else:
-            asked = aim(layer.stream, runner, value, given, target)
+            asked = aim(layer.stream, runner, value, given=given, target=target)
         if dense.bytes + pruned.bytes + sum(w.bytes for pair in self._waiting.values() for w in pair) <= self._memory:
             self._waiting[number] = dense, pruned
         return x, asked

@@ -79,7 +79,7 @@ class _Watching(TorchFunctionMode):
 
     def _add(self, given: dict[str, Any]) -> None:
         mean, weight, bias = (given.get(name) for name in ("running_mean", "weight", "bias"))
-        if id(mean) not in self.found or given["training"] or weight is None or bias is None:
+        if mean is None or id(mean) not in self.found or given["training"] or weight is None or bias is None:
             return
         norm = self.found[id(mean)]
         if norm is None:

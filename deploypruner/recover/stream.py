@@ -105,7 +105,7 @@ def find_stream(
     return Stream(tuple(chain), other, target, axis, rectified, _mean(layer, chain, module))
 
 
-def aim(stream: Stream, runner: Streamed, value: Value, given: Tensor, target: Tensor) -> Aim:
+def aim(stream: Stream, runner: Streamed, value: Value, *, given: Tensor, target: Tensor) -> Aim:
     """What the layer should have added on one batch.
 
     Args:

@@ -200,7 +200,7 @@ def _settings(build: Build) -> dict[str, Any]:
         "criterion": plan.criterion,
         "scope": plan.scope,
         "step": plan.step,
-        "epochs": recipe.recover.epochs if build.data is not None else 0,
+        "epochs": 0,
         "threads": recipe.measure.threads,
         "data": build.data.name if build.data is not None else None,
         "seed": recipe.seed,
