@@ -36,7 +36,7 @@ from deploypruner.prune.allocate import allocate
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.room import by_importance, most_important
 from deploypruner.records import Artifact, Precision, Setting
-from deploypruner.search.losses import kept_share, running_importance
+from deploypruner.search.losses import kept_share, losses_from_scores, running_importance
 from deploypruner.search.meet import Request, meet
 from deploypruner.search.solve import solve
 from deploypruner.sources.model import load_model
@@ -187,7 +187,7 @@ def share_of(
     """Importance that stays, as the solver counts it."""
     order = by_importance(scores)
     running = running_importance(graph, scores, order, normalizer=criteria.get(criterion).normalizer)
-    return kept_share(running, {group: len(kept) for group, kept in keep.items()})
+    return kept_share(losses_from_scores(graph, running), {group: len(kept) for group, kept in keep.items()})
 
 
 def rivals(

@@ -33,7 +33,7 @@ from deploypruner.prune.agreement import rank_correlation
 from deploypruner.prune.room import by_importance
 from deploypruner.recover.batches import Batch
 from deploypruner.recover.validate import top1_percent
-from deploypruner.search.losses import kept_share, running_importance
+from deploypruner.search.losses import kept_share, losses_from_scores, running_importance
 from deploypruner.search.measured import MeasuredWorth, losses_from_worth
 from deploypruner.search.solve import solve
 from deploypruner.search.worth import measure_worth
@@ -169,16 +169,16 @@ def _perturbed(subject: Subject, ms: float, rng: np.random.Generator) -> Keep | 
 def without_data(subject: Subject, keep: Keep, measured: MeasuredWorth) -> dict[str, float]:
     """Importance and MACs that stay, and the sum of the measured losses, as the solver counts them."""
     graph, order = subject.graph, by_importance(subject.scores)
-    running = running_importance(graph, subject.scores, order, normalizer="none")
-    losses = losses_from_worth(graph, measured, subject.scores, order)
-    widths = {group.id: len(keep.get(group.id, range(group.size))) for group in graph.groups}
+    by_score = losses_from_scores(graph, running_importance(graph, subject.scores, order, normalizer="none"))
+    by_worth = losses_from_worth(graph, measured, subject.scores, order)
     dropped = [branch for branch in graph.branches if branch.id in keep and not len(keep[branch.id])]
-    gone = frozenset(group for branch in dropped for group in branch.groups)
+    inside = {group for branch in dropped for group in branch.groups}
+    widths = {g.id: g.size if g.id in inside else len(keep.get(g.id, range(g.size))) for g in graph.groups}
     return {
-        "importance kept": kept_share(running, widths, gone),
+        "importance kept": kept_share(by_score, widths | dict.fromkeys((branch.id for branch in dropped), 0)),
         "MACs kept": graph.costs.macs(graph.removed(keep)) / graph.costs.macs(),
-        "sum of measured losses": sum(losses.branches[branch.id] for branch in dropped)
-        + sum(float(losses.groups[name][width]) for name, width in widths.items() if name not in gone),
+        "sum of measured losses": sum(by_worth.branches[branch.id] for branch in dropped)
+        + sum(float(by_worth.groups[name][width]) for name, width in widths.items()),
     }
 
 
