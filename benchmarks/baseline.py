@@ -1,7 +1,7 @@
 """The dense baseline, kept in `WORK`: published weights fine-tuned once on the JPEG images, or trained from scratch.
 
 Run it as `nice python -m benchmarks.baseline --net resnet20 --epochs 4 --threads 1`; a net without published weights
-wants `--lr 0.1` and more epochs.
+wants `--lr 0.1 --weight-decay 5e-4` and more epochs. `--amp bf16` is twice as fast on CPUs that compute it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from benchmarks.models import NETS, PUBLISHED
 from deploypruner.errors import InputError
 from deploypruner.progress import progress_for
 from deploypruner.recover.finetune import FinetuneSettings, finetune
+from deploypruner.recover.precision import AMP, Amp
 from deploypruner.recover.validate import top1_percent
 
 
@@ -54,10 +55,15 @@ def baseline(net: str) -> nn.Module:
 @click.option("--epochs", default=5, show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--lr", default=0.02, show_default=True)
-def main(net: str, epochs: int, threads: int, lr: float) -> None:
+@click.option("--weight-decay", default=1e-4, show_default=True)
+@click.option("--train-limit", type=int, help="train on so many images only (the test set stays whole)")
+@click.option("--amp", type=click.Choice(AMP), default="off", show_default=True)
+def main(
+    net: str, epochs: int, threads: int, lr: float, weight_decay: float, train_limit: int | None, amp: Amp
+) -> None:
     """Train on the JPEG images; an interrupted run continues."""
     torch.set_num_threads(threads)
-    model, data = start(net), cifar10()
+    model, data = start(net), cifar10(train_limit)
     untouched = top1_percent(model, data.val)
     click.echo(f"{net} untouched: {untouched:.2f} %", err=True)
     begun = time.perf_counter()
@@ -65,7 +71,9 @@ def main(net: str, epochs: int, threads: int, lr: float) -> None:
         model,
         None,
         data.train,
-        FinetuneSettings(epochs=epochs, lr=lr, batch_size=128, channels_last=True),
+        FinetuneSettings(
+            epochs=epochs, lr=lr, weight_decay=weight_decay, batch_size=128, channels_last=True, amp=amp
+        ),
         checkpoint=WORK / f"{net}-baseline.checkpoint",
         progress=progress_for(),
         validate=lambda module: top1_percent(module, data.val),
@@ -78,6 +86,9 @@ def main(net: str, epochs: int, threads: int, lr: float) -> None:
         "epochs_resumed": history.resumed,
         "seconds": time.perf_counter() - begun,
         "lr": lr,
+        "weight_decay": weight_decay,
+        "train_limit": train_limit,
+        "amp": amp,
         "threads": threads,
     }
     path_of(net).with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")

@@ -8,7 +8,7 @@ Six networks at 224 x 224, fp32 and int8, two speed-ups each. A request is what 
 until the plan is found: choose, time the layers, solve, export, measure, correct. Then the candidate is timed in
 fresh processes beside the dense model. The second table has half the predicted latency three ways: the solver, every
 group cut by the same share, and the global budget of MACs. Weights are random but lively, importance is Taylor's on
-noise in the first table and magnitude in the second; accuracy is `benchmarks.budget_accuracy`'s.
+noise in the first table and magnitude in the second; accuracy is `benchmarks.equal_latency`'s.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from deploypruner.prune.allocate import allocate
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.room import by_importance, most_important
 from deploypruner.records import Artifact, Precision, Setting
-from deploypruner.search.losses import kept_share, running_importance
+from deploypruner.search.losses import kept_share, losses_from_scores, running_importance
 from deploypruner.search.meet import Request, meet
 from deploypruner.search.solve import solve
 from deploypruner.sources.model import load_model
@@ -187,7 +187,7 @@ def share_of(
     """Importance that stays, as the solver counts it."""
     order = by_importance(scores)
     running = running_importance(graph, scores, order, normalizer=criteria.get(criterion).normalizer)
-    return kept_share(running, {group: len(kept) for group, kept in keep.items()})
+    return kept_share(losses_from_scores(graph, running), {group: len(kept) for group, kept in keep.items()})
 
 
 def rivals(

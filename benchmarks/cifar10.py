@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from PIL import Image
 
 from deploypruner.errors import InputError
 from deploypruner.sources.arrays import from_arrays
-from deploypruner.sources.batches import Data, DataSettings
+from deploypruner.sources.batches import Batches, Data, DataSettings
 
-SHARED = Path("/work/shared/data")
+SHARED = Path(os.environ.get("BENCHMARK_DATA", "/work/shared/data"))
 WORK = Path(__file__).parent / "work"
 MEAN = (0.485, 0.456, 0.406)  # the published weights expect these
 STD = (0.229, 0.224, 0.225)
@@ -36,6 +37,14 @@ def cifar10(train_limit: int | None = None, test_limit: int | None = None) -> Da
         chosen = np.sort(np.random.default_rng(0).permutation(len(y))[:limit])
         arrays |= {f"x{end}": x[chosen], f"y{end}": y[chosen]}
     return from_arrays(arrays, DataSettings(mean=MEAN, std=STD), name="cifar10-jpeg")
+
+
+def held_out(count: int) -> Batches:
+    """Training images [3, 32, 32] that `cifar10(limit)` does not use, for limits up to 50,000 - count."""
+    x, y = split("train")
+    chosen = np.sort(np.random.default_rng(0).permutation(len(y))[-count:])
+    arrays = {"x": x[chosen], "y": y[chosen], "x_val": x[chosen], "y_val": y[chosen]}
+    return from_arrays(arrays, DataSettings(mean=MEAN, std=STD), name="cifar10-jpeg").val
 
 
 def split(name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

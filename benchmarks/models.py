@@ -1,4 +1,5 @@
-"""The CIFAR ResNets of He et al. (arXiv:1512.03385, sec. 4.2), option A shortcuts without parameters; a MobileNetV2.
+"""The CIFAR ResNets of He et al. (arXiv:1512.03385, sec. 4.2), option A shortcuts without parameters; a MobileNetV2;
+a VGG with batch norm, which has no shortcut at all.
 
 Parameter names are those of the published weights in the shared data folder: `conv1, bn1, layerX.Y.conv1, linear`.
 """
@@ -131,5 +132,27 @@ def mobilenet_v2_half() -> MobileNetV2:
     return MobileNetV2(0.5)
 
 
+class VGG(nn.Module):
+    """Four pairs of 3x3 convolutions with batch norm, each pair at half the resolution of the one before.
+
+    Ours, after Simonyan and Zisserman (arXiv:1409.1556): 32, 64, 128 and 256 channels, an average, a linear layer.
+    """
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 3
+        for pair, channels in enumerate((32, 64, 128, 256)):
+            layers += [nn.MaxPool2d(2)] if pair else []
+            for _ in range(2):
+                layers += [nn.Conv2d(before, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+                before = channels
+        self.features = nn.Sequential(*layers)
+        self.linear = nn.Linear(before, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, 3, 32, 32] -> [N, classes]
+        return self.linear(self.features(x).mean(dim=(2, 3)))
+
+
 PUBLISHED = {"resnet20": resnet20, "resnet32": resnet32, "resnet44": resnet44, "resnet56": resnet56}
-NETS: dict[str, Callable[[], nn.Module]] = {**PUBLISHED, "mobilenet_v2_half": mobilenet_v2_half}
+NETS: dict[str, Callable[[], nn.Module]] = {**PUBLISHED, "mobilenet_v2_half": mobilenet_v2_half, "vgg_bn": VGG}

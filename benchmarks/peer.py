@@ -1,15 +1,122 @@
-"""torch-pruning as its README uses it: magnitude importance, one step, the classifier left alone."""
+"""torch-pruning as its README uses it: one step, the classifier left alone.
+
+`prune_by_torch_pruning` is its magnitude importance at a ratio; `Peer` its global Taylor ranking, as a plan of ours.
+"""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 import torch_pruning as tp
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.models import ResNet
+from deploypruner.graph import Graph
 from deploypruner.graph.inputs import Inputs, call
+from deploypruner.recover.batches import Batch
 
 _IMAGENET = 1000
+_CLOSE = 1e-3  # relative difference between its pruned model and ours of the same channels
+
+
+class CannotPrune(Exception):
+    """torch-pruning failed on this network; the message is its own."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Global ranking by GroupTaylorImportance, and what it keeps as a plan of our graph.
+
+    The residual stream of the CIFAR ResNets is left alone: torch-pruning 1.6.1 does not follow channels through a
+    zero-padded shortcut.
+
+    Args:
+        model: Dense.
+        graph: The same, traced by us.
+        gradients: Parameter name -> gradient of the mean loss.
+        step: Widths become multiples of this.
+    """
+
+    model: nn.Module
+    graph: Graph
+    gradients: Mapping[str, Tensor]
+    step: int
+
+    @staticmethod
+    def of(model: nn.Module, graph: Graph, scoring: Sequence[Batch], *, step: int) -> Peer:
+        """Collect gradients; where there are no labels, of the classes that the dense model names."""
+        dense = copy.deepcopy(model).eval()
+        for inputs, labels in scoring:
+            output = dense(*inputs)
+            wanted = output.argmax(1) if labels is None else labels
+            (F.cross_entropy(output, wanted) / len(scoring)).backward()
+        gradients = {name: p.grad for name, p in dense.named_parameters() if p.grad is not None}
+        return Peer(model, graph, gradients, step)
+
+    def keep(self, ratio: float) -> dict[str, NDArray[np.int64]]:
+        """Group id -> channels that stay at a pruning ratio.
+
+        Raises:
+            CannotPrune: It stopped, or its model computes something else than ours with the same channels.
+        """
+        model, example = copy.deepcopy(self.model), self.graph.example_inputs
+        try:
+            pruner = tp.pruner.BasePruner(
+                model,
+                example[0],
+                importance=tp.importance.GroupTaylorImportance(),
+                global_pruning=True,
+                pruning_ratio=ratio,
+                max_pruning_ratio=1.0,
+                ignored_layers=[*classifiers(model, example), *_stream(model)],
+                round_to=None if self.step == 1 else self.step,
+            )
+            for name, parameter in model.named_parameters():
+                parameter.grad = self.gradients[name].clone() if name in self.gradients else None
+            pruner.step()
+            keep = self._kept(pruner.pruning_history())
+            self._check(model, keep)
+        except (IndexError, RuntimeError, AssertionError, ValueError) as error:
+            raise CannotPrune(f"{type(error).__name__}: {error}") from error
+        return keep
+
+    def _kept(self, history: Sequence[tuple[str, bool, Sequence[int]]]) -> dict[str, NDArray[np.int64]]:
+        """What stays, from the layers and positions where torch-pruning began each cut."""
+        places = {
+            (member.parameter, member.axis, int(position)): (group.id, channel)
+            for group in self.graph.groups
+            for member in group.members
+            for channel, positions in enumerate(member.index)
+            for position in positions
+        }
+        gone: dict[str, set[int]] = {}
+        for layer, is_output, positions in history:
+            for position in positions:
+                group, channel = places[f"{layer}.weight", 0 if is_output else 1, int(position)]
+                gone.setdefault(group, set()).add(channel)
+        return {g.id: np.setdiff1d(np.arange(g.size), list(gone.get(g.id, ()))) for g in self.graph.groups}
+
+    @torch.no_grad()
+    def _check(self, model: nn.Module, keep: Mapping[str, NDArray[np.int64]]) -> None:
+        x = torch.randn(self.graph.example_inputs[0].shape, generator=torch.Generator().manual_seed(0))
+        theirs, mine = model.eval()(x), self.graph.cut(self.graph.removed(keep)).eval()(x)
+        off = float((theirs - mine).abs().max() / theirs.abs().max())
+        if not off < _CLOSE:
+            raise CannotPrune(f"its model and ours of the same channels differ by {off:.2g}")
+
+
+def _stream(model: nn.Module) -> list[nn.Module]:
+    """Layers that write the residual stream of a CIFAR ResNet."""
+    if not isinstance(model, ResNet):
+        return []
+    return [model.conv1, *(block.conv2 for stage in (model.layer1, model.layer2, model.layer3) for block in stage)]
 
 
 def prune_by_torch_pruning(model: nn.Module, inputs: Inputs, *, ratio: float) -> float:

@@ -128,7 +128,12 @@ def compile_command(out: Path, resume: bool, **options: Any) -> None:
 
     recipe = read_recipe(options["recipe"], overrides(options))
     command = shlex.join(["deploypruner", *sys.argv[1:]])
-    run_recipe(recipe, out, command=command, resume=resume, progress=progress_for(), say=_say)
+    try:
+        run_recipe(recipe, out, command=command, resume=resume, progress=progress_for(), say=_say)
+    except DeployPrunerError as error:
+        if error.finished:
+            _show(out)  # the answer comes before what is wrong with it
+        raise
     _show(out)
 
 

@@ -1,7 +1,9 @@
-"""A look at a plan before anything is trained: cut, reconstructed, batch norm set anew, and judged on other images.
+"""A look at a plan before anything is trained: cut, reconstructed, and judged on other images.
+
+Batch norm keeps its statistics: layers are solved for them, and plain new ones would undo that.
 
 Source: that accuracy after adapted batch norm ranks candidates is EagleEye's, arXiv:2007.02491, sec. 3.3. That
-reconstruction has to come before it, and that the distance from the dense outputs does as well as labels, is ours.
+reconstruction does it better, and that the distance from the dense outputs does as well as labels, is ours.
 """
 
 from __future__ import annotations
@@ -50,8 +52,7 @@ class Judge:
 
     Args:
         graph: The traced model; it is not changed.
-        solving: Batches that layers are reconstructed on.
-        statistics: Batches that batch norm is measured on, augmented as training will be.
+        solving: Batches that layers are reconstructed on; where they cannot be, batch norm is measured on them.
         held_out: Batches that plans are judged on, with or without labels.
 
     Attributes:
@@ -61,12 +62,10 @@ class Judge:
         InputError: No image to judge on, or outputs that are not finite.
     """
 
-    def __init__(
-        self, graph: Graph, *, solving: Sequence[Batch], statistics: Sequence[Batch], held_out: Sequence[Batch]
-    ) -> None:
+    def __init__(self, graph: Graph, *, solving: Sequence[Batch], held_out: Sequence[Batch]) -> None:
         if not held_out:
             raise InputError("there are no images to judge plans on", hint="check --data")
-        self.graph, self._solving, self._statistics, self._held_out = graph, solving, statistics, held_out
+        self.graph, self._solving, self._held_out = graph, solving, held_out
         self._dense = [_outputs(graph.module, inputs) for inputs, _ in held_out]
         self.dense = self.verdict(graph.module)
 
@@ -82,10 +81,10 @@ class Judge:
     def adapted(self, keep: Keep, *, share: float = 1.0) -> nn.Module:
         """The module that is left by a plan, repaired as far as that goes without training, in evaluation mode."""
         module = self.graph.cut(self.graph.removed(keep)).eval()
-        if can_reconstruct(self.graph) and self._solving:
-            reconstruct(self.graph, keep, module, _part(self._solving, share))
-        if self._statistics:
-            batches = _part(self._statistics, share)
+        batches = _part(self._solving, share)
+        if can_reconstruct(self.graph):
+            reconstruct(self.graph, keep, module, batches)
+        else:
             reestimate_batchnorm(module, batches, max_batches=len(batches))
         return module
 

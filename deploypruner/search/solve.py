@@ -196,7 +196,7 @@ class _Space:
             running = running_importance(graph, scores, room.order, normalizer=normalizer)
             by_score = losses_from_scores(graph, running)
             choices = make_choices(graph, room, losses or by_score)
-            walk = WidthWalk(choices, tally_of(_all(graph, room.order)), room.order)
+            walk = WidthWalk(choices, tally_of(with_branches(graph, room.order)), room.order)
             dense_ms, quickest = walk.ms, fastest(walk)
             return _Space(graph, room, by_score, walk, dense_ms, min(dense_ms, walk.ms), quickest)
 
@@ -253,8 +253,8 @@ def _out_of_reach(
     )
 
 
-def _all(graph: Graph, order: Order) -> Order:
-    """An order for everything a tally may be asked about; a branch is one channel."""
+def with_branches(graph: Graph, order: Order) -> Order:
+    """An order for everything a tally may be asked about: a branch is one channel, 0."""
     return {branch.id: np.zeros(1, np.int64) for branch in graph.branches} | dict(order)
 
 

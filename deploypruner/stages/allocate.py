@@ -19,6 +19,7 @@ from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.prune.room import by_importance
 from deploypruner.records import Quality
 from deploypruner.runtime import default_runtimes, runtimes
+from deploypruner.search.choose import INT8_DROP
 from deploypruner.search.found import Found
 from deploypruner.search.judge import Judge
 from deploypruner.search.losses import Losses
@@ -32,8 +33,6 @@ from deploypruner.stages.score import normalizer_name, training_batches
 
 _FOUND = stage_file("search.json")
 _WORTH_BATCH, _JUDGE_BATCH = 32, 64
-# Batches that batch norm is measured on for a look at a plan.
-_STATISTICS = 16
 
 
 class Allocate(Stage):
@@ -119,7 +118,7 @@ def _in_time(build: Build) -> Build:
         step=recipe.step,
         constraints=recipe.constraints,
         threads=measure.threads,
-        accuracy_drop=measure.accuracy_drop,
+        accuracy_drop=INT8_DROP if measure.accuracy_drop is None else measure.accuracy_drop,
         qualities=lambda jobs: _qualities(build, jobs),
         feeds=timing_feeds(build),
         table_seconds=measure.table_seconds,
@@ -175,12 +174,8 @@ def _judge(build: Build) -> Judge:
         solved = len(plain) // 2
     if not solved:
         build.say("remark: plans are judged on the samples they are reconstructed on, there are too few for both")
-    augmented = list(
-        training_batches(build, batch_size=_JUDGE_BATCH, count=_STATISTICS, augment=recover.settings.augment)
-    )
-    return Judge(
-        build.traced, solving=augmented[: solved or 1], statistics=augmented[:_STATISTICS], held_out=plain[solved:]
-    )
+    augmented = training_batches(build, batch_size=_JUDGE_BATCH, count=solved or 1, augment=recover.settings.augment)
+    return Judge(build.traced, solving=list(augmented), held_out=plain[solved:])
 
 
 def _jobs(build: Build) -> list[Job]:

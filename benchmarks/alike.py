@@ -1,0 +1,123 @@
+"""The same recovery for every plan, and what it is worth afterwards in OpenVINO, fp32 and int8."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.rivals import Keep
+from deploypruner.export import exporters
+from deploypruner.graph import Graph
+from deploypruner.measure import evaluate, outputs
+from deploypruner.quantize import quantize_static
+from deploypruner.recover.batches import Batch, Batches
+from deploypruner.recover.batchnorm import reestimate_batchnorm
+from deploypruner.recover.finetune import FinetuneSettings, finetune
+from deploypruner.recover.precision import Amp
+from deploypruner.recover.reconstruct import reconstruct
+from deploypruner.runtime import runtimes
+from deploypruner.sources.adapted import Unlabelled
+from deploypruner.sources.batches import Data
+
+_RECONSTRUCTED, _CALIBRATED, _STATISTICS_BATCHES = 256, 256, 50
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How long every plan is trained.
+
+    Args:
+        images: Training images, None for all.
+        epochs: Passes over them.
+    """
+
+    images: int | None
+    epochs: int
+
+
+RECOVERIES = {"short": Recovery(10_000, 2), "long": Recovery(None, 15), "tiny": Recovery(512, 1)}
+
+
+def repaired(
+    graph: Graph, keep: Keep, train: Batches, *, seed: int = 0, reconstruction: bool = True, augment: bool = True
+) -> nn.Module:
+    """What is left of the model, its layers solved by least squares and its batch-norm statistics set anew."""
+
+    def images() -> Iterator[Batch]:
+        return train.epoch(batch_size=_BATCH, seed=seed, shuffle=True, augment=augment)
+
+    module = graph.cut(graph.removed(keep))
+    if reconstruction:
+        reconstruct(graph, keep, module, islice(images(), _RECONSTRUCTED // _BATCH))
+    reestimate_batchnorm(module, images(), max_batches=_STATISTICS_BATCHES)
+    return module.eval()
+
+
+def trained(
+    graph: Graph, module: nn.Module, train: Batches, *, epochs: int, seed: int, amp: Amp = "bf16"
+) -> nn.Module:
+    """The module after fine-tuning, half of the loss from the dense model; statistics set anew once more."""
+    settings = FinetuneSettings(epochs=epochs, lr=0.02, amp=amp, channels_last=True, seed=1000 * seed)
+    finetune(module, graph.module, train, settings)
+    images = train.epoch(batch_size=_BATCH, seed=seed, shuffle=True, augment=True)
+    reestimate_batchnorm(module, images, max_batches=_STATISTICS_BATCHES)
+    return module.eval()
+
+
+def mimicked(graph: Graph, module: nn.Module, train: Batches, *, epochs: int, amp: Amp = "bf16") -> nn.Module:
+    """The module after learning the dense model's outputs, without labels; statistics set anew once more."""
+    settings = FinetuneSettings(epochs=epochs, lr=0.005, batch_size=32, amp=amp, channels_last=True)
+    finetune(module, graph.module, Unlabelled(train), settings)
+    reestimate_batchnorm(
+        module, train.epoch(batch_size=_BATCH, seed=0, shuffle=False, augment=False), max_batches=_STATISTICS_BATCHES
+    )
+    return module.eval()
+
+
+def judged(module: nn.Module, graph: Graph, data: Data, *, dense: Path | None = None) -> dict[str, Any]:
+    """Top-1 in percent of both precisions in OpenVINO, and agreement with the dense model where its file is given.
+
+    Args:
+        module: What is left of the model.
+        graph: Of the dense model.
+        data: Calibration is on 256 training samples; all validation samples judge.
+        dense: The dense model's fp32 ONNX file, any batch.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        files = written(module, graph, data.train, Path(folder))
+        reference = None if dense is None else outputs(_open(dense), _samples(data.val))
+        found: dict[str, Any] = {}
+        for precision, path in files.items():
+            quality = evaluate(_open(path), _samples(data.val), reference=reference)
+            found[precision] = quality.accuracy
+            if reference is not None:
+                found[f"{precision} agreement"] = quality.agreement
+    return found
+
+
+def written(module: nn.Module, graph: Graph, train: Batches, folder: Path) -> dict[str, Path]:
+    """Precision -> ONNX file for any batch size, int8 calibrated on training samples."""
+    fp32, int8 = folder / "fp32.onnx", folder / "int8.onnx"
+    exporters.get("onnx")().write(module, graph.example_inputs, fp32, dynamic_batch=graph.dynamic_batch)
+    batches = train.epoch(batch_size=8, seed=0, shuffle=True, augment=False)
+    feeds = ([np.ascontiguousarray(x.numpy()) for x in inputs] for inputs, _ in islice(batches, _CALIBRATED // 8))
+    quantize_static(fp32, int8, calibration=feeds)
+    return {"fp32": fp32, "int8": int8}
+
+
+def _open(path: Path) -> Any:
+    return runtimes.get("openvino")().open(path, threads=torch.get_num_threads())
+
+
+def _samples(val: Batches) -> Iterator[tuple[list[Any], Any]]:
+    for inputs, labels in val.epoch(batch_size=50, seed=0, shuffle=False, augment=False):
+        yield [np.ascontiguousarray(x.numpy()) for x in inputs], None if labels is None else labels.numpy()

@@ -1,0 +1,27 @@
+"""Results in one JSON file that several processes may add to."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What is there so far."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[dict[str, Any]]:
+    """What is there so far, to be changed; written at the end of the block, which one process at a time enters."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = read(path)
+        yield rows
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(rows) + "\n")
+        part.replace(path)
