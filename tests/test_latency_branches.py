@@ -210,6 +210,14 @@ def test_an_operation_that_follows_a_group_inside_a_branch_belongs_to_it():
     assert node.branch == 2
 
 
+def test_what_only_cold_profiles_show_takes_no_time():
+    node = NodeTime("n", "Layer", ((8,),), "x", 1.0)
+    steady = NodeTime("m", "Layer", ((8,),), "x", 1.0)
+    seen = [[node, steady], [node, steady], [steady], [steady]]
+    assert [found.name for found in bind(seen, LENGTHS, warm=2)] == ["m"]
+    assert [found.presence for found in bind(seen, LENGTHS)] == [0.5, 1.0]
+
+
 # ---------------------------------------------------------------------- the model, on a made-up runtime
 
 
@@ -284,7 +292,7 @@ def test_the_cost_of_a_call_and_of_each_operation_are_told_apart():
     disturbed = [*ms[:2], ms[2] * 1.5, *ms[3:]]
     for whole in (ms, disturbed):
         found = find_overhead(profiles, whole)
-        assert (found.call_ns, found.each_ns) == (pytest.approx(1e4, rel=0.05), pytest.approx(700.0, rel=0.05))
+        assert (found.call_ns, found.each_ns) == (pytest.approx(1e4, rel=0.05), pytest.approx(700.0, rel=0.15))
         assert found.factor == pytest.approx(0.9, rel=0.01)
     assert sum(node.ns for node in found.shared_out(profiles[0], ms[0])) == pytest.approx(ms[0] * 1e6 - 1e4, rel=0.05)
 

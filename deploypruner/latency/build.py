@@ -120,7 +120,8 @@ def _build(work: _Work, setting: Setting, cache: Cache, *, name: str, seconds: f
         if any(cache.points.count(node.key) < ENOUGH for node in nodes):
             timed = _time(work, probes, setting, timer, end=time.monotonic() + seconds)
             plans += probes[: len(timed)]
-            nodes = bind([profile.nodes for profile in [*known, *timed]], files.counts(plans), branches)
+            seen = [profile.nodes for profile in [*known, *timed]]
+            nodes = bind(seen, files.counts(plans), branches, warm=len(known))
     points, ms = cache.points.copy(), list[float]()
     if timed:
         reference = undisturbed_ns(timed)

@@ -68,7 +68,7 @@ def find_overhead(profiles: Sequence[Profile], ms: Sequence[float]) -> Overhead:
         found = nnls(rows * weight[:, None], weight)[0]
         missed = np.abs(rows @ found - 1)
         typical = max(float(np.median(missed)), 0.003)
-        weight = 1 / np.maximum(1.0, missed / typical)
+        weight = 1 / np.sqrt(np.maximum(1.0, missed / typical))
     if not found[2]:
         return Overhead()
     return Overhead(min(float(found[0]), _LARGEST * float(whole.min())), float(found[1]), float(found[2]))

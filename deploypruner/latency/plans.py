@@ -25,9 +25,10 @@ _DRAWS = 200
 _SMALL = 8
 # Scattered plans at most: each is an export.
 _MOST = 5
-# Every third probe leaves out a third of the branches, the first of them all: the fewer operations, the better what
-# an inference costs beside them is known. Their widths are of the wider half, which is what fewer blocks pay for.
+# Every third probe leaves out branches, in turn these shares of them: the fewer operations, the better what an
+# inference costs beside them is known. Their widths are of the wider half, which is what fewer blocks pay for.
 _DROPPING = 3
+_GONE = (1.0, 1 / 3, 2 / 3)
 _ALL = Constraints(heads="both", statistics="prune")
 
 
@@ -126,12 +127,11 @@ def probe_plans(graph: Graph, count: int, *, step: int, seed: int) -> list[Keep]
 
 
 def _some_dropped(graph: Graph, number: int, *, seed: int) -> Keep:
-    """A third of the branches gone, at least one; all at first."""
+    """A share of the branches gone, at least one."""
     rng = np.random.default_rng([seed, 3, number])
     ids = [branch.id for branch in graph.branches]
-    if number == 1:
-        return dict.fromkeys(ids, np.array([], np.int64))
-    gone = rng.choice(len(ids), max(1, len(ids) // 3), replace=False)
+    share = _GONE[number // _DROPPING % len(_GONE)]
+    gone = rng.choice(len(ids), max(1, round(len(ids) * share)), replace=False)
     return {ids[i]: np.array([], np.int64) for i in sorted(gone)}
 
 
