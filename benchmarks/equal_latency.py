@@ -30,7 +30,7 @@ from benchmarks.kept import changing, read
 from benchmarks.models import NETS
 from benchmarks.ours import pool
 from benchmarks.rivals import CRITERION, STEP, WAYS, Keep, Subject
-from benchmarks.tuning import OURS, keep_of, tune_row
+from benchmarks.tuning import OURS, Track, keep_of, tune_row
 from deploypruner.criteria import criteria
 from deploypruner.graph import Graph, trace
 from deploypruner.latency import build_latency_model
@@ -65,6 +65,7 @@ def main() -> None:
 @_test_limit
 @_results
 @click.option("--seconds", default=6.0, show_default=True, help="of measuring, per candidate and round")
+@click.option("--busy", is_flag=True, help="measure although other programs compute: for trying things out")
 def plan(
     net: Sequence[str],
     speedup: Sequence[float],
@@ -73,6 +74,7 @@ def plan(
     test_limit: int | None,
     results: Path,
     seconds: float,
+    busy: bool,
 ) -> None:
     """Bring every method to the same measured speed-up."""
     for name in net:
@@ -88,7 +90,7 @@ def plan(
                 "dense": judged(subject.graph.module, subject.graph, data),
                 "plans": {},
             }
-            tune_row(subject, row, method or (OURS, *WAYS), ways=WAYS, ours=ours, folder=folder, seconds=seconds)
+            tune_row(subject, row, method or (OURS, *WAYS), ways=WAYS, ours=ours, track=Track(folder, seconds, busy))
             with changing(results) as rows:
                 rows[key] = row
             click.echo(markdown(read(results)))

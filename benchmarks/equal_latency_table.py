@@ -21,7 +21,7 @@ def markdown(rows: dict[str, Any]) -> str:
             before = [run["before"]["fp32"] for run in (short or long).values()]
             int8 = found.get("int8 ratio") or (found["ratio"] if " int8 " in key else None)
             lines.append(
-                f"| | {name} | {found['ratio']:.2f}x [{low:.2f}, {high:.2f}] | "
+                f"| | {name} | {found['ratio']:.2f}x{'?' if found['doubt'] else ''} [{low:.2f}, {high:.2f}] | "
                 f"{'' if int8 is None else f'{int8:.2f}x'} | {len(found['dropped'])} | {found['macs']:.1%} | "
                 f"{_spread(before)} | {_of(short, 'fp32')} | {_of(short, 'int8')} | {_of(long, 'fp32')} | "
                 f"{_of(long, 'int8')} |"

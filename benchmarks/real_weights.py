@@ -27,7 +27,7 @@ from benchmarks.imagenet import efficientnet_lite0, photographs
 from benchmarks.kept import changing, read
 from benchmarks.ours import pool
 from benchmarks.rivals import CRITERION, STEP, WAYS, Plans, Subject, by_kl, measured_kl
-from benchmarks.tuning import OURS, keep_of, tune_row
+from benchmarks.tuning import OURS, Track, keep_of, tune_row
 from deploypruner.criteria import criteria
 from deploypruner.graph import Graph, trace
 from deploypruner.latency import build_latency_model
@@ -91,7 +91,8 @@ def dense(limit: int | None, results: Path) -> None:
 @_method
 @_results
 @click.option("--seconds", default=6.0, show_default=True, help="of measuring, per candidate and round")
-def plan(speedup: Sequence[float], method: Sequence[str], results: Path, seconds: float) -> None:
+@click.option("--busy", is_flag=True, help="measure although other programs compute: for trying things out")
+def plan(speedup: Sequence[float], method: Sequence[str], results: Path, seconds: float, busy: bool) -> None:
     """Bring every method to the same measured speed-up."""
     data, graph = photographs(), traced()
     scoring, scores = _scored(graph, data)
@@ -101,7 +102,8 @@ def plan(speedup: Sequence[float], method: Sequence[str], results: Path, seconds
     for asked in speedup:
         key = f"{asked:g}x"
         row = read(results).get(key) or {"asked": asked, "plans": {}}
-        tune_row(subject, row, method or (OURS, *METHODS), ways=METHODS, ours=ours, folder=FOLDER, seconds=seconds)
+        track = Track(FOLDER, seconds, busy)
+        tune_row(subject, row, method or (OURS, *METHODS), ways=METHODS, ours=ours, track=track)
         with changing(results) as rows:
             rows[key] = row
     click.echo(markdown(read(results)))
@@ -151,7 +153,10 @@ def markdown(rows: dict[str, Any]) -> str:
             lines.append(f"| 1 | dense | | 0 | 100 % | | {_judged(row)} |")
             continue
         for name, found in row["plans"].items():
-            about = f"| {key} | {name} | {found['ratio']:.2f}x | {len(found['dropped'])} | {found['macs']:.1%} |"
+            doubt = "?" if found["doubt"] else ""
+            about = (
+                f"| {key} | {name} | {found['ratio']:.2f}x{doubt} | {len(found['dropped'])} | {found['macs']:.1%} |"
+            )
             for passes, run in found["runs"].items() or [("", None)]:
                 how = "least squares, statistics" + (f", {passes} passes" if passes not in ("", "0") else "")
                 lines.append(f"{about} {how} | {'| | ' if run is None else _judged(run)} |")

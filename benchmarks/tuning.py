@@ -15,6 +15,7 @@ import click
 import numpy as np
 
 from benchmarks.rivals import Keep, Plans, Subject, same
+from deploypruner.errors import MeasureError
 from deploypruner.graph import Graph
 from deploypruner.latency import write_candidate
 from deploypruner.measure import compare, median_ms, time_artifacts
@@ -24,6 +25,23 @@ OURS = "ours"
 TOLERANCE = 0.02
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 _TRIES, _LOOKS = 7, 16
+# Seconds between attempts on a machine that is busy.
+_WAITS = (10, 30, 60, 120)
+
+
+@dataclass(frozen=True)
+class Track:
+    """Where and how plans are raced.
+
+    Args:
+        folder: For the dense model's files.
+        seconds: Of measuring, per candidate and round.
+        busy: Take numbers although other programs compute: for trying things out.
+    """
+
+    folder: Path
+    seconds: float
+    busy: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,9 +122,7 @@ def off(measured: Mapping[str, Any], goal: float) -> float:
     return abs(float(measured["ratio"]) / goal - 1)
 
 
-def tune(
-    subject: Subject, families: Mapping[str, Sequence[Plans]], goal: float, *, folder: Path, seconds: float
-) -> dict[str, Try]:
+def tune(subject: Subject, families: Mapping[str, Sequence[Plans]], goal: float, track: Track) -> dict[str, Try]:
     """The plan of each method whose measured speed-up is closest to `goal`.
 
     All methods' candidates of a round run side by side with the dense model. A method is done once it is within
@@ -116,8 +132,7 @@ def tune(
         subject: What is pruned.
         families: Method -> its families of plans, the preferred one first.
         goal: Speed-up over the dense model in the same setting.
-        folder: For the dense model's file.
-        seconds: Of measuring, per candidate and round.
+        track: Where they are raced.
     """
     dense_ms = subject.latency.ms({})
     tuned = {name: Tuned(plans, dense_ms) for name, plans in families.items()}
@@ -126,45 +141,61 @@ def tune(
         if not asked:
             break
         plans = {name: keep for name, (_, keep) in asked.items()}
-        for name, measured in race(subject, plans, folder=folder, seconds=seconds).items():
+        for name, measured in race(subject, plans, track).items():
             place, keep = asked[name]
             predicted = dense_ms / subject.latency.ms(keep)
             tuned[name].tries.append(Try(place, keep, measured | {"predicted": predicted}))
             click.echo(
                 f"round {number}: {name}: predicted {predicted:.3f}x, measured {measured['ratio']:.3f}x, "
-                f"goal {goal:.3f}x",
+                f"goal {goal:.3f}x" + (f" (doubtful: {measured['doubt']})" if measured["doubt"] else ""),
                 err=True,
             )
     return {name: best for name, one in tuned.items() if (best := one.best(goal)) is not None}
 
 
 def race(
-    subject: Subject, plans: Mapping[str, Keep], *, folder: Path, seconds: float, precision: Precision | None = None
+    subject: Subject,
+    plans: Mapping[str, Keep],
+    track: Track,
+    *,
+    times: float = 1.0,
+    precision: Precision | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Method -> milliseconds, speed-up and its interval, in fresh processes side by side with the dense model.
 
     Args:
         subject: What is pruned.
         plans: Method -> plan.
-        folder: Where the dense model's file is or will be.
-        seconds: Of measuring, per plan.
+        track: Where they are raced.
+        times: As long as this many rounds of tuning.
         precision: The setting's, or another one.
+
+    Raises:
+        MeasureError: The machine stayed too busy for the numbers to say anything.
     """
     setting = subject.latency.setting
     chosen = precision or setting.precision
-    dense = dense_artifact(subject, folder, chosen)
+    dense = dense_artifact(subject, track.folder, chosen)
     with tempfile.TemporaryDirectory() as temporary:
         artifacts = [dense]
         for number, (name, keep) in enumerate(plans.items()):
             file = Path(temporary) / f"{number}.onnx"
             write_candidate(subject.graph, keep, chosen, file)
             artifacts.append(Artifact(name, file, "onnx", chosen, "channel"))
-        measured = time_artifacts(
-            [(artifact, setting.runtime) for artifact in artifacts],
-            threads=setting.threads,
-            budget_s=seconds * len(artifacts),
-            narrow=0.01,
-        )
+        for wait in _WAITS:
+            measured = time_artifacts(
+                [(artifact, setting.runtime) for artifact in artifacts],
+                threads=setting.threads,
+                budget_s=track.seconds * times * len(artifacts),
+                narrow=0.01,
+            )
+            if track.busy or measured.certifiable:
+                break
+            click.echo(f"{measured.reason}; again in {wait} s", err=True)
+            time.sleep(wait)
+        else:
+            hint = "stop what else is running, or pass --busy to try things out"
+            raise MeasureError(f"speed-ups cannot be compared: {measured.reason}", hint=hint)
     base, *others = measured.timings
     found = {}
     for timing in others:
@@ -194,8 +225,7 @@ def tune_row(
     *,
     ways: Mapping[str, Callable[[Subject], Sequence[Plans]]],
     ours: Callable[[Subject, float], Keep],
-    folder: Path,
-    seconds: float,
+    track: Track,
 ) -> None:
     """Tune what is missing in a row of results, or off its goal; then time all plans of the row together.
 
@@ -205,13 +235,13 @@ def tune_row(
         methods: Which to look at.
         ways: All but `ours`.
         ours: The plan for a speed-up.
-        folder: For the dense model's file.
-        seconds: Of measuring, per candidate and round.
+        track: Where they are raced.
     """
+    click.echo(f"latency model: {subject.latency.facts}", err=True)
     plans, asked, begun = row["plans"], row["asked"], time.perf_counter()
     if OURS in methods and OURS not in plans:
         keep = ours(subject, asked)
-        _set(subject, plans, OURS, keep, race(subject, {OURS: keep}, folder=folder, seconds=4 * seconds)[OURS])
+        _set(subject, plans, OURS, keep, race(subject, {OURS: keep}, track, times=4)[OURS])
     goal = row["goal"] = plans[OURS]["ratio"] if OURS in plans else asked
     wanted = [
         name
@@ -220,14 +250,14 @@ def tune_row(
         and (name not in plans or (off(plans[name], goal) > TOLERANCE and plans[name]["tuned_to"] != goal))
     ]
     families = {name: found for name in wanted if (found := ways[name](subject))}
-    for name, best in tune(subject, families, goal, folder=folder, seconds=seconds).items():
+    for name, best in tune(subject, families, goal, track).items():
         _set(subject, plans, name, best.keep, best.measured | {"tuned_to": goal})
     click.echo(f"tuned {', '.join(wanted) or 'nothing'} in {time.perf_counter() - begun:.0f} s", err=True)
     if not wanted:
         return
     kept, setting = {name: keep_of(found) for name, found in plans.items()}, subject.latency.setting
     for precision in PRECISIONS:
-        again = race(subject, kept, folder=folder, seconds=2 * seconds, precision=precision)
+        again = race(subject, kept, track, times=2, precision=precision)
         for name, measured in again.items():
             own = precision == setting.precision
             plans[name] |= measured if own else {f"{precision} ratio": measured["ratio"]}
