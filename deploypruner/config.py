@@ -12,7 +12,6 @@ from pydantic import TypeAdapter, ValidationError
 from deploypruner.errors import RecipeError, nearest
 from deploypruner.recipe import BUDGETS, DERIVED, Recipe
 
-
 _KINDS = ("int", "bool", "literal['auto']")
 
 
