@@ -21,7 +21,7 @@ from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.kept import quality_kept
 from deploypruner.search.losses import kept_share, losses_from_scores, make_choices
 from deploypruner.search.objectives import Objective, Space, distance, objectives, perturbed, proposals
-from deploypruner.search.pool import select
+from deploypruner.search.pool import select, train_contenders
 from deploypruner.search.solve import reach
 from tests.builds import CLASSES, run_cli, samples, workshop
 from tests.nets import conv_bn
@@ -245,6 +245,23 @@ def test_when_the_time_is_over_the_plans_seen_so_far_decide_and_the_user_hears_o
     found = select(pool_of(10), Oracle(list(range(10, 0, -1))), minutes=4, clock=lambda: float(next(seconds)))
     assert found.remark == "the time for the search ended after 6 of 10 plans"
     assert found.objectives[0].name == "way 5"
+
+
+def test_plans_that_come_close_are_trained_briefly_and_the_best_of_them_wins():
+    found = select(pool_of(5), Oracle([1.0, 1.1, 1.19, 1.15, 1.3]))
+    asked = []
+
+    def train(solution):
+        asked.append(len(solution.keep["g"]))
+        return Verdict("loss", {0: 0.9, 1: 0.5, 3: 0.7}[asked[-1]], 50.0, 100)
+
+    trained = train_contenders(found, train)
+    assert asked == [0, 1, 3]  # at most three
+    assert [entry.objective for entry in trained.entries] == ["way 1", "way 3", "way 0", "way 2", "way 4"]
+    assert [entry.trained for entry in trained.entries] == [0.5, 0.7, 0.9, None, None]
+    assert trained.objectives[0].name == "way 1"
+    clear = select(pool_of(2), Oracle([1.0, 2.0]))
+    assert train_contenders(clear, train) is clear
 
 
 # ---------------------------------------------------------------------- quality

@@ -14,7 +14,7 @@ from deploypruner.search.goal import Goal
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.loop import RESERVE
 from deploypruner.search.objectives import Objective, Space, objectives, perturbed, proposals
-from deploypruner.search.pool import Selection, select
+from deploypruner.search.pool import Selection, select, train_contenders
 from deploypruner.search.request import Request
 
 # Plans that are judged to find the fastest one that keeps the quality.
@@ -73,8 +73,10 @@ def choose_objective(request: Request, goal: Goal, model: LatencyModel, bench: B
                 f"{trial.assessment.model_ms:.3g} ms"
             )
     plans = proposals(known, perturbed(space), model.tally, target, count=request.plans)
-    judge = request.judge()
+    judge, train = request.judge(), request.train
     selection = select(plans, judge, minutes=request.minutes, progress=request.progress)
+    if train is not None:
+        selection = train_contenders(selection, lambda s: train(judge, s.keep), progress=request.progress)
     best = selection.entries[0]
     request.say(
         f"{len(selection.entries)} plans judged by {selection.kind}: best by {best.objective} ({best.loss:.3g}"

@@ -29,7 +29,7 @@ from deploypruner.search.request import Request
 from deploypruner.search.worth import measure_worth
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.evaluate import judge, timing_feeds, validation_samples
-from deploypruner.stages.judging import make_judge
+from deploypruner.stages.judging import can_train_briefly, make_judge, trained_briefly
 from deploypruner.stages.quantize import with_dense
 from deploypruner.stages.score import normalizer_name, training_batches
 
@@ -126,6 +126,7 @@ def _in_time(build: Build) -> Build:
         table_seconds=measure.table_seconds,
         worth=None if build.data is None else lambda: _worth(build, scores),
         judge=None if build.data is None or build.recipe.search.plans == 1 else lambda: make_judge(build),
+        train=(lambda judge, keep: trained_briefly(build, judge, keep)) if can_train_briefly(build) else None,
         keeping=_keeping(build),
         plans=build.recipe.search.plans,
         minutes=build.recipe.search.minutes,
