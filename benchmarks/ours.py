@@ -16,10 +16,11 @@ from deploypruner.recover.batches import Batches
 from deploypruner.search.judge import Judge
 from deploypruner.search.losses import Losses
 from deploypruner.search.measured import losses_from_worth
-from deploypruner.search.meet import Request, meet
+from deploypruner.search.meet import meet
+from deploypruner.search.request import Request
 from deploypruner.search.worth import measure_worth
 
-_SOLVING, _STATISTICS = 256, 1024
+_SOLVING = 256
 
 
 def pool(
@@ -32,7 +33,7 @@ def pool(
         folder: For the dense model and what was measured.
         batch: Images per batch.
         held_out: Images that judge.
-        augment: Whether those for reconstruction and statistics are augmented.
+        augment: Whether those for reconstruction are augmented.
     """
 
     def chosen(subject: Subject, speedup: float) -> Keep:
@@ -43,14 +44,12 @@ def pool(
             return losses_from_worth(graph, measured, subject.scores, order)
 
         def judge() -> Judge:
-            assert train.samples is not None, "these data sets know their size"
+            held = held_out // batch
             images = train.epoch(batch_size=batch, seed=1, shuffle=True, augment=False)
-            held = list(islice(images, held_out // batch))
-            rest = min(_STATISTICS, train.samples - held_out) // batch
             # The same order again, so that what follows the held-out batches is other images.
             others = train.epoch(batch_size=batch, seed=1, shuffle=True, augment=augment)
-            adapting = list(islice(others, len(held), len(held) + rest))
-            return Judge(graph, solving=adapting[: _SOLVING // batch], statistics=adapting, held_out=held)
+            solving = list(islice(others, held, held + _SOLVING // batch))
+            return Judge(graph, solving=solving, held_out=list(islice(images, held)))
 
         setting = subject.latency.setting
         keep, found = meet(

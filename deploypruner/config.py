@@ -12,6 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from deploypruner.errors import RecipeError, nearest
 from deploypruner.recipe import BUDGETS, DERIVED, Recipe
 
+_KINDS = ("int", "bool", "literal['auto']")
+
 
 def read_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
     """Read a recipe file and lay the command line over it.
@@ -52,7 +54,8 @@ def _validated(document: dict[str, Any]) -> Recipe:
         return TypeAdapter(Recipe).validate_python(document)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        # Of a union such as `int | "auto"` pydantic names the kind it tried, too.
+        place = ".".join(str(part) for part in first["loc"] if part not in _KINDS)
         raise RecipeError(
             f"recipe: {place} = {first['input']!r}: {first['msg'].lower()}", hint=f"correct the value of {place}"
         ) from error

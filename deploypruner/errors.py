@@ -12,14 +12,16 @@ class DeployPrunerError(Exception):
     Args:
         message: What happened, naming the file, layer or number. Lower case, no full stop.
         hint: One thing the user can do next; empty when there is nothing useful to say.
+        finished: Is a whole build on disk all the same, whose report is to be shown first?
     """
 
     exit_code = 2
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", finished: bool = False) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.finished = finished
 
     def __str__(self) -> str:
         return f"{self.message}\n\nhint: {self.hint}" if self.hint else self.message

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from deploypruner.folder import BuildFolder, file_sha256
 from deploypruner.prune.allocate import allocate, reachable
 from deploypruner.prune.remove import require
 from deploypruner.recipe import BUDGETS
+from deploypruner.report.units import quality_sentence
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.allocate import Allocate
 from deploypruner.stages.assign import Assign
@@ -30,7 +31,7 @@ from deploypruner.stages.measure import Measure
 from deploypruner.stages.quantize import Quantize
 from deploypruner.stages.recover import Recover
 from deploypruner.stages.remove import Remove
-from deploypruner.stages.report import WriteReport
+from deploypruner.stages.report import WriteReport, kept_of
 from deploypruner.stages.score import Score
 from deploypruner.stages.sparse import Sparse
 from deploypruner.stages.sparsity import check_layers, check_widths
@@ -100,6 +101,7 @@ def run(build: Build, *, resume: bool, say: Say) -> Build:
             f"{first.name}: max |difference| {first.max_abs_diff:.2e}, allowed {first.tolerance:.2e} {first.detail}"
             + (f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""),
             hint=f"{build.folder.path('report.json')} lists every check; do not deploy these files",
+            finished=True,
         )
     _require_met(build)
     return build
@@ -108,6 +110,13 @@ def run(build: Build, *, resume: bool, say: Say) -> Build:
 def _require_met(build: Build) -> None:
     """A budget of time that the final artifact does not keep, or that nobody could check, is a promise not kept."""
     certificate, budget = build.certificate, build.recipe.prune.budget
+    kept = kept_of(build)
+    if kept is not None and not kept.kept:
+        raise BudgetError(
+            f"{kept.artifact} on {kept.runtime} is refused: " + quality_sentence({**asdict(kept), "lost": kept.lost}),
+            hint=f"{_milder(build)}, train longer with --epochs, or allow --accuracy-drop {math.ceil(kept.lost):g}",
+            finished=True,
+        )
     if certificate is None or certificate.met:
         return
     unit = "x" if budget.speedup is not None else " ms"
@@ -118,11 +127,29 @@ def _require_met(build: Build) -> None:
         raise BudgetError(
             f"{budget} cannot be certified: {certificate.doubt} ({measured})",
             hint=f"{finished}; run the same command with --resume on a quiet machine",
+            finished=True,
         )
     raise BudgetError(
         f"{budget} is missed: {measured}, and its 95 % interval ends at {certificate.bound:.3g}{unit}, which counts",
         hint=f"{finished}; measure again with --resume, or ask for a little more",
+        finished=True,
     )
+
+
+def _milder(build: Build) -> str:
+    """A budget that is likelier to keep the quality, in the words of the command line."""
+    budget, found = build.recipe.prune.budget, build.found
+    if found is not None and found.keeps is not None:
+        reach = (
+            f"--speedup {found.dense_ms / found.keeps:.3g}" if budget.speedup else f"--latency {found.keeps:.3g}ms"
+        )
+        return f"{reach} is predicted to keep it without any training"
+    if budget.speedup is not None:
+        return f"ask for less, such as --speedup {1 + 0.5 * (budget.speedup - 1):.3g}"
+    if budget.latency_ms is not None:
+        dense = 2 * budget.latency_ms if found is None else found.dense_ms
+        return f"ask for less, such as --latency {0.5 * (budget.latency_ms + dense):.3g}ms"
+    return f"ask for less, such as --macs {0.5 * (1 + (budget.macs or 1.0)):.3g}"
 
 
 def _require_sound(stage: Stage, build: Build) -> None:

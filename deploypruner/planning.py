@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from deploypruner.latency import build_latency_model
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.prune.allocate import allocate, reachable
 from deploypruner.prune.constraints import STATISTICS_NOTE, Statistics, find_limits
+from deploypruner.prune.depth import held_branches
 from deploypruner.prune.evidence import Scores, score_groups
 from deploypruner.prune.given import given_widths
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.recipe import PruneRecipe, Recipe
 from deploypruner.records import Precision, Setting
 from deploypruner.report.frozen import by_reason, frozen_details, frozen_summary
-from deploypruner.report.groups import GroupLine, group_table
+from deploypruner.report.groups import BRANCH, GroupLine, group_table
 from deploypruner.report.terminal import wrap
 from deploypruner.report.units import scaled
 from deploypruner.search.outlook import Outlook, look_ahead
@@ -73,7 +75,7 @@ class DryRun:
 
     @property
     def lines(self) -> list[GroupLine]:
-        """One line per group."""
+        """One line per group, then one per residual branch."""
         graph, policy = self.graph, self.recipe.statistics
         limits = find_limits(graph, self.recipe.constraints, step=self.recipe.step, statistics=policy != "keep")
         widths = {g.id: len(g.keep) for g in self.plan.groups} if self.plan else {}
@@ -95,7 +97,21 @@ class DryRun:
                     importance_per_ms=time.importance_per_ms if time else None,
                 )
             )
-        return found
+        return [*found, *self._branches(max(dense, 1))]
+
+    def _branches(self, dense: int) -> Iterator[GroupLine]:
+        """What a budget of time may leave out as a whole."""
+        held = held_branches(self.graph, self.recipe.constraints)
+        dropped = self.plan.dropped if self.plan else ()
+        for branch in self.graph.branches:
+            width = None if self.plan is None else int(branch.id not in dropped)
+            note = f"whole: {held[branch.id]}" if held[branch.id] else "may go"
+            time = self.outlook.groups[branch.id] if self.outlook else None
+            yield GroupLine(
+                *(branch.id, BRANCH, 1, width, branch.macs, branch.macs / dense, note),
+                saved_ms=time.saved_ms if time else None,
+                importance_per_ms=time.importance_per_ms if time else None,
+            )
 
 
 def dry_run(
@@ -204,6 +220,19 @@ def as_json(found: DryRun) -> dict[str, Any]:
                 "note": line.note,
             }
             for line in found.lines
+            if line.kind != BRANCH
+        ],
+        "branches": [
+            {
+                "id": branch.id,
+                "stays": None if found.plan is None else branch.id not in found.plan.dropped,
+                "macs": branch.macs,
+                "params": branch.params,
+                "groups": list(branch.groups),
+                "parameters": list(branch.parameters),
+                "where": branch.where,
+            }
+            for branch in graph.branches
         ],
         "frozen": [
             {"reason": f.reason, "where": f.where, "channels": f.count, "layers": list(f.layers)}
@@ -254,8 +283,13 @@ def _outcome(plan: Plan, outlook: Outlook | None) -> str:
         )
     return text + (
         f"{scaled(before)} -> {scaled(after)} MACs ({after / before:.3f}), {scaled(plan.params_before)} -> "
-        f"{scaled(plan.params_after)} parameters, by {plan.criterion}, {plan.scope}"
+        f"{scaled(plan.params_after)} parameters{_without(plan)}, by {plan.criterion}, {plan.scope}"
     )
+
+
+def _without(plan: Plan) -> str:
+    count = len(plan.dropped)
+    return f", {count} residual branch{'' if count == 1 else 'es'} gone" if count else ""
 
 
 def _scores(build: Build, graph: Graph, criterion: str) -> Scores:

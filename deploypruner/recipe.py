@@ -200,7 +200,9 @@ class RecoverRecipe:
     """How accuracy is brought back.
 
     Args:
-        epochs: Fine-tuning epochs; 0 for none.
+        epochs: Fine-tuning epochs; 0 for none, "auto" for what data and the gap to the dense model ask for
+            (`recover.budget`).
+        minutes: Longest training that "auto" plans; 20 at most for few images without labels.
         reconstruct: Solve the kept weights of each layer for the dense layer's outputs before anything else; "auto"
             wherever it can be done: with data, in models that torch.export traces.
         reconstruct_samples: Training samples that is done on; their labels are not looked at.
@@ -209,7 +211,8 @@ class RecoverRecipe:
         settings: The built-in fine-tuning; its `epochs` is the one above.
     """
 
-    epochs: int = 3
+    epochs: int | Literal["auto"] = "auto"
+    minutes: float = 60.0
     reconstruct: bool | Literal["auto"] = "auto"
     reconstruct_samples: int = 256
     batchnorm_batches: int = 50
@@ -217,9 +220,15 @@ class RecoverRecipe:
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
 
     def __post_init__(self) -> None:
-        _at_least(0, "--epochs", self.epochs, "0 skips fine-tuning")
+        _at_least(0, "--epochs", 1 if self.epochs == "auto" else self.epochs, "0 skips fine-tuning")
+        _at_least(0, "recover.minutes", self.minutes, "60 is a start")
         _at_least(1, "recover.reconstruct_samples", self.reconstruct_samples, "256 is plenty")
         _at_least(1, "recover.batchnorm_batches", self.batchnorm_batches, "50 is plenty")
+
+    @property
+    def trains(self) -> bool:
+        """Is there any fine-tuning?"""
+        return self.epochs == "auto" or self.epochs > 0
 
 
 @dataclass(frozen=True)
@@ -246,7 +255,9 @@ class MeasureRecipe:
         runtimes: Registered names; empty means all that are measured by default.
         precision: What a budget of milliseconds or a speed-up is for: "fp32", "int8", or "auto": the fastest that
             keeps the accuracy.
-        accuracy_drop: Points of accuracy that int8 may cost before "auto" prefers fp32.
+        accuracy_drop: Points of accuracy that everything together may cost, pruning and int8 (of agreement with the
+            dense model without labels); None for 3 (10 of agreement), of which int8 alone may cost 1 before "auto"
+            prefers fp32.
         threads: Threads of every runtime.
         seconds: Time for the interleaved rounds of all artifacts together.
         table_seconds: Time for timing layers, for a budget of milliseconds or a speed-up.
@@ -255,14 +266,14 @@ class MeasureRecipe:
 
     runtimes: tuple[str, ...] = ()
     precision: Literal["auto", "fp32", "int8"] = "auto"
-    accuracy_drop: float = 1.0
+    accuracy_drop: float | None = None
     threads: int = 1
     seconds: float = 20.0
     table_seconds: float = 120.0
     samples: int = 10_000
 
     def __post_init__(self) -> None:
-        _at_least(0, "--accuracy-drop", self.accuracy_drop, "1 lets int8 cost one point of accuracy")
+        _at_least(0, "--accuracy-drop", self.accuracy_drop or 0.0, "1 lets everything cost one point of accuracy")
         _at_least(1, "measure.table_seconds", self.table_seconds, "120 suits most models")
         _at_least(1, "--threads", self.threads, "1 times most steadily")
         _at_least(1, "--seconds", self.seconds, "20 suits most models")

@@ -37,6 +37,16 @@ def numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[f
         raise click.BadParameter(f"'{value}' is not a list of numbers such as 0.5,0.5,0.5") from None
 
 
+def _epochs(_: click.Context, __: click.Parameter, value: str | None) -> int | str | None:
+    """ "auto" or a number."""
+    if value is None or value == "auto":
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"'{value}' is neither a number nor auto") from None
+
+
 def model_options(command: Command) -> Command:
     """MODEL and everything about loading it and its data."""
     for option in reversed(
@@ -109,7 +119,10 @@ def budget_options(command: Command) -> Command:
                 help="Of --latency and --speedup; auto: the fastest that keeps the accuracy.  [default: auto]",
             ),
             click.option(
-                "--accuracy-drop", type=float, metavar="POINTS", help="That int8 may cost in auto.  [default: 1]"
+                "--accuracy-drop",
+                type=float,
+                metavar="POINTS",
+                help="Of accuracy that everything together may cost; of agreement without labels.  [default: 3; 10]",
             ),
             click.option(
                 "--search-minutes",
@@ -131,7 +144,12 @@ def training_options(command: Command) -> Command:
             click.option(
                 "--learn-epochs", type=int, metavar="N", help="Of training while channels are chosen.  [default: 3]"
             ),
-            click.option("--epochs", type=int, metavar="N", help="Fine-tuning epochs.  [default: 3 with data]"),
+            click.option(
+                "--epochs",
+                callback=_epochs,
+                metavar="N|auto",
+                help="Of fine-tuning.  [default: auto: by data and gap]",
+            ),
             click.option("--train", metavar="MODULE:FUNCTION", help="Your own train(student, teacher, data)."),
             click.option(
                 "--reconstruct/--no-reconstruct",
@@ -145,8 +163,8 @@ def training_options(command: Command) -> Command:
             ),
             click.option(
                 "--amp",
-                type=click.Choice(("off", "bf16", "fp16")),
-                help="Numbers of the forward pass in training.  [default: off]",
+                type=click.Choice(("auto", "off", "bf16", "fp16")),
+                help="Numbers of the forward pass in training.  [default: auto]",
             ),
             click.option("--devices", type=int, metavar="N", help="Processes that train together.  [default: 1]"),
         )

@@ -64,7 +64,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
 
 
-QUICK = FinetuneSettings(epochs=3, batch_size=8, lr=0.05)
+QUICK = FinetuneSettings(epochs=3, batch_size=8, lr=0.05, amp="off")
 
 
 def interrupted_at(number: int) -> Callable[[nn.Module], float]:

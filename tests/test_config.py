@@ -32,7 +32,7 @@ def test_without_a_file_and_options_everything_is_the_default():
 def test_an_option_wins_over_the_file_and_the_file_over_the_default(tmp_path):
     path = recipe_file(tmp_path, "seed = 3\n[prune]\nmacs = 0.7\nstep = 4\n")
     recipe = read_recipe(path, {"prune": {"macs": 0.25, "step": None}})
-    assert (recipe.prune.macs, recipe.prune.step, recipe.seed, recipe.recover.epochs) == (0.25, 4, 3, 3)
+    assert (recipe.prune.macs, recipe.prune.step, recipe.seed, recipe.recover.epochs) == (0.25, 4, 3, "auto")
 
 
 def test_a_resolved_recipe_reads_back_as_itself(tmp_path):

@@ -19,6 +19,7 @@ from deploypruner.latency.cache import Cache, fingerprint
 from deploypruner.latency.dropping import unmark
 from deploypruner.latency.matching import Branches
 from deploypruner.latency.nodes import bind
+from deploypruner.latency.overhead import Overhead, find_overhead
 from deploypruner.latency.plans import dropping_plans, keep_first, probe_plans
 from deploypruner.latency.probes import ProbeFiles
 from deploypruner.records import Setting
@@ -172,7 +173,7 @@ def test_no_branch_is_dropped_only_where_another_is(graph):
 
 def test_probes_drop_branches_but_not_the_first_two(graph):
     plans = probe_plans(graph, 8, step=2, seed=0)
-    assert [len(graph.dropped(plan)) for plan in plans] == [0, 0, 0, 1, 0, 0, 1, 0]
+    assert [len(graph.dropped(plan)) for plan in plans] == [0, 0, 0, 4, 0, 0, 1, 0]
 
 
 # ---------------------------------------------------------------------- which operation belongs to which branch
@@ -207,6 +208,14 @@ def test_an_operation_that_follows_a_group_inside_a_branch_belongs_to_it():
     seen = [[NodeTime("n", "Layer", ((size,),), "x", 1.0)] for size in (8, 8, 8, 5)]
     (node,) = bind(seen, LENGTHS, Branches({"a": 1, "b": 2}, {0: 2}))
     assert node.branch == 2
+
+
+def test_what_only_cold_profiles_show_takes_no_time():
+    node = NodeTime("n", "Layer", ((8,),), "x", 1.0)
+    steady = NodeTime("m", "Layer", ((8,),), "x", 1.0)
+    seen = [[node, steady], [node, steady], [steady], [steady]]
+    assert [found.name for found in bind(seen, LENGTHS, warm=2)] == ["m"]
+    assert [found.presence for found in bind(seen, LENGTHS)] == [0.5, 1.0]
 
 
 # ---------------------------------------------------------------------- the model, on a made-up runtime
@@ -262,6 +271,49 @@ def test_a_candidate_with_other_names_joins_the_points(made, graph):
     )
     true = next(n.ns for n, m in zip(slower, fake_nodes(graph, keep), strict=True) if "down" in m.name) / total / 1e6
     assert abs(fitted - true) < abs(scaled - true)
+
+
+# ---------------------------------------------------------------------- what an inference costs beside its operations
+
+
+def timed(call, each, factor, counted):
+    """Profiles of networks that take `call + sum(factor * ns + each)`, and what they take."""
+    found = [
+        Profile(np.ones((1, 2)), tuple(NodeTime(f"{i}", "Layer", (), "x", ns) for i, ns in enumerate(row)))
+        for row in counted
+    ]
+    return found, [(call + sum(factor * ns + each for ns in row)) / 1e6 for row in counted]
+
+
+def test_the_cost_of_a_call_and_of_each_operation_are_told_apart():
+    rng = np.random.default_rng(0)
+    counted = [rng.uniform(2e3, 2e4, size).tolist() for size in (24, 24, 24, 23, 9, 17, 20)]
+    profiles, ms = timed(1e4, 700.0, 0.9, counted)
+    disturbed = [*ms[:2], ms[2] * 1.5, *ms[3:]]
+    for whole in (ms, disturbed):
+        found = find_overhead(profiles, whole)
+        assert (found.call_ns, found.each_ns) == (pytest.approx(1e4, rel=0.05), pytest.approx(700.0, rel=0.15))
+        assert found.factor == pytest.approx(0.9, rel=0.01)
+    assert sum(node.ns for node in found.shared_out(profiles[0], ms[0])) == pytest.approx(ms[0] * 1e6 - 1e4, rel=0.05)
+
+
+def test_few_profiles_say_nothing_about_the_cost_of_a_call():
+    profiles, ms = timed(1e4, 700.0, 0.9, [[1e4, 2e4]] * 3)
+    assert find_overhead(profiles, ms) == Overhead()
+    assert sum(node.ns for node in Overhead().shared_out(profiles[0], 0.05)) == pytest.approx(0.05e6)
+
+
+# ---------------------------------------------------------------------- numbers of padded channels
+
+
+def test_what_a_shortcut_pads_before_and_after_is_counted_on_its_own(graph, files):
+    keep = {name: np.arange(len(atoms)) for name, atoms in graph.atoms.items()}
+    padded = next(g for g in graph.groups if g.id == "down.weight:0")
+    keep[padded.id] = np.array([0, 5, 6, 7])
+    model = onnx.load(files.write(keep, "fp32"))
+    pads = next(node.input[1] for node in model.graph.node if node.op_type == "Pad")
+    (amounts,) = (onnx.numpy_helper.to_array(t).tolist() for t in model.graph.initializer if t.name == pads)
+    assert amounts == [0, 1, 0, 0, 0, 3, 0, 0]
 
 
 # ---------------------------------------------------------------------- the cache

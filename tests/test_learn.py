@@ -40,7 +40,7 @@ from deploypruner.stages.learn import schedule_name
 from tests.nets import conv_bn
 from tests.recover_models import CLASSES, Images, interrupted_at
 
-SETTINGS = FinetuneSettings(epochs=4, batch_size=8, lr=0.02)
+SETTINGS = FinetuneSettings(epochs=4, batch_size=8, lr=0.02, amp="off")
 KINDS = ("pdp", "dtp", "iterative", "iterative to widths", "gradual")
 
 

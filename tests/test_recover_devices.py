@@ -24,8 +24,8 @@ from tests.recover_models import CLASSES, Images, net, same
 
 pytest.importorskip("lightning_fabric")
 
-TOGETHER = FinetuneSettings(epochs=2, batch_size=8, lr=0.05, devices=2)
-ALONE = FinetuneSettings(epochs=2, batch_size=8, lr=0.05)
+TOGETHER = FinetuneSettings(epochs=2, batch_size=8, lr=0.05, amp="off", devices=2)
+ALONE = FinetuneSettings(epochs=2, batch_size=8, lr=0.05, amp="off")
 
 
 def plain(seed: int = 0) -> nn.Sequential:
@@ -120,7 +120,7 @@ def test_every_process_ends_with_the_same_bits_and_only_the_first_validates_and_
         return 12.0
 
     student, regime = net(), SameEverywhere(tmp_path)
-    settings = FinetuneSettings(epochs=2, batch_size=8, lr=0.05, devices=2, optimizer="adamw")
+    settings = FinetuneSettings(epochs=2, batch_size=8, lr=0.05, amp="off", devices=2, optimizer="adamw")
     history = finetune(
         student,
         None,
@@ -225,7 +225,7 @@ def test_two_hosts_end_with_the_weights_of_one(tmp_path: Path) -> None:
     def host(rank: int) -> None:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": str(rank)}
         student = plain()
-        finetune(student, None, Images(), FinetuneSettings(epochs=1, batch_size=8, lr=0.05, hosts=2))
+        finetune(student, None, Images(), FinetuneSettings(epochs=1, batch_size=8, lr=0.05, amp="off", hosts=2))
         torch.save(student.state_dict(), tmp_path / f"{rank}.pt")
 
     forked = get_context("fork")
@@ -236,7 +236,7 @@ def test_two_hosts_end_with_the_weights_of_one(tmp_path: Path) -> None:
         process.join(timeout=120)
     assert [process.exitcode for process in hosts] == [0, 0]
     expected = plain()
-    finetune(expected, None, Images(), FinetuneSettings(epochs=1, batch_size=8, lr=0.05))
+    finetune(expected, None, Images(), FinetuneSettings(epochs=1, batch_size=8, lr=0.05, amp="off"))
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(found, dict(expected.state_dict()), rtol=1e-4, atol=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.sources.adapted import Unlabelled
 from deploypruner.sources.data import as_data
 from deploypruner.stages import Build, Given
+from deploypruner.stages import recover as stage
 from deploypruner.stages.choices import check_choices
 from deploypruner.stages.recover import Recover, reestimate
 from tests.nets import make
@@ -105,6 +107,35 @@ def test_masks_are_exact_after_layers_were_reconstructed(tmp_path: Path) -> None
     assert done.facts["reconstructed_layers"] == 5
     weight = done.compiled.state_dict()["a.0.weight"]
     assert float((weight == 0).float().mean()) == 0.5
+
+
+def test_epochs_follow_from_the_data_and_are_said_before(tmp_path: Path) -> None:
+    for labelled in (True, False):
+        said: list[str] = []
+        recover = RecoverRecipe(minutes=1e-6, settings=QUICK)
+        build = replace(a_build(tmp_path / str(labelled), recover, labelled=labelled), say=said.append)
+        done = Recover().run(build)
+        assert said == ["recover: 1 epoch x 3 steps, about 0 s"]
+        assert done.facts["epochs"] == 1
+        assert done.facts.get("mimicked", False) == (not labelled)  # a few images without labels
+
+
+def test_a_build_that_goes_on_keeps_the_epochs_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recover = RecoverRecipe(minutes=1.0, settings=QUICK)
+    said: list[str] = []
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "time_step", lambda *_, **__: 10.0)
+    build = replace(a_build(tmp_path, recover), say=said.append)
+    with mock.patch.object(stage, "finetune", interrupted), pytest.raises(KeyboardInterrupt):
+        Recover().run(build)
+    monkeypatch.setattr(stage, "time_step", lambda *_, **__: 1.0)  # the machine is faster the second time
+    done = Recover().run(replace(a_build(tmp_path, recover), say=said.append))
+    assert done.facts["epochs"] == 2
+    assert said == ["recover: 2 epochs x 3 steps, about 60 s"]
+    assert not list((tmp_path / "stages").glob("finetune.*"))
 
 
 class Trainer:

@@ -7,8 +7,8 @@ In `x + f(x)` the addition gives `x` where `f` is gone. So a branch is an operan
 
 Layer scale, stochastic depth, norms before or inside, squeeze-and-excitation and depthwise layers are nodes of the
 region like any other. A shortcut with a layer of its own (a transition) is not what the branch reads, so such a block
-has no branch. Of branches inside branches only the innermost count. Branches that share parameters with anything
-else, or that write into what they read, are left out.
+has no branch. Of branches inside branches only the innermost count. Branches whose layers share parameters with
+anything else, or that write into what they read, are left out.
 
 Source: the choice "block kept or gone" is that of MDP, arXiv:2504.02168, eq. 4 (a bit per residual block), and of
 LayerPrune, arXiv:2007.05667. Finding them in a graph is ours.
@@ -160,7 +160,9 @@ def _is_branch(
     readers: Mapping[int, set[Node]],
 ) -> bool:
     """Does the region read the shortcut, hold a layer, and touch nothing that others use?"""
-    if not region & layers or shortcut in region:
+    inside = [node for node in region if node in layers]
+    shared = any(source.op == "get_attr" and source not in region for n in inside for source in n.all_input_nodes)
+    if not inside or shared or shortcut in region:
         return False
     read = {source for node in region for source in node.all_input_nodes} - region
     if not read & set(_summands(shortcut)):

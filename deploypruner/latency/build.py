@@ -13,6 +13,7 @@ from deploypruner.graph.dependency import Keep
 from deploypruner.latency.cache import Cache, fingerprint
 from deploypruner.latency.model import LatencyModel
 from deploypruner.latency.nodes import bind
+from deploypruner.latency.overhead import NODE, find_overhead
 from deploypruner.latency.plans import probe_plans, reference_plan
 from deploypruner.latency.probes import ProbeFiles, Profile, Timer, one_sample, undisturbed_ns
 from deploypruner.latency.quality import Quality
@@ -119,15 +120,19 @@ def _build(work: _Work, setting: Setting, cache: Cache, *, name: str, seconds: f
         if any(cache.points.count(node.key) < ENOUGH for node in nodes):
             timed = _time(work, probes, setting, timer, end=time.monotonic() + seconds)
             plans += probes[: len(timed)]
-            nodes = bind([profile.nodes for profile in [*known, *timed]], files.counts(plans), branches)
+            seen = [profile.nodes for profile in [*known, *timed]]
+            nodes = bind(seen, files.counts(plans), branches, warm=len(known))
     points, ms = cache.points.copy(), list[float]()
     if timed:
         reference = undisturbed_ns(timed)
         ms = [profile.ms(reference) for profile in timed]
+        overhead = find_overhead(timed, ms)
+        points.add(NODE.key, (), max(round(overhead.call_ns, 1), 1.0))
         for profile, total in zip(timed, ms, strict=True):
-            points.add_profile(nodes, profile.scaled(total))
+            points.add_profile(nodes, overhead.shared_out(profile, total))
     for profile in known:
         points.add_profile(nodes, profile.nodes, only_new=True)
+    nodes = (*nodes, NODE) if points.has(NODE.key) else nodes
     short = 0 < len(timed) < len(probes)
     remarks = [f"{len(timed)} of {len(probes)} probes fitted into the time"] if short else []
     model = LatencyModel(graph, setting, nodes=nodes, points=points, quality=Quality(None, 0, 0.0))

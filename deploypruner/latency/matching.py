@@ -75,7 +75,7 @@ class Lengths:
         movable = np.zeros(graph.labelling.atoms.count, bool)
         for atoms in graph.atoms.values():
             movable[atoms] = True
-        counted = [*graph.axes.rows, *_runs(graph), *(atoms[:, None] for atoms in graph.atoms.values())]
+        counted = [*graph.axes.rows, *runs(graph), *(atoms[:, None] for atoms in graph.atoms.values())]
         # By content: numbers depend on who asked for an axis first, and positions are kept on disk.
         found = {_content(rows): rows for rows in counted if movable[rows].any()}
         self.rows = [found[content] for content in sorted(found)]
@@ -140,8 +140,8 @@ class Matcher:
         return self._tables[rows]
 
 
-def _runs(graph: Graph) -> list[IntArray]:
-    """Channels of one group that stand side by side on an axis of several groups; not of axes shuffled at random."""
+def runs(graph: Graph) -> list[IntArray]:
+    """Labels of channels of one group side by side on an axis of several groups; not of axes shuffled at random."""
     owner = np.zeros(graph.labelling.atoms.count, np.int64)
     for i, atoms in enumerate(graph.atoms.values(), start=1):
         owner[atoms] = i

@@ -13,6 +13,8 @@ from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.dependency import Keep
 from deploypruner.latency.matching import Follows, Lengths
 from deploypruner.latency.nodes import Node, shared
+from deploypruner.latency.overhead import KEY as OVERHEAD
+from deploypruner.latency.overhead import Overhead
 from deploypruner.latency.points import Points
 from deploypruner.latency.probes import Profile
 from deploypruner.latency.quality import Quality
@@ -112,6 +114,8 @@ class LatencyModel:
         self.terms: list[Term] = []
         for key, members in shared(self._nodes).items():
             self._add(key, members)
+        call = points.of(OVERHEAD)[1] if points.has(OVERHEAD) else np.zeros(1)
+        self._overhead = Overhead(call_ns=float(np.median(call)))
         self._known: dict[tuple[int, bytes], Floats] = {}
 
     def ms(self, keep: Keep) -> float:
@@ -165,7 +169,7 @@ class LatencyModel:
         better = self
         if profile is not None:
             points = self._points.copy()
-            points.add_fitting(self._nodes, profile.scaled(self.ms(keep) / self.scale))
+            points.add_fitting(self._nodes, self._overhead.shared_out(profile, self.ms(keep) / self.scale))
             better = LatencyModel(
                 self.graph, self.setting, nodes=self._nodes, points=points, quality=self.quality, scale=self.scale
             )

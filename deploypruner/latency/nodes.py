@@ -46,23 +46,29 @@ class Node:
         return self.presence == 1 and None not in self.sizes
 
 
-def bind(seen: Sequence[Sequence[NodeTime]], lengths: IntArray, branches: Branches = NO_BRANCHES) -> tuple[Node, ...]:
+def bind(
+    seen: Sequence[Sequence[NodeTime]], lengths: IntArray, branches: Branches = NO_BRANCHES, *, warm: int = 0
+) -> tuple[Node, ...]:
     """Find out what the operations of a model follow.
 
     Args:
         seen: Executed operations under each of several plans, the dense one first. Names stay where branches go.
         lengths: `[plans, axes]` lengths of the graph's axes under the same plans.
         branches: Which of the axes are branches.
+        warm: Number of the first plan that was timed; those before were only looked at. Counters leave out what takes
+            less than they can tell, and first inferences take longer: how often an operation is executed is for
+            the timed ones to say, if there are any.
     """
     matcher = Matcher(lengths)
     variants: dict[tuple[object, ...], dict[int, NodeTime]] = {}
     for plan, nodes in enumerate(seen):
         for node in nodes:
             variants.setdefault((node.name, node.sort), {})[plan] = node
-    return tuple(_bound(found, matcher, lengths, branches) for found in variants.values())
+    bound = (_bound(found, matcher, lengths, branches, warm=warm) for found in variants.values())
+    return tuple(node for node in bound if node.presence)
 
 
-def _bound(found: dict[int, NodeTime], matcher: Matcher, lengths: IntArray, branches: Branches) -> Node:
+def _bound(found: dict[int, NodeTime], matcher: Matcher, lengths: IntArray, branches: Branches, *, warm: int) -> Node:
     present, first = list(found), next(iter(found.values()))
     places, follows = [], []
     for number, shape in enumerate(first.shapes):
@@ -72,14 +78,16 @@ def _bound(found: dict[int, NodeTime], matcher: Matcher, lengths: IntArray, bran
                 places.append((number, axis))
                 follows.append(matcher.find(column, present))
     branch = _branch(present, [f.axis for f in follows if f is not None], lengths, branches)
-    plans = len(lengths) if branch is None else np.count_nonzero(lengths[:, branch])
+    there = np.ones(len(lengths), bool) if branch is None else lengths[:, branch] > 0
+    first_warm = warm if there[warm:].any() else 0
+    times = sum(plan >= first_warm for plan in present)
     return Node(
         name=first.name,
         kind=first.kind,
         key=key_of(first, places),
         sizes=tuple(follows),
         places=tuple(places),
-        presence=float(len(present) / plans),
+        presence=float(times / np.count_nonzero(there[first_warm:])),
         branch=branch,
     )
 

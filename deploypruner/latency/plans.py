@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.dependency import Keep
+from deploypruner.latency.matching import runs
 from deploypruner.prune.constraints import Constraints, find_limits
 
 # How often a probe cuts what is left whole by default: the smaller of two coupled groups, channels of a layer norm.
@@ -24,19 +25,34 @@ _DRAWS = 200
 _SMALL = 8
 # Scattered plans at most: each is an export.
 _MOST = 5
-# Every third probe leaves out a third of the branches, and its widths are of the wider half: fewer blocks are what
-# wide layers are bought with.
+# Every third probe leaves out branches, in turn these shares of them: the fewer operations, the better what an
+# inference costs beside them is known. Their widths are of the wider half, which is what fewer blocks pay for.
 _DROPPING = 3
+_GONE = (1.0, 1 / 3, 2 / 3)
 _ALL = Constraints(heads="both", statistics="prune")
 
 
 def plans_needed(graph: Graph) -> int:
     """How many scattered plans tell all groups apart: two, or more where many groups of one small size are alike."""
     alike = Counter(group.size for group in graph.groups)
+    alike.update(len(part) for parts in _parts(graph).values() for part in parts)
     count = 2
     while count < _MOST and any(len(_scattered(size)) ** count < 2 * number for size, number in alike.items()):
         count += 1
     return count
+
+
+def _parts(graph: Graph) -> dict[str, list[IntArray]]:
+    """Group -> channels of its parts, see `Lengths`, where it lies in more than one piece on some axis."""
+    place = {atom: (g.id, i) for g in graph.groups for i, atom in enumerate(graph.atoms[g.id].tolist())}
+    found: dict[str, set[tuple[int, ...]]] = {}
+    for run in runs(graph):
+        places = [place.get(atom) for atom in run[:, 0].tolist()]
+        if places[0] is not None:
+            found.setdefault(places[0][0], set()).add(tuple(one[1] for one in places if one is not None))
+    return {
+        g.id: [np.array(part) for part in sorted(found.get(g.id, ())) if len(part) < g.size] for g in graph.groups
+    }
 
 
 def _scattered(size: int) -> IntArray:
@@ -48,21 +64,32 @@ def scattered_plans(graph: Graph, count: int, *, seed: int) -> list[Keep]:
     """Plans with widths from a third to just below the whole, for finding out which size follows which group.
 
     What never changes would be taken for a constant, and what changes alike for one axis: as far as small groups
-    allow, every group has widths of its own in each plan, and no two groups keep the same shares in all of them.
+    allow, every group has widths of its own in each plan, and no two groups, or parts of one, keep the same shares in
+    all of them.
     """
     rng = np.random.default_rng([seed, 1])
-    drawn: dict[str, list[int]] = {}
+    drawn: dict[str, list[IntArray]] = {}
     taken: set[tuple[Fraction, ...]] = {(Fraction(1),) * count}
+    parts = _parts(graph)
     for group in sorted(graph.groups, key=lambda g: g.size):
         below = _scattered(group.size)
         for _ in range(_DRAWS):
             widths = rng.choice(below, count, replace=len(below) <= count).tolist()
-            shares = tuple(Fraction(width, group.size) for width in widths)
-            if shares not in taken:
+            drawn[group.id] = [
+                np.sort(rng.choice(group.size, width, replace=False)) if parts[group.id] else np.arange(width)
+                for width in widths
+            ]
+            whole = [np.arange(group.size), *parts[group.id]]
+            shares = [_shares(part, drawn[group.id]) for part in whole]
+            if not taken & set(shares) and len(set(shares)) == len(shares):
                 break
-        taken.add(shares)
-        drawn[group.id] = widths
-    return [keep_first(graph, {group: widths[i] for group, widths in drawn.items()}) for i in range(count)]
+        taken.update(shares)
+    return [_filled(graph, {group: keeps[i] for group, keeps in drawn.items()}) for i in range(count)]
+
+
+def _shares(part: IntArray, keeps: Sequence[IntArray]) -> tuple[Fraction, ...]:
+    """What share of some channels each plan keeps."""
+    return tuple(Fraction(int(np.isin(part, keep).sum()), len(part)) for keep in keeps)
 
 
 def probe_plans(graph: Graph, count: int, *, step: int, seed: int) -> list[Keep]:
@@ -100,10 +127,11 @@ def probe_plans(graph: Graph, count: int, *, step: int, seed: int) -> list[Keep]
 
 
 def _some_dropped(graph: Graph, number: int, *, seed: int) -> Keep:
-    """A third of the branches gone, at least one."""
+    """A share of the branches gone, at least one."""
     rng = np.random.default_rng([seed, 3, number])
     ids = [branch.id for branch in graph.branches]
-    gone = rng.choice(len(ids), max(1, len(ids) // 3), replace=False)
+    share = _GONE[number // _DROPPING % len(_GONE)]
+    gone = rng.choice(len(ids), max(1, round(len(ids) * share)), replace=False)
     return {ids[i]: np.array([], np.int64) for i in sorted(gone)}
 
 
@@ -139,7 +167,11 @@ def candidate_widths(graph: Graph, step: int) -> dict[str, Sequence[int]]:
 
 def keep_first(graph: Graph, widths: dict[str, int]) -> Keep:
     """The first channels of every group, and those without which some tensor would be left with none."""
-    keep = {g.id: np.arange(widths.get(g.id, g.size)) for g in graph.groups}
+    return _filled(graph, {g.id: np.arange(widths.get(g.id, g.size)) for g in graph.groups})
+
+
+def _filled(graph: Graph, keep: dict[str, IntArray]) -> Keep:
+    """A plan with the channels without which some tensor would be left with none."""
     while emptied := graph.emptied(keep):
         for group, channels in emptied.items():
             keep[group] = np.union1d(keep[group], sorted(channels))

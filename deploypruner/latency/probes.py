@@ -22,7 +22,7 @@ from deploypruner.graph.dependency import Keep
 from deploypruner.graph.inputs import batch_size, noise_like, resized
 from deploypruner.latency.dropping import Addition, marked, unmark
 from deploypruner.latency.matching import Lengths
-from deploypruner.latency.plans import dropping_plans, plans_needed, scattered_plans
+from deploypruner.latency.plans import dropping_plans, plans_needed, probe_plans, scattered_plans
 from deploypruner.latency.template import Template, learn
 from deploypruner.measure.cores import pick_cores
 from deploypruner.measure.process import Worker
@@ -30,6 +30,9 @@ from deploypruner.measure.profiling import from_lists
 from deploypruner.quantize.static import quantize_static
 from deploypruner.records import Artifact, Precision, Setting
 from deploypruner.runtime import Array, NodeTime
+
+# Plans a template is tried on.
+_TRIALS = 5
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,6 @@ class Profile:
     def ms(self, reference_ns: float) -> float:
         """Latency when the reference takes `reference_ns`."""
         return float(np.median(self.samples[:, 0] / self.samples[:, 1])) * reference_ns / 1e6
-
-    def scaled(self, ms: float) -> tuple[NodeTime, ...]:
-        """The nodes, their times scaled so that they add up to `ms`."""
-        factor = ms * 1e6 / sum(node.ns for node in self.nodes)
-        return tuple(NodeTime(n.name, n.kind, n.shapes, n.precisions, n.ns * factor) for n in self.nodes)
 
 
 def undisturbed_ns(profiles: Sequence[Profile]) -> float:
@@ -92,7 +90,8 @@ class ProbeFiles:
             files = exported
             if precision == "int8":
                 files = [self._quantize(file, file.with_name(f"{file.stem}.int8.onnx")) for file in exported]
-            self._templates[precision] = learn(files, self.counts(self.learnt), additions)
+            template = learn(files, self.counts(self.learnt), additions)
+            self._templates[precision] = template if template is not None and self._sound(template) else None
 
     def write(self, keep: Keep, precision: Precision) -> Path:
         """The file of a plan; the next call overwrites it."""
@@ -121,6 +120,18 @@ class ProbeFiles:
     def counts(self, plans: Sequence[Keep]) -> IntArray:
         """Lengths `[plans, axes]`, see `Lengths`."""
         return np.array([self.lengths.of(keep) for keep in plans])
+
+    def _sound(self, template: Template) -> bool:
+        """Do the sizes in a file it was not learnt from fit together? Two axes may have changed alike by chance."""
+        path = self._folder / "trial.onnx"
+        for keep in ({}, *probe_plans(self._graph, _TRIALS, step=1, seed=0)[1:]):
+            template.write(self.lengths.of(keep), path)
+            try:
+                onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True, data_prop=True)
+            except onnx.shape_inference.InferenceError:
+                # A domain of our own has no shapes to infer: what holds for the dense file says nothing then.
+                return not keep
+        return True
 
     def _export(self, keep: Keep, path: Path) -> Path:
         write_candidate(self._graph, keep, "fp32", path)

@@ -85,7 +85,7 @@ def reestimate_batchnorm(module: nn.Module, batches: Iterable[Batch], *, max_bat
     if count == 0:
         raise InputError("there is no batch to measure batch-norm statistics on", hint="pass calibration data")
     measured = {name: (total / count).to(before[name].dtype) for name, total in sums.items()}
-    _check_finite(measured)
+    check_finite(measured)
     tracked = {n: torch.full_like(before[n], count) for n in map(_counter, measured) if n in before}
     _write(module, measured | tracked)
     return len({name.rpartition(".")[0] for name in measured})
@@ -99,7 +99,7 @@ def _momenta(module: nn.Module, inputs: tuple[Tensor, ...], before: dict[str, Te
     names = [name for name in before if name.rpartition(".")[2] in ("running_mean", "running_var")]
     own = _after_one_batch(module, inputs, before, start={})
     updated = [name for name in names if not torch.equal(own[name], before[name])]
-    _check_finite({name: own[name] for name in updated})
+    check_finite({name: own[name] for name in updated})
     low = _after_one_batch(module, inputs, before, start=dict.fromkeys(updated, 0.0))
     high = _after_one_batch(module, inputs, before, start=dict.fromkeys(updated, _FAR))
     kept = {n: float(((high[n].double() - low[n].double()) / _FAR).median()) for n in updated}
@@ -141,7 +141,20 @@ def _counter(name: str) -> str:
     return f"{owner}{dot}num_batches_tracked"
 
 
-def _check_finite(statistics: dict[str, Tensor]) -> None:
+def momenta_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, float]:
+    """Running statistics that training mode updates -> the share of one batch in them; the module stays as it is."""
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with mode_kept(module), _kept(module, before), torch.no_grad(), torch.random.fork_rng(), _WithoutDropout():
+        module.train()
+        return _momenta(module, inputs, before)
+
+
+def check_finite(statistics: dict[str, Tensor]) -> None:
+    """Refuse statistics that are not finite.
+
+    Raises:
+        InputError: One is not; names it.
+    """
     for name, value in statistics.items():
         if not bool(torch.isfinite(value).all()):
             raise InputError(

@@ -18,9 +18,11 @@ from deploypruner.progress import Progress, SilentProgress
 from deploypruner.recover import checkpoint as saved
 from deploypruner.recover.batches import Batches
 from deploypruner.recover.checkpoint import EpochRecord, Identity, State
+from deploypruner.recover.features import Features
 from deploypruner.recover.launch import run_together
-from deploypruner.recover.loop import Loop, steps_per_epoch
+from deploypruner.recover.loop import Loop, best_epoch, steps_per_epoch
 from deploypruner.recover.modes import device_of
+from deploypruner.recover.precision import chosen_amp
 from deploypruner.recover.regime import Regime
 from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.recover.team import Team
@@ -33,17 +35,25 @@ class FinetuneHistory:
     """What happened, epoch by epoch.
 
     Args:
-        epochs: One record per finished epoch.
+        epochs: One record per finished epoch; fewer than asked for where `patience` ran out.
+        patient: Whether the model holds the best epoch's weights instead of the last one's.
         resumed: How many of them were read from a checkpoint; no part of equality.
     """
 
     epochs: tuple[EpochRecord, ...]
     resumed: int = field(default=0, compare=False)
+    patient: bool = False
+
+    @property
+    def held(self) -> int:
+        """Number of the epoch whose weights the model holds: the last one, with `patience` the best."""
+        best = best_epoch(self.epochs) if self.patient else None
+        return self.epochs[-1].epoch if best is None else best
 
     @property
     def score(self) -> float | None:
-        """Validation result of the last epoch, whose weights the model holds; never the best of several."""
-        return self.epochs[-1].score
+        """Validation result of the epoch whose weights the model holds."""
+        return self.epochs[self.held - 1].score
 
 
 def finetune(
@@ -57,6 +67,7 @@ def finetune(
     label: str = "recover",
     validate: Callable[[nn.Module], float] | None = None,
     regime: Regime | None = None,
+    features: Features | None = None,
 ) -> FinetuneHistory:
     """Train `student` in place; it holds the last epoch's weights afterwards. The teacher does not change.
 
@@ -81,6 +92,7 @@ def finetune(
         label: What the progress calls the job.
         validate: Called with the model in evaluation mode after each epoch; its result is the epoch's score.
         regime: Masks that go with the training; None for none. The student ends with its hard weights.
+        features: What both networks decide from (`find_features`), for `settings.mimic`; without, outputs alone.
 
     Raises:
         RecipeError: Neither labels nor a teacher.
@@ -93,7 +105,7 @@ def finetune(
         )
     progress = progress or SilentProgress()
     device = _device(settings, student)
-    job = _Job(student, teacher, batches, settings, checkpoint, label, validate, regime or Regime())
+    job = _Job(student, teacher, batches, settings, checkpoint, label, validate, regime or Regime(), features)
     return (job.together if settings.devices * settings.hosts > 1 else job.alone)(progress, device)
 
 
@@ -109,6 +121,7 @@ class _Job:
     label: str
     validate: Callable[[nn.Module], float] | None
     regime: Regime
+    features: Features | None
 
     def together(self, progress: Progress, device: torch.device) -> FinetuneHistory:
         """Train in several processes, and take over what they made."""
@@ -139,7 +152,8 @@ class _Job:
         self.student.load_state_dict(state.part("student."))
         self.regime.load_state(state.part("regime."))
         self.regime.finish(self.student)  # here, so that the caller's regime knows how it ended
-        return FinetuneHistory(tuple(EpochRecord(**epoch) for epoch in about["epochs"]), about["resumed"])
+        epochs = tuple(EpochRecord(**epoch) for epoch in about["epochs"])
+        return FinetuneHistory(epochs, about["resumed"], self.settings.patience > 0)
 
     def alone(self, progress: Progress, device: torch.device) -> FinetuneHistory:
         """Train in this process."""
@@ -154,7 +168,9 @@ class _Job:
         steps = steps_per_epoch(self.batches, self.settings, least=team.size)
         identity = self._identity(steps)
         self.regime.begin(self.student, epochs * steps)
-        loop = Loop(self.student, self.teacher, self.batches, self.settings, steps, self.regime, team, progress)
+        loop = Loop(
+            self.student, self.teacher, self.batches, self.settings, steps, self.regime, team, progress, self.features
+        )
         state = None if path is None else saved.load(path, identity)
         done = [] if state is None else loop.load(state)
         resumed = len(done)
@@ -163,8 +179,12 @@ class _Job:
         try:
             progress.start(epochs * steps, self.label)
             progress.advance(resumed * steps, f"continued after epoch {resumed}" if resumed else "")
+            stop = bool(done) and loop.keep_best(done)
             for epoch in range(resumed, epochs):
+                if stop:
+                    break
                 done.append(loop.epoch(epoch, self.validate))
+                stop = loop.keep_best(done)
                 if path is not None and team.rank == 0:
                     saved.save(path, identity, loop.state(done))
         except InputError:
@@ -174,11 +194,12 @@ class _Job:
         finally:
             progress.close()
         loop.finish()
-        return FinetuneHistory(tuple(done), resumed)
+        return FinetuneHistory(tuple(done), resumed, self.settings.patience > 0)
 
     def _identity(self, steps: int) -> Identity:
-        about = (self.batches.labelled, steps, self.validate is None, self.regime.describe())
-        text = repr(replace(self.settings, lr=None))
+        about = (self.batches.labelled, steps, self.validate is None, self.regime.describe(), self.features)
+        amp = chosen_amp(self.settings.amp, self.student)
+        text = repr(replace(self.settings, lr=None, amp=amp))
         return Identity(saved.fingerprint(text, self.student, self.teacher, about), self.settings.peak_lr)
 
 

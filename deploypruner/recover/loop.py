@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -13,14 +13,16 @@ from torch.func import functional_call
 
 from deploypruner.errors import InputError
 from deploypruner.graph.inputs import call
+from deploypruner.graph.module import TracedModule
 from deploypruner.progress import Progress
 from deploypruner.recover.average import WeightAverage
 from deploypruner.recover.batches import Batch, Batches
 from deploypruner.recover.checkpoint import EpochRecord, State, load_optimizer, optimizer_state
-from deploypruner.recover.losses import first_output, recovery_loss
+from deploypruner.recover.features import Features, WithFeatures
+from deploypruner.recover.losses import feature_loss, first_output, recovery_loss
 from deploypruner.recover.modes import device_of, mode_kept
 from deploypruner.recover.optimizers import make_optimizer
-from deploypruner.recover.precision import Precision
+from deploypruner.recover.precision import Precision, chosen_amp
 from deploypruner.recover.regime import Regime
 from deploypruner.recover.settings import FinetuneSettings, learning_rate
 from deploypruner.recover.team import Team
@@ -39,6 +41,7 @@ class Loop:
         regime: Masks.
         team: The processes that train together.
         progress: Told about every step and epoch.
+        features: What both networks decide from, for `mimic`; None where that is not known.
     """
 
     student: nn.Module
@@ -49,6 +52,7 @@ class Loop:
     regime: Regime
     team: Team
     progress: Progress
+    features: Features | None = None
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -58,34 +62,66 @@ class Loop:
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._device = device_of(self.student)
         self._average = WeightAverage(self.student, self.settings.ema)
-        self._precision = Precision(self.settings.amp, self._device)
+        self._precision = Precision(chosen_amp(self.settings.amp, self.student), self._device)
+        self._watched = self._with_features()
+        self._best: dict[str, Tensor] = {}
 
     # ------------------------------------------------------------------ state
 
     def state(self, epochs: list[EpochRecord]) -> State:
         """Everything that another process needs to go on after these epochs."""
         remembered, numbers = optimizer_state(self.optimizer)
-        parts = {
-            "student": self.student.state_dict(),
-            "optimizer": remembered,
-            "regime": self.regime.state(),
-            "average": self._average.state(),
-        }
-        tensors = {f"{part}.{name}": t for part, state in parts.items() for name, t in state.items()}
+        tensors = self._result() | {f"optimizer.{name}": tensor for name, tensor in remembered.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
         return State(epochs, tensors, {"optimizer": numbers, "precision": self._precision.state()})
 
     def load(self, state: State) -> list[EpochRecord]:
         """Put a saved state back; returns its epochs."""
-        self.student.load_state_dict(state.part("student."))
-        self.regime.load_state(state.part("regime."))
+        self._load_result(state)
+        self._best = state.part("best.")
         load_optimizer(self.optimizer, state.part("optimizer."), state.numbers["optimizer"])
-        self._average.load_state(state.part("average."))
         self._precision.load_state(state.numbers["precision"])
         return list(state.epochs)
 
+    def keep_best(self, epochs: list[EpochRecord]) -> bool:
+        """Remember the last epoch if it is the best so far; is it time to stop? Only with `patience`."""
+        best = best_epoch(epochs)
+        if not self.settings.patience or best is None:
+            return False
+        if best == epochs[-1].epoch:
+            self._best = {name: tensor.detach().clone() for name, tensor in self._result().items()}
+        return epochs[-1].epoch - best >= self.settings.patience
+
     def finish(self) -> None:
         """Leave the weights in the student that the regime then finishes."""
+        if self._best:
+            self._load_result(State([], self._best))
         self._average.write(self.student)
+
+    def _result(self) -> dict[str, Tensor]:
+        """What the end of training is made from."""
+        parts = {
+            "student": self.student.state_dict(),
+            "regime": self.regime.state(),
+            "average": self._average.state(),
+        }
+        return {f"{part}.{name}": t for part, state in parts.items() for name, t in state.items()}
+
+    def _load_result(self, state: State) -> None:
+        self.student.load_state_dict(state.part("student."))
+        self.regime.load_state(state.part("regime."))
+        self._average.load_state(state.part("average."))
+
+    def _with_features(self) -> tuple[WithFeatures, WithFeatures] | None:
+        """Both networks with their features, where those are to be mimicked."""
+        if self.features is None or not self.settings.mimic or self.teacher is None:
+            return None
+        assert isinstance(self.student, TracedModule), "features are nodes of the pruned graph"
+        assert isinstance(self.teacher, TracedModule), "features are nodes of the dense graph"
+        ours = WithFeatures(self.student, self.features.pruned)
+        theirs = WithFeatures(self.teacher, self.features.dense)
+        theirs.train(False)
+        return ours, theirs
 
     # ------------------------------------------------------------------ training
 
@@ -98,7 +134,9 @@ class Loop:
         total, count, lr = 0.0, 0, 0.0
         seed = settings.seed + epoch + 1_000_003 * self.team.rank  # ranks differ in their dropout
         with self._restored_on_failure(), _seeded(seed), mode_kept(self.student):
-            self.student.train()
+            self.student.train(not settings.freeze_batchnorm)
+            if self._watched is not None:
+                self._watched[0].train(not settings.freeze_batchnorm)
             with _teaching(self.teacher):
                 for number, batch in enumerate(usable(data, least=self.team.size)):
                     step = epoch * self.steps + number
@@ -109,6 +147,8 @@ class Loop:
             self._share_statistics()
             self.student.eval()
             score = None if validate is None or self.team.rank else self._score(validate)
+        if validate is not None and settings.patience:
+            score = self._shared(score)  # everybody has to stop at the same epoch
         record = EpochRecord(epoch + 1, total / count, lr, score)
         self.progress.advance(1, _milestone(record, settings.epochs))
         return record
@@ -117,6 +157,13 @@ class Loop:
         """Validate what training would end in now; the averaged weights first, so that masks on them are exact."""
         with self._average.in_place(self.student), self.regime.hardened(self.student):
             return validate(self.student)
+
+    def _shared(self, score: float | None) -> float:
+        """The score of rank 0, on every process."""
+        told = torch.tensor([0.0 if score is None else score], dtype=torch.float64)
+        if self.team.size > 1:
+            self.team.mean([told])
+        return float(told) * self.team.size
 
     def _step(self, step: int, batch: Batch, lr: float, *, where: str) -> float:
         """One update of the weights; returns the loss."""
@@ -146,22 +193,37 @@ class Loop:
     def _loss(self, step: int, batch: Batch) -> Tensor:
         inputs, labels = batch
         inputs = tuple(_placed(x, self._device, channels_last=self.settings.channels_last) for x in inputs)
-        weights, target = self.regime.weights(step), None
         with self._precision.forward():
-            output = first_output(
-                functional_call(self.student, weights, inputs) if weights else call(self.student, inputs)
-            )
-            if self.teacher is not None:
-                with torch.no_grad():
-                    target = first_output(call(self.teacher, inputs))
-        return recovery_loss(
-            output if self.settings.amp == "off" else output.float(),
-            target if target is None or self.settings.amp == "off" else target.float(),
+            output, target, ours, theirs = self._run(self.regime.weights(step), inputs)
+        loss = recovery_loss(
+            output.float() if self._precision.mixed else output,
+            target if target is None or not self._precision.mixed else target.float(),
             labels.to(self._device) if labels is not None and self.batches.labelled else None,
             distill=self.settings.distill,
             temperature=self.settings.temperature,
             smoothing=self.settings.label_smoothing,
         )
+        if ours is None or theirs is None or self.features is None:
+            return loss
+        return loss + self.settings.mimic * feature_loss(ours.float(), self.features.of_dense(theirs.float()))
+
+    def _run(
+        self, weights: dict[str, Tensor], inputs: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Output of the student and of the teacher, and the features of both where they are mimicked."""
+        if self._watched is not None:
+            student, teacher = self._watched
+            output, ours = student(inputs, weights)
+            with torch.no_grad():
+                target, theirs = teacher(inputs, {})
+            return first_output(output), first_output(target), ours, theirs
+        output = first_output(
+            functional_call(self.student, weights, inputs) if weights else call(self.student, inputs)
+        )
+        if self.teacher is None:
+            return output, None, None, None
+        with torch.no_grad():
+            return output, first_output(call(self.teacher, inputs)), None, None
 
     def _share_statistics(self) -> None:
         """Average the running statistics, which each process took of its own samples."""
@@ -186,6 +248,12 @@ class Loop:
         except InputError:
             self.student.load_state_dict(before)
             raise
+
+
+def best_epoch(epochs: Sequence[EpochRecord]) -> int | None:
+    """Number of the first epoch with the highest score, None without scores."""
+    scored = [(record.score, -record.epoch) for record in epochs if record.score is not None]
+    return -max(scored)[1] if scored else None
 
 
 def steps_per_epoch(batches: Batches, settings: FinetuneSettings, *, least: int = 1) -> int:

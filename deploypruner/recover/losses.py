@@ -74,6 +74,18 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float = 
     return F.mse_loss(student, teacher) / scale
 
 
+def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared error between features of the same shape; scalar, zero where they agree.
+
+    Divided by the mean square of the teacher's (ours), so that one learning rate suits every network.
+
+    Source:
+        MiR, arXiv:2201.02620: |f_s - f_t|^2 before global pooling.
+    """
+    scale = teacher.square().mean().clamp_min(torch.finfo(teacher.dtype).tiny)
+    return F.mse_loss(student, teacher) / scale
+
+
 def recovery_loss(
     student: Tensor,
     teacher: Tensor | None,

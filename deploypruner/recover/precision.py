@@ -4,19 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deploypruner.errors import InputError
+from deploypruner.recover.modes import device_of
 
-Amp = Literal["off", "bf16", "fp16"]
+Amp = Literal["auto", "off", "bf16", "fp16"]
 AMP: tuple[Amp, ...] = get_args(Amp)
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # A gradient that overflows even so is not finite for another reason.
 _SMALLEST_SCALE = 2.0**-10
+
+
+def chosen_amp(amp: Amp, module: nn.Module) -> Amp:
+    """What "auto" stands for: bf16 on a CPU that multiplies in it, else off; others as they are.
+
+    Off with depthwise convolutions too. Training steps on one core of an AMD EPYC with AVX512-BF16, bf16 over
+    float32: ResNet-20 at 32 px 1.78x as fast, inverted residuals at 96 px 0.81x (0.58x in NHWC order).
+    """
+    if amp != "auto":
+        return amp
+    depthwise = any(p.dim() >= 3 and p.shape[1] == 1 and p.shape[0] > 1 for p in module.parameters())
+    return "bf16" if device_of(module).type == "cpu" and cpu_has_bf16() and not depthwise else "off"
+
+
+@cache
+def cpu_has_bf16() -> bool:
+    """Does this CPU have AVX512-BF16 or AMX-BF16? False where the operating system does not say."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
 
 
 class Precision:
@@ -33,6 +59,7 @@ class Precision:
 
     def __init__(self, amp: Amp, device: torch.device) -> None:
         self._device = device
+        self.mixed = amp != "off"
         self._dtype = _DTYPES.get(amp)
         self._scaler = torch.amp.GradScaler(device.type) if amp == "fp16" else None
 

@@ -2,7 +2,8 @@
 
 Layer by layer in the order of the graph, the weights of a pruned layer become the least-squares solution from its
 inputs in the pruned network, whose earlier layers are solved already, to the dense layer's output at the kept
-channels. Unlabelled samples suffice; nothing is trained.
+channels. The last layer of a residual branch is solved towards the dense stream behind its addition instead
+(`stream`). Unlabelled samples suffice; nothing is trained.
 
 Source:
     He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, sec. 3.1 (ii): the
@@ -31,6 +32,7 @@ from deploypruner.graph.nodes import arguments, op_name
 from deploypruner.graph.streamed import Streamed
 from deploypruner.recover.batches import Batch
 from deploypruner.recover.least_squares import CONVOLUTIONS, NormalEquations, columns, outputs, places
+from deploypruner.recover.stream import Aim, Stream, aim, find_stream
 
 _MEMORY = 1 << 30  # bytes of activations that may wait between two layers
 
@@ -41,7 +43,7 @@ class Reconstruction:
 
     Args:
         errors: Weight name -> squared error of the layer's output relative to the dense one's, on the samples,
-            before and after it was solved.
+            before and after it was solved; of the stream behind it where it was solved towards one.
         left: Weight name -> why a convolution or linear layer kept its weights.
     """
 
@@ -58,12 +60,26 @@ class _Layer:
         dense: The call in the dense graph.
         pruned: The same call in the pruned graph.
         kept: Output channels of the dense layer that stay.
+        stream: Where its output arrives, None where it is solved towards the dense layer's own output.
     """
 
     name: str
     dense: Node
     pruned: Node
     kept: Tensor
+    stream: Stream | None
+
+    @property
+    def target(self) -> Node:
+        """What the dense network has where this layer's output arrives."""
+        return self.dense if self.stream is None else self.stream.target
+
+    @property
+    def axis(self) -> int:
+        """Channels of the target."""
+        if self.stream is not None:
+            return self.stream.axis
+        return -1 if op_name(self.pruned) == "linear" else 1
 
 
 def can_reconstruct(graph: Graph) -> bool:
@@ -80,6 +96,7 @@ def reconstruct(
     *,
     ridge: float = 0.03,
     positions: int = 64,
+    streams: bool = True,
     memory: int = _MEMORY,
 ) -> Reconstruction:
     """Solve the convolutions and linear layers of the pruned `module` anew, in place; it is run in evaluation mode.
@@ -92,6 +109,7 @@ def reconstruct(
         ridge: Strength of the pull towards the kept weights, relative to the mean square of an input, > 0. With a
             thirtieth of the default and 256 images, the classifier of a ResNet-20 tripled its norm and overfitted.
         positions: Output positions taken of each sample, at most; the same for all samples of a batch.
+        streams: Solve the last layer of a branch towards the stream; without, every layer towards its own output.
         memory: Bytes of activations kept from one layer to the next; what does not fit is computed again.
 
     Raises:
@@ -102,7 +120,7 @@ def reconstruct(
             "layers can be reconstructed in models that torch.export traces, and this one it could not trace",
             hint="leave reconstruct out; batch norm and fine-tuning work on every model",
         )
-    layers, left = _layers(graph.module, module, _gone_rows(graph, keep))
+    layers, left = _layers(graph.module, module, _gone_rows(graph, keep), streams=streams)
     samples = [tuple(inputs) for inputs, _ in batches]
     if not samples:
         raise InputError("there are no samples to reconstruct layers from", hint="check the training split")
@@ -114,47 +132,60 @@ def reconstruct(
 def _solve(layer: _Layer, module: TracedModule, walks: _Walks, ridge: float, positions: int) -> tuple[float, float]:
     """Correct one layer; returns its relative error before and after."""
     op, weight = op_name(layer.pruned), get_state(module, layer.name)
-    bias_node = arguments(layer.pruned)["bias"]
-    bias = None if bias_node is None else get_state(module, str(bias_node.target))
+    shift = _shift(layer, module)
     groups = int(arguments(layer.pruned).get("groups") or 1)
     fan_in = weight[0].numel()
-    sums = NormalEquations(groups, fan_in + (bias is not None), len(weight) // groups)
-    size = 0.0
+    sums = NormalEquations(groups, fan_in + (shift is not None), len(weight) // groups)
+    size, factor = 0.0, torch.ones(1)
     chosen = torch.Generator().manual_seed(0)
     for number in range(len(walks)):
-        target, x, given = walks.at(number, layer)
-        target = target.index_select(-1 if op == "linear" else 1, layer.kept)
-        count = places(op, target)
+        x, asked = walks.at(number, layer)
+        count = places(op, asked.missing)
         picked = torch.randperm(count, generator=chosen)[:positions] if count > positions else None
         rows = columns(op, arguments(layer.pruned) | {"weight": weight}, x, picked)
-        if bias is not None:
+        if shift is not None:
             rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
-        wanted = outputs(op, groups, target, picked)
-        sums.add(rows, wanted - outputs(op, groups, given, picked))
-        size += float(wanted.double().square().sum())
+        sums.add(rows, outputs(op, groups, asked.missing, picked))
+        size += float(outputs(op, groups, asked.wanted, picked).double().square().sum())
+        factor = outputs(op, groups, asked.factor[:1], torch.tensor([0]))
     if not bool(torch.isfinite(sums.gram).all() and torch.isfinite(sums.moment).all()):
         raise InputError(
             f"the inputs or outputs of '{layer.name}' are not finite on the samples",
             hint="check the data for NaN and infinity",
         )
     correction = sums.solve(ridge)
+    size = max(size, torch.finfo(torch.float64).tiny)
+    errors = sums.squares / size, sums.left(correction) / size
+    usable = factor[:, :1] != 0
+    correction = torch.where(usable, correction / factor[:, :1].double().masked_fill(~usable, 1), 0)
     change = correction[:, :fan_in].mT.reshape(len(weight), fan_in)
     weight.add_(change.view(weight.shape).to(weight.dtype))
+    if shift is not None:
+        tensor, sign = shift
+        tensor.add_(sign * correction[:, fan_in].reshape(-1).to(tensor.dtype))
+    return errors
+
+
+def _shift(layer: _Layer, module: TracedModule) -> tuple[Tensor, int] | None:
+    """What takes in a constant: the layer's bias, or minus the running mean of the batch norm behind it."""
+    bias = arguments(layer.pruned)["bias"]
     if bias is not None:
-        bias.add_(correction[:, fan_in].reshape(-1).to(bias.dtype))
-    size = max(size, torch.finfo(torch.float64).tiny)
-    return sums.squares / size, sums.left(correction) / size
+        return get_state(module, str(bias.target)), 1
+    if layer.stream is not None and layer.stream.mean:
+        return get_state(module, layer.stream.mean), -1
+    return None
 
 
 # ---------------------------------------------------------------------- which layers
 
 
 def _layers(
-    dense: TracedModule, pruned: TracedModule, gone: Mapping[str, NDArray[np.bool_]]
+    dense: TracedModule, pruned: TracedModule, gone: Mapping[str, NDArray[np.bool_]], *, streams: bool
 ) -> tuple[list[_Layer], dict[str, str]]:
     """The layers that can be solved, in the order of the graph, and the others with the reason."""
     found, left = [], {}
     dense_nodes = {node.name: node for node in dense.graph.nodes}
+    order = {node: place for place, node in enumerate(pruned.graph.nodes)}
     for node in pruned.graph.nodes:
         op = op_name(node)
         if op != "linear" and "conv" not in op:
@@ -167,7 +198,8 @@ def _layers(
             continue
         rows = int(get_state(dense, name).shape[0])
         kept = np.flatnonzero(~gone[name]) if name in gone else np.arange(rows)
-        found.append(_Layer(name, dense_nodes[node.name], node, torch.as_tensor(kept)))
+        stream = find_stream(node, dense_nodes, order, pruned) if streams else None
+        found.append(_Layer(name, dense_nodes[node.name], node, torch.as_tensor(kept), stream))
     return found, left
 
 
@@ -221,6 +253,11 @@ class _Walk:
         return value
 
     @property
+    def last(self) -> Node | None:
+        """The last call that is done."""
+        return self._last
+
+    @property
     def bytes(self) -> int:
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(self.held)}
         return sum(storages.values())
@@ -238,24 +275,30 @@ class _Walks:
         self._waiting: dict[int, tuple[_Walk, _Walk]] = {}
         order = [node for node in pruned.graph.nodes if node.op != "get_attr"]
         self._before = dict(zip(order[1:], order, strict=False))
+        self._place: dict[Node | None, int] = {node: place for place, node in enumerate(dense.graph.nodes)}
 
     def __len__(self) -> int:
         return len(self._samples)
 
-    def at(self, number: int, layer: _Layer) -> tuple[Tensor, Tensor, Tensor]:
-        """Of one batch: the dense layer's output, and the pruned layer's input and output with its weights as are."""
-        dense, pruned = self._waiting.pop(number) if number in self._waiting else self._fresh(number)
-        target = dense.to(layer.dense)
+    def at(self, number: int, layer: _Layer) -> tuple[Tensor, Aim]:
+        """Of one batch: the pruned layer's input, and what its output should be, its weights being as they are."""
+        fresh = [_Walk(runner, self._samples[number]) for runner in self._runners]
+        dense, pruned = self._waiting.pop(number, fresh)
+        if self._place.get(dense.last, -1) >= self._place[layer.target]:
+            dense = fresh[0]  # a stream behind dropped branches lies ahead of layers beside it
+        target = dense.to(layer.target).index_select(layer.axis, layer.kept)
         pruned.to(self._before[layer.pruned])  # not further: this layer's weights are about to change
         runner = self._runners[1]
-        given = runner.call(
-            layer.pruned, lambda node: pruned.held[node] if node in pruned.held else runner.read(node)
-        )
-        x = pruned.held[arguments(layer.pruned)["input"]]
+
+        def value(node: Node) -> Any:
+            return pruned.held[node] if node in pruned.held else runner.read(node)
+
+        given = runner.call(layer.pruned, value)
+        x = value(arguments(layer.pruned)["input"])
+        if layer.stream is None:
+            asked = Aim(target - given, target, torch.ones_like(given))
+        else:
+            asked = aim(layer.stream, runner, value, given=given, target=target)
         if dense.bytes + pruned.bytes + sum(w.bytes for pair in self._waiting.values() for w in pair) <= self._memory:
             self._waiting[number] = dense, pruned
-        return target, x, given
-
-    def _fresh(self, number: int) -> tuple[_Walk, _Walk]:
-        first, second = (_Walk(runner, self._samples[number]) for runner in self._runners)
-        return first, second
+        return x, asked

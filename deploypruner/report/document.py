@@ -26,7 +26,7 @@ class LayerWidth:
         name: Module name in the user's model.
         kind: "conv" or "linear".
         before: Output channels of the dense model.
-        after: Output channels of the pruned one.
+        after: Output channels of the pruned one; 0 where the layer is gone with its branch.
     """
 
     name: str
@@ -53,7 +53,11 @@ class Report:
         command: Command line that made the build.
         model: name, source, input shapes, sha256.
         settings: criterion, scope, step, epochs and whatever else the recipe resolved to.
-        budget: kind, requested, predicted, certified, met; empty when none was asked for.
+        budget: kind, requested, predicted, certified, met; empty when none was asked for. `met` is false where the
+            quality is not kept, which `quality` says: artifact, runtime, kind ("accuracy" or the kind of agreement),
+            dense, pruned, lost and allowed points, kept. For time also `dropped` (branches that are gone),
+            `objective` (what the plan was chosen by), and `pool` with `judged_by`: the plans that were judged before
+            training.
         rows: One per artifact and runtime, the dense fp32 baseline first.
         verification: One per comparison of two forms of the model.
         loop: One dict per closed-loop round; empty when the loop did not run.

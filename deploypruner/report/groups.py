@@ -10,6 +10,8 @@ from deploypruner.report.terminal import clean
 from deploypruner.report.units import scaled
 
 _MIN_NAME = 16
+# Kind of the lines of residual branches: one thing that stays or goes.
+BRANCH = "branch"
 _TIMED = ("ms to gain", "lost per ms")
 
 
@@ -19,7 +21,7 @@ class GroupLine:
 
     Args:
         id: Group id.
-        kind: What a channel is.
+        kind: What a channel is; `BRANCH` for a residual branch.
         size: Channels.
         width: How many stay, None where nothing is planned.
         macs: Multiply-adds of one channel.
@@ -59,6 +61,8 @@ def group_table(lines: Sequence[GroupLine], width: int | None) -> list[str]:
 
 def _cells(line: GroupLine, timed: bool) -> tuple[str, ...]:
     channels = str(line.size) if line.width in (None, line.size) else f"{line.size} -> {line.width}"
+    if line.kind == BRANCH:
+        channels = "gone" if line.width == 0 else "stays" if line.width else ""
     times: tuple[str, ...] = ()
     if timed:
         rate = "" if line.importance_per_ms is None else f"{line.importance_per_ms:.1%}"

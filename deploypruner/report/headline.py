@@ -64,7 +64,17 @@ def headline(report: Report) -> Headline:
     pairs = [(group, row) for group in groups for row in group.rows if row is not group.baseline]
     if not pairs:
         return Headline(recommended=None, sentence="only the baseline was measured: nothing to compare", notes=())
-    faster = [(group, row) for group, row in pairs if row.verdict == "faster"]
+    faster = [(group, row) for group, row in pairs if row.verdict == "faster" and _keeps(row, group, report)]
+    quality = report.budget.get("quality", {})
+    if quality and not quality["kept"]:
+        kept = min(faster, key=lambda pair: pair[1].median_ms, default=None)
+        return Headline(
+            recommended=None if kept is None else kept[1],
+            sentence=f"no pruned artifact is worth having: {units.quality_sentence(quality)}",
+            notes=()
+            if kept is None
+            else (f"{kept[1].name} on {kept[1].runtime} is faster and keeps it: deploy that.",),
+        )
     if not faster:
         return _nothing_faster(pairs)
     group, best = min(faster, key=lambda pair: pair[1].median_ms)
@@ -73,6 +83,17 @@ def headline(report: Report) -> Headline:
         f"{_interval(best)}, {_quality(best, group.baseline)}"
     )
     return Headline(recommended=best, sentence=sentence, notes=_notes(best, report.rows))
+
+
+def _keeps(row: Row, group: RuntimeGroup, report: Report) -> bool:
+    """Does this row lose no more than the report allows? Yes where nothing is known of it."""
+    quality = report.budget.get("quality", {})
+    if not quality:
+        return True
+    if quality["kind"] != "accuracy":
+        return row.agreement is None or 100 * (1 - row.agreement) <= quality["allowed"]
+    dense = group.baseline.accuracy if group.baseline else None
+    return row.accuracy is None or dense is None or dense - row.accuracy <= quality["allowed"]
 
 
 def _group(key: tuple[str, int], rows: list[Row]) -> RuntimeGroup:

@@ -140,10 +140,23 @@ def budget_sentence(budget: dict[str, Any]) -> str:
         if budget.get(key) is not None
     ]
     doubt = f"; {budget['doubt']}" if budget.get("doubt") else ""
-    return f"{name}: {', '.join(parts) or 'nothing requested'}{doubt}"
+    quality = budget.get("quality", {})
+    lost = f"; {quality_sentence(quality)}" if quality and not quality["kept"] else ""
+    return f"{name}: {', '.join(parts) or 'nothing requested'}{doubt}{lost}"
+
+
+def quality_sentence(quality: dict[str, Any]) -> str:
+    """What was lost and what may be: "accuracy fell from 88.0 to 2.4 %, 85.6 points where 3 are allowed"."""
+    name = "accuracy" if quality["kind"] == "accuracy" else f"agreement with the dense model ({quality['kind']})"
+    return (
+        f"{name} fell from {quality['dense']:.1f} to {quality['pruned']:.1f} %, {quality['lost']:.1f} points where "
+        f"{quality['allowed']:g} are allowed"
+    )
 
 
 def budget_verdict(budget: dict[str, Any]) -> str:
-    """ "met", "NOT MET", or "NOT CERTIFIED" where the machine was too busy to tell."""
+    """ "met", "NOT MET", or "NOT CERTIFIED" where the machine was too busy to tell; "REFUSED" for a ruined model."""
     met = budget.get("met")
+    if not budget.get("quality", {}).get("kept", True):
+        return "REFUSED"
     return "met" if met else "NOT CERTIFIED" if met is None else "NOT MET"

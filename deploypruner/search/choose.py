@@ -9,6 +9,9 @@ from deploypruner.errors import InputError
 from deploypruner.measure import median_ms
 from deploypruner.records import Quality, Setting, Timing
 
+# Points that int8 alone may cost where the user did not say.
+INT8_DROP = 1.0
+
 
 @dataclass(frozen=True)
 class Choice:

@@ -33,6 +33,8 @@ class Found:
         objective: What the plan was chosen by, see `search.objectives`; "" where nothing had to be cut.
         pool: Plans that were judged before that one was chosen, the best first.
         judged_by: What their loss is.
+        keeps: Predicted milliseconds of the fastest plan that keeps the quality without training, where this one was
+            not judged to; None where it was, or nothing was judged.
         artifact: Name of the one the budget is about, "" for the pruned one of the setting.
     """
 
@@ -48,6 +50,7 @@ class Found:
     objective: str = ""
     pool: tuple[Entry, ...] = ()
     judged_by: str = ""
+    keeps: float | None = None
     artifact: str = ""
 
     def goal(self, budget: Budget) -> Goal:

@@ -16,8 +16,8 @@ from deploypruner.prune.constraints import Constraints
 from deploypruner.prune.room import by_importance
 from deploypruner.records import Setting
 from deploypruner.search.choices import TallyOf
-from deploypruner.search.losses import running_importance
-from deploypruner.search.solve import LayersOf, Reach, Solution, reach, solve
+from deploypruner.search.losses import losses_from_scores, running_importance
+from deploypruner.search.solve import LayersOf, Reach, Solution, reach, solve, with_branches
 
 
 class Predicts(Protocol):
@@ -34,10 +34,10 @@ class Predicts(Protocol):
 
 @dataclass(frozen=True)
 class GroupTime:
-    """What time has to do with one group.
+    """What time has to do with one group or residual branch.
 
     Args:
-        saved_ms: Predicted to disappear with this group alone at the width it has in the fastest plan; 0 where it
+        saved_ms: Predicted to disappear with this group alone at its narrowest, or with this branch alone; 0 where it
             stays whole.
         importance_per_ms: Share of the importance of the whole model that goes per millisecond so saved, None where
             nothing is saved.
@@ -54,7 +54,7 @@ class Outlook:
     Args:
         setting: Runtime, precision and threads.
         reach: The range.
-        groups: Group id -> its part.
+        groups: Group or branch id -> its part.
         solution: The plan for the budget, None where none was asked for.
     """
 
@@ -96,16 +96,18 @@ def look_ahead(
         RecipeError: A pattern of the constraints matches nothing.
     """
     constraints = constraints or Constraints()
-    order = by_importance(scores)
+    order = with_branches(graph, by_importance(scores))
     found = reach(graph, model.tally, step=step, constraints=constraints)
     running = running_importance(graph, scores, order, normalizer=normalizer)
     whole = sum(float(line[-1]) for line in running.values())
     tally, groups = model.tally(order), {}
-    for group in graph.groups:
-        width = len(found.keep[group.id])
-        saved = max(0.0, tally.ms - float(tally.sweep(group.id, np.array([width]))[0]))
-        lost = float(running[group.id][-1] - running[group.id][width - 1])
-        groups[group.id] = GroupTime(saved, lost / whole / saved if saved > 0 and whole > 0 else None)
+    losses = losses_from_scores(graph, running)
+    least = found.room.narrowest
+    lost = {g.id: float(losses.groups[g.id][len(least[g.id])]) for g in graph.groups} | dict(losses.branches)
+    for name in lost:
+        width = len(least.get(name, order[name]))
+        saved = max(0.0, tally.ms - float(tally.sweep(name, np.array([width]))[0]))
+        groups[name] = GroupTime(saved, lost[name] / whole / saved if saved > 0 and whole > 0 else None)
     solution = None
     if budget is not None:
         asked = found.dense_ms / budget.speedup if budget.speedup is not None else budget.latency_ms

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, log10
+from math import ceil, floor, isnan, log10
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class Solution:
         keep: Group id -> which, ascending; branch id -> nothing, of every branch that goes.
         predicted_ms: Of the plan; at most the budget.
         importance: Share of the importance that stays, 0 to 1.
-        loss: Predicted, in the unit of the losses.
+        loss: Predicted, in the unit of the losses; NaN where the plan follows from a rule.
         dense_ms: Predicted, of the whole model.
         fastest_ms: Predicted, of the fastest plan.
     """
@@ -47,6 +47,11 @@ class Solution:
     loss: float
     dense_ms: float
     fastest_ms: float
+
+    @property
+    def merit(self) -> float:
+        """What it was solved for: little loss, or where nobody predicted one, much importance."""
+        return self.importance if isnan(self.loss) else -self.loss
 
     @property
     def dropped(self) -> tuple[str, ...]:
@@ -196,7 +201,7 @@ class _Space:
             running = running_importance(graph, scores, room.order, normalizer=normalizer)
             by_score = losses_from_scores(graph, running)
             choices = make_choices(graph, room, losses or by_score)
-            walk = WidthWalk(choices, tally_of(_all(graph, room.order)), room.order)
+            walk = WidthWalk(choices, tally_of(with_branches(graph, room.order)), room.order)
             dense_ms, quickest = walk.ms, fastest(walk)
             return _Space(graph, room, by_score, walk, dense_ms, min(dense_ms, walk.ms), quickest)
 
@@ -253,8 +258,8 @@ def _out_of_reach(
     )
 
 
-def _all(graph: Graph, order: Order) -> Order:
-    """An order for everything a tally may be asked about; a branch is one channel."""
+def with_branches(graph: Graph, order: Order) -> Order:
+    """An order for everything a tally may be asked about: a branch is one channel, 0."""
     return {branch.id: np.zeros(1, np.int64) for branch in graph.branches} | dict(order)
 
 

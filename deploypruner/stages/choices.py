@@ -41,7 +41,7 @@ def check_choices(recipe: Recipe, given: Given) -> None:
     require_data(criterion, name, has_data=has_data)
     _check_axes(recipe.prune, name)
     hooked = bool(recipe.recover.train) or given.train is not None
-    check_sparse(recipe, trains=has_data and not hooked and recipe.recover.epochs > 0)
+    check_sparse(recipe, trains=has_data and not hooked and recipe.recover.trains)
     if given.train is not None and not callable(given.train):
         raise RecipeError(f"train is a {type(given.train).__name__}, not a function", hint=f"expected {SIGNATURE}")
     if hooked and not has_data:

@@ -12,18 +12,25 @@ from torch import Tensor, nn
 from deploypruner.folder import BuildFolder, os_errors
 from deploypruner.records import Cost
 from deploypruner.recover.batchnorm import reestimate_batchnorm
+from deploypruner.recover.budget import recovery_defaults, time_step
+from deploypruner.recover.features import Features, find_features
 from deploypruner.recover.finetune import finetune
 from deploypruner.recover.hook import SIGNATURE, hook_name, load_hook, run_hook
-from deploypruner.recover.reconstruct import can_reconstruct, reconstruct
+from deploypruner.recover.loop import steps_per_epoch
+from deploypruner.recover.reconstruct import can_reconstruct
+from deploypruner.recover.renormalise import renormalise_batchnorm
+from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.recover.sparse import SparseRegime
 from deploypruner.recover.sparse.existing import ExistingZeros
 from deploypruner.recover.validate import top1_percent
 from deploypruner.sources.foreign import foreign
 from deploypruner.stages import Build, Stage, stage_file
+from deploypruner.stages.judging import make_judge
 from deploypruner.stages.score import training_batches
 from deploypruner.stages.sparsity import describe_sparse, existing_zeros, make_regime, sparse_facts
 
 _CHECKPOINT = stage_file("finetune.safetensors")
+_OUTLOOK = stage_file("finetune.json")
 _BATCH = 64
 
 
@@ -44,7 +51,7 @@ class Recover(Stage):
             regime.begin(module, 0)
             regime.finish(module)
         if build.data is not None:
-            facts |= _recover(build, module, regime)
+            facts |= _recover(build, module, regime, existing)
         if regime is not None:
             facts["sparse"] = sparse_facts(build, regime)
         module.eval()
@@ -69,6 +76,10 @@ class Recover(Stage):
         steps = [*solved, *sparse, f"batch norm re-estimated over {facts['batchnorm_layers']} layers"]
         if facts.get("epochs"):
             steps.append(f"{facts['epochs']} epoch{'' if facts['epochs'] == 1 else 's'}")
+        if "best_epoch" in facts:
+            steps.append(f"the weights of epoch {facts['best_epoch']}")
+        if facts.get("mimicked"):
+            steps.append("dense features mimicked")
         if "accuracy_dense" in facts:
             path = " -> ".join(
                 f"{facts[k]:.2f}" for k in ("accuracy_dense", "accuracy_removed", "accuracy_recovered") if k in facts
@@ -80,13 +91,18 @@ class Recover(Stage):
 def _trains(build: Build) -> bool:
     """Will the built-in fine-tuning run?"""
     recipe = build.recipe.recover
-    return build.data is not None and recipe.epochs > 0 and not recipe.train and build.given.train is None
+    return build.data is not None and recipe.trains and not recipe.train and build.given.train is None
 
 
-def _recover(build: Build, module: nn.Module, regime: SparseRegime | None) -> dict[str, Any]:
+def _recover(
+    build: Build, module: nn.Module, regime: SparseRegime | None, existing: ExistingZeros | None
+) -> dict[str, Any]:
     assert build.data is not None, "there is no data"
     recipe, data = build.recipe.recover, build.data
-    facts: dict[str, Any] = {"batchnorm_layers": reestimate(build, module)}
+    # What was solved fits the statistics in use, so that those are set anew without a change of the function; zeros
+    # that came after it have changed the function already.
+    keep = regime is None and _reconstructs(build, existing)
+    facts: dict[str, Any] = {"batchnorm_layers": reestimate(build, module, keep_function=keep)}
     hook = load_hook(recipe.train) if build.given.train is None and recipe.train else build.given.train
     if data.labelled:
         facts["accuracy_dense"] = top1_percent(build.traced.module, data.val)
@@ -98,26 +114,67 @@ def _recover(build: Build, module: nn.Module, regime: SparseRegime | None) -> di
         if regime is not None:
             regime.finish(module)  # it may have brought weights back
         facts["train"] = name
-    elif recipe.epochs:
-        build.folder.path(_CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
-        with os_errors(build.folder.path(_CHECKPOINT)):
-            finetune(
-                module,
-                build.traced.module,
-                data.train,
-                replace(recipe.settings, epochs=recipe.epochs, seed=build.recipe.seed),
-                checkpoint=build.folder.path(_CHECKPOINT),
-                progress=build.progress,
-                validate=(lambda m: top1_percent(m, data.val)) if data.labelled else None,
-                regime=regime,
-            )
-        build.folder.path(_CHECKPOINT).unlink(missing_ok=True)
-        facts["epochs"] = recipe.epochs
-    if hook is not None or recipe.epochs:
+    elif recipe.trains:
+        gap = facts["accuracy_dense"] - facts["accuracy_removed"] if data.labelled else None
+        facts |= _train(build, module, regime, gap)
+    if hook is not None or (recipe.trains and not facts.get("mimicked")):
         reestimate(build, module)
     if data.labelled:
         facts["accuracy_recovered"] = top1_percent(module, data.val)
     return facts
+
+
+def _train(build: Build, module: nn.Module, regime: SparseRegime | None, gap: float | None) -> dict[str, Any]:
+    """Fine-tune; returns the epochs that ran, and whether features were mimicked in evaluation mode."""
+    assert build.data is not None, "there is no data"
+    data, features = build.data, find_features(build.traced, build.planned.keep, module)
+    settings = _settings(build, module, features, gap)
+    path = build.folder.path(_CHECKPOINT)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os_errors(path):
+        history = finetune(
+            module,
+            build.traced.module,
+            data.train,
+            settings,
+            checkpoint=path,
+            progress=build.progress,
+            validate=(lambda m: top1_percent(m, data.val)) if data.labelled else None,
+            regime=regime,
+            features=features,
+        )
+    path.unlink(missing_ok=True)
+    build.folder.path(_OUTLOOK).unlink(missing_ok=True)
+    facts: dict[str, Any] = {"epochs": len(history.epochs)}
+    if history.held != len(history.epochs):
+        facts["best_epoch"] = history.held
+    return facts | ({"mimicked": True} if settings.freeze_batchnorm else {})
+
+
+def _settings(build: Build, module: nn.Module, features: Features | None, gap: float | None) -> FinetuneSettings:
+    """Of the fine-tuning; what nobody said follows from the data, and is said before."""
+    assert build.data is not None, "there is no data"
+    recipe, train = build.recipe.recover, build.data.train
+    asked = replace(recipe.settings, seed=build.recipe.seed)
+    if recipe.epochs != "auto":
+        return replace(asked, epochs=recipe.epochs)
+    # A build that goes on keeps to what it said: a step may take another time now, but the checkpoint is for this.
+    key = f"{asked} {recipe.minutes} {gap}"
+    if build.folder.has(_OUTLOOK) and (said := build.folder.read_json(_OUTLOOK))["key"] == key:
+        return replace(asked, **said["settings"])
+    samples = train.samples or asked.batch_size * steps_per_epoch(train, asked)
+    outlook = recovery_defaults(
+        asked,
+        samples=samples,
+        labelled=train.labelled,
+        gap=gap,
+        seconds_per_step=lambda s: time_step(module, build.traced.module, train, s, features=features),
+        minutes=recipe.minutes,
+    )
+    build.say(f"recover: {outlook.text}")
+    changed = {k: v for k, v in vars(outlook.settings).items() if v != getattr(asked, k)}
+    build.folder.write_json(_OUTLOOK, {"key": key, "settings": changed})
+    return outlook.settings
 
 
 def _reconstructs(build: Build, existing: ExistingZeros | None) -> bool:
@@ -130,14 +187,11 @@ def _reconstructs(build: Build, existing: ExistingZeros | None) -> bool:
 
 def _reconstruct(build: Build, module: nn.Module) -> dict[str, Any]:
     """Solve the layers anew on training data as training sees it; gives how many."""
-    recipe = build.recipe.recover
-    count = max(1, recipe.reconstruct_samples // _BATCH)
-    batches = training_batches(build, batch_size=_BATCH, count=count, augment=recipe.settings.augment)
-    found = reconstruct(build.traced, build.planned.keep, module, batches)
-    return {"reconstructed_layers": len(found.errors)}
+    _, found = make_judge(build).repair(module, build.planned.keep)
+    return {} if found is None else {"reconstructed_layers": len(found.errors)}
 
 
-def reestimate(build: Build, module: nn.Module) -> int:
+def reestimate(build: Build, module: nn.Module, *, keep_function: bool = False) -> int:
     """Re-estimate batch norm on the data as training saw it; returns the number of layers.
 
     Augmented: the zero border of a random crop alone changed ResNet-20's first variance by 1.6x on CIFAR-10, and
@@ -145,7 +199,8 @@ def reestimate(build: Build, module: nn.Module) -> int:
     """
     count, augment = build.recipe.recover.batchnorm_batches, build.recipe.recover.settings.augment
     batches = training_batches(build, batch_size=_BATCH, count=count, augment=augment)
-    return reestimate_batchnorm(module, batches, max_batches=count)
+    measure = renormalise_batchnorm if keep_function else reestimate_batchnorm
+    return measure(module, batches, max_batches=count)
 
 
 def _with_cost(build: Build, facts: dict[str, Any]) -> Build:

@@ -12,6 +12,7 @@ from deploypruner.measure import environment
 from deploypruner.measure.statistics import compare
 from deploypruner.recipe import resolved_toml
 from deploypruner.report import LayerWidth, Report, StageTime, render_html, render_json
+from deploypruner.search.kept import Kept, quality_kept
 from deploypruner.search.patterns import DENSE
 from deploypruner.stages import Build, Stage
 from deploypruner.target import detect
@@ -72,6 +73,9 @@ def make_report(build: Build) -> Report:
 def budget_of(build: Build) -> dict[str, Any]:
     """What was asked for, predicted, and certified by measuring; `certified` is None where nothing could be."""
     plan, found, budget = build.planned, build.found, build.recipe.prune.budget
+    kept = kept_of(build)
+    quality = {} if kept is None else {"quality": {**asdict(kept), "lost": kept.lost, "kept": kept.kept}}
+    sound = kept is None or kept.kept
     if found is None:
         remain = plan.macs_after / plan.macs_before
         return {
@@ -79,7 +83,8 @@ def budget_of(build: Build) -> dict[str, Any]:
             "requested": budget.macs,
             "predicted": remain,
             "certified": remain,
-            "met": budget.macs is not None and plan.macs_after <= budget.macs * plan.macs_before,
+            "met": sound and budget.macs is not None and plan.macs_after <= budget.macs * plan.macs_before,
+            **quality,
         }
     goal, certificate = found.goal(budget), build.certificate
     assert certificate is not None, "stage 'measure' judges every budget of time"
@@ -93,13 +98,31 @@ def budget_of(build: Build) -> dict[str, Any]:
         "setting": asdict(found.setting),
         "dense_ms": found.dense_ms,
         "importance": found.importance,
+        "dropped": list(plan.dropped),
+        "objective": found.objective,
+        "judged_by": found.judged_by,
+        "pool": [asdict(entry) for entry in found.pool],
         "predicted": predicted,
         "measured": certificate.measured,
         "certified": certificate.bound,
-        "met": certificate.met,
+        "met": certificate.met if sound else False,
         "remark": found.remark,
         "doubt": certificate.doubt,
+        **quality,
     }
+
+
+def kept_of(build: Build) -> Kept | None:
+    """Whether the artifact that the budget is about keeps the quality; None where nothing is known about it."""
+    if build.data is None:
+        return None
+    found = build.found
+    return quality_kept(
+        build.rows,
+        drop=build.recipe.measure.accuracy_drop,
+        setting=None if found is None else found.setting,
+        artifact="" if found is None else found.artifact,
+    )
 
 
 def sparse_of(build: Build) -> dict[str, Any]:
@@ -138,11 +161,13 @@ def _patterns(build: Build) -> dict[str, Any]:
 
 
 def layer_widths(build: Build) -> tuple[LayerWidth, ...]:
-    """Output channels of every convolution and linear layer before and after."""
+    """Output channels of every convolution and linear layer before and after; none where its branch is gone."""
     graph, module = build.traced, build.compiled
+    gone = {name for branch in build.planned.dropped for name in graph.branch(branch).parameters}
     widths = []
     for affine in (a for a in graph.labelling.affines.values() if a.role == "producer"):
-        before, after = (get_state(m, affine.weight).shape[affine.axis] for m in (graph.module, module))
+        before = get_state(graph.module, affine.weight).shape[affine.axis]
+        after = 0 if affine.weight in gone else get_state(module, affine.weight).shape[affine.axis]
         widths.append(LayerWidth(affine.weight.removesuffix(".weight"), _kind(graph, affine.weight), before, after))
     return tuple(widths)
 
@@ -175,7 +200,7 @@ def _settings(build: Build) -> dict[str, Any]:
         "criterion": plan.criterion,
         "scope": plan.scope,
         "step": plan.step,
-        "epochs": recipe.recover.epochs if build.data is not None else 0,
+        "epochs": 0,
         "threads": recipe.measure.threads,
         "data": build.data.name if build.data is not None else None,
         "seed": recipe.seed,
