@@ -8,7 +8,7 @@
 
 Speed-ups are over the dense int8 model in OpenVINO, one thread. Photographs of even classes repair, without labels;
 the 500 of odd classes judge (see `benchmarks.imagenet`): 0.2 points are one image. Batch-norm statistics stay: with
-one branch gone, those of 256 photographs left 82.8 % top-1 where least squares on 64 left 89.1 (128 photographs judging).
+one branch gone, those of 256 photographs left 82.8 % top-1, least squares on 64 alone 89.1 (128 photographs judged).
 """
 
 from __future__ import annotations
