@@ -37,7 +37,8 @@ from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.room import by_importance, most_important
 from deploypruner.records import Artifact, Precision, Setting
 from deploypruner.search.losses import kept_share, losses_from_scores, running_importance
-from deploypruner.search.meet import Request, meet
+from deploypruner.search.meet import meet
+from deploypruner.search.request import Request
 from deploypruner.search.solve import solve
 from deploypruner.sources.model import load_model
 

@@ -16,7 +16,8 @@ from deploypruner.recover.batches import Batches
 from deploypruner.search.judge import Judge
 from deploypruner.search.losses import Losses
 from deploypruner.search.measured import losses_from_worth
-from deploypruner.search.meet import Request, meet
+from deploypruner.search.meet import meet
+from deploypruner.search.request import Request
 from deploypruner.search.worth import measure_worth
 
 _SOLVING = 256

@@ -17,6 +17,9 @@ RUNTIME = click.option(
 THREADS = click.option("--threads", type=click.IntRange(1), help="Of every runtime.  [default: 1]")
 SECONDS = click.option("--seconds", type=click.FloatRange(1), help="Time for measuring.  [default: 20]")
 
+# How often a waiting thread of torch looks again before it sleeps; see `cli.main`.
+SPINNING = ("GOMP_SPINCOUNT", "1000")
+
 
 def chosen_runtimes(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     """What --runtime named, None where that is nothing or only "auto"."""

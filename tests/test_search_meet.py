@@ -17,7 +17,8 @@ from deploypruner.graph import trace
 from deploypruner.latency import LayerTime
 from deploypruner.records import Artifact, Quality, Timing
 from deploypruner.search import bench, meet
-from deploypruner.search.meet import OutOfReach, Request
+from deploypruner.search.meet import OutOfReach
+from deploypruner.search.request import Request
 
 FIXED_MS = 1.0
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deploypruner.errors import MeasureError
+from deploypruner.options import SPINNING
 from deploypruner.records import Artifact
 
 # Seconds a worker may take for each kind of message. Compiling a large model takes a minute on a small machine, and
@@ -187,4 +188,5 @@ class Worker:
 
 def _environment(threads: int) -> dict[str, str]:
     search = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return dict(os.environ) | dict.fromkeys(_THREAD_VARIABLES, str(threads)) | {"PYTHONPATH": os.pathsep.join(search)}
+    own = {name: value for name, value in os.environ.items() if (name, value) != SPINNING}
+    return own | dict.fromkeys(_THREAD_VARIABLES, str(threads)) | {"PYTHONPATH": os.pathsep.join(search)}

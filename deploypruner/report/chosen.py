@@ -22,6 +22,7 @@ class PlanLine:
         predicted: Milliseconds.
         loss: Before training, in the unit that `judged_by` says.
         top1: Percent.
+        trained: Loss after a brief training, "" where it had none.
         gone: Residual branches, "" where all stay.
         full: Judged on all images?
         taken: Is it the plan of the build?
@@ -31,6 +32,7 @@ class PlanLine:
     predicted: str
     loss: str
     top1: str
+    trained: str
     gone: str
     full: bool
     taken: bool
@@ -46,7 +48,9 @@ def chosen_sentence(report: Report) -> str:
         return ""
     name, pool = objective_name(str(budget["objective"])), budget.get("pool") or []
     if len(pool) > 1:
+        trained = sum(entry.get("trained") is not None for entry in pool)
         how = f"by {name}, the best of {len(pool)} plans judged by {budget['judged_by']} before training"
+        how += f", {trained} of them after a brief training too" if trained else ""
     elif pool:
         how = f"by {name}, the only plan there was to judge"
     elif report.settings.get("data") is None:
@@ -86,6 +90,7 @@ def pool_lines(budget: dict[str, Any]) -> list[PlanLine]:
             predicted=units.significant(entry["predicted_ms"]),
             loss="not finite" if entry["loss"] is None else units.significant(entry["loss"]),
             top1=units.percent(entry["top1"]),
+            trained="" if entry.get("trained") is None else units.significant(entry["trained"]),
             gone=", ".join(collapse(entry["dropped"])),
             full=bool(entry["full"]),
             taken=number == taken,

@@ -24,7 +24,7 @@ from deploypruner.recover.batches import Batch
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.losses import label_loss
 from deploypruner.recover.modes import evaluating
-from deploypruner.recover.reconstruct import can_reconstruct, reconstruct
+from deploypruner.recover.reconstruct import Reconstruction, can_reconstruct, reconstruct
 
 Kind = Literal["loss", "KL to the dense outputs", "relative error of the outputs"]
 
@@ -74,19 +74,41 @@ class Judge:
 
         Args:
             keep: Group or branch id -> what stays.
-            share: Of the batches of each kind that are used, 0 < share <= 1; at least one batch.
+            share: Of the batches of each kind that are used, 0 < share <= 1; at least one batch. A look at a part
+                takes the first way to reconstruct, a whole one the better of two.
         """
-        return self.verdict(self.adapted(keep, share=share), share=share)
-
-    def adapted(self, keep: Keep, *, share: float = 1.0) -> nn.Module:
-        """The module that is left by a plan, repaired as far as that goes without training, in evaluation mode."""
         module = self.graph.cut(self.graph.removed(keep)).eval()
+        return self.repair(module, keep, share=share)[0]
+
+    def repair(self, module: nn.Module, keep: Keep, *, share: float = 1.0) -> tuple[Verdict, Reconstruction | None]:
+        """Repair a cut module in place, as far as that goes without training, and judge it.
+
+        The last layer of a branch is solved towards the stream behind it or towards its own output, whichever does
+        better on the held-out images: neither always does.
+
+        Args:
+            module: The model without what the plan does not keep, in evaluation mode.
+            keep: The plan.
+            share: As in `look`.
+
+        Returns:
+            The verdict, and what was reconstructed (None where that cannot be done).
+        """
         batches = _part(self._solving, share)
-        if can_reconstruct(self.graph):
-            reconstruct(self.graph, keep, module, batches)
-        else:
+        if not can_reconstruct(self.graph):
             reestimate_batchnorm(module, batches, max_batches=len(batches))
-        return module
+            return self.verdict(module, share=share), None
+        before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        best: tuple[Verdict, Reconstruction, dict[str, Tensor]] | None = None
+        for streams in (True, False) if share == 1 else (True,):
+            module.load_state_dict(before)
+            solved = reconstruct(self.graph, keep, module, batches, streams=streams)
+            verdict = self.verdict(module, share=share)
+            if best is None or verdict.loss < best[0].loss:
+                best = verdict, solved, {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        assert best is not None, "one way is always tried"
+        module.load_state_dict(best[2])
+        return best[0], best[1]
 
     def verdict(self, module: nn.Module, *, share: float = 1.0) -> Verdict:
         """Judge a module as it is."""

@@ -17,6 +17,7 @@ from deploypruner.errors import BudgetError, InputError
 from deploypruner.graph import Graph
 from deploypruner.prune.allocate import allocate
 from deploypruner.prune.constraints import Constraints
+from deploypruner.prune.depth import held_branches
 from deploypruner.prune.room import by_importance
 from deploypruner.search.choices import TallyOf
 from deploypruner.search.losses import Losses, kept_share, losses_from_scores, running_importance
@@ -52,8 +53,8 @@ class Space:
 
     @property
     def drops(self) -> bool:
-        """May branches go?"""
-        return bool(self.graph.branches) and self.constraints.depth == "auto"
+        """May any branch go?"""
+        return not all(held_branches(self.graph, self.constraints).values())
 
 
 SolveFor = Callable[[TallyOf, float], Solution]
@@ -95,7 +96,7 @@ def objectives(space: Space) -> list[Objective]:
         found.append(_by_losses("scores, every branch kept", _deep(space), scores))
         found.append(_by_losses("roots of scores, every branch kept", _deep(space), rooted))
         found.append(_by_losses("branches alone", _whole(space), space.measured or scores))
-    found.append(_by_losses("lamp, every branch kept", _deep(space), _score_losses(space, "lamp")))
+    found.append(_by_losses("lamp", _deep(space), _score_losses(space, "lamp")))
     found += [_by_rule(name, space, scope) for name, scope in _RULES.items()]
     return found
 

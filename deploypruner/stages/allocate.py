@@ -21,18 +21,20 @@ from deploypruner.records import Quality
 from deploypruner.runtime import default_runtimes, runtimes
 from deploypruner.search.choose import INT8_DROP
 from deploypruner.search.found import Found
-from deploypruner.search.judge import Judge
+from deploypruner.search.kept import ACCURACY_DROP, AGREEMENT_DROP
 from deploypruner.search.losses import Losses
 from deploypruner.search.measured import losses_from_worth
-from deploypruner.search.meet import OutOfReach, Request, meet
+from deploypruner.search.meet import OutOfReach, meet
+from deploypruner.search.request import Request
 from deploypruner.search.worth import measure_worth
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.evaluate import judge, timing_feeds, validation_samples
+from deploypruner.stages.judging import can_train_briefly, make_judge, trained_briefly
 from deploypruner.stages.quantize import with_dense
 from deploypruner.stages.score import normalizer_name, training_batches
 
 _FOUND = stage_file("search.json")
-_WORTH_BATCH, _JUDGE_BATCH = 32, 64
+_WORTH_BATCH = 32
 
 
 class Allocate(Stage):
@@ -129,7 +131,9 @@ def _in_time(build: Build) -> Build:
         feeds=timing_feeds(build),
         table_seconds=measure.table_seconds,
         worth=None if build.data is None else lambda: _worth(build, scores),
-        judge=None if build.data is None or build.recipe.search.plans == 1 else lambda: _judge(build),
+        judge=None if build.data is None or build.recipe.search.plans == 1 else lambda: make_judge(build),
+        train=(lambda judge, keep: trained_briefly(build, judge, keep)) if can_train_briefly(build) else None,
+        keeping=_keeping(build),
         plans=build.recipe.search.plans,
         minutes=build.recipe.search.minutes,
         seed=build.recipe.seed,
@@ -170,18 +174,14 @@ def _worth(build: Build, scores: Mapping[str, Tensor]) -> Losses:
     return losses_from_worth(build.traced, measured, scores, order)
 
 
-def _judge(build: Build) -> Judge:
-    """Reconstructs and judges plans on different training samples; on the same ones where there are too few."""
-    recipe, recover = build.recipe.search, build.recipe.recover
-    solved = -(-recover.reconstruct_samples // _JUDGE_BATCH)
-    held_out = -(-recipe.held_out // _JUDGE_BATCH)
-    plain = list(training_batches(build, batch_size=_JUDGE_BATCH, count=solved + held_out))
-    if len(plain) <= solved:
-        solved = len(plain) // 2
-    if not solved:
-        build.say("remark: plans are judged on the samples they are reconstructed on, there are too few for both")
-    augmented = training_batches(build, batch_size=_JUDGE_BATCH, count=solved or 1, augment=recover.settings.augment)
-    return Judge(build.traced, solving=list(augmented), held_out=plain[solved:])
+def _keeping(build: Build) -> float | None:
+    """Points that may be lost where the plan is all there will be; None where training follows."""
+    recover, asked = build.recipe.recover, build.recipe.measure.accuracy_drop
+    if build.data is None or recover.trains or recover.train or build.given.train is not None:
+        return None
+    if asked is not None:
+        return asked
+    return ACCURACY_DROP if build.data.labelled else AGREEMENT_DROP
 
 
 def _jobs(build: Build) -> list[Job]:

@@ -17,7 +17,7 @@ from deploypruner.recover.features import Features, find_features
 from deploypruner.recover.finetune import finetune
 from deploypruner.recover.hook import SIGNATURE, hook_name, load_hook, run_hook
 from deploypruner.recover.loop import steps_per_epoch
-from deploypruner.recover.reconstruct import can_reconstruct, reconstruct
+from deploypruner.recover.reconstruct import can_reconstruct
 from deploypruner.recover.renormalise import renormalise_batchnorm
 from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.recover.sparse import SparseRegime
@@ -25,6 +25,7 @@ from deploypruner.recover.sparse.existing import ExistingZeros
 from deploypruner.recover.validate import top1_percent
 from deploypruner.sources.foreign import foreign
 from deploypruner.stages import Build, Stage, stage_file
+from deploypruner.stages.judging import make_judge
 from deploypruner.stages.score import training_batches
 from deploypruner.stages.sparsity import describe_sparse, existing_zeros, make_regime, sparse_facts
 
@@ -186,11 +187,8 @@ def _reconstructs(build: Build, existing: ExistingZeros | None) -> bool:
 
 def _reconstruct(build: Build, module: nn.Module) -> dict[str, Any]:
     """Solve the layers anew on training data as training sees it; gives how many."""
-    recipe = build.recipe.recover
-    count = max(1, recipe.reconstruct_samples // _BATCH)
-    batches = training_batches(build, batch_size=_BATCH, count=count, augment=recipe.settings.augment)
-    found = reconstruct(build.traced, build.planned.keep, module, batches)
-    return {"reconstructed_layers": len(found.errors)}
+    _, found = make_judge(build).repair(module, build.planned.keep)
+    return {} if found is None else {"reconstructed_layers": len(found.errors)}
 
 
 def reestimate(build: Build, module: nn.Module, *, keep_function: bool = False) -> int:

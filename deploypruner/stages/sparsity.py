@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from deploypruner.patterns import AUTO, sparse_patterns
 from deploypruner.recipe import Recipe
 from deploypruner.recover.sparse import SparseRegime, schedules
 from deploypruner.recover.sparse.existing import ExistingZeros, weights_with_zeros
-from deploypruner.recover.sparse.layers import check_sizes, choose_layers, weighted_layers
+from deploypruner.recover.sparse.layers import SparseLayer, check_sizes, choose_layers, weighted_layers
 from deploypruner.recover.sparse.settings import SparseSettings
 from deploypruner.sparse.library import check_forced_target
 from deploypruner.stages import GIVEN, Build
@@ -110,6 +111,12 @@ def check_layers(build: Build) -> None:
         choose_layers(build.traced, build.recipe.sparse)
 
 
+def remaining(build: Build, layers: Sequence[SparseLayer]) -> list[SparseLayer]:
+    """Those that did not go with a residual branch."""
+    gone = {name for branch in build.planned.dropped for name in build.traced.branch(branch).parameters}
+    return [layer for layer in layers if layer.weight not in gone]
+
+
 def check_widths(build: Build) -> None:
     """Refuse planned widths the pattern does not divide, before anything is trained.
 
@@ -117,7 +124,7 @@ def check_widths(build: Build) -> None:
         RecipeError: The layer is named.
     """
     for pattern in sparse_patterns(build.recipe.prune.patterns):
-        layers = choose_layers(build.traced, build.recipe.sparse)
+        layers = remaining(build, choose_layers(build.traced, build.recipe.sparse))
         check_sizes(build.traced.cut(build.traced.removed(build.planned.keep)), layers, pattern)
 
 
@@ -129,7 +136,9 @@ def make_regime(build: Build, *, trains: bool) -> SparseRegime | None:
     schedule = schedules.get(schedule_name(settings, trains=trains))
     if AUTO in build.recipe.prune.patterns:
         return schedule(list(build.assigned), build.assigned, settings) if build.assigned else None
-    layers = choose_layers(build.traced, settings)
+    layers = remaining(build, choose_layers(build.traced, settings))
+    if not layers:
+        return None
     return schedule([layer.weight for layer in layers], patterns[0], settings)
 
 
@@ -137,7 +146,8 @@ def existing_zeros(build: Build) -> ExistingZeros | None:
     """The regime that keeps the zeros a model brought along, None where it has few or the recipe names a pattern."""
     if sparse_patterns(build.recipe.prune.patterns):
         return None
-    names = weights_with_zeros(build.compiled, [layer.weight for layer in weighted_layers(build.traced)], _ENOUGH)
+    layers = remaining(build, weighted_layers(build.traced))
+    names = weights_with_zeros(build.compiled, [layer.weight for layer in layers], _ENOUGH)
     return ExistingZeros(build.compiled, names) if names else None
 
 

@@ -1,0 +1,74 @@
+"""Everything a search for a plan under a budget of time needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from deploypruner.budget import Budget
+from deploypruner.criteria import Normalizer
+from deploypruner.graph import Graph, Keep
+from deploypruner.measure import Job
+from deploypruner.progress import Progress
+from deploypruner.prune.constraints import Constraints
+from deploypruner.records import Quality
+from deploypruner.runtime import Array
+from deploypruner.search.judge import Judge, Verdict
+from deploypruner.search.losses import Losses
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything the search needs to know.
+
+    Args:
+        graph: The traced model.
+        scores: Group id -> `[C]`, larger means keep.
+        budget: Of kind "latency" or "speedup".
+        jobs: The dense model in every precision and runtime that may be chosen.
+        normalizer: Makes scores of different groups comparable.
+        step: Widths become multiples of this.
+        constraints: What may be cut, and how far.
+        threads: Of every runtime.
+        accuracy_drop: Points int8 may cost, see `choose_setting`.
+        qualities: Of `jobs`; only asked for where there is more than one.
+        feeds: One array per input, None for random ones.
+        table_seconds: For timing layers.
+        cache: Folder of the latency tables, None for the user's cache folder.
+        worth: Measures what widths and branches are worth, called once the budget is in reach; None without
+            data.
+        judge: Makes what judges plans before training, called like `worth`; None without data.
+        train: Repairs a plan, trains it briefly and judges it; None where no training will follow.
+        keeping: Points of top-1 that may be lost where nothing will be trained after this; None where it will.
+        plans: Size of the pool that is judged.
+        minutes: When these are over, no further plan is looked at.
+        seed: Decides every random choice.
+        progress: Told about the layers' timing, and about plans that are judged.
+        say: Called with a line for each step.
+    """
+
+    graph: Graph
+    scores: Mapping[str, Tensor]
+    budget: Budget
+    jobs: Sequence[Job]
+    normalizer: Normalizer = "none"
+    step: int = 8
+    constraints: Constraints = field(default_factory=Constraints)
+    threads: int = 1
+    accuracy_drop: float = 1.0
+    qualities: Callable[[Sequence[Job]], Sequence[Quality | None]] | None = None
+    feeds: Sequence[Array] | None = None
+    table_seconds: float = 120.0
+    cache: Path | None = None
+    worth: Callable[[], Losses] | None = None
+    judge: Callable[[], Judge] | None = None
+    train: Callable[[Judge, Keep], Verdict] | None = None
+    keeping: float | None = None
+    plans: int = 16
+    minutes: float = float("inf")
+    seed: int = 0
+    progress: Progress | None = None
+    say: Callable[[str], None] = lambda line: None
