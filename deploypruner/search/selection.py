@@ -81,7 +81,11 @@ def choose_objective(request: Request, goal: Goal, model: LatencyModel, bench: B
     request.say(
         f"{len(selection.entries)} plans judged by {selection.kind}: best by {best.objective} ({best.loss:.3g}"
         + ("" if best.top1 is None else f", top-1 {best.top1:.1f} %")
-        + (f", {len(best.dropped)} branches dropped)" if best.dropped else ")")
+        + (
+            f", {len(best.dropped)} residual branch{'' if len(best.dropped) == 1 else 'es'} gone)"
+            if best.dropped
+            else ")"
+        )
     )
     keeps = None
     if _loses(judge.dense, best.top1, request.keeping):
