@@ -131,7 +131,9 @@ def _in_time(build: Build) -> Build:
         feeds=timing_feeds(build),
         table_seconds=measure.table_seconds,
         worth=None if build.data is None else lambda: _worth(build, scores),
-        judge=None if build.data is None or build.recipe.search.plans == 1 else lambda: make_judge(build),
+        judge=None
+        if build.data is None or build.recipe.search.plans == 1
+        else lambda: make_judge(build, remark=True),
         train=(lambda judge, keep: trained_briefly(build, judge, keep)) if can_train_briefly(build) else None,
         keeping=_keeping(build),
         plans=build.recipe.search.plans,

@@ -18,17 +18,21 @@ _BATCH = 64
 _STEPS = 40
 
 
-def make_judge(build: Build) -> Judge:
+def make_judge(build: Build, *, remark: bool = False) -> Judge:
     """Reconstructs and judges plans on different training samples; on the same ones where there are too few.
 
     Samples to reconstruct on come as training sees them, those to judge on as they are.
+
+    Args:
+        build: With data.
+        remark: Tell the user where there are too few.
     """
     recipe, recover = build.recipe.search, build.recipe.recover
     solved, held_out = (-(-count // _BATCH) for count in (recover.reconstruct_samples, recipe.held_out))
     plain = list(training_batches(build, batch_size=_BATCH, count=solved + held_out))
     if len(plain) <= solved:
         solved = len(plain) // 2
-    if not solved:
+    if not solved and remark:
         build.say("remark: plans are judged on the samples they are reconstructed on, there are too few for both")
     augment = recover.settings.augment
     solving = training_batches(build, batch_size=_BATCH, count=solved or 1, augment=augment)
