@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 
 from deploypruner.graph import Keep
-from deploypruner.recover.batches import Batch, Batches
+from deploypruner.recover.batches import FirstBatches
 from deploypruner.recover.finetune import finetune
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.stages import Build
@@ -45,7 +43,7 @@ def trained_briefly(build: Build, judge: Judge, keep: Keep) -> Verdict:
     module = build.traced.cut(build.traced.removed(keep)).eval()
     judge.repair(module, keep)
     settings = replace(build.recipe.recover.settings, epochs=1, seed=build.recipe.seed, patience=0, ema=0.0)
-    finetune(module, build.traced.module, _First(build.data.train, _STEPS), settings)
+    finetune(module, build.traced.module, FirstBatches(build.data.train, _STEPS), settings)
     return judge.verdict(module)
 
 
@@ -56,23 +54,3 @@ def can_train_briefly(build: Build) -> bool:
         return False
     samples = build.data.train.samples
     return samples is not None and samples >= _STEPS * recipe.settings.batch_size
-
-
-@dataclass(frozen=True)
-class _First:
-    """The first batches of every epoch of a data set."""
-
-    whole: Batches
-    count: int
-
-    @property
-    def labelled(self) -> bool:
-        return self.whole.labelled
-
-    @property
-    def samples(self) -> int | None:
-        return None
-
-    def epoch(self, *, batch_size: int, seed: int, shuffle: bool, augment: bool) -> Iterator[Batch]:
-        whole = self.whole.epoch(batch_size=batch_size, seed=seed, shuffle=shuffle, augment=augment)
-        return islice(whole, self.count)
