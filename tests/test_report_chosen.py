@@ -3,11 +3,17 @@
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from deploypruner.records import Setting
 from deploypruner.report import LayerWidth, from_json, headline, render_html, table, to_json, units
 from deploypruner.report.chosen import branches_gone, chosen_sentence, objective_name, pool_lines
+from deploypruner.search.found import Found
+from deploypruner.search.loop import Round
+from deploypruner.search.pool import Entry
+from deploypruner.stages.allocate import Allocate
 from tests.test_report_examples import (
     EXAMPLES,
     a_cut_report,
@@ -191,7 +197,7 @@ def test_the_pool_is_a_folded_table():
     assert folded.count(">taken<") == 1
     assert folded.count("<small>fewer images</small>") == 1
     assert '<td class="names">layer1.0-1</td>' in folded
-    assert "judged</summary>" not in page_of("unjudged")
+    assert "judged before training" not in page_of("unjudged")
     assert "without data no plan can be judged" in page_of("unjudged")
 
 
@@ -212,6 +218,30 @@ def test_every_new_name_is_escaped():
     assert "gone with &#34;&lt;script&gt;" in page
     text = table(a_cut_report({**budget, "objective": "a\x1b[31m", "dropped": ["b\x07"]}), colour=False)
     assert not {"\x1b", "\x07"} & set(text)
+
+
+# ---------------------------------------------------------------------- the stage's line
+
+
+@pytest.mark.parametrize(
+    ("judged", "dropped", "said"),
+    [
+        (
+            16,
+            ("layer1.0", "layer2.2"),
+            "in 2 rounds, best of 16 plans judged, 2 branches gone, 20.00 -> 9.00 M MACs (0.450)",
+        ),
+        (1, ("layer1.0",), "in 2 rounds, best of 1 plan judged, 1 branch gone, 20.00 -> 9.00 M MACs (0.450)"),
+        (0, (), "in 2 rounds, no plan judged, 20.00 -> 9.00 M MACs (0.450)"),
+    ],
+)
+def test_the_stage_says_in_one_line_what_is_gone_and_what_was_judged(judged, dropped, said):
+    entry = Entry("scores", 1.0, 0.9, (), loss=0.1, top1=None, full=True)
+    line = Round({}, importance=0.9, predicted_ms=1.0, measured_ms=1.1, measured=2.0, bound=1.9, met=True)
+    found = Found(Setting("openvino", "int8"), 2.0, 1.0, measured_ms=1.1, rounds=(line, line), pool=(entry,) * judged)
+    plan = SimpleNamespace(groups=(), macs_before=20_000_000, macs_after=9_000_000, dropped=dropped)
+    text = Allocate().document(SimpleNamespace(planned=plan, found=found))
+    assert text == f"2 -> 1.1 ms (int8 on openvino, 1 thread) {said}"
 
 
 # ---------------------------------------------------------------------- older files

@@ -129,7 +129,10 @@ EXAMPLES = {
     "closed loop": a_report(loop=({"predicted_ms": 0.41, "measured_ms": 0.43, "widths": {"conv": 8}},)),
     "judged": a_cut_report(a_time_budget(quality=a_quality(pruned=86.5, lost=1.5, kept=True))),
     "refused": a_cut_report(a_time_budget(met=False, quality=a_quality()), rows=ruined_rows()),
-    "unjudged": a_cut_report(a_time_budget(pool=[], judged_by="", objective="scores")),
+    "unjudged": a_cut_report(
+        a_time_budget(pool=[], judged_by="", objective="scores"),
+        rows=tuple(replace(row, accuracy=None, agreement=None) for row in eight_rows()),
+    ),
     "failed": a_report(verification=(Check("torch = onnx fp32", 0.31, 1e-4, False),)),
 }
 

@@ -183,4 +183,4 @@ def _worth(line: Round, selection: Selection | None) -> str:
         if (best.predicted_ms, best.importance) == (line.predicted_ms, line.importance):
             top1 = "" if best.top1 is None else f", top-1 {best.top1:.1f} %"
             return f"{selection.kind} {best.loss:.3g} before training{top1}"
-    return f"{line.importance:.1%} of the importance by the criterion, which is no accuracy"
+    return f"importance by the criterion {line.importance:.1%}"
