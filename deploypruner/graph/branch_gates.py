@@ -15,7 +15,7 @@ _PREFIX = "branch_gate_"
 
 
 def gate_name(graph: Graph, branch: str) -> str:
-    """Name of the buffer that is the branch's gate in a module of `with_branch_gates`; ids are no buffer names."""
+    """Name of the buffer that is the gate of a branch in a module of `with_branch_gates`."""
     return f"{_PREFIX}{list(graph.residuals).index(branch)}"
 
 
