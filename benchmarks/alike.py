@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.rivals import Keep
 from deploypruner.export import exporters
 from deploypruner.graph import Graph
+from deploypruner.graph.holding import holding
 from deploypruner.measure import evaluate, outputs
 from deploypruner.quantize import quantize_static
 from deploypruner.recover.batches import Batch, Batches
@@ -56,13 +57,18 @@ def repaired(
     reconstruction: bool = True,
     statistics: bool = True,
     augment: bool = True,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
-    """What is left of the model, its layers solved by least squares and its batch-norm statistics set anew."""
+    """What is left of the model, its layers solved by least squares and its batch-norm statistics set anew.
+
+    With `weights` in place of the dense model's own, which stays what layers are solved for.
+    """
 
     def images() -> Iterator[Batch]:
         return train.epoch(batch_size=_BATCH, seed=seed, shuffle=True, augment=augment)
 
-    module = graph.cut(graph.removed(keep))
+    with holding(graph, weights or {}):
+        module = graph.cut(graph.removed(keep))
     if reconstruction:
         reconstruct(graph, keep, module, islice(images(), _RECONSTRUCTED // _BATCH))
     if statistics:

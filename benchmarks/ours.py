@@ -13,6 +13,7 @@ from benchmarks.tuning import dense_artifact
 from deploypruner.budget import Budget
 from deploypruner.prune.room import by_importance
 from deploypruner.recover.batches import Batches
+from deploypruner.search.found import Found
 from deploypruner.search.judge import Judge
 from deploypruner.search.losses import Losses
 from deploypruner.search.measured import losses_from_worth
@@ -26,45 +27,66 @@ _SOLVING = 256
 def pool(
     train: Batches, folder: Path, *, batch: int, held_out: int, augment: bool
 ) -> Callable[[Subject, float], Keep]:
-    """The plan that the pool and the closed loop decide on, for a subject and a speed-up.
-
-    Args:
-        train: Images for reconstruction, statistics and, other ones, for judging.
-        folder: For the dense model and what was measured.
-        batch: Images per batch.
-        held_out: Images that judge.
-        augment: Whether those for reconstruction are augmented.
-    """
+    """The plan that the pool and the closed loop decide on, for a subject and a speed-up; see `searched`."""
 
     def chosen(subject: Subject, speedup: float) -> Keep:
-        graph, order = subject.graph, by_importance(subject.scores)
-
-        def worth() -> Losses:
-            measured = measure_worth(graph, order, subject.scoring, file=folder / "worth.json")
-            return losses_from_worth(graph, measured, subject.scores, order)
-
-        def judge() -> Judge:
-            held = held_out // batch
-            images = train.epoch(batch_size=batch, seed=1, shuffle=True, augment=False)
-            # The same order again, so that what follows the held-out batches is other images.
-            others = train.epoch(batch_size=batch, seed=1, shuffle=True, augment=augment)
-            solving = list(islice(others, held, held + _SOLVING // batch))
-            return Judge(graph, solving=solving, held_out=list(islice(images, held)))
-
-        setting = subject.latency.setting
-        keep, found = meet(
-            Request(
-                graph=graph,
-                scores=subject.scores,
-                budget=Budget(speedup=speedup),
-                jobs=[(dense_artifact(subject, folder, setting.precision), setting.runtime)],
-                step=STEP,
-                worth=worth,
-                judge=judge,
-                say=lambda line: click.echo(line, err=True),
-            )
-        )
+        keep, found = searched(subject, speedup, train, folder, batch=batch, held_out=held_out, augment=augment)
         click.echo(f"ours: by {found.objective}", err=True)
         return keep
 
     return chosen
+
+
+def measured_losses(subject: Subject, folder: Path) -> Losses:
+    """What was measured of single widths and branches, in a file once it is."""
+    graph, order = subject.graph, by_importance(subject.scores)
+    measured = measure_worth(graph, order, subject.scoring, file=folder / "worth.json")
+    return losses_from_worth(graph, measured, subject.scores, order)
+
+
+def searched(
+    subject: Subject,
+    speedup: float,
+    train: Batches,
+    folder: Path,
+    *,
+    held_out: int,
+    batch: int = 32,
+    augment: bool = True,
+    plans: int = 16,
+) -> tuple[Keep, Found]:
+    """The plan that the pool and the closed loop decide on, and how.
+
+    Args:
+        subject: What is pruned.
+        speedup: Over the dense model.
+        train: Images for reconstruction, statistics and, other ones, for judging.
+        folder: For the dense model and what was measured.
+        held_out: Images that judge.
+        batch: Images per batch.
+        augment: Whether those for reconstruction are augmented.
+        plans: Size of the pool.
+    """
+
+    def judge() -> Judge:
+        held = held_out // batch
+        images = train.epoch(batch_size=batch, seed=1, shuffle=True, augment=False)
+        # The same order again, so that what follows the held-out batches is other images.
+        others = train.epoch(batch_size=batch, seed=1, shuffle=True, augment=augment)
+        solving = list(islice(others, held, held + _SOLVING // batch))
+        return Judge(subject.graph, solving=solving, held_out=list(islice(images, held)))
+
+    setting = subject.latency.setting
+    return meet(
+        Request(
+            graph=subject.graph,
+            scores=subject.scores,
+            budget=Budget(speedup=speedup),
+            jobs=[(dense_artifact(subject, folder, setting.precision), setting.runtime)],
+            step=STEP,
+            worth=lambda: measured_losses(subject, folder),
+            judge=judge,
+            plans=plans,
+            say=lambda line: click.echo(line, err=True),
+        )
+    )

@@ -116,7 +116,7 @@ def test_training_toward_a_time_keeps_it_and_goes_on_to_the_bit(monkeypatch, tmp
     assert 0.6 * dense_ms / 1.5 <= ms_of(clock, tmp_path / "whole") <= dense_ms / 1.5
     assert "masked = removed (float64" in said
     line = next(line for line in said.splitlines() if line.startswith("learn "))
-    assert line.endswith(" ms")
+    assert " ms, accuracy" in line
     found = json.loads((tmp_path / "whole" / "stages" / "learned_search.json").read_text())
     assert len(found["rounds"]) == 2
     assert found["measured_ms"] == pytest.approx(ms_of(clock, tmp_path / "whole"))

@@ -23,7 +23,7 @@ from deploypruner.recover.regime import under
 
 SCHEDULES = {
     "one-shot": "score once, remove everything, then train",
-    "iterative": "a few channels every few minibatches of training, ranked anew each time",
+    "iterative": "a few channels (for a budget of time: or branches) every few minibatches, chosen anew each time",
     "gradual": "widths shrink to the plan's on a cubic ramp while training, ranked anew at every change",
     "learned": "masks are trained with the weights; the one of pdp and dtp",
 }

@@ -14,8 +14,8 @@ class LearnSettings:
     Args:
         every: Minibatches from one ranking of the channels to the next. By default there are 30 rankings, over the
             first half of the training (iterative) or its first 70 % (gradual).
-        channels: Channels that the iterative schedule removes at each ranking. By default what has to go is spread
-            evenly over the rankings.
+        channels: Channels that the iterative schedule removes at each ranking; under a budget of time the way is as
+            long as the channels that one shot removes. By default it is spread evenly over the rankings.
         momentum: Share of the earlier scores in each ranking, in [0, 1).
 
     Raises:
