@@ -177,7 +177,8 @@ def test_a_repaired_plan_does_no_worse_than_the_better_of_two_targets_and_the_de
     plain = judge.verdict(module)
     verdict, solved = judge.repair(module, keep)
     assert solved is not None
-    assert verdict == judge.verdict(module) == judge.look(keep)
+    assert verdict == judge.verdict(module)
+    assert verdict.loss <= judge.look(keep).loss
     assert verdict.loss < plain.loss
     assert all(torch.equal(before[k], v) for k, v in graph.module.state_dict().items())
 

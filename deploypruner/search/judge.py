@@ -74,13 +74,14 @@ class Judge:
 
         Args:
             keep: Group or branch id -> what stays.
-            share: Of the batches of each kind that are used, 0 < share <= 1; at least one batch. A look at a part
-                takes the first way to reconstruct, a whole one the better of two.
+            share: Of the batches of each kind that are used, 0 < share <= 1; at least one batch.
         """
         module = self.graph.cut(self.graph.removed(keep)).eval()
-        return self.repair(module, keep, share=share)[0]
+        return self.repair(module, keep, share=share, ways=1)[0]
 
-    def repair(self, module: nn.Module, keep: Keep, *, share: float = 1.0) -> tuple[Verdict, Reconstruction | None]:
+    def repair(
+        self, module: nn.Module, keep: Keep, *, share: float = 1.0, ways: int = 2
+    ) -> tuple[Verdict, Reconstruction | None]:
         """Repair a cut module in place, as far as that goes without training, and judge it.
 
         The last layer of a branch is solved towards the stream behind it or towards its own output, whichever does
@@ -90,6 +91,7 @@ class Judge:
             module: The model without what the plan does not keep, in evaluation mode.
             keep: The plan.
             share: As in `look`.
+            ways: How many of the two targets to try, the stream first: each takes as long as the other.
 
         Returns:
             The verdict, and what was reconstructed (None where that cannot be done).
@@ -100,7 +102,7 @@ class Judge:
             return self.verdict(module, share=share), None
         before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
         best: tuple[Verdict, Reconstruction, dict[str, Tensor]] | None = None
-        for streams in (True, False) if share == 1 else (True,):
+        for streams in (True, False)[:ways]:
             module.load_state_dict(before)
             solved = reconstruct(self.graph, keep, module, batches, streams=streams)
             verdict = self.verdict(module, share=share)
