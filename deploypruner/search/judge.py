@@ -148,7 +148,7 @@ def _losses(kind: Kind, outputs: list[Tensor], dense: list[Tensor], labels: Tens
         found = torch.stack([label_loss(o[None], y[None]) for o, y in zip(outputs[0], labels, strict=True)])
     elif kind == "KL to the dense outputs":
         ours, theirs = F.log_softmax(outputs[0], dim=1), F.log_softmax(dense[0], dim=1)
-        found = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1)
+        found = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1).clamp_min(0)
     else:
         errors = [
             (a - b).flatten(1).square().sum(dim=1) / b.flatten(1).square().sum(dim=1).clamp_min(1e-12)

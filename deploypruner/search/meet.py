@@ -135,8 +135,8 @@ def _out_of_reach(request: Request, choice: Choice, trial: Trial, room: Room) ->
         reached, offer = f"{least.measured:.3g} ms", f"--latency {ceil(100 * least.bound) / 100:g}ms"
     dense_ms = Goal.of(budget, choice.timing).dense_ms
     return OutOfReach(
-        f"{budget} is out of reach: at its narrowest widths the model reaches {reached} as {choice.setting} "
-        f"({least.median_ms:.3g} ms against {dense_ms:.3g} ms dense){because}",
+        f"{budget} is out of reach: at its narrowest widths{_shallowest(room)} the model reaches {reached} as "
+        f"{choice.setting} ({least.median_ms:.3g} ms against {dense_ms:.3g} ms dense){because}",
         hint=f"about {offer} can be reached; {_further(request, room)} may reach further",
         numbers={
             "kind": budget.kind,
@@ -149,6 +149,12 @@ def _out_of_reach(request: Request, choice: Choice, trial: Trial, room: Room) ->
             "obstacles": reasons,
         },
     )
+
+
+def _shallowest(room: Room) -> str:
+    """What is gone beside widths, "" where nothing is."""
+    gone = sum(not why for why in room.held.values())
+    return f" and without {gone} residual branch{'' if gone == 1 else 'es'}" if gone else ""
 
 
 def _further(request: Request, room: Room) -> str:
