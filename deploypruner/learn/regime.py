@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
+from deploypruner.graph.branch_gates import gate_name
 from deploypruner.graph.gates import gated
 from deploypruner.prune.constraints import Constraints
 from deploypruner.prune.oracle import removed_slices
@@ -25,7 +26,7 @@ class Result:
     """What a training chose.
 
     Args:
-        keep: Group id -> channels that stay.
+        keep: Group id -> channels that stay; branch id -> nothing, of every residual branch that goes.
         undecided: Share of the channels whose mask was still between 0.05 and 0.95.
     """
 
@@ -37,7 +38,8 @@ class ChannelRegime(Regime):
     """What all ways to choose channels while training share; the graph's own module and weights are not touched.
 
     Groups that the plan leaves whole are left alone. So are those without a layer that a gate could be put on (their
-    channels are computed, as in weight norm): they keep the channels the plan chose.
+    channels are computed, as in weight norm): they keep the channels the plan chose. Residual branches that the plan
+    drops are gone from the first step on.
 
     Args:
         graph: The traced dense model; the student is a copy of its module.
@@ -45,6 +47,7 @@ class ChannelRegime(Regime):
 
     Attributes:
         chosen: Group id -> number of channels that stay, of the groups that are decided by training.
+        branches: Ids of the residual branches that the student needs a gate for.
         result: What stays and how sure that was, once training is over.
     """
 
@@ -53,6 +56,7 @@ class ChannelRegime(Regime):
         self.chosen = {
             g.id: len(g.keep) for g in plan.groups if len(g.keep) < g.size and graph.last_affines(graph.group(g.id))
         }
+        self.branches: tuple[str, ...] = plan.dropped
         self.result: Result | None = None
         self.steps = 0
         self.parameters: dict[str, nn.Parameter] = {}
@@ -70,8 +74,17 @@ class ChannelRegime(Regime):
     def values(self) -> dict[str, Tensor]:
         """Group id -> `[C]`, larger stays, if training ended now."""
 
+    def gone(self) -> tuple[str, ...]:
+        """Ids of the residual branches that are gone by now."""
+        return self.plan.dropped
+
+    def shut(self) -> dict[str, Tensor]:
+        """Gates of the branches that are gone."""
+        device = next(iter(self.parameters.values())).device
+        return {gate_name(self.graph, branch): torch.zeros((), device=device) for branch in self.gone()}
+
     def keep(self) -> dict[str, IntArray]:
-        """Group id -> channels that stay if training ended now: exactly the plan's widths."""
+        """Group or branch id -> what stays if training ended now: exactly the plan's widths."""
         given = {g.id: np.array(g.keep, dtype=np.int64) for g in self.plan.groups}
         values = self.values()
         order = {
@@ -80,12 +93,13 @@ class ChannelRegime(Regime):
             else np.concatenate([kept, np.setdiff1d(np.arange(self.graph.group(g).size), kept)])
             for g, kept in given.items()
         }
-        return settled(self.graph, order, {g: len(kept) for g, kept in given.items()})
+        widths = {g: len(kept) for g, kept in given.items()}
+        return settled(self.graph, order, widths) | nothing_of(self.gone())
 
     def soft_weights(self) -> dict[str, Tensor]:
         """Parameters with the masks of the last step in them: the network that was trained."""
         soft = {g: mask.to(next(iter(self.parameters.values())).device) for g, mask in self.soft().items()}
-        return {name: w.detach() for name, w in gated(self.graph, self.parameters, soft).items()}
+        return {name: w.detach() for name, w in gated(self.graph, self.parameters, soft).items()} | self.shut()
 
     def hard_weights(self) -> dict[str, Tensor]:
         """Parameters in which everything that goes is zero; what stays keeps the rest of its mask, about 1."""
@@ -116,7 +130,12 @@ class ChannelRegime(Regime):
 
     def describe(self) -> str:
         """Widths and everything of the subclass that decides the result."""
-        return f"{type(self).__name__} {sorted(self.chosen.items())} {self.plan.groups}"
+        return f"{type(self).__name__} {sorted(self.chosen.items())} {self.plan.groups} {self.plan.dropped}"
+
+
+def nothing_of(branches: Iterable[str]) -> dict[str, IntArray]:
+    """Branch id -> nothing: how a plan says that a branch is gone."""
+    return {branch: np.empty(0, np.int64) for branch in branches}
 
 
 def settled(graph: Graph, order: Order, widths: Mapping[str, int]) -> dict[str, IntArray]:

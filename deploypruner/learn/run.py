@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from deploypruner.graph import Graph
+from deploypruner.graph.branch_gates import with_branch_gates
 from deploypruner.learn.regime import ChannelRegime
 from deploypruner.progress import Progress
 from deploypruner.prune.plan import Plan, make_plan
@@ -60,7 +60,7 @@ def learn(
         RecipeError: The schedule does not fit into the training.
         InputError: A batch gives a loss that is not finite, or nothing can be trained.
     """
-    student = copy.deepcopy(graph.module)
+    student = with_branch_gates(graph, regime.branches)
     history = finetune(
         student,
         graph.module,
@@ -75,5 +75,6 @@ def learn(
     result, planned = regime.result, regime.plan
     assert result is not None, "a training that ended has a result"
     chosen = make_plan(graph, result.keep, criterion=planned.criterion, scope=planned.scope, step=planned.step)
-    weights = {name: tensor.detach() for name, tensor in student.state_dict().items()}
+    dense, state = graph.module.state_dict(), student.state_dict()
+    weights = {name: tensor.detach() for name, tensor in state.items() if name in dense}  # the rest is gates
     return Learned(chosen, weights, result.undecided, history)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 
 import numpy as np
@@ -14,7 +14,7 @@ from deploypruner.errors import RecipeError
 from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
 from deploypruner.learn.gathering import AVAILABLE, Gathering
-from deploypruner.learn.regime import ChannelRegime, closed, settled
+from deploypruner.learn.regime import ChannelRegime, closed, nothing_of, settled
 from deploypruner.learn.settings import LearnSettings
 from deploypruner.masks import cubic_ramp, ramped_keep
 from deploypruner.prune.plan import Plan
@@ -32,8 +32,8 @@ _RANKINGS = 30
 _END = {"iterative": 0.5, "gradual": 0.7}
 
 Scores = dict[str, Tensor]
-# Share of the removal in (0, 1], scores -> group id -> channels that stay.
-Narrow = Callable[[float, Scores], Mapping[str, IntArray]]
+# Share of the removal in (0, 1], scores, what is left so far -> group or branch id -> what stays.
+Narrow = Callable[[float, Scores, Mapping[str, IntArray]], Mapping[str, IntArray]]
 
 
 def can_score_while_training(criterion: Criterion) -> bool:
@@ -77,7 +77,7 @@ def rankings(schedule: str, settings: LearnSettings, steps: int, going: int) -> 
 
 
 class Shrinking(ChannelRegime):
-    """Closed channels stay closed: zero in everything that writes or reads them, in every forward pass.
+    """What is closed stays closed: channels are zero in all that writes or reads them, branches add zero.
 
     Args:
         graph: The traced dense model.
@@ -87,9 +87,12 @@ class Shrinking(ChannelRegime):
         settings: Pace.
         narrow: Which channels stay at a share of the removal.
         before: Scores of the dense model, for a ranking at which the training's loss has no gradient at all.
+        branches: Ids of the residual branches that `narrow` may drop; without any, those that the plan drops are gone
+            from the start.
 
     Attributes:
         rankings: Step -> share of the removal, once training begins.
+        scores: Of the last ranking; what was gone then has the lowest.
     """
 
     def __init__(
@@ -102,12 +105,16 @@ class Shrinking(ChannelRegime):
         settings: LearnSettings,
         narrow: Narrow,
         before: Scores,
+        branches: Sequence[str] = (),
     ) -> None:
         super().__init__(graph, plan)
         self._criterion, self._schedule, self._settings = criterion, schedule, settings
         self._narrow, self._before = narrow, before
         self._alive = {g.id: np.ones(g.size, bool) for g in graph.groups}
+        self._gone = set[str]() if branches else set(plan.dropped)
+        self.branches = tuple(branches) or plan.dropped
         self._average: Scores = {}
+        self.scores: Scores = dict(before)
         self._done = 0.0
         self.rankings: dict[int, float] = {}
 
@@ -120,7 +127,7 @@ class Shrinking(ChannelRegime):
 
     def weights(self, step: int) -> dict[str, Tensor]:
         """Zeros for everything that is gone."""
-        return closed(self.graph, self.parameters, self.keep())
+        return closed(self.graph, self.parameters, self.keep()) | self.shut()
 
     def after_backward(self, step: int) -> None:
         """Gather evidence, and take channels away where it is time."""
@@ -146,9 +153,13 @@ class Shrinking(ChannelRegime):
         """The same."""
         return self.soft()
 
+    def gone(self) -> tuple[str, ...]:
+        """Branches that were dropped so far."""
+        return tuple(branch for branch in self.branches if branch in self._gone)
+
     def keep(self) -> dict[str, IntArray]:
-        """Channels that are still there."""
-        return {g: np.flatnonzero(alive) for g, alive in self._alive.items()}
+        """Channels that are still there, and nothing of every branch that is gone."""
+        return {g: np.flatnonzero(alive) for g, alive in self._alive.items()} | nothing_of(self.gone())
 
     def soft_weights(self) -> dict[str, Tensor]:
         """The network that is trained, which is hard at all times."""
@@ -157,11 +168,13 @@ class Shrinking(ChannelRegime):
     def hard_weights(self) -> dict[str, Tensor]:
         """Zeros for everything that is gone."""
         held = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        return closed(self.graph, held, self.keep())
+        return closed(self.graph, held, self.keep()) | self.shut()
 
     def state(self) -> dict[str, Tensor]:
-        """What is gone, running averages of scores, and evidence since the last ranking."""
+        """What is gone, scores and their running averages, and evidence since the last ranking."""
         state = super().state() | {"done": torch.tensor(self._done, dtype=torch.float64)}
+        state |= {f"gone.{branch}": torch.tensor(branch in self._gone) for branch in self.branches}
+        state |= {f"scores.{g}": score for g, score in self.scores.items()}
         state |= {f"alive.{g}": torch.as_tensor(alive) for g, alive in self._alive.items()}
         state |= {f"average.{g}": average for g, average in self._average.items()}
         return state | {f"gathered.{name}": tensor for name, tensor in self._gathering.state().items()}
@@ -171,18 +184,23 @@ class Shrinking(ChannelRegime):
         super().load_state(state)
         self._done = float(state["done"])
         self._alive = {g: alive.bool().cpu().numpy() for g, alive in under(state, "alive.").items()}
+        self._gone = {branch for branch, gone in under(state, "gone.").items() if bool(gone)}
+        self.scores = under(state, "scores.")
         self._average = under(state, "average.")
         self._gathering.load_state(under(state, "gathered."))
 
     def describe(self) -> str:
         """Criterion, schedule and pace too."""
-        return f"{super().describe()} {self._criterion} {self._schedule} {self._settings}"
+        return f"{super().describe()} {self._criterion} {self._schedule} {self._settings} {self.branches}"
 
     def _shrink(self, share: float) -> None:
         """Rank anew, and close what goes at this share of the removal."""
-        scores = self._ranked(self._gathering.scores() if self._gathering.ready else self._before)
-        for group, kept in self._narrow(share, scores).items():
-            self._alive[group] &= np.isin(np.arange(len(self._alive[group])), kept)
+        self.scores = self._ranked(self._gathering.scores() if self._gathering.ready else self._before)
+        for name, kept in self._narrow(share, self.scores, self.keep()).items():
+            if name in self._alive:
+                self._alive[name] &= np.isin(np.arange(len(self._alive[name])), kept)
+            elif not len(kept):
+                self._gone.add(name)
         self._done = share
 
     def _ranked(self, new: Scores) -> Scores:
@@ -194,14 +212,19 @@ class Shrinking(ChannelRegime):
             new = {g: momentum * self._average[g] + (1 - momentum) * score for g, score in new.items()}
         self._average = new if momentum else {}
         gone = {g: torch.as_tensor(~alive, device=new[g].device) for g, alive in self._alive.items()}
-        # At most 0, so that it goes first; the schedule keeps it gone in any case.
-        return {g: score.masked_fill(gone[g], min(0.0, float(score.min()))) for g, score in new.items()}
+        # Hardly below 0 and below everything that is left, so that it goes first.
+        return {g: torch.where(gone[g], _below(score), score) for g, score in new.items()}
+
+
+def _below(score: Tensor) -> Tensor:
+    least = score.min().clamp_max(0)
+    return torch.nextafter(least, torch.full_like(least, -torch.inf))
 
 
 def toward_widths(graph: Graph, plan: Plan) -> Narrow:
     """Every group goes straight to its width in the plan; the scores decide which of its channels stay."""
 
-    def narrow(share: float, scores: Scores) -> Mapping[str, IntArray]:
+    def narrow(share: float, scores: Scores, left: Mapping[str, IntArray]) -> Mapping[str, IntArray]:
         widths = {g.id: int(ramped_keep(g.size, len(g.keep), share)) for g in plan.groups}
         return settled(graph, by_importance(scores), widths)
 
@@ -216,7 +239,7 @@ def toward_budget(macs: float, allocated: Callable[[Scores, float], Plan]) -> Na
         allocated: Scores and a fraction -> plan.
     """
 
-    def narrow(share: float, scores: Scores) -> Mapping[str, IntArray]:
+    def narrow(share: float, scores: Scores, left: Mapping[str, IntArray]) -> Mapping[str, IntArray]:
         return allocated(scores, 1 - share * (1 - macs) if share < 1 else macs).keep
 
     return narrow

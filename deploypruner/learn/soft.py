@@ -51,8 +51,8 @@ class SoftGates(ChannelRegime):
             self._left = self.undecided()
             self._kept = self.keep()
         if self._kept is not None:
-            return closed(self.graph, self.parameters, self._kept)
-        return gated(self.graph, self.parameters, self.masks(step))
+            return closed(self.graph, self.parameters, self._kept) | self.shut()
+        return gated(self.graph, self.parameters, self.masks(step)) | self.shut()
 
     @property
     def is_hard(self) -> bool:

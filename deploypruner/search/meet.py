@@ -74,6 +74,8 @@ def meet(request: Request) -> tuple[Keep, Found]:
             seed=request.seed,
             progress=request.progress,
         )
+        # The table is of an undisturbed machine, the goal of the machine as it is.
+        model = model.calibrated({}, goal.dense_ms)
         chosen = choose_objective(request, goal, model, bench)
         outcome = close_loop(
             goal,

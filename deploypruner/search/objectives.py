@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from torch import Tensor
@@ -25,6 +26,7 @@ from deploypruner.search.solve import Solution, solve
 
 # Spread of the logarithm of the factor on each choice's loss.
 _SPREAD = 0.7
+_PERTURBED = "perturbed"
 # Bisection of the share of multiply-adds that a fixed rule may leave.
 _BISECTIONS = 10
 
@@ -116,7 +118,16 @@ def perturbed(space: Space) -> Iterator[Objective]:
         rng = np.random.default_rng([space.seed, number])
         groups = {g: line * np.exp(_SPREAD * rng.normal()) for g, line in losses.groups.items()}
         branches = {b: loss * float(np.exp(_SPREAD * rng.normal())) for b, loss in losses.branches.items()}
-        yield _by_losses(f"perturbed {number}", space, Losses(groups, branches))
+        yield _by_losses(f"{_PERTURBED} {number}", space, Losses(groups, branches))
+
+
+def named_objective(space: Space, name: str) -> Objective:
+    """The objective of this name, also a perturbed one; the likeliest where the space has none of that name."""
+    known = objectives(space)
+    kind, _, number = name.partition(" ")
+    if kind == _PERTURBED and number.isdigit():
+        return next(islice(perturbed(space), int(number) - 1, None))
+    return next((objective for objective in known if objective.name == name), known[0])
 
 
 def distance(left: Mapping[str, int], right: Mapping[str, int]) -> int:

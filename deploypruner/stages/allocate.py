@@ -23,7 +23,7 @@ from deploypruner.search.choose import INT8_DROP
 from deploypruner.search.found import Found
 from deploypruner.search.kept import ACCURACY_DROP, AGREEMENT_DROP
 from deploypruner.search.losses import Losses
-from deploypruner.search.measured import losses_from_worth
+from deploypruner.search.measured import MeasuredWorth, losses_from_worth
 from deploypruner.search.meet import OutOfReach, meet
 from deploypruner.search.request import Request
 from deploypruner.search.worth import measure_worth
@@ -121,7 +121,7 @@ def _in_time(build: Build) -> Build:
         graph=build.traced,
         scores=scores,
         budget=recipe.budget,
-        jobs=_jobs(build),
+        jobs=dense_jobs(build),
         normalizer=normalizer_name(recipe, build.criterion),
         step=recipe.step,
         constraints=recipe.constraints,
@@ -131,7 +131,9 @@ def _in_time(build: Build) -> Build:
         feeds=timing_feeds(build),
         table_seconds=measure.table_seconds,
         worth=None if build.data is None else lambda: _worth(build, scores),
-        judge=None if build.data is None or build.recipe.search.plans == 1 else lambda: make_judge(build),
+        judge=None
+        if build.data is None or build.recipe.search.plans == 1
+        else lambda: make_judge(build, remark=True),
         train=(lambda judge, keep: trained_briefly(build, judge, keep)) if can_train_briefly(build) else None,
         keeping=_keeping(build),
         plans=build.recipe.search.plans,
@@ -154,24 +156,26 @@ def _in_time(build: Build) -> Build:
     return replace(build, plan=plan, found=found)
 
 
-def _worth(build: Build, scores: Mapping[str, Tensor]) -> Losses:
+def measured_worth(build: Build, scores: Mapping[str, Tensor]) -> MeasuredWorth:
     """What widths and branches are worth, measured on training samples; finished batches survive a kill."""
-    recipe, order = build.recipe.search, by_importance(scores)
-    count = -(-recipe.worth_samples // _WORTH_BATCH)
-    batches = list(training_batches(build, batch_size=_WORTH_BATCH, count=count))
-    measured = measure_worth(
+    count = -(-build.recipe.search.worth_samples // _WORTH_BATCH)
+    return measure_worth(
         build.traced,
-        order,
-        batches,
+        by_importance(scores),
+        list(training_batches(build, batch_size=_WORTH_BATCH, count=count)),
         branches=build.recipe.prune.depth == "auto",
         file=build.folder.path(stage_file("worth.json")),
         progress=build.progress,
     )
+
+
+def _worth(build: Build, scores: Mapping[str, Tensor]) -> Losses:
+    measured = measured_worth(build, scores)
     build.say(
         f"{len(measured.groups)} widths and {len(measured.branches)} branches measured by {measured.kind} on "
         f"{measured.samples} samples"
     )
-    return losses_from_worth(build.traced, measured, scores, order)
+    return losses_from_worth(build.traced, measured, scores, by_importance(scores))
 
 
 def _keeping(build: Build) -> float | None:
@@ -184,7 +188,7 @@ def _keeping(build: Build) -> float | None:
     return ACCURACY_DROP if build.data.labelled else AGREEMENT_DROP
 
 
-def _jobs(build: Build) -> list[Job]:
+def dense_jobs(build: Build) -> list[Job]:
     """The dense model in every runtime and precision that may be chosen, runtimes together.
 
     Raises:

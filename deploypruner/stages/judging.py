@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 
 from deploypruner.graph import Keep
-from deploypruner.recover.batches import Batch, Batches
+from deploypruner.recover.batches import FirstBatches
 from deploypruner.recover.finetune import finetune
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.stages import Build
@@ -18,17 +16,21 @@ _BATCH = 64
 _STEPS = 40
 
 
-def make_judge(build: Build) -> Judge:
+def make_judge(build: Build, *, remark: bool = False) -> Judge:
     """Reconstructs and judges plans on different training samples; on the same ones where there are too few.
 
     Samples to reconstruct on come as training sees them, those to judge on as they are.
+
+    Args:
+        build: With data.
+        remark: Tell the user where there are too few.
     """
     recipe, recover = build.recipe.search, build.recipe.recover
     solved, held_out = (-(-count // _BATCH) for count in (recover.reconstruct_samples, recipe.held_out))
     plain = list(training_batches(build, batch_size=_BATCH, count=solved + held_out))
     if len(plain) <= solved:
         solved = len(plain) // 2
-    if not solved:
+    if not solved and remark:
         build.say("remark: plans are judged on the samples they are reconstructed on, there are too few for both")
     augment = recover.settings.augment
     solving = training_batches(build, batch_size=_BATCH, count=solved or 1, augment=augment)
@@ -41,7 +43,7 @@ def trained_briefly(build: Build, judge: Judge, keep: Keep) -> Verdict:
     module = build.traced.cut(build.traced.removed(keep)).eval()
     judge.repair(module, keep)
     settings = replace(build.recipe.recover.settings, epochs=1, seed=build.recipe.seed, patience=0, ema=0.0)
-    finetune(module, build.traced.module, _First(build.data.train, _STEPS), settings)
+    finetune(module, build.traced.module, FirstBatches(build.data.train, _STEPS), settings)
     return judge.verdict(module)
 
 
@@ -52,23 +54,3 @@ def can_train_briefly(build: Build) -> bool:
         return False
     samples = build.data.train.samples
     return samples is not None and samples >= _STEPS * recipe.settings.batch_size
-
-
-@dataclass(frozen=True)
-class _First:
-    """The first batches of every epoch of a data set."""
-
-    whole: Batches
-    count: int
-
-    @property
-    def labelled(self) -> bool:
-        return self.whole.labelled
-
-    @property
-    def samples(self) -> int | None:
-        return None
-
-    def epoch(self, *, batch_size: int, seed: int, shuffle: bool, augment: bool) -> Iterator[Batch]:
-        whole = self.whole.epoch(batch_size=batch_size, seed=seed, shuffle=shuffle, augment=augment)
-        return islice(whole, self.count)

@@ -25,33 +25,37 @@ from deploypruner.learn.schedules import (
 from deploypruner.prune.plan import Plan
 from deploypruner.recipe import LearnRecipe
 from deploypruner.recover.validate import top1_percent
+from deploypruner.search.found import Found
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.allocate import plan_in_macs
+from deploypruner.stages.gradual import Toward, arrived, toward_time
 from deploypruner.stages.score import make_criterion
 
 _CHECKPOINT = stage_file("learning.safetensors")
 _WEIGHTS, _FACTS = stage_file("learned.safetensors"), stage_file("learn.json")
+_FOUND = stage_file("learned_search.json")
 
 
 class Learn(Stage):
     """Train the dense model with gates on its channels until the plan's widths are left; nothing for one-shot."""
 
     name: ClassVar[str] = "learn"
-    saves: ClassVar[tuple[str, ...]] = ("plan.json", _WEIGHTS, _FACTS)
+    saves: ClassVar[tuple[str, ...]] = ("plan.json", _WEIGHTS, _FACTS, _FOUND)
 
     def run(self, build: Build) -> Build:
         """Give the plan with the channels that training chose, and the trained weights; save both."""
         criterion = make_criterion(build.criterion, build.recipe.prune.parameters)
         schedule = schedule_name(build.recipe.learn, criterion)
         facts: dict[str, Any] = {"schedule": schedule}
-        if schedule != "one-shot" and _cuts(build.planned):
-            learned, found = _learn(build, criterion, schedule)
+        if schedule != "one-shot" and _cuts(build.planned, schedule):
+            build, learned, found = _learn(build, criterion, schedule)
             facts |= found
             with build.folder.writing(_WEIGHTS) as path:
                 save_file({name: tensor.contiguous().clone() for name, tensor in learned.weights.items()}, path)
-            build = replace(build, plan=learned.plan, learned=learned.weights)
+            build = replace(build, learned=learned.weights)
         build.folder.write_json("plan.json", build.planned.to_json())
         build.folder.write_json(_FACTS, facts)
+        build.folder.write_json(_FOUND, None if build.found is None else build.found.to_json())
         return replace(build, facts={**build.facts, **facts})
 
     def restore(self, build: Build) -> Build:
@@ -60,7 +64,14 @@ class Learn(Stage):
         plan.check(build.traced)
         facts = build.folder.read_json(_FACTS)
         learned = load_file(build.folder.path(_WEIGHTS)) if "learn_epochs" in facts else {}
-        return replace(build, plan=plan, learned=learned, facts={**build.facts, **facts})
+        found = build.folder.read_json(_FOUND)
+        return replace(
+            build,
+            plan=plan,
+            found=None if found is None else Found.from_json(found),
+            learned=learned,
+            facts={**build.facts, **facts},
+        )
 
     def document(self, build: Build) -> str | None:
         """What training did, and how sure it was; None for one-shot."""
@@ -72,6 +83,8 @@ class Learn(Stage):
             f"{facts['schedule']}, {facts['learn_epochs']} epoch{'' if facts['learn_epochs'] == 1 else 's'}: "
             f"{plan.macs_after / plan.macs_before:.3f} of the MACs, {facts['undecided']:.1%} of the masks undecided"
         )
+        if build.found is not None and build.found.measured_ms is not None and facts["schedule"] == "iterative":
+            text += f", {build.found.measured_ms:.3g} ms"
         return text + (f", accuracy {facts['accuracy_learned']:.2f} %" if "accuracy_learned" in facts else "")
 
 
@@ -123,14 +136,17 @@ def check_learning(recipe: LearnRecipe, criterion: Criterion, *, has_data: bool)
         raise RecipeError(f"{what} chooses channels while training, and --learn-epochs is 0", hint="3 is a start")
 
 
-def _cuts(plan: Plan) -> bool:
-    return any(len(g.keep) < g.size for g in plan.groups)
+def _cuts(plan: Plan, schedule: str) -> bool:
+    """Is there anything that the schedule may choose in place of the plan?"""
+    return any(len(g.keep) < g.size for g in plan.groups) or (schedule == "iterative" and bool(plan.dropped))
 
 
-def _learn(build: Build, criterion: Criterion, schedule: str) -> tuple[Learned, dict[str, Any]]:
+def _learn(build: Build, criterion: Criterion, schedule: str) -> tuple[Build, Learned, dict[str, Any]]:
+    """Train; the build then has the plan that training ended in, and how that keeps a budget of time."""
     data, recipe = build.data, build.recipe.learn
     assert data is not None, "check_learning asks for data"
-    regime = _regime(build, criterion, schedule)
+    toward = toward_time(build) if schedule == "iterative" else None
+    regime = _regime(build, criterion, schedule, toward)
     checkpoint = build.folder.path(_CHECKPOINT)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     with os_errors(checkpoint):
@@ -143,16 +159,20 @@ def _learn(build: Build, criterion: Criterion, schedule: str) -> tuple[Learned, 
             progress=build.progress,
             validate=(lambda m: top1_percent(m, data.val)) if data.labelled else None,
         )
+    build = replace(build, plan=learned.plan)
+    if toward is not None and isinstance(regime, Shrinking):
+        build, plan, found = arrived(build, toward, learned.plan.keep, regime.scores)
+        build = replace(build, plan=plan, found=found)
     checkpoint.unlink(missing_ok=True)
     facts: dict[str, Any] = {"learn_epochs": recipe.epochs, "undecided": learned.undecided}
     if learned.history.score is not None:
         facts["accuracy_learned"] = learned.history.score
     if isinstance(regime, TransportGates):
         facts["beta_halvings"] = regime.halvings
-    return learned, facts
+    return build, learned, facts
 
 
-def _regime(build: Build, criterion: Criterion, schedule: str) -> ChannelRegime:
+def _regime(build: Build, criterion: Criterion, schedule: str, toward: Toward | None) -> ChannelRegime:
     graph, plan, budget = build.traced, build.planned, build.recipe.prune.budget
     if schedule == "learned":
         return learned_regime(graph, plan, criterion)
@@ -161,13 +181,18 @@ def _regime(build: Build, criterion: Criterion, schedule: str) -> ChannelRegime:
     def allocated(scores: Scores, macs: float) -> Plan:
         return plan_in_macs(build, scores, Budget(macs=macs))
 
-    anew = budget.macs if schedule == "iterative" else None
+    narrow, branches = toward_widths(graph, plan), list[str]()
+    if toward is not None:
+        narrow, branches = toward.gradual.narrow, [branch.id for branch in graph.branches]
+    elif schedule == "iterative" and budget.macs is not None:
+        narrow = toward_budget(budget.macs, allocated)
     return Shrinking(
         graph,
         plan,
         criterion,
         schedule=schedule,
         settings=build.recipe.learn.pace,
-        narrow=toward_widths(graph, plan) if anew is None else toward_budget(anew, allocated),
+        narrow=narrow,
         before=build.scores,
+        branches=branches,
     )

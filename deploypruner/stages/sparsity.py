@@ -111,12 +111,6 @@ def check_layers(build: Build) -> None:
         choose_layers(build.traced, build.recipe.sparse)
 
 
-def remaining(build: Build, layers: Sequence[SparseLayer]) -> list[SparseLayer]:
-    """Those that did not go with a residual branch."""
-    gone = {name for branch in build.planned.dropped for name in build.traced.branch(branch).parameters}
-    return [layer for layer in layers if layer.weight not in gone]
-
-
 def check_widths(build: Build) -> None:
     """Refuse planned widths the pattern does not divide, before anything is trained.
 
@@ -137,9 +131,14 @@ def make_regime(build: Build, *, trains: bool) -> SparseRegime | None:
     if AUTO in build.recipe.prune.patterns:
         return schedule(list(build.assigned), build.assigned, settings) if build.assigned else None
     layers = remaining(build, choose_layers(build.traced, settings))
-    if not layers:
-        return None
     return schedule([layer.weight for layer in layers], patterns[0], settings)
+
+
+def remaining(build: Build, layers: Sequence[SparseLayer]) -> list[SparseLayer]:
+    """Those that are not gone with their branch."""
+    graph = build.traced
+    gone = {name for branch in build.planned.dropped for name in graph.branch(branch).parameters}
+    return [layer for layer in layers if layer.weight not in gone]
 
 
 def existing_zeros(build: Build) -> ExistingZeros | None:

@@ -1,0 +1,141 @@
+"""`--schedule iterative` under a budget of time inside a build, on a clock made of multiply-adds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploypruner.records import Setting
+from deploypruner.search.found import Found
+from deploypruner.search.goal import Assessment, Goal
+from deploypruner.search.loop import Round, Trial
+from deploypruner.search.solve import solve
+from deploypruner.stages import allocate, gradual
+from tests.builds import digests, run_cli, stopped_before
+from tests.staircase import Staircase
+
+BUILD = (
+    *("compile", "tiny.pt2", "--data", "labelled.npz", "--epochs", "0", "--speedup", "1.5", "--step", "2"),
+    *("--criterion", "taylor", "--schedule", "iterative", "--learn-epochs", "2"),
+    *("--depth", "keep"),  # there is one branch, and nothing else would go
+)
+SAME = ("plan.json", "stages/learned.safetensors", "stages/learned_search.json", "stages/recovered.safetensors")
+
+
+class Clock:
+    """The truth, and a model that predicts a part of it.
+
+    Args:
+        share: Of the true time that is predicted for what training ends in.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, share: float = 1.0) -> None:
+        self.share, self.graph = share, None
+        monkeypatch.setattr(allocate, "meet", self.meet)
+        monkeypatch.setattr(gradual, "build_latency_model", self.build)
+        monkeypatch.setattr(gradual, "Bench", lambda *_, **__: self)
+
+    def __enter__(self) -> Clock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def of(self, graph: Any) -> Staircase:
+        self.graph = graph
+        return Staircase(graph, block=2, base=0.005, rate=1.0)
+
+    def meet(self, request: Any) -> tuple[Mapping[str, Any], Found]:
+        latency = self.of(request.graph)
+        dense_ms = latency.ms({})
+        limits = {"step": request.step, "constraints": request.constraints}
+        solution = solve(request.graph, request.scores, latency.tally, dense_ms / 1.5, **limits)
+        line = Round(dict(solution.widths), 0.5, solution.predicted_ms, solution.predicted_ms, 1.5, 1.5, met=True)
+        setting = Setting("onnxruntime", "fp32", 1)
+        found = Found(setting, dense_ms, 1.0, 0.5, line.predicted_ms, line.measured_ms, (line,), objective="scores")
+        return solution.keep, found
+
+    def build(self, graph: Any, setting: Setting, **_: Any) -> Model:
+        assert setting == Setting("onnxruntime", "fp32", 1)
+        return Model(self.of(graph), 1.0)
+
+    def trial(self, keep: Any, goal: Goal) -> Trial:
+        ms = self.of(self.graph).ms(keep) / self.share
+        strain = ms / goal.median_ms
+        return Trial(Assessment(ms, ms, goal.dense_ms / ms, goal.dense_ms / ms, strain, strain))
+
+
+class Model:
+    def __init__(self, latency: Staircase, factor: float) -> None:
+        self.latency, self.factor = latency, factor
+
+    def calibrated(self, keep: Any, measured_ms: float, profile: Any = None) -> Model:
+        return Model(self.latency, measured_ms / self.latency.ms(keep))
+
+    def tally(self, order: Any) -> Scaled:
+        return Scaled(self.latency.tally(order), self.factor)
+
+
+class Scaled:
+    def __init__(self, tally: Any, factor: float) -> None:
+        self.tally, self.factor = tally, factor
+
+    @property
+    def ms(self) -> float:
+        return self.tally.ms * self.factor
+
+    def keep(self, group: str, channels: Any) -> float:
+        return self.tally.keep(group, channels) * self.factor
+
+    def sweep(self, group: str, widths: Any) -> np.ndarray:
+        return self.tally.sweep(group, widths) * self.factor
+
+
+def built(folder: Path, *options: str, stop: str = "quantize") -> str:
+    with stopped_before(stop):
+        outcome = run_cli(*BUILD, *options, "--out", str(folder))
+    assert outcome.code == 130, outcome.err
+    return outcome.err
+
+
+def ms_of(clock: Clock, folder: Path) -> float:
+    plan = json.loads((folder / "plan.json").read_text())
+    keep = {g["id"]: np.array(g["keep"]) for g in plan["groups"]} | {b: np.array([]) for b in plan["dropped"]}
+    return clock.of(clock.graph).ms({name: kept.astype(np.int64) for name, kept in keep.items()})
+
+
+def test_training_toward_a_time_keeps_it_and_goes_on_to_the_bit(monkeypatch, tmp_path):
+    clock = Clock(monkeypatch)
+    said = built(tmp_path / "whole")
+    dense_ms = clock.of(clock.graph).ms({})
+    assert 0.6 * dense_ms / 1.5 <= ms_of(clock, tmp_path / "whole") <= dense_ms / 1.5
+    assert "masked = removed (float64" in said
+    line = next(line for line in said.splitlines() if line.startswith("learn "))
+    assert line.endswith(" ms")
+    found = json.loads((tmp_path / "whole" / "stages" / "learned_search.json").read_text())
+    assert len(found["rounds"]) == 2
+    assert found["measured_ms"] == pytest.approx(ms_of(clock, tmp_path / "whole"))
+    built(tmp_path / "parts", stop="remove")
+    built(tmp_path / "parts", "--resume")
+    assert digests(tmp_path / "parts", SAME) == digests(tmp_path / "whole", SAME)
+
+
+def test_what_is_measured_slower_than_predicted_is_cut_once_more(monkeypatch, tmp_path):
+    clock = Clock(monkeypatch, share=0.9)
+    said = built(tmp_path)
+    assert ms_of(clock, tmp_path) / 0.9 <= clock.of(clock.graph).ms({}) / 1.5
+    assert "trained toward" in said
+    rounds = json.loads((tmp_path / "stages" / "learned_search.json").read_text())["rounds"]
+    assert [line["met"] for line in rounds] == [True, False, True]
+
+
+def test_without_data_a_budget_of_time_refuses_to_train(tmp_path):
+    options = ("--speedup", "1.5", "--criterion", "magnitude", "--schedule", "iterative")
+    outcome = run_cli("compile", "tiny.pt2", *options, "--out", str(tmp_path / "new"))
+    outcome.assert_error(2, "schedule 'iterative' chooses channels while training and needs data", "pass --data DIR")
+    assert not (tmp_path / "new").exists()
