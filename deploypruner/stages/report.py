@@ -17,7 +17,6 @@ from deploypruner.search.patterns import DENSE
 from deploypruner.stages import Build, Stage
 from deploypruner.target import detect
 
-
 _MORE = {"macs": "larger --macs", "latency": "longer --latency", "speedup": "smaller --speedup"}
 
 
