@@ -17,6 +17,8 @@ from deploypruner.search.patterns import DENSE
 from deploypruner.stages import Build, Stage
 from deploypruner.target import detect
 
+_MORE = {"macs": "larger --macs", "latency": "longer --latency", "speedup": "smaller --speedup"}
+
 
 class WriteReport(Stage):
     """Write report.json, report.html, recipe.toml and manifest.json."""
@@ -190,7 +192,7 @@ def warnings_of(build: Build) -> tuple[str, ...]:
     if drop > 1.0:
         found.append(
             f"accuracy fell by {drop:.1f} points (dense {build.facts['accuracy_dense']:.1f} %); "
-            "recover it with more --epochs, or keep more with a larger --macs"
+            f"recover it with more --epochs, or keep more with a {_MORE[build.recipe.prune.budget.kind]}"
         )
     return tuple(dict.fromkeys(found))
 
