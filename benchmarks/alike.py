@@ -55,6 +55,7 @@ def repaired(
     *,
     seed: int = 0,
     reconstruction: bool = True,
+    statistics: bool = True,
     augment: bool = True,
     weights: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
@@ -70,7 +71,8 @@ def repaired(
         module = graph.cut(graph.removed(keep))
     if reconstruction:
         reconstruct(graph, keep, module, islice(images(), _RECONSTRUCTED // _BATCH))
-    reestimate_batchnorm(module, images(), max_batches=_STATISTICS_BATCHES)
+    if statistics:
+        reestimate_batchnorm(module, images(), max_batches=_STATISTICS_BATCHES)
     return module.eval()
 
 
@@ -86,12 +88,9 @@ def trained(
 
 
 def mimicked(graph: Graph, module: nn.Module, train: Batches, *, epochs: int, amp: Amp = "bf16") -> nn.Module:
-    """The module after learning the dense model's outputs, without labels; statistics set anew once more."""
+    """The module after learning the dense model's outputs, without labels."""
     settings = FinetuneSettings(epochs=epochs, lr=0.005, batch_size=32, amp=amp, channels_last=True)
     finetune(module, graph.module, Unlabelled(train), settings)
-    reestimate_batchnorm(
-        module, train.epoch(batch_size=_BATCH, seed=0, shuffle=False, augment=False), max_batches=_STATISTICS_BATCHES
-    )
     return module.eval()
 
 

@@ -26,7 +26,7 @@ from benchmarks.alike import RECOVERIES, Recovery, judged, repaired, trained
 from benchmarks.baseline import baseline
 from benchmarks.cifar10 import WORK, cifar10
 from benchmarks.equal_latency_table import markdown
-from benchmarks.kept import changing, read
+from benchmarks.kept import changing, not_in, read
 from benchmarks.models import NETS
 from benchmarks.ours import pool
 from benchmarks.rivals import CRITERION, STEP, WAYS, Keep, Subject
@@ -77,6 +77,7 @@ def plan(
     busy: bool,
 ) -> None:
     """Bring every method to the same measured speed-up."""
+    not_in(RESULTS, test_limit, results)
     for name in net:
         data = cifar10(None, test_limit)
         subject = prepared(name, data, precision)
@@ -127,6 +128,7 @@ def train(
     seeds: int,
 ) -> None:
     """Recover every plan alike; the first seed of all of them first, what is there already is kept."""
+    not_in(RESULTS, test_limit, results)
     chosen = RECOVERIES[recovery]
     for name in net:
         model = baseline(name)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
+
 
 def read(path: Path) -> dict[str, Any]:
     """What is there so far."""
@@ -25,3 +27,13 @@ def changing(path: Path) -> Iterator[dict[str, Any]]:
         part = path.with_suffix(".part")
         part.write_text(json.dumps(rows) + "\n")
         part.replace(path)
+
+
+def not_in(path: Path, limit: int | None, results: Path) -> None:
+    """Numbers on a part of the test images do not go into the file with the others.
+
+    Raises:
+        click.UsageError: They would.
+    """
+    if limit is not None and results == path:
+        raise click.UsageError(f"results on a part of the images do not go into '{path.name}'; add --results FILE")

@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.alike import repaired, trained
 from benchmarks.cifar10 import cifar10, held_out
 from benchmarks.equal_latency import prepared
-from benchmarks.kept import changing, read
+from benchmarks.kept import changing, not_in, read
 from benchmarks.models import NETS
 from benchmarks.rivals import STEP, WAYS, Keep, Plans, Subject, by_kl, mean_kl, measured_kl, outputs_of, shares
 from benchmarks.tuning import keep_of, kept_to_json
@@ -71,6 +71,7 @@ def run(
     net: str, speedup: float, plans: int, train_limit: int, epochs: int, test_limit: int | None, results: Path
 ) -> None:
     """Make plans, look at every proxy, recover each."""
+    not_in(RESULTS, test_limit, results)
     key, data = f"{net} {speedup:g}x", cifar10(train_limit, test_limit)
     subject, held = prepared(net, cifar10(), "fp32"), list(held_out(HELD_OUT).epoch(batch_size=250))
     if key not in read(results):

@@ -38,7 +38,7 @@ _LEGEND = (
 )
 _TIMED_LEGEND = (
     "'ms to gain': predicted to go with this group alone at its narrowest; 'lost per ms': the share of all "
-    "importance that goes with each of them"
+    "importance by the criterion that goes with each of them"
 )
 
 
@@ -279,7 +279,7 @@ def _outcome(plan: Plan, outlook: Outlook | None) -> str:
         solution = outlook.solution
         text = (
             f"{solution.dense_ms:.3g} -> {solution.predicted_ms:.3g} ms predicted, {solution.importance:.1%} of the "
-            "importance stays; "
+            "importance by the criterion stays, which is no accuracy; "
         )
     return text + (
         f"{scaled(before)} -> {scaled(after)} MACs ({after / before:.3f}), {scaled(plan.params_before)} -> "

@@ -84,6 +84,39 @@ def without_labels(row):
     return replace(row, accuracy=None, agreement=0.9991, agreement_kind="cosine", p95_ms=None)
 
 
+def an_entry(objective="measured worth", **changes):
+    """One plan of the pool, as JSON has it."""
+    entry = {"objective": objective, "predicted_ms": 0.412, "importance": 0.994, "dropped": ["layer1.0", "layer1.1"]}
+    return {**entry, "loss": 0.5, "top1": 84.25, "full": True, "trained": None, **changes}
+
+
+def a_quality(**changes):
+    """2.4 % left of 88, where 3 points may go."""
+    quality = {"artifact": "pruned int8", "runtime": "openvino", "kind": "accuracy", "dense": 88.0, "pruned": 2.4}
+    return {**quality, "lost": 85.6, "allowed": 3.0, "kept": False, **changes}
+
+
+def a_time_budget(**changes):
+    """Of a plan that was judged and without two branches; nothing is known of its quality."""
+    budget = {"kind": "speedup", "requested": 2.0, "measured": 2.1, "certified": 2.04, "met": True}
+    chosen = {"objective": "measured worth", "judged_by": "loss", "dropped": ["layer1.0", "layer1.1", "layer2.2"]}
+    pool = [an_entry(), an_entry("scores, every branch kept", dropped=[], loss=1.25, full=False)]
+    return {**budget, **chosen, "importance": 0.994, "pool": pool, **changes}
+
+
+def a_cut_report(budget, **changes):
+    """Two of twelve layers went with their branch."""
+    layers = [LayerWidth(f"layer{i}.conv", "conv", 64, 64 - 4 * i) for i in range(10)]
+    gone = [LayerWidth(f"layer1.{i}.conv1", "conv", 64, 0, branch=f"layer1.{i}") for i in range(2)]
+    loop = ({"predicted_ms": 0.41, "measured_ms": 0.43, "importance": 0.994, "met": True},)
+    return a_report(budget=budget, layers=(*layers, *gone), loop=loop, **changes)
+
+
+def ruined_rows():
+    """As `eight_rows`, but the pruned ones know nothing any more."""
+    return tuple(row if row.pattern == "dense" else replace(row, accuracy=2.4) for row in eight_rows())
+
+
 EXAMPLES = {
     "eight rows": a_report(),
     "no labels": a_report(tuple(without_labels(row) for row in eight_rows())),
@@ -94,6 +127,12 @@ EXAMPLES = {
     "300 layers": a_report(layers=tuple(LayerWidth(f"l{i}", "linear", 1000, 1000 - i) for i in range(300))),
     "far apart": a_report(rows_on("openvino", {"dense fp32": 90.0, "pruned fp32": 4.0, "pruned int8": 0.02})),
     "closed loop": a_report(loop=({"predicted_ms": 0.41, "measured_ms": 0.43, "widths": {"conv": 8}},)),
+    "judged": a_cut_report(a_time_budget(quality=a_quality(pruned=86.5, lost=1.5, kept=True))),
+    "refused": a_cut_report(a_time_budget(met=False, quality=a_quality()), rows=ruined_rows()),
+    "unjudged": a_cut_report(
+        a_time_budget(pool=[], judged_by="", objective="scores"),
+        rows=tuple(replace(row, accuracy=None, agreement=None) for row in eight_rows()),
+    ),
     "failed": a_report(verification=(Check("torch = onnx fp32", 0.31, 1e-4, False),)),
 }
 

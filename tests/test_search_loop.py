@@ -45,6 +45,10 @@ class Plan:
         return {"g": np.arange(self.width)}
 
     @property
+    def merit(self) -> float:
+        return self.importance
+
+    @property
     def importance(self) -> float:
         return self.width / 1000
 

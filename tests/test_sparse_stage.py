@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -13,15 +14,20 @@ import torch
 from onnx import numpy_helper
 
 from deploypruner.errors import InputError, KernelError
+from deploypruner.graph import trace
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
 from deploypruner.measure import pair_up
 from deploypruner.openvino_import import import_openvino
+from deploypruner.prune.plan import make_plan
+from deploypruner.recipe import PruneRecipe
+from deploypruner.recover.sparse.layers import weighted_layers
 from deploypruner.report import read_report
 from deploypruner.report.sparse import sparse_lines, sparse_sentence
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.sparse import library
 from deploypruner.sparse.convert import sparsify
+from deploypruner.stages.sparsity import existing_zeros, remaining
 from deploypruner.verify.sparse import verify_operations
 from tests.builds import IMAGE, known_rates, pretended_timings, run_cli, save_program, tiny, workshop
 from tests.qdq import Qdq, chain, images
@@ -30,6 +36,21 @@ needs_library = pytest.mark.skipif(
     not library.is_built(), reason="the package was installed without its sparse kernels"
 )
 COMPILE = ("compile", "tiny.pt2", "--seconds", "1", "--runtime", "openvino", "--pattern", "1x4", "--sparsity", "0.5")
+
+
+def test_a_layer_that_went_with_its_branch_is_not_looked_for():
+    graph = trace(tiny(), (torch.zeros(2, *IMAGE),))
+    keep = {"body": np.arange(0)}
+    plan = make_plan(graph, keep, criterion="taylor", scope="latency", step=8)
+    assert plan.dropped == ("body",)
+    recipe = SimpleNamespace(prune=PruneRecipe())
+    module = graph.cut(graph.removed(keep))
+    build = SimpleNamespace(recipe=recipe, traced=graph, planned=plan, compiled=module)
+    assert [layer.name for layer in remaining(build, weighted_layers(graph))] == ["stem", "head"]
+    assert existing_zeros(build) is None
+    with torch.no_grad():
+        module.head.weight[:, ::2] = 0
+    assert existing_zeros(build).names == ("head.weight",)
 
 
 @contextmanager

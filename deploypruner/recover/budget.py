@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
 from math import ceil
 
 from torch import nn
 
-from deploypruner.recover.batches import Batch, Batches
+from deploypruner.recover.batches import Batches, FirstBatches
 from deploypruner.recover.features import Features
 from deploypruner.recover.finetune import finetune
 from deploypruner.recover.settings import FinetuneSettings
@@ -102,7 +101,7 @@ def time_step(
 ) -> float:
     """Seconds of one training step, the faster of two real ones on a copy of the student."""
     watch = _Watch()
-    few = _First(batches, _TIMED)
+    few = FirstBatches(batches, _TIMED)
     plain = replace(settings, epochs=1, devices=1, hosts=1, patience=0)
     finetune(copy.deepcopy(student), teacher, few, plain, progress=watch, features=features)
     passed = [later - earlier for earlier, later in zip(watch.times, watch.times[1:], strict=False)]
@@ -124,26 +123,6 @@ class _Watch:
 
     def close(self) -> None:
         pass
-
-
-@dataclass
-class _First:
-    """The first few batches of a data set."""
-
-    batches: Batches
-    count: int
-
-    @property
-    def labelled(self) -> bool:
-        return self.batches.labelled
-
-    @property
-    def samples(self) -> int | None:
-        return None
-
-    def epoch(self, *, batch_size: int, seed: int, shuffle: bool, augment: bool) -> Iterator[Batch]:
-        epoch = self.batches.epoch(batch_size=batch_size, seed=seed, shuffle=shuffle, augment=augment)
-        yield from islice(epoch, self.count)
 
 
 def _filled(settings: FinetuneSettings, **defaults: object) -> FinetuneSettings:

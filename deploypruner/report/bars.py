@@ -24,6 +24,11 @@ class WidthBar:
     bar: Markup
     change: str
 
+    @property
+    def gone(self) -> bool:
+        """Is nothing left of the layer?"""
+        return _is_gone(self.layer)
+
 
 @dataclass(frozen=True)
 class WidthBars:
@@ -33,28 +38,35 @@ class WidthBars:
         shown: What is always visible: every layer, or of more than 60 the 40 that lost most, in model order.
         everything: Every layer in model order; empty when `shown` has them all.
         changed: How many layers are narrower than before.
+        gone: How many are not there any more.
     """
 
     shown: tuple[WidthBar, ...]
     everything: tuple[WidthBar, ...]
     changed: int
+    gone: int
 
 
 def width_bars(layers: Sequence[LayerWidth]) -> WidthBars:
     """Draw the widths on one linear scale: the pale bar is before, the solid one after."""
     longest = max((max(layer.before, layer.after) for layer in layers), default=1)
     bars = tuple(_width_bar(layer, longest) for layer in layers)
-    changed = sum(layer.after < layer.before for layer in layers)
+    gone = sum(map(_is_gone, layers))
+    changed = sum(layer.after < layer.before for layer in layers) - gone
     if len(bars) <= _MANY:
-        return WidthBars(shown=bars, everything=(), changed=changed)
+        return WidthBars(shown=bars, everything=(), changed=changed, gone=gone)
     by_loss = sorted(range(len(bars)), key=lambda i: (layers[i].after - layers[i].before, i))
     shown = tuple(bars[i] for i in sorted(by_loss[:_SHOWN_OF_MANY]))
-    return WidthBars(shown=shown, everything=bars, changed=changed)
+    return WidthBars(shown=shown, everything=bars, changed=changed, gone=gone)
 
 
 def share_bar(share: float) -> Markup:
     """A bar that fills `share` (0 to 1) of its cell."""
     return _SVG.format(8, _RECT.format("share", 0, 100 * share, 8))
+
+
+def _is_gone(layer: LayerWidth) -> bool:
+    return layer.after == 0 < layer.before
 
 
 def _width_bar(layer: LayerWidth, longest: int) -> WidthBar:

@@ -27,12 +27,14 @@ class LayerWidth:
         kind: "conv" or "linear".
         before: Output channels of the dense model.
         after: Output channels of the pruned one; 0 where the layer is gone with its branch.
+        branch: Id of the residual branch it is gone with, "" where it is there.
     """
 
     name: str
     kind: str
     before: int
     after: int
+    branch: str = ""
 
 
 @dataclass(frozen=True)

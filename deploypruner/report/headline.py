@@ -64,13 +64,12 @@ def headline(report: Report) -> Headline:
     pairs = [(group, row) for group in groups for row in group.rows if row is not group.baseline]
     if not pairs:
         return Headline(recommended=None, sentence="only the baseline was measured: nothing to compare", notes=())
-    faster = [(group, row) for group, row in pairs if row.verdict == "faster" and _keeps(row, group, report)]
-    quality = report.budget.get("quality", {})
-    if quality and not quality["kept"]:
+    faster = [(group, row) for group, row in pairs if row.verdict == "faster" and keeps(row, group, report)]
+    if units.is_refused(report.budget):
         kept = min(faster, key=lambda pair: pair[1].median_ms, default=None)
         return Headline(
             recommended=None if kept is None else kept[1],
-            sentence=f"no pruned artifact is worth having: {units.quality_sentence(quality)}",
+            sentence=f"no pruned artifact is worth having: {units.quality_sentence(report.budget['quality'])}",
             notes=()
             if kept is None
             else (f"{kept[1].name} on {kept[1].runtime} is faster and keeps it: deploy that.",),
@@ -85,9 +84,9 @@ def headline(report: Report) -> Headline:
     return Headline(recommended=best, sentence=sentence, notes=_notes(best, report.rows))
 
 
-def _keeps(row: Row, group: RuntimeGroup, report: Report) -> bool:
+def keeps(row: Row, group: RuntimeGroup, report: Report) -> bool:
     """Does this row lose no more than the report allows? Yes where nothing is known of it."""
-    quality = report.budget.get("quality", {})
+    quality = report.budget.get("quality")
     if not quality:
         return True
     if quality["kind"] != "accuracy":

@@ -14,9 +14,11 @@ from markupsafe import Markup
 from deploypruner.records import Check, Comparison, Cost, Frozen, Row
 from deploypruner.report import units
 from deploypruner.report.bars import share_bar, width_bars
+from deploypruner.report.chosen import chosen_sentence, pool_lines
 from deploypruner.report.document import Report
-from deploypruner.report.headline import Headline, RuntimeGroup, group_rows, headline
+from deploypruner.report.headline import Headline, RuntimeGroup, group_rows, headline, keeps
 from deploypruner.report.marks import legend
+from deploypruner.report.ranges import collapse
 from deploypruner.report.scatter import quality_axis, scatter, spread
 from deploypruner.report.sparse import assigned_sentence, sparse_lines, sparse_sentence
 
@@ -40,6 +42,7 @@ class _Line:
 
     row: Row
     recommended: bool
+    refused: bool
     speed: _Verdict
     same: _Verdict | None
 
@@ -67,13 +70,17 @@ def render_html(report: Report) -> str:
         report=report,
         style=Markup(_resource("style.css")),
         result=result,
-        groups=[(group, _lines(group, result), _samples(group)) for group in group_rows(report.rows)],
+        refused=units.is_refused(report.budget),
+        groups=[(group, _lines(group, result, report), _samples(group)) for group in group_rows(report.rows)],
         threads=_threads(report.rows),
         labelled=any(row.accuracy is not None for row in report.rows),
         agreement_kinds=" or ".join(dict.fromkeys(row.agreement_kind for row in report.rows)),
         picture=_picture(report.rows, result),
         costs=_costs(report.dense, report.pruned),
         widths=width_bars(report.layers),
+        branches=list(report.budget.get("dropped") or ()),
+        chosen=chosen_sentence(report),
+        pool=pool_lines(report.budget),
         failed=[check for check in report.verification if not check.passed],
         checks=[(check, _check_word(check)) for check in report.verification],
         frozen=_by_reason(report.frozen),
@@ -91,6 +98,7 @@ def _template() -> jinja2.Template:
     )
     environment.globals["u"] = units
     environment.globals["share_bar"] = share_bar
+    environment.globals["collapse"] = collapse
     return environment.from_string(_resource("template.html.j2"))
 
 
@@ -98,9 +106,15 @@ def _resource(name: str) -> str:
     return resources.files("deploypruner.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _lines(group: RuntimeGroup, result: Headline) -> list[_Line]:
+def _lines(group: RuntimeGroup, result: Headline, report: Report) -> list[_Line]:
     return [
-        _Line(row, recommended=row is result.recommended, speed=_speed(row, group), same=_same(row, group))
+        _Line(
+            row,
+            recommended=row is result.recommended,
+            refused=row.pattern != "dense" and not keeps(row, group, report),
+            speed=_speed(row, group),
+            same=_same(row, group),
+        )
         for row in group.rows
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deploypruner.records import Check
 from deploypruner.report import units
+from deploypruner.report.chosen import chosen_sentence
 from deploypruner.report.columns import table_rows
 from deploypruner.report.document import Report
 from deploypruner.report.headline import headline
@@ -20,12 +21,14 @@ def table(report: Report, *, colour: bool, width: int | None = None) -> str:
         width: Columns available; None for no limit. Columns that do not fit are left out and named.
     """
     paint = painter(colour)
-    result = headline(report)
+    rows = table_rows(report.rows, colour=colour, width=width)
+    # A network that is worth nothing any more must not be taken for the speed-up in its table.
+    refused = units.is_refused(report.budget)
+    result = _result(report, paint, width, style="bad" if refused else "")
     blocks = [
         paint(_title(report), "strong"),
-        table_rows(report.rows, colour=colour, width=width),
-        "\n".join([wrap("result: ", result.sentence, width), *(wrap("note: ", n, width) for n in result.notes)]),
-        _budget(report, paint),
+        *((result, rows) if refused else (rows, result)),
+        _budget(report, paint, width),
         _sparse(report, width),
         _verification(report, paint, width),
         "\n".join(paint(wrap("warning: ", text, width), "warn") for text in report.warnings),
@@ -44,12 +47,27 @@ def _title(report: Report) -> str:
     return "  ".join(clean(part) for part in parts if part)
 
 
-def _budget(report: Report, paint: Paint) -> str:
+def _result(report: Report, paint: Paint, width: int | None, *, style: str) -> str:
+    found = headline(report)
+    notes = [wrap("note: ", note, width) for note in found.notes]
+    return "\n".join([_painted(wrap("result: ", found.sentence, width), paint, style), *notes])
+
+
+def _budget(report: Report, paint: Paint, width: int | None) -> str:
     if not report.budget:
         return ""
-    sentence = clean(units.budget_sentence(report.budget))
+    sentence = units.budget_sentence(report.budget)
     verdict = units.budget_verdict(report.budget)
-    return f"budget: {sentence}: {paint(verdict, 'good' if verdict == 'met' else 'bad')}"
+    # The verdict stays in one piece where the line is broken, and only it has a colour.
+    text = wrap("budget: ", f"{sentence}: {verdict.replace(' ', '_')}", width)
+    lines = [text[: -len(verdict)] + paint(verdict, "good" if verdict == "met" else "bad")]
+    chosen = chosen_sentence(report)
+    return "\n".join([*lines, *([wrap("chosen: ", chosen, width)] if chosen else [])])
+
+
+def _painted(text: str, paint: Paint, style: str) -> str:
+    """Each line by itself, so that a pager that cuts lines does not lose the colour."""
+    return "\n".join(paint(line, style) for line in text.splitlines())
 
 
 def _sparse(report: Report, width: int | None) -> str:

@@ -140,23 +140,34 @@ def budget_sentence(budget: dict[str, Any]) -> str:
         if budget.get(key) is not None
     ]
     doubt = f"; {budget['doubt']}" if budget.get("doubt") else ""
-    quality = budget.get("quality", {})
-    lost = f"; {quality_sentence(quality)}" if quality and not quality["kept"] else ""
+    quality = budget.get("quality")
+    lost = f"; {quality_sentence(quality)}" if quality else ""
     return f"{name}: {', '.join(parts) or 'nothing requested'}{doubt}{lost}"
+
+
+def is_refused(budget: dict[str, Any]) -> bool:
+    """Is more of the quality lost than is allowed?"""
+    quality = budget.get("quality")
+    return quality is not None and quality != {} and not quality["kept"]
 
 
 def quality_sentence(quality: dict[str, Any]) -> str:
     """What was lost and what may be: "accuracy fell from 88.0 to 2.4 %, 85.6 points where 3 are allowed"."""
     name = "accuracy" if quality["kind"] == "accuracy" else f"agreement with the dense model ({quality['kind']})"
-    return (
-        f"{name} fell from {quality['dense']:.1f} to {quality['pruned']:.1f} %, {quality['lost']:.1f} points where "
-        f"{quality['allowed']:g} are allowed"
-    )
+    dense, pruned, lost = (quality[key] for key in ("dense", "pruned", "lost"))
+    allowed = f"{quality['allowed']:g} {'is' if quality['allowed'] == 1 else 'are'} allowed"
+    if pruned is None or lost is None or not math.isfinite(lost):
+        return f"{name} is not a number any more, where {quality['allowed']:g} points may be lost"
+    if lost <= 0:
+        return f"{name} {dense:.1f} -> {pruned:.1f} %, nothing lost where {allowed}"
+    if quality["kept"]:
+        return f"{name} {dense:.1f} -> {pruned:.1f} %, {lost:.1f} points lost where {allowed}"
+    return f"{name} fell from {dense:.1f} to {pruned:.1f} %, {lost:.1f} points where {allowed}"
 
 
 def budget_verdict(budget: dict[str, Any]) -> str:
     """ "met", "NOT MET", or "NOT CERTIFIED" where the machine was too busy to tell; "REFUSED" for a ruined model."""
     met = budget.get("met")
-    if not budget.get("quality", {}).get("kept", True):
+    if is_refused(budget):
         return "REFUSED"
     return "met" if met else "NOT CERTIFIED" if met is None else "NOT MET"

@@ -50,6 +50,10 @@ class Solved(Protocol):
     def importance(self) -> float:
         """Share of the importance that stays."""
 
+    @property
+    def merit(self) -> float:
+        """What it was solved for; larger is better."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -98,7 +102,7 @@ class Outcome:
     """What the loop ends with.
 
     Args:
-        solution: The candidate that keeps the most importance within the budget.
+        solution: The candidate of the greatest merit within the budget.
         line: Its round.
         rounds: Everything that was tried.
         doubt: Why the measurement of the solution certifies nothing, "" where it does.
@@ -118,7 +122,7 @@ def close_loop(
     measure: Callable[[_S], Trial],
     on_round: Callable[[Round], None] = lambda line: None,
 ) -> Outcome:
-    """Find the plan that keeps the most importance and is measured within the goal.
+    """Find the plan of the greatest merit that is measured within the goal.
 
     Each round solves for what the goal leaves after the reserve and the width of the last interval, measures the
     candidate, and calibrates the model with it. It ends when a candidate keeps the goal and leaves little of it
@@ -128,8 +132,7 @@ def close_loop(
     Args:
         goal: What to reach.
         model: Predicts milliseconds.
-        solve: (model, milliseconds) -> the most important plan predicted within them; raises BudgetError where
-            there is none.
+        solve: (model, milliseconds) -> the best plan predicted within them; raises BudgetError where there is none.
         measure: Exports and times a candidate.
         on_round: Told about every round.
 
@@ -161,7 +164,7 @@ def close_loop(
         trial = measure(solution)
         rounds.append(_line(solution, trial.assessment))
         on_round(rounds[-1])
-        if trial.assessment.met and (best is None or solution.importance > best[0].importance):
+        if trial.assessment.met and (best is None or solution.merit > best[0].merit):
             best = solution, trial
         if trial.assessment.met and trial.assessment.strain >= 1 - SLACK:
             break

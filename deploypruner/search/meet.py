@@ -17,6 +17,7 @@ from deploypruner.search.found import Found
 from deploypruner.search.goal import Goal
 from deploypruner.search.loop import Keep, Round, Trial, close_loop
 from deploypruner.search.obstacles import obstacles
+from deploypruner.search.pool import Selection
 from deploypruner.search.request import Request
 from deploypruner.search.selection import choose_objective
 
@@ -73,13 +74,15 @@ def meet(request: Request) -> tuple[Keep, Found]:
             seed=request.seed,
             progress=request.progress,
         )
+        # The table is of an undisturbed machine, the goal of the machine as it is.
+        model = model.calibrated({}, goal.dense_ms)
         chosen = choose_objective(request, goal, model, bench)
         outcome = close_loop(
             goal,
             chosen.model,
             solve=lambda model, ms: chosen.objective.solve(model.tally, ms),
             measure=lambda solution: bench.trial(solution.keep, goal),
-            on_round=lambda line: request.say(_text(line, budget)),
+            on_round=lambda line: request.say(_text(line, budget, chosen.selection)),
         )
     solution = outcome.solution
     return solution.keep, replace(
@@ -163,10 +166,21 @@ def _layers(found: Profile) -> list[LayerTime]:
     return [LayerTime(node.name, node.kind, node.ns / 1e6) for node in found.nodes]
 
 
-def _text(line: Round, budget: Budget) -> str:
+def _text(line: Round, budget: Budget, selection: Selection | None) -> str:
     unit = "x" if budget.speedup is not None else " ms"
     return (
-        f"candidate: predicted {line.predicted_ms:.3g} ms, measured {line.measured_ms:.3g} ms"
-        f" ({line.bound:.3g}{unit} at the end of its interval), keeps {line.importance:.1%} of the importance, "
-        f"{'met' if line.met else 'not met'}"
+        f"candidate: predicted {line.predicted_ms:.3g} ms, measured {line.measured_ms:.3g} ms "
+        f"({line.bound:.3g}{unit} at the end of its interval), {'within' if line.met else 'not within'} the budget; "
+        f"{_worth(line, selection)}"
     )
+
+
+def _worth(line: Round, selection: Selection | None) -> str:
+    """What is known of a candidate beside its time: the judged loss of this plan, else the criterion's estimate."""
+    if selection is not None:
+        best = selection.entries[0]
+        # The same objective solved for the same time by the same model gives the plan that was judged.
+        if (best.predicted_ms, best.importance) == (line.predicted_ms, line.importance):
+            top1 = "" if best.top1 is None else f", top-1 {best.top1:.1f} %"
+            return f"{selection.kind} {best.loss:.3g} before training{top1}"
+    return f"importance by the criterion {line.importance:.1%}"

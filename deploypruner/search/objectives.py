@@ -98,7 +98,7 @@ def objectives(space: Space) -> list[Objective]:
         found.append(_by_losses("scores, every branch kept", _deep(space), scores))
         found.append(_by_losses("roots of scores, every branch kept", _deep(space), rooted))
         found.append(_by_losses("branches alone", _whole(space), space.measured or scores))
-    found.append(_by_losses("lamp, every branch kept", _deep(space), _score_losses(space, "lamp")))
+    found.append(_by_losses("lamp", _deep(space), _score_losses(space, "lamp")))
     found += [_by_rule(name, space, scope) for name, scope in _RULES.items()]
     return found
 

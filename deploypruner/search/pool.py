@@ -1,6 +1,7 @@
 """Many plans of equal predicted time, judged after reconstruction; the best goes on.
 
-Successive halving: every plan gets a quick look on a part of the images, the better half a full one. A plan for
+Successive halving: every plan gets a quick look on a part of the images, the better half a full one, and those that
+come close to the best a brief training, where training will follow anyway. A plan for
 uniform shares and one for multiply-adds are always among them, so that at this point the choice is never worse than
 either.
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.search.judge import Judge, Verdict
@@ -22,6 +23,8 @@ from deploypruner.search.solve import Solution
 # Part of the images of a quick look, and plans that get a full one at the least.
 _QUICK = 0.25
 _FINALISTS = 4
+# Plans whose loss is within this of the best one's are trained briefly before one is chosen, at most so many.
+_CLOSE, _CONTENDERS = 1.2, 3
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Entry:
         loss: Of the last look at it; what it is says `Selection.kind`.
         top1: Percent, of the same look; None without classes.
         full: Was that on all images?
+        trained: Loss after a brief training, None for plans that got none.
     """
 
     objective: str
@@ -45,6 +49,7 @@ class Entry:
     loss: float
     top1: float | None
     full: bool
+    trained: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,14 @@ class Selection:
 
     Args:
         objectives: The best first.
+        solutions: Their plans.
         entries: Every plan that was looked at, the best first.
         kind: What their `loss` is.
         remark: What a user should know, "" for nothing.
     """
 
     objectives: tuple[Objective, ...]
+    solutions: tuple[Solution, ...]
     entries: tuple[Entry, ...]
     kind: str
     remark: str = ""
@@ -102,7 +109,39 @@ def select(
         bar.close()
     ranked = sorted(found, key=lambda n: (not found[n][1], found[n][0].loss, n))
     entries = tuple(_entry(*plans[n], *found[n]) for n in ranked)
-    return Selection(tuple(plans[n][0] for n in ranked), entries, judge.dense.kind, remark)
+    ways, solutions = zip(*(plans[n] for n in ranked), strict=True)
+    return Selection(tuple(ways), tuple(solutions), entries, judge.dense.kind, remark)
+
+
+def train_contenders(
+    selection: Selection, train: Callable[[Solution], Verdict], *, progress: Progress | None = None
+) -> Selection:
+    """Train the plans that come close to the best one briefly, and put the best of them first.
+
+    Args:
+        selection: From `select`.
+        train: Repairs a plan, trains it briefly, and judges it.
+        progress: Counts plans.
+    """
+    best = selection.entries[0]
+    close = [n for n, e in enumerate(selection.entries) if e.full and e.loss <= _CLOSE * best.loss][:_CONTENDERS]
+    if len(close) < 2:
+        return selection
+    bar, losses = progress or SilentProgress(), dict[int, float]()
+    bar.start(len(close), "search, trained briefly")
+    try:
+        for number in close:
+            losses[number] = train(selection.solutions[number]).loss
+            bar.advance(1, f"{len(losses)} of {len(close)} plans trained" if len(losses) == len(close) else "")
+    finally:
+        bar.close()
+    order = sorted(range(len(selection.entries)), key=lambda n: (n not in losses, losses.get(n, 0.0), n))
+    return replace(
+        selection,
+        objectives=tuple(selection.objectives[n] for n in order),
+        solutions=tuple(selection.solutions[n] for n in order),
+        entries=tuple(replace(selection.entries[n], trained=losses.get(n)) for n in order),
+    )
 
 
 def _entry(objective: Objective, solution: Solution, verdict: Verdict, full: bool) -> Entry:

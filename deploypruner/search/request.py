@@ -10,13 +10,13 @@ from torch import Tensor
 
 from deploypruner.budget import Budget
 from deploypruner.criteria import Normalizer
-from deploypruner.graph import Graph
+from deploypruner.graph import Graph, Keep
 from deploypruner.measure import Job
 from deploypruner.progress import Progress
 from deploypruner.prune.constraints import Constraints
 from deploypruner.records import Quality
 from deploypruner.runtime import Array
-from deploypruner.search.judge import Judge
+from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.losses import Losses
 
 
@@ -41,6 +41,7 @@ class Request:
         worth: Measures what widths and branches are worth, called once the budget is in reach; None without
             data.
         judge: Makes what judges plans before training, called like `worth`; None without data.
+        train: Repairs a plan, trains it briefly and judges it; None where no training will follow.
         keeping: Points of top-1 that may be lost where nothing will be trained after this; None where it will.
         plans: Size of the pool that is judged.
         minutes: When these are over, no further plan is looked at.
@@ -64,6 +65,7 @@ class Request:
     cache: Path | None = None
     worth: Callable[[], Losses] | None = None
     judge: Callable[[], Judge] | None = None
+    train: Callable[[Judge, Keep], Verdict] | None = None
     keeping: float | None = None
     plans: int = 16
     minutes: float = float("inf")

@@ -14,7 +14,7 @@ from deploypruner.search.goal import Goal
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.loop import RESERVE
 from deploypruner.search.objectives import Objective, Space, objectives, perturbed, proposals
-from deploypruner.search.pool import Selection, select
+from deploypruner.search.pool import Selection, select, train_contenders
 from deploypruner.search.request import Request
 
 # Plans that are judged to find the fastest one that keeps the quality.
@@ -73,13 +73,19 @@ def choose_objective(request: Request, goal: Goal, model: LatencyModel, bench: B
                 f"{trial.assessment.model_ms:.3g} ms"
             )
     plans = proposals(known, perturbed(space), model.tally, target, count=request.plans)
-    judge = request.judge()
+    judge, train = request.judge(), request.train
     selection = select(plans, judge, minutes=request.minutes, progress=request.progress)
+    if train is not None:
+        selection = train_contenders(selection, lambda s: train(judge, s.keep), progress=request.progress)
     best = selection.entries[0]
     request.say(
         f"{len(selection.entries)} plans judged by {selection.kind}: best by {best.objective} ({best.loss:.3g}"
         + ("" if best.top1 is None else f", top-1 {best.top1:.1f} %")
-        + (f", {len(best.dropped)} branches dropped)" if best.dropped else ")")
+        + (
+            f", {len(best.dropped)} residual branch{'' if len(best.dropped) == 1 else 'es'} gone)"
+            if best.dropped
+            else ")"
+        )
     )
     keeps = None
     if _loses(judge.dense, best.top1, request.keeping):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, log10
+from math import ceil, floor, isnan, log10
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class Solution:
         keep: Group id -> which, ascending; branch id -> nothing, of every branch that goes.
         predicted_ms: Of the plan; at most the budget.
         importance: Share of the importance that stays, 0 to 1.
-        loss: Predicted, in the unit of the losses.
+        loss: Predicted, in the unit of the losses; NaN where the plan follows from a rule.
         dense_ms: Predicted, of the whole model.
         fastest_ms: Predicted, of the fastest plan.
     """
@@ -47,6 +47,11 @@ class Solution:
     loss: float
     dense_ms: float
     fastest_ms: float
+
+    @property
+    def merit(self) -> float:
+        """What it was solved for: little loss, or where nobody predicted one, much importance."""
+        return self.importance if isnan(self.loss) else -self.loss
 
     @property
     def dropped(self) -> tuple[str, ...]:

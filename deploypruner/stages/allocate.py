@@ -29,7 +29,7 @@ from deploypruner.search.request import Request
 from deploypruner.search.worth import measure_worth
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.evaluate import judge, timing_feeds, validation_samples
-from deploypruner.stages.judging import make_judge
+from deploypruner.stages.judging import can_train_briefly, make_judge, trained_briefly
 from deploypruner.stages.quantize import with_dense
 from deploypruner.stages.score import normalizer_name, training_batches
 
@@ -69,18 +69,24 @@ class Allocate(Stage):
         plan, found = build.planned, build.found
         cut = sum(build.traced.group(g.id).changes_statistics and len(g.keep) < g.size for g in plan.groups)
         statistics = f"; {cut} of the groups are averaged over by a normalisation" if cut else ""
-        text = (
+        macs = (
             f"{plan.macs_before / 1e6:.2f} -> {plan.macs_after / 1e6:.2f} M MACs "
-            f"({plan.macs_after / plan.macs_before:.3f}), {plan.scope}, widths in steps of {plan.step}{statistics}"
+            f"({plan.macs_after / plan.macs_before:.3f})"
         )
         if found is None:
-            return text
+            return f"{macs}, {plan.scope}, widths in steps of {plan.step}{statistics}"
         if not found.rounds or found.measured_ms is None:
             return found.remark
+        pool = f", best of {_counted(len(found.pool), 'plan')} judged" if found.pool else ", no plan judged"
+        gone = f", {_counted(len(plan.dropped), 'branch', 'branches')} gone" if plan.dropped else ""
         return (
-            f"{found.dense_ms:.3g} -> {found.measured_ms:.3g} ms ({found.setting}) in {len(found.rounds)} "
-            f"round{'' if len(found.rounds) == 1 else 's'}, {text}"
+            f"{found.dense_ms:.3g} -> {found.measured_ms:.3g} ms ({found.setting}) in "
+            f"{_counted(len(found.rounds), 'round')}{pool}{gone}, {macs}{statistics}"
         )
+
+
+def _counted(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def _in_macs(build: Build) -> Build:
@@ -125,7 +131,10 @@ def _in_time(build: Build) -> Build:
         feeds=timing_feeds(build),
         table_seconds=measure.table_seconds,
         worth=None if build.data is None else lambda: _worth(build, scores),
-        judge=None if build.data is None or build.recipe.search.plans == 1 else lambda: make_judge(build),
+        judge=None
+        if build.data is None or build.recipe.search.plans == 1
+        else lambda: make_judge(build, remark=True),
+        train=(lambda judge, keep: trained_briefly(build, judge, keep)) if can_train_briefly(build) else None,
         keeping=_keeping(build),
         plans=build.recipe.search.plans,
         minutes=build.recipe.search.minutes,

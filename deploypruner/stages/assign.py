@@ -32,6 +32,7 @@ from deploypruner.sparse.library import extension_path, targets
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.evaluate import timing_feeds
 from deploypruner.stages.quantize import with_dense, write_int8
+from deploypruner.stages.sparsity import remaining
 from deploypruner.stages.verify import verification_feeds
 from deploypruner.stages.zeros_in_time import out_of_reach, promise, time_goal
 
@@ -159,7 +160,7 @@ def _parameters(build: Build, fp32: Path) -> dict[str, str]:
     graph = onnx.load(fp32).graph
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     found = {}
-    for layer in choose_layers(build.traced, build.recipe.sparse):
+    for layer in remaining(build, choose_layers(build.traced, build.recipe.sparse)):
         name = _stored_as(layer.weight, get_state(build.compiled, layer.weight), stored)
         if name:
             found[name.removesuffix(".weight")] = layer.weight

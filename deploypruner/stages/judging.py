@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
-from deploypruner.search.judge import Judge
+from dataclasses import replace
+
+from deploypruner.graph import Keep
+from deploypruner.recover.batches import FirstBatches
+from deploypruner.recover.finetune import finetune
+from deploypruner.search.judge import Judge, Verdict
 from deploypruner.stages import Build
 from deploypruner.stages.score import training_batches
 
 _BATCH = 64
+# Of a brief training; fewer samples than this many steps use are not worth one.
+_STEPS = 40
 
 
-def make_judge(build: Build) -> Judge:
+def make_judge(build: Build, *, remark: bool = False) -> Judge:
     """Reconstructs and judges plans on different training samples; on the same ones where there are too few.
 
     Samples to reconstruct on come as training sees them, those to judge on as they are.
+
+    Args:
+        build: With data.
+        remark: Tell the user where there are too few.
     """
     recipe, recover = build.recipe.search, build.recipe.recover
     solved, held_out = (-(-count // _BATCH) for count in (recover.reconstruct_samples, recipe.held_out))
     plain = list(training_batches(build, batch_size=_BATCH, count=solved + held_out))
     if len(plain) <= solved:
         solved = len(plain) // 2
-    if not solved:
+    if not solved and remark:
         build.say("remark: plans are judged on the samples they are reconstructed on, there are too few for both")
     augment = recover.settings.augment
     solving = training_batches(build, batch_size=_BATCH, count=solved or 1, augment=augment)
     return Judge(build.traced, solving=list(solving), held_out=plain[solved:])
+
+
+def trained_briefly(build: Build, judge: Judge, keep: Keep) -> Verdict:
+    """Judge a plan after it was repaired and trained for a few steps, as recovery will."""
+    assert build.data is not None, "there is no data"
+    module = build.traced.cut(build.traced.removed(keep)).eval()
+    judge.repair(module, keep)
+    settings = replace(build.recipe.recover.settings, epochs=1, seed=build.recipe.seed, patience=0, ema=0.0)
+    finetune(module, build.traced.module, FirstBatches(build.data.train, _STEPS), settings)
+    return judge.verdict(module)
+
+
+def can_train_briefly(build: Build) -> bool:
+    """Is there a built-in training to come, and enough to train on?"""
+    recipe = build.recipe.recover
+    if build.data is None or not recipe.trains or recipe.train or build.given.train is not None:
+        return False
+    samples = build.data.train.samples
+    return samples is not None and samples >= _STEPS * recipe.settings.batch_size

@@ -163,12 +163,14 @@ def _patterns(build: Build) -> dict[str, Any]:
 def layer_widths(build: Build) -> tuple[LayerWidth, ...]:
     """Output channels of every convolution and linear layer before and after; none where its branch is gone."""
     graph, module = build.traced, build.compiled
-    gone = {name for branch in build.planned.dropped for name in graph.branch(branch).parameters}
+    gone = {name: branch for branch in build.planned.dropped for name in graph.branch(branch).parameters}
     widths = []
     for affine in (a for a in graph.labelling.affines.values() if a.role == "producer"):
         before = get_state(graph.module, affine.weight).shape[affine.axis]
-        after = 0 if affine.weight in gone else get_state(module, affine.weight).shape[affine.axis]
-        widths.append(LayerWidth(affine.weight.removesuffix(".weight"), _kind(graph, affine.weight), before, after))
+        branch = gone.get(affine.weight, "")
+        after = 0 if branch else get_state(module, affine.weight).shape[affine.axis]
+        name, kind = affine.weight.removesuffix(".weight"), _kind(graph, affine.weight)
+        widths.append(LayerWidth(name, kind, before, after, branch))
     return tuple(widths)
 
 

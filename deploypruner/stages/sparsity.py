@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from deploypruner.patterns import AUTO, sparse_patterns
 from deploypruner.recipe import Recipe
 from deploypruner.recover.sparse import SparseRegime, schedules
 from deploypruner.recover.sparse.existing import ExistingZeros, weights_with_zeros
-from deploypruner.recover.sparse.layers import check_sizes, choose_layers, weighted_layers
+from deploypruner.recover.sparse.layers import SparseLayer, check_sizes, choose_layers, weighted_layers
 from deploypruner.recover.sparse.settings import SparseSettings
 from deploypruner.sparse.library import check_forced_target
 from deploypruner.stages import GIVEN, Build
@@ -117,7 +118,7 @@ def check_widths(build: Build) -> None:
         RecipeError: The layer is named.
     """
     for pattern in sparse_patterns(build.recipe.prune.patterns):
-        layers = choose_layers(build.traced, build.recipe.sparse)
+        layers = remaining(build, choose_layers(build.traced, build.recipe.sparse))
         check_sizes(build.traced.cut(build.traced.removed(build.planned.keep)), layers, pattern)
 
 
@@ -129,15 +130,23 @@ def make_regime(build: Build, *, trains: bool) -> SparseRegime | None:
     schedule = schedules.get(schedule_name(settings, trains=trains))
     if AUTO in build.recipe.prune.patterns:
         return schedule(list(build.assigned), build.assigned, settings) if build.assigned else None
-    layers = choose_layers(build.traced, settings)
+    layers = remaining(build, choose_layers(build.traced, settings))
     return schedule([layer.weight for layer in layers], patterns[0], settings)
+
+
+def remaining(build: Build, layers: Sequence[SparseLayer]) -> list[SparseLayer]:
+    """Those that are not gone with their branch."""
+    graph = build.traced
+    gone = {name for branch in build.planned.dropped for name in graph.branch(branch).parameters}
+    return [layer for layer in layers if layer.weight not in gone]
 
 
 def existing_zeros(build: Build) -> ExistingZeros | None:
     """The regime that keeps the zeros a model brought along, None where it has few or the recipe names a pattern."""
     if sparse_patterns(build.recipe.prune.patterns):
         return None
-    names = weights_with_zeros(build.compiled, [layer.weight for layer in weighted_layers(build.traced)], _ENOUGH)
+    layers = remaining(build, weighted_layers(build.traced))
+    names = weights_with_zeros(build.compiled, [layer.weight for layer in layers], _ENOUGH)
     return ExistingZeros(build.compiled, names) if names else None
 
 
