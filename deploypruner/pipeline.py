@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def _require_met(build: Build) -> None:
     kept = kept_of(build)
     if kept is not None and not kept.kept:
         raise BudgetError(
-            f"{kept.artifact} on {kept.runtime} is refused: " + quality_sentence({**asdict(kept), "lost": kept.lost}),
+            f"{kept.artifact} on {kept.runtime} is refused: " + quality_sentence(kept.to_json()),
             hint=f"{_milder(build)}, train longer with --epochs, or allow --accuracy-drop {math.ceil(kept.lost):g}",
             finished=True,
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from deploypruner.records import Row, Setting
 
@@ -41,6 +42,10 @@ class Kept:
     def kept(self) -> bool:
         """Is no more lost than allowed? Never where the quality is not a number."""
         return self.lost <= self.allowed
+
+    def to_json(self) -> dict[str, Any]:
+        """As report.json has it under `quality`."""
+        return {**asdict(self), "lost": self.lost, "kept": self.kept}
 
 
 def quality_kept(

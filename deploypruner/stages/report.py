@@ -74,7 +74,7 @@ def budget_of(build: Build) -> dict[str, Any]:
     """What was asked for, predicted, and certified by measuring; `certified` is None where nothing could be."""
     plan, found, budget = build.planned, build.found, build.recipe.prune.budget
     kept = kept_of(build)
-    quality = {} if kept is None else {"quality": {**asdict(kept), "lost": kept.lost, "kept": kept.kept}}
+    quality = {} if kept is None else {"quality": kept.to_json()}
     sound = kept is None or kept.kept
     if found is None:
         remain = plan.macs_after / plan.macs_before
