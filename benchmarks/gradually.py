@@ -40,6 +40,7 @@ from deploypruner.sources.batches import Data
 
 RESULTS = Path(__file__).parent / "results" / "gradually.json"
 ONE_SHOT, ITERATIVE = "one shot", "iterative"
+_HELD_OUT = 1024
 METHODS = (ONE_SHOT, ITERATIVE, "pdp", "dtp")
 
 
@@ -79,7 +80,8 @@ def run(
     data = cifar10(chosen.images, test_limit)
     folder.mkdir(parents=True, exist_ok=True)
     subject = prepared(net, data, "fp32")
-    keep, found = searched(subject, speedup, data.train, folder, held_out=1024, plans=plans)
+    held_out = min(_HELD_OUT, (data.train.samples or _HELD_OUT) // 2)
+    keep, found = searched(subject, speedup, data.train, folder, held_out=held_out, plans=plans)
     key = f"{net} {speedup:g}x, {learn_epochs} epochs, {recovery}"
     about = {"objective": found.objective, "dense": judged(subject.graph.module, subject.graph, data)}
     with changing(results) as rows:
