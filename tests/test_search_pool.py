@@ -248,6 +248,15 @@ def test_when_the_time_is_over_the_plans_seen_so_far_decide_and_the_user_hears_o
     assert found.objectives[0].name == "way 5"
 
 
+def test_full_looks_that_not_all_could_get_do_not_count():
+    judge = Oracle([9, 8, 7, 6, 5, 4, 3, 1, 2, 10], quick=[1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
+    seconds = iter(range(0, 10_000, 60))
+    found = select(pool_of(10), judge, minutes=11, clock=lambda: float(next(seconds)))
+    assert found.remark == "the time for the search ended after 3 of 5 full looks"
+    assert found.objectives[0].name == "way 0"
+    assert not any(entry.full for entry in found.entries)
+
+
 def test_plans_that_come_close_are_trained_briefly_and_the_best_of_them_wins():
     found = select(pool_of(5), Oracle([1.0, 1.1, 1.19, 1.15, 1.3]))
     asked = []

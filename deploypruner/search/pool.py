@@ -100,11 +100,17 @@ def select(
                 break
             found[number] = judge.look(solution.keep, share=quick), quick == 1
             bar.advance(1, _milestone(number + 1, len(plans)))
-        for number in sorted(found, key=lambda n: (found[n][0].loss, n))[:finalists]:
-            if quick == 1 or (clock() > end and any(full for _, full in found.values())):
+        best = sorted(found, key=lambda n: (found[n][0].loss, n))[:finalists] if quick < 1 else []
+        full: dict[int, tuple[Verdict, bool]] = {}
+        for number in best:
+            if clock() > end:
                 break
-            found[number] = judge.look(plans[number][1].keep), True
+            full[number] = judge.look(plans[number][1].keep), True
             bar.advance()
+        if len(full) == len(best):
+            found |= full  # losses on some of the images and on all of them cannot be compared
+        else:
+            remark = remark or f"the time for the search ended after {len(full)} of {len(best)} full looks"
     finally:
         bar.close()
     ranked = sorted(found, key=lambda n: (not found[n][1], found[n][0].loss, n))

@@ -77,6 +77,8 @@ def choose_objective(request: Request, goal: Goal, model: LatencyModel, bench: B
     plans = proposals(known, perturbed(space), model.tally, target, count=request.plans)
     judge, train = request.judge(), request.train
     selection = select(plans, judge, minutes=request.minutes, progress=request.progress)
+    if selection.remark:
+        request.say(f"remark: {selection.remark}")
     if train is not None:
         selection = train_contenders(selection, lambda s: train(judge, s.keep), progress=request.progress)
     best = selection.entries[0]
