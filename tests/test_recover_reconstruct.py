@@ -209,3 +209,25 @@ def test_what_cannot_be_reconstructed_is_refused() -> None:
         reconstruct(graph, keep, cut(graph, {"first.weight:0": [1, 2]}), batches(x * torch.nan))
     with pytest.raises(InputError, match=r"models that torch\.export traces"):
         reconstruct(graph, keep, drawn(Plain), batches(x))
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "weight", "options"),
+    [
+        (
+            "conv2d",
+            (2, 6, 9, 11),
+            (8, 3, 3, 2),
+            {"stride": [2, 1], "padding": [1, 2], "dilation": [1, 2], "groups": 2},
+        ),
+        ("conv2d", (2, 6, 9, 11), (6, 1, 3, 3), {"stride": [1], "padding": "same", "dilation": [1], "groups": 6}),
+        ("conv1d", (2, 4, 15), (5, 4, 3), {"stride": [2], "padding": [1], "dilation": [2], "groups": 1}),
+    ],
+)
+def test_patches_of_some_positions_are_those_of_all(op, shape, weight, options):
+    x, arguments = torch.randn(shape), {"weight": torch.randn(weight), **options}
+    every = columns(op, arguments, x, None)
+    groups, rows, width = every.shape
+    chosen = torch.randperm(rows // 2)[:7]
+    wanted = every.view(groups, 2, rows // 2, width)[:, :, chosen].flatten(1, 2)
+    assert torch.equal(columns(op, arguments, x, chosen), wanted)

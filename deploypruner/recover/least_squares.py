@@ -72,9 +72,17 @@ def columns(op: str, arguments: dict[str, Any], x: Tensor, positions: Tensor | N
     kernel = tuple(weight.shape[2:]) if two else (1, weight.shape[2])
     stride, dilation = (_pair(arguments[name], two, 1) for name in ("stride", "dilation"))
     padded = F.pad(x if two else x.unsqueeze(2), _padding(arguments["padding"], kernel, dilation, two))
-    patches = F.unfold(padded, kernel, dilation=dilation, stride=stride)  # [B, C k, L]
-    if positions is not None:
-        patches = patches[:, :, positions]
+    if positions is None:
+        patches = F.unfold(padded, kernel, dilation=dilation, stride=stride)  # [B, C k, L]
+    else:  # only what is asked for: all patches of a large image are many times the image
+        across = (padded.shape[3] - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
+        top, left = (positions // across) * stride[0], (positions % across) * stride[1]
+        taps = [
+            padded[:, :, top + dilation[0] * i, left + dilation[1] * j]
+            for i in range(kernel[0])
+            for j in range(kernel[1])
+        ]
+        patches = torch.stack(taps, dim=2).flatten(1, 2)  # [B, C k, n]
     samples, width, count = patches.shape
     return patches.view(samples, groups, width // groups, count).permute(1, 0, 3, 2).flatten(1, 2)
 
