@@ -82,10 +82,11 @@ def objectives(space: Space) -> list[Objective]:
         |Taylor| is HALP's worth, arXiv:2110.10811; LAMP, arXiv:2010.07611; isomorphic, arXiv:2407.04616. The measured
         loss of single replacements is Puzzletron's and LayerMerge's, arXiv:2406.12837; the pool is ours.
     """
-    scores, squared = _score_losses(space, space.normalizer), space.normalizer
+    scores = _score_losses(space, space.normalizer)
     magnitude = {g: s.double().clamp_min(0).sqrt() for g, s in space.scores.items()}
     rooted = losses_from_scores(
-        space.graph, running_importance(space.graph, magnitude, by_importance(space.scores), normalizer=squared)
+        space.graph,
+        running_importance(space.graph, magnitude, by_importance(space.scores), normalizer=space.normalizer),
     )
     found = []
     if space.measured is not None:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from deploypruner.errors import InputError
 from deploypruner.folder import BuildFolder, os_errors
 from deploypruner.records import Cost
 from deploypruner.recover.batchnorm import reestimate_batchnorm
@@ -188,7 +189,12 @@ def _reconstructs(build: Build, existing: ExistingZeros | None) -> bool:
 def _reconstruct(build: Build, module: nn.Module) -> dict[str, Any]:
     """Solve the layers anew on training data as training sees it; gives how many."""
     _, found = make_judge(build).repair(module, build.planned.keep)
-    return {} if found is None else {"reconstructed_layers": len(found.errors)}
+    if found is None:
+        raise InputError(
+            "layers can be reconstructed in models that torch.export traces, and this one it could not trace",
+            hint="leave reconstruct out; batch norm and fine-tuning work on every model",
+        )
+    return {"reconstructed_layers": len(found.errors)}
 
 
 def reestimate(build: Build, module: nn.Module, *, keep_function: bool = False) -> int:
