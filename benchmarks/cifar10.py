@@ -15,7 +15,7 @@ from deploypruner.errors import InputError
 from deploypruner.sources.arrays import from_arrays
 from deploypruner.sources.batches import Batches, Data, DataSettings
 
-SHARED = Path(os.environ.get("BENCHMARK_DATA", "/work/shared/data"))
+SHARED = Path(os.environ.get("BENCHMARK_DATA", Path(__file__).parent / "data"))
 WORK = Path(__file__).parent / "work"
 MEAN = (0.485, 0.456, 0.406)  # the published weights expect these
 STD = (0.229, 0.224, 0.225)

@@ -20,7 +20,7 @@ from deploypruner.measure.rounds import Effort, block_calls, run_rounds
 from deploypruner.records import Artifact
 
 # Made by: python3.11 -m venv DIR && DIR/bin/pip install deepsparse==1.8.0 psutil scipy
-DEEPSPARSE_PYTHON = Path(os.environ.get("DEEPSPARSE_PYTHON", "/work/ds/bin/python"))
+DEEPSPARSE_PYTHON = Path(os.environ.get("DEEPSPARSE_PYTHON", "python3.11"))
 _WARM_S, _WARM_CALLS = 0.3, 200
 Samples = NDArray[np.int64]
 

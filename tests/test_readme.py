@@ -1,4 +1,4 @@
-"""The README says only what exists."""
+"""The README and the pages of docs/ say only what exists."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import deploypruner as dp
 from deploypruner.cli import cli
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = re.findall(r"^ {4}(deploypruner .*)$", README, flags=re.MULTILINE)
+PAGES = {path.relative_to(ROOT): path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]}
+TEXT = "\n".join(PAGES.values())
+PYTHON = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+COMMANDS = sorted(set(re.findall(r"^ {4}(deploypruner .*)$", TEXT, flags=re.MULTILINE)))
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -41,9 +42,24 @@ def test_python_calls_have_these_names_and_arguments(call):
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^ {4}make (\w+)", README, flags=re.MULTILINE):
+    for target in re.findall(r"^ {4}make (\w+)", TEXT, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
 def test_nothing_is_left_to_fill_in():
-    assert re.findall(r"@[A-Z0-9]+@", README) == []
+    assert re.findall(r"@[A-Z0-9]+@", TEXT) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        file, _, anchor = target.partition("#")
+        linked = (ROOT / page).parent / file if file else ROOT / page
+        assert linked.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", linked.read_text(), flags=re.MULTILINE)
+            assert anchor in [re.sub(r"[^a-z0-9 -]", "", head.lower()).replace(" ", "-") for head in heads], target
+
+
+def test_the_readme_fits_on_a_screen_or_three():
+    assert len(PAGES[Path("README.md")].splitlines()) <= 130
