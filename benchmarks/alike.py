@@ -27,6 +27,7 @@ from deploypruner.recover.reconstruct import reconstruct
 from deploypruner.runtime import runtimes
 from deploypruner.sources.adapted import Unlabelled
 from deploypruner.sources.batches import Data
+from deploypruner.target import detect
 
 _RECONSTRUCTED, _CALIBRATED, _STATISTICS_BATCHES = 256, 256, 50
 _BATCH = 64
@@ -121,7 +122,7 @@ def written(module: nn.Module, graph: Graph, train: Batches, folder: Path) -> di
     exporters.get("onnx")().write(module, graph.example_inputs, fp32, dynamic_batch=graph.dynamic_batch)
     batches = train.epoch(batch_size=8, seed=0, shuffle=True, augment=False)
     feeds = ([np.ascontiguousarray(x.numpy()) for x in inputs] for inputs, _ in islice(batches, _CALIBRATED // 8))
-    quantize_static(fp32, int8, calibration=feeds)
+    quantize_static(fp32, int8, calibration=feeds, reduce_range=detect().saturates)
     return {"fp32": fp32, "int8": int8}
 
 
