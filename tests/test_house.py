@@ -47,7 +47,7 @@ def layer(module: str) -> str:
 
 def test_every_module_has_a_layer():
     assert {
-        p.name.removesuffix(".py") for p in ROOT.iterdir() if p.name not in ("__init__.py", "__pycache__")
+        p.name.removesuffix(".py") for p in ROOT.iterdir() if p.name not in ("__init__.py", "__pycache__", "py.typed")
     } == set(LEVEL)
 
 

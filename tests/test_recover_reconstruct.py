@@ -143,6 +143,30 @@ def test_the_ridge_leaves_alone_what_the_samples_do_not_show() -> None:
     assert sums.solve(0.4)[0, 0, 0].item() == pytest.approx(2.5)
 
 
+def test_a_correction_that_unseen_samples_contradict_is_none() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 40, 3, generator=generator)
+    sums = NormalEquations(1, 3, 1)
+    sums.add(
+        x, torch.cat([x[:, :20, :1], -x[:, 20:, :1]], dim=1)
+    )  # of the first half one thing is true, of the other not
+    assert sums.solve(0.03).any()
+    assert not sums.solve().any()
+
+
+def test_the_pull_weakens_as_samples_agree() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randn(30, 2, generator=generator)
+    gaps = []
+    for count in (40, 4000):
+        x = torch.randn(1, count, 30, generator=generator)
+        sums = NormalEquations(1, 30, 2)
+        sums.add(x, x @ truth + torch.randn(1, count, 2, generator=generator))
+        gaps.append(float((sums.solve()[0] - truth).norm() / truth.norm()))
+    assert gaps[0] < 0.9
+    assert gaps[1] < 0.05
+
+
 def test_few_samples_are_not_fitted_at_the_cost_of_others() -> None:
     """64 samples for 36 inputs: an exact fit halves the error elsewhere, the default leaves a third of it."""
     with torch.random.fork_rng():

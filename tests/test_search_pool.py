@@ -313,7 +313,19 @@ def test_a_ruined_model_is_refused_after_the_table_and_no_budget_is_met_beside_i
     x, _ = samples(64)
     np.savez(workshop() / "photographs.npz", x=x)
     outcome = run_cli(
-        *("compile", "tiny.pt2", "--data", "photographs.npz", "--macs", "0.3", "--epochs", "0", "--seconds", "1"),
+        *(
+            "compile",
+            "tiny.pt2",
+            "--data",
+            "photographs.npz",
+            "--macs",
+            "0.3",
+            "--epochs",
+            "0",
+            "--no-reconstruct",
+            "--seconds",
+            "1",
+        ),
         *("--runtime", "onnxruntime", "--accuracy-drop", "0", "--out", str(tmp_path / "build")),
     )
     assert outcome.code == 3

@@ -97,7 +97,7 @@ def reconstruct(
     module: nn.Module,
     batches: Iterable[Batch],
     *,
-    ridge: float = 0.03,
+    ridge: float | None = None,
     positions: int = 64,
     streams: bool = True,
     memory: int | None = None,
@@ -109,8 +109,9 @@ def reconstruct(
         keep: Group id -> kept channels: what `module` was cut by.
         module: The pruned module, from `graph.cut`.
         batches: (inputs, labels or None), a few hundred samples; labels are not looked at.
-        ridge: Strength of the pull towards the kept weights, relative to the mean square of an input, > 0. With a
-            thirtieth of the default and 256 images, the classifier of a ResNet-20 tripled its norm and overfitted.
+        ridge: Strength of the pull towards the kept weights, relative to the mean square of an input, > 0. None for
+            the one of each layer that does best on samples that were not solved for: with a fixed one and few
+            samples, a classifier of many inputs learns the samples by heart.
         positions: Output positions taken of each sample, at most; the same for all samples of a batch.
         streams: Solve the last layer of a branch towards the stream; without, every layer towards its own output.
         memory: Bytes of activations kept from one layer to the next; what does not fit is computed again. None for a
@@ -134,7 +135,9 @@ def reconstruct(
     return Reconstruction(errors, left)
 
 
-def _solve(layer: _Layer, module: TracedModule, walks: _Walks, ridge: float, positions: int) -> tuple[float, float]:
+def _solve(
+    layer: _Layer, module: TracedModule, walks: _Walks, ridge: float | None, positions: int
+) -> tuple[float, float]:
     """Correct one layer; returns its relative error before and after."""
     op, weight = op_name(layer.pruned), get_state(module, layer.name)
     shift = _shift(layer, module)
