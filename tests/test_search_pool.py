@@ -23,6 +23,7 @@ from deploypruner.search.losses import kept_share, losses_from_scores, make_choi
 from deploypruner.search.objectives import Objective, Space, distance, objectives, perturbed, proposals
 from deploypruner.search.pool import select, train_contenders
 from deploypruner.search.solve import reach
+from deploypruner.search.worth import measure_worth
 from tests.builds import CLASSES, run_cli, samples, workshop
 from tests.nets import conv_bn
 from tests.staircase import Staircase
@@ -166,6 +167,59 @@ def test_outputs_without_classes_are_judged_by_their_relative_error():
         for parameter in zeroed.parameters():
             parameter.zero_()
     assert judge.verdict(zeroed).loss == pytest.approx(1)
+
+
+def test_single_cuts_and_whole_plans_have_the_same_loss_on_the_same_samples():
+    """One output crosses zero: shares of each sample's own square would be endless there."""
+    regressor = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2), nn.Linear(2, 1)
+    ).eval()
+    for module, labelled in ((regressor, False), (net(), False), (net(), True)):
+        graph = trace(module, torch.randn(2, 3, 8, 8))
+        (data,) = batches(1, labelled=labelled)
+        order = {g.id: np.arange(g.size) for g in graph.groups}
+        worth = measure_worth(graph, order, [data], dtype=torch.float32)
+        judge = Judge(graph, solving=[data], held_out=[data])
+        name, at = next(iter(worth.groups.items()))
+        cut = graph.cut(graph.removed({name: np.arange(at.width)})).eval()
+        assert worth.kind == judge.dense.kind
+        assert judge.verdict(cut).loss - judge.dense.loss == pytest.approx(at.change, rel=1e-4)
+
+
+def test_labels_of_every_pixel_are_judged_by_their_loss_and_share_of_right_pixels():
+    segmenter = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 1)).eval()
+    graph = trace(segmenter, torch.randn(2, 3, 8, 8))
+    x = batches(1)[0][0]
+    labels = torch.randint(0, 3, (16, 8, 8), generator=torch.Generator().manual_seed(0))
+    judge = Judge(graph, solving=[(x, labels)], held_out=[(x, labels)])
+    with torch.no_grad():
+        outputs = segmenter(x[0])
+    assert judge.dense.kind == "loss"
+    assert judge.dense.loss == pytest.approx(float(F.cross_entropy(outputs, labels)), rel=1e-5)
+    assert judge.dense.top1 == pytest.approx(100 * float((outputs.argmax(1) == labels).double().mean()))
+
+
+def test_a_model_that_returns_decisions_only_cannot_be_judged():
+    class Decides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scores = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.scores(x).argmax(1)
+
+    graph = trace(Decides().eval(), torch.randn(2, 4))
+    data = [((torch.randn(4, 4),), None)]
+    with pytest.raises(InputError, match="returns no floating-point number"):
+        Judge(graph, solving=data, held_out=data)
+
+
+def test_the_dense_model_on_a_part_of_the_images_is_judged_on_those():
+    graph = space().graph
+    judge = Judge(graph, solving=batches(1), held_out=batches(4))
+    assert judge.dense_on(0.5) == Judge(graph, solving=batches(1), held_out=batches(2)).dense
+    assert judge.dense_on(0.5) == judge.verdict(graph.module, share=0.5)
+    assert judge.dense_on(0.5).loss != judge.dense.loss
 
 
 def test_a_repaired_plan_does_no_worse_than_the_better_of_two_targets_and_the_dense_model_is_untouched():

@@ -8,25 +8,25 @@ reconstruction does it better, and that the distance from the dense outputs does
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from deploypruner.errors import InputError
 from deploypruner.graph import Graph, Keep
 from deploypruner.graph.inputs import call, tensors
 from deploypruner.recover.batches import Batch
 from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.recover.losses import label_loss
 from deploypruner.recover.modes import evaluating
 from deploypruner.recover.reconstruct import Reconstruction, can_reconstruct, reconstruct
+from deploypruner.search.measured import Kind
+from deploypruner.search.sample_losses import kind_of, sample_losses
 
-Kind = Literal["loss", "KL to the dense outputs", "relative error of the outputs"]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Judge:
         dense: Verdict on the model as it is.
 
     Raises:
-        InputError: No image to judge on, or outputs that are not finite.
+        InputError: No image to judge on, labels that do not fit, or a model that returns no floating-point number.
     """
 
     def __init__(self, graph: Graph, *, solving: Sequence[Batch], held_out: Sequence[Batch]) -> None:
@@ -67,7 +67,7 @@ class Judge:
             raise InputError("there are no images to judge plans on", hint="check --data")
         self.graph, self._solving, self._held_out = graph, solving, held_out
         self._dense = [_outputs(graph.module, inputs) for inputs, _ in held_out]
-        self.dense = self.verdict(graph.module)
+        self.dense = self.dense_on(1.0)
 
     def look(self, keep: Keep, *, share: float = 1.0) -> Verdict:
         """Judge a plan.
@@ -114,45 +114,30 @@ class Judge:
 
     def verdict(self, module: nn.Module, *, share: float = 1.0) -> Verdict:
         """Judge a module as it is."""
-        total, right, seen, kind = 0.0, 0, 0, _kind(self._dense[0][0], self._held_out[0][1])
+        return self._of((_outputs(module, inputs) for inputs, _ in _part(self._held_out, share)), share)
+
+    def dense_on(self, share: float) -> Verdict:
+        """On the model as it is, from the images that looks at this share of them use."""
+        return self._of(_part(self._dense, share), share)
+
+    def _of(self, found: Iterable[list[Tensor]], share: float) -> Verdict:
+        """Of outputs on the first part of the held-out batches; what is not finite counts as infinitely bad."""
+        total, right, seen, kind = 0.0, 0.0, 0, kind_of(self._dense[0], self._held_out[0][1])
         classes = kind != "relative error of the outputs"
-        for (inputs, labels), dense in zip(_part(self._held_out, share), self._dense, strict=False):
-            outputs = _outputs(module, inputs)
-            total += float(_losses(kind, outputs, dense, labels).sum())
-            seen += len(outputs[0])
+        asked = zip(found, _part(self._dense, share), _part(self._held_out, share), strict=True)
+        for outputs, dense, (_, labels) in asked:
+            losses = sample_losses(outputs, dense, labels).nan_to_num(nan=float("inf"))
+            total, seen = total + float(losses.sum()), seen + len(losses)
             if classes:
                 target = dense[0].argmax(dim=1) if labels is None else labels
-                right += int((outputs[0].argmax(dim=1) == target).sum())
+                right += float((outputs[0].argmax(dim=1) == target).double().mean()) * len(losses)
         return Verdict(kind, total / seen, 100 * right / seen if classes else None, seen)
 
 
-def _part(batches: Sequence[Batch], share: float) -> list[Batch]:
+def _part(batches: Sequence[_T], share: float) -> list[_T]:
     return list(islice(batches, max(1, round(share * len(batches)))))
 
 
 def _outputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     with evaluating(module), torch.no_grad():
         return [t.float() for t in tensors(call(module, inputs)) if t.is_floating_point()]
-
-
-def _kind(output: Tensor, labels: Tensor | None) -> Kind:
-    if output.ndim != 2 or output.shape[1] < 2:
-        return "relative error of the outputs"
-    return "KL to the dense outputs" if labels is None else "loss"
-
-
-def _losses(kind: Kind, outputs: list[Tensor], dense: list[Tensor], labels: Tensor | None) -> Tensor:
-    """Loss of each sample `[n]`; what is not finite counts as infinitely bad."""
-    if kind == "loss":
-        assert labels is not None, "the kind says so"
-        found = torch.stack([label_loss(o[None], y[None]) for o, y in zip(outputs[0], labels, strict=True)])
-    elif kind == "KL to the dense outputs":
-        ours, theirs = F.log_softmax(outputs[0], dim=1), F.log_softmax(dense[0], dim=1)
-        found = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1).clamp_min(0)
-    else:
-        errors = [
-            (a - b).flatten(1).square().sum(dim=1) / b.flatten(1).square().sum(dim=1).clamp_min(1e-12)
-            for a, b in zip(outputs, dense, strict=True)
-        ]
-        found = torch.stack(errors).mean(dim=0)
-    return found.nan_to_num(nan=float("inf"))

@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from deploypruner.errors import InputError
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import Inputs, batch_size, carries_batch, map_tensors, tensors
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.prune.room import Order
-from deploypruner.recover.losses import label_loss
 from deploypruner.search.measured import BranchWorth, GroupWorth, Kind, MeasuredWorth
+from deploypruner.search.sample_losses import kind_of, sample_losses
 from deploypruner.search.sensitivity import Cut, Sweep
 from deploypruner.search.worth_file import Measured, WorthFile
 
@@ -140,34 +139,15 @@ def _measured(
         some = _samples(inputs, start, start + size)
         some_labels = None if labels is None else labels[start : start + size]
         dense = sweep.dense(some)
-        kind, before = _sample_losses(dense, dense, some_labels)
+        kind, before = kind_of(dense, some_labels), sample_losses(dense, dense, some_labels)
         _check(before, number, "all channels", hint="check the data for NaN, and that it is normalised as expected")
         for cut, outputs in sweep.cuts(some):
-            after = _sample_losses(outputs, dense, some_labels)[1]
+            after = sample_losses(outputs, dense, some_labels)
             _check(after, number, cut.said, hint=f"leave it whole with --exclude '{cut.id.partition(':')[0]}'")
             changes[cut.id] += (after - before).tolist()
             if start == starts[-1]:
                 progress.advance()
     return Measured(kind, samples, time.monotonic() - began, {name: _moments(c) for name, c in changes.items()})
-
-
-def _sample_losses(outputs: list[Tensor], dense: list[Tensor], labels: Tensor | None) -> tuple[Kind, Tensor]:
-    """What is measured, and `[N]` of it in float64; for one sample where an output has no batch axis."""
-    first, wanted = outputs[0].double(), dense[0].double()
-    if labels is not None:
-        label_loss(first, labels)
-        each = F.cross_entropy(first, labels.long(), reduction="none")
-        return "loss", each.flatten(1).mean(dim=1) if each.ndim > 1 else each
-    if first.ndim == 2 and first.shape[1] > 1:
-        each = F.kl_div(first.log_softmax(1), wanted.log_softmax(1), reduction="none", log_target=True)
-        return "KL to the dense outputs", each.sum(dim=1)
-    errors = [_relative(o.double(), d.double()) for o, d in zip(outputs, dense, strict=True) if d.is_floating_point()]
-    return "relative error of the outputs", torch.stack(errors).mean(dim=0)
-
-
-def _relative(output: Tensor, dense: Tensor) -> Tensor:
-    scale = dense.square().mean().clamp_min(torch.finfo(dense.dtype).tiny)
-    return (output - dense).square().reshape(len(dense) if dense.ndim else 1, -1).mean(dim=1) / scale
 
 
 def _check(values: Tensor, number: int, said: str, *, hint: str) -> None:
