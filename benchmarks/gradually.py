@@ -123,7 +123,6 @@ def _choose(
             settings=LearnSettings(),
             narrow=gradual.narrow,
             before=dict(subject.scores),
-            branches=[branch.id for branch in graph.branches],
         )
     else:
         regime = learned_regime(graph, plan, criteria.get(name)())

@@ -139,10 +139,9 @@ def _require_met(build: Build) -> None:
 def _milder(build: Build) -> str:
     """A budget that is likelier to keep the quality, in the words of the command line."""
     budget, found = build.recipe.prune.budget, build.found
-    if found is not None and found.keeps is not None:
-        reach = (
-            f"--speedup {found.dense_ms / found.keeps:.3g}" if budget.speedup else f"--latency {found.keeps:.3g}ms"
-        )
+    if found is not None and found.judged is not None and found.judged.keeps is not None:
+        keeps = found.judged.keeps
+        reach = f"--speedup {found.dense_ms / keeps:.3g}" if budget.speedup else f"--latency {keeps:.3g}ms"
         return f"{reach} is predicted to keep it without any training"
     if budget.speedup is not None:
         return f"ask for less, such as --speedup {1 + 0.5 * (budget.speedup - 1):.3g}"

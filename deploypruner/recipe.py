@@ -159,19 +159,19 @@ class SearchRecipe:
         worth_samples: Training samples that the worth of every width and branch is measured on.
         plans: How many plans of equal predicted time are judged; 1 for none but the first.
         held_out: Training samples that plans are judged on, none of which layers were reconstructed on.
-        minutes: When these are over no further plan is judged.
+        minutes: For the whole search; when these are over nothing begins that a plan can be had without.
     """
 
     worth_samples: int = 256
     plans: int = 16
     held_out: int = 512
-    minutes: float = 10.0
+    minutes: float = 15.0
 
     def __post_init__(self) -> None:
         _at_least(1, "search.worth_samples", self.worth_samples, "256 is plenty")
         _at_least(1, "search.plans", self.plans, "16 suits most models")
         _at_least(1, "search.held_out", self.held_out, "512 is plenty")
-        _at_least(0, "--search-minutes", self.minutes, "10 suits most models")
+        _at_least(0, "--search-minutes", self.minutes, "15 suits most models")
 
 
 @dataclass(frozen=True)

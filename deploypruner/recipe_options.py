@@ -128,7 +128,7 @@ def budget_options(command: Command) -> Command:
                 "--search-minutes",
                 type=float,
                 metavar="MINUTES",
-                help="For judging plans of equal time before training.  [default: 10]",
+                help="For the whole search under a budget of time; what was cut is said.  [default: 15]",
             ),
         )
     ):

@@ -49,6 +49,21 @@ def test_a_judged_plan_says_by_what_it_won_and_what_is_gone():
     )
 
 
+def test_the_plan_itself_is_judged_too_and_what_was_cut_for_want_of_time_is_said():
+    dense = {"kind": "loss", "loss": 0.2438, "top1": 90.06, "samples": 512}
+    judged = {"verdict": {**dense, "loss": 0.3125, "top1": 88.25}, "dense": dense, "allowed": None, "accepted": True}
+    text = "by measured worth, the best of 2 plans judged by loss before training"
+    has = "it has loss 0.312 and 88.2 % top-1 before training, the dense model 0.244 and 90.1 %"
+    cut = "the time for the search (--search-minutes 2) ended: 6 of 16 plans judged"
+    budget = a_time_budget(dropped=[], judged=judged, cut=cut)
+    assert chosen_sentence(a_report(budget=budget)) == f"{text}; {has} top-1; {cut}"
+    assert "it was judged in the same way, see above." in plain(render_html(a_report(budget=budget)))
+    ruined = {**judged, "verdict": {**dense, "loss": None, "top1": 9.5}, "allowed": 3.0, "accepted": False}
+    said = chosen_sentence(a_report(budget=a_time_budget(dropped=[], judged=ruined)))
+    assert "it has loss that is not finite and 9.5 % top-1" in said
+    assert said.endswith("more than the 3 points that may be lost without training")
+
+
 def test_where_nothing_was_judged_the_sentence_says_what_decided_and_why():
     budget = a_time_budget(pool=[], judged_by="", objective="scores", dropped=["a.0"])
     assert chosen_sentence(a_report(budget=budget)) == (

@@ -23,6 +23,7 @@ from deploypruner.search.losses import kept_share, losses_from_scores, make_choi
 from deploypruner.search.objectives import Objective, Space, distance, objectives, perturbed, proposals
 from deploypruner.search.pool import select, train_contenders
 from deploypruner.search.solve import reach
+from deploypruner.search.time_limit import TimeLimit
 from deploypruner.search.worth import measure_worth
 from tests.builds import CLASSES, run_cli, samples, workshop
 from tests.nets import conv_bn
@@ -252,15 +253,19 @@ def test_outputs_that_are_no_numbers_are_infinitely_bad_and_no_image_is_an_error
 
 
 class Oracle:
-    """A judge that knows the losses; a quick look may err."""
+    """A judge that knows the losses; a quick look may err. A full one takes four minutes."""
 
     dense = Verdict("loss", 0.1, 90.0, 100)
 
     def __init__(self, losses: list[float], quick: list[float] | None = None) -> None:
-        self.losses, self.quick, self.asked = losses, quick or losses, []
+        self.losses, self.quick, self.asked, self.seconds = losses, quick or losses, [], 0.0
+
+    def clock(self) -> float:
+        return self.seconds
 
     def look(self, keep, *, share: float = 1.0) -> Verdict:
         number = len(keep["g"])
+        self.seconds += 240 * share
         self.asked.append((number, share))
         return Verdict("loss", (self.losses if share == 1 else self.quick)[number], 50.0, 100)
 
@@ -296,17 +301,21 @@ def test_a_small_pool_is_looked_at_in_full_at_once():
 
 
 def test_when_the_time_is_over_the_plans_seen_so_far_decide_and_the_user_hears_of_it():
-    seconds = iter(range(0, 10_000, 60))
-    found = select(pool_of(10), Oracle(list(range(10, 0, -1))), minutes=4, clock=lambda: float(next(seconds)))
-    assert found.remark == "the time for the search ended after 6 of 10 plans"
+    """Every look takes a minute: one that would end after the time does not begin."""
+    judge = Oracle(list(range(10, 0, -1)))
+    limit = TimeLimit(6.5, judge.clock)
+    found = select(pool_of(10), judge, limit=limit)
+    assert judge.seconds == 6 * 60
+    assert limit.cuts == ["6 of 10 plans judged", "0 of 5 full looks"]
+    assert limit.remark.startswith("the time for the search (--search-minutes 6.5) ended: 6 of 10 plans judged, 0 of")
     assert found.objectives[0].name == "way 5"
 
 
 def test_full_looks_that_not_all_could_get_do_not_count():
     judge = Oracle([9, 8, 7, 6, 5, 4, 3, 1, 2, 10], quick=[1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
-    seconds = iter(range(0, 10_000, 60))
-    found = select(pool_of(10), judge, minutes=11, clock=lambda: float(next(seconds)))
-    assert found.remark == "the time for the search ended after 3 of 5 full looks"
+    limit = TimeLimit(10 + 3 * 4 + 1, judge.clock)  # a full look takes four times as long
+    found = select(pool_of(10), judge, limit=limit)
+    assert limit.cuts == ["3 of 5 full looks"]
     assert found.objectives[0].name == "way 0"
     assert not any(entry.full for entry in found.entries)
 
@@ -324,6 +333,12 @@ def test_plans_that_come_close_are_trained_briefly_and_the_best_of_them_wins():
     assert [entry.objective for entry in trained.entries] == ["way 1", "way 3", "way 0", "way 2", "way 4"]
     assert [entry.trained for entry in trained.entries] == [0.5, 0.7, 0.9, None, None]
     assert trained.objectives[0].name == "way 1"
+    clock = iter([0.0, 0.0, 60.0, 120.0, 120.0])  # made, begun, asked, ... : no time for a second training
+    limit = TimeLimit(1.0, Oracle([]).clock)
+    limit.clock = lambda: next(clock)
+    asked.clear()
+    assert train_contenders(found, train, limit=limit) is found  # one training decides nothing
+    assert limit.cuts[0].endswith("of 3 plans trained briefly")
     clear = select(pool_of(2), Oracle([1.0, 2.0]))
     assert train_contenders(clear, train) is clear
 

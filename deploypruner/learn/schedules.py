@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from math import ceil
 
 import numpy as np
@@ -23,7 +23,7 @@ from deploypruner.recover.regime import under
 
 SCHEDULES = {
     "one-shot": "score once, remove everything, then train",
-    "iterative": "a few channels (for a budget of time: or branches) every few minibatches, chosen anew each time",
+    "iterative": "a few channels every few minibatches, chosen anew each time",
     "gradual": "widths shrink to the plan's on a cubic ramp while training, ranked anew at every change",
     "learned": "masks are trained with the weights; the one of pdp and dtp",
 }
@@ -32,7 +32,7 @@ _RANKINGS = 30
 _END = {"iterative": 0.5, "gradual": 0.7}
 
 Scores = dict[str, Tensor]
-# Share of the removal in (0, 1], scores, what is left so far -> group or branch id -> what stays.
+# Share of the removal in (0, 1], scores, what is left so far -> group id -> what stays.
 Narrow = Callable[[float, Scores, Mapping[str, IntArray]], Mapping[str, IntArray]]
 
 
@@ -77,7 +77,7 @@ def rankings(schedule: str, settings: LearnSettings, steps: int, going: int) -> 
 
 
 class Shrinking(ChannelRegime):
-    """What is closed stays closed: channels are zero in all that writes or reads them, branches add zero.
+    """What is closed stays closed: channels are zero in all that writes or reads them.
 
     Args:
         graph: The traced dense model.
@@ -87,8 +87,6 @@ class Shrinking(ChannelRegime):
         settings: Pace.
         narrow: Which channels stay at a share of the removal.
         before: Scores of the dense model, for a ranking at which the training's loss has no gradient at all.
-        branches: Ids of the residual branches that `narrow` may drop; without any, those that the plan drops are gone
-            from the start.
 
     Attributes:
         rankings: Step -> share of the removal, once training begins.
@@ -105,14 +103,11 @@ class Shrinking(ChannelRegime):
         settings: LearnSettings,
         narrow: Narrow,
         before: Scores,
-        branches: Sequence[str] = (),
     ) -> None:
         super().__init__(graph, plan)
         self._criterion, self._schedule, self._settings = criterion, schedule, settings
         self._narrow, self._before = narrow, before
         self._alive = {g.id: np.ones(g.size, bool) for g in graph.groups}
-        self._gone = set[str]() if branches else set(plan.dropped)
-        self.branches = tuple(branches) or plan.dropped
         self._average: Scores = {}
         self.scores: Scores = dict(before)
         self._done = 0.0
@@ -153,10 +148,6 @@ class Shrinking(ChannelRegime):
         """The same."""
         return self.soft()
 
-    def gone(self) -> tuple[str, ...]:
-        """Branches that were dropped so far."""
-        return tuple(branch for branch in self.branches if branch in self._gone)
-
     def keep(self) -> dict[str, IntArray]:
         """Channels that are still there, and nothing of every branch that is gone."""
         return {g: np.flatnonzero(alive) for g, alive in self._alive.items()} | nothing_of(self.gone())
@@ -173,7 +164,6 @@ class Shrinking(ChannelRegime):
     def state(self) -> dict[str, Tensor]:
         """What is gone, scores and their running averages, and evidence since the last ranking."""
         state = super().state() | {"done": torch.tensor(self._done, dtype=torch.float64)}
-        state |= {f"gone.{branch}": torch.tensor(branch in self._gone) for branch in self.branches}
         state |= {f"scores.{g}": score for g, score in self.scores.items()}
         state |= {f"alive.{g}": torch.as_tensor(alive) for g, alive in self._alive.items()}
         state |= {f"average.{g}": average for g, average in self._average.items()}
@@ -184,23 +174,20 @@ class Shrinking(ChannelRegime):
         super().load_state(state)
         self._done = float(state["done"])
         self._alive = {g: alive.bool().cpu().numpy() for g, alive in under(state, "alive.").items()}
-        self._gone = {branch for branch, gone in under(state, "gone.").items() if bool(gone)}
         self.scores = under(state, "scores.")
         self._average = under(state, "average.")
         self._gathering.load_state(under(state, "gathered."))
 
     def describe(self) -> str:
         """Criterion, schedule and pace too."""
-        return f"{super().describe()} {self._criterion} {self._schedule} {self._settings} {self.branches}"
+        return f"{super().describe()} {self._criterion} {self._schedule} {self._settings}"
 
     def _shrink(self, share: float) -> None:
         """Rank anew, and close what goes at this share of the removal."""
         self.scores = self._ranked(self._gathering.scores() if self._gathering.ready else self._before)
         for name, kept in self._narrow(share, self.scores, self.keep()).items():
-            if name in self._alive:
+            if name in self._alive:  # branches are the plan's
                 self._alive[name] &= np.isin(np.arange(len(self._alive[name])), kept)
-            elif not len(kept):
-                self._gone.add(name)
         self._done = share
 
     def _ranked(self, new: Scores) -> Scores:

@@ -1,4 +1,4 @@
-"""Which input channels a layer can do without, and what is lost when the rest is solved anew: exact, from X^T X.
+"""Which channels a group can do without, and what is lost when their readers are solved anew: exact, from X^T X.
 
 For a layer Y = X W with H = X^T X, removing the rows S of W and solving the others anew leaves the error
 tr(W_S^T [(H^-1)_SS]^-1 W_S); the update W - H^-1_{:,S} [(H^-1)_SS]^-1 W_S is that solution, and H^-1 without S
@@ -6,7 +6,7 @@ follows by a low-rank change. So channels go one by one, always the one whose lo
 
 Source:
     Meng et al., "OSSCAR", arXiv:2403.12983 (there with a factor of one half); Kurtic et al., "ZipLM",
-    arXiv:2302.04089. Ours: rows that always stay, for the bias.
+    arXiv:2302.04089. Ours: rows that always stay, for the bias, and channels that several layers read.
 """
 
 from __future__ import annotations
@@ -23,56 +23,84 @@ from deploypruner.errors import InputError
 
 
 @dataclass(frozen=True)
+class Reader:
+    """A layer that reads the channels of a group.
+
+    Args:
+        gram: X^T X [K, K], as `NormalEquations` sums it, with a row for the bias where there is one.
+        weight: What X is multiplied with [K, O].
+        rows: [C, S] rows of `weight` that each channel owns; rows of none, such as the bias, always stay.
+    """
+
+    gram: Tensor
+    weight: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True)
 class Elimination:
     """Channels in the order they went.
 
     Args:
         order: Channels, the first to go first.
-        errors: errors[n] is |Y - X W'|^2 without the first n channels, the others solved anew; starts with 0.
+        errors: errors[n] is the sum over readers of |Y - X W'|^2 / |Y|^2 without the first n channels, the others
+            solved anew; starts with 0.
     """
 
     order: NDArray[np.int64]
     errors: NDArray[np.float64]
 
-    def kept(self, count: int) -> NDArray[np.int64]:
-        """The last `count` channels to go, by number."""
-        return np.sort(self.order[len(self.order) - count :])
 
-
-def eliminate(gram: Tensor, weight: Tensor, channels: Sequence[Tensor], *, ridge: float = 1e-6) -> Elimination:
-    """Remove input channels one by one, each time the one that costs least once the others are solved anew.
+def eliminate(readers: Sequence[Reader], *, ridge: float = 1e-6) -> Elimination:
+    """Remove channels one by one, each time the one that costs least once the others are solved anew.
 
     Args:
-        gram: X^T X [K, K], as `NormalEquations` sums it, with a row for the bias where there is one.
-        weight: What X is multiplied with [K, O].
-        channels: Rows of `weight` that each channel owns; rows of none, such as the bias, always stay.
+        readers: At least one, all of the same C channels.
         ridge: Added to the diagonal, relative to its mean, > 0: columns that repeat each other have no inverse.
 
     Raises:
         InputError: Sums that are not finite.
     """
-    if not bool(torch.isfinite(gram).all() and torch.isfinite(weight).all()):
-        raise InputError("the sums over a layer's inputs are not finite", hint="check the data for NaN and infinity")
-    system, left = gram.double(), weight.double().clone()
-    system = system + ridge * system.diagonal().mean() * torch.eye(len(system), dtype=torch.float64)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(system))
-    remaining, order, errors = list(range(len(channels))), [], [0.0]
-    while remaining:
-        losses = [_loss(inverse, left, channels[channel]) for channel in remaining]
-        best = int(np.argmin(losses))
-        channel = remaining.pop(best)
-        order.append(channel)
-        errors.append(errors[-1] + losses[best])
-        rows = channels[channel]
-        factor = torch.linalg.solve(inverse[rows][:, rows], inverse[rows])  # [S, K]
-        left -= factor.mT @ left[rows]
-        inverse = inverse - inverse[:, rows] @ factor
-        # What is gone couples to nothing any more; rounding would bring it back.
-        left[rows], inverse[rows], inverse[:, rows] = 0, 0, 0
+    states = [_State(reader, ridge) for reader in readers]
+    left = torch.arange(len(readers[0].rows))
+    order, errors = list[int](), [0.0]
+    while len(left):
+        losses = torch.stack([state.losses(left) for state in states]).sum(dim=0)
+        best = int(losses.argmin())
+        order.append(int(left[best]))
+        errors.append(errors[-1] + float(losses[best]))
+        for state in states:
+            state.remove(order[-1])
+        left = torch.cat([left[:best], left[best + 1 :]])
     return Elimination(np.array(order, np.int64), np.array(errors))
 
 
-def _loss(inverse: Tensor, weight: Tensor, rows: Tensor) -> float:
-    """tr(W_S^T [(H^-1)_SS]^-1 W_S)."""
-    part = weight[rows]
-    return float((part * torch.linalg.solve(inverse[rows][:, rows], part)).sum())
+class _State:
+    """One reader with what is left of it."""
+
+    def __init__(self, reader: Reader, ridge: float) -> None:
+        gram, self.weight, self.rows = reader.gram.double(), reader.weight.double().clone(), reader.rows
+        if not bool(torch.isfinite(gram).all() and torch.isfinite(self.weight).all()):
+            raise InputError(
+                "the sums over a layer's inputs are not finite", hint="check the data for NaN and infinity"
+            )
+        tiny = torch.finfo(torch.float64).tiny
+        self.size = float((self.weight * (gram @ self.weight)).sum().clamp_min(tiny))
+        ridged = gram + torch.eye(len(gram), dtype=torch.float64) * (ridge * gram.diagonal().mean()).clamp_min(tiny)
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged))
+
+    def losses(self, channels: Tensor) -> Tensor:
+        """tr(W_S^T [(H^-1)_SS]^-1 W_S) / |Y|^2 for each of some channels."""
+        rows = self.rows[channels]
+        part = self.weight[rows]
+        blocks = self.inverse[rows[:, :, None], rows[:, None, :]]
+        return (part * torch.linalg.solve(blocks, part)).sum(dim=(1, 2)) / self.size
+
+    def remove(self, channel: int) -> None:
+        """Solve the others anew without it."""
+        rows = self.rows[channel]
+        factor = torch.linalg.solve(self.inverse[rows][:, rows], self.inverse[rows])  # [S, K]
+        self.weight -= factor.mT @ self.weight[rows]
+        self.inverse = self.inverse - self.inverse[:, rows] @ factor
+        # What is gone couples to nothing any more; rounding would bring it back.
+        self.weight[rows], self.inverse[rows], self.inverse[:, rows] = 0, 0, 0

@@ -58,8 +58,9 @@ class Report:
         budget: kind, requested, predicted, certified, met; empty when none was asked for. `met` is false where the
             quality is not kept, which `quality` says: artifact, runtime, kind ("accuracy" or the kind of agreement),
             dense, pruned, lost and allowed points, kept. For time also `dropped` (branches that are gone),
-            `objective` (what the plan was chosen by), and `pool` with `judged_by`: the plans that were judged before
-            training.
+            `objective` (what the plan was chosen by), and `judged` (that plan before training: `verdict`, the `dense`
+            model's on the same images, `accepted`), `cut` (what the search left out for want of time), and
+            `pool` with `judged_by`: the plans that were judged before training.
         rows: One per artifact and runtime, the dense fp32 baseline first.
         verification: One per comparison of two forms of the model.
         loop: One dict per closed-loop round; empty when the loop did not run.

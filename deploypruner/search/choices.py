@@ -76,6 +76,7 @@ class Walk(ABC):
         self.worths = tuple(worths)
         self.at = [len(worth) - 1 for worth in self.worths]
         self.sweeps = 0
+        self._worth: float | None = None  # of the plan as it is, once somebody asked
 
     @property
     @abstractmethod
@@ -85,7 +86,9 @@ class Walk(ABC):
     @property
     def worth(self) -> float:
         """Of the plan as it is."""
-        return float(sum(worth[i] for worth, i in zip(self.worths, self.at, strict=True)))
+        if self._worth is None:
+            self._worth = self._summed()
+        return self._worth
 
     def values(self, number: int) -> Floats:
         """Worth of the plan for each place of choice `number`, everything else as it is."""
@@ -100,7 +103,7 @@ class Walk(ABC):
         """Give choice `number` the place `to`."""
         if self.at[number] != to:
             self._moved(number, to)
-            self.at[number] = to
+            self.at[number], self._worth = to, None
 
     def go(self, places: Sequence[int]) -> None:
         """Move every choice to its place."""
@@ -111,6 +114,10 @@ class Walk(ABC):
         """Milliseconds of the plan for each place of choice `number`."""
         self.sweeps += 1
         return self._times(number)
+
+    def _summed(self) -> float:
+        """Worth of the plan as it is."""
+        return float(sum(worth[i] for worth, i in zip(self.worths, self.at, strict=True)))
 
     @abstractmethod
     def _moved(self, number: int, to: int) -> None:
@@ -144,10 +151,10 @@ class WidthWalk(Walk):
         """See `Walk.ms`."""
         return self._tally.ms
 
-    @property
-    def worth(self) -> float:
-        """See `Walk.worth`; what is inside a branch that is gone loses nothing more."""
-        return super().worth - sum(self._inside(c.branch) for i, c in enumerate(self.choices) if self.is_gone(i))
+    def _summed(self) -> float:
+        """What is inside a branch that is gone loses nothing more."""
+        gone = (choice.branch for i, choice in enumerate(self.choices) if self.is_gone(i))
+        return super()._summed() - sum(self._inside(branch) for branch in gone)
 
     def values(self, number: int) -> Floats:
         """See `Walk.values`."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from math import inf, isfinite
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -11,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from deploypruner.budget import Budget
 from deploypruner.errors import InputError
 from deploypruner.records import Setting
+from deploypruner.search.final import Judged
 from deploypruner.search.goal import Goal
 from deploypruner.search.loop import Round
 from deploypruner.search.pool import Entry
@@ -33,8 +36,8 @@ class Found:
         objective: What the plan was chosen by, see `search.objectives`; "" where nothing had to be cut.
         pool: Plans that were judged before that one was chosen, the best first.
         judged_by: What their loss is.
-        keeps: Predicted milliseconds of the fastest plan that keeps the quality without training, where this one was
-            not judged to; None where it was, or nothing was judged.
+        judged: The plan itself, judged like those of the pool; None where nothing was.
+        cut: What the search left out because its time was over, "" for nothing.
         artifact: Name of the one the budget is about, "" for the pruned one of the setting.
     """
 
@@ -50,7 +53,8 @@ class Found:
     objective: str = ""
     pool: tuple[Entry, ...] = ()
     judged_by: str = ""
-    keeps: float | None = None
+    judged: Judged | None = None
+    cut: str = ""
     artifact: str = ""
 
     def goal(self, budget: Budget) -> Goal:
@@ -59,7 +63,10 @@ class Found:
 
     def to_json(self) -> dict[str, Any]:
         """JSON form, readable by `from_json`."""
-        return asdict(self)
+        document = asdict(self)
+        for part in _judged_parts(document):  # a plan whose outputs are no numbers is endlessly bad
+            part["loss"] = part["loss"] if isfinite(part["loss"]) else None
+        return document
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> Found:
@@ -68,9 +75,17 @@ class Found:
         Raises:
             InputError: The document is damaged.
         """
+        document = deepcopy(dict(document))
         try:
+            for part in _judged_parts(document):
+                part["loss"] = inf if part["loss"] is None else part["loss"]
             return TypeAdapter(Found).validate_python(document)
-        except ValidationError as error:
-            raise InputError(
-                f"the saved search is damaged: {error.errors()[0]['msg'].lower()}", hint="leave out --resume"
-            ) from error
+        except (ValidationError, KeyError, TypeError) as error:
+            why = error.errors()[0]["msg"].lower() if isinstance(error, ValidationError) else f"{error} is missing"
+            raise InputError(f"the saved search is damaged: {why}", hint="leave out --resume") from error
+
+
+def _judged_parts(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The parts of a document that have a loss."""
+    judged = document.get("judged")
+    return [*document.get("pool", ()), *([judged["verdict"], judged["dense"]] if judged else ())]

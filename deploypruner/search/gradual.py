@@ -1,12 +1,14 @@
 """A budget of time, met little by little while the model trains: every step solves anew for what is left.
 
-The way there is exponential, T(s) = exp(s ln T_final + (1 - s) ln T_dense), so that each step takes the same share of
-what is left. At each the criterion scores the weights as they are by then, the objective that one shot chose solves
-for T(s), and what goes stays gone: it has no gradient any more that could call it back.
+Residual branches that the plan of one shot drops are gone from the start, and no others go: a branch that is shut in
+the middle of a training takes with it what was learnt with it. The way from there is exponential,
+T(s) = exp(s ln T_final + (1 - s) ln T_start), so that each step takes the same share of what is left. At each the
+criterion scores the weights as they are by then, the objective that one shot chose solves for T(s), and what goes
+stays gone: it has no gradient any more that could call it back.
 
 Source: the path is that of FORCE, de Jorge et al., arXiv:2006.09081, sec. 4, with times in place of counts as in
-HALP, arXiv:2110.10811, which takes 30 steps. Residual branches that go on the way: MDP, arXiv:2504.02168. Measured
-rates of exchange, and a last step that is never slower than the plan of one shot, are ours.
+HALP, arXiv:2110.10811, which takes 30 steps. Measured rates of exchange, and a last step that is never slower than
+the plan of one shot, are ours.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class Gradual:
 
     def target(self, share: float) -> float:
         """Milliseconds at a share of the way, 0 to 1."""
-        return exp(share * log(self.final_ms) + (1 - share) * log(self._predicted(self.tally_of, {})))
+        start = self._predicted(self.tally_of, nothing_of(self.planned.dropped))
+        return exp(share * log(self.final_ms) + (1 - share) * log(start))
 
     def narrow(self, share: float, scores: Mapping[str, Tensor], left: Left) -> Left:
         """What stays of what is left at a share of the way; a `learn.Narrow`.
@@ -62,7 +65,7 @@ class Gradual:
         Args:
             share: Of the way, 0 to 1.
             scores: Group id -> `[C]`, of the weights as they are.
-            left: Group id -> channels; branch id -> nothing, of a branch that is gone.
+            left: Group id -> channels.
         """
         try:
             return self.solve(self.tally_of, self.target(share), scores=scores, left=left).keep
@@ -81,11 +84,12 @@ class Gradual:
         Raises:
             BudgetError: No objective reaches the time.
         """
-        scores = {g: score.detach().cpu() for g, score in scores.items()}
+        scores, left = {g: s.detach().cpu() for g, s in scores.items()}, {**left, **nothing_of(self.planned.dropped)}
         predicted = self._predicted(tally_of, left)
         if predicted <= ms:
             return self._solution(left, predicted)
-        space = replace(self.space, scores=scores, measured=self._measured(scores))
+        widths = replace(self.space.constraints, depth="keep")
+        space = replace(self.space, scores=scores, measured=self._measured(scores), constraints=widths)
         failed: BudgetError | None = None
         for objective in self._asked(space):
             try:
@@ -106,7 +110,7 @@ class Gradual:
         """Losses of what is left: what was measured on the dense model says what a unit of score is worth.
 
         L(w) = (L_dense(0) / S_dense) * (sum of the scores of the channels that go), S the sum of all scores of the
-        group. A branch: its measured loss times how the scores inside it have changed.
+        group.
         """
         measured, before = self.space.measured, self.space.scores
         if measured is None:
@@ -118,13 +122,7 @@ class Gradual:
             rate = float(measured.groups[name][0]) / whole if whole > 0 else 0.0
             gone = np.cumsum(score.numpy()[order[name]][::-1])[::-1]
             groups[name] = rate * np.append(gone, 0.0)
-        every = [g.id for g in self.space.graph.groups]
-        inside = {b.id: list(b.groups) or every for b in self.space.graph.branches}
-        branches = {
-            name: loss * _ratio(_total(now, inside[name]), _total(dense, inside[name]))
-            for name, loss in measured.branches.items()
-        }
-        return Losses(groups, branches)
+        return Losses(groups, measured.branches)  # which of them go is decided
 
     def _of_what_is_left(self, keep: Left, left: Left) -> dict[str, IntArray]:
         """A plan for the whole model, without what is gone already; no tensor is left without an index."""
@@ -160,11 +158,3 @@ class Gradual:
         share = kept_share(losses_from_scores(graph, running), widths)
         full = {g: np.arange(widths[g]) if g in inside else np.sort(kept[g]) for g in kept} | nothing_of(dropped)
         return Solution(widths, full, ms, share, float("nan"), self._predicted(self.tally_of, {}), ms)
-
-
-def _total(scores: Mapping[str, Tensor], groups: list[str]) -> float:
-    return sum(float(scores[g].sum()) for g in groups)
-
-
-def _ratio(now: float, before: float) -> float:
-    return now / before if before > 0 else 1.0

@@ -8,10 +8,13 @@ reconstruction does it better, and that the distance from the dense outputs does
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import TypeVar
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +28,10 @@ from deploypruner.recover.modes import evaluating
 from deploypruner.recover.reconstruct import Reconstruction, can_reconstruct, reconstruct
 from deploypruner.search.measured import Kind
 from deploypruner.search.sample_losses import kind_of, sample_losses
+from deploypruner.search.saved import Saved, batches_hash, identity_of
 
 _T = TypeVar("_T")
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,15 @@ class Verdict:
     top1: float | None
     samples: int
 
+    def to_json(self) -> dict[str, Any]:
+        """As a document; a loss that is endless is None there."""
+        return {**asdict(self), "loss": self.loss if isfinite(self.loss) else None}
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> Verdict:
+        """The opposite of `to_json`."""
+        return Verdict(**{**document, "loss": inf if document["loss"] is None else document["loss"]})
+
 
 class Judge:
     """Judges plans of one model, all on the same images.
@@ -54,6 +68,7 @@ class Judge:
         graph: The traced model; it is not changed.
         solving: Batches that layers are reconstructed on; where they cannot be, batch norm is measured on them.
         held_out: Batches that plans are judged on, with or without labels.
+        file: Verdicts are kept here, and not found anew for the same weights and batches.
 
     Attributes:
         dense: Verdict on the model as it is.
@@ -62,12 +77,16 @@ class Judge:
         InputError: No image to judge on, labels that do not fit, or a model that returns no floating-point number.
     """
 
-    def __init__(self, graph: Graph, *, solving: Sequence[Batch], held_out: Sequence[Batch]) -> None:
+    def __init__(
+        self, graph: Graph, *, solving: Sequence[Batch], held_out: Sequence[Batch], file: Path | None = None
+    ) -> None:
         if not held_out:
             raise InputError("there are no images to judge plans on", hint="check --data")
         self.graph, self._solving, self._held_out = graph, solving, held_out
         self._dense = [_outputs(graph.module, inputs) for inputs, _ in held_out]
         self.dense = self.dense_on(1.0)
+        samples = "" if file is None else (batches_hash(solving), batches_hash(held_out))
+        self._saved = Saved(file, "" if file is None else identity_of(graph.module, _FORMAT, samples))
 
     def look(self, keep: Keep, *, share: float = 1.0) -> Verdict:
         """Judge a plan.
@@ -76,8 +95,27 @@ class Judge:
             keep: Group or branch id -> what stays.
             share: Of the batches of each kind that are used, 0 < share <= 1; at least one batch.
         """
-        module = self.graph.cut(self.graph.removed(keep)).eval()
-        return self.repair(module, keep, share=share, ways=1)[0]
+
+        def found() -> Verdict:
+            module = self.graph.cut(self.graph.removed(keep)).eval()
+            return self.repair(module, keep, share=share, ways=1)[0]
+
+        return self.remembered(keep, f"share {share:g}", found)
+
+    def remembered(self, keep: Keep, how: str, find: Callable[[], Verdict]) -> Verdict:
+        """The verdict on a plan that an interrupted search has found already, or a new one.
+
+        Args:
+            keep: The plan.
+            how: Everything else that the verdict depends on, beside the model and the batches.
+            find: Gives it.
+        """
+        key = f"{hashlib.sha256(self.graph.removed(keep).tobytes()).hexdigest()} {how}"
+        if key in self._saved.entries:
+            return Verdict.from_json(self._saved.entries[key])
+        verdict = find()
+        self._saved.add(key, verdict.to_json())
+        return verdict
 
     def repair(
         self, module: nn.Module, keep: Keep, *, share: float = 1.0, ways: int = 2

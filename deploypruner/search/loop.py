@@ -106,12 +106,16 @@ class Outcome:
         line: Its round.
         rounds: Everything that was tried.
         doubt: Why the measurement of the solution certifies nothing, "" where it does.
+        model: Calibrated with every round but one that ended the loop.
+        cut: Would another round have followed, had there been time?
     """
 
     solution: Any
     line: Round
     rounds: tuple[Round, ...]
     doubt: str
+    model: Any
+    cut: bool
 
 
 def close_loop(
@@ -121,13 +125,14 @@ def close_loop(
     solve: Callable[[_M, float], _S],
     measure: Callable[[_S], Trial],
     on_round: Callable[[Round], None] = lambda line: None,
+    over: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Find the plan of the greatest merit that is measured within the goal.
 
     Each round solves for what the goal leaves after the reserve and the width of the last interval, measures the
     candidate, and calibrates the model with it. It ends when a candidate keeps the goal and leaves little of it
-    unused, when the same candidate comes up again, or after `ROUNDS`; from then on the aim retreats until a
-    candidate keeps the goal.
+    unused, when the same candidate comes up again, after `ROUNDS`, or when the time is over; from then on the aim
+    retreats until a candidate keeps the goal.
 
     Args:
         goal: What to reach.
@@ -135,6 +140,7 @@ def close_loop(
         solve: (model, milliseconds) -> the best plan predicted within them; raises BudgetError where there is none.
         measure: Exports and times a candidate.
         on_round: Told about every round.
+        over: Is the time over? Asked after every round.
 
     Raises:
         BudgetError: No candidate was measured within the goal.
@@ -142,10 +148,12 @@ def close_loop(
     rounds: list[Round] = []
     best: tuple[_S, Trial] | None = None
     seen: set[tuple[int, ...]] = set()
-    doubt_share, retreat = 1.0, 1.0
+    doubt_share, retreat, cut = 1.0, 1.0, False
     for number in range(ROUNDS + _RETREATS):
-        if number >= ROUNDS:
+        late = number > 0 and over()
+        if number >= ROUNDS or late:
             if best is not None:
+                cut = number < ROUNDS
                 break
             retreat *= _RETREAT
         try:
@@ -177,7 +185,7 @@ def close_loop(
             f"{closest.measured_ms:.3g} ms",
             hint="measure on a quieter machine, or ask for a little more time",
         )
-    return Outcome(best[0], _line(best[0], best[1].assessment), tuple(rounds), best[1].doubt)
+    return Outcome(best[0], _line(best[0], best[1].assessment), tuple(rounds), best[1].doubt, model, cut)
 
 
 def _line(solution: Solved, found: Assessment) -> Round:

@@ -13,15 +13,18 @@ from deploypruner.measure import time_artifacts
 from deploypruner.prune.room import Room, by_importance, find_room
 from deploypruner.search.bench import Bench
 from deploypruner.search.choose import Choice, choose_setting
+from deploypruner.search.final import judge_final
 from deploypruner.search.found import Found
 from deploypruner.search.goal import Goal
 from deploypruner.search.loop import Keep, Round, Trial, close_loop
 from deploypruner.search.obstacles import obstacles
-from deploypruner.search.pool import Selection
 from deploypruner.search.request import Request
 from deploypruner.search.selection import choose_objective
+from deploypruner.search.time_limit import TimeLimit
 
 _DENSE_SECONDS = 8.0
+# Part of the time that is left which timing layers may take.
+_TABLE_SHARE = 0.5
 
 
 class OutOfReach(BudgetError):
@@ -50,6 +53,7 @@ def meet(request: Request) -> tuple[Keep, Found]:
         MeasureError: Nothing could be measured, or not exported.
     """
     graph, budget = request.graph, request.budget
+    limit = TimeLimit(request.minutes, request.clock)
     choice = _choose(request)
     goal = Goal.of(budget, choice.timing)
     found = Found(choice.setting, goal.dense_ms, goal.tail, remark=choice.remark)
@@ -65,32 +69,52 @@ def meet(request: Request) -> tuple[Keep, Found]:
         request.say(f"narrowest widths: {trial.assessment.median_ms:.3g} ms")
         if trial.assessment.excess > 1:
             raise _out_of_reach(request, choice, trial, room)
+        seconds = min(request.table_seconds, max(0.0, _TABLE_SHARE * limit.left))
         model = build_latency_model(
             graph,
             choice.setting,
             cache=request.cache,
-            seconds=request.table_seconds,
+            seconds=seconds,
             step=request.step,
             seed=request.seed,
             progress=request.progress,
         )
+        if seconds < request.table_seconds and model.facts.get("remarks"):  # not where all times were known
+            limit.cut(f"{seconds:.0f} s for timing layers instead of {request.table_seconds:.0f}")
         # The table is of an undisturbed machine, the goal of the machine as it is.
         model = model.calibrated({}, goal.dense_ms)
-        chosen = choose_objective(request, goal, model, bench)
+        chosen = choose_objective(request, goal, model, bench, limit=limit)
         outcome = close_loop(
             goal,
             chosen.model,
             solve=lambda model, ms: chosen.objective.solve(model.tally, ms),
             measure=lambda solution: bench.trial(solution.keep, goal),
-            on_round=lambda line: request.say(_text(line, budget, chosen.selection)),
+            on_round=lambda line: request.say(_text(line, budget)),
+            over=lambda: not limit.allows(),
         )
+    if outcome.cut:
+        limit.cut(f"{len(outcome.rounds)} rounds of the closed loop, though another might use more of the budget")
     solution = outcome.solution
+    judged = None
+    if chosen.judge is not None:
+        judged = judge_final(
+            request,
+            chosen.judge,
+            solution,
+            objective=chosen.objective,
+            model=outcome.model,
+            limit=limit,
+            dense_ms=goal.dense_ms,
+        )
+    if limit.remark:
+        request.say(f"remark: {limit.remark}")
     return solution.keep, replace(
         found,
         objective=chosen.objective.name,
         pool=() if chosen.selection is None else chosen.selection.entries,
         judged_by="" if chosen.selection is None else chosen.selection.kind,
-        keeps=chosen.keeps,
+        judged=judged,
+        cut=limit.remark,
         importance=solution.importance,
         predicted_ms=solution.predicted_ms,
         measured_ms=outcome.line.measured_ms,
@@ -172,21 +196,10 @@ def _layers(found: Profile) -> list[LayerTime]:
     return [LayerTime(node.name, node.kind, node.ns / 1e6) for node in found.nodes]
 
 
-def _text(line: Round, budget: Budget, selection: Selection | None) -> str:
+def _text(line: Round, budget: Budget) -> str:
     unit = "x" if budget.speedup is not None else " ms"
     return (
         f"candidate: predicted {line.predicted_ms:.3g} ms, measured {line.measured_ms:.3g} ms "
         f"({line.bound:.3g}{unit} at the end of its interval), {'within' if line.met else 'not within'} the budget; "
-        f"{_worth(line, selection)}"
+        f"importance by the criterion {line.importance:.1%}"
     )
-
-
-def _worth(line: Round, selection: Selection | None) -> str:
-    """What is known of a candidate beside its time: the judged loss of this plan, else the criterion's estimate."""
-    if selection is not None:
-        best = selection.entries[0]
-        # The same objective solved for the same time by the same model gives the plan that was judged.
-        if (best.predicted_ms, best.importance) == (line.predicted_ms, line.importance):
-            top1 = "" if best.top1 is None else f", top-1 {best.top1:.1f} %"
-            return f"{selection.kind} {best.loss:.3g} before training{top1}"
-    return f"importance by the criterion {line.importance:.1%}"

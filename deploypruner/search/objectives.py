@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -19,7 +20,7 @@ from deploypruner.graph import Graph
 from deploypruner.prune.allocate import allocate
 from deploypruner.prune.constraints import Constraints
 from deploypruner.prune.depth import held_branches
-from deploypruner.prune.room import by_importance
+from deploypruner.prune.room import Order, by_importance
 from deploypruner.search.choices import TallyOf
 from deploypruner.search.losses import Losses, kept_share, losses_from_scores, running_importance
 from deploypruner.search.solve import Solution, solve
@@ -27,6 +28,7 @@ from deploypruner.search.solve import Solution, solve
 # Spread of the logarithm of the factor on each choice's loss.
 _SPREAD = 0.7
 _PERTURBED = "perturbed"
+_DEEP = ", every branch kept"
 # Bisection of the share of multiply-adds that a fixed rule may leave.
 _BISECTIONS = 10
 
@@ -53,10 +55,30 @@ class Space:
     measured: Losses | None = None
     seed: int = 0
 
+    @cached_property
+    def held(self) -> Mapping[str, str]:
+        """Branch id -> why it stays, "" where it may go."""
+        return held_branches(self.graph, self.constraints)
+
     @property
     def drops(self) -> bool:
         """May any branch go?"""
-        return not all(held_branches(self.graph, self.constraints).values())
+        return not all(self.held.values())
+
+    @cached_property
+    def order(self) -> Order:
+        """Group id -> its channels, the most important first."""
+        return by_importance(self.scores)
+
+    @cached_property
+    def score_losses(self) -> Losses:
+        """The importance that goes with channels and branches, as the normalizer makes it comparable."""
+        return self.losses_by(self.scores, self.normalizer)
+
+    def losses_by(self, scores: Mapping[str, Tensor], normalizer: Normalizer) -> Losses:
+        """The importance that goes in another currency, the channels in the same order."""
+        running = running_importance(self.graph, scores, self.order, normalizer=normalizer)
+        return losses_from_scores(self.graph, running)
 
 
 SolveFor = Callable[[TallyOf, float], Solution]
@@ -82,24 +104,20 @@ def objectives(space: Space) -> list[Objective]:
         |Taylor| is HALP's worth, arXiv:2110.10811; LAMP, arXiv:2010.07611; isomorphic, arXiv:2407.04616. The measured
         loss of single replacements is Puzzletron's and LayerMerge's, arXiv:2406.12837; the pool is ours.
     """
-    scores = _score_losses(space, space.normalizer)
-    magnitude = {g: s.double().clamp_min(0).sqrt() for g, s in space.scores.items()}
-    rooted = losses_from_scores(
-        space.graph,
-        running_importance(space.graph, magnitude, by_importance(space.scores), normalizer=space.normalizer),
-    )
+    scores = space.score_losses
+    rooted = space.losses_by({g: s.double().clamp_min(0).sqrt() for g, s in space.scores.items()}, space.normalizer)
     found = []
     if space.measured is not None:
         found.append(_by_losses("measured worth", space, space.measured))
         if space.drops:
-            found.append(_by_losses("measured worth, every branch kept", _deep(space), space.measured))
+            found.append(_by_losses(f"measured worth{_DEEP}", _deep(space), space.measured))
     found.append(_by_losses("scores", space, scores))
     found.append(_by_losses("roots of scores", space, rooted))
     if space.drops:
-        found.append(_by_losses("scores, every branch kept", _deep(space), scores))
-        found.append(_by_losses("roots of scores, every branch kept", _deep(space), rooted))
+        found.append(_by_losses(f"scores{_DEEP}", _deep(space), scores))
+        found.append(_by_losses(f"roots of scores{_DEEP}", _deep(space), rooted))
         found.append(_by_losses("branches alone", _whole(space), space.measured or scores))
-    found.append(_by_losses("lamp", _deep(space), _score_losses(space, "lamp")))
+    found.append(_by_losses("lamp", _deep(space), space.losses_by(space.scores, "lamp")))
     found += [_by_rule(name, space, scope) for name, scope in _RULES.items()]
     return found
 
@@ -112,7 +130,7 @@ def perturbed(space: Space) -> Iterator[Objective]:
 
     Source: SPDY, arXiv:2201.13096, sec. 3.3, which searches such factors; there they are learnt one by one.
     """
-    losses = space.measured or _score_losses(space, space.normalizer)
+    losses = space.measured or space.score_losses
     number = 0
     while True:
         number += 1
@@ -123,8 +141,11 @@ def perturbed(space: Space) -> Iterator[Objective]:
 
 
 def named_objective(space: Space, name: str) -> Objective:
-    """The objective of this name, also a perturbed one; the likeliest where the space has none of that name."""
-    known = objectives(space)
+    """The objective of this name, also a perturbed one; the likeliest where the space has none of that name.
+
+    Where no branch may go all objectives keep every branch, and are named without saying so.
+    """
+    known, name = objectives(space), name if space.drops else name.removesuffix(_DEEP)
     kind, _, number = name.partition(" ")
     if kind == _PERTURBED and number.isdigit():
         return next(islice(perturbed(space), int(number) - 1, None))
@@ -153,13 +174,6 @@ def _whole(space: Space) -> Space:
     return replace(space, constraints=replace(space.constraints, max_cut=0.0))
 
 
-def _score_losses(space: Space, normalizer: Normalizer) -> Losses:
-    order = by_importance(space.scores)
-    return losses_from_scores(
-        space.graph, running_importance(space.graph, space.scores, order, normalizer=normalizer)
-    )
-
-
 def _by_losses(name: str, space: Space, losses: Losses) -> Objective:
     def solved(tally: TallyOf, budget_ms: float) -> Solution:
         return solve(
@@ -179,7 +193,7 @@ def _by_losses(name: str, space: Space, losses: Losses) -> Objective:
 
 def _by_rule(name: str, space: Space, scope: str) -> Objective:
     """The most multiply-adds that a scope may leave so that the plan is predicted within the time."""
-    graph, losses = space.graph, _score_losses(space, space.normalizer)
+    graph, losses = space.graph, space.score_losses
 
     def solved(tally: TallyOf, budget_ms: float) -> Solution:
         predicted = _predictor(graph, tally)

@@ -11,7 +11,6 @@ of Jamieson and Talwalkar, arXiv:1502.07943. The objectives and the judge are ou
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +18,7 @@ from deploypruner.progress import Progress, SilentProgress
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.objectives import Objective
 from deploypruner.search.solve import Solution
+from deploypruner.search.time_limit import TimeLimit
 
 # Part of the images of a quick look, and plans that get a full one at the least.
 _QUICK = 0.25
@@ -61,86 +61,103 @@ class Selection:
         solutions: Their plans.
         entries: Every plan that was looked at, the best first.
         kind: What their `loss` is.
-        remark: What a user should know, "" for nothing.
     """
 
     objectives: tuple[Objective, ...]
     solutions: tuple[Solution, ...]
     entries: tuple[Entry, ...]
     kind: str
-    remark: str = ""
 
 
 def select(
     plans: Sequence[tuple[Objective, Solution]],
     judge: Judge,
     *,
-    minutes: float = float("inf"),
+    limit: TimeLimit | None = None,
     progress: Progress | None = None,
-    clock: Callable[[], float] = time.monotonic,
 ) -> Selection:
     """Judge plans and put the best first.
 
     Args:
         plans: Of about the same predicted time; at least one.
         judge: Looks at them.
-        minutes: When these are over no further look begins; the first two plans are looked at in any case.
+        limit: No look begins that would end after it; the first two plans are looked at in any case.
         progress: Counts looks.
-        clock: Seconds.
     """
-    bar, end, remark = progress or SilentProgress(), clock() + 60 * minutes, ""
+    bar, limit, seconds = progress or SilentProgress(), limit or TimeLimit(), 0.0
     finalists = max(_FINALISTS, len(plans) // 2)
     quick = _QUICK if len(plans) > finalists else 1.0
     found: dict[int, tuple[Verdict, bool]] = {}
     bar.start(len(plans) + (finalists if quick < 1 else 0), "search")
     try:
         for number, (_, solution) in enumerate(plans):
-            if number > 1 and clock() > end:
-                remark = f"the time for the search ended after {number} of {len(plans)} plans"
+            if number > 1 and not limit.allows(seconds):
+                limit.cut(f"{number} of {len(plans)} plans judged")
                 break
+            begun = limit.spent
             found[number] = judge.look(solution.keep, share=quick), quick == 1
+            seconds = max(seconds, limit.spent - begun)
             bar.advance(1, _milestone(number + 1, len(plans)))
         best = sorted(found, key=lambda n: (found[n][0].loss, n))[:finalists] if quick < 1 else []
         full: dict[int, tuple[Verdict, bool]] = {}
+        seconds /= quick
         for number in best:
-            if clock() > end:
+            if not limit.allows(seconds):
                 break
+            begun = limit.spent
             full[number] = judge.look(plans[number][1].keep), True
+            seconds = limit.spent - begun
             bar.advance()
         if len(full) == len(best):
             found |= full  # losses on some of the images and on all of them cannot be compared
         else:
-            remark = remark or f"the time for the search ended after {len(full)} of {len(best)} full looks"
+            limit.cut(f"{len(full)} of {len(best)} full looks")
     finally:
         bar.close()
     ranked = sorted(found, key=lambda n: (not found[n][1], found[n][0].loss, n))
     entries = tuple(_entry(*plans[n], *found[n]) for n in ranked)
     ways, solutions = zip(*(plans[n] for n in ranked), strict=True)
-    return Selection(tuple(ways), tuple(solutions), entries, judge.dense.kind, remark)
+    return Selection(tuple(ways), tuple(solutions), entries, judge.dense.kind)
 
 
 def train_contenders(
-    selection: Selection, train: Callable[[Solution], Verdict], *, progress: Progress | None = None
+    selection: Selection,
+    train: Callable[[Solution], Verdict],
+    *,
+    limit: TimeLimit | None = None,
+    progress: Progress | None = None,
 ) -> Selection:
     """Train the plans that come close to the best one briefly, and put the best of them first.
 
     Args:
         selection: From `select`.
         train: Repairs a plan, trains it briefly, and judges it.
+        limit: No training begins that would end after it, as far as the one before tells; one alone decides nothing.
         progress: Counts plans.
     """
     best = selection.entries[0]
     close = [n for n, e in enumerate(selection.entries) if e.full and e.loss <= _CLOSE * best.loss][:_CONTENDERS]
     if len(close) < 2:
         return selection
-    bar, losses = progress or SilentProgress(), dict[int, float]()
+    limit = limit or TimeLimit()
+    if not limit.allows():
+        limit.cut(f"0 of {len(close)} plans trained briefly")
+        return selection
+    bar, losses, seconds = progress or SilentProgress(), dict[int, float](), 0.0
     bar.start(len(close), "search, trained briefly")
     try:
         for number in close:
+            if not limit.allows(seconds):
+                limit.cut(f"{len(losses)} of {len(close)} plans trained briefly")
+                break
+            begun = limit.spent
             losses[number] = train(selection.solutions[number]).loss
+            seconds = max(seconds, limit.spent - begun)
             bar.advance(1, f"{len(losses)} of {len(close)} plans trained" if len(losses) == len(close) else "")
     finally:
         bar.close()
+    if len(losses) < 2:
+        return selection
     order = sorted(range(len(selection.entries)), key=lambda n: (n not in losses, losses.get(n, 0.0), n))
     return replace(
         selection,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,13 +39,15 @@ class Request:
         feeds: One array per input, None for random ones.
         table_seconds: For timing layers.
         cache: Folder of the latency tables, None for the user's cache folder.
-        worth: Measures what widths and branches are worth, called once the budget is in reach; None without
-            data.
+        worth: Measures what widths and branches are worth, called once the budget is in reach; None without data.
+            Is told when to end: as `enough` of `measure_worth`.
         judge: Makes what judges plans before training, called like `worth`; None without data.
         train: Repairs a plan, trains it briefly and judges it; None where no training will follow.
         keeping: Points of top-1 that may be lost where nothing will be trained after this; None where it will.
         plans: Size of the pool that is judged.
-        minutes: When these are over, no further plan is looked at.
+        minutes: When these are over nothing begins that a plan can be had without.
+        clock: Seconds, for that.
+        folder: Where plans that were proposed are kept, None for nowhere.
         seed: Decides every random choice.
         progress: Told about the layers' timing, and about plans that are judged.
         say: Called with a line for each step.
@@ -63,12 +66,14 @@ class Request:
     feeds: Sequence[Array] | None = None
     table_seconds: float = 120.0
     cache: Path | None = None
-    worth: Callable[[], Losses] | None = None
+    worth: Callable[[Callable[[float], bool]], Losses] | None = None
     judge: Callable[[], Judge] | None = None
     train: Callable[[Judge, Keep], Verdict] | None = None
     keeping: float | None = None
     plans: int = 16
     minutes: float = float("inf")
+    clock: Callable[[], float] = time.monotonic
+    folder: Path | None = None
     seed: int = 0
     progress: Progress | None = None
     say: Callable[[str], None] = lambda line: None

@@ -7,7 +7,7 @@ factors. A measured change of the loss is one (`search.measured` draws it out to
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ def measure_worth(
     file: Path | None = None,
     progress: Progress | None = None,
     dtype: torch.dtype | None = None,
+    enough: Callable[[float], bool] = lambda seconds: False,
 ) -> MeasuredWorth:
     """Measure the change of the loss without half of each group, and without each residual branch.
 
@@ -56,6 +57,7 @@ def measure_worth(
         file: Batches that are finished are kept here, and not measured again for the same weights and cuts.
         progress: Counts cuts, one batch after the other.
         dtype: Numbers to compute with, bfloat16 for autocast; None for what this processor is good at.
+        enough: Asked before every batch but the first, with the seconds of a batch: end here?
 
     Raises:
         InputError: There is no batch, labels do not fit, or a loss is not finite (the cut is named).
@@ -68,12 +70,14 @@ def measure_worth(
     dtype = dtype or best_dtype()
     sweep = Sweep(graph, cuts, dtype=dtype)
     progress = progress or SilentProgress()
-    saved = WorthFile.of(file, graph.module, {cut.id: cut.keep for cut in cuts}, str(dtype))
-    found = []
+    saved = WorthFile(file, graph.module, {cut.id: cut.keep for cut in cuts}, str(dtype))
+    found = list[Measured]()
     progress.start(max(1, len(batches) * len(cuts)), "worth")
     try:
         for number, (inputs, labels) in enumerate(batches, start=1):
             measured = saved.find(inputs, labels)
+            if measured is None and found and enough(found[-1].seconds):
+                break
             if measured is None:
                 measured = _measured(graph, sweep, inputs, labels, number=number, progress=progress, cuts=cuts)
                 saved.add(inputs, labels, measured)

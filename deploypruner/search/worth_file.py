@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from deploypruner.graph.inputs import Inputs, tensors
-from deploypruner.sources.soundness import fingerprint
+from deploypruner.graph.inputs import Inputs
+from deploypruner.search.saved import Saved, batch_hash, identity_of
 
 if TYPE_CHECKING:
     from deploypruner.graph import Keep
     from deploypruner.search.measured import Kind
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -40,79 +36,33 @@ class Measured:
     moments: Mapping[str, tuple[float, float]]
 
 
-@dataclass
 class WorthFile:
     """What was measured already of the same weights, cuts and numbers.
 
-    A file of others, or a damaged one, is begun anew.
-
     Args:
         path: Of the JSON file; None for no file.
-        identity: Hash of everything but the samples.
-        batches: Hash of a batch -> what was measured on it.
+        module: The dense one.
+        cuts: Id -> what each leaves.
+        how: Everything else that the numbers depend on.
     """
 
-    path: Path | None
-    identity: str
-    batches: dict[str, Measured] = field(default_factory=dict)
-
-    @staticmethod
-    def of(path: Path | None, module: nn.Module, cuts: Mapping[str, Keep], how: str) -> WorthFile:
-        """The file's content, where it belongs to these cuts of this module.
-
-        Args:
-            path: Of the JSON file; None for no file.
-            module: The dense one.
-            cuts: Id -> what each leaves.
-            how: Everything else that the numbers depend on.
-        """
-        if path is None:
-            return WorthFile(None, "")
-        digest = hashlib.sha256(f"{_FORMAT} {how} torch {torch.__version__} {fingerprint(module)}".encode())
-        for name, keep in cuts.items():
-            digest.update(json.dumps([name, {key: kept.tolist() for key, kept in keep.items()}]).encode())
-        return WorthFile(path, digest.hexdigest(), _read(path, digest.hexdigest()))
+    def __init__(self, path: Path | None, module: nn.Module, cuts: Mapping[str, Keep], how: str) -> None:
+        said = [(name, [(key, kept.tolist()) for key, kept in keep.items()]) for name, keep in cuts.items()]
+        self._saved = Saved(path, "" if path is None else identity_of(module, _FORMAT, how, said))
 
     def find(self, inputs: Inputs, labels: Tensor | None) -> Measured | None:
         """What was measured on this batch."""
-        return self.batches.get(_hash(inputs, labels)) if self.batches else None
+        entries = self._saved.entries
+        return _measured(entries.get(batch_hash(inputs, labels))) if entries else None
 
     def add(self, inputs: Inputs, labels: Tensor | None, measured: Measured) -> None:
-        """Remember a batch; a reader finds either the old file or the new one, never a part."""
-        if self.path is None:
-            return
-        self.batches[_hash(inputs, labels)] = measured
-        document = {"identity": self.identity, "batches": {key: asdict(m) for key, m in self.batches.items()}}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump(document, file, allow_nan=False)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Remember a batch."""
+        if self._saved.path is not None:
+            self._saved.add(batch_hash(inputs, labels), asdict(measured))
 
 
-def _read(path: Path, identity: str) -> dict[str, Measured]:
-    try:
-        document: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-        return {}
-    if not isinstance(document, dict) or document.get("identity") != identity:
-        return {}
-    return {key: _measured(saved) for key, saved in document["batches"].items()}
-
-
-def _measured(saved: Mapping[str, Any]) -> Measured:
+def _measured(saved: Any) -> Measured | None:
+    if saved is None:
+        return None
     moments = {name: (float(total), float(squares)) for name, (total, squares) in saved["moments"].items()}
     return Measured(saved["kind"], saved["samples"], saved["seconds"], moments)
-
-
-def _hash(inputs: Inputs, labels: Tensor | None) -> str:
-    digest = hashlib.sha256()
-    for tensor in [*tensors(inputs), *([] if labels is None else [labels])]:
-        digest.update(f"{tensor.dtype} {list(tensor.shape)} {labels is None}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

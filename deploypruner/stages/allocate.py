@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import ClassVar
@@ -130,7 +130,7 @@ def _in_time(build: Build) -> Build:
         qualities=lambda jobs: _qualities(build, jobs),
         feeds=timing_feeds(build),
         table_seconds=measure.table_seconds,
-        worth=None if build.data is None else lambda: _worth(build, scores),
+        worth=None if build.data is None else lambda enough: _worth(build, scores, enough),
         judge=None
         if build.data is None or build.recipe.search.plans == 1
         else lambda: make_judge(build, remark=True),
@@ -138,6 +138,7 @@ def _in_time(build: Build) -> Build:
         keeping=_keeping(build),
         plans=build.recipe.search.plans,
         minutes=build.recipe.search.minutes,
+        folder=build.folder.path(stage_file("")),
         seed=build.recipe.seed,
         progress=build.progress,
         say=build.say,
@@ -156,7 +157,9 @@ def _in_time(build: Build) -> Build:
     return replace(build, plan=plan, found=found)
 
 
-def measured_worth(build: Build, scores: Mapping[str, Tensor]) -> MeasuredWorth:
+def measured_worth(
+    build: Build, scores: Mapping[str, Tensor], *, enough: Callable[[float], bool] = lambda seconds: False
+) -> MeasuredWorth:
     """What widths and branches are worth, measured on training samples; finished batches survive a kill."""
     count = -(-build.recipe.search.worth_samples // _WORTH_BATCH)
     return measure_worth(
@@ -166,11 +169,12 @@ def measured_worth(build: Build, scores: Mapping[str, Tensor]) -> MeasuredWorth:
         branches=build.recipe.prune.depth == "auto",
         file=build.folder.path(stage_file("worth.json")),
         progress=build.progress,
+        enough=enough,
     )
 
 
-def _worth(build: Build, scores: Mapping[str, Tensor]) -> Losses:
-    measured = measured_worth(build, scores)
+def _worth(build: Build, scores: Mapping[str, Tensor], enough: Callable[[float], bool]) -> Losses:
+    measured = measured_worth(build, scores, enough=enough)
     build.say(
         f"{len(measured.groups)} widths and {len(measured.branches)} branches measured by {measured.kind} on "
         f"{measured.samples} samples"

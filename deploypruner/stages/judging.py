@@ -8,7 +8,7 @@ from deploypruner.graph import Keep
 from deploypruner.recover.batches import FirstBatches
 from deploypruner.recover.finetune import finetune
 from deploypruner.search.judge import Judge, Verdict
-from deploypruner.stages import Build
+from deploypruner.stages import Build, stage_file
 from deploypruner.stages.score import training_batches
 
 _BATCH = 64
@@ -34,17 +34,23 @@ def make_judge(build: Build, *, remark: bool = False) -> Judge:
         build.say("remark: plans are judged on the samples they are reconstructed on, there are too few for both")
     augment = recover.settings.augment
     solving = training_batches(build, batch_size=_BATCH, count=solved or 1, augment=augment)
-    return Judge(build.traced, solving=list(solving), held_out=plain[solved:])
+    file = build.folder.path(stage_file("looks.json"))
+    return Judge(build.traced, solving=list(solving), held_out=plain[solved:], file=file)
 
 
 def trained_briefly(build: Build, judge: Judge, keep: Keep) -> Verdict:
     """Judge a plan after it was repaired and trained for a few steps, as recovery will."""
     assert build.data is not None, "there is no data"
-    module = build.traced.cut(build.traced.removed(keep)).eval()
-    judge.repair(module, keep)
+    train = FirstBatches(build.data.train, _STEPS)
     settings = replace(build.recipe.recover.settings, epochs=1, seed=build.recipe.seed, patience=0, ema=0.0)
-    finetune(module, build.traced.module, FirstBatches(build.data.train, _STEPS), settings)
-    return judge.verdict(module)
+
+    def found() -> Verdict:
+        module = build.traced.cut(build.traced.removed(keep)).eval()
+        judge.repair(module, keep)
+        finetune(module, build.traced.module, train, settings)
+        return judge.verdict(module)
+
+    return judge.remembered(keep, f"trained for {_STEPS} steps, {settings}", found)
 
 
 def can_train_briefly(build: Build) -> bool:

@@ -47,7 +47,7 @@ class Learn(Stage):
         criterion = make_criterion(build.criterion, build.recipe.prune.parameters)
         schedule = schedule_name(build.recipe.learn, criterion)
         facts: dict[str, Any] = {"schedule": schedule}
-        if schedule != "one-shot" and _cuts(build.planned, schedule):
+        if schedule != "one-shot" and _cuts(build.planned):
             build, learned, found = _learn(build, criterion, schedule)
             facts |= found
             with build.folder.writing(_WEIGHTS) as path:
@@ -136,9 +136,9 @@ def check_learning(recipe: LearnRecipe, criterion: Criterion, *, has_data: bool)
         raise RecipeError(f"{what} chooses channels while training, and --learn-epochs is 0", hint="3 is a start")
 
 
-def _cuts(plan: Plan, schedule: str) -> bool:
-    """Is there anything that the schedule may choose in place of the plan?"""
-    return any(len(g.keep) < g.size for g in plan.groups) or (schedule == "iterative" and bool(plan.dropped))
+def _cuts(plan: Plan) -> bool:
+    """Is there anything that a schedule may choose in place of the plan? Branches are the plan's."""
+    return any(len(g.keep) < g.size for g in plan.groups)
 
 
 def _learn(build: Build, criterion: Criterion, schedule: str) -> tuple[Build, Learned, dict[str, Any]]:
@@ -181,9 +181,9 @@ def _regime(build: Build, criterion: Criterion, schedule: str, toward: Toward | 
     def allocated(scores: Scores, macs: float) -> Plan:
         return plan_in_macs(build, scores, Budget(macs=macs))
 
-    narrow, branches = toward_widths(graph, plan), list[str]()
+    narrow = toward_widths(graph, plan)
     if toward is not None:
-        narrow, branches = toward.gradual.narrow, [branch.id for branch in graph.branches]
+        narrow = toward.gradual.narrow
     elif schedule == "iterative" and budget.macs is not None:
         narrow = toward_budget(budget.macs, allocated)
     return Shrinking(
@@ -194,5 +194,4 @@ def _regime(build: Build, criterion: Criterion, schedule: str, toward: Toward | 
         settings=build.recipe.learn.pace,
         narrow=narrow,
         before=build.scores,
-        branches=branches,
     )

@@ -104,6 +104,8 @@ def budget_of(build: Build) -> dict[str, Any]:
         "objective": found.objective,
         "judged_by": found.judged_by,
         "pool": [asdict(entry) for entry in found.pool],
+        "judged": None if found.judged is None else found.judged.to_json(),
+        "cut": found.cut,
         "predicted": predicted,
         "measured": certificate.measured,
         "certified": certificate.bound,

@@ -1,0 +1,99 @@
+"""The order in which every group can spare its channels, from what the layers behind it read in the dense network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from deploypruner.errors import InputError
+from deploypruner.graph import Graph
+from deploypruner.graph.atoms import IntArray
+from deploypruner.graph.module import TracedModule, get_state
+from deploypruner.graph.nodes import arguments, op_name
+from deploypruner.graph.streamed import Streamed
+from deploypruner.records import Member
+from deploypruner.recover.batches import Batch
+from deploypruner.recover.least_squares import CONVOLUTIONS, columns, places
+from deploypruner.recover.obs import Reader, eliminate
+
+
+@torch.no_grad()
+def order_by_readers(
+    graph: Graph, order: Mapping[str, IntArray], batches: Iterable[Batch], *, positions: int = 64
+) -> dict[str, IntArray]:
+    """Channels of each group by structured OBS over all layers that read them, the last to go first.
+
+    A group without such a layer (its readers compute their weights, or filter each channel alone) keeps its order.
+
+    Args:
+        graph: The dense model.
+        order: Group id -> channels, the most important first.
+        batches: A few hundred samples; labels are not looked at.
+        positions: Output positions taken of each sample, at most.
+
+    Raises:
+        InputError: No samples, numbers that are not finite, or a model without a graph.
+    """
+    if not isinstance(graph.module, TracedModule):
+        raise InputError(
+            "channels can be chosen by their readers in models that torch.export traces, and this one it could not",
+            hint="leave the option out",
+        )
+    sums = _sums(graph.module, _readers(graph.module), batches, positions)
+    found = dict(order)
+    for group in graph.groups:
+        members = [member for member in group.members if member.axis == 1 and member.parameter in sums]
+        readers = [_reader(graph.module, member, sums[member.parameter]) for member in members]
+        if readers:
+            found[group.id] = eliminate(readers).order[::-1].copy()
+    return found
+
+
+def _readers(module: TracedModule) -> dict[Node, str]:
+    """Calls of convolutions and linear layers that mix their input channels -> name of their weight."""
+    found = {}
+    for node in module.graph.nodes:
+        if op_name(node) not in ("linear", *CONVOLUTIONS):
+            continue
+        given = arguments(node)
+        weight = given["weight"]
+        if isinstance(weight, Node) and weight.op == "get_attr" and int(given.get("groups") or 1) == 1:
+            found[node] = str(weight.target)
+    return found
+
+
+def _sums(
+    module: TracedModule, readers: Mapping[Node, str], batches: Iterable[Batch], positions: int
+) -> dict[str, Tensor]:
+    """Name of a weight -> X^T X of what it reads, with a column of ones."""
+    runner, sums = Streamed(module, torch.float32), dict[str, Tensor]()
+    chosen = torch.Generator().manual_seed(0)
+    for inputs, _ in batches:
+        held: dict[Node, Tensor] = {}
+        for node, value in runner.steps(tuple(inputs), held):
+            if node not in readers:
+                continue
+            op, given, weight = op_name(node), arguments(node), get_state(module, readers[node])
+            count = places(op, value)
+            picked = torch.randperm(count, generator=chosen)[:positions] if count > positions else None
+            rows = columns(op, given | {"weight": weight}, held[given["input"]], picked)
+            rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
+            name = readers[node]
+            if name not in sums:
+                sums[name] = torch.zeros(rows.shape[2], rows.shape[2], dtype=torch.float64)
+            sums[name] += (rows[0].mT @ rows[0]).double()
+    if not sums:
+        raise InputError("there are no samples to choose channels on", hint="check the training split")
+    return sums
+
+
+def _reader(module: TracedModule, member: Member, gram: Tensor) -> Reader:
+    """Rows of the flattened weight [K + 1, O]; the last stands for the constant, which every layer can take in."""
+    weight = get_state(module, member.parameter).detach()
+    taps = weight[0, 0].numel()
+    flat = weight.flatten(1).mT
+    rows = (torch.as_tensor(member.index)[:, :, None] * taps + torch.arange(taps)).flatten(1)
+    return Reader(gram, torch.cat([flat, flat.new_zeros(1, flat.shape[1])]), rows)

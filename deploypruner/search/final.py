@@ -1,0 +1,120 @@
+"""The plan that the closed loop ends with, judged like those of the pool it came out of."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from deploypruner.latency import LatencyModel
+from deploypruner.search.judge import Judge, Verdict
+from deploypruner.search.objectives import Objective
+from deploypruner.search.request import Request
+from deploypruner.search.solve import Solution
+from deploypruner.search.time_limit import TimeLimit
+
+# Plans that are judged to find the fastest one that keeps the quality.
+_KEEPING_LOOKS = 4
+# Part of the images for that: the answer is to a few percent anyway.
+_KEEPING_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What became of the plan before any training.
+
+    Args:
+        verdict: On the plan, after reconstruction.
+        dense: On the dense model, from the same images.
+        allowed: Points of top-1 that may be lost because nothing will be trained after this; None where it will.
+        keeps: Predicted milliseconds of the fastest plan that was found to lose no more than that, where this one
+            loses more; None where this one does not, or no plan was found.
+    """
+
+    verdict: Verdict
+    dense: Verdict
+    allowed: float | None = None
+    keeps: float | None = None
+
+    @property
+    def accepted(self) -> bool:
+        """Does it lose no more than allowed? Also where nothing is known."""
+        return not _loses(self.dense, self.verdict, self.allowed)
+
+    def to_json(self) -> dict[str, Any]:
+        """As report.json has it under `budget.judged`."""
+        return {**asdict(self), "accepted": self.accepted}
+
+
+def judge_final(
+    request: Request,
+    judge: Judge,
+    plan: Solution,
+    *,
+    objective: Objective,
+    model: LatencyModel,
+    limit: TimeLimit,
+    dense_ms: float,
+) -> Judged:
+    """Look at the plan, and where it loses too much without training, for the fastest that does not.
+
+    Args:
+        request: The search.
+        judge: Of the pool; a plan that it has seen costs nothing.
+        plan: What the closed loop ended with.
+        objective: What it was solved for.
+        model: Calibrated by the loop.
+        limit: Time that is left for looking at other plans.
+        dense_ms: Of the dense model.
+    """
+    verdict = judge.look(plan.keep)
+    judged = Judged(verdict, judge.dense, request.keeping)
+    request.say(f"the plan: {_text(verdict)} before training; the dense model: {_text(judge.dense)}")
+    if judged.accepted:
+        return judged
+    within = (plan.predicted_ms, dense_ms)
+    keeps = _fastest_keeping(request, judge, objective, model=model, within=within, limit=limit)
+    reached = "no plan that was looked at keeps it" if keeps is None else f"{keeps:.3g} ms are predicted to keep it"
+    request.say(f"without training this loses more than {request.keeping:g} points; {reached}")
+    return Judged(verdict, judge.dense, request.keeping, keeps)
+
+
+def _fastest_keeping(
+    request: Request,
+    judge: Judge,
+    objective: Objective,
+    *,
+    model: LatencyModel,
+    within: tuple[float, float],
+    limit: TimeLimit,
+) -> float | None:
+    """Predicted milliseconds of the fastest plan by this objective that keeps enough, to a few percent.
+
+    Both sides are judged on the same part of the images.
+    """
+    (low, high), best, dense, seconds = within, None, judge.dense_on(_KEEPING_SHARE), 0.0
+    for number in range(_KEEPING_LOOKS):
+        if not limit.allows(seconds):
+            limit.cut(f"{number} of {_KEEPING_LOOKS} looks for a plan that keeps the accuracy")
+            break
+        begun, middle = limit.spent, (low * high) ** 0.5
+        solution = objective.solve(model.tally, middle)
+        if _loses(dense, judge.look(solution.keep, share=_KEEPING_SHARE), request.keeping):
+            low = middle
+        else:
+            high, best = middle, solution.predicted_ms
+        seconds = limit.spent - begun
+    return best
+
+
+def _loses(dense: Verdict, found: Verdict, allowed: float | None) -> bool:
+    """Is more lost than allowed? Not where nothing is known."""
+    return (
+        allowed is not None
+        and dense.top1 is not None
+        and found.top1 is not None
+        and (dense.top1 - found.top1 > allowed)
+    )
+
+
+def _text(verdict: Verdict) -> str:
+    return f"{verdict.kind} {verdict.loss:.3g}" + ("" if verdict.top1 is None else f", top-1 {verdict.top1:.1f} %")

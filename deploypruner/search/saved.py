@@ -1,0 +1,77 @@
+"""Finished parts of a search on disk, so that an interrupted one goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deploypruner.graph.inputs import Inputs, tensors
+from deploypruner.sources.soundness import fingerprint
+
+
+class Saved:
+    """Entries of a JSON file, all found under the same circumstances.
+
+    A file of other circumstances, or a damaged one, is begun anew.
+
+    Args:
+        path: Of the file; None to forget everything.
+        identity: Hash of everything that the entries depend on beside their keys.
+    """
+
+    def __init__(self, path: Path | None, identity: str) -> None:
+        self.path, self.identity = path, identity
+        self.entries: dict[str, Any] = {} if path is None else _read(path, identity)
+
+    def add(self, key: str, entry: Any) -> None:
+        """Remember an entry; a reader finds either the old file or the new one, never a part."""
+        if self.path is None:
+            return
+        self.entries[key] = entry
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump({"identity": self.identity, "entries": self.entries}, file, allow_nan=False)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def identity_of(module: nn.Module, *others: object) -> str:
+    """Hash of a module's weights, of this version of torch, and of whatever else is told apart by its `repr`."""
+    return hashlib.sha256(repr((torch.__version__, fingerprint(module), *others)).encode()).hexdigest()
+
+
+def batch_hash(inputs: Inputs, labels: Tensor | None) -> str:
+    """Of one batch of samples."""
+    digest = hashlib.sha256()
+    for tensor in [*tensors(inputs), *([] if labels is None else [labels])]:
+        digest.update(f"{tensor.dtype} {list(tensor.shape)} {labels is None}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def batches_hash(batches: Iterable[tuple[Inputs, Tensor | None]]) -> str:
+    """Of several, in their order."""
+    return hashlib.sha256(" ".join(batch_hash(tuple(x), y) for x, y in batches).encode()).hexdigest()
+
+
+def _read(path: Path, identity: str) -> dict[str, Any]:
+    try:
+        document: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    if not isinstance(document, dict) or document.get("identity") != identity:
+        return {}
+    entries = document.get("entries")
+    return entries if isinstance(entries, dict) else {}
