@@ -84,6 +84,9 @@ class PruneRecipe:
         heads: "auto", "columns", "heads" or "both": what of an attention is cut.
         statistics: "auto", "keep" or "prune" channels that a normalisation averages over.
         depth: "auto" or "keep": whether a budget of time may leave out whole residual branches.
+        channels: Which channels of a width stay: "scores", those of the highest; "readers", those that the layers
+            behind miss most once they are solved anew; "auto", readers where layers are reconstructed and no
+            criterion was named.
         layers: Limits for some layers, a [[prune.layers]] table each.
         samples: How many training samples a criterion that needs data looks at.
         batch_size: Samples per scoring minibatch.
@@ -104,6 +107,7 @@ class PruneRecipe:
     heads: Heads = Constraints.heads
     statistics: Statistics = Constraints.statistics
     depth: Depth = Constraints.depth
+    channels: Literal["auto", "scores", "readers"] = "auto"
     layers: tuple[LayerConstraint, ...] = ()
     samples: int = 512
     batch_size: int = 32

@@ -95,6 +95,11 @@ def model_options(command: Command) -> Command:
                 type=click.Choice(("auto", "keep")),
                 help="Whether a budget of time may leave out whole residual branches.  [default: auto]",
             ),
+            click.option(
+                "--channels",
+                type=click.Choice(("auto", "scores", "readers")),
+                help="Which stay: of the highest scores, or missed most by layers solved anew.  [default: auto]",
+            ),
             click.option("--target", metavar="NAME", help="Device to compile for.  [default: cpu]"),
             click.option("--recipe", type=click.Path(path_type=Path), help="TOML file with any option."),
             click.option("--seed", type=int, help="Decides every random choice.  [default: 0]"),
@@ -219,7 +224,7 @@ def overrides(options: dict[str, Any]) -> dict[str, Any]:
         "prune": {
             **{name: options.get(name) for name in ("latency", "speedup", "macs", "criterion", "scope", "step")},
             "normalizer": options["normalizer"],
-            **{name: options[name] for name in ("min_width", "max_cut", "heads", "statistics", "depth")},
+            **{name: options[name] for name in ("min_width", "max_cut", "heads", "statistics", "depth", "channels")},
             "exclude": options["exclude"] or None,
             "patterns": _patterns(options),
         },

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deploypruner.errors import InputError
+from deploypruner.graph import trace
+from deploypruner.recover import readers
 from deploypruner.recover.obs import Reader, eliminate
+from deploypruner.recover.readers import order_by_readers
 
 
 def layer(channels: int = 5, patch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,3 +56,63 @@ def test_sums_that_are_not_finite_are_refused() -> None:
     x, w, channels = layer()
     with pytest.raises(InputError, match="not finite"):
         eliminate([Reader(x.mT @ x * torch.nan, w, channels)])
+
+
+def test_what_one_reader_can_spare_and_another_cannot_stays() -> None:
+    """Channel 2 repeats channel 0 for both readers; the second reads nothing but channel 1, large."""
+    x, w, channels = layer(channels=4)
+    x[:, channels[2]] = x[:, channels[0]]
+    only = torch.zeros_like(w)
+    only[channels[1]] = 100.0
+    found = eliminate([Reader(x.mT @ x, w, channels), Reader(x.mT @ x, only, channels)])
+    assert found.order[0] in (0, 2)
+    assert found.order[-1] == 1
+    alone = [eliminate([Reader(x.mT @ x, each, channels)]) for each in (w, only)]
+    assert found.errors[-1] == pytest.approx(sum(each.errors[-1] for each in alone), rel=1e-3)
+
+
+def test_several_at_a_time_lose_what_solving_without_all_of_them_loses() -> None:
+    x, w, channels = layer(channels=9, patch=2)
+    found = eliminate([Reader(x.mT @ x, w, channels)], steps=3, ridge=1e-12)
+    size = float((x @ w).square().sum())
+    assert found.gone.tolist() == [0, 3, 6, 9]
+    for gone, error in zip(found.gone[1:].tolist(), found.errors[1:].tolist(), strict=True):
+        assert error * size == pytest.approx(solved(x, w, found.order[:gone].tolist(), channels), rel=1e-6)
+
+
+# ---------------------------------------------------------------------- whole networks
+
+
+def test_channels_that_nobody_misses_go_first_in_every_group() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(6 * 25, 4)),
+    ).eval()
+    with torch.no_grad():
+        net[2].weight[:, 5] = 0  # nobody reads it, however large it is
+        net[0].weight[5] *= 100
+        net[2].weight[4], net[2].bias[4] = net[2].weight[1], net[2].bias[1]  # one of the two is enough
+    graph = trace(net, torch.randn(2, 3, 5, 5))
+    order = {g.id: np.arange(g.size) for g in graph.groups}
+    data = [((torch.randn(64, 3, 5, 5),), None) for _ in range(4)]
+    found = order_by_readers(graph, order, data, positions=9)
+    assert found["0.weight:0"][-1] == 5
+    assert found["2.weight:0"][-1] in (1, 4)
+    assert all(sorted(found[g].tolist()) == order[g].tolist() for g in order)
+    with pytest.raises(InputError, match="no samples"):
+        order_by_readers(graph, order, [])
+
+
+def test_sums_that_do_not_fit_into_the_memory_are_made_in_portions(monkeypatch) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    graph = trace(net, torch.randn(2, 5))
+    order = {g.id: np.arange(g.size) for g in graph.groups}
+    data = [((torch.randn(64, 5),), None)]
+    at_once = order_by_readers(graph, order, data)
+    monkeypatch.setattr(readers, "_MEMORY", 0.0)
+    runs, original = list[int](), readers._sums
+    monkeypatch.setattr(readers, "_sums", lambda *given: runs.append(1) or original(*given))
+    assert all(np.array_equal(at_once[g], kept) for g, kept in order_by_readers(graph, order, data).items())
+    assert len(runs) == 2

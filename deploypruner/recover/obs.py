@@ -2,7 +2,7 @@
 
 For a layer Y = X W with H = X^T X, removing the rows S of W and solving the others anew leaves the error
 tr(W_S^T [(H^-1)_SS]^-1 W_S); the update W - H^-1_{:,S} [(H^-1)_SS]^-1 W_S is that solution, and H^-1 without S
-follows by a low-rank change. So channels go one by one, always the one whose loss is least.
+follows by a low-rank change. So channels go a few at a time, always those whose loss is least.
 
 Source:
     Meng et al., "OSSCAR", arXiv:2403.12983 (there with a factor of one half); Kurtic et al., "ZipLM",
@@ -43,19 +43,21 @@ class Elimination:
 
     Args:
         order: Channels, the first to go first.
-        errors: errors[n] is the sum over readers of |Y - X W'|^2 / |Y|^2 without the first n channels, the others
-            solved anew; starts with 0.
+        gone: How many were gone after each step, beginning with 0.
+        errors: After each step, the sum over readers of |Y - X W'|^2 / |Y|^2 with the others solved anew.
     """
 
     order: NDArray[np.int64]
+    gone: NDArray[np.int64]
     errors: NDArray[np.float64]
 
 
-def eliminate(readers: Sequence[Reader], *, ridge: float = 1e-6) -> Elimination:
-    """Remove channels one by one, each time the one that costs least once the others are solved anew.
+def eliminate(readers: Sequence[Reader], *, steps: int = 64, ridge: float = 1e-6) -> Elimination:
+    """Remove channels, each time those that cost least alone once the others are solved anew.
 
     Args:
         readers: At least one, all of the same C channels.
+        steps: To remove all of them in; with C or more they go one by one.
         ridge: Added to the diagonal, relative to its mean, > 0: columns that repeat each other have no inverse.
 
     Raises:
@@ -63,16 +65,16 @@ def eliminate(readers: Sequence[Reader], *, ridge: float = 1e-6) -> Elimination:
     """
     states = [_State(reader, ridge) for reader in readers]
     left = torch.arange(len(readers[0].rows))
-    order, errors = list[int](), [0.0]
+    at_a_time = max(1, len(left) // steps)
+    order, gone, errors = list[int](), [0], [0.0]
     while len(left):
         losses = torch.stack([state.losses(left) for state in states]).sum(dim=0)
-        best = int(losses.argmin())
-        order.append(int(left[best]))
-        errors.append(errors[-1] + float(losses[best]))
-        for state in states:
-            state.remove(order[-1])
-        left = torch.cat([left[:best], left[best + 1 :]])
-    return Elimination(np.array(order, np.int64), np.array(errors))
+        places = losses.argsort(stable=True)
+        going, left = left[places[:at_a_time]], left[places[at_a_time:].sort().values]
+        errors.append(errors[-1] + sum(state.remove(going) for state in states))
+        order += going.tolist()
+        gone.append(len(order))
+    return Elimination(np.array(order, np.int64), np.array(gone, np.int64), np.array(errors))
 
 
 class _State:
@@ -96,11 +98,15 @@ class _State:
         blocks = self.inverse[rows[:, :, None], rows[:, None, :]]
         return (part * torch.linalg.solve(blocks, part)).sum(dim=(1, 2)) / self.size
 
-    def remove(self, channel: int) -> None:
-        """Solve the others anew without it."""
-        rows = self.rows[channel]
-        factor = torch.linalg.solve(self.inverse[rows][:, rows], self.inverse[rows])  # [S, K]
-        self.weight -= factor.mT @ self.weight[rows]
-        self.inverse = self.inverse - self.inverse[:, rows] @ factor
+    def remove(self, channels: Tensor) -> float:
+        """Solve the others anew without these; what that adds to |Y - X W'|^2 / |Y|^2."""
+        rows = self.rows[channels].flatten()
+        across, part = self.inverse[rows], self.weight[rows]
+        factor = torch.linalg.solve(across[:, rows], torch.cat([across, part], dim=1))  # [S, K + O]
+        lost = float((part * factor[:, len(self.inverse) :]).sum()) / self.size
+        factor = factor[:, : len(self.inverse)]
+        self.weight -= factor.mT @ part
+        self.inverse -= across.mT @ factor
         # What is gone couples to nothing any more; rounding would bring it back.
         self.weight[rows], self.inverse[rows], self.inverse[:, rows] = 0, 0, 0
+        return lost

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+import psutil
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -18,6 +19,9 @@ from deploypruner.records import Member
 from deploypruner.recover.batches import Batch
 from deploypruner.recover.least_squares import CONVOLUTIONS, columns, places
 from deploypruner.recover.obs import Reader, eliminate
+
+# Part of the free memory for sums over inputs; a group's readers are needed together.
+_MEMORY = 0.25
 
 
 @torch.no_grad()
@@ -42,14 +46,37 @@ def order_by_readers(
             "channels can be chosen by their readers in models that torch.export traces, and this one it could not",
             hint="leave the option out",
         )
-    sums = _sums(graph.module, _readers(graph.module), batches, positions)
+    samples = list(batches)
+    if not samples:
+        raise InputError("there are no samples to choose channels on", hint="check the training split")
+    readers = _readers(graph.module)
     found = dict(order)
-    for group in graph.groups:
-        members = [member for member in group.members if member.axis == 1 and member.parameter in sums]
-        readers = [_reader(graph.module, member, sums[member.parameter]) for member in members]
-        if readers:
-            found[group.id] = eliminate(readers).order[::-1].copy()
+    for groups in _portions(graph, graph.module, {*readers.values()}):
+        names = {member.parameter for members in groups.values() for member in members}
+        calls = {node: name for node, name in readers.items() if name in names}
+        sums = _sums(graph.module, calls, samples, positions)
+        for name, members in groups.items():
+            chosen = eliminate([_reader(graph.module, member, sums[member.parameter]) for member in members])
+            found[name] = chosen.order[::-1].copy()
     return found
+
+
+def _portions(graph: Graph, module: TracedModule, readers: set[str]) -> Iterator[dict[str, list[Member]]]:
+    """Group id -> where it is read, for as many groups at a time as the memory allows sums for."""
+    room = _MEMORY * psutil.virtual_memory().available
+    portion, size = dict[str, list[Member]](), 0.0
+    for group in graph.groups:
+        members = [member for member in group.members if member.axis == 1 and member.parameter in readers]
+        if not members:
+            continue
+        shapes = [get_state(module, member.parameter).shape for member in members]
+        more = sum(8.0 * (shape[1:].numel() + 1) ** 2 for shape in shapes)
+        if portion and size + more > room:
+            yield portion
+            portion, size = {}, 0.0
+        portion[group.id], size = members, size + more
+    if portion:
+        yield portion
 
 
 def _readers(module: TracedModule) -> dict[Node, str]:
@@ -85,8 +112,6 @@ def _sums(
             if name not in sums:
                 sums[name] = torch.zeros(rows.shape[2], rows.shape[2], dtype=torch.float64)
             sums[name] += (rows[0].mT @ rows[0]).double()
-    if not sums:
-        raise InputError("there are no samples to choose channels on", hint="check the training split")
     return sums
 
 

@@ -28,6 +28,7 @@ from deploypruner.search.meet import OutOfReach, meet
 from deploypruner.search.request import Request
 from deploypruner.search.worth import measure_worth
 from deploypruner.stages import Build, Stage, stage_file
+from deploypruner.stages.channels import choosing_scores
 from deploypruner.stages.evaluate import judge, timing_feeds, validation_samples
 from deploypruner.stages.judging import can_train_briefly, make_judge, trained_briefly
 from deploypruner.stages.quantize import with_dense
@@ -94,7 +95,7 @@ def _in_macs(build: Build) -> Build:
     recipe = build.recipe.prune
     for remark in given_widths(build.traced, recipe.constraints, step=recipe.step).remarks:
         build.say(f"remark: {remark}")
-    return replace(build, plan=plan_in_macs(build, build.scores, recipe.budget))
+    return replace(build, plan=plan_in_macs(build, choosing_scores(build), recipe.budget))
 
 
 def plan_in_macs(build: Build, scores: Mapping[str, Tensor], budget: Budget) -> Plan:
@@ -119,7 +120,7 @@ def _in_time(build: Build) -> Build:
     recipe, measure = build.recipe.prune, build.recipe.measure
     request = Request(
         graph=build.traced,
-        scores=scores,
+        scores=choosing_scores(build),
         budget=recipe.budget,
         jobs=dense_jobs(build),
         normalizer=normalizer_name(recipe, build.criterion),

@@ -150,6 +150,14 @@ def existing_zeros(build: Build) -> ExistingZeros | None:
     return ExistingZeros(build.compiled, names) if names else None
 
 
+def brought_zeros(build: Build) -> bool:
+    """Did the user's model bring zeros along that are to stay?"""
+    if sparse_patterns(build.recipe.prune.patterns):
+        return False
+    names = [layer.weight for layer in weighted_layers(build.traced)]
+    return bool(weights_with_zeros(build.traced.module, names, _ENOUGH))
+
+
 def sparse_facts(build: Build, regime: SparseRegime) -> dict[str, Any]:
     """What became zero, or stayed so, layer by layer, for report.json."""
     given, auto = isinstance(regime, ExistingZeros), AUTO in build.recipe.prune.patterns
