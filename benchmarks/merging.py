@@ -3,10 +3,11 @@
     python -m benchmarks.merging run --net resnet20
 
 A branch (3x3, batch norm, relu, 3x3, batch norm) of equal shape in and out becomes one 3x3 convolution with a bias:
-the activation between goes, and what is left of the two is solved for, as LayerMerge (arXiv:2406.12837) merges layers.
-At the same multiply-adds the branch keeps half of its inner channels (by structured OBS) and its second convolution is
-solved. Both are solved from the inputs that the changed network has, towards the dense stream, on 256 training images
-and block after block; KL to the dense outputs and top-1 are on 1,000 test images. Nothing is trained.
+the activation between goes, and what is left of the two is solved for, as LayerMerge merges layers
+(arXiv:2406.12837). At the same multiply-adds the branch keeps half of its inner channels (by structured OBS) and its
+second convolution is solved. Both are solved from the inputs that the changed network has, towards the dense stream,
+on 256 training images and block after block; KL to the dense outputs and top-1 are on 1,000 test images. Nothing is
+trained.
 """
 
 from __future__ import annotations
