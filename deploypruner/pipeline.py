@@ -46,7 +46,7 @@ _MARKS = stage_file("finished.json")
 # Keys of the recipe that a resumed build may change -> the first stage whose result depends on them.
 _CHANGEABLE: dict[str, str] = {
     **{f"prune.{name}": Allocate.name for name in BUDGETS},
-    **dict.fromkeys(("measure.precision", "measure.accuracy_drop"), Allocate.name),
+    **dict.fromkeys(("measure.precision", "measure.accuracy_drop", "search.minutes"), Allocate.name),
     "recover.settings.lr": Recover.name,  # after training that diverged
 }
 

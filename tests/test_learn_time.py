@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,34 @@ def test_without_data_a_budget_of_time_refuses_to_train(tmp_path):
     outcome = run_cli("compile", "tiny.pt2", *options, "--out", str(tmp_path / "new"))
     outcome.assert_error(2, "schedule 'iterative' chooses channels while training and needs data", "pass --data DIR")
     assert not (tmp_path / "new").exists()
+
+
+class Dropping(Clock):
+    """One shot leaves the only branch out and cuts widths for the rest of the time."""
+
+    def meet(self, request: Any) -> tuple[Mapping[str, Any], Found]:
+        keep, found = super().meet(request)
+        (branch,) = request.graph.branches
+        keep = {**keep, branch.id: np.array([], np.int64)}
+        ms = self.of(request.graph).ms(keep)
+        return keep, replace(found, predicted_ms=ms, measured_ms=ms)
+
+
+@pytest.mark.parametrize("pattern", ["channel", "channel,2:4"])
+def test_a_branch_that_one_shot_leaves_out_is_gone_from_the_start_and_in_every_file(monkeypatch, tmp_path, pattern):
+    clock = Dropping(monkeypatch)
+    options = ("--pattern", pattern, "--learn-epochs", "1", "--epochs", "1", "--runtime", "onnxruntime")
+    said = built(tmp_path / "whole", *options, stop="measure")
+    (branch,) = clock.graph.branches
+    plan = json.loads((tmp_path / "whole" / "plan.json").read_text())
+    assert plan["dropped"] == [branch.id]
+    assert ms_of(clock, tmp_path / "whole") <= clock.of(clock.graph).ms({}) / 1.5
+    assert "masked = removed (float64" in said
+    if pattern != "channel":
+        zeros = json.loads((tmp_path / "whole" / "stages" / "recover.json").read_text())["sparse"]["layers"]
+        assert zeros
+        assert not {layer["name"] + ".weight" for layer in zeros} & set(branch.parameters)
+        assert all(2 * layer["zeros"] == layer["weights"] for layer in zeros)
+    built(tmp_path / "parts", *options, stop="learn")
+    built(tmp_path / "parts", *options, "--resume", stop="quantize")
+    assert digests(tmp_path / "parts", SAME) == digests(tmp_path / "whole", SAME)

@@ -105,12 +105,14 @@ def test_the_whole_search_keeps_its_time_and_says_what_was_cut(monkeypatch, minu
     keep, found = machine.searched(minutes=minutes)
     over = [name for name, at in machine.log if at > 60 * minutes]
     assert len(over) <= {0.0: 2 + 1 + 2}.get(minutes, 1) + len(found.rounds) + 1
-    assert found.cut.startswith(f"the time for the search (--search-minutes {minutes:g}) ended: ")
+    assert found.cut.startswith(f"the time for the search (--search-minutes {minutes:g}")
     assert found.rounds[-1].met
     assert machine.ms(keep) <= 5.0
     assert found.judged is not None
     if not minutes:
         assert (machine.count("worth"), machine.count("train")) == (1, 0)
+        assert found.cut.startswith("the time for the search (--search-minutes 0, and 2.")
+        assert " were needed) ended: worth measured on a part of the samples, " in found.cut
         assert "2 of" in found.cut
     else:
         assert over.count("train") <= 1, "the first, which nobody had timed"

@@ -93,7 +93,9 @@ def meet(request: Request) -> tuple[Keep, Found]:
             over=lambda: not limit.allows(),
         )
     if outcome.cut:
-        limit.cut(f"{len(outcome.rounds)} rounds of the closed loop, though another might use more of the budget")
+        limit.cut(
+            f"round {len(outcome.rounds)} of the closed loop the last, though another might use more of the budget"
+        )
     solution = outcome.solution
     judged = None
     if chosen.judge is not None:

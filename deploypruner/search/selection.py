@@ -56,15 +56,20 @@ def choose_objective(request: Request, goal: Goal, model: LatencyModel, bench: B
         limit: Time for all of it.
     """
     worth_until = limit.spent + _WORTH_SHARE * max(0.0, limit.left)
+
+    def enough(seconds: float) -> bool:
+        over = limit.spent + seconds > worth_until
+        if over:
+            limit.cut("worth measured on a part of the samples")
+        return over
+
     space = Space(
         request.graph,
         request.scores,
         request.normalizer,
         request.step,
         request.constraints,
-        measured=None
-        if request.worth is None
-        else request.worth(lambda seconds: limit.spent + seconds > worth_until),
+        measured=None if request.worth is None else request.worth(enough),
         seed=request.seed,
     )
     if not space.drops:

@@ -17,7 +17,7 @@ class TimeLimit:
 
     Attributes:
         reserve: Seconds to leave for what comes after: the rounds of the closed loop.
-        cuts: What was left out or shortened, in words that follow "the time for the search (10 min) ended".
+        cuts: What was left out or shortened, in words that follow "the time for the search ended: ".
     """
 
     minutes: float = float("inf")
@@ -51,4 +51,5 @@ class TimeLimit:
         """What was cut, for the user; "" for nothing."""
         if not self.cuts:
             return ""
-        return f"the time for the search (--search-minutes {self.minutes:g}) ended: {', '.join(self.cuts)}"
+        more = f", and {self.spent / 60:.1f} were needed" if self.spent > 60 * self.minutes else ""
+        return f"the time for the search (--search-minutes {self.minutes:g}{more}) ended: {', '.join(self.cuts)}"
