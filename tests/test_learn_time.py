@@ -157,6 +157,7 @@ class Dropping(Clock):
 def test_a_branch_that_one_shot_leaves_out_is_gone_from_the_start_and_in_every_file(monkeypatch, tmp_path, pattern):
     clock = Dropping(monkeypatch)
     options = ("--pattern", pattern, "--learn-epochs", "1", "--epochs", "1", "--runtime", "onnxruntime")
+    options += () if pattern == "channel" else ("--sparse-layers", "conv,classifier", "--step", "4")
     said = built(tmp_path / "whole", *options, stop="measure")
     (branch,) = clock.graph.branches
     plan = json.loads((tmp_path / "whole" / "plan.json").read_text())
@@ -171,3 +172,10 @@ def test_a_branch_that_one_shot_leaves_out_is_gone_from_the_start_and_in_every_f
     built(tmp_path / "parts", *options, stop="learn")
     built(tmp_path / "parts", *options, "--resume", stop="quantize")
     assert digests(tmp_path / "parts", SAME) == digests(tmp_path / "whole", SAME)
+
+
+def test_a_pattern_whose_layers_all_went_with_their_branches_is_refused_before_training(monkeypatch, tmp_path):
+    Dropping(monkeypatch)
+    options = ("--pattern", "channel,2:4", "--epochs", "1", "--schedule", "one-shot", "--runtime", "onnxruntime")
+    outcome = run_cli(*BUILD, *options, "--out", str(tmp_path))
+    outcome.assert_error(2, "no layer is left for --pattern 2:4: body went with residual branches", "--sparse-layers")

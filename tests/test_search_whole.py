@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -201,22 +202,14 @@ def test_what_keeps_the_accuracy_is_judged_against_the_dense_model_on_the_same_i
     """A plan of t ms loses 10 - t points: 5 points are kept from 5 ms on, 2 points from 8 ms on."""
 
     def solved(tally: Any, ms: float) -> Any:
-        return type("Plan", (), {"keep": {"g": np.arange(round(100 * ms))}, "predicted_ms": ms})
+        return SimpleNamespace(keep={"g": np.arange(round(100 * ms))}, predicted_ms=ms, dense_ms=10.0)
 
     machine = Clocked(monkeypatch)
     request = machine.request(Budget(speedup=2), keeping=allowed, clock=lambda: machine.seconds)
     judge = Halves(lambda ms: 10 - ms)
-    plan = solved(None, 2.0)
-    objective = type("Objective", (), {"solve": staticmethod(solved)})
-    judged = judge_final(
-        request,
-        judge,
-        plan,
-        objective=objective,
-        model=machine._build(None, None),
-        limit=TimeLimit(),
-        dense_ms=10.0,
-    )
+    outcome = SimpleNamespace(solution=solved(None, 2.0), model=machine._build(None, None))
+    objective = SimpleNamespace(solve=solved)
+    judged = judge_final(request, judge, outcome, objective=objective, limit=TimeLimit())
     assert not judged.accepted
     assert judge.looked == [1.0, 0.5, 0.5, 0.5, 0.5]
     # 2 to 10 ms halved in ratio: 4.47 (lost 5.53), 6.69 (lost 3.31), ...

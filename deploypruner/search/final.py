@@ -7,6 +7,7 @@ from typing import Any
 
 from deploypruner.latency import LatencyModel
 from deploypruner.search.judge import Judge, Verdict
+from deploypruner.search.loop import Outcome
 from deploypruner.search.objectives import Objective
 from deploypruner.search.request import Request
 from deploypruner.search.solve import Solution
@@ -48,31 +49,27 @@ class Judged:
 def judge_final(
     request: Request,
     judge: Judge,
-    plan: Solution,
+    outcome: Outcome,
     *,
     objective: Objective,
-    model: LatencyModel,
     limit: TimeLimit,
-    dense_ms: float,
 ) -> Judged:
     """Look at the plan, and where it loses too much without training, for the fastest that does not.
 
     Args:
         request: The search.
         judge: Of the pool; a plan that it has seen costs nothing.
-        plan: What the closed loop ended with.
+        outcome: What the closed loop ended with.
         objective: What it was solved for.
-        model: Calibrated by the loop.
         limit: Time that is left for looking at other plans.
-        dense_ms: Of the dense model.
     """
+    plan: Solution = outcome.solution
     verdict = judge.look(plan.keep)
     judged = Judged(verdict, judge.dense, request.keeping)
     request.say(f"the plan: {_text(verdict)} before training; the dense model: {_text(judge.dense)}")
     if judged.accepted:
         return judged
-    within = (plan.predicted_ms, dense_ms)
-    keeps = _fastest_keeping(request, judge, objective, model=model, within=within, limit=limit)
+    keeps = _fastest_keeping(request, judge, objective, model=outcome.model, plan=plan, limit=limit)
     reached = "no plan that was looked at keeps it" if keeps is None else f"{keeps:.3g} ms are predicted to keep it"
     request.say(f"without training this loses more than {request.keeping:g} points; {reached}")
     return Judged(verdict, judge.dense, request.keeping, keeps)
@@ -84,14 +81,15 @@ def _fastest_keeping(
     objective: Objective,
     *,
     model: LatencyModel,
-    within: tuple[float, float],
+    plan: Solution,
     limit: TimeLimit,
 ) -> float | None:
     """Predicted milliseconds of the fastest plan by this objective that keeps enough, to a few percent.
 
     Both sides are judged on the same part of the images.
     """
-    (low, high), best, dense, seconds = within, None, judge.dense_on(_KEEPING_SHARE), 0.0
+    low, high = plan.predicted_ms, plan.dense_ms
+    best, dense, seconds = None, judge.dense_on(_KEEPING_SHARE), 0.0
     for number in range(_KEEPING_LOOKS):
         if not limit.allows(seconds):
             limit.cut(f"{number} of {_KEEPING_LOOKS} looks for a plan that keeps the accuracy")

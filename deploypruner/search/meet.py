@@ -8,7 +8,7 @@ from typing import Any
 
 from deploypruner.budget import Budget
 from deploypruner.errors import BudgetError
-from deploypruner.latency import LayerTime, Profile, build_latency_model, profile
+from deploypruner.latency import LatencyModel, LayerTime, Profile, build_latency_model, profile
 from deploypruner.measure import time_artifacts
 from deploypruner.prune.room import Room, by_importance, find_room
 from deploypruner.search.bench import Bench
@@ -69,20 +69,7 @@ def meet(request: Request) -> tuple[Keep, Found]:
         request.say(f"narrowest widths: {trial.assessment.median_ms:.3g} ms")
         if trial.assessment.excess > 1:
             raise _out_of_reach(request, choice, trial, room)
-        seconds = min(request.table_seconds, max(0.0, _TABLE_SHARE * limit.left))
-        model = build_latency_model(
-            graph,
-            choice.setting,
-            cache=request.cache,
-            seconds=seconds,
-            step=request.step,
-            seed=request.seed,
-            progress=request.progress,
-        )
-        if seconds < request.table_seconds and model.facts.get("remarks"):  # not where all times were known
-            limit.cut(f"{seconds:.0f} s for timing layers instead of {request.table_seconds:.0f}")
-        # The table is of an undisturbed machine, the goal of the machine as it is.
-        model = model.calibrated({}, goal.dense_ms)
+        model = _latency_model(request, choice, goal, limit)
         chosen = choose_objective(request, goal, model, bench, limit=limit)
         outcome = close_loop(
             goal,
@@ -97,17 +84,9 @@ def meet(request: Request) -> tuple[Keep, Found]:
             f"round {len(outcome.rounds)} of the closed loop the last, though another might use more of the budget"
         )
     solution = outcome.solution
-    judged = None
-    if chosen.judge is not None:
-        judged = judge_final(
-            request,
-            chosen.judge,
-            solution,
-            objective=chosen.objective,
-            model=outcome.model,
-            limit=limit,
-            dense_ms=goal.dense_ms,
-        )
+    judged, judge = None, chosen.judge
+    if judge is not None:
+        judged = judge_final(request, judge, outcome, objective=chosen.objective, limit=limit)
     if limit.remark:
         request.say(f"remark: {limit.remark}")
     return solution.keep, replace(
@@ -123,6 +102,24 @@ def meet(request: Request) -> tuple[Keep, Found]:
         rounds=outcome.rounds,
         table=model.facts,
     )
+
+
+def _latency_model(request: Request, choice: Choice, goal: Goal, limit: TimeLimit) -> LatencyModel:
+    """Of this machine as it is now; from fewer probes where little time is left."""
+    seconds = min(request.table_seconds, max(0.0, _TABLE_SHARE * limit.left))
+    model = build_latency_model(
+        request.graph,
+        choice.setting,
+        cache=request.cache,
+        seconds=seconds,
+        step=request.step,
+        seed=request.seed,
+        progress=request.progress,
+    )
+    if seconds < request.table_seconds and model.facts.get("remarks"):  # not where all times were known
+        limit.cut(f"{seconds:.0f} s for timing layers instead of {request.table_seconds:.0f}")
+    # The table is of an undisturbed machine, the goal of the machine as it is.
+    return model.calibrated({}, goal.dense_ms)
 
 
 def narrowest(request: Request) -> Room:

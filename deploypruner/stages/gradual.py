@@ -118,5 +118,6 @@ def arrived(
         predicted_ms=line.predicted_ms,
         measured_ms=line.measured_ms,
         rounds=found.rounds + tuple(rounds),
+        judged=None,  # that was the plan of one shot
     )
     return build, plan, reached

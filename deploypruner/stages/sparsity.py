@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from deploypruner.errors import RecipeError
+from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph.module import get_state
 from deploypruner.patterns import AUTO, sparse_patterns
 from deploypruner.recipe import Recipe
@@ -116,9 +116,17 @@ def check_widths(build: Build) -> None:
 
     Raises:
         RecipeError: The layer is named.
+        InputError: The plan leaves no layer that the pattern is for.
     """
     for pattern in sparse_patterns(build.recipe.prune.patterns):
-        layers = remaining(build, choose_layers(build.traced, build.recipe.sparse))
+        chosen = choose_layers(build.traced, build.recipe.sparse)
+        layers = remaining(build, chosen)
+        if not layers:
+            raise InputError(
+                f"no layer is left for --pattern {pattern}: {', '.join(layer.name for layer in chosen)} went with "
+                "residual branches of the plan",
+                hint="name more kinds with --sparse-layers, or keep the branches with --depth keep",
+            )
         check_sizes(build.traced.cut(build.traced.removed(build.planned.keep)), layers, pattern)
 
 
