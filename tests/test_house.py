@@ -32,7 +32,7 @@ LAYERS = (
     {"latency", "learn"},
     {"export", "quantize", "measure", "recover", "sources", "prune"},
     {"runtime", "criteria", "patterns"},
-    {"graph", "masks", "sparse"},
+    {"graph", "masks", "sparse", "pt2"},
     {"recipe_options"},
     {"folder", "progress", "options", "openvino_import"},
     {"target", "registry", "records", "budget"},

@@ -53,15 +53,18 @@ class TorchEager(Runtime):
         """
         import torch
 
+        from deploypruner.pt2 import read_program  # imports torch
+
         check_openable(TorchEager, path, threads)
         torch.set_num_threads(threads)
         try:
             with _quietly():
-                program = torch.export.load(path)
-                session = TorchSession(program, {"num_threads": str(threads), "mode": "eager, inference_mode"})
+                session = TorchSession(
+                    read_program(path), {"num_threads": str(threads), "mode": "eager, inference_mode"}
+                )
         except InputError:
             raise
-        except Exception as error:  # noqa: BLE001 - the archive's reader raises whatever its many parsers raise
+        except Exception as error:  # noqa: BLE001 - building the module raises whatever torch raises
             raise unreadable(TorchEager, path, error) from None
         return session
 
@@ -76,7 +79,7 @@ class TorchSession(Session):
     """A loaded program.
 
     Args:
-        program: As torch.export.load returns it.
+        program: As `read_program` returns it.
         settings: What torch was told.
 
     Raises:

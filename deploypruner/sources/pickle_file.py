@@ -19,6 +19,7 @@ _REFUSED = {
     Kind.TORCHSCRIPT: "give the nn.Module it was scripted from: package.module:factory --weights FILE",
     Kind.PROGRAM: "rename it to .pt2",
     Kind.PICKLE: "load it where you trust it, then write it with torch.export.save or torch.save",
+    Kind.BOMB: "save it again with torch.save, which does not compress",
     Kind.DAMAGED: "copy or download it again",
 }
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.export.passes import move_to_device_pass
 
 from deploypruner.errors import InputError
 from deploypruner.graph.inputs import Inputs
-from deploypruner.sources.foreign import foreign
+from deploypruner.pt2 import read_program
 from deploypruner.sources.found import Found, Request, Shapes
 from deploypruner.sources.torch_file import Kind, check_present, kind_of
 
@@ -39,18 +35,11 @@ def load_program(request: Request) -> Found:
     if kind is Kind.DAMAGED:
         raise InputError(f"'{path}' is truncated or corrupt", hint="export or copy it again")
     if kind is not Kind.PROGRAM:
-        raise InputError(f"'{path}' is {kind.value}, not a torch.export program", hint="rename it to .pt")
-    with _quiet_torch(), foreign(f"'{path}' is truncated or corrupt, or needs another torch:"):
-        program = torch.export.load(path)
-    program = _on_cpu(program)
+        hint = "rename it to .pt" if kind in (Kind.ZIP, Kind.LEGACY) else "save one with torch.export.save"
+        raise InputError(f"'{path}' is {kind.value}, not a torch.export program", hint=hint)
+    program = read_program(path)
     _check_exported_for_inference(program, path)
     return Found(program, path.stem, example_inputs=_example_inputs(program, request))
-
-
-def _on_cpu(program: ExportedProgram) -> ExportedProgram:
-    if all(tensor.device.type == "cpu" for tensor in program.state_dict.values()):
-        return program
-    return move_to_device_pass(program, "cpu")
 
 
 def _check_exported_for_inference(program: ExportedProgram, path: Path) -> None:
@@ -131,15 +120,3 @@ def _values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator, dtype=dtype)
     return torch.randint(0, 2, shape, generator=generator, dtype=dtype)
-
-
-@contextmanager
-def _quiet_torch() -> Iterator[None]:
-    """Silence torch.export's own traceback in the log; the error that follows says what matters."""
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickletools
 import struct
 import zipfile
+import zlib
 from enum import Enum
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from deploypruner.errors import InputError
 _LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 # What torch.load(weights_only=True) raises over damaged bytes.
 DAMAGE = (RuntimeError, OSError, LookupError, ValueError, EOFError, struct.error, zipfile.BadZipFile)
+# torch.save and torch.export.save do not compress; TorchScript compresses its code alone.
+_MOST_UNFOLDED = 20
 _LEGACY_PICKLES = 5  # magic number, protocol, machine, the object, names of the storages that follow
 
 
@@ -25,6 +28,7 @@ class Kind(Enum):
     TORCHSCRIPT = "a TorchScript archive"
     PROGRAM = "a torch.export program"
     PICKLE = "a plain pickle, not written by torch.save"
+    BOMB = "an archive that would unfold to many times its size"
     DAMAGED = "truncated or corrupt"
 
 
@@ -63,10 +67,12 @@ def _kind_of_zip(path: Path) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            if sum(member.file_size for member in archive.infolist()) > _MOST_UNFOLDED * path.stat().st_size:
+                return Kind.BOMB
             # torch.load does not look at checksums: a flipped bit would become a weight of 1e20.
             damaged = archive.testzip() is not None
             start = min((member.header_offset for member in archive.infolist()), default=0)
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, zlib.error, *DAMAGE):
         return Kind.DAMAGED
     # A program cut short may end in the whole archive that it carries; zipfile would read that one.
     if start > 0 or damaged:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from deploypruner.errors import InputError
 from deploypruner.export.program import evaluating, quiet
 from deploypruner.graph.inputs import Inputs, call, filled
+from deploypruner.pt2 import read_program
 from deploypruner.records import Check
 from deploypruner.runtime import opens, runtimes
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
@@ -210,6 +211,6 @@ def _run_torch(module: torch.nn.Module, batches: Sequence[Feeds], example_inputs
 def _load_archive(path: Path) -> torch.nn.Module:
     try:
         with quiet():
-            return torch.export.load(path).module()
+            return read_program(path).module()
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"torch cannot load '{path}': {error}", hint="export the model again") from error
