@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def main() -> None:
     # Threads that wait for one another spin, and on a busy machine they spin away each other's cores: 16 images took
     # 15 to 33 s instead of 3. Read once, when torch is loaded; whoever is timed gets the machine's own setting.
     os.environ.setdefault(*SPINNING)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         # Not cli.main(): it turns a closed pipe into exit code 1.
         with cli.make_context("deploypruner", sys.argv[1:]) as context:
@@ -66,6 +68,12 @@ def main() -> None:
             f"no space left while writing {error.filename or 'the output'}", "free some space and run it again"
         )
         sys.exit(2)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """End as after Ctrl-C: workers are ended, scratch folders go, and what is finished stays."""
+    signal.signal(number, signal.SIG_IGN)  # asking twice does not cut the tidying short
+    raise KeyboardInterrupt
 
 
 def _in_our_words(error: click.UsageError) -> str:
@@ -127,9 +135,11 @@ def compile_command(out: Path, resume: bool, **options: Any) -> None:
     """
     from deploypruner.api import run_recipe
     from deploypruner.config import read_recipe
+    from deploypruner.folder import BuildFolder
     from deploypruner.progress import progress_for
 
     recipe = read_recipe(options["recipe"], overrides(options))
+    BuildFolder(out).require_apart(options["recipe"])
     command = shlex.join(["deploypruner", *sys.argv[1:]])
     try:
         run_recipe(recipe, out, command=command, resume=resume, progress=progress_for(), say=_say)
@@ -179,7 +189,9 @@ def report_command(folder: Path) -> None:
 
     folder = folder.parent if folder.name == "report.json" else folder
     report = read_report(folder)
-    BuildFolder(folder).write_text("report.html", render_html(report))
+    build = BuildFolder(folder)
+    build.require_own("report.html")
+    build.write_text("report.html", render_html(report))
     _show(folder)
 
 

@@ -39,7 +39,7 @@ class TraceError(DeployPrunerError):
     """A model whose graph could not be captured."""
 
 
-class PlanError(DeployPrunerError):
+class PlanError(InputError):
     """A plan that does not belong to the model it is applied to."""
 
 

@@ -9,15 +9,21 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from safetensors import SafetensorError
 
 from deploypruner.errors import InputError
+from deploypruner.locking import FolderLock
 
-# Everything a build may put at the top of its folder; nothing else is ever deleted there.
+MANIFEST = "manifest.json"
+WRITTEN = "stages/written.json"
+_LOCK = ".deploypruner.lock"
+_PART = ".tmp"  # of a file that is being written where it stands
+# Everything a build may put at the top of its folder.
 _OWN = (
     *("report.html", "report.json", "plan.json", "recipe.toml", "manifest.json", "reachable.json"),
     *("model.fp32.onnx", "model.int8.onnx", "model.int8.xml", "model.int8.bin", "model.pt2", "weights.safetensors"),
@@ -37,17 +43,23 @@ _NO_SPACE_BYTES = 1 << 20
 class BuildFolder:
     """Files of one build under `root`.
 
+    What a build writes it records, in `stages/written.json` while it runs and in the manifest at its end. Those files
+    are its own; no others are ever deleted or replaced.
+
     Args:
         root: The folder; it is made when the first file is written.
+        kind: What builds there: "build", or the name of another command.
 
     Raises:
         InputError: `root` is a file.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, kind: str = "build") -> None:
         if root.exists() and not root.is_dir():
             raise InputError(f"--out {root} is a file", hint="name a folder, which may be new")
-        self.root = root
+        self.root, self.kind = root, kind
+        self._lock = FolderLock(root / _LOCK)
+        self._own: set[str] | None = None  # None until `prepare`: nothing is recorded
 
     def path(self, name: str) -> Path:
         """Where the file called `name` is or will be."""
@@ -57,46 +69,116 @@ class BuildFolder:
         """Has the file called `name` been written?"""
         return self.path(name).is_file()
 
-    def owns(self, path: Path) -> bool:
-        """Is `path` one of the files that `clear` would delete?"""
-        root, target = self.root.resolve(), path.resolve()
-        return target.is_relative_to(root) and target != root and target.relative_to(root).parts[0] in _OWN
+    def own(self) -> set[str]:
+        """Names of the files that a build recorded here as its own."""
+        return set(self._own) if self._own is not None else _recorded(self.root)[1]
 
-    def prepare(self) -> None:
-        """Make the folder, check that it can be written to, and sweep up what a killed run left half written.
+    def require_apart(self, *sources: str | Path | None) -> None:
+        """Check that nothing that is read lies among the files that are going to be replaced.
 
         Raises:
-            InputError: It cannot be made, is not writable, or holds files that are not a build's.
+            InputError: One of `sources` does.
         """
+        own = {self.path(name).resolve() for name in self.own()}
+        root = self.root.resolve()
+        for source in sources:
+            read = Path(source).resolve() if source else None
+            if read is None or not (read == root or read.is_relative_to(root)):
+                continue
+            if any(path == read or path.is_relative_to(read) for path in own):
+                raise InputError(
+                    f"--out {self.root} would replace {source}, which this build reads", hint="name a new folder"
+                )
+
+    def prepare(self) -> None:
+        """Make the folder, lock it, check it, and sweep up what a killed run left half written.
+
+        Raises:
+            InputError: It cannot be made, is not writable, holds files that are not a build's, or another process is
+                building in it.
+        """
+        if self._lock.held:
+            return
         with os_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            foreign = self._foreign()
-            if foreign:
-                raise InputError(
-                    f"--out {self.root} holds files that are not a build's: {', '.join(foreign[:3])}",
-                    hint="name a new or empty folder",
-                )
-            with tempfile.TemporaryFile(dir=self.root):
-                pass
-            for folder in (self.root, self.path("stages"), self.path("measurements")):
-                for left in folder.glob(f"{_SCRATCH}*"):
-                    shutil.rmtree(left)
+            self._lock.acquire(self.root)
+            try:
+                self._take()
+            except BaseException:
+                self.release()
+                raise
 
-    def _foreign(self) -> list[str]:
-        """Files a build did not put there: all of them where no build was ever begun, whatever their names."""
-        names = sorted(p.name for p in self.root.iterdir() if not p.name.startswith("."))
-        ours = self.path("stages").is_dir() or self.has("manifest.json") or set(names) <= {"reachable.json"}
-        return [name for name in names if name not in _OWN] if ours else names
+    def _take(self) -> None:
+        kind, own = _recorded(self.root)
+        if kind not in ("", self.kind):
+            raise InputError(f"--out {self.root} holds the files of a {kind}", hint="name a new or empty folder")
+        foreign = list(islice(_foreign(self.root, own), 3))
+        if foreign:
+            raise InputError(
+                f"--out {self.root} holds files that are not a build's: {', '.join(foreign)}",
+                hint="name a new or empty folder",
+            )
+        with tempfile.TemporaryFile(dir=self.root):
+            pass
+        for folder in (self.root, self.path("stages"), self.path("measurements")):
+            for left in folder.glob(f"{_SCRATCH}*"):
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left)
+        for name in own:
+            self.path(f"{name}{_PART}").unlink(missing_ok=True)
+        self._own = own
+
+    def release(self) -> None:
+        """Let other processes build here; nothing where the folder was not prepared."""
+        with suppress(OSError):
+            self._lock.release()
 
     def clear(self) -> None:
         """Delete an earlier build's own files, and nothing else."""
         with os_errors(self.root):
-            for name in _OWN:
-                path = self.path(name)
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+            # The records last: a clearing that is killed leaves nothing that nobody owns.
+            for name in sorted(self.own(), key=lambda name: (name == WRITTEN, name == MANIFEST)):
+                self.discard(name)
+            self._own = set()
+            for folder in ("measurements", "stages"):
+                if self.path(folder).is_dir() and not any(self.path(folder).iterdir()):
+                    self.path(folder).rmdir()
+
+    def discard(self, name: str) -> None:
+        """Delete a file where it is the build's own and there."""
+        path = self.path(name)
+        if name in self.own() and not path.parent.is_symlink():
+            with os_errors(path):
+                path.unlink(missing_ok=True)
+
+    def claim(self, name: str) -> Path:
+        """Record a file that something else is going to write, make its folder, and give its path.
+
+        Raises:
+            InputError: There is a file of that name that is not the build's; or nothing can be written.
+        """
+        path = self.path(name)
+        with os_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if self._own is not None and name not in self._own:
+                self.require_own(name)
+                self._own |= {name, WRITTEN}
+                document = {"deploypruner": self.kind, "files": sorted(self._own)}
+                with self._replacing(WRITTEN) as temporary:
+                    temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        return path
+
+    def require_own(self, name: str) -> None:
+        """Check that a file may be replaced.
+
+        Raises:
+            InputError: It is there, and no build recorded it.
+        """
+        if os.path.lexists(self.path(name)) and name not in self.own():
+            raise InputError(
+                f"{self.path(name)} is not a file of the {self.kind} in {self.root}",
+                hint="move it elsewhere, or name a new folder",
+            )
 
     @contextmanager
     def writing(self, name: str, *, siblings: tuple[str, ...] = ()) -> Iterator[Path]:
@@ -106,6 +188,14 @@ class BuildFolder:
             name: File name relative to the folder, sub-folders included.
             siblings: Further suffixes the writer produces beside it (".bin" of an OpenVINO IR).
         """
+        for suffix in siblings:
+            self.claim(str(Path(name).with_suffix(suffix)))
+        self.claim(name)
+        with self._replacing(name, siblings) as temporary:
+            yield temporary
+
+    @contextmanager
+    def _replacing(self, name: str, siblings: tuple[str, ...] = ()) -> Iterator[Path]:
         final = self.path(name)
         with os_errors(final):
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +209,7 @@ class BuildFolder:
                     raise
                 for suffix in (*siblings, final.suffix):
                     written = temporary.with_suffix(suffix)
+                    written.chmod(0o666 & ~_umask())  # libraries write some files for their owner alone
                     with written.open("rb") as file:
                         os.fsync(file.fileno())
                     written.replace(final.with_suffix(suffix))
@@ -148,9 +239,58 @@ class BuildFolder:
 
     def sha256(self) -> dict[str, str]:
         """Name -> sha256 of every finished file of the build outside stages/, the manifest itself left out."""
-        tops = [self.path(name) for name in _OWN if name not in ("stages", "manifest.json")]
-        files = sorted(p for top in tops for p in (top, *top.glob("*")) if p.is_file())
-        return {str(p.relative_to(self.root)): file_sha256(p) for p in files}
+        names = sorted(name for name in self.own() if not name.startswith("stages/") and name != MANIFEST)
+        return {name: file_sha256(self.path(name)) for name in names if self.has(name)}
+
+    def manifest(self) -> dict[str, Any]:
+        """What the finished build says of itself; empty where there is none."""
+        try:
+            document = json.loads(self.path(MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return document if isinstance(document, dict) else {}
+
+    def write_manifest(self, about: dict[str, Any]) -> None:
+        """Write the manifest: what made the folder, and the sha256 of its files."""
+        self.write_json(MANIFEST, {"deploypruner": self.kind, **about, "sha256": self.sha256()})
+
+
+def _recorded(root: Path) -> tuple[str, set[str]]:
+    """What built in a folder, and the files it recorded; "" and none where nothing did."""
+    kind, own = "", set[str]()
+    for name, field in ((WRITTEN, "files"), (MANIFEST, "sha256")):
+        try:
+            document = json.loads((root / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if not isinstance(document, dict) or not isinstance(document.get("deploypruner"), str):
+            continue
+        kind = document["deploypruner"]
+        # A record that somebody else wrote names no file outside.
+        own |= {name} | {file for file in document.get(field) or () if isinstance(file, str) and _is_inside(file)}
+    return kind, own
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and bool(path.parts) and path.parts[0] in _OWN
+
+
+def _foreign(root: Path, own: set[str]) -> Iterator[str]:
+    """Files that no build recorded, hidden ones aside; linked folders are files here."""
+    for folder, folders, files in os.walk(root):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in links)
+        for name in sorted([*files, *links]):
+            found = os.path.relpath(os.path.join(folder, name), root)
+            if not name.startswith(".") and found.removesuffix(_PART) not in own:
+                yield found
+
+
+def _umask() -> int:
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
 
 
 def file_sha256(path: Path) -> str:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from deploypruner.prune.allocate import allocate, reachable
 from deploypruner.prune.remove import require
 from deploypruner.recipe import BUDGETS
 from deploypruner.report.units import quality_sentence
+from deploypruner.sources.data import content_fingerprint
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.allocate import Allocate
 from deploypruner.stages.assign import Assign
@@ -50,6 +50,8 @@ _CHANGEABLE: dict[str, str] = {
     "recover.settings.lr": Recover.name,  # after training that diverged
 }
 
+_CONTENT = "data content"
+
 Say = Callable[[str], None]
 
 
@@ -70,6 +72,13 @@ def run(build: Build, *, resume: bool, say: Say) -> Build:
         VerificationError: Two forms of the model disagree; everything is written all the same.
         DeployPrunerError: Whatever a stage finds wrong; finished files stay.
     """
+    try:
+        return _run(build, resume=resume, say=say)
+    finally:
+        build.folder.release()
+
+
+def _run(build: Build, *, resume: bool, say: Say) -> Build:
     marks: dict[str, Any] = {}
     resumable = True  # until the first saved stage that has to run again: later files came from its old result
     for stage_class in CHAIN:
@@ -77,6 +86,8 @@ def run(build: Build, *, resume: bool, say: Say) -> Build:
         started = time.perf_counter()
         finished = resumable and _is_finished(build.folder, stage, marks)
         resumable = resumable and (finished or not stage.saves)
+        if not finished:
+            _discard(build.folder, stage_class)
         build = stage.restore(build) if finished else stage.run(build)
         seconds = time.perf_counter() - started
         if stage.saves and not finished:
@@ -187,23 +198,27 @@ def _open_folder(build: Build, *, resume: bool) -> dict[str, Any]:
     """Prepare the folder once the inputs are known to be good, so that bad input costs nobody an old build."""
     folder = build.folder
     folder.prepare()
+    folder.require_apart(build.recipe.model.source, build.recipe.model.weights, build.recipe.data.source)
     recipe = _fingerprint(build)
     if resume and folder.has(_MARKS):
         marks = _for_changes(_read_marks(folder), recipe)
         _same_recipe(folder, marks["recipe"], recipe)
-        folder.path("reachable.json").unlink(missing_ok=True)
+        folder.discard("reachable.json")
         return marks
     if resume and any(folder.root.glob("*.json")):
         raise InputError(f"{folder.root} holds nothing to resume", hint="leave out --resume")
-    for source in (build.recipe.model.source, build.recipe.model.weights):
-        if source and folder.owns(Path(source)):
-            raise InputError(
-                f"--out {folder.root} would replace {source}, which this build reads", hint="name a new folder"
-            )
     folder.clear()
     marks = {"recipe": recipe, "stages": {}}
     folder.write_json(_MARKS, marks)
     return marks
+
+
+def _discard(folder: BuildFolder, stage: type[Stage]) -> None:
+    """Delete what a stage that runs again once made: where it now makes nothing, nothing may be left of it."""
+    earlier = {name for cls in CHAIN[: CHAIN.index(stage)] for name in cls.saves}
+    for name in stage.saves:
+        if name not in earlier:
+            folder.discard(name)
 
 
 def _read_marks(folder: BuildFolder) -> dict[str, Any]:
@@ -255,13 +270,19 @@ def _for_changes(marks: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any
 
 
 def _same_recipe(folder: BuildFolder, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    for key in sorted(ours.keys() | theirs.keys()):
-        if theirs.get(key) != ours.get(key):
-            raise RecipeError(
-                f"the build in {folder.root} was made with {key} = {theirs.get(key)!r}, this command says "
-                f"{ours.get(key)!r}",
-                hint="repeat the original options, or leave out --resume to start over",
+    for key in sorted(ours.keys() | theirs.keys(), key=lambda key: (key == _CONTENT, key)):
+        if theirs.get(key) == ours.get(key):
+            continue
+        if key == _CONTENT:
+            raise InputError(
+                f"data '{ours.get('data')}' changed since the build in {folder.root} was begun",
+                hint="leave out --resume to start over",
             )
+        raise RecipeError(
+            f"the build in {folder.root} was made with {key} = {theirs.get(key)!r}, this command says "
+            f"{ours.get(key)!r}",
+            hint="repeat the original options, or leave out --resume to start over",
+        )
 
 
 def _fingerprint(build: Build) -> dict[str, Any]:
@@ -271,6 +292,8 @@ def _fingerprint(build: Build) -> dict[str, Any]:
     if build.data is not None:
         flat["data"] = build.data.name
         flat["data samples"] = [build.data.train.samples, build.data.val.samples]
+        given = build.given.data if build.given.data is not None else build.recipe.data.source
+        flat[_CONTENT] = content_fingerprint(given)
     # JSON has no infinity, which is a fine value for a clipping norm.
     finite = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in flat.items()}
     return dict(json.loads(json.dumps(finite, default=str)))

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
+import json
 import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from deploypruner.errors import InputError
 from deploypruner.folder import BuildFolder
+from deploypruner.locking import this_process
+from deploypruner.scratch import scratch
 
 
 @pytest.fixture
@@ -20,7 +28,14 @@ def folder(tmp_path: Path) -> BuildFolder:
 
 
 def names(root: Path) -> set[str]:
-    return {str(p.relative_to(root)) for p in root.rglob("*")}
+    """All there is, but for the lock and the record of what was written."""
+    return {str(p.relative_to(root)) for p in root.rglob("*")} - {".deploypruner.lock", "stages/written.json"}
+
+
+def again(folder: BuildFolder) -> BuildFolder:
+    """The folder as the next run finds it."""
+    folder.release()
+    return BuildFolder(folder.root)
 
 
 def test_a_file_appears_only_when_its_writer_is_done(folder):
@@ -57,7 +72,7 @@ def test_what_a_killed_run_left_half_written_is_swept_up(folder):
     for place in (folder.root, folder.path("stages")):
         (place / ".writing-abc").mkdir()
         (place / ".writing-abc" / "model.pt2").write_text("half")
-    folder.prepare()
+    again(folder).prepare()
     assert names(folder.root) == {"stages", "stages/finished.json"}
 
 
@@ -70,10 +85,14 @@ def test_a_new_build_deletes_its_own_files_only(folder):
 
 
 def test_a_folder_with_foreign_files_is_refused_and_left_alone(folder):
-    (folder.root / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match=r"holds files that are not a build's: thesis\.tex"):
-        folder.prepare()
-    assert (folder.root / "thesis.tex").exists()
+    for name in ("thesis.tex", "stages/mine.txt", "measurements/lab.csv"):
+        place = folder.root / name
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("years of work")
+        with pytest.raises(InputError, match=rf"holds files that are not a build's: {name}"):
+            again(folder).prepare()
+        assert place.read_text() == "years of work"
+        place.unlink()
 
 
 def test_files_with_the_names_of_a_build_are_foreign_where_none_was_begun(tmp_path):
@@ -84,27 +103,138 @@ def test_files_with_the_names_of_a_build_are_foreign_where_none_was_begun(tmp_pa
 
 
 def test_a_folder_that_only_says_what_is_reachable_may_be_built_in(tmp_path):
-    (tmp_path / "reachable.json").write_text("{}")
-    BuildFolder(tmp_path).prepare()
-    assert names(tmp_path) == {"reachable.json"}
+    first = BuildFolder(tmp_path)
+    first.prepare()
+    first.write_json("reachable.json", {})
+    again(first).prepare()
+    assert names(tmp_path) == {"reachable.json", "stages"}
 
 
-def test_a_linked_sub_folder_is_unlinked_and_its_target_kept(folder, tmp_path):
+def test_sub_folders_with_the_names_of_a_builds_are_the_users(tmp_path):
+    for name in ("stages/a.txt", "measurements/b.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=r"not a build's: measurements/b\.txt, stages/a\.txt"):
+        BuildFolder(tmp_path).prepare()
+    (tmp_path / "manifest.json").write_text('{"deploypruner": "build", "sha256": {"plan.json": ""}}')
+    with pytest.raises(InputError, match=r"not a build's: measurements/b\.txt, stages/a\.txt"):
+        BuildFolder(tmp_path).prepare()
+    assert (tmp_path / "stages" / "a.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["../precious", "/precious", "stages/../../precious", "notes/a", ""])
+def test_a_record_that_somebody_else_wrote_gives_no_right_to_other_files(tmp_path, name):
+    root = tmp_path / "build"
+    (root / "notes").mkdir(parents=True)
+    for place in (tmp_path / "precious", root / "notes" / "a"):
+        place.write_text("mine")
+    (root / "manifest.json").write_text(json.dumps({"deploypruner": "build", "sha256": {name: "", "plan.json": ""}}))
+    (root / "plan.json").write_text("{}")
+    folder = BuildFolder(root)
+    assert folder.own() == {"manifest.json", "plan.json"}
+    folder.clear()
+    assert names(tmp_path) == {"build", "build/notes", "build/notes/a", "precious"}
+
+
+def test_what_another_command_made_is_not_replaced(folder):
+    folder.release()
+    with pytest.raises(InputError, match="holds the files of a build"):
+        BuildFolder(folder.root, "sparsify").prepare()
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(folder):
+    folder.path("model.pt2").write_text("mine")
+    with pytest.raises(InputError, match=r"model\.pt2 is not a file of the build"):
+        folder.write_text("model.pt2", "ours")
+    assert folder.path("model.pt2").read_text() == "mine"
+
+
+def test_every_file_has_the_mode_that_the_umask_says(folder):
+    before = os.umask(0o027)
+    try:
+        with folder.writing("model.int8.xml", siblings=(".bin",)) as path:
+            path.write_text("graph")
+            path.with_suffix(".bin").write_text("weights")
+            path.with_suffix(".bin").chmod(0o600)
+        folder.write_json("plan.json", {})
+    finally:
+        os.umask(before)
+    for name in ("model.int8.xml", "model.int8.bin", "plan.json"):
+        assert folder.path(name).stat().st_mode & 0o777 == 0o640, name
+
+
+def test_one_build_at_a_time_and_the_other_is_named(folder):
+    with pytest.raises(
+        InputError, match=rf"process {os.getpid()} is building in .*build since 2\d\d\d-.*: deploypruner"
+    ):
+        BuildFolder(folder.root).prepare()
+    folder.release()
+    assert not (folder.root / ".deploypruner.lock").exists()
+    BuildFolder(folder.root).prepare()
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"pid": 4194303, "started": 1, "space": "", "command": "", "since": 0}'])
+def test_a_lock_that_nobody_holds_is_no_lock(folder, text):
+    folder.release()
+    (folder.root / ".deploypruner.lock").write_text(text)
+    BuildFolder(folder.root).prepare()
+
+
+def test_a_lock_of_a_process_that_is_gone_is_taken_over(folder):
+    """Something that the killed process started may keep its file open."""
+    folder.release()
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    path = folder.root / ".deploypruner.lock"
+    about = {**asdict(this_process()), "pid": int(gone.stdout), "command": "x", "since": 0}
+    reused = {**asdict(this_process()), "started": 7, "command": "x", "since": 0}
+    for holder in (about, reused):
+        path.write_text(json.dumps(holder))
+        with path.open() as kept:
+            fcntl.flock(kept, fcntl.LOCK_EX)
+            taken = BuildFolder(folder.root)
+            taken.prepare()
+            taken.release()
+
+
+def test_scratch_folders_of_killed_runs_are_swept_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    us = this_process()
+    left = tmp_path / f"deploypruner-{us.pid}-7-{us.space}-abc"  # the number of a process that is gone
+    kept = [
+        tmp_path / f"deploypruner-{us.pid}-{us.started}-{us.space}-abc",
+        tmp_path / f"deploypruner-{us.pid}-7-1-abc",  # of a container
+        tmp_path / "deploypruner-notes",
+    ]
+    for place in (left, *kept):
+        (place / "sub").mkdir(parents=True)
+    link = tmp_path / f"deploypruner-{us.pid}-7-{us.space}-link"
+    link.symlink_to(kept[2])
+    with scratch() as made:
+        assert made.is_dir()
+        assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in (*kept, link, made))
+    assert not made.exists()
+
+
+def test_a_linked_sub_folder_is_foreign_and_its_target_kept(folder, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    (elsewhere / "precious").write_text("1")
+    (elsewhere / "precious.json").write_text("1")
+    folder.write_text("measurements/precious.json", "{}")
+    shutil.rmtree(folder.root / "measurements")
     (folder.root / "measurements").symlink_to(elsewhere)
     folder.clear()
-    assert (elsewhere / "precious").exists()
-    assert not folder.path("measurements").exists()
+    assert (elsewhere / "precious.json").exists()
+    with pytest.raises(InputError, match="not a build's: measurements"):
+        again(folder).prepare()
 
 
-def test_the_folder_owns_what_it_would_delete(folder):
-    assert folder.owns(folder.path("model.pt2"))
-    assert folder.owns(folder.path("stages") / "deep" / "file")
-    assert not folder.owns(folder.root)
-    assert not folder.owns(folder.root / "other.pt2")
-    assert not folder.owns(folder.root.parent / "model.pt2")
+def test_nothing_that_is_read_may_lie_where_it_would_be_replaced(folder, tmp_path):
+    folder.write_text("model.pt2", "")
+    (tmp_path / "link").symlink_to(folder.root)
+    for read in (folder.path("model.pt2"), folder.path("stages"), folder.root, tmp_path / "link" / "model.pt2"):
+        with pytest.raises(InputError, match=r"would replace .*, which this build reads"):
+            folder.require_apart(None, read)
+    folder.require_apart(None, "", folder.root / "other.pt2", tmp_path / "model.pt2", tmp_path, "pkg.module:factory")
 
 
 def test_a_file_in_the_way_is_named(tmp_path):

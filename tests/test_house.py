@@ -34,8 +34,8 @@ LAYERS = (
     {"runtime", "criteria", "patterns"},
     {"graph", "masks", "sparse", "pt2"},
     {"recipe_options"},
-    {"folder", "progress", "options", "openvino_import"},
-    {"target", "registry", "records", "budget"},
+    {"folder", "scratch", "progress", "options", "openvino_import"},
+    {"target", "registry", "records", "budget", "locking"},
     {"errors"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

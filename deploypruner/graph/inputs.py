@@ -6,6 +6,7 @@ Everywhere in the project `Inputs` is a tuple of positional arguments or a dict 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch.utils import _pytree as pytree
 from deploypruner.errors import InputError
 
 Inputs: TypeAlias = tuple[Any, ...] | dict[str, Any]
+
+_MOST = 1 << 32  # elements of an example input
 
 
 def as_inputs(example_inputs: Any) -> Inputs:
@@ -130,7 +133,11 @@ def from_json(document: Any, *, batch: int) -> Inputs:
     Raises:
         InputError: The original inputs held an object that JSON cannot hold, or the document is no description.
     """
-    inputs = _from_json(document, batch)
+    try:
+        inputs = _from_json(document, batch)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"the plan's description of its inputs is damaged: {said}", hint="compile again") from None
     if not isinstance(inputs, tuple | dict):
         raise InputError("the plan does not say what inputs its model takes", hint="compile the model again")
     return inputs
@@ -144,7 +151,10 @@ def _from_json(document: Any, batch: int) -> Any:
     kind = next(iter(document), "")
     if kind == "shape":
         shape = [batch if size is None else size for size in document["shape"]]
-        return torch.zeros(shape, dtype=getattr(torch, document["dtype"]))
+        dtype = getattr(torch, document["dtype"])
+        if not isinstance(dtype, torch.dtype) or any(type(n) is not int for n in shape) or prod(shape) > _MOST:
+            raise ValueError(f"{shape} of {document['dtype']} is no tensor to make")
+        return torch.zeros(shape, dtype=dtype)
     if kind == "tuple":
         return tuple(_from_json(item, batch) for item in document["tuple"])
     if kind == "dict":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from deploypruner.latency.probes import ProbeFiles, Profile, Timer, one_sample, 
 from deploypruner.latency.quality import Quality
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.records import Setting
+from deploypruner.scratch import scratch
 
 PROBES = 14
 # Fewer tell too little about any layer; they are timed however little time is left.
@@ -85,8 +85,8 @@ def build_latency_models(
                 nodes, quality = known
                 models[i] = LatencyModel(graph, settings[i], nodes=nodes, points=caches[i].points, quality=quality)
         if missing:
-            with tempfile.TemporaryDirectory(prefix="deploypruner-") as folder:
-                files = ProbeFiles(graph, [settings[i].precision for i in missing], Path(folder), seed=seed)
+            with scratch() as folder:
+                files = ProbeFiles(graph, [settings[i].precision for i in missing], folder, seed=seed)
                 bar.advance(1, "probes exported")
                 work = _Work(graph, files, probe_plans(graph, PROBES, step=step, seed=seed), step, bar)
                 for number, i in enumerate(missing):

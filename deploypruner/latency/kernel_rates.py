@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from deploypruner.latency.cache import default_folder, device
 from deploypruner.latency.kernel_probes import CHAINS, HEAD, TAIL, Chain, probe_feeds, probe_model
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
 from deploypruner.records import Setting
+from deploypruner.scratch import scratch
 from deploypruner.sparse.cost import Counts, Rates, border_counts, dense_counts, sparse_counts
 from deploypruner.sparse.layer import Layer
 from deploypruner.sparse.library import EXTENSION, active_target, path_of
@@ -113,8 +113,8 @@ def measured_rates(threads: int, chains: Sequence[Chain] = CHAINS) -> KernelRate
     model = probe_model(chains)
     graph = Graph(model)
     layers = [x for x in match(graph).layers if isinstance(x, Layer) and not x.name.endswith((HEAD, TAIL))]
-    with TemporaryDirectory(prefix="deploypruner-") as scratch:
-        dense, sparse = Path(scratch) / "dense.onnx", Path(scratch) / "sparse.onnx"
+    with scratch() as folder:
+        dense, sparse = folder / "dense.onnx", folder / "sparse.onnx"
         onnx.save(model, dense)
         onnx.save(rewrite(graph, layers), sparse)
         costs = measure_costs(dense, sparse, layers, feeds=probe_feeds(chains), threads=threads)

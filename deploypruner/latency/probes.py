@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from deploypruner.measure.profiling import from_lists
 from deploypruner.quantize.static import quantize_static
 from deploypruner.records import Artifact, Precision, Setting
 from deploypruner.runtime import Array, NodeTime
+from deploypruner.scratch import scratch
 
 # Plans a template is tried on.
 _TRIALS = 5
@@ -215,7 +215,7 @@ class Timer:
         self._setting, self._feeds, self._stack = setting, feeds, ExitStack()
 
     def __enter__(self) -> Timer:
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="deploypruner-")))
+        folder = self._stack.enter_context(scratch())
         self._saved: str | None = None
         if self._feeds is not None:
             self._saved = str(folder / "feeds.npz")

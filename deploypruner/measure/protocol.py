@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from deploypruner.measure.statistics import noise_floor
 from deploypruner.measure.watch import Conditions, Watch, read_counters
 from deploypruner.records import Timing
 from deploypruner.runtime import Array, runtimes
+from deploypruner.scratch import scratch
 from deploypruner.target import detect
 
 # Two workers of one file that differ by more than this say nothing about a budget.
@@ -107,7 +107,7 @@ def time_artifacts(
     _check(jobs, threads)
     effort = Effort(min_rounds=min_rounds, budget_s=budget_s, narrow=narrow, quantile=quantile)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deploypruner-")))
+        folder = stack.enter_context(scratch())
         message = {"threads": threads, "seed": seed, "shapes": _plain(input_shapes), "feeds": _saved(feeds, folder)}
         crew = Crew(stack, folder, message, cores=pick_cores(threads))
         members = crew.hire(jobs)

@@ -15,6 +15,7 @@ from deploypruner.errors import PlanError
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import to_json
 from deploypruner.prune.own_class import own_class
+from deploypruner.prune.plan_fields import kept_channels, members, number, text, texts
 from deploypruner.prune.retrace import retrace
 from deploypruner.records import Group
 
@@ -97,6 +98,11 @@ class Plan:
         if len(theirs) != len(self.groups):
             extra = next(i for i in theirs if i not in {g.id for g in self.groups})
             raise PlanError(f"this model has a group '{extra}' that the plan does not know", hint=hint)
+        for group_id, emptied in graph.emptied({g.id: np.array(g.keep) for g in self.groups}).items():
+            raise PlanError(
+                f"the plan leaves some tensor without any index: channel {min(emptied)} of '{group_id}' has to stay",
+                hint="compile the model again",
+            )
         branches = {branch.id for branch in graph.branches}
         for name in self.dropped:
             if name not in branches:
@@ -153,31 +159,22 @@ class Plan:
                     f"the plan has format {document['format']}, this version reads {FORMAT}",
                     hint="compile the model again",
                 )
-            groups = tuple(
-                GroupPlan(
-                    g["id"],
-                    int(g["size"]),
-                    tuple(g["keep"]),
-                    tuple((m[0], int(m[1]), int(m[2])) for m in g["members"]),
-                )
-                for g in document["groups"]
-            )
-            inputs = document["inputs"]
-            numbers = {k: int(document[k]) for k in ("macs_before", "macs_after", "params_before", "params_after")}
+            groups = tuple(GroupPlan(text(g, "id"), *kept_channels(g), members(g)) for g in document["groups"])
+            texts([group.id for group in groups], "groups")
+            costs = {k: number(document, k) for k in ("macs_before", "macs_after", "params_before", "params_after")}
             return Plan(
                 groups,
-                document["criterion"],
-                document["scope"],
-                int(document["step"]),
-                inputs,
-                part=str(document.get("part", "")),
-                dropped=tuple(map(str, document.get("dropped", ()))),
-                **numbers,
+                text(document, "criterion"),
+                text(document, "scope"),
+                number(document, "step", least=1),
+                document["inputs"],
+                part=text({"part": "", **document}, "part"),
+                dropped=texts(document.get("dropped", []), "dropped"),
+                **costs,
             )
-        except (KeyError, TypeError, IndexError, ValueError) as error:
-            raise PlanError(
-                f"not a plan: {type(error).__name__} at {error}", hint="plan.json is damaged; compile again"
-            ) from error
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+            said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise PlanError(f"not a plan: {said}", hint="plan.json is damaged; compile again") from error
 
 
 def make_plan(

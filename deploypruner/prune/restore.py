@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from deploypruner.errors import InputError, PlanError
+from deploypruner.folder import BuildFolder, file_sha256
 from deploypruner.prune.own_class import in_place_of_part, own_class
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.retrace import retrace
@@ -36,11 +37,18 @@ def restore(model: nn.Module, folder: str | Path, *, as_graph: bool = False) -> 
         PlanError: The plan was made for another model; the first difference is named.
     """
     root = Path(folder)
+    _check_unchanged(root)
     plan = Plan.from_json(_read_json(root / "plan.json"))
     state = _read_state(root / "weights.safetensors")
-    graph = retrace(plan, model)
-    removed = graph.removed(plan.keep)
-    pruned = graph.cut(removed)
+    try:
+        graph = retrace(plan, model)
+        removed = graph.removed(plan.keep)
+        pruned = graph.cut(removed)
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise PlanError(
+            f"{root / 'plan.json'} cannot be applied to this model: {said}", hint="compile again"
+        ) from error
     _load(pruned, state, root / "weights.safetensors")
     if graph.part:
         return in_place_of_part(graph, removed, pruned, as_graph=as_graph).eval()
@@ -50,6 +58,18 @@ def restore(model: nn.Module, folder: str | Path, *, as_graph: bool = False) -> 
         except PlanError:
             pass  # the class cannot have these sizes
     return pruned.eval()
+
+
+def _check_unchanged(root: Path) -> None:
+    """Compare plan and weights with the manifest, where the folder has one: both were written by one build."""
+    listed = BuildFolder(root).manifest().get("sha256")
+    for name in ("plan.json", "weights.safetensors"):
+        told = listed.get(name) if isinstance(listed, dict) else None
+        if told is not None and (root / name).is_file() and file_sha256(root / name) != told:
+            raise InputError(
+                f"{root / name} is not what its build wrote: its sha256 differs from the manifest's",
+                hint="copy the whole build folder again, or compile again",
+            )
 
 
 def _load(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
@@ -72,8 +92,11 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 def _read_json(path: Path) -> dict[str, object]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(document, dict):
+            raise InputError(f"{path} is damaged: it is no JSON object", hint="compile again")
+        return document
     except FileNotFoundError:
         raise InputError(f"{path} does not exist", hint=f"{path.parent} is not a build folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}", hint="compile again") from error

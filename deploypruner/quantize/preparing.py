@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import onnx
 import onnxruntime
 from onnx import version_converter
 
 from deploypruner.errors import InputError
 from deploypruner.runtime.on_onnxruntime import load_errors
+from deploypruner.scratch import scratch
 
 # The first opset whose QuantizeLinear has scales per channel.
 _PER_CHANNEL = 13
@@ -25,8 +23,8 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     opset = max(found.version for found in model.opset_import if found.domain in ("", "ai.onnx"))
     if opset < _PER_CHANNEL:
         model = _raised(model, opset)
-    with tempfile.TemporaryDirectory(prefix="deploypruner-") as folder:
-        given, folded = Path(folder) / "given.onnx", Path(folder) / "folded.onnx"
+    with scratch() as folder:
+        given, folded = folder / "given.onnx", folder / "folded.onnx"
         onnx.save(model, given)
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

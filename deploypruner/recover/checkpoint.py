@@ -103,6 +103,7 @@ def save(path: Path, identity: Identity, state: State, *, stopped: bool = False)
         "epochs": json.dumps([asdict(epoch) for epoch in state.epochs]),
         "numbers": json.dumps(dict(state.numbers)),
     }
+    about["sha256"] = _checksum(about, apart)
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -127,10 +128,21 @@ def load(path: Path, identity: Identity) -> State | None:
             if about.get("fingerprint") != identity.fingerprint or not _rate_fits(about, identity.lr):
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-    except SafetensorError:
+    except (SafetensorError, ValueError):
+        return None
+    if about.pop("sha256", "") != _checksum(about, tensors):
         return None
     epochs = [EpochRecord(**epoch) for epoch in json.loads(about["epochs"])]
     return State(epochs, tensors, json.loads(about["numbers"]))
+
+
+def _checksum(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """Of everything in the file: safetensors finds a cut file, but not a changed bit."""
+    digest = hashlib.sha256(json.dumps(sorted(about.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def mark_stopped(path: Path, identity: Identity) -> None:

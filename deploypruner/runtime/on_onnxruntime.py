@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,6 +24,7 @@ from deploypruner.runtime import (
     unreadable,
 )
 from deploypruner.runtime.onnxruntime_nodes import WARM_CALLS, executed_nodes
+from deploypruner.scratch import scratch
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -99,8 +99,8 @@ class OnnxRuntime(Runtime, Profiler):
 
     def profile(self, path: Path, feeds: Sequence[Array], *, threads: int, calls: int) -> tuple[NodeTime, ...]:
         """See `Profiler.profile`."""
-        with tempfile.TemporaryDirectory(prefix="deploypruner-") as folder:
-            session = self.open(path, threads=threads, counters=Path(folder))
+        with scratch() as folder:
+            session = self.open(path, threads=threads, counters=folder)
             return session.node_times(feeds, calls=calls)
 
     def version(self) -> str:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import floor
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -23,6 +22,7 @@ from torch import Tensor
 from deploypruner.errors import BudgetError, InputError
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
 from deploypruner.runtime import Array
+from deploypruner.scratch import scratch
 from deploypruner.search.filling import REFERENCE, Fillable
 from deploypruner.search.meet import OutOfReach
 from deploypruner.search.patterns import Filling, Option, fastest_ns, fill
@@ -207,8 +207,8 @@ class _Search:
     def _timed(self, layers: Sequence[Operation]) -> MeasuredCosts:
         """Costs with these layers in our kernels and the others in OpenVINO."""
         request = self._request
-        with TemporaryDirectory(prefix="deploypruner-") as scratch:
-            path = Path(scratch) / "sparse.onnx"
+        with scratch() as folder:
+            path = folder / "sparse.onnx"
             onnx.save(rewrite(self._graph, layers), path)
             return measure_costs(
                 request.dense, path, layers, feeds=request.feeds, threads=request.threads, rates=request.rates

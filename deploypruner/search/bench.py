@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 
 from deploypruner.errors import MeasureError
@@ -14,6 +12,7 @@ from deploypruner.latency import profile, write_candidate
 from deploypruner.measure import time_artifacts
 from deploypruner.records import Artifact, Setting
 from deploypruner.runtime import Array
+from deploypruner.scratch import scratch
 from deploypruner.search.goal import Goal
 from deploypruner.search.loop import Keep, Trial
 
@@ -49,7 +48,7 @@ class Bench:
         self._count = 0
 
     def __enter__(self) -> Bench:
-        self._folder = Path(self._files.enter_context(TemporaryDirectory(prefix="deploypruner-")))
+        self._folder = self._files.enter_context(scratch())
         return self
 
     def __exit__(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from deploypruner.errors import InputError
+from deploypruner.folder import file_sha256
 from deploypruner.sources.arrays import from_arrays, load_npz
 from deploypruner.sources.batches import Batch, Batches, Data, DataSettings
 from deploypruner.sources.factory import call_factory
@@ -26,6 +29,7 @@ __all__ = [
     "as_data",
     "check_labels",
     "check_shapes",
+    "content_fingerprint",
     "load_data",
     "peek_shape",
     "settings_for",
@@ -56,6 +60,39 @@ def load_data(source: str, settings: DataSettings | None = None) -> Data:
     if ":" in source:
         return replace(as_data(call_factory(source), settings), name=source.partition(":")[2])
     raise InputError(f"no data folder or file '{source}'", hint=f"looked in {Path.cwd()}; give {_FORMS}")
+
+
+def content_fingerprint(given: object) -> str:
+    """Equal where the data is the same: a hash of bytes, or of a folder's names, sizes and times of change.
+
+    Args:
+        given: As `as_data` takes it.
+
+    Returns:
+        A hash; "" of what cannot be looked at without reading it, such as a loader or a factory.
+    """
+    digest = hashlib.sha256()
+    if isinstance(given, str | Path):
+        path = Path(given)
+        if path.is_file():
+            return file_sha256(path)
+        if not path.is_dir():
+            return ""
+        for folder, folders, files in os.walk(path):
+            folders.sort()
+            for name in sorted(files):
+                file = Path(folder, name)
+                about = file.stat() if file.exists() else file.lstat()
+                digest.update(f"{file.relative_to(path)}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
+        return digest.hexdigest()
+    if isinstance(given, Tensor | np.ndarray):
+        array = np.ascontiguousarray(_array(given))
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+        return digest.hexdigest()
+    if isinstance(given, tuple | list) and all(isinstance(item, Tensor | np.ndarray) for item in given):
+        return hashlib.sha256("".join(map(content_fingerprint, given)).encode()).hexdigest()
+    return ""
 
 
 def as_data(given: object, settings: DataSettings | None = None) -> Data:

@@ -168,7 +168,7 @@ def measured_worth(
         by_importance(scores),
         list(training_batches(build, batch_size=_WORTH_BATCH, count=count)),
         branches=build.recipe.prune.depth == "auto",
-        file=build.folder.path(stage_file("worth.json")),
+        file=build.folder.claim(stage_file("worth.json")),
         progress=build.progress,
         enough=enough,
     )

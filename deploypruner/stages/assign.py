@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +20,7 @@ from deploypruner.patterns import AUTO, make_pattern
 from deploypruner.recover.sparse import DEFAULT_SPARSITY
 from deploypruner.recover.sparse.layers import choose_layers
 from deploypruner.recover.sparse.settings import Assigned
+from deploypruner.scratch import scratch
 from deploypruner.search.assign import Request, assign
 from deploypruner.search.filling import REFERENCE
 from deploypruner.search.found import Found
@@ -121,8 +121,8 @@ def _assigned(build: Build, goal: Goal | None) -> dict[str, Any]:
     recipe = build.recipe
     rates = kernel_rates(recipe.measure.threads, say=build.say)
     sparsity = recipe.sparse.sparsity or DEFAULT_SPARSITY
-    with TemporaryDirectory(prefix="deploypruner-") as scratch:
-        fp32, int8 = write_int8(build, build.compiled, Path(scratch), batches=_CALIBRATION)
+    with scratch() as folder:
+        fp32, int8 = write_int8(build, build.compiled, folder, batches=_CALIBRATION)
         parameters = _parameters(build, fp32)
         weights = {name: get_state(build.compiled, parameter).detach() for name, parameter in parameters.items()}
         found = assign(

@@ -147,8 +147,7 @@ def _learn(build: Build, criterion: Criterion, schedule: str) -> tuple[Build, Le
     assert data is not None, "check_learning asks for data"
     toward = toward_time(build) if schedule == "iterative" else None
     regime = _regime(build, criterion, schedule, toward)
-    checkpoint = build.folder.path(_CHECKPOINT)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = build.folder.claim(_CHECKPOINT)
     with os_errors(checkpoint):
         learned = learn(
             build.traced,

@@ -48,6 +48,9 @@ class Measure(Stage):
             )
         finally:
             build.progress.close()
+        for name in build.folder.own():
+            if name.startswith("measurements/"):
+                build.folder.discard(name)
         for timing in measured.timings:
             name = f"{timing.artifact.name.replace(' ', '-')}.{timing.artifact.format}.{timing.runtime}.json"
             with build.folder.writing(f"measurements/{name}") as path:

@@ -130,8 +130,7 @@ def _train(build: Build, module: nn.Module, regime: SparseRegime | None, gap: fl
     assert build.data is not None, "there is no data"
     data, features = build.data, find_features(build.traced, build.planned.keep, module)
     settings = _settings(build, module, features, gap)
-    path = build.folder.path(_CHECKPOINT)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = build.folder.claim(_CHECKPOINT)
     with os_errors(path):
         history = finetune(
             module,
@@ -145,7 +144,7 @@ def _train(build: Build, module: nn.Module, regime: SparseRegime | None, gap: fl
             features=features,
         )
     path.unlink(missing_ok=True)
-    build.folder.path(_OUTLOOK).unlink(missing_ok=True)
+    build.folder.discard(_OUTLOOK)
     facts: dict[str, Any] = {"epochs": len(history.epochs)}
     if history.held != len(history.epochs):
         facts["best_epoch"] = history.held

@@ -31,14 +31,12 @@ class WriteReport(Stage):
         build.folder.write_text("recipe.toml", resolved_toml(build.recipe))
         build.folder.write_text("report.json", render_json(report))
         build.folder.write_text("report.html", render_html(report))
-        build.folder.write_json(
-            "manifest.json",
+        build.folder.write_manifest(
             {
                 "command": build.command,
                 "model_sha256": build.sha256,
                 "versions": _environment(build)["versions"],
-                "sha256": build.folder.sha256(),
-            },
+            }
         )
         return build
 

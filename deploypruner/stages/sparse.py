@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import onnx
@@ -16,6 +15,7 @@ from deploypruner.errors import InputError, KernelError
 from deploypruner.latency.kernel_rates import kernel_rates
 from deploypruner.latency.sparse_costs import measure_costs
 from deploypruner.records import Artifact, Check
+from deploypruner.scratch import scratch
 from deploypruner.sparse.choose import Choice
 from deploypruner.sparse.convert import SparseModel, sparsify
 from deploypruner.sparse.gates import Gate
@@ -40,10 +40,10 @@ class Sparse(Stage):
         if "sparse" not in build.facts:  # no zeros, neither asked for nor brought along
             return build
         dense = build.folder.path("model.int8.onnx")
-        with TemporaryDirectory(prefix="deploypruner-") as scratch:
+        with scratch() as folder:
             made = make_sparse(
                 dense,
-                Path(scratch) / MODEL,
+                folder / MODEL,
                 feeds=verification_feeds(build),
                 timed=timing_feeds(build),
                 threads=build.recipe.measure.threads,
@@ -51,7 +51,7 @@ class Sparse(Stage):
             )
             if made.check is not None:
                 with build.folder.writing(MODEL) as path:
-                    shutil.copyfile(Path(scratch) / MODEL, path)
+                    shutil.copyfile(folder / MODEL, path)
                 with build.folder.writing(EXTENSION) as path:
                     shutil.copyfile(extension_path(), path)
         pattern = build.facts["sparse"]["pattern"]

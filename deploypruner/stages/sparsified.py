@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from deploypruner.quantize.static import quantize_static
 from deploypruner.records import Artifact, Quality, Row
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
+from deploypruner.scratch import scratch
 from deploypruner.sources.data import DataSettings
 from deploypruner.sparse.convert import check_convertible
 from deploypruner.sparse.library import EXTENSION, check_forced_target, extension_path
@@ -63,6 +63,9 @@ class Request:
     seed: int = 0
 
 
+Say = Callable[[str], None]
+
+
 @dataclass(frozen=True)
 class Sparsified:
     """Result of `sparsified`.
@@ -78,7 +81,7 @@ class Sparsified:
     warnings: tuple[str, ...] = field(default=())
 
 
-def sparsified(request: Request, *, say: Callable[[str], None]) -> Sparsified:
+def sparsified(request: Request, *, say: Say) -> Sparsified:
     """Write model.sparse.onnx, its library, the dense model.int8.onnx and sparsify.json to the folder.
 
     Args:
@@ -94,10 +97,20 @@ def sparsified(request: Request, *, say: Callable[[str], None]) -> Sparsified:
     check_forced_target()
     model = _read(request.model)
     check_convertible(model)
-    folder = BuildFolder(request.out)
+    folder = BuildFolder(request.out, "sparsify")
     folder.prepare()
-    folder.write_json("manifest.json", {"model": str(request.model), "versions": environment()["versions"]})
-    inputs = _inputs(request)
+    try:
+        folder.require_apart(request.model, request.data)
+        inputs = _inputs(request)
+        folder.clear()
+        return _sparsified(request, model, inputs, folder, library=library, say=say)
+    finally:
+        folder.release()
+
+
+def _sparsified(
+    request: Request, model: onnx.ModelProto, inputs: Inputs, folder: BuildFolder, *, library: Path, say: Say
+) -> Sparsified:
     remarks = inputs.remarks
     is_int8 = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
     if request.data is None:
@@ -124,6 +137,7 @@ def sparsified(request: Request, *, say: Callable[[str], None]) -> Sparsified:
         remarks = (*remarks, *doubts)
     check = None if made.check is None else asdict(made.check)
     folder.write_json("sparsify.json", {**document, "check": check, "rows": [asdict(row) for row in rows]})
+    folder.write_manifest({"model": str(request.model), "versions": environment()["versions"]})
     if made.check is not None and not made.check.passed:
         raise VerificationError(
             f"{made.check.name}: {made.check.max_abs_diff:g} steps apart, allowed {made.check.tolerance:g}",
@@ -150,8 +164,8 @@ def _inputs(request: Request) -> Inputs:
 
 
 def _quantize(model: onnx.ModelProto, folder: BuildFolder, calibration: list[Feeds]) -> None:
-    with tempfile.TemporaryDirectory(prefix="deploypruner-") as scratch:
-        fp32 = Path(scratch) / "model.fp32.onnx"
+    with scratch() as apart:
+        fp32 = apart / "model.fp32.onnx"
         onnx.save(prepared(model), fp32)
         with folder.writing(_INT8) as path:
             quantize_static(fp32, path, calibration=calibration, placement="sparse", reduce_range=detect().saturates)

@@ -7,7 +7,6 @@ writes there, within one step. A mean, which is a real number, must be right to 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from deploypruner.records import Check
 from deploypruner.runtime import Session
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
+from deploypruner.scratch import scratch
 from deploypruner.sparse.gates import Pool, Scale
 from deploypruner.sparse.layer import Activation, Layer, Operation
 from deploypruner.sparse.marks import DOMAIN
@@ -62,8 +62,8 @@ def verify_operations(
         InputError: A file cannot be read.
     """
     open_sparse = open_sparse or (lambda path: OpenVino().open(path))
-    with tempfile.TemporaryDirectory(prefix="deploypruner-") as folder, _literal(dense, layers) as read:
-        apart = Path(folder) / "operations.onnx"
+    with scratch() as folder, _literal(dense, layers) as read:
+        apart = folder / "operations.onnx"
         onnx.save(operations_apart(onnx.load(sparse), layers), apart)
         session = open_sparse(apart)
         found = {layer.name: _Seen() for layer in layers}
@@ -112,8 +112,8 @@ def operations_apart(sparse: onnx.ModelProto, layers: Sequence[Operation]) -> on
 @contextmanager
 def _literal(dense: Path, layers: Sequence[Operation]) -> Iterator[Callable[[Feeds], dict[str, Array]]]:
     """What runs the QDQ model exactly as written and gives every tensor that `layers` touch, by name."""
-    with tempfile.TemporaryDirectory(prefix="deploypruner-") as folder:
-        path = Path(folder) / "literal.onnx"
+    with scratch() as folder:
+        path = folder / "literal.onnx"
         onnx.save(_with_outputs(onnx.load(dense), layers), path)
         session = OnnxRuntime().open(path, literal=True)
         names = [spec.name for spec in session.outputs]

@@ -1,0 +1,42 @@
+"""Scratch folders: gone when their block ends, and those of killed runs gone with the next one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deploypruner.locking import Process, this_process
+
+_NAME = re.compile(r"deploypruner-(\d+)-(\d+)-(\d+)-\w+")
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Yield a new folder under TMPDIR, named after this process."""
+    sweep()
+    process = this_process()
+    prefix = f"deploypruner-{process.pid}-{process.started}-{process.space}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def sweep() -> None:
+    """Delete what killed runs of this user left under TMPDIR: folders of processes that are gone."""
+    for entry in os.scandir(tempfile.gettempdir()):
+        found = _NAME.fullmatch(entry.name)
+        if found is None:
+            continue
+        pid, started, space = found.groups()
+        try:
+            about = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:  # another run swept it
+            continue
+        ours = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
+        if ours and not Process(int(pid), int(started), space).alive():
+            shutil.rmtree(entry.path, ignore_errors=True)
