@@ -272,6 +272,7 @@ def compile(
         resolved = overlay(recipe, overrides)
     else:
         resolved = read_recipe(Path(recipe) if recipe else None, overrides)
+        BuildFolder(Path(out)).require_apart(recipe)
     return run_recipe(
         resolved,
         Path(out),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,7 @@ def bench_command(
 
     shapes = _named_shapes(input_shape)
     if document not in (None, "-"):
-        _check_writable(Path(str(document)))
+        _check_writable(Path(str(document)), artifacts)
     names = chosen_runtimes(runtime)
     opened = openers(names)
     found = bench(
@@ -122,8 +123,15 @@ def _named_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _check_writable(path: Path) -> None:
-    """Before measuring, so that minutes of it are not lost to a mistyped folder."""
+def _check_writable(path: Path, artifacts: tuple[Path, ...]) -> None:
+    """Before measuring, so that minutes of it are not lost to a mistyped folder; and no file but JSON is replaced."""
+    with suppress(OSError):
+        with path.open("rb") as file:
+            is_document = file.read(64).lstrip()[:1] in (b"", b"{", b"[")
+        if not is_document or any(path.samefile(artifact) for artifact in artifacts if artifact.exists()):
+            raise InputError(
+                f"'{path}' is there and is no JSON", hint="--json takes a new file, or one it wrote before"
+            )
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise InputError(f"cannot write '{path}'", hint="--json takes a file in a folder that exists, or -")
 

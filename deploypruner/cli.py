@@ -35,7 +35,14 @@ def main() -> None:
     # Threads that wait for one another spin, and on a busy machine they spin away each other's cores: 16 images took
     # 15 to 33 s instead of 3. Read once, when torch is loaded; whoever is timed gets the machine's own setting.
     os.environ.setdefault(*SPINNING)
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _main() -> None:
     try:
         # Not cli.main(): it turns a closed pipe into exit code 1.
         with cli.make_context("deploypruner", sys.argv[1:]) as context:

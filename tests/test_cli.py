@@ -405,8 +405,9 @@ def test_a_reader_that_stops_reading_is_no_error():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_an_interrupted_dry_run_offers_no_resume(monkeypatch):
-    monkeypatch.setattr("deploypruner.planning.describe", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_dry_run_offers_no_resume(monkeypatch, number):
+    monkeypatch.setattr("deploypruner.planning.describe", lambda *_, **__: signal.raise_signal(number))
     outcome: Outcome = run_cli("plan", "tiny.pt2")
     assert (outcome.code, outcome.err) == (130, "error: interrupted\n")
 

@@ -23,10 +23,12 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import deploypruner as dp
+from deploypruner import pipeline
 from deploypruner.errors import BudgetError, InputError, PlanError, RecipeError
 from deploypruner.folder import BuildFolder
 from deploypruner.pipeline import CHAIN
 from deploypruner.recipe import MeasureRecipe, Recipe
+from deploypruner.stages.sparse import Sparse
 from tests.builds import (
     CLASSES,
     COMPILE,
@@ -125,7 +127,8 @@ def test_a_build_killed_between_two_epochs_goes_on_from_its_checkpoint_to_the_sa
     assert digests(tmp_path / "build", same) == digests(finished(), same)
 
 
-def test_ctrl_c_while_workers_measure_ends_them_all(tmp_path):
+def test_a_signal_to_end_while_workers_measure_ends_them_all(tmp_path):
+    """SIGTERM, which reaches this process alone, as Ctrl-C does a worker's parent."""
     folder = copy_of_finished(tmp_path)
     command = [sys.executable, "-m", "deploypruner", *COMPILE, "--out", str(folder), "--resume"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -134,7 +137,7 @@ def test_ctrl_c_while_workers_measure_ends_them_all(tmp_path):
         while len(workers) < 5 and process.poll() is None:  # four artifacts and the twin of the first
             time.sleep(0.05)
             workers = [p for p in parent.children() if "deploypruner.measure.worker" in p.cmdline()]
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == ""
@@ -152,6 +155,42 @@ def test_resume_in_an_empty_folder_starts_a_build(tmp_path):
         outcome = run_cli(*COMPILE, "--out", str(tmp_path), "--resume")
     assert done_before(outcome.err) == []
     assert digests(tmp_path, ["plan.json"]) == digests(finished(), ["plan.json"])
+
+
+def test_resume_notices_that_the_data_changed(monkeypatch):
+    monkeypatch.setattr("deploypruner.pipeline.content_fingerprint", lambda _: "other")
+    outcome = run_cli(*COMPILE, "--out", str(finished()), "--resume")
+    outcome.assert_error(2, "data 'labelled' changed since the build in", "leave out --resume")
+
+
+def test_a_stage_that_runs_again_first_drops_what_it_once_made(tmp_path):
+    folder = BuildFolder(tmp_path)
+    folder.prepare()
+    for name in ("plan.json", "model.sparse.onnx", "stages/sparse.json", "model.int8.onnx"):
+        folder.write_text(name, "{}")
+    pipeline._discard(folder, Sparse)
+    assert not folder.has("model.sparse.onnx")
+    assert not folder.has("stages/sparse.json")
+    assert folder.has("plan.json")
+    assert folder.has("model.int8.onnx")
+    folder.release()
+
+
+def test_two_builds_at_once_in_one_folder_are_refused():
+    held = BuildFolder(finished())
+    held.prepare()
+    try:
+        outcome = run_cli(*COMPILE, "--out", str(finished()), "--resume")
+    finally:
+        held.release()
+    outcome.assert_error(2, f"process {os.getpid()} is building in", f"kill {os.getpid()}")
+
+
+def test_sparsify_does_not_touch_a_build(tmp_path):
+    before = digests(finished())
+    outcome = run_cli("sparsify", str(finished() / "model.int8.onnx"), "--out", str(finished()))
+    outcome.assert_error(2, "holds the files of a build")
+    assert digests(finished()) == before
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deploypruner.errors import InputError, RecipeError
+from deploypruner.recover import checkpoint
 from deploypruner.recover.average import WeightAverage
 from deploypruner.recover.finetune import FinetuneSettings, finetune
 from deploypruner.recover.optimizers import optimizers
@@ -237,3 +238,16 @@ def test_a_loss_that_is_not_finite_leaves_averages_and_masks_out_of_the_model() 
         finetune(student, None, Images(poison=0), replace(QUICK, ema=0.9), regime=LargestTwo())
     assert same(student, net())
     assert math.isfinite(float(student.conv.weight.detach().sum()))
+
+
+def test_a_changed_bit_in_a_checkpoint_is_noticed(tmp_path):
+    path, who = tmp_path / "run", checkpoint.Identity("a", 0.1)
+    state = checkpoint.State([checkpoint.EpochRecord(1, 0.5, 0.1, None)], {"w": torch.arange(8.0)}, {"step": 3})
+    checkpoint.save(path, who, state)
+    assert checkpoint.load(path, who).numbers == {"step": 3}
+    whole = path.read_bytes()
+    for at in (whole.index(b"step"), len(whole) - 5):
+        changed = bytearray(whole)
+        changed[at] ^= 1
+        path.write_bytes(changed)
+        assert checkpoint.load(path, who) is None

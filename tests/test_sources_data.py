@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from deploypruner.sources.data import (
     as_data,
     check_labels,
     check_shapes,
+    content_fingerprint,
     load_data,
     peek_shape,
     settings_for,
@@ -307,3 +309,22 @@ def test_one_kind_of_batches_can_be_given_as_it_is() -> None:
     train = loaders()["arrays"].train
     assert isinstance(train, Batches)
     assert as_data((train, train)).train is train
+
+
+def test_the_fingerprint_of_data_follows_its_content(tmp_path):
+    x, y = np.arange(6.0).reshape(3, 2), np.arange(3)
+    np.savez(tmp_path / "a.npz", x=x)
+    first = content_fingerprint(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", x=x + 1)
+    folder = tmp_path / "images" / "train"
+    folder.mkdir(parents=True)
+    (folder / "1.png").write_bytes(b"one")
+    before = content_fingerprint(str(tmp_path / "images"))
+    assert content_fingerprint(str(tmp_path / "images")) == before
+    (folder / "1.png").write_bytes(b"two")
+    os.utime(folder / "1.png", ns=(1, 1))
+    found = [first, content_fingerprint(tmp_path / "a.npz"), before, content_fingerprint(str(tmp_path / "images"))]
+    found += [content_fingerprint(given) for given in (x, x + 1, (x, y), (x, y[::-1].copy()), torch.ones(2))]
+    assert len(set(found)) == len(found)
+    assert content_fingerprint("package.module:factory") == ""
+    assert content_fingerprint((torch.from_numpy(x), torch.from_numpy(y))) == content_fingerprint((x, y))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 FOREIGN_HINT = (
     "a .pt2 file is read as data and never run; where you trust this one, load it in your own code: "
-    "dp.compile(torch.export.load('{path}'), ...)"
+    "dp.compile(torch.export.load('{path}'), example_inputs, ...)"
 )
 AGAIN_HINT = "export and save it again with torch.export.save"
 
