@@ -51,10 +51,15 @@ def run_together(
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     with _environment(), _listening(devices, progress) as (ends, heard):
         fabric: Any = Fabric(accelerator=accelerator, devices=devices, num_nodes=hosts, strategy="ddp_fork")
+        earlier = set(multiprocessing.active_children())
         try:
             fabric.launch(_member, job, ends)
         except (multiprocessing.ProcessExitedException, multiprocessing.ProcessRaisedException) as error:
             heard["died"] = error
+        finally:  # SIGTERM reaches this process alone, and the others would train on
+            for child in set(multiprocessing.active_children()) - earlier:
+                child.kill()
+                child.join()
     if "error" in heard:
         name, message, hint = heard["error"]
         kind: type[DeployPrunerError] = getattr(errors, name, InputError)
