@@ -177,7 +177,9 @@ def test_one_build_at_a_time_and_the_other_is_named(folder):
 def test_a_lock_that_nobody_holds_is_no_lock(folder, text):
     folder.release()
     (folder.root / ".deploypruner.lock").write_text(text)
-    BuildFolder(folder.root).prepare()
+    taken = BuildFolder(folder.root)
+    taken.prepare()
+    assert json.loads((folder.root / ".deploypruner.lock").read_text())["pid"] == os.getpid()
 
 
 def test_a_lock_of_a_process_that_is_gone_is_taken_over(folder):
@@ -193,6 +195,7 @@ def test_a_lock_of_a_process_that_is_gone_is_taken_over(folder):
             fcntl.flock(kept, fcntl.LOCK_EX)
             taken = BuildFolder(folder.root)
             taken.prepare()
+            assert json.loads(path.read_text())["pid"] == os.getpid()
             taken.release()
 
 
