@@ -139,7 +139,7 @@ def _in_time(build: Build) -> Build:
         keeping=_keeping(build),
         plans=build.recipe.search.plans,
         minutes=build.recipe.search.minutes,
-        folder=build.folder.path(stage_file("")),
+        folder=build.folder.claim(stage_file("pool.json")).parent,
         seed=build.recipe.seed,
         progress=build.progress,
         say=build.say,

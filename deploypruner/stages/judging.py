@@ -34,7 +34,7 @@ def make_judge(build: Build, *, remark: bool = False) -> Judge:
         build.say("remark: plans are judged on the samples they are reconstructed on, there are too few for both")
     augment = recover.settings.augment
     solving = training_batches(build, batch_size=_BATCH, count=solved or 1, augment=augment)
-    file = build.folder.path(stage_file("looks.json"))
+    file = build.folder.claim(stage_file("looks.json"))
     return Judge(build.traced, solving=list(solving), held_out=plain[solved:], file=file)
 
 
