@@ -245,7 +245,7 @@ def test_an_interrupted_measurement_goes_on_with_the_batch_it_stopped_in(tmp_pat
     assert whole.steps == whole.total == 3 * cuts
     with pytest.raises(KeyboardInterrupt):
         measure_worth(graph, order, data, file=file, progress=Counting(cuts + 1), dtype=torch.float32)
-    assert len(json.loads(file.read_text())["batches"]) == 1
+    assert len(json.loads(file.read_text())["entries"]) == 1
     run, original = [], Sweep.dense
     monkeypatch.setattr(Sweep, "dense", lambda self, inputs: run.append(1) or original(self, inputs))
     again = measure_worth(graph, order, data, file=file, dtype=torch.float32)
