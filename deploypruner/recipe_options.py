@@ -64,6 +64,29 @@ def model_options(command: Command) -> Command:
             click.option("--trust-pickle", is_flag=True, default=None, help="Let a pickled module run its code."),
             click.option("--mean", callback=numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
             click.option("--std", callback=numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
+            click.option(
+                "--classes",
+                type=click.Path(path_type=Path),
+                metavar="FILE",
+                help="Names of the model's classes in the order of its outputs, for other class folders.",
+            ),
+            click.option(
+                "--allow-chance",
+                is_flag=True,
+                default=None,
+                help="Go on though the dense model does no better than chance on the labels.",
+            ),
+            click.option(
+                "--task",
+                multiple=True,
+                metavar="[OUTPUT=]TASK",
+                help="What an output is, where labels and answers do not say. See `list tasks`; repeat.",
+            ),
+            click.option(
+                "--metric",
+                metavar="MODULE:FUNCTION",
+                help="Your own metric(outputs, labels) -> float, such as mAP; higher is better.",
+            ),
             click.option("--criterion", metavar="NAME", help="See `deploypruner list criteria`."),
             click.option("--normalizer", metavar="NAME", help="See `list normalizers`.  [default: the criterion's]"),
             click.option("--scope", metavar="NAME", help="See `list scopes`.  [default: global]"),
@@ -127,7 +150,7 @@ def budget_options(command: Command) -> Command:
                 "--accuracy-drop",
                 type=float,
                 metavar="POINTS",
-                help="Of accuracy that everything together may cost; of agreement without labels.  [default: 3; 10]",
+                help="Of the metric, that everything together may cost; without labels of agreement.  [3; 10]",
             ),
             click.option(
                 "--search-minutes",
@@ -220,7 +243,11 @@ def overrides(options: dict[str, Any]) -> dict[str, Any]:
             "input_shapes": options["input_shape"] or None,
             "trust_pickle": options["trust_pickle"],
         },
-        "data": {"source": options["data"], "settings": {"mean": options["mean"], "std": options["std"]}},
+        "data": {
+            "source": options["data"],
+            "settings": {"mean": options["mean"], "std": options["std"]},
+            **{name: options[name] for name in ("classes", "allow_chance")},
+        },
         "prune": {
             **{name: options.get(name) for name in ("latency", "speedup", "macs", "criterion", "scope", "step")},
             "normalizer": options["normalizer"],
@@ -238,7 +265,8 @@ def overrides(options: dict[str, Any]) -> dict[str, Any]:
         "measure": {
             "runtimes": chosen_runtimes(options.get("runtime")),
             "threads": options.get("threads"),
-            **{name: options.get(name) for name in ("seconds", "precision", "accuracy_drop")},
+            **{name: options.get(name) for name in ("seconds", "precision", "accuracy_drop", "metric")},
+            "tasks": options["task"] or None,
         },
         "target": options["target"],
         "seed": options["seed"],

@@ -8,10 +8,8 @@ import numpy as np
 
 from deploypruner.records import ACCURACY, Metric
 from deploypruner.tasks import Array, Task, tasks
-from deploypruner.tasks.classification import luck, valid
+from deploypruner.tasks.classification import is_luck, valid
 from deploypruner.tasks.relative import relative_error
-
-_LUCK = 0.05
 
 
 @tasks.register("binary")
@@ -53,8 +51,7 @@ class Binary(Task):
         """One-sided binomial test at 5 % against tossing a coin."""
         count = len(output)
         accuracy = self.scores(output, labels)[ACCURACY.name]
-        least = 0.5**count
-        if least > _LUCK or luck(round(accuracy * count / 100), count, 0.5) <= _LUCK:
+        if not is_luck(round(accuracy * count / 100), count, 0.5):
             return ""
         return f"accuracy {accuracy:.1f} % on {count} samples, where guessing has 50 %"
 

@@ -16,6 +16,8 @@ from deploypruner.tasks.relative import relative_error
 _SAME_ANSWER, _BETWEEN, _UNSURE = 0.9, 0.5, 0.3
 # Chance that a guessing model does as well as was seen; above it nothing shows that the dense model knows classes.
 _LUCK = 0.05
+FEWEST = 20
+"""Samples below which nobody can say that a model does no better than chance."""
 
 
 @tasks.register("classification")
@@ -55,10 +57,8 @@ class Classification(Task):
     def by_chance(self, output: Array, labels: Array) -> str:
         """One-sided binomial test at 5 % against a model that guesses among K classes."""
         count, classes = len(output), output.shape[1]
-        if classes**-count > _LUCK:
-            return ""
         right = int(_right(output, labels).sum())
-        if luck(right, count, 1 / classes) <= _LUCK:
+        if not is_luck(right, count, 1 / classes):
             return ""
         return f"accuracy {100 * right / count:.1f} % on {count} samples, where guessing has {100 / classes:.3g} %"
 
@@ -92,14 +92,19 @@ def resembles_classes(scores: Array) -> bool:
     return float(largest.mean()) >= max(_UNSURE, min(0.5, 1.5 / scores.shape[1]))
 
 
-def luck(right: int, count: int, chance: float) -> float:
-    """Probability that guessing gets at least `right` of `count` right."""
+def is_luck(right: int, count: int, chance: float) -> bool:
+    """Does guessing get at least `right` of `count` right more often than once in 20 times?
+
+    Never where there are fewer than 20 samples: they show nothing in either direction.
+    """
+    if count < FEWEST:
+        return False
     logs = (math.log(chance), math.log1p(-chance))
     terms = (
         math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) + k * logs[0] + (count - k) * logs[1]
         for k in range(right, count + 1)
     )
-    return min(1.0, sum(map(math.exp, terms)))
+    return sum(map(math.exp, terms)) > _LUCK
 
 
 def valid(output: Array) -> Array:

@@ -9,6 +9,7 @@ import numpy as np
 from deploypruner.records import Metric
 from deploypruner.tasks import Array, Task, tasks
 from deploypruner.tasks.binary import decisions
+from deploypruner.tasks.classification import FEWEST
 from deploypruner.tasks.relative import relative_error
 
 
@@ -48,6 +49,8 @@ class Multilabel(Task):
     def by_chance(self, output: Array, labels: Array) -> str:
         """Does the model find present labels any better than saying yes at random as often as it does?"""
         said, wanted = decisions(output, output), labels > 0
+        if len(output) < FEWEST:
+            return ""
         if not said.any() or not wanted.any():
             return "" if not wanted.any() else f"F1 0 % on {len(output)} samples: no label is found"
         found, guessing = float(wanted[said].mean()), float(wanted.mean())

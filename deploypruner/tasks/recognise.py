@@ -52,6 +52,7 @@ def recognise(
     labels: Sequence[Array | None] = (),
     *,
     asked: Mapping[str, str] | None = None,
+    expected: str = "",
 ) -> tuple[OutputTask, ...]:
     """Say what every output is.
 
@@ -63,6 +64,7 @@ def recognise(
         answers: The dense model's, `[n, ...]` each, for the same samples.
         labels: For these samples: none, one array for any output, or one (or None) per output.
         asked: Output name, number or `EVERY` -> task, see `parse_tasks`.
+        expected: What the model's source says the first output is, where labels do not decide; "" for nothing.
 
     Raises:
         RecipeError: An output that does not exist, or that cannot be of the task it was given.
@@ -80,7 +82,8 @@ def recognise(
         if fitting is not None:
             found.append(OutputTask(name, fitting, place, named is not None))
         else:
-            found.append(OutputTask(name, named or _resembling(number, answers), None, named is not None))
+            known = named or ("" if number or not _can(expected, answer) else expected)
+            found.append(OutputTask(name, known or _resembling(number, answers), None, named is not None))
     return tuple(found)
 
 
@@ -111,6 +114,10 @@ def _fitting(answer: Array, labels: Array | None, named: str | None) -> str | No
         return None
     candidates: Mapping[str, Task] = in_order() if named is None else {named: tasks.get(named)()}
     return next((name for name, task in candidates.items() if task.takes(answer) and task.fits(answer, labels)), None)
+
+
+def _can(task: str, answer: Array) -> bool:
+    return bool(task) and tasks.get(task)().takes(answer)
 
 
 def _resembling(number: int, answers: Sequence[Array]) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from deploypruner.records import Metric
 from deploypruner.tasks import Array, Task, tasks
+from deploypruner.tasks.classification import FEWEST
 from deploypruner.tasks.relative import agreement_of, mean_absolute_error, r2, relative_error
 
 
@@ -54,7 +55,7 @@ class Regression(Task):
     def by_chance(self, output: Array, labels: Array) -> str:
         """R2 of 0 is what the mean of the labels has."""
         found = self.scores(output, labels)["R2"]
-        if len(output) < 3 or found > 0 or not np.ptp(labels):
+        if len(output) < FEWEST or found > 0 or not np.ptp(labels):
             return ""
         return f"R2 {found:.3g} on {len(output)} samples, where always answering the labels' mean has 0"
 
