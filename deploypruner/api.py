@@ -29,6 +29,7 @@ from deploypruner.records import Row
 from deploypruner.report import Report, read_report
 from deploypruner.sources.data import as_data
 from deploypruner.stages import Build, Given
+from deploypruner.stages.answering import Runner
 from deploypruner.stages.choices import check_choices
 from deploypruner.stages.fitting import fit
 from deploypruner.stages.score import make_criterion
@@ -117,7 +118,7 @@ def plan(
     chosen = make_criterion(criterion, parameters or {})
     batches: Iterable[Batch] | None = None
     if data is not None and chosen.needs != Needs.WEIGHTS:
-        known = fit(as_data(data), graph.module, graph.example_inputs).data
+        known = fit(as_data(data), Runner(graph.module, graph.example_inputs)).data
         epoch = known.train.epoch(batch_size=_BATCH, seed=seed, shuffle=True)
         batches = (batch for batch, _ in zip(epoch, range(_STEPS), strict=False))
     scores = score_groups(graph, chosen, batches, seed=seed)

@@ -23,6 +23,7 @@ from deploypruner.recipe import BUDGETS
 from deploypruner.report.units import quality_sentence
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.allocate import Allocate
+from deploypruner.stages.answering import Runner
 from deploypruner.stages.assign import Assign
 from deploypruner.stages.export import Export
 from deploypruner.stages.fitting import require_better_than_chance
@@ -162,7 +163,8 @@ def _require_sound(stage: Stage, build: Build) -> None:
 def _require_known_labels(build: Build) -> None:
     """Refuse labels that the dense model knows nothing of, before anything is trained on them."""
     if build.data is not None and build.metric is None and not build.recipe.data.allow_chance:
-        require_better_than_chance(build.data, build.traced.module, build.traced.example_inputs, build.tasks)
+        runner = Runner(build.traced.module, build.traced.example_inputs)
+        require_better_than_chance(build.data, runner, build.tasks)
 
 
 def _require_reachable(build: Build) -> None:

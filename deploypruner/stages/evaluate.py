@@ -18,7 +18,7 @@ from deploypruner.recover.modes import evaluating
 from deploypruner.recover.validate import top1_percent
 from deploypruner.runtime import default_runtimes, opens, runtimes
 from deploypruner.stages import Build, Feeds
-from deploypruner.stages.fitting import as_numpy, join_labels
+from deploypruner.stages.answering import as_numpy, join_labels
 from deploypruner.stages.verify import verification_feeds
 
 # Validation inputs and the dense model's outputs are held while all artifacts are judged, so they have to fit into

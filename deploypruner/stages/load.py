@@ -17,6 +17,7 @@ from deploypruner.sources.factory import find_callable
 from deploypruner.sources.model import LoadedModel, load_model
 from deploypruner.sources.soundness import check_dense, check_finite, check_runs, fingerprint, to_cpu_float32
 from deploypruner.stages import Build, Stage
+from deploypruner.stages.answering import Runner
 from deploypruner.stages.fitting import Said, fit, tasks_without_data
 from deploypruner.tasks.recognise import parse_tasks
 
@@ -38,13 +39,14 @@ class Load(Stage):
             carried=loaded.classes,
         )
         metric = _metric(build)
+        runner = Runner(loaded.module, loaded.example_inputs)
         if given is None:
-            found = tasks_without_data(loaded.module, loaded.example_inputs, said, seed=recipe.seed)
+            found = tasks_without_data(runner, said, seed=recipe.seed)
         else:
             settings = settings_for(tuple(tensors(loaded.example_inputs)), loaded.preprocessing, recipe.data.settings)
             data = as_data(given, settings)
             remarks += data.remarks
-            fitted = fit(data, loaded.module, loaded.example_inputs, said)
+            fitted = fit(data, runner, said)
             data, found, remarks = fitted.data, fitted.tasks, remarks + fitted.remarks
         return replace(
             build,
@@ -82,7 +84,19 @@ def _metric(build: Build) -> OwnMetric | None:
         return None
     if build.given.data is None and build.recipe.data.source is None:
         raise RecipeError("a metric of your own needs labels, and there is no data", hint="pass --data DIR")
-    function = find_callable(named, f"expected {SIGNATURE}") if given is None else given
+    return own_metric(named if given is None else given)
+
+
+def own_metric(given: object) -> OwnMetric | None:
+    """A metric of the user's: a function, or "package.module:function"; None for "".
+
+    Raises:
+        InputError: It does not exist, or is no function.
+        RecipeError: An object that is no function.
+    """
+    if given == "":
+        return None
+    function = find_callable(given, f"expected {SIGNATURE}") if isinstance(given, str) else given
     if not callable(function):
         raise RecipeError(f"metric is a {type(function).__name__}, not a function", hint=f"expected {SIGNATURE}")
     return OwnMetric(function, getattr(function, "__name__", type(function).__name__))
