@@ -67,20 +67,20 @@ def test_synonyms_and_synsets_are_names_and_what_two_classes_share_is_none(tmp_p
     names = ("n02012849 crane, crane bird", "n03126707, crane", "n02119789 kit fox, Vulpes")
     data, _ = fit_classes(classes_in(tmp_path, "Vulpes", "n02012849"), 3, asked=names)
     assert labels(data) == [2, 0]
-    with pytest.raises(InputError, match="1 of 1 class folders .* not in --classes"):
+    with pytest.raises(InputError, match=r"1 of 1 class folders .* not in --classes"):
         fit_classes(classes_in(tmp_path / "b", "crane"), 3, asked=("a, crane", "b, crane", "c"))
 
 
 def test_folders_of_other_names_than_the_models_are_an_error_or_are_said_to_be_in_order(tmp_path):
     data = classes_in(tmp_path, "cat", "dog")
-    with pytest.raises(InputError, match="1 of 2 class folders of .* the model's own class names \\(first: 'dog'\\)"):
+    with pytest.raises(InputError, match=r"1 of 2 class folders of .* the model's own class names \(first: 'dog'\)"):
         fit_classes(data, 2, carried=("cat", "wolf"))
     same, remarks = fit_classes(data, 2, carried=("Katze", "Hund"))
     assert labels(same) == [0, 1]
     assert "taken in sorted order" in remarks[0]
     with pytest.raises(InputError, match="names 3 classes, and the model has 2 outputs"):
         fit_classes(data, 2, asked=("a", "b", "c"))
-    with pytest.raises(InputError, match="'cat' and 'Cat' are both output 0|'Cat' and 'cat' are both output 0"):
+    with pytest.raises(InputError, match=r"'cat' and 'Cat' are both output 0|'Cat' and 'cat' are both output 0"):
         fit_classes(classes_in(tmp_path / "c", "Cat", "cat"), 2, asked=("cat", "dog"))
 
 
@@ -216,7 +216,7 @@ def test_floats_are_0_to_1_and_others_are_refused(tmp_path):
     np.testing.assert_allclose(got[0], values, atol=0.5 / 255 + 1e-6)
     for number, wrong in enumerate((300 * values, -values, np.full((5, 7), np.nan, np.float32))):
         (tmp_path / str(number)).mkdir()
-        with pytest.raises(InputError, match="holds floats from .* 0 to 1 is what is known"):
+        with pytest.raises(InputError, match=r"holds floats from .* 0 to 1 is what is known"):
             pixels(saved(tmp_path / str(number), Image.fromarray(wrong), "a.tif"))
 
 

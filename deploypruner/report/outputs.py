@@ -56,7 +56,7 @@ def outputs_text(rows: Sequence[Row]) -> str:
     heading = ""
     size = max((len(clean(line.artifact)) for line in lines), default=0)
     for line in lines:
-        new = f"output {clean(line.output)} ({line.task}) on {clean(line.runtime)}:"
+        new = f"{clean(line.output)} ({line.task}) on {clean(line.runtime)}:"
         if new != heading:
             text.append(new)
             heading = new
