@@ -125,6 +125,11 @@ def validation(build: Build) -> Validation | None:
     return Validation(metric, lambda module: _accuracy(module_quality(build, module, samples)))
 
 
+def classes_of(build: Build) -> tuple[bool, ...]:
+    """Whether each output of floats is scores of classes, for training; () where tasks were not looked at."""
+    return tuple(output.task == "classification" for output in build.tasks if output.task != "ids")
+
+
 def module_quality(build: Build, module: nn.Module, samples: Samples) -> Quality:
     """Judge a module by its labels alone."""
     example = build.traced.example_inputs

@@ -28,7 +28,7 @@ from deploypruner.records import ACCURACY
 from deploypruner.search.found import Found
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.allocate import plan_in_macs
-from deploypruner.stages.evaluate import validation
+from deploypruner.stages.evaluate import classes_of, validation
 from deploypruner.stages.gradual import Toward, arrived, toward_time
 from deploypruner.stages.score import make_criterion
 
@@ -160,6 +160,7 @@ def _learn(build: Build, criterion: Criterion, schedule: str) -> tuple[Build, Le
             checkpoint=checkpoint,
             progress=build.progress,
             validate=None if found is None else found.score,
+            classes=classes_of(build),
         )
     build = replace(build, plan=learned.plan)
     if toward is not None and isinstance(regime, Shrinking):

@@ -25,7 +25,7 @@ from deploypruner.recover.sparse import SparseRegime
 from deploypruner.recover.sparse.existing import ExistingZeros
 from deploypruner.sources.foreign import foreign
 from deploypruner.stages import Build, Stage, stage_file
-from deploypruner.stages.evaluate import Validation, validation
+from deploypruner.stages.evaluate import Validation, classes_of, validation
 from deploypruner.stages.judging import make_judge
 from deploypruner.stages.score import training_batches
 from deploypruner.stages.sparsity import describe_sparse, existing_zeros, make_regime, sparse_facts
@@ -155,6 +155,7 @@ def _train(
             validate=None if found is None else found.score,
             regime=regime,
             features=features,
+            classes=classes_of(build),
         )
     path.unlink(missing_ok=True)
     build.folder.path(_OUTLOOK).unlink(missing_ok=True)
