@@ -56,8 +56,9 @@ def recognise(
 ) -> tuple[OutputTask, ...]:
     """Say what every output is.
 
-    Labels decide before the values of the answers do. One array of labels belongs to the first output that it fits;
-    of several, each belongs to the output in its place.
+    Labels decide before the values of the answers do. One array of labels belongs to the output that it fits best: of
+    the task that is asked first (class numbers are classes before they are quantities), and of several such the first
+    output; of several arrays, each belongs to the output in its place.
 
     Args:
         names: Of the outputs.
@@ -70,21 +71,31 @@ def recognise(
         RecipeError: An output that does not exist, or that cannot be of the task it was given.
     """
     wanted = _wanted(names, answers, asked or {})
+    place = _placed(answers, labels, wanted)
     found: list[OutputTask] = []
-    free = len(labels) == 1
     for number, (name, answer) in enumerate(zip(names, answers, strict=True)):
-        place = 0 if free else number
-        own = labels[place] if place < len(labels) else None
-        if free and any(output.label is not None for output in found):
-            own = None
         named = wanted.get(number)
-        fitting = _fitting(answer, own, named)
+        label = place.get(number)
+        fitting = None if label is None else _fitting(answer, labels[label], named)
         if fitting is not None:
-            found.append(OutputTask(name, fitting, place, named is not None))
-        else:
-            known = named or ("" if number or not _can(expected, answer) else expected)
-            found.append(OutputTask(name, known or _resembling(number, answers), None, named is not None))
+            found.append(OutputTask(name, fitting, label, named is not None))
+            continue
+        known = named or ("" if number or not _can(expected, answer) else expected)
+        found.append(OutputTask(name, known or _resembling(number, answers), None, named is not None))
     return tuple(found)
+
+
+def _placed(answers: Sequence[Array], labels: Sequence[Array | None], wanted: Mapping[int, str]) -> dict[int, int]:
+    """Number of an output -> which labels may be its own."""
+    if len(labels) != 1:
+        return dict(enumerate(range(min(len(labels), len(answers)))))
+    order = {name: task.order for name, task in in_order().items()}
+    fits = [
+        (order[task], number)
+        for number, answer in enumerate(answers)
+        if (task := _fitting(answer, labels[0], wanted.get(number))) is not None
+    ]
+    return {min(fits)[1]: 0} if fits else {}
 
 
 def _wanted(names: Sequence[str], answers: Sequence[Array], asked: Mapping[str, str]) -> dict[int, str]:
