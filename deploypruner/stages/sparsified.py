@@ -148,7 +148,7 @@ def sparsified(request: Request, *, say: Callable[[str], None]) -> Sparsified:
     files |= {"dense int8": dense, **({} if made.check is None else {"sparse int8": sparse})}
     qualities = judged(request, files, inputs)
     if request.data is not None:
-        document = {**document, "quality": _quality(qualities, request)}
+        document = {**document, "quality": quality_of(qualities, request)}
     else:
         remarks = (*remarks, *_doubtful(qualities))
     if made.check is not None:
@@ -230,7 +230,7 @@ def judged(request: Request, files: Mapping[str, Path], inputs: Inputs) -> dict[
     }
 
 
-def _quality(qualities: Mapping[str, Quality], request: Request) -> dict[str, Any]:
+def quality_of(qualities: Mapping[str, Quality], request: Request) -> dict[str, Any]:
     """The int8 form that loses most against the given model, as a report has it; empty where nothing is known."""
     given, *forms = qualities
     found = [
