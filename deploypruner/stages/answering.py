@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from deploypruner.graph.inputs import Inputs, batch_size, call, carries_batch, f
 from deploypruner.measure.quality import joined, run_batch
 from deploypruner.runtime import Session
 from deploypruner.sources.batches import Judgeable
-from deploypruner.sources.foreign import first_line
+from deploypruner.sources.foreign import foreign
 from deploypruner.tasks import Array
 
 # Bytes of answers that are held.
@@ -79,21 +80,20 @@ class Runner:
     def _batch(self, inputs: tuple[Tensor, ...]) -> list[Array]:
         """One batch: as a whole, or where the model takes batches of its own size only, in pieces of that size."""
         count, size = len(inputs[0]), batch_size(self.example_inputs)
-        try:
+        failed = "the model cannot run on the data:"
+        if count == size:
+            with foreign(failed, hint=_DATA_HINT):
+                return self.run(inputs)
+        with suppress(Exception):  # whatever its code raises at another size than its own
             whole = self.run(inputs)
-            if all(array.ndim and len(array) == count for array in whole) or count == size:
+            if all(array.ndim and len(array) == count for array in whole):
                 return whole
-        except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
-            if count == size:
-                raise InputError(f"the model cannot run on the data: {first_line(error)}", hint=_DATA_HINT) from error
         parts = []
         for start in range(0, count, size):
             rows = np.minimum(np.arange(start, start + size), count - 1)
             piece = tuple(x[rows] if len(x) == count else x for x in inputs)
-            try:
+            with foreign(failed, hint=_DATA_HINT):
                 parts.append(self.run(piece))
-            except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
-                raise InputError(f"the model cannot run on the data: {first_line(error)}", hint=_DATA_HINT) from error
         return [part[:count] if part.ndim and len(part) >= count else part for part in joined(parts)]
 
     def run(self, inputs: tuple[Tensor, ...]) -> list[Array]:
