@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from deploypruner.sources.batches import DataSettings
 from deploypruner.sources.data import as_data, load_data
 from deploypruner.stages.answering import Runner
 from deploypruner.stages.fitting import Said, fit, require_better_than_chance, tasks_without_data
+from deploypruner.stages.verify import verification_feeds
 from deploypruner.tasks.recognise import parse_tasks
 
 RNG = np.random.default_rng(0)
@@ -131,3 +133,17 @@ def test_four_folders_for_a_model_of_ten_classes_are_an_error_and_names_mend_it(
     found = fit(data, ten, Said({}, classes=every))
     require_better_than_chance(found.data, ten, found.tasks)
     assert sorted(set(found.data.val.known_labels().tolist())) == [6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("own", [3, 8, 30])
+def test_files_are_verified_on_real_samples_whatever_size_a_loader_has(own: int):
+    """Int8 ranges come from the data: on noise a sound file may be far off."""
+    batches = [(torch.from_numpy(X[i : i + own]),) for i in range(0, 30, own)]
+    build = SimpleNamespace(
+        traced=SimpleNamespace(dynamic_batch=True, example_inputs=(torch.zeros(2, 4),)),
+        data=as_data(batches),
+        recipe=SimpleNamespace(seed=0),
+    )
+    feeds = verification_feeds(build)
+    assert [len(batch) for (batch,) in feeds] == [3, 3]
+    assert all(any(np.array_equal(row, known) for known in X) for (batch,) in feeds for row in batch)
