@@ -49,6 +49,7 @@ def _epochs(_: click.Context, __: click.Parameter, value: str | None) -> int | s
 
 def model_options(command: Command) -> Command:
     """MODEL and everything about loading it and its data."""
+    command = quality_options(command)
     for option in reversed(
         (
             click.argument("model", required=False),
@@ -64,29 +65,6 @@ def model_options(command: Command) -> Command:
             click.option("--trust-pickle", is_flag=True, default=None, help="Let a pickled module run its code."),
             click.option("--mean", callback=numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
             click.option("--std", callback=numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
-            click.option(
-                "--classes",
-                type=click.Path(path_type=Path),
-                metavar="FILE",
-                help="Names of the model's classes in the order of its outputs, for other class folders.",
-            ),
-            click.option(
-                "--allow-chance",
-                is_flag=True,
-                default=None,
-                help="Go on though the dense model does no better than chance on the labels.",
-            ),
-            click.option(
-                "--task",
-                multiple=True,
-                metavar="[OUTPUT=]TASK",
-                help="What an output is, where labels and answers do not say. See `list tasks`; repeat.",
-            ),
-            click.option(
-                "--metric",
-                metavar="MODULE:FUNCTION",
-                help="Your own metric(outputs, labels) -> float, such as mAP; higher is better.",
-            ),
             click.option("--criterion", metavar="NAME", help="See `deploypruner list criteria`."),
             click.option("--normalizer", metavar="NAME", help="See `list normalizers`.  [default: the criterion's]"),
             click.option("--scope", metavar="NAME", help="See `list scopes`.  [default: global]"),
@@ -126,6 +104,39 @@ def model_options(command: Command) -> Command:
             click.option("--target", metavar="NAME", help="Device to compile for.  [default: cpu]"),
             click.option("--recipe", type=click.Path(path_type=Path), help="TOML file with any option."),
             click.option("--seed", type=int, help="Decides every random choice.  [default: 0]"),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def quality_options(command: Command) -> Command:
+    """What the outputs are, and whose labels are whose."""
+    for option in reversed(
+        (
+            click.option(
+                "--classes",
+                type=click.Path(path_type=Path),
+                metavar="FILE",
+                help="Names of the model's classes in the order of its outputs, for other class folders.",
+            ),
+            click.option(
+                "--allow-chance",
+                is_flag=True,
+                default=None,
+                help="Go on though the dense model does no better than chance on the labels.",
+            ),
+            click.option(
+                "--task",
+                multiple=True,
+                metavar="[OUTPUT=]TASK",
+                help="What an output is, where labels and answers do not say. See `list tasks`; repeat.",
+            ),
+            click.option(
+                "--metric",
+                metavar="MODULE:FUNCTION",
+                help="Your own metric(outputs, labels) -> float, such as mAP; higher is better.",
+            ),
         )
     ):
         command = option(command)
