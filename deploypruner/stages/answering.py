@@ -45,11 +45,12 @@ class Runner:
         self._module: Any = model if isinstance(model, nn.Module) else model.module(check_guards=False)
         self.example_inputs = example_inputs
         with torch.no_grad():
-            leaves = pytree.tree_flatten_with_path(call(self._module, example_inputs))[0]
+            output = call(self._module, example_inputs)
+        leaves = pytree.tree_flatten_with_path(output)[0]
         found = [pytree.keystr(path).strip("[]'.\"") for path, leaf in leaves if isinstance(leaf, Tensor)]
         if not found:
             raise InputError(
-                "the model returned nothing that holds a tensor",
+                f"the model returned {type(output).__name__}, which holds no tensor",
                 hint="return a tensor, or a tuple or dict that has one",
             )
         self._keys = found
