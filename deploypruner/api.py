@@ -29,8 +29,9 @@ from deploypruner.records import Row
 from deploypruner.report import Report, read_report
 from deploypruner.sources.data import as_data
 from deploypruner.stages import Build, Given
+from deploypruner.stages.answering import Runner
 from deploypruner.stages.choices import check_choices
-from deploypruner.stages.load import fitting, output_shape
+from deploypruner.stages.fitting import fit
 from deploypruner.stages.score import make_criterion
 
 # Scoring minibatches; a gate criterion averages over them.
@@ -117,7 +118,7 @@ def plan(
     chosen = make_criterion(criterion, parameters or {})
     batches: Iterable[Batch] | None = None
     if data is not None and chosen.needs != Needs.WEIGHTS:
-        known, _ = fitting(as_data(data), graph.example_inputs, output_shape(graph.module, graph.example_inputs))
+        known = fit(as_data(data), Runner(graph.module, graph.example_inputs)).data
         epoch = known.train.epoch(batch_size=_BATCH, seed=seed, shuffle=True)
         batches = (batch for batch, _ in zip(epoch, range(_STEPS), strict=False))
     scores = score_groups(graph, chosen, batches, seed=seed)
@@ -188,6 +189,10 @@ def compile(
     precision: str | None = None,
     threads: int | None = None,
     seed: int | None = None,
+    task: str | Mapping[str | int, str] | None = None,
+    metric: str | Callable[..., float] | None = None,
+    classes: str | Path | None = None,
+    allow_chance: bool | None = None,
     recipe: str | Path | Recipe | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -224,6 +229,12 @@ def compile(
         precision: "fp32", "int8" or "auto": what `latency` and `speedup` are for.
         threads: Threads of every runtime while measuring.
         seed: Decides every random choice.
+        task: What the outputs are, where labels and answers do not say: one for all ("regression"), or by name or
+            number of the output. `deploypruner list tasks` has them.
+        metric: `metric(outputs, labels) -> float` in place of the tasks' own, or "module:function"; see
+            `measure.own_metric`.
+        classes: File with the names of the model's classes in the order of its outputs.
+        allow_chance: Go on though the dense model does no better than chance on the labels.
         recipe: A Recipe or a TOML file with the rest; arguments that are given win.
         resume: Continue the build in `out`.
         progress: Told about long work.
@@ -241,12 +252,17 @@ def compile(
         example_inputs=() if example_inputs is None else as_inputs(example_inputs),
         data=None if isinstance(data, str | Path) else data,
         train=train,
+        metric=None if isinstance(metric, str) else metric,
     )
     if given.model is not None and not given.example_inputs:
         raise RecipeError("compile needs example_inputs for a module", hint="pass one batch the model can run on")
     overrides: dict[str, Any] = {
         "model": {"source": model if isinstance(model, str) else None},
-        "data": {"source": str(data) if isinstance(data, str | Path) else None},
+        "data": {
+            "source": str(data) if isinstance(data, str | Path) else None,
+            "classes": classes,
+            "allow_chance": allow_chance,
+        },
         "prune": {
             **{
                 "latency": latency,
@@ -263,7 +279,9 @@ def compile(
         "sparse": {"sparsity": sparsity, "schedule": sparse_schedule},
         "recover": {"epochs": epochs},
         "measure": {
-            **{"runtimes": runtimes, "threads": threads, "precision": precision, "accuracy_drop": accuracy_drop}
+            **{"runtimes": runtimes, "threads": threads, "precision": precision, "accuracy_drop": accuracy_drop},
+            "tasks": _tasks(task),
+            "metric": metric if isinstance(metric, str) else None,
         },
         "target": target,
         "seed": seed,
@@ -282,6 +300,12 @@ def compile(
         progress=progress,
         say=say,
     )
+
+
+def _tasks(task: str | Mapping[str | int, str] | None) -> tuple[str, ...] | None:
+    if task is None or isinstance(task, str):
+        return None if task is None else (task,)
+    return tuple(f"{output}={name}" for output, name in task.items())
 
 
 def run_recipe(

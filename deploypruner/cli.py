@@ -22,7 +22,7 @@ from deploypruner.sparsifying import sparsify_command
 
 _KINDS = (
     *("criteria", "normalizers", "patterns", "runtimes", "schedules", "scopes"),
-    *("sparse-schedules", "targets"),
+    *("sparse-schedules", "targets", "tasks"),
 )
 
 
@@ -223,6 +223,10 @@ def _described(kind: str) -> dict[str, str]:
         from deploypruner.runtime import runtimes
 
         return runtimes.describe()
+    if kind == "tasks":
+        from deploypruner.tasks import tasks
+
+        return tasks.describe()
     if kind == "criteria":
         from deploypruner.criteria import criteria
 

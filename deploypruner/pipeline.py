@@ -23,8 +23,10 @@ from deploypruner.report.units import quality_sentence
 from deploypruner.sources.data import content_fingerprint
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.allocate import Allocate
+from deploypruner.stages.answering import Runner
 from deploypruner.stages.assign import Assign
 from deploypruner.stages.export import Export
+from deploypruner.stages.fitting import require_better_than_chance
 from deploypruner.stages.learn import Learn
 from deploypruner.stages.load import Load
 from deploypruner.stages.measure import Measure
@@ -102,6 +104,7 @@ def _run(build: Build, *, resume: bool, say: Say) -> Build:
         if stage.name == Trace.name:
             check_layers(build)
             _require_reachable(build)
+            _require_known_labels(build)
             marks = _open_folder(build, resume=resume)
         if stage.name == Allocate.name:
             check_widths(build)
@@ -166,6 +169,13 @@ def _require_sound(stage: Stage, build: Build) -> None:
     """A wrong graph or a wrong removal makes everything after it worthless: stop at once."""
     if stage.name in ("trace", "remove"):
         require(build.checks)
+
+
+def _require_known_labels(build: Build) -> None:
+    """Refuse labels that the dense model knows nothing of, before anything is trained on them."""
+    if build.data is not None and build.metric is None and not build.recipe.data.allow_chance:
+        runner = Runner(build.traced.module, build.traced.example_inputs)
+        require_better_than_chance(build.data, runner, build.tasks)
 
 
 def _require_reachable(build: Build) -> None:

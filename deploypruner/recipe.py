@@ -54,10 +54,14 @@ class DataRecipe:
     Args:
         source: DATA as on the command line, None for a build without data.
         settings: Preparation of the samples.
+        classes: File with the names of the model's classes, in the order of its outputs.
+        allow_chance: Go on though the dense model does no better than chance on the labels.
     """
 
     source: str | None = None
     settings: DataSettings = field(default_factory=DataSettings)
+    classes: Path | None = None
+    allow_chance: bool = False
 
 
 @dataclass(frozen=True)
@@ -259,9 +263,11 @@ class MeasureRecipe:
         runtimes: Registered names; empty means all that are measured by default.
         precision: What a budget of milliseconds or a speed-up is for: "fp32", "int8", or "auto": the fastest that
             keeps the accuracy.
-        accuracy_drop: Points of accuracy that everything together may cost, pruning and int8 (of agreement with the
-            dense model without labels); None for 3 (10 of agreement), of which int8 alone may cost 1 before "auto"
-            prefers fp32.
+        accuracy_drop: Points that everything together may cost, pruning and int8: of accuracy, mIoU or F1, hundredths
+            of R2, percent of the dense model's value for a metric of the user's; without labels of agreement with the
+            dense model. None for 3 (10 of agreement), of which int8 alone may cost 1 (5) before "auto" prefers fp32.
+        tasks: What outputs are, where labels and answers do not say: "TASK", or "OUTPUT=TASK" each.
+        metric: `package.module:function` in place of the tasks' metrics, see `measure.own_metric`; "" for none.
         threads: Threads of every runtime.
         seconds: Time for the interleaved rounds of all artifacts together.
         table_seconds: Time for timing layers, for a budget of milliseconds or a speed-up.
@@ -271,6 +277,8 @@ class MeasureRecipe:
     runtimes: tuple[str, ...] = ()
     precision: Literal["auto", "fp32", "int8"] = "auto"
     accuracy_drop: float | None = None
+    tasks: tuple[str, ...] = ()
+    metric: str = ""
     threads: int = 1
     seconds: float = 20.0
     table_seconds: float = 120.0

@@ -49,6 +49,7 @@ def _epochs(_: click.Context, __: click.Parameter, value: str | None) -> int | s
 
 def model_options(command: Command) -> Command:
     """MODEL and everything about loading it and its data."""
+    command = quality_options(command)
     for option in reversed(
         (
             click.argument("model", required=False),
@@ -109,6 +110,39 @@ def model_options(command: Command) -> Command:
     return command
 
 
+def quality_options(command: Command) -> Command:
+    """What the outputs are, and whose labels are whose."""
+    for option in reversed(
+        (
+            click.option(
+                "--classes",
+                type=click.Path(path_type=Path),
+                metavar="FILE",
+                help="Names of the model's classes in the order of its outputs, for other class folders.",
+            ),
+            click.option(
+                "--allow-chance",
+                is_flag=True,
+                default=None,
+                help="Go on though the dense model does no better than chance on the labels.",
+            ),
+            click.option(
+                "--task",
+                multiple=True,
+                metavar="[OUTPUT=]TASK",
+                help="What an output is, where labels and answers do not say. See `list tasks`; repeat.",
+            ),
+            click.option(
+                "--metric",
+                metavar="MODULE:FUNCTION",
+                help="Your own metric(outputs, labels) -> float, such as mAP; higher is better.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 def budget_options(command: Command) -> Command:
     """What the compiled model may cost, and in which setting."""
     for option in reversed(
@@ -127,7 +161,7 @@ def budget_options(command: Command) -> Command:
                 "--accuracy-drop",
                 type=float,
                 metavar="POINTS",
-                help="Of accuracy that everything together may cost; of agreement without labels.  [default: 3; 10]",
+                help="Of the metric, that everything together may cost; without labels of agreement.  [3; 10]",
             ),
             click.option(
                 "--search-minutes",
@@ -220,7 +254,11 @@ def overrides(options: dict[str, Any]) -> dict[str, Any]:
             "input_shapes": options["input_shape"] or None,
             "trust_pickle": options["trust_pickle"],
         },
-        "data": {"source": options["data"], "settings": {"mean": options["mean"], "std": options["std"]}},
+        "data": {
+            "source": options["data"],
+            "settings": {"mean": options["mean"], "std": options["std"]},
+            **{name: options[name] for name in ("classes", "allow_chance")},
+        },
         "prune": {
             **{name: options.get(name) for name in ("latency", "speedup", "macs", "criterion", "scope", "step")},
             "normalizer": options["normalizer"],
@@ -238,7 +276,8 @@ def overrides(options: dict[str, Any]) -> dict[str, Any]:
         "measure": {
             "runtimes": chosen_runtimes(options.get("runtime")),
             "threads": options.get("threads"),
-            **{name: options.get(name) for name in ("seconds", "precision", "accuracy_drop")},
+            **{name: options.get(name) for name in ("seconds", "precision", "accuracy_drop", "metric")},
+            "tasks": options["task"] or None,
         },
         "target": options["target"],
         "seed": options["seed"],

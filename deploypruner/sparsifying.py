@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from deploypruner.errors import BudgetError
 from deploypruner.options import SECONDS, THREADS, colour, width
 from deploypruner.recipe_options import numbers
 
@@ -22,6 +23,17 @@ from deploypruner.recipe_options import numbers
     "--batch", type=click.IntRange(1), help="Images at a time that it is to run with.  [default: the file's, else 1]"
 )
 @SECONDS
+@click.option(
+    "--accuracy-drop",
+    type=click.FloatRange(0),
+    metavar="POINTS",
+    help="Of the metric, that int8 may cost against MODEL; without labels of agreement.  [default: 3; 10]",
+)
+@click.option("--task", multiple=True, metavar="[OUTPUT=]TASK", help="What an output is. See `list tasks`; repeat.")
+@click.option("--metric", metavar="MODULE:FUNCTION", help="Your own metric(outputs, labels) -> float.")
+@click.option(
+    "--classes", type=click.Path(path_type=Path), metavar="FILE", help="Names of MODEL's classes, in order."
+)
 @click.option("--out", default="sparse", show_default=True, type=click.Path(path_type=Path), help="Folder.")
 @click.option("--seed", type=int, default=0, show_default=True)
 def sparsify_command(
@@ -32,15 +44,22 @@ def sparsify_command(
     threads: int | None,
     batch: int | None,
     seconds: float | None,
+    accuracy_drop: float | None,
+    task: tuple[str, ...],
+    metric: str | None,
+    classes: Path | None,
     out: Path,
     seed: int,
 ) -> None:
     """Convert MODEL, an .onnx file with zeros in its weights, so that OpenVINO skips them.
 
     An int8 QDQ model is converted directly; an fp32 one is quantized first. The layers are timed dense and sparse,
-    and the result is measured beside the dense int8 model. Writes model.sparse.onnx and the library that runs it.
+    and the result is measured beside the dense int8 model and MODEL itself, which both are judged against: an int8
+    form that loses more than --accuracy-drop is refused (exit code 3). Writes model.sparse.onnx and the library that
+    runs it.
     """
     from deploypruner.report import table_rows
+    from deploypruner.report.outputs import outputs_text
     from deploypruner.report.sparse import sparse_sentence
     from deploypruner.report.terminal import wrap
     from deploypruner.stages.sparsified import Request, sparsified
@@ -55,11 +74,27 @@ def sparsify_command(
         batch=batch,
         seconds=seconds or 20.0,
         seed=seed,
+        drop=accuracy_drop,
+        tasks=task,
+        metric=metric or "",
+        classes=classes,
     )
     found = sparsified(request, say=lambda line: click.echo(line, err=True))
     if found.rows:
         click.echo(table_rows(found.rows, colour=colour(), width=width()) + "\n")
-    click.echo(wrap("sparse: ", sparse_sentence(found.document), width()))
+    by_output = outputs_text(found.rows)
+    if by_output:
+        click.echo(by_output + "\n")
+    if not found.refused:
+        click.echo(wrap("sparse: ", sparse_sentence(found.document), width()))
+    if found.quality:
+        click.echo(wrap("quality: ", found.quality, width()))
     for text in found.warnings:
         click.echo(wrap("warning: ", text, width()))
     click.echo(f"\n{out / 'sparsify.json'} has every layer", err=True)
+    if found.refused:
+        raise BudgetError(
+            f"the int8 form of {model} is refused: {found.quality}",
+            hint=f"deploy {model} as it is, or allow more with --accuracy-drop",
+            finished=True,
+        )

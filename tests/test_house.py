@@ -31,7 +31,7 @@ LAYERS = (
     {"verify", "search"},
     {"latency", "learn"},
     {"export", "quantize", "measure", "recover", "sources", "prune"},
-    {"runtime", "criteria", "patterns"},
+    {"runtime", "criteria", "patterns", "tasks"},
     {"graph", "masks", "sparse", "pt2"},
     {"recipe_options"},
     {"folder", "scratch", "progress", "options", "openvino_import"},

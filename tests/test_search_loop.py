@@ -10,7 +10,7 @@ import pytest
 
 from deploypruner.budget import Budget
 from deploypruner.errors import BudgetError, InputError
-from deploypruner.records import Artifact, Quality, Setting, Timing
+from deploypruner.records import Artifact, Metric, Quality, Setting, Timing
 from deploypruner.search.certify import certify
 from deploypruner.search.choose import choose_setting
 from deploypruner.search.found import Found
@@ -186,6 +186,36 @@ def test_the_fastest_setting_that_keeps_the_accuracy_is_chosen():
 def test_without_labels_the_fastest_setting_is_chosen():
     timings = [timing(10), timing(3, precision="int8")]
     assert choose_setting(timings, [None, None], drop=1.0).setting.precision == "int8"
+
+
+def test_without_labels_int8_has_to_agree_with_the_dense_model():
+    timings = [timing(10), timing(3, precision="int8")]
+    for kind, agreement, precision in (
+        ("top-1", 0.11, "fp32"),
+        ("relative error", -14.0, "fp32"),
+        ("top-1", 0.995, "int8"),
+    ):
+        judged = [Quality(None, 1.0, kind, 300), Quality(None, agreement, kind, 300)]
+        assert choose_setting(timings, judged, drop=1.0).setting.precision == precision
+    judged = [Quality(None, 1.0, "top-1", 300), Quality(None, 0.11, "top-1", 300)]
+    assert (
+        "disagrees with the dense fp32 model by 89.0 points (top-1)" in choose_setting(timings, judged, drop=1).remark
+    )
+
+
+def test_where_nothing_keeps_the_quality_the_least_bad_is_chosen_and_said():
+    timings = [timing(3, precision="int8"), timing(2, precision="int8", runtime="onnxruntime")]
+    found = choose_setting(timings, [Quality(None, 0.6, "top-1", 9), Quality(None, 0.5, "top-1", 9)], drop=1)
+    assert found.setting.runtime == "openvino"
+    assert "disagrees" in found.remark
+
+
+def test_an_error_of_the_users_is_lost_when_it_grows():
+    error = Metric("wer", unit="", points=None, higher_is_better=False)
+    judged = [Quality(value, 1.0, "top-1", 9, error) for value in (0.10, 0.12)]
+    found = choose_setting([timing(10), timing(3, precision="int8")], judged, drop=10)
+    assert found.setting.precision == "fp32"
+    assert "loses 20.0 points of wer" in found.remark
 
 
 def test_nothing_to_choose_from_is_an_error():

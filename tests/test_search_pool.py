@@ -395,7 +395,16 @@ def test_a_ruined_model_is_refused_after_the_table_and_no_budget_is_met_beside_i
             "--seconds",
             "1",
         ),
-        *("--runtime", "onnxruntime", "--accuracy-drop", "0", "--out", str(tmp_path / "build")),
+        *(
+            "--runtime",
+            "onnxruntime",
+            "--accuracy-drop",
+            "0",
+            "--task",
+            "classification",
+            "--out",
+            str(tmp_path / "build"),
+        ),
     )
     assert outcome.code == 3
     assert "pruned fp32" in outcome.out

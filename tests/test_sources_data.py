@@ -184,14 +184,33 @@ def test_files_that_are_no_data_are_named() -> None:
 
 
 @pytest.mark.parametrize("targets", [np.linspace(0, 1, 6), np.eye(6, dtype=int)], ids=["regression", "one-hot"])
-def test_targets_that_are_no_class_indices_count_as_no_labels(targets: np.ndarray) -> None:
+def test_targets_that_are_no_class_indices_judge_and_do_not_train(targets: np.ndarray) -> None:
     for data in (
         as_data((np.zeros((6, 2, 2)), targets)),
         as_data([(torch.zeros(6, 2, 2), torch.from_numpy(targets))]),
     ):
         assert not data.labelled
-        assert "are not class indices; treated as unlabelled" in " ".join(data.remarks)
+        assert data.val.has_targets
         assert next(data.train.epoch(batch_size=9))[1] is None
+        got = torch.cat([target for _, target in data.train.with_targets(batch_size=9)])
+        assert set(map(str, got.tolist())) <= set(map(str, targets.tolist()))
+
+
+def test_targets_of_detections_are_lists_with_an_entry_per_image() -> None:
+    boxes = [{"boxes": torch.ones(n, 4), "labels": torch.ones(n, dtype=torch.int64)} for n in (1, 2, 3)]
+    data = as_data([(torch.zeros(3, 3, 8, 8), boxes)])
+    assert not data.labelled
+    ((_, target),) = data.val.with_targets(batch_size=9)
+    assert [len(entry["boxes"]) for entry in target] == [1, 2, 3]
+
+
+def test_targets_of_two_heads_are_a_tuple() -> None:
+    one, two = torch.tensor([0, 1, 2]), torch.tensor([[0.5], [1.5], [2.5]])
+    data = as_data([(torch.zeros(3, 4), [one, two])])
+    assert not data.labelled
+    ((_, (first, second)),) = data.val.with_targets(batch_size=9)
+    assert torch.equal(first, one)
+    assert torch.equal(second, two)
 
 
 def test_a_factory_may_return_whatever_the_python_api_takes() -> None:
@@ -270,7 +289,7 @@ def test_labels_outside_the_outputs_are_named(labels: list[int], said: str) -> N
     data = load_data(saved(x=x, y=np.array(labels), x_val=x, y_val=np.zeros(3, int)))
     with pytest.raises(InputError, match=said):
         check_labels(data, 5)
-    assert check_labels(as_data(x), 5) == ()
+    check_labels(as_data(x), 5)
 
 
 def test_a_loaders_labels_are_checked_too() -> None:

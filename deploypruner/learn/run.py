@@ -44,6 +44,7 @@ def learn(
     checkpoint: Path | None = None,
     progress: Progress | None = None,
     validate: Callable[[nn.Module], float] | None = None,
+    classes: tuple[bool, ...] = (),
 ) -> Learned:
     """Train a copy of the dense model with gates on its channels; the dense model itself is the teacher.
 
@@ -55,6 +56,7 @@ def learn(
         checkpoint: File written after every epoch.
         progress: Told about every step and epoch.
         validate: Called after each epoch with the weights that training would end in.
+        classes: Whether each output of floats is scores of classes, see `finetune`.
 
     Raises:
         RecipeError: The schedule does not fit into the training.
@@ -71,6 +73,7 @@ def learn(
         label="learn",
         validate=validate,
         regime=regime,
+        classes=classes,
     )
     result, planned = regime.result, regime.plan
     assert result is not None, "a training that ended has a result"

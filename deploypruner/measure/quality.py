@@ -1,75 +1,158 @@
-"""How well an artifact does its job: accuracy where there are labels, agreement with the dense model always."""
+"""How well an artifact does its job: the metric where there are labels, agreement with the dense model always."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deploypruner.errors import InputError
-from deploypruner.records import Quality
+from deploypruner.measure.own_metric import OwnMetric
+from deploypruner.records import ACCURACY, OutputQuality, Quality
 from deploypruner.runtime import Array, Session
+from deploypruner.tasks import tasks as registry
+from deploypruner.tasks.recognise import OutputTask, recognise
 
-Batch = tuple[list[Array], Array | None]
-"""One array `[n, ...]` per model input, and labels `[n]` or None."""
+Labels = Any
+"""An array `[n, ...]`, a tuple of them (one per output), or a list of n things that are no arrays; None for none."""
+Batch = tuple[list[Array], Labels]
+"""One array `[n, ...]` per model input, and labels of the samples, or None."""
+Outputs = list[list[Array]]
+"""For every batch, one array `[n, ...]` per output."""
 
 
-def outputs(session: Session, batches: Iterable[Batch]) -> list[Array]:
-    """Return the first output of every batch, `[n, ...]` each.
+def outputs(session: Session, batches: Iterable[Batch]) -> Outputs:
+    """Return every output of every batch, `[n, ...]` each.
 
     A model with a static batch dimension is given pieces of that size, the last one padded.
 
     Raises:
         InputError: A batch does not fit the declared inputs.
     """
-    return [_first_output(session, feeds) for feeds, _ in batches]
+    return [run_batch(session, feeds) for feeds, _ in batches]
 
 
-def evaluate(session: Session, batches: Iterable[Batch], *, reference: Sequence[Array] | None = None) -> Quality:
-    """Judge the first output of `session` on validation inputs.
+def evaluate(
+    session: Session,
+    batches: Iterable[Batch],
+    *,
+    reference: Outputs | None = None,
+    tasks: Sequence[OutputTask] | None = None,
+    metric: OwnMetric | None = None,
+) -> Quality:
+    """Judge every output of `session` on validation inputs.
 
-    An output `[n, K]` with K > 1 is taken as class scores: top-1 accuracy in percent where there are
-    labels, and the fraction of samples with the reference's top-1. Any other output is compared by the
-    mean cosine of each sample with the reference. A sample with NaN in its output is never right and
-    never agrees.
+    What an output is decides how: see `tasks.recognise` and the tasks themselves. The agreement is that of the output
+    that agrees least; the accuracy that of the first output with labels, or the user's own metric. A sample with NaN
+    in an output is never right and never agrees.
 
     Args:
         session: The artifact.
         batches: Validation inputs, all of them labelled or none.
-        reference: First outputs of the dense fp32 model for the same batches (see `outputs`); without
-            it `agreement` is None.
+        reference: Outputs of the dense fp32 model for the same batches (see `outputs`); without it `agreement` is
+            None.
+        tasks: What every output is; recognised from the reference (or from these outputs) and the labels where None.
+        metric: The user's own, in place of that of the tasks.
 
     Raises:
-        InputError: No samples, labels on some batches only, or a reference that does not match.
+        InputError: No samples, labels on some batches only, a reference that does not match, or a metric that fails.
     """
-    ours: list[Array] = []
-    labels: list[Array | None] = []
+    ours: Outputs = []
+    labels: list[Labels] = []
     for feeds, target in batches:
-        ours.append(_first_output(session, feeds))
+        ours.append(run_batch(session, feeds))
         labels.append(target)
-    if not sum(len(output) for output in ours):
+    if not sum(len(batch[0]) for batch in ours):
         raise InputError("no validation inputs", hint="give a data set with a validation part")
-    output = np.concatenate(ours)
-    classes = output.ndim == 2 and output.shape[1] > 1
-    other = None if reference is None else _matching(reference, ours)
+    answers = joined(ours)
+    dense = None if reference is None else _matching(reference, ours)
+    wanted = _joined_labels(labels)
+    given = label_list(wanted, len(answers[0]))
+    if tasks is None:
+        tasks = recognise([spec.name for spec in session.outputs], dense or answers, given)
+    found = tuple(
+        judge_output(output, answer, None if dense is None else dense[number], given)
+        for number, (output, answer) in enumerate(zip(tasks, answers, strict=True))
+    )
+    least = min(found, key=lambda quality: 0.0 if quality.agreement is None else quality.agreement)
+    scored = next((quality for quality in found if quality.accuracy is not None), None)
+    first = (ACCURACY, None) if scored is None or scored.metric is None else (scored.metric, scored.accuracy)
+    if metric is not None:
+        first = metric.metric, None if wanted is None else metric(answers, wanted)
     return Quality(
-        accuracy=_accuracy(output, _joined(labels)) if classes else None,
-        agreement=None if other is None else (_top1_agreement if classes else _mean_cosine)(output, other),
-        agreement_kind="top-1" if classes else "cosine",
-        samples=len(output),
+        accuracy=first[1],
+        agreement=least.agreement,
+        agreement_kind=least.agreement_kind,
+        samples=len(answers[0]),
+        metric=first[0],
+        outputs=found,
     )
 
 
-def _first_output(session: Session, feeds: Sequence[Array]) -> Array:
+def judge_output(
+    output: OutputTask, answer: Array, reference: Array | None, labels: Sequence[Array | None]
+) -> OutputQuality:
+    """Judge one output against the dense model's, and against its labels where it has some.
+
+    Args:
+        output: What it is.
+        answer: `[N, ...]`.
+        reference: The dense model's; None for no agreement. One of another shape does not agree at all.
+        labels: As `recognise` was given them.
+    """
+    task = registry.get(output.task)()
+    agreement, details = None, {}
+    dense = reference if reference is not None and reference.shape == answer.shape else None
+    if reference is not None:
+        agreement = 0.0 if dense is None else task.agreement(answer, dense)
+        details = {} if dense is None else task.details(answer, dense)
+    wanted = None if output.label is None or output.label >= len(labels) else labels[output.label]
+    scores = task.scores(answer, wanted, dense) if task.metric is not None and wanted is not None else {}
+    return OutputQuality(
+        output=output.output,
+        task=output.task,
+        agreement=agreement,
+        agreement_kind=task.agreement_kind,
+        details=_finite(details),
+        metric=task.metric if scores else None,
+        accuracy=scores[task.metric.name] if task.metric is not None and scores else None,
+        scores=_finite(scores),
+    )
+
+
+def run_batch(session: Session, feeds: Sequence[Array]) -> list[Array]:
+    """Every output for one batch, in pieces of the model's own size where that is fixed."""
     if not feeds:
         raise InputError("a batch without input arrays")
     count = len(feeds[0])
     declared = session.inputs[0].shape[0] if session.inputs[0].shape else None
     if declared is None or declared == count:
-        return session.run(feeds)[0]
-    pieces = [_piece(feeds, slice(start, start + declared)) for start in range(0, count, declared)]
-    return np.concatenate([session.run(piece)[0] for piece in pieces])[:count]
+        return session.run(feeds)
+    pieces = [session.run(_piece(feeds, slice(start, start + declared))) for start in range(0, count, declared)]
+    return [np.concatenate(parts)[:count] for parts in zip(*pieces, strict=True)]
+
+
+def joined(batches: Sequence[Sequence[Array]]) -> list[Array]:
+    """One array per output over all batches; outputs without an axis for samples become one row per batch."""
+    return [np.concatenate([np.atleast_1d(part) for part in parts]) for parts in zip(*batches, strict=True)]
+
+
+def label_list(labels: Labels, count: int) -> list[Array | None]:
+    """Labels as `recognise` takes them; those that are no numbers are for the user's own metric alone.
+
+    Raises:
+        InputError: Not one label per sample.
+    """
+    if labels is None:
+        return []
+    parts = list(labels) if isinstance(labels, tuple) else [labels]
+    found = [part if isinstance(part, np.ndarray) and part.dtype.kind in "biuf" else None for part in parts]
+    for part in found:
+        if part is not None and (not part.ndim or len(part) != count):
+            raise InputError(f"labels have shape {list(part.shape)}, expected [{count}]")
+    return found
 
 
 def _piece(feeds: Sequence[Array], rows: slice) -> list[Array]:
@@ -79,52 +162,43 @@ def _piece(feeds: Sequence[Array], rows: slice) -> list[Array]:
     return [array[picks] if array.ndim and len(array) == count else array for array in feeds]
 
 
-def _matching(reference: Sequence[Array], ours: Sequence[Array]) -> Array:
-    theirs = [array.shape for array in reference]
-    shapes = [array.shape for array in ours]
-    if theirs != shapes:
-        wrong = next((pair for pair in zip(theirs, shapes, strict=False) if pair[0] != pair[1]), None)
+def _matching(reference: Outputs, ours: Outputs) -> list[Array]:
+    """The reference joined; each batch must have as many outputs and samples as ours."""
+    theirs = [[len(np.atleast_1d(part)) for part in batch] for batch in reference]
+    wanted = [[len(np.atleast_1d(part)) for part in batch] for batch in ours]
+    if theirs != wanted:
+        pairs = zip(reference, ours, strict=False)
+        wrong = next((pair for pair in pairs if [len(p) for p in pair[0]] != [len(p) for p in pair[1]]), None)
         what = (
-            f"shape {list(wrong[0])} against {list(wrong[1])}"
+            f"shape {_shapes(wrong[0])} against {_shapes(wrong[1])}"
             if wrong
-            else f"{len(theirs)} batches against {len(shapes)}"
+            else f"{len(reference)} batches against {len(ours)}"
         )
         raise InputError(
             f"the reference outputs do not match: {what}", hint="take them from the same batches in order"
         )
-    return np.concatenate(list(reference))
+    return joined(reference)
 
 
-def _joined(labels: Sequence[Array | None]) -> Array | None:
+def _shapes(batch: Sequence[Array]) -> str:
+    return ", ".join(str(list(part.shape)) for part in batch)
+
+
+def _joined_labels(labels: Sequence[Labels]) -> Labels:
+    """All labels in the form of one batch's: an array, a tuple of arrays, or a list with an entry per sample."""
     known = [target for target in labels if target is not None]
     if known and len(known) < len(labels):
         raise InputError(f"{len(known)} of {len(labels)} validation batches have labels", hint="label all or none")
-    return np.concatenate(known) if known else None
-
-
-def _accuracy(output: Array, labels: Array | None) -> float | None:
-    if labels is None:
+    if not known:
         return None
-    if labels.shape != (len(output),):
-        raise InputError(f"labels have shape {list(labels.shape)}, expected [{len(output)}]")
-    return 100 * float(np.mean((output.argmax(axis=1) == labels) & _valid(output)))
+    if isinstance(known[0], np.ndarray):
+        return np.concatenate(known)
+    if isinstance(known[0], tuple):
+        return tuple(_joined_labels(list(parts)) for parts in zip(*known, strict=True))
+    if isinstance(known[0], Mapping):
+        return {key: _joined_labels([part[key] for part in known]) for key in known[0]}
+    return [entry for part in known for entry in part]
 
 
-def _top1_agreement(output: Array, reference: Array) -> float:
-    return float(np.mean((output.argmax(axis=1) == reference.argmax(axis=1)) & _valid(output)))
-
-
-def _mean_cosine(output: Array, reference: Array) -> float:
-    """Mean over samples; two zero vectors agree fully, a zero and a non-zero one not at all."""
-    a = output.reshape(len(output), -1).astype(np.float64)
-    b = reference.reshape(len(reference), -1).astype(np.float64)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
-    usable = np.isfinite(norms) & (norms > 0)
-    cosine: Array = np.where(both_zero, 1.0, 0.0)
-    cosine[usable] = (a[usable] * b[usable]).sum(axis=1) / norms[usable]
-    return float(np.mean(cosine))
-
-
-def _valid(output: Array) -> NDArray[np.bool_]:
-    return np.asarray(~np.isnan(output.reshape(len(output), -1)).any(axis=1))
+def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}

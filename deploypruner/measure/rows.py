@@ -8,7 +8,7 @@ from pathlib import Path
 from deploypruner.measure.baselines import Job, baseline_index, dense_index
 from deploypruner.measure.files import external_files
 from deploypruner.measure.statistics import compare, median_ms, quantile_ms
-from deploypruner.records import Comparison, Quality, Row, Timing
+from deploypruner.records import ACCURACY, Comparison, Quality, Row, Timing
 
 
 def make_rows(
@@ -88,4 +88,6 @@ def _row(timing: Timing, quality: Quality | None, *, against: Comparison, same_p
         nonzero=cost.nonzero if cost else None,
         bytes=file_bytes(artifact.path),
         peak_rss_bytes=timing.peak_rss_bytes,
+        metric=quality.metric if quality else ACCURACY,
+        outputs=quality.outputs if quality else (),
     )

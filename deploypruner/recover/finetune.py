@@ -68,6 +68,7 @@ def finetune(
     validate: Callable[[nn.Module], float] | None = None,
     regime: Regime | None = None,
     features: Features | None = None,
+    classes: tuple[bool, ...] = (),
 ) -> FinetuneHistory:
     """Train `student` in place; it holds the last epoch's weights afterwards. The teacher does not change.
 
@@ -93,6 +94,7 @@ def finetune(
         validate: Called with the model in evaluation mode after each epoch; its result is the epoch's score.
         regime: Masks that go with the training; None for none. The student ends with its hard weights.
         features: What both networks decide from (`find_features`), for `settings.mimic`; without, outputs alone.
+        classes: Whether each output of floats is scores of classes; going by its shape where that is not said.
 
     Raises:
         RecipeError: Neither labels nor a teacher.
@@ -105,7 +107,8 @@ def finetune(
         )
     progress = progress or SilentProgress()
     device = _device(settings, student)
-    job = _Job(student, teacher, batches, settings, checkpoint, label, validate, regime or Regime(), features)
+    about = (validate, regime or Regime(), features, classes)
+    job = _Job(student, teacher, batches, settings, checkpoint, label, *about)
     return (job.together if settings.devices * settings.hosts > 1 else job.alone)(progress, device)
 
 
@@ -122,6 +125,7 @@ class _Job:
     validate: Callable[[nn.Module], float] | None
     regime: Regime
     features: Features | None
+    classes: tuple[bool, ...]
 
     def together(self, progress: Progress, device: torch.device) -> FinetuneHistory:
         """Train in several processes, and take over what they made."""
@@ -169,7 +173,9 @@ class _Job:
         identity = self._identity(steps)
         self.regime.begin(self.student, epochs * steps)
         loop = Loop(
-            self.student, self.teacher, self.batches, self.settings, steps, self.regime, team, progress, self.features
+            *(self.student, self.teacher, self.batches, self.settings, steps, self.regime, team, progress),
+            features=self.features,
+            classes=self.classes,
         )
         state = None if path is None else saved.load(path, identity)
         done = [] if state is None else loop.load(state)
@@ -197,7 +203,8 @@ class _Job:
         return FinetuneHistory(tuple(done), resumed, self.settings.patience > 0)
 
     def _identity(self, steps: int) -> Identity:
-        about = (self.batches.labelled, steps, self.validate is None, self.regime.describe(), self.features)
+        classes = self.classes if not all(self.classes) else ()
+        about = (self.batches.labelled, steps, self.validate is None, self.regime.describe(), self.features, classes)
         amp = chosen_amp(self.settings.amp, self.student)
         text = repr(replace(self.settings, lr=None, amp=amp))
         return Identity(saved.fingerprint(text, self.student, self.teacher, about), self.settings.peak_lr)

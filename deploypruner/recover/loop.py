@@ -19,7 +19,7 @@ from deploypruner.recover.average import WeightAverage
 from deploypruner.recover.batches import Batch, Batches
 from deploypruner.recover.checkpoint import EpochRecord, State, load_optimizer, optimizer_state
 from deploypruner.recover.features import Features, WithFeatures
-from deploypruner.recover.losses import feature_loss, first_output, recovery_loss
+from deploypruner.recover.losses import distillation_loss, every_output, feature_loss, recovery_loss
 from deploypruner.recover.modes import device_of, mode_kept
 from deploypruner.recover.optimizers import make_optimizer
 from deploypruner.recover.precision import Precision, chosen_amp
@@ -42,6 +42,7 @@ class Loop:
         team: The processes that train together.
         progress: Told about every step and epoch.
         features: What both networks decide from, for `mimic`; None where that is not known.
+        classes: Whether each output is scores of classes, as far as that is known; going by the shape beyond.
     """
 
     student: nn.Module
@@ -53,6 +54,7 @@ class Loop:
     team: Team
     progress: Progress
     features: Features | None = None
+    classes: tuple[bool, ...] = ()
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -194,36 +196,55 @@ class Loop:
         inputs, labels = batch
         inputs = tuple(_placed(x, self._device, channels_last=self.settings.channels_last) for x in inputs)
         with self._precision.forward():
-            output, target, ours, theirs = self._run(self.regime.weights(step), inputs)
+            outputs, targets, ours, theirs = self._run(self.regime.weights(step), inputs)
+        if self._precision.mixed:
+            outputs, targets = [t.float() for t in outputs], [t.float() for t in targets]
         loss = recovery_loss(
-            output.float() if self._precision.mixed else output,
-            target if target is None or not self._precision.mixed else target.float(),
+            outputs[0],
+            targets[0] if targets else None,
             labels.to(self._device) if labels is not None and self.batches.labelled else None,
             distill=self.settings.distill,
             temperature=self.settings.temperature,
             smoothing=self.settings.label_smoothing,
+            classes=self._is_classes(0),
         )
+        if len(targets) > 1:
+            loss = (loss + self._beside(outputs, targets)) / len(targets)
         if ours is None or theirs is None or self.features is None:
             return loss
         return loss + self.settings.mimic * feature_loss(ours.float(), self.features.of_dense(theirs.float()))
 
     def _run(
         self, weights: dict[str, Tensor], inputs: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """Output of the student and of the teacher, and the features of both where they are mimicked."""
+    ) -> tuple[list[Tensor], list[Tensor], Tensor | None, Tensor | None]:
+        """Outputs of the student and of the teacher, and the features of both where they are mimicked."""
         if self._watched is not None:
             student, teacher = self._watched
             output, ours = student(inputs, weights)
             with torch.no_grad():
                 target, theirs = teacher(inputs, {})
-            return first_output(output), first_output(target), ours, theirs
-        output = first_output(
+            return every_output(output), every_output(target), ours, theirs
+        outputs = every_output(
             functional_call(self.student, weights, inputs) if weights else call(self.student, inputs)
         )
         if self.teacher is None:
-            return output, None, None, None
+            return outputs, [], None, None
         with torch.no_grad():
-            return output, first_output(call(self.teacher, inputs)), None, None
+            return outputs, every_output(call(self.teacher, inputs)), None, None
+
+    def _beside(self, outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
+        """What the outputs beside the first are off by: each has to stay what the dense model says, labels or not."""
+        pairs = list(zip(outputs, targets, strict=True))[1:]
+        temperature = self.settings.temperature
+        return torch.stack(
+            [
+                distillation_loss(ours, theirs, temperature=temperature, classes=self._is_classes(number))
+                for number, (ours, theirs) in enumerate(pairs, start=1)
+            ]
+        ).sum()
+
+    def _is_classes(self, output: int) -> bool | None:
+        return self.classes[output] if output < len(self.classes) else None
 
     def _share_statistics(self) -> None:
         """Average the running statistics, which each process took of its own samples."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deploypruner.errors import InputError, RecipeError
+from deploypruner.graph.inputs import tensors
 
 
 def first_output(output: object) -> Tensor:
@@ -48,12 +49,24 @@ def label_loss(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Ten
     return F.cross_entropy(logits, labels.long(), label_smoothing=smoothing)
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
+def every_output(output: object) -> list[Tensor]:
+    """Every tensor of floats that a model returned, in order.
+
+    Raises:
+        InputError: There is no tensor in it.
+    """
+    return [t for t in tensors(output) if t.is_floating_point()] or [first_output(output)]
+
+
+def distillation_loss(
+    student: Tensor, teacher: Tensor, *, temperature: float = 4.0, classes: bool | None = None
+) -> Tensor:
     """How far the student's output is from the teacher's; scalar, zero where they agree.
 
     Class scores [N, K] with K > 1: T^2 KL(softmax(teacher / T) || softmax(student / T)), averaged over N;
-    T^2 keeps the size of the gradient independent of T. Any other shape: squared error divided by the
-    mean square of the teacher's output, so that the unit of the output does not matter (ours).
+    T^2 keeps the size of the gradient independent of T. Any other shape, and with `classes` False these too, as the
+    softmax of a box means nothing: squared error divided by the mean square of the teacher's output, so that the unit
+    of the output does not matter (ours).
 
     Raises:
         InputError: The shapes differ.
@@ -66,7 +79,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float = 
             f"the pruned model returns shape {list(student.shape)}, the dense model {list(teacher.shape)}",
             hint="distillation needs the same output shape; check that the model's output was not pruned",
         )
-    if student.dim() == 2 and student.shape[1] > 1:
+    if student.dim() == 2 and student.shape[1] > 1 and classes is not False:
         ours = F.log_softmax(student / temperature, dim=1)
         theirs = F.log_softmax(teacher / temperature, dim=1)
         return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
@@ -94,6 +107,7 @@ def recovery_loss(
     distill: float,
     temperature: float,
     smoothing: float,
+    classes: bool | None = None,
 ) -> Tensor:
     """`(1 - distill) label_loss + distill distillation_loss`; one alone where the other has nothing to go by.
 
@@ -104,6 +118,7 @@ def recovery_loss(
         distill: Weight of the teacher in [0, 1], used only where there are labels too.
         temperature: Softens both outputs, > 0.
         smoothing: Label smoothing in [0, 1).
+        classes: Whether the output is scores of classes, see `distillation_loss`.
 
     Raises:
         RecipeError: Neither a teacher nor labels.
@@ -114,8 +129,9 @@ def recovery_loss(
         )
     if labels is None:
         assert teacher is not None, "checked above"
-        return distillation_loss(student, teacher, temperature=temperature)
+        return distillation_loss(student, teacher, temperature=temperature, classes=classes)
     by_label = label_loss(student, labels, smoothing=smoothing)
     if teacher is None:
         return by_label
-    return (1 - distill) * by_label + distill * distillation_loss(student, teacher, temperature=temperature)
+    by_teacher = distillation_loss(student, teacher, temperature=temperature, classes=classes)
+    return (1 - distill) * by_label + distill * by_teacher

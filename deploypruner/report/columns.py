@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from deploypruner.records import Comparison, Row
+from deploypruner.records import ACCURACY, Comparison, Row
 from deploypruner.report import units
 from deploypruner.report.headline import RuntimeGroup, group_rows
 from deploypruner.report.terminal import Paint, clean, painter
@@ -74,10 +74,11 @@ def table_rows(rows: Sequence[Row], *, colour: bool, width: int | None = None) -
 
 
 def _layout(rows: Sequence[Row], groups: Sequence[RuntimeGroup]) -> _Layout:
-    kinds = " or ".join(dict.fromkeys(row.agreement_kind for row in rows if row.agreement is not None))
+    metric = next((row.metric for row in rows if row.accuracy is not None), ACCURACY)
+    agreed, kinds = units.agreement_head(rows)
     left = (
-        _Column("accuracy", "%", lambda row: units.percent(row.accuracy)),
-        _Column("agreement", kinds, lambda row: units.agreement(row.agreement, row.agreement_kind)),
+        _Column(metric.name, metric.unit, lambda row: units.accuracy(row.accuracy, row.metric.unit)),
+        _Column(agreed, kinds, lambda row: units.agreement(row.agreement, row.agreement_kind)),
         _Column("median", "ms", lambda row: units.significant(row.median_ms)),
         _Column("p95", "ms", lambda row: units.significant(row.p95_ms), spare=1),
     )

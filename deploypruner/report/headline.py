@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from deploypruner.records import Row
 from deploypruner.report import units
 from deploypruner.report.document import Report
+from deploypruner.search.kept import row_kept
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,9 @@ def keeps(row: Row, group: RuntimeGroup, report: Report) -> bool:
     quality = report.budget.get("quality")
     if not quality:
         return True
-    if quality["kind"] != "accuracy":
-        return row.agreement is None or 100 * (1 - row.agreement) <= quality["allowed"]
-    dense = group.baseline.accuracy if group.baseline else None
-    return row.accuracy is None or dense is None or dense - row.accuracy <= quality["allowed"]
+    # Reports of earlier versions do not say what the user allowed; what counts there is allowed of either.
+    judged = row_kept(row, group.rows, drop=quality.get("drop", quality["allowed"]))
+    return judged is None or judged.kept
 
 
 def _group(key: tuple[str, int], rows: list[Row]) -> RuntimeGroup:
@@ -148,10 +148,11 @@ def _interval(row: Row) -> str:
 
 def _quality(row: Row, baseline: Row | None) -> str:
     if row.accuracy is not None:
+        name, unit = row.metric.name, row.metric.unit
+        sign = " %" if unit == "%" else ""
         dense = baseline.accuracy if baseline else None
-        beside = f" (dense {units.percent(dense)} %)" if dense is not None else ""
-        return f"accuracy {units.percent(row.accuracy)} %{beside}"
+        beside = f" (dense {units.accuracy(dense, unit)}{sign})" if dense is not None else ""
+        return f"{name} {units.accuracy(row.accuracy, unit)}{sign}{beside}"
     if row.agreement is not None:
-        agreed = units.agreement(row.agreement, row.agreement_kind)
-        return f"{row.agreement_kind} agreement with the dense model {agreed}"
+        return units.agreement_text(row.agreement, row.agreement_kind)
     return "accuracy not measured"

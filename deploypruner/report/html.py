@@ -11,13 +11,14 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from deploypruner.records import Check, Comparison, Cost, Frozen, Row
+from deploypruner.records import ACCURACY, Check, Comparison, Cost, Frozen, Row
 from deploypruner.report import units
 from deploypruner.report.bars import share_bar, width_bars
 from deploypruner.report.chosen import chosen_sentence, pool_lines
 from deploypruner.report.document import Report
 from deploypruner.report.headline import Headline, RuntimeGroup, group_rows, headline, keeps
 from deploypruner.report.marks import legend
+from deploypruner.report.outputs import output_lines
 from deploypruner.report.ranges import collapse
 from deploypruner.report.scatter import quality_axis, scatter, spread
 from deploypruner.report.sparse import assigned_sentence, sparse_lines, sparse_sentence
@@ -74,7 +75,9 @@ def render_html(report: Report) -> str:
         groups=[(group, _lines(group, result, report), _samples(group)) for group in group_rows(report.rows)],
         threads=_threads(report.rows),
         labelled=any(row.accuracy is not None for row in report.rows),
-        agreement_kinds=" or ".join(dict.fromkeys(row.agreement_kind for row in report.rows)),
+        metric=next((row.metric for row in report.rows if row.accuracy is not None), ACCURACY),
+        agreement_column=units.agreement_head(report.rows),
+        by_output=output_lines(report.rows),
         picture=_picture(report.rows, result),
         costs=_costs(report.dense, report.pruned),
         widths=width_bars(report.layers),
@@ -153,6 +156,7 @@ def _picture(rows: Sequence[Row], result: Headline) -> dict[str, Any] | None:
     drawn = [row for row in rows if quality.value(row) is not None]
     return {
         "title": quality.title.partition(",")[0],
+        "better": "up" if quality.upward else "down",
         "wide": scatter(rows, width=760, height=400, emphasis=result.recommended),
         "narrow": scatter(rows, width=350, height=400, emphasis=result.recommended),
         "legend": legend(drawn),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,26 +23,33 @@ _LOG_FROM = 12.0  # slowest / fastest beyond which a linear axis crowds the fast
 
 @dataclass(frozen=True)
 class Quality:
-    """The vertical axis: what it says, the number of a row, and the number as text."""
+    """The vertical axis: what it says, the number of a row, the number as text, and whether better is up."""
 
     title: str
     value: Callable[[Row], float | None]
     text: Callable[[float], str]
     best: float
     slack: float
+    upward: bool = True
 
 
 def quality_axis(rows: Sequence[Row]) -> Quality | None:
     """Accuracy where every row has it, else agreement, else None."""
     if all(row.accuracy is not None for row in rows):
-        return Quality("accuracy, %", lambda row: row.accuracy, lambda value: f"{value:.1f} %", 100.0, 0.5)
-    kinds = {row.agreement_kind for row in rows if row.agreement is not None}
-    if kinds == {"cosine"}:
-        return Quality("cosine agreement with dense", lambda row: row.agreement, lambda v: f"{v:.4f}", 1.0, 0.0002)
-    if kinds == {"top-1"}:
+        metric = rows[0].metric
+        if metric.unit == "%":
+            return Quality(f"{metric.name}, %", lambda row: row.accuracy, lambda value: f"{value:.1f} %", 100.0, 0.5)
+        worst = max(abs(row.accuracy or 0.0) for row in rows)
+        slack, upward = 0.01 * worst or 0.01, metric.higher_is_better
         return Quality(
-            "top-1 agreement with dense, %", _agreement_percent, lambda value: f"{value:.1f} %", 100.0, 0.5
+            *(metric.name, lambda row: row.accuracy, lambda value: units.accuracy(value, ""), math.inf, slack, upward)
         )
+    kinds = list(dict.fromkeys(row.agreement_kind for row in rows if row.agreement is not None))
+    if kinds == ["cosine"]:
+        return Quality("cosine agreement with dense", lambda row: row.agreement, lambda v: f"{v:.4f}", 1.0, 0.0002)
+    if kinds:
+        name = f"{' or '.join(kinds)} agreement with dense, %".replace(units.RELATIVE_ERROR, "100 - relative error")
+        return Quality(name, _agreement_percent, lambda value: f"{value:.1f} %", 100.0, 0.5)
     return None
 
 

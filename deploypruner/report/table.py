@@ -8,6 +8,7 @@ from deploypruner.report.chosen import chosen_sentence
 from deploypruner.report.columns import table_rows
 from deploypruner.report.document import Report
 from deploypruner.report.headline import headline
+from deploypruner.report.outputs import outputs_text
 from deploypruner.report.sparse import assigned_sentence, assigned_table, sparse_sentence
 from deploypruner.report.terminal import Paint, clean, painter, wrap
 
@@ -25,9 +26,10 @@ def table(report: Report, *, colour: bool, width: int | None = None) -> str:
     # A network that is worth nothing any more must not be taken for the speed-up in its table.
     refused = units.is_refused(report.budget)
     result = _result(report, paint, width, style="bad" if refused else "")
+    by_output = outputs_text(report.rows)
     blocks = [
         paint(_title(report), "strong"),
-        *((result, rows) if refused else (rows, result)),
+        *((result, rows, by_output) if refused else (rows, by_output, result)),
         _budget(report, paint, width),
         _sparse(report, width),
         _verification(report, paint, width),

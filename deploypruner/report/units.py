@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
+from deploypruner.records import Row
+
 UNKNOWN = "-"
+RELATIVE_ERROR = "relative error"
 _PREFIXES = ("", "k", "M", "G", "T", "P")
 
 
@@ -35,11 +39,33 @@ def percent(value: float | None) -> str:
     return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.1f}"
 
 
+def accuracy(value: float | None, unit: str) -> str:
+    """A metric's value: in percent with one decimal and without the sign, a plain number with three digits."""
+    if unit == "%" or value is None:
+        return percent(value)
+    return significant(value) if value >= 0 else f"-{significant(-value)}"
+
+
 def agreement(value: float | None, kind: str) -> str:
-    """Agreement with the dense fp32 model: top-1 as "99.1 %", cosine as "0.9987"."""
+    """Agreement with the dense fp32 model: shares as "99.1 %", cosine as "0.9987", a relative error as that error."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
+    if kind == RELATIVE_ERROR:
+        return f"{100 * (1 - value):.1f} %"
     return f"{value:.4f}" if kind == "cosine" else f"{100 * value:.1f} %"
+
+
+def agreement_head(rows: Iterable[Row]) -> tuple[str, str]:
+    """Heading of the column, and what the numbers in it are: "agreement" and "top-1", "difference" for errors."""
+    kinds = list(dict.fromkeys(row.agreement_kind for row in rows if row.agreement is not None))
+    return "difference" if kinds == [RELATIVE_ERROR] else "agreement", " or ".join(kinds)
+
+
+def agreement_text(value: float | None, kind: str) -> str:
+    """The same as part of a sentence: "top-1 agreement with the dense model 99.1 %"."""
+    if kind == RELATIVE_ERROR:
+        return f"relative error against the dense model {agreement(value, kind)}"
+    return f"{kind} agreement with the dense model {agreement(value, kind)}"
 
 
 def ratio(value: float | None) -> str:
@@ -153,16 +179,31 @@ def is_refused(budget: dict[str, Any]) -> bool:
 
 def quality_sentence(quality: dict[str, Any]) -> str:
     """What was lost and what may be: "accuracy fell from 88.0 to 2.4 %, 85.6 points where 3 are allowed"."""
-    name = "accuracy" if quality["kind"] == "accuracy" else f"agreement with the dense model ({quality['kind']})"
+    kind, unit = quality["kind"], quality.get("unit", "%")
+    labelled = is_labelled(quality)
+    name = kind if labelled else f"agreement with the dense model ({kind})"
+    name += f" of output '{quality['output']}'" if quality.get("output") else ""
     dense, pruned, lost = (quality[key] for key in ("dense", "pruned", "lost"))
     allowed = f"{quality['allowed']:g} {'is' if quality['allowed'] == 1 else 'are'} allowed"
     if pruned is None or lost is None or not math.isfinite(lost):
         return f"{name} is not a number any more, where {quality['allowed']:g} points may be lost"
+    if not labelled and kind == RELATIVE_ERROR:
+        name = name.replace("agreement with", "relative error against").removesuffix(f" ({kind})")
+        grew = f"{name} is {100 - pruned:.1f} %"
+        return f"{grew} where {quality['allowed']:g} {'is' if quality['allowed'] == 1 else 'are'} allowed"
+    before, after = (accuracy(value, unit) for value in (dense, pruned))
+    after += " %" if unit == "%" else ""
     if lost <= 0:
-        return f"{name} {dense:.1f} -> {pruned:.1f} %, nothing lost where {allowed}"
+        return f"{name} {before} -> {after}, nothing lost where {allowed}"
     if quality["kept"]:
-        return f"{name} {dense:.1f} -> {pruned:.1f} %, {lost:.1f} points lost where {allowed}"
-    return f"{name} fell from {dense:.1f} to {pruned:.1f} %, {lost:.1f} points where {allowed}"
+        return f"{name} {before} -> {after}, {lost:.1f} points lost where {allowed}"
+    went = "fell" if pruned < dense else "rose"
+    return f"{name} {went} from {before} to {after}, {lost:.1f} points where {allowed}"
+
+
+def is_labelled(quality: dict[str, Any]) -> bool:
+    """Is a budget's quality the metric on labels, and not agreement with the dense model?"""
+    return bool(quality.get("labelled", quality["kind"] == "accuracy"))
 
 
 def budget_verdict(budget: dict[str, Any]) -> str:

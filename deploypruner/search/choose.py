@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from deploypruner.errors import InputError
 from deploypruner.measure import median_ms
 from deploypruner.records import Quality, Setting, Timing
+from deploypruner.search.gaps import Gap, gaps, largest
 
-# Points that int8 alone may cost where the user did not say.
-INT8_DROP = 1.0
+# Points that int8 alone may cost where the user did not say: of the metric, and of agreement without labels.
+INT8_DROP, INT8_AGREEMENT_DROP = 1.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -29,35 +30,66 @@ class Choice:
 
 
 def choose_setting(timings: Sequence[Timing], qualities: Sequence[Quality | None], *, drop: float) -> Choice:
-    """Choose the setting in which the dense model is fastest and keeps its accuracy.
+    """Choose the setting in which the dense model is fastest and keeps its quality.
 
     Args:
         timings: Of the dense model, each runtime and precision the user allows.
-        qualities: Of the same artifacts; None where nothing was evaluated.
-        drop: Points of accuracy that may be lost against the best of them.
+        qualities: Of the same artifacts, each against the dense fp32 model; None where nothing was evaluated.
+        drop: Points that may be lost against the best of them; of agreement, where there are no labels. Where every
+            setting loses more, the one that loses least is chosen.
 
     Raises:
         InputError: No timings.
     """
     if not timings:
         raise InputError("no dense model could be measured", hint="choose another --runtime or --precision")
-    known = [q.accuracy for q in qualities if q is not None and q.accuracy is not None]
-    best = max(known, default=None)
-    lost = [best - q.accuracy if best is not None and q and q.accuracy is not None else 0.0 for q in qualities]
+    best = _best(qualities)
+    lost = [None if quality is None else largest(gaps(quality, best)) for quality in qualities]
+    points = [_points(gap) for gap in lost]
     by_speed = sorted(range(len(timings)), key=lambda i: (median_ms(timings[i].samples_ns), i))
-    keeping = [i for i in by_speed if lost[i] <= drop]
-    chosen, fastest = keeping[0], by_speed[0]
+    keeping = [i for i in by_speed if points[i] <= drop]
+    fastest = by_speed[0]
+    chosen = keeping[0] if keeping else min(by_speed, key=lambda i: points[i])
     setting = _setting(timings[chosen])
-    if chosen != fastest:
+    gap = lost[fastest]
+    if chosen != fastest and gap is not None:
         remark = (
-            f"{_setting(timings[fastest])} is faster but loses {lost[fastest]:.1f} points of accuracy "
-            f"(--accuracy-drop {drop:g}), so the budget is for {setting}"
+            f"{_setting(timings[fastest])} is faster but {_loss_text(gap)} (--accuracy-drop {drop:g}), "
+            f"so the budget is for {setting}"
         )
+    elif not keeping and gap is not None:
+        remark = f"the budget is for {setting}, which {_loss_text(gap)} (--accuracy-drop {drop:g})"
     elif len(timings) == 1:
         remark = f"the budget is for {setting}"
     else:
         remark = f"the budget is for {setting}, where the dense model is fastest"
     return Choice(setting, timings[chosen], remark)
+
+
+def _best(qualities: Sequence[Quality | None]) -> Quality | None:
+    """The one with the best accuracy, None where none has any."""
+    known = [quality for quality in qualities if quality is not None and quality.accuracy is not None]
+    return max(known, key=_rank, default=None)
+
+
+def _rank(quality: Quality) -> float:
+    assert quality.accuracy is not None, "only what is known is ranked"
+    better = quality.accuracy if quality.metric.higher_is_better else -quality.accuracy
+    return better if better == better else float("-inf")
+
+
+def _points(gap: Gap | None) -> float:
+    """What is lost; nothing where nothing was evaluated, everything where it is not a number."""
+    if gap is None:
+        return 0.0
+    return gap.lost if gap.lost == gap.lost else float("inf")
+
+
+def _loss_text(gap: Gap) -> str:
+    where = f" in output '{gap.output}'" if gap.output else ""
+    if gap.labelled:
+        return f"loses {gap.lost:.1f} points of {gap.kind}{where}"
+    return f"disagrees with the dense fp32 model by {gap.lost:.1f} points ({gap.kind}{where})"
 
 
 def _setting(timing: Timing) -> Setting:

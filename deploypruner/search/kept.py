@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from deploypruner.records import Row, Setting
+from deploypruner.search.gaps import Gap, gaps
 
-# Points that may be lost where the user did not say: of accuracy, and of agreement where there are no labels. Two
+# Points that may be lost where the user did not say: of the metric, and of agreement where there are no labels. Two
 # networks that are equally good differ in a few percent of their answers.
 ACCURACY_DROP, AGREEMENT_DROP = 3.0, 10.0
 
@@ -20,23 +21,31 @@ class Kept:
     Args:
         artifact: Name of the row it is about.
         runtime: Of that row.
-        kind: "accuracy", or what agreement with the dense model means: "top-1", "cosine".
-        dense: Of the dense fp32 model, in percent.
-        pruned: Of the row, in percent.
+        gap: What was lost.
         allowed: Points that may be lost.
+        drop: Points that the user allowed, None where nobody said.
     """
 
     artifact: str
     runtime: str
-    kind: str
-    dense: float
-    pruned: float
+    gap: Gap
     allowed: float
+    drop: float | None = None
+
+    @property
+    def kind(self) -> str:
+        """What is lost: of which metric, or of which kind of agreement."""
+        return self.gap.kind
+
+    @property
+    def dense(self) -> float:
+        """Of the dense model, in the unit of the metric."""
+        return self.gap.dense
 
     @property
     def lost(self) -> float:
         """Points."""
-        return self.dense - self.pruned
+        return self.gap.lost
 
     @property
     def kept(self) -> bool:
@@ -45,7 +54,15 @@ class Kept:
 
     def to_json(self) -> dict[str, Any]:
         """As report.json has it under `quality`."""
-        return {**asdict(self), "lost": self.lost, "kept": self.kept}
+        gap = asdict(self.gap)
+        return {
+            "artifact": self.artifact,
+            "runtime": self.runtime,
+            **{"pruned" if name == "found" else name: value for name, value in gap.items()},
+            "allowed": self.allowed,
+            "drop": self.drop,
+            "kept": self.kept,
+        }
 
 
 def quality_kept(
@@ -62,20 +79,39 @@ def quality_kept(
     Returns:
         None where there is no such row, or nothing is known of its quality.
     """
-    found = [judged for row in rows if row.pattern != "dense" and (judged := _of(row, rows, drop)) is not None]
+    pruned = [row for row in rows if row.pattern != "dense"]
+    found = [judged for row in pruned if (judged := row_kept(row, rows, drop=drop)) is not None]
     if setting is not None:
         at = {(r.name, r.runtime) for r in rows if (r.runtime, r.precision) == (setting.runtime, setting.precision)}
         found = [judged for judged in found if (judged.artifact, judged.runtime) in at]
         found = [judged for judged in found if judged.artifact == artifact] or found[:1]
-    return min(found, key=lambda judged: judged.lost - judged.allowed, default=None)
+    return min(found, key=_excess, default=None)
 
 
-def _of(row: Row, rows: Sequence[Row], drop: float | None) -> Kept | None:
+def row_kept(row: Row, rows: Sequence[Row], *, drop: float | None) -> Kept | None:
+    """Judge one row against the dense fp32 model on its runtime, by the output of it that loses most.
+
+    Args:
+        row: Any.
+        rows: Of the same build.
+        drop: As for `quality_kept`.
+
+    Returns:
+        None where nothing is known of its quality.
+    """
     dense = next((r for r in rows if (r.pattern, r.precision, r.runtime) == ("dense", "fp32", row.runtime)), None)
-    if row.accuracy is not None and dense is not None and dense.accuracy is not None:
-        allowed = ACCURACY_DROP if drop is None else drop
-        return Kept(row.name, row.runtime, "accuracy", dense.accuracy, row.accuracy, allowed)
-    if row.agreement is not None:
-        allowed = AGREEMENT_DROP if drop is None else drop
-        return Kept(row.name, row.runtime, row.agreement_kind, 100.0, 100 * row.agreement, allowed)
-    return None
+    found = [Kept(row.name, row.runtime, gap, allowed_points(gap, drop), drop) for gap in gaps(row, dense)]
+    return max(found, key=_excess, default=None)
+
+
+def allowed_points(gap: Gap, drop: float | None) -> float:
+    """What may be lost: what the user said, else `ACCURACY_DROP` or, of agreement, `AGREEMENT_DROP`."""
+    if drop is not None:
+        return drop
+    return ACCURACY_DROP if gap.labelled else AGREEMENT_DROP
+
+
+def _excess(judged: Kept) -> float:
+    """Points beyond what is allowed; what is not a number is beyond everything."""
+    over = judged.lost - judged.allowed
+    return over if over == over else float("inf")

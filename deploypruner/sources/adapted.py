@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from deploypruner.errors import InputError
-from deploypruner.sources.batches import Batch, Batches
+from deploypruner.sources.batches import Batch, Batches, Judgeable
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +45,62 @@ class Unlabelled(Batches):
         for inputs, _ in self.inner.epoch(batch_size=batch_size, seed=seed, shuffle=shuffle, augment=augment):
             yield inputs, None
 
+    @property
+    def has_targets(self) -> bool:
+        """Those of the split: they judge, and nothing is trained or scored on them."""
+        return self.inner.has_targets
+
+    def with_targets(self, *, batch_size: int, seed: int = 0, shuffle: bool = False) -> Iterator[Judgeable]:
+        """See `Batches`."""
+        yield from self.inner.with_targets(batch_size=batch_size, seed=seed, shuffle=shuffle)
+
     def known_labels(self) -> Tensor | None:
         """None."""
         return None
+
+    def origin(self, index: int) -> str:
+        """See `Batches`."""
+        return self.inner.origin(index)
+
+
+@dataclass(frozen=True, eq=False)
+class Relabelled(Batches):
+    """A split with other class numbers.
+
+    Args:
+        inner: The split, labelled.
+        numbers: [k] int64; class i of the split becomes numbers[i].
+    """
+
+    inner: Batches
+    numbers: Tensor
+
+    @property
+    def labelled(self) -> bool:
+        """See `Batches`."""
+        return self.inner.labelled
+
+    @property
+    def samples(self) -> int | None:
+        """See `Batches`."""
+        return self.inner.samples
+
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...] | None:
+        """See `Batches`."""
+        return self.inner.input_shapes
+
+    def epoch(
+        self, *, batch_size: int, seed: int = 0, shuffle: bool = False, augment: bool = False
+    ) -> Iterator[Batch]:
+        """See `Batches`."""
+        for inputs, labels in self.inner.epoch(batch_size=batch_size, seed=seed, shuffle=shuffle, augment=augment):
+            yield inputs, None if labels is None else self.numbers[labels]
+
+    def known_labels(self) -> Tensor | None:
+        """See `Batches`."""
+        labels = self.inner.known_labels()
+        return None if labels is None else self.numbers[labels]
 
     def origin(self, index: int) -> str:
         """See `Batches`."""
@@ -96,13 +150,18 @@ class WholeBatches(Batches):
         self, *, batch_size: int, seed: int = 0, shuffle: bool = False, augment: bool = False
     ) -> Iterator[Batch]:
         """See `Batches`."""
-        waiting: list[Batch] = []
-        for batch in self.inner.epoch(batch_size=self.size, seed=seed, shuffle=shuffle, augment=augment):
-            waiting.append(batch)
-            while sum(len(inputs[0]) for inputs, _ in waiting) >= self.size:
-                whole, rest = _cut(_joined(waiting), self.size)
-                yield whole
-                waiting = [rest] if len(rest[0][0]) else []
+        yield from _whole(
+            self.inner.epoch(batch_size=self.size, seed=seed, shuffle=shuffle, augment=augment), self.size
+        )
+
+    @property
+    def has_targets(self) -> bool:
+        """See `Batches`."""
+        return self.inner.has_targets
+
+    def with_targets(self, *, batch_size: int, seed: int = 0, shuffle: bool = False) -> Iterator[Judgeable]:
+        """See `Batches`."""
+        yield from _whole(self.inner.with_targets(batch_size=self.size, seed=seed, shuffle=shuffle), self.size)
 
     def known_labels(self) -> Tensor | None:
         """See `Batches`."""
@@ -113,14 +172,35 @@ class WholeBatches(Batches):
         return self.inner.origin(index)
 
 
-def _joined(batches: list[Batch]) -> Batch:
+def _whole(batches: Iterator[Judgeable], size: int) -> Iterator[Judgeable]:
+    """The same samples in batches of `size`; those that do not fill one are left out."""
+    waiting: list[Judgeable] = []
+    for batch in batches:
+        waiting.append(batch)
+        while sum(len(inputs[0]) for inputs, _ in waiting) >= size:
+            joined = _joined(waiting)
+            yield _part(joined, slice(size))
+            rest = _part(joined, slice(size, None))
+            waiting = [rest] if len(rest[0][0]) else []
+
+
+def _joined(batches: list[Judgeable]) -> Judgeable:
     inputs = tuple(torch.cat(parts) for parts in zip(*(inputs for inputs, _ in batches), strict=True))
-    labels = [target for _, target in batches if target is not None]
-    return inputs, torch.cat(labels) if labels else None
+    return inputs, _joined_labels([target for _, target in batches if target is not None])
 
 
-def _cut(batch: Batch, size: int) -> tuple[Batch, Batch]:
+def _joined_labels(labels: list[Any]) -> Any:
+    if not labels:
+        return None
+    if isinstance(labels[0], Tensor):
+        return torch.cat(labels)
+    if isinstance(labels[0], tuple):
+        return tuple(_joined_labels(list(parts)) for parts in zip(*labels, strict=True))
+    return [entry for part in labels for entry in part]
+
+
+def _part(batch: Judgeable, rows: slice) -> Judgeable:
     inputs, labels = batch
-    first = tuple(x[:size] for x in inputs), None if labels is None else labels[:size]
-    rest = tuple(x[size:] for x in inputs), None if labels is None else labels[size:]
-    return first, rest
+    if isinstance(labels, tuple):
+        return tuple(x[rows] for x in inputs), tuple(part[rows] for part in labels)
+    return tuple(x[rows] for x in inputs), None if labels is None else labels[rows]

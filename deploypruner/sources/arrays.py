@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deploypruner.errors import InputError
-from deploypruner.sources.batches import Batch, Batches, Data, DataSettings, limited, sample_order, split
+from deploypruner.sources.batches import (
+    Batch,
+    Batches,
+    Data,
+    DataSettings,
+    Judgeable,
+    limited,
+    sample_order,
+    split,
+)
 from deploypruner.sources.foreign import first_line
 from deploypruner.sources.pixels import augmented, normalise
 from deploypruner.sources.torch_file import check_present
@@ -32,6 +41,7 @@ class ArrayBatches(Batches):
         name: Of the split, for errors: "train".
         settings: Normalisation and whether images may be augmented.
         files: Where each image came from; empty = from an array.
+        targets: [N, ...] labels that are no class indices, for judging answers; None without.
     """
 
     inputs: Tensor
@@ -39,6 +49,7 @@ class ArrayBatches(Batches):
     name: str
     settings: DataSettings
     files: tuple[Path, ...] = ()
+    targets: Tensor | None = None
 
     @property
     def labelled(self) -> bool:
@@ -67,6 +78,19 @@ class ArrayBatches(Batches):
                     values = augmented(values, generator)
                 values = normalise(values, *self.settings.normalisation(values.shape[1]))
             yield (values,), None if self.labels is None else self.labels[rows]
+
+    @property
+    def has_targets(self) -> bool:
+        """See `Batches`."""
+        return self.labelled or self.targets is not None
+
+    def with_targets(self, *, batch_size: int, seed: int = 0, shuffle: bool = False) -> Iterator[Judgeable]:
+        """See `Batches`."""
+        targets = self.labels if self.targets is None else self.targets
+        order = sample_order(self.samples, generator=torch.Generator().manual_seed(seed), shuffle=shuffle)
+        batches = self.epoch(batch_size=batch_size, seed=seed, shuffle=shuffle)
+        for rows, (inputs, _) in zip(order.split(batch_size), batches, strict=True):
+            yield inputs, None if targets is None else targets[rows]
 
     def known_labels(self) -> Tensor | None:
         """See `Batches`."""
@@ -115,7 +139,7 @@ def from_arrays(arrays: dict[str, NDArray[Any]], settings: DataSettings, *, name
     Args:
         arrays: "x" and optionally "y", "x_val", "y_val". x: floats [N, ...] used as they are (float32); uint8
             images [N, H, W, C], [N, C, H, W] or [N, H, W], normalised; other integers used as they are
-            (int64). y: class indices [N] or [N, 1]; anything else counts as no labels, with a remark.
+            (int64). y: class indices [N] or [N, 1]; other numbers [N, ...] only judge answers.
         settings: Normalisation, limit and split.
         name: Of the data set.
 
@@ -130,9 +154,9 @@ def from_arrays(arrays: dict[str, NDArray[Any]], settings: DataSettings, *, name
             f"'{name}' has labels for one split only: 'x_val' is there, '{lacking}' is not", hint="add it"
         )
     remarks: list[str] = []
-    x, y = _checked(arrays, ("x", "y"), name, remarks)
+    x, y = _checked(arrays, ("x", "y"), name)
     if "x_val" in arrays:
-        x_val, y_val = _checked(arrays, ("x_val", "y_val"), name, remarks)
+        x_val, y_val = _checked(arrays, ("x_val", "y_val"), name)
     else:
         train, held_out, remark = split(len(x), settings, name)
         remarks.append(remark)
@@ -162,13 +186,12 @@ def _limited_batches(x: Tensor, y: Tensor | None, name: str, settings: DataSetti
     kept = limited(len(x), settings)
     if len(kept) < len(x):
         x, y = x[kept], None if y is None else y[kept]
-    return ArrayBatches(x, y, name, settings)
+    indices = None if y is None else class_indices(y)
+    return ArrayBatches(x, indices, name, settings, targets=y if indices is None else None)
 
 
-def _checked(
-    arrays: dict[str, NDArray[Any]], keys: tuple[str, str], name: str, remarks: list[str]
-) -> tuple[Tensor, Tensor | None]:
-    """One split's inputs and labels as tensors; a remark is added where labels are not class indices."""
+def _checked(arrays: dict[str, NDArray[Any]], keys: tuple[str, str], name: str) -> tuple[Tensor, Tensor | None]:
+    """One split's inputs and labels as tensors."""
     x_key, y_key = keys
     x = arrays[x_key]
     if x.ndim == 0 or len(x) == 0:
@@ -186,11 +209,9 @@ def _checked(
         )
     if y.dtype.kind not in "biuf":
         raise InputError(f"'{y_key}' of '{name}' is {y.dtype}, not numbers", hint="give class indices 0, 1, 2, ...")
-    labels = class_indices(torch.from_numpy(_native(y)))
-    if labels is None:
-        remarks.append(
-            f"'{y_key}' of '{name}' ({y.dtype}, shape {list(y.shape)}) are not class indices; treated as unlabelled"
-        )
+    labels = torch.from_numpy(_native(y))
+    if y.dtype.kind == "f" and not bool(torch.isfinite(labels).all()):
+        raise InputError(f"'{y_key}' of '{name}' holds NaN or Inf", hint="remove or replace those samples")
     return inputs, labels
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from deploypruner.sources.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Inte
 
 # (one tensor per model input, class indices [B] int64 or None without labels)
 Batch: TypeAlias = tuple[tuple[Tensor, ...], Tensor | None]
+# (one tensor per model input, labels of any kind or None)
+Judgeable: TypeAlias = tuple[tuple[Tensor, ...], Any]
 
 
 class Batches(ABC):
@@ -54,6 +56,20 @@ class Batches(ABC):
             Inputs, each [B, ...], and class indices [B] int64 or None.
         """
 
+    @property
+    def has_targets(self) -> bool:
+        """Whether there are labels of any kind to judge answers by: class indices, numbers, masks, ..."""
+        return self.labelled
+
+    def with_targets(self, *, batch_size: int, seed: int = 0, shuffle: bool = False) -> Iterator[Judgeable]:
+        """Yield every sample once as `epoch` does, with its labels as the source has them, for judging answers.
+
+        Yields:
+            Inputs, each [B, ...], and labels: a tensor [B, ...], a tuple of them, or a list of B things that are no
+            tensors; None without.
+        """
+        yield from self.epoch(batch_size=batch_size, seed=seed, shuffle=shuffle)
+
     @abstractmethod
     def known_labels(self) -> Tensor | None:
         """Class indices [n] int64 in source order, as far as they can be had cheaply; None without labels."""
@@ -88,7 +104,7 @@ class Data:
 
     @property
     def labelled(self) -> bool:
-        """Whether accuracy can be measured: the validation split has class indices."""
+        """Whether the validation split has class indices, which training and scoring can use."""
         return self.val.labelled
 
 

@@ -169,7 +169,7 @@ def peek_shape(source: str) -> tuple[int, ...] | None:
     return (3, *sizes.pop()) if len(sizes) == 1 else None
 
 
-def check_labels(data: Data, classes: int) -> tuple[str, ...]:
+def check_labels(data: Data, classes: int) -> None:
     """Check that every known label is an output of the model.
 
     A loader's labels are known for its first 20 batches only.
@@ -177,9 +177,6 @@ def check_labels(data: Data, classes: int) -> tuple[str, ...]:
     Args:
         data: Labelled or not.
         classes: Number of the model's outputs.
-
-    Returns:
-        A remark where the data names fewer classes than the model has outputs.
 
     Raises:
         InputError: A label below 0, or not below `classes`; names it, its sample and the outputs.
@@ -197,9 +194,6 @@ def check_labels(data: Data, classes: int) -> tuple[str, ...]:
                 f"0..{classes - 1}, the data has {low}..{high})",
                 hint="use the model's own classes, numbered from 0",
             )
-    if data.classes is not None and len(data.classes) < classes:
-        return (f"the data has {len(data.classes)} classes, the model {classes} outputs: class k is output k",)
-    return ()
 
 
 def check_shapes(data: Data, example_inputs: tuple[Tensor, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from torch import nn
@@ -39,7 +39,22 @@ def call_factory(source: str) -> object:
     """Import `package.module` with the working folder on the path and call `factory()`.
 
     Raises:
-        InputError: The module or the attribute does not exist, is not callable, or the call raised.
+        InputError: See `find_callable`, or the call raised.
+    """
+    found = find_callable(source, "name what makes the model")
+    with working_folder_importable(), foreign(f"factory '{source}' raised", hint="it is called without arguments"):
+        return found()
+
+
+def find_callable(source: str, what: str) -> Callable[..., object]:
+    """Import `package.module` with the working folder on the path and return its function.
+
+    Args:
+        source: "package.module:function".
+        what: For the hint where it is none.
+
+    Raises:
+        InputError: The module or the attribute does not exist, or is not callable.
     """
     module_name, _, attribute = source.partition(":")
     if module_name.endswith(".py") or "/" in module_name:
@@ -54,11 +69,8 @@ def call_factory(source: str) -> object:
                 raise InputError(f"module '{module_name}' has no '{attribute}'", hint=hint)
             found = getattr(found, part)
         if not callable(found):
-            raise InputError(
-                f"'{source}' is a {type(found).__name__}, not a function or class", hint="name what makes the model"
-            )
-        with foreign(f"factory '{source}' raised", hint="it is called without arguments"):
-            return found()
+            raise InputError(f"'{source}' is a {type(found).__name__}, not a function or class", hint=what)
+        return found
 
 
 def _import(module_name: str, source: str) -> object:

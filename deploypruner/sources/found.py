@@ -42,6 +42,8 @@ class Found:
         input_shape: Shape of the one input, batch 1 included, where the source knows it.
         integers_below: The input is integers in [0, integers_below) and not floats; 0 = floats.
         preprocessing: How the source says its images are prepared.
+        task: What the source says the first output is, "" where it does not say.
+        classes: Names of the classes of that output, in their order; none where it does not say.
     """
 
     module: nn.Module | ExportedProgram
@@ -50,3 +52,5 @@ class Found:
     input_shape: tuple[int, ...] | None = None
     integers_below: int = 0
     preprocessing: Preprocessing | None = None
+    task: str = ""
+    classes: tuple[str, ...] = ()

@@ -17,33 +17,11 @@ from torch import Tensor
 
 from deploypruner.errors import InputError
 from deploypruner.sources.arrays import ArrayBatches
-from deploypruner.sources.batches import Batch, Batches, Data, DataSettings, limited, sample_order, split
+from deploypruner.sources.batches import Batch, Batches, Data, DataSettings, limited, sample_order
+from deploypruner.sources.folder_layout import Finder, Listing, find_splits
 from deploypruner.sources.pixels import SMALL, augmented, decode, flipped, image_size, normalise, random_boxes
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _MEMORY_BYTES = 1 << 30
-_VALIDATION_NAMES = ("val", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Files of one split.
-
-    Args:
-        files: Sorted by class, then by path.
-        labels: Class index of each file, None without class folders.
-        classes: Sorted class names, None without class folders.
-    """
-
-    files: tuple[Path, ...]
-    labels: tuple[int, ...] | None
-    classes: tuple[str, ...] | None
-
-    def subset(self, rows: Tensor) -> Listing:
-        """Return the listing of some rows, [n] int64."""
-        chosen = rows.tolist()
-        labels = None if self.labels is None else tuple(self.labels[i] for i in chosen)
-        return Listing(tuple(self.files[i] for i in chosen), labels, self.classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,14 +104,14 @@ def load_image_folder(root: Path, settings: DataSettings) -> Data:
     now; larger splits are decoded batch by batch.
 
     Args:
-        root: Holds `train` with `val`, `validation` or `test`, each of class folders; or class folders, or
-            images without classes, of which `settings.val_fraction` is set aside.
+        root: Holds splits, each of class folders; or class folders, or images without classes, of which
+            `settings.val_fraction` is set aside; see `folder_layout`.
         settings: `size` None takes the size of the first image, which all must then have.
 
     Raises:
         InputError: No images, an empty class folder, splits with different classes, an unreadable image.
     """
-    train, val, remarks = _splits(root, settings)
+    train, val, remarks = find_splits(root, settings)
     listings = []
     for listing in (train, val):
         kept = limited(len(listing.files), settings)
@@ -154,64 +132,7 @@ def load_image_folder(root: Path, settings: DataSettings) -> Data:
 
 def first_images(root: Path, count: int) -> list[Path]:
     """Return up to `count` images below `root`, the first in path order."""
-    return _images(root)[:count]
-
-
-def _splits(root: Path, settings: DataSettings) -> tuple[Listing, Listing, list[str]]:
-    held_out = [name for name in _VALIDATION_NAMES if (root / name).is_dir()]
-    if (root / "train").is_dir() and held_out:
-        train, val = _listing(root / "train"), _listing(root / held_out[0])
-        if train.classes is not None and val.classes is not None:
-            _check_same_classes(train.classes, val.classes, root, held_out[0])
-        return train, val, [f"'{root / name}' is not used" for name in held_out[1:]]
-    only = [root / name for name in ("train", *held_out) if (root / name).is_dir()]
-    everything = _listing(only[0] if only else root)
-    train_rows, val_rows, remark = split(len(everything.files), settings, str(only[0] if only else root))
-    return everything.subset(train_rows), everything.subset(val_rows), [remark]
-
-
-def _listing(folder: Path) -> Listing:
-    subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
-    per_class = [_images(path) for path in subfolders]
-    if not any(per_class):
-        files = _images(folder)
-        if not files:
-            raise InputError(
-                f"no images in '{folder}': looked for {', '.join(EXTENSIONS)} in it and in its class folders",
-                hint="expected train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg, or images without classes",
-            )
-        return Listing(tuple(files), None, None)
-    for path, found in zip(subfolders, per_class, strict=True):
-        if not found:
-            raise InputError(
-                f"class folder '{path}' has no images; leaving it out would shift the class indices",
-                hint=f"add images ({', '.join(EXTENSIONS)}) or delete the folder",
-            )
-    labels = tuple(index for index, found in enumerate(per_class) for _ in found)
-    return Listing(
-        tuple(file for found in per_class for file in found), labels, tuple(path.name for path in subfolders)
-    )
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(
-        Path(where, file)
-        for where, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
-    )
-
-
-def _check_same_classes(train: tuple[str, ...], val: tuple[str, ...], root: Path, val_name: str) -> None:
-    for here, there, names in (
-        ("train", val_name, set(train) - set(val)),
-        (val_name, "train", set(val) - set(train)),
-    ):
-        if names:
-            raise InputError(
-                f"'{root}': {len(names)} classes of '{here}' are not in '{there}' (first: '{min(names)}')",
-                hint="both splits must have the same class folders",
-            )
+    return Finder().images(root)[:count]
 
 
 def _common_size(files: list[Path]) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from deploypruner.errors import InputError
 from deploypruner.sources.arrays import class_indices
-from deploypruner.sources.batches import Batch, Batches
+from deploypruner.sources.batches import Batches, Judgeable
 from deploypruner.sources.foreign import foreign
 
 _LABEL_KEYS = ("labels", "label", "targets", "target", "y")
@@ -33,6 +33,7 @@ class LoaderBatches(Batches):
         labels: Class indices [n] of the first 20 batches; None without labels.
         first_shapes: Shape of one sample of each input, from the first batch.
         limit: Samples after which an epoch ends; None = all.
+        has_targets: Does it yield labels of any kind? A field where `Batches` has a property.
     """
 
     loader: Iterable[object]
@@ -40,6 +41,7 @@ class LoaderBatches(Batches):
     labels: Tensor | None
     first_shapes: tuple[tuple[int, ...], ...]
     limit: int | None = None
+    has_targets: bool = False
 
     @property
     def labelled(self) -> bool:
@@ -59,14 +61,19 @@ class LoaderBatches(Batches):
 
     def epoch(
         self, *, batch_size: int, seed: int = 0, shuffle: bool = False, augment: bool = False
-    ) -> Iterator[Batch]:
+    ) -> Iterator[Judgeable]:
         """See `Batches`; size, order and augmentation are the loader's own, whatever is asked."""
+        for inputs, target in self.with_targets(batch_size=batch_size, seed=seed, shuffle=shuffle):
+            yield inputs, target if self.labelled else None
+
+    def with_targets(self, *, batch_size: int, seed: int = 0, shuffle: bool = False) -> Iterator[Judgeable]:
+        """See `Batches`."""
         left = self.limit
         for inputs, target in seeded_batches(self.loader, seed, self.name):
             if left is not None:
-                inputs, target = tuple(x[:left] for x in inputs), None if target is None else target[:left]
+                inputs, target = tuple(x[:left] for x in inputs), first_targets(target, left)
                 left -= inputs[0].shape[0]
-            yield inputs, target if self.labelled else None
+            yield inputs, target
             if left == 0:
                 return
 
@@ -83,7 +90,7 @@ def from_loader(loader: Iterable[object], name: str, *, limit: int | None = None
     """Look at the first batches of a loader and wrap it.
 
     Returns:
-        The batches, and a remark where its targets are not class indices.
+        The batches, and a remark where its targets can be used for nothing.
 
     Raises:
         InputError: It can be iterated only once, yields nothing, or yields something that is not a batch.
@@ -93,25 +100,25 @@ def from_loader(loader: Iterable[object], name: str, *, limit: int | None = None
             f"the {name} data is a {type(loader).__name__}, which can be read only once",
             hint="give a DataLoader, a list of batches, or an object whose __iter__ starts again",
         )
-    first: Batch | None = None
+    first: Judgeable | None = None
     labels: list[Tensor] = []
     for number, batch in enumerate(seeded_batches(loader, 0, name)):
         first = first or batch
-        indices = None if batch[1] is None else class_indices(batch[1])
+        indices = class_indices(batch[1]) if isinstance(batch[1], Tensor) else None
         if indices is None or number == _PEEKED_BATCHES:
             break
         labels.append(indices)
     if first is None:
         raise InputError(f"the {name} data yields no batch", hint="check the data set and drop_last")
-    remarks = []
-    if first[1] is not None and not labels:
-        kind = f"{str(first[1].dtype).removeprefix('torch.')}, shape {list(first[1].shape)}"
-        remarks.append(f"targets of the {name} data ({kind}) are not class indices; treated as unlabelled")
     shapes = tuple(tuple(x.shape[1:]) for x in first[0])
-    return LoaderBatches(loader, name, torch.cat(labels) if labels else None, shapes, limit), remarks
+    known = torch.cat(labels) if labels else None
+    remarks = []
+    if first[1] is None and _parts(next(iter(loader)), name)[1] is not None:
+        remarks.append(f"targets of the {name} data have no entry per sample: treated as unlabelled")
+    return LoaderBatches(loader, name, known, shapes, limit, first[1] is not None), remarks
 
 
-def seeded_batches(loader: Iterable[object], seed: int, name: str) -> Iterator[Batch]:
+def seeded_batches(loader: Iterable[object], seed: int, name: str) -> Iterator[Judgeable]:
     """Iterate a loader with torch's generator seeded for it alone; the caller's random state is kept."""
     state = torch.Generator().manual_seed(seed).get_state()
     own = getattr(loader, "generator", None)
@@ -134,8 +141,10 @@ def seeded_batches(loader: Iterable[object], seed: int, name: str) -> Iterator[B
             own.set_state(kept)
 
 
-def to_batch(item: object, name: str) -> Batch:
+def to_batch(item: object, name: str) -> Judgeable:
     """Bring what a loader yields to (inputs, target), on the CPU, floats as float32.
+
+    The target is a tensor, a tuple of tensors (one per output of the model), or a list with an entry per sample.
 
     Raises:
         InputError: It is no batch of tensors, or its parts differ in length.
@@ -144,24 +153,39 @@ def to_batch(item: object, name: str) -> Batch:
     if not inputs or not all(isinstance(value, Tensor) and value.ndim for value in inputs):
         kinds = ", ".join(type(value).__name__ for value in inputs) or "nothing"
         raise InputError(f"a batch of the {name} data holds {kinds}, not tensors", hint="yield (inputs, labels)")
-    if target is not None and not isinstance(target, Tensor):
-        raise InputError(
-            f"the labels of the {name} data are a {type(target).__name__}, not a tensor",
-            hint="yield (inputs, labels)",
-        )
     tensors = tuple(_plain(value) for value in cast(Sequence[Tensor], inputs))
-    lengths = {value.shape[0] for value in tensors} | (
-        {target.shape[0]} if target is not None and target.ndim else set()
-    )
-    if len(lengths) != 1 or (target is not None and not target.ndim):
+    lengths = {value.shape[0] for value in tensors}
+    if isinstance(target, Tensor):
+        lengths |= {target.shape[0] if target.ndim else 0}
+    if len(lengths) != 1:
         raise InputError(
             f"a batch of the {name} data has parts of different lengths: {sorted(lengths)}",
             hint="yield one label per sample, the batch on axis 0",
         )
-    if target is None:
-        return tensors, None
-    indices = class_indices(target.detach().cpu())
-    return tensors, target.detach().cpu() if indices is None else indices
+    return tensors, _targets(target, lengths.pop())
+
+
+def first_targets(target: Any, count: int) -> Any:
+    """The targets of the first samples."""
+    if isinstance(target, tuple):
+        return tuple(part[:count] for part in target)
+    return None if target is None else target[:count]
+
+
+def _targets(target: object, size: int) -> Any:
+    """Labels of `size` samples in one of the forms of `to_batch`; None for what has no entry per sample."""
+    if isinstance(target, Tensor):
+        indices = class_indices(target.detach().cpu())
+        return target.detach().cpu() if indices is None else indices
+    if isinstance(target, Mapping):
+        target = list(target.values())
+    if not isinstance(target, tuple | list):
+        return None
+    parts = list(target)
+    if parts and all(isinstance(part, Tensor) and part.ndim and len(part) == size for part in parts):
+        return tuple(_targets(part, size) for part in parts)
+    # Boxes and classes of detections, texts: nothing can be trained on them, and the user's own metric may take them.
+    return parts if len(parts) == size else None
 
 
 def _parts(item: object, name: str) -> tuple[Sequence[object], object]:

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from deploypruner.errors import InputError
 from deploypruner.graph.inputs import Inputs
+from deploypruner.sources.classes import names_in, names_in_checkpoint
 from deploypruner.sources.factory import load_factory
 from deploypruner.sources.found import Found, Request, Shapes
 from deploypruner.sources.pickle_file import load_pickled
@@ -53,6 +54,8 @@ class LoadedModel:
         sha256: `fingerprint(module)`.
         preprocessing: How the source says its images are prepared; None where it says nothing.
         remarks: What was changed on the way in, one sentence each.
+        task: What the source says the first output is, "" where it does not say.
+        classes: Names of the classes of that output, in their order; none where nobody says.
     """
 
     module: nn.Module | ExportedProgram
@@ -62,6 +65,8 @@ class LoadedModel:
     sha256: str
     preprocessing: Preprocessing | None = None
     remarks: tuple[str, ...] = ()
+    task: str = ""
+    classes: tuple[str, ...] = ()
 
 
 def load_model(
@@ -115,6 +120,8 @@ def load_model(
         sha256=fingerprint(module),
         preprocessing=found.preprocessing,
         remarks=remarks,
+        task=found.task,
+        classes=found.classes or names_in(module) or names_in_checkpoint(weights),
     )
 
 

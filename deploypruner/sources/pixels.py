@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+from functools import cache
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,27 +23,48 @@ _PADDING = 4
 _RESIZE_FROM = 128
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+# EXIF orientations under which width and height change places.
+_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
+# What Pillow raises for damaged files, metadata included.
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError),
+    *(ZeroDivisionError, struct.error, Image.DecompressionBombError),
+)
+
 Box = tuple[float, float, float, float]  # left, top, width, height as fractions of the image
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of our formats that this Pillow has; others, which it guesses from first bytes, stay shut."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
 def image_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) from an image's header.
+    """Return (height, width) from an image's header, turned as it is to be seen.
 
     Raises:
         InputError: The file is no image.
     """
     try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with Image.open(path, formats=_formats()) as image:
+            lying = image.getexif().get(_ORIENTATION) in _LYING
+            return (image.width, image.height) if lying else (image.height, image.width)
+    except _DAMAGE as error:
         raise _unreadable(path, error) from error
 
 
 def decode(path: Path, settings: DataSettings, *, box: Box | None = None) -> NDArray[np.uint8]:
     """Read one image and bring it to `settings.size`.
 
+    It is turned upright as its EXIF orientation says. Palettes become colours, CMYK becomes RGB as Pillow does it,
+    and alpha is left out: the colours stay as they are stored, as in torchvision. 16 bits are divided by 257 (in RGB,
+    the upper 8 are taken, as Pillow does), floats are taken as 0 to 1; both are rounded to 8 bits.
+
     Args:
-        path: Any image Pillow reads; palette and transparent ones become RGB or gray.
+        path: JPEG, PNG, BMP, WebP or TIFF.
         settings: `size` must be set.
         box: Part of the image to resize to `size`; None = the evaluation crop.
 
@@ -49,16 +72,49 @@ def decode(path: Path, settings: DataSettings, *, box: Box | None = None) -> NDA
         [C, H, W] uint8.
 
     Raises:
-        InputError: The file cannot be decoded.
+        InputError: The file cannot be decoded, has several frames, or numbers whose range nobody knows.
     """
     assert settings.size is not None, "decoding needs a size"
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("L" if settings.channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with Image.open(path, formats=_formats()) as opened:
+            _require_one_frame(path, opened)
+            upright = ImageOps.exif_transpose(opened)
+            image = _eight_bits(path, upright).convert("L" if settings.channels == 1 else "RGB")
+    except _DAMAGE as error:
         raise _unreadable(path, error) from error
     resized = _evaluation_crop(image, settings) if box is None else _part(image, box, settings)
     return np.ascontiguousarray(np.atleast_3d(np.asarray(resized)).transpose(2, 0, 1))
+
+
+def _require_one_frame(path: Path, image: Image.Image) -> None:
+    """Refuse stacks and animations; the second picture of an MPO is a preview or the other eye's."""
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise InputError(
+            f"image '{path}' has {frames} frames, and one is needed", hint="save each as a file of its own"
+        )
+
+
+def _eight_bits(path: Path, image: Image.Image) -> Image.Image:
+    """An image whose numbers are 8 bits wide; Pillow's own conversion would clip wider ones at 255.
+
+    Raises:
+        InputError: Floats outside of 0 to 1, or integers beyond 16 bits.
+    """
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA")
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.float64)
+    most = 1 if image.mode == "F" else 65535
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= most):
+        kind = "floats" if image.mode == "F" else "integers"
+        raise InputError(
+            f"image '{path}' holds {kind} from {low:g} to {high:g}, and 0 to {most} is what is known of such images",
+            hint="scale it, or give the data as .npz, whose floats are used as they are",
+        )
+    return Image.fromarray(np.rint(values * (255 / most)).astype(np.uint8))
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

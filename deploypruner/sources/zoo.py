@@ -24,6 +24,18 @@ from deploypruner.sources.torchvision_ops import import_torchvision
 
 _OPTIONS = ("pretrained", "num_classes")
 _SEQUENCE = 128
+# Part of the module of a builder, or of the name of a class -> what the first output is.
+_TORCHVISION_TASKS = {"segmentation": "segmentation", "detection": "detection", "optical_flow": "values"}
+_TRANSFORMERS_TASKS = {
+    "ImageClassification": "classification",
+    "SequenceClassification": "classification",
+    "AudioClassification": "classification",
+    "SemanticSegmentation": "segmentation",
+    "TokenClassification": "tokens",
+    "CausalLM": "tokens",
+    "MaskedLM": "tokens",
+    "ObjectDetection": "detection",
+}
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,8 @@ def load_timm(request: Request) -> Found:
             resize=int(min(height, width) / settings.get("crop_pct", 0.875)),
             interpolation="bicubic" if settings.get("interpolation") == "bicubic" else "bilinear",
         ),
+        task="classification" if getattr(module, "num_classes", 0) else "",
+        classes=_timm_classes(timm, settings, getattr(module, "num_classes", 0)),
     )
 
 
@@ -99,8 +113,15 @@ def load_torchvision(request: Request) -> Found:
         weights = "DEFAULT" if order.pretrained else None
         module = models.get_model(order.name, weights=weights, **order.arguments(), **extra)
     size, preprocessing = _torchvision_evaluation(models, order.name)
+    kind = models.get_model_builder(order.name).__module__
+    task = next((task for part, task in _TORCHVISION_TASKS.items() if part in kind), "classification")
     return Found(
-        _with_weights(module, request), order.name, input_shape=(1, 3, size, size), preprocessing=preprocessing
+        _with_weights(module, request),
+        order.name,
+        input_shape=(1, 3, size, size),
+        preprocessing=preprocessing,
+        task=task,
+        classes=_torchvision_classes(models, order),
     )
 
 
@@ -132,6 +153,7 @@ def load_transformers(request: Request) -> Found:
         input_shape=shape,
         integers_below=integers_below,
         preprocessing=_transformers_preprocessing(folder),
+        task=_transformers_task(type(module).__name__, config),
     )
 
 
@@ -185,6 +207,32 @@ def _torchvision_evaluation(models: ModuleType, name: str) -> tuple[int, Preproc
         resize=transform.resize_size[0],
         interpolation="bicubic" if transform.interpolation.value == "bicubic" else "bilinear",
     )
+
+
+def _timm_classes(timm: ModuleType, settings: Mapping[str, Any], classes: int) -> tuple[str, ...]:
+    """Names in the configuration of the weights, or ImageNet's synsets and names where those are what it has."""
+    own = settings.get("label_names")
+    if own and len(own) == classes:
+        return tuple(own)
+    if classes != 1000 or settings.get("num_classes") != 1000:
+        return ()
+    known = timm.data.ImageNetInfo()
+    return tuple(f"{name}, {known.index_to_description(i)}" for i, name in enumerate(known.label_names()))
+
+
+def _torchvision_classes(models: ModuleType, order: _Order) -> tuple[str, ...]:
+    """Names that come with the default weights, where those are the model's."""
+    best = getattr(models.get_model_weights(order.name), "DEFAULT", None)
+    return tuple(best.meta.get("categories", ())) if best is not None and order.pretrained else ()
+
+
+def _transformers_task(architecture: str, config: object) -> str:
+    """What the name of the class says its first output is."""
+    task = next((task for part, task in _TRANSFORMERS_TASKS.items() if part in architecture), "")
+    number = getattr(config, "num_labels", 0)
+    if task == "classification" and getattr(config, "problem_type", None) == "multi_label_classification":
+        return "multilabel"
+    return "regression" if task == "classification" and number == 1 else task
 
 
 def _build_transformers(

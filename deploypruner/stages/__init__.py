@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from deploypruner.folder import BuildFolder
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import Inputs
+from deploypruner.measure.own_metric import OwnMetric
 from deploypruner.progress import Progress
 from deploypruner.prune.plan import Plan
 from deploypruner.recipe import Recipe
@@ -27,6 +28,7 @@ from deploypruner.recover.sparse.settings import Assigned
 from deploypruner.search.certify import Certificate
 from deploypruner.search.found import Found
 from deploypruner.sources.batches import Data
+from deploypruner.tasks.recognise import OutputTask
 
 Feeds = list[np.ndarray]
 
@@ -43,12 +45,14 @@ class Given:
         example_inputs: Example inputs of `model`, positional or by keyword; empty without one.
         data: Anything `sources.as_data` takes, None to load `recipe.data.source`.
         train: Training function in place of the built-in fine-tuning.
+        metric: Metric of the user's, None for `recipe.measure.metric`.
     """
 
     model: nn.Module | ExportedProgram | None = None
     example_inputs: Inputs = ()
     data: object = None
     train: Any = None
+    metric: Any = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class Build:
         sha256: Fingerprint of its weights (load).
         example_inputs: Its example inputs (load).
         data: Training and validation data, None without (load).
+        tasks: What every output is (load).
+        metric: Of the user's, None without (load).
         graph: Traced model (trace).
         scores: Group id -> `[C]` (score).
         criterion: Name of the criterion that scored, and of its normaliser (score).
@@ -100,6 +106,8 @@ class Build:
     sha256: str = ""
     example_inputs: Inputs = ()
     data: Data | None = None
+    tasks: tuple[OutputTask, ...] = ()
+    metric: OwnMetric | None = None
     graph: Graph | None = None
     scores: dict[str, Tensor] | None = None
     criterion: str = ""

@@ -19,7 +19,7 @@ from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.prune.room import by_importance
 from deploypruner.records import Quality
 from deploypruner.runtime import default_runtimes, runtimes
-from deploypruner.search.choose import INT8_DROP
+from deploypruner.search.choose import INT8_AGREEMENT_DROP, INT8_DROP
 from deploypruner.search.found import Found
 from deploypruner.search.kept import ACCURACY_DROP, AGREEMENT_DROP
 from deploypruner.search.losses import Losses
@@ -127,7 +127,7 @@ def _in_time(build: Build) -> Build:
         step=recipe.step,
         constraints=recipe.constraints,
         threads=measure.threads,
-        accuracy_drop=INT8_DROP if measure.accuracy_drop is None else measure.accuracy_drop,
+        accuracy_drop=_int8_drop(build),
         qualities=lambda jobs: _qualities(build, jobs),
         feeds=timing_feeds(build),
         table_seconds=measure.table_seconds,
@@ -193,6 +193,15 @@ def _keeping(build: Build) -> float | None:
     return ACCURACY_DROP if build.data.labelled else AGREEMENT_DROP
 
 
+def _int8_drop(build: Build) -> float:
+    """Points that int8 alone may cost."""
+    asked = build.recipe.measure.accuracy_drop
+    if asked is not None:
+        return asked
+    judged = build.metric is not None or any(output.label is not None for output in build.tasks)
+    return INT8_DROP if judged else INT8_AGREEMENT_DROP
+
+
 def dense_jobs(build: Build) -> list[Job]:
     """The dense model in every runtime and precision that may be chosen, runtimes together.
 
@@ -213,7 +222,7 @@ def dense_jobs(build: Build) -> list[Job]:
 
 
 def _qualities(build: Build, jobs: Sequence[Job]) -> list[Quality | None]:
-    """Accuracy of every job, where there are labels."""
-    if build.data is None or not build.data.labelled:
+    """Quality of every job against the dense fp32 model, where there is data to see it on."""
+    if build.data is None:
         return [None] * len(jobs)
     return list(judge(build, list(jobs), validation_samples(build)))

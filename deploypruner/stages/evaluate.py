@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from deploypruner.graph.inputs import batch_size, noise_like
+from deploypruner.graph.inputs import batch_size, call, filled, noise_like, tensors
 from deploypruner.measure import Job, evaluate, outputs
-from deploypruner.records import Artifact, Quality
-from deploypruner.runtime import runtimes
+from deploypruner.measure.quality import Batch, judge_output, label_list
+from deploypruner.records import ACCURACY, Artifact, Metric, Quality
+from deploypruner.recover.modes import evaluating
+from deploypruner.recover.validate import top1_percent
+from deploypruner.runtime import default_runtimes, opens, runtimes
 from deploypruner.stages import Build, Feeds
+from deploypruner.stages.answering import as_numpy, join_labels
 from deploypruner.stages.verify import verification_feeds
 
-# Validation inputs are decoded once and shared by all artifacts, so they have to fit into memory.
+# Validation inputs and the dense model's outputs are held while all artifacts are judged, so they have to fit into
+# memory.
 _MEMORY_BYTES = 1 << 30
 _BATCH = 16
 _NOISE_SAMPLES = 64
 
-Samples = list[tuple[Feeds, np.ndarray | None]]
+Samples = list[Batch]
 
 
 def timing_feeds(build: Build) -> Feeds | None:
@@ -35,34 +42,117 @@ def validation_samples(build: Build) -> Samples:
         example = build.traced.example_inputs
         batch = _BATCH if build.traced.dynamic_batch else batch_size(example)
         return [(noise_like(example, batch, generator), None) for _ in range(_NOISE_SAMPLES // batch or 1)]
-    most, seen = build.recipe.measure.samples, 0
+    most, val = max_samples(build), build.data.val
+    seen = 0
     samples: Samples = []
-    total_bytes = 0
-    whole = build.data.val.samples is not None and build.data.val.samples <= most
-    for inputs, labels in build.data.val.epoch(batch_size=_BATCH, seed=build.recipe.seed, shuffle=not whole):
-        feeds = [np.ascontiguousarray(t.numpy()) for t in inputs]
-        total_bytes += sum(array.nbytes for array in feeds)
-        if seen >= most or total_bytes > _MEMORY_BYTES:
+    whole = val.samples is not None and val.samples <= most
+    for inputs, labels in val.with_targets(batch_size=_BATCH, seed=build.recipe.seed, shuffle=not whole):
+        if seen >= most:
             break
-        samples.append((feeds, None if labels is None else labels.numpy()))
-        seen += len(feeds[0])
+        samples.append(([np.ascontiguousarray(t.numpy()) for t in inputs], as_numpy(labels)))
+        seen += len(inputs[0])
     return samples
 
 
+def max_samples(build: Build) -> int:
+    """Samples of the validation data that are judged: what the recipe says, as far as memory allows."""
+    graph = build.traced
+    with torch.no_grad():
+        answers = tensors(call(graph.module, graph.example_inputs))
+    numbers = [*tensors(graph.example_inputs), *answers, *answers]
+    each = sum(t.numel() * t.element_size() for t in numbers) / max(1, batch_size(graph.example_inputs))
+    return max(1, min(build.recipe.measure.samples, int(_MEMORY_BYTES / max(1.0, each))))
+
+
 def judge(build: Build, jobs: Sequence[Job], samples: Samples) -> list[Quality]:
-    """Accuracy of every job, and agreement with the dense fp32 model on the first runtime."""
+    """Quality of every job, each against the dense fp32 model, whatever the jobs are."""
     build.progress.start(len(jobs) + 1, "evaluate")
     try:
-        artifact, runtime = jobs[0]
+        artifact, runtime = _dense(build, jobs)
         reference = outputs(_open(artifact, runtime), samples)
         build.progress.advance()
+        tasks = build.tasks if reference and len(reference[0]) == len(build.tasks) else None
         found = []
         for artifact, runtime in jobs:
-            found.append(evaluate(_open(artifact, runtime), samples, reference=reference))
+            session = _open(artifact, runtime)
+            found.append(evaluate(session, samples, reference=reference, tasks=tasks, metric=build.metric))
             build.progress.advance()
         return found
     finally:
         build.progress.close()
+
+
+def _dense(build: Build, jobs: Sequence[Job]) -> Job:
+    """The dense fp32 model on a runtime that opens it: one of the jobs' where possible."""
+    dense = next(
+        artifact for artifact in build.artifacts if (artifact.pattern, artifact.precision) == ("dense", "fp32")
+    )
+    names = [*(runtime for _, runtime in jobs), *default_runtimes()]
+    return dense, next(name for name in names if opens(runtimes.get(name), dense.path))
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How well a module does on the validation data, for training to go by.
+
+    Args:
+        metric: What is counted.
+        value: Gives it for a module.
+    """
+
+    metric: Metric
+    value: Callable[[nn.Module], float]
+
+    def score(self, module: nn.Module) -> float:
+        """The value, with its sign turned where lower is better."""
+        found = self.value(module)
+        return found if self.metric.higher_is_better else -found
+
+
+def validation(build: Build) -> Validation | None:
+    """What a module is validated by; None where no output has labels."""
+    data = build.data
+    if data is None:
+        return None
+    first = next((output for output in build.tasks if output.label is not None), None)
+    classes = first is not None and first.task == "classification" and first == build.tasks[0]
+    if build.metric is None and (data.labelled and (classes or not build.tasks)):
+        return Validation(ACCURACY, lambda module: top1_percent(module, data.val))
+    if not data.val.has_targets or (build.metric is None and first is None):
+        return None
+    samples = validation_samples(build)
+    metric = module_quality(build, build.traced.module, samples).metric
+    return Validation(metric, lambda module: _accuracy(module_quality(build, module, samples)))
+
+
+def classes_of(build: Build) -> tuple[bool, ...]:
+    """Whether each output of floats is scores of classes, for training; () where tasks were not looked at."""
+    return tuple(output.task == "classification" for output in build.tasks if output.task != "ids")
+
+
+def module_quality(build: Build, module: nn.Module, samples: Samples) -> Quality:
+    """Judge a module by its labels alone."""
+    example = build.traced.example_inputs
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    answers: list[list[Any]] = []
+    with evaluating(module), torch.no_grad():
+        for feeds, _ in samples:
+            inputs = filled(example, [torch.from_numpy(array).to(device) for array in feeds])
+            answers.append([as_numpy(leaf) for leaf in tensors(call(module, inputs))])
+    joined = [np.concatenate(parts) for parts in zip(*answers, strict=True)]
+    labels = join_labels([target for _, target in samples])
+    if build.metric is not None:
+        return Quality(build.metric(joined, labels), None, "", len(joined[0]), build.metric.metric)
+    known = label_list(labels, len(joined[0]))
+    judged = [judge_output(o, a, None, known) for o, a in zip(build.tasks, joined, strict=True)]
+    first = next(quality for quality in judged if quality.metric is not None)
+    assert first.metric is not None, "it is the first with a metric"
+    return Quality(first.accuracy, None, "", len(joined[0]), first.metric, tuple(judged))
+
+
+def _accuracy(quality: Quality) -> float:
+    assert quality.accuracy is not None, "there are labels"
+    return quality.accuracy
 
 
 def _open(artifact: Artifact, runtime: str) -> Any:

@@ -24,10 +24,11 @@ from deploypruner.learn.schedules import (
 )
 from deploypruner.prune.plan import Plan
 from deploypruner.recipe import LearnRecipe
-from deploypruner.recover.validate import top1_percent
+from deploypruner.records import ACCURACY
 from deploypruner.search.found import Found
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.allocate import plan_in_macs
+from deploypruner.stages.evaluate import classes_of, validation
 from deploypruner.stages.gradual import Toward, arrived, toward_time
 from deploypruner.stages.score import make_criterion
 
@@ -147,6 +148,7 @@ def _learn(build: Build, criterion: Criterion, schedule: str) -> tuple[Build, Le
     assert data is not None, "check_learning asks for data"
     toward = toward_time(build) if schedule == "iterative" else None
     regime = _regime(build, criterion, schedule, toward)
+    found = validation(build)
     checkpoint = build.folder.claim(_CHECKPOINT)
     with os_errors(checkpoint):
         learned = learn(
@@ -156,15 +158,16 @@ def _learn(build: Build, criterion: Criterion, schedule: str) -> tuple[Build, Le
             replace(recipe.settings, epochs=recipe.epochs, seed=build.recipe.seed),
             checkpoint=checkpoint,
             progress=build.progress,
-            validate=(lambda m: top1_percent(m, data.val)) if data.labelled else None,
+            validate=None if found is None else found.score,
+            classes=classes_of(build),
         )
     build = replace(build, plan=learned.plan)
     if toward is not None and isinstance(regime, Shrinking):
-        build, plan, found = arrived(build, toward, learned.plan.keep, regime.scores)
-        build = replace(build, plan=plan, found=found)
+        build, plan, met = arrived(build, toward, learned.plan.keep, regime.scores)
+        build = replace(build, plan=plan, found=met)
     checkpoint.unlink(missing_ok=True)
     facts: dict[str, Any] = {"learn_epochs": recipe.epochs, "undecided": learned.undecided}
-    if learned.history.score is not None:
+    if learned.history.score is not None and found is not None and found.metric == ACCURACY:
         facts["accuracy_learned"] = learned.history.score
     if isinstance(regime, TransportGates):
         facts["beta_halvings"] = regime.halvings

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
-from deploypruner.errors import InputError
+from deploypruner.errors import InputError, RecipeError
 from deploypruner.export.program import evaluating
-from deploypruner.graph.inputs import Inputs, call, tensors
-from deploypruner.sources.adapted import Unlabelled
-from deploypruner.sources.batches import Data
-from deploypruner.sources.data import as_data, check_labels, check_shapes, peek_shape, settings_for
+from deploypruner.graph.inputs import Inputs, tensors
+from deploypruner.measure.own_metric import SIGNATURE, OwnMetric
+from deploypruner.sources.classes import names_in, read_classes
+from deploypruner.sources.data import as_data, peek_shape, settings_for
+from deploypruner.sources.factory import find_callable
 from deploypruner.sources.model import LoadedModel, load_model
 from deploypruner.sources.soundness import check_dense, check_finite, check_runs, fingerprint, to_cpu_float32
 from deploypruner.stages import Build, Stage
+from deploypruner.stages.answering import Runner
+from deploypruner.stages.fitting import Said, fit, tasks_without_data
+from deploypruner.tasks.recognise import parse_tasks
 
 
 class Load(Stage):
@@ -27,18 +29,25 @@ class Load(Stage):
 
     def run(self, build: Build) -> Build:
         """Give model, example inputs and data."""
-        loaded = _model(build)
-        output = output_shape(loaded.module, loaded.example_inputs)
-        given = build.given.data if build.given.data is not None else build.recipe.data.source
-        data = None
-        remarks = loaded.remarks
-        if given is not None:
-            settings = settings_for(
-                tuple(tensors(loaded.example_inputs)), loaded.preprocessing, build.recipe.data.settings
-            )
+        loaded, recipe = _model(build), build.recipe
+        given = build.given.data if build.given.data is not None else recipe.data.source
+        data, remarks = None, loaded.remarks
+        said = Said(
+            parse_tasks(recipe.measure.tasks),
+            loaded.task,
+            classes=read_classes(recipe.data.classes) if recipe.data.classes is not None else (),
+            carried=loaded.classes,
+        )
+        metric = _metric(build)
+        runner = Runner(loaded.module, loaded.example_inputs)
+        if given is None:
+            found = tasks_without_data(runner, said, seed=recipe.seed)
+        else:
+            settings = settings_for(tuple(tensors(loaded.example_inputs)), loaded.preprocessing, recipe.data.settings)
             data = as_data(given, settings)
-            data, said = fitting(data, loaded.example_inputs, output)
-            remarks += data.remarks + said
+            remarks += data.remarks
+            fitted = fit(data, runner, said)
+            data, found, remarks = fitted.data, fitted.tasks, remarks + fitted.remarks
         return replace(
             build,
             name=loaded.name,
@@ -47,6 +56,8 @@ class Load(Stage):
             sha256=loaded.sha256,
             example_inputs=loaded.example_inputs,
             data=data,
+            tasks=found,
+            metric=metric,
             remarks=build.remarks + remarks,
         )
 
@@ -55,9 +66,40 @@ class Load(Stage):
         shapes = " ".join("x".join(map(str, t.shape)) for t in tensors(build.example_inputs))
         if build.data is None:
             return f"{build.name} on {shapes}, no data"
-        kind = "labelled" if build.data.labelled else "unlabelled"
+        judged = build.metric is not None or any(output.label is not None for output in build.tasks)
+        kind = "labelled" if judged or build.data.labelled else "unlabelled"
         counts = " + ".join(str(b.samples or "?") for b in (build.data.train, build.data.val))
         return f"{build.name} on {shapes}, {kind} data '{build.data.name}' ({counts} samples)"
+
+
+def _metric(build: Build) -> OwnMetric | None:
+    """The user's own metric, imported.
+
+    Raises:
+        InputError: It does not exist, or is no function.
+        RecipeError: There is nothing it could be called on.
+    """
+    given, named = build.given.metric, build.recipe.measure.metric
+    if given is None and not named:
+        return None
+    if build.given.data is None and build.recipe.data.source is None:
+        raise RecipeError("a metric of your own needs labels, and there is no data", hint="pass --data DIR")
+    return own_metric(named if given is None else given)
+
+
+def own_metric(given: object) -> OwnMetric | None:
+    """A metric of the user's: a function, or "package.module:function"; None for "".
+
+    Raises:
+        InputError: It does not exist, or is no function.
+        RecipeError: An object that is no function.
+    """
+    if given == "":
+        return None
+    function = find_callable(given, f"expected {SIGNATURE}") if isinstance(given, str) else given
+    if not callable(function):
+        raise RecipeError(f"metric is a {type(function).__name__}, not a function", hint=f"expected {SIGNATURE}")
+    return OwnMetric(function, getattr(function, "__name__", type(function).__name__))
 
 
 def _model(build: Build) -> LoadedModel:
@@ -80,7 +122,11 @@ def _model(build: Build) -> LoadedModel:
         module, remarks = to_cpu_float32(evaluating(module))
     check_finite(module)
     check_runs(module, given.example_inputs)
-    return LoadedModel(module, given.example_inputs, kind, f"<{kind}>", fingerprint(module), remarks=remarks)
+    return LoadedModel(
+        *(module, given.example_inputs, kind, f"<{kind}>", fingerprint(module)),
+        remarks=remarks,
+        classes=names_in(given.model),
+    )
 
 
 def _check_example_inputs(inputs: Inputs) -> None:
@@ -91,47 +137,3 @@ def _check_example_inputs(inputs: Inputs) -> None:
                 f"example input {number} is {kind}, not a tensor with the batch on axis 0",
                 hint="pass tensors; wrap the model in a module whose forward takes nothing else",
             )
-
-
-def fitting(data: Data, example_inputs: Inputs, output: tuple[int, ...]) -> tuple[Data, tuple[str, ...]]:
-    """Check that data and model belong together; labels of a model that is no classifier are left out.
-
-    Args:
-        data: What was given.
-        example_inputs: Of the model.
-        output: Shape of the model's first output, batch included.
-
-    Returns:
-        The data to use, and remarks.
-
-    Raises:
-        InputError: Samples of another shape, or labels that are none of the model's outputs.
-    """
-    check_shapes(data, tuple(tensors(example_inputs)))
-    if not (data.train.labelled or data.val.labelled):
-        return data, ()
-    if len(output) == 2 and output[1] > 1:
-        return data, check_labels(data, output[1])
-    remark = (
-        f"the labels of '{data.name}' are not used: they are one class per sample, and the model's output has "
-        f"shape {list(output)} instead of [batch, classes]"
-    )
-    return replace(data, train=Unlabelled(data.train), val=Unlabelled(data.val)), (remark,)
-
-
-def output_shape(model: nn.Module | ExportedProgram, example_inputs: Inputs) -> tuple[int, ...]:
-    """Shape of the first tensor the model returns, batch included.
-
-    Raises:
-        InputError: It returns no tensor.
-    """
-    module: Any = model if isinstance(model, nn.Module) else model.module()
-    with torch.no_grad():
-        output = call(module, example_inputs)
-    found = tensors(output)
-    if not found:
-        raise InputError(
-            f"the model returned {type(output).__name__}, which holds no tensor",
-            hint="return a tensor, or a tuple or dict that has one",
-        )
-    return tuple(found[0].shape)

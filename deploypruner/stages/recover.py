@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deploypruner.errors import InputError
 from deploypruner.folder import BuildFolder, os_errors
-from deploypruner.records import Cost
+from deploypruner.records import ACCURACY, Cost, Metric
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.budget import recovery_defaults, time_step
 from deploypruner.recover.features import Features, find_features
@@ -23,9 +23,9 @@ from deploypruner.recover.renormalise import renormalise_batchnorm
 from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.recover.sparse import SparseRegime
 from deploypruner.recover.sparse.existing import ExistingZeros
-from deploypruner.recover.validate import top1_percent
 from deploypruner.sources.foreign import foreign
 from deploypruner.stages import Build, Stage, stage_file
+from deploypruner.stages.evaluate import Validation, classes_of, validation
 from deploypruner.stages.judging import make_judge
 from deploypruner.stages.score import training_batches
 from deploypruner.stages.sparsity import describe_sparse, existing_zeros, make_regime, sparse_facts
@@ -82,10 +82,14 @@ class Recover(Stage):
         if facts.get("mimicked"):
             steps.append("dense features mimicked")
         if "accuracy_dense" in facts:
+            metric = Metric(**facts["metric"]) if "metric" in facts else ACCURACY
+            shown = "{:.2f}" if metric.unit == "%" else "{:.4g}"
             path = " -> ".join(
-                f"{facts[k]:.2f}" for k in ("accuracy_dense", "accuracy_removed", "accuracy_recovered") if k in facts
+                shown.format(facts[k])
+                for k in ("accuracy_dense", "accuracy_removed", "accuracy_recovered")
+                if k in facts
             )
-            steps.append(f"accuracy dense -> removed -> recovered: {path} %")
+            steps.append(f"{metric.name} dense -> removed -> recovered: {path} {metric.unit}".rstrip())
         return ", ".join(steps)
 
 
@@ -105,9 +109,11 @@ def _recover(
     keep = regime is None and _reconstructs(build, existing)
     facts: dict[str, Any] = {"batchnorm_layers": reestimate(build, module, keep_function=keep)}
     hook = load_hook(recipe.train) if build.given.train is None and recipe.train else build.given.train
-    if data.labelled:
-        facts["accuracy_dense"] = top1_percent(build.traced.module, data.val)
-        facts["accuracy_removed"] = top1_percent(module, data.val)
+    found = validation(build)
+    if found is not None:
+        facts["accuracy_dense"] = found.value(build.traced.module)
+        facts["accuracy_removed"] = found.value(module)
+        facts |= {} if found.metric == ACCURACY else {"metric": asdict(found.metric)}
     if hook is not None:
         name = recipe.train if build.given.train is None else hook_name(hook)
         with foreign(f"training function '{name}' raised", hint=f"expected {SIGNATURE}"):
@@ -116,16 +122,22 @@ def _recover(
             regime.finish(module)  # it may have brought weights back
         facts["train"] = name
     elif recipe.trains:
-        gap = facts["accuracy_dense"] - facts["accuracy_removed"] if data.labelled else None
-        facts |= _train(build, module, regime, gap)
+        facts |= _train(build, module, regime, found, gap=_gap(found, facts))
     if hook is not None or (recipe.trains and not facts.get("mimicked")):
         reestimate(build, module)
-    if data.labelled:
-        facts["accuracy_recovered"] = top1_percent(module, data.val)
+    if found is not None:
+        facts["accuracy_recovered"] = found.value(module)
     return facts
 
 
-def _train(build: Build, module: nn.Module, regime: SparseRegime | None, gap: float | None) -> dict[str, Any]:
+def _gap(found: Validation | None, facts: dict[str, Any]) -> float | None:
+    """Points between the dense model and the pruned one before training, None without labels."""
+    return None if found is None else found.metric.lost(facts["accuracy_dense"], facts["accuracy_removed"])
+
+
+def _train(
+    build: Build, module: nn.Module, regime: SparseRegime | None, found: Validation | None, *, gap: float | None
+) -> dict[str, Any]:
     """Fine-tune; returns the epochs that ran, and whether features were mimicked in evaluation mode."""
     assert build.data is not None, "there is no data"
     data, features = build.data, find_features(build.traced, build.planned.keep, module)
@@ -139,9 +151,10 @@ def _train(build: Build, module: nn.Module, regime: SparseRegime | None, gap: fl
             settings,
             checkpoint=path,
             progress=build.progress,
-            validate=(lambda m: top1_percent(m, data.val)) if data.labelled else None,
+            validate=None if found is None else found.score,
             regime=regime,
             features=features,
+            classes=classes_of(build),
         )
     path.unlink(missing_ok=True)
     build.folder.discard(_OUTLOOK)

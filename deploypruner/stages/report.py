@@ -11,6 +11,7 @@ from deploypruner.graph.module import get_state
 from deploypruner.measure import environment
 from deploypruner.measure.statistics import compare
 from deploypruner.recipe import resolved_toml
+from deploypruner.records import ACCURACY, Metric
 from deploypruner.report import LayerWidth, Report, StageTime, render_html, render_json
 from deploypruner.search.kept import Kept, quality_kept
 from deploypruner.search.patterns import DENSE
@@ -188,10 +189,16 @@ def warnings_of(build: Build) -> tuple[str, ...]:
             "no --data: int8 ranges come from random noise and nothing was fine-tuned, so only the timings and the "
             "exactness checks of this build mean something"
         )
-    drop = build.facts.get("accuracy_dense", 0.0) - build.facts.get("accuracy_recovered", 0.0)
+    facts = build.facts
+    metric = Metric(**facts["metric"]) if "metric" in facts else ACCURACY
+    dense = facts.get("accuracy_dense", 0.0)
+    drop = metric.lost(dense, facts.get("accuracy_recovered", dense))
     if drop > 1.0:
+        went = "fell" if metric.higher_is_better else "rose"
+        counted = f"{drop:.1f} {'%' if metric.points is None else 'points'}"
+        shown = f"{dense:.1f} %" if metric.unit == "%" else f"{dense:.4g}"
         found.append(
-            f"accuracy fell by {drop:.1f} points (dense {build.facts['accuracy_dense']:.1f} %); "
+            f"{metric.name} {went} by {counted} (dense {shown}); "
             f"recover it with more --epochs, or keep more with a {_MORE[build.recipe.prune.budget.kind]}"
         )
     return tuple(dict.fromkeys(found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,23 @@ from deploypruner.measure.statistics import compare
 from deploypruner.quantize.preparing import prepared
 from deploypruner.quantize.static import quantize_static
 from deploypruner.records import Artifact, Quality, Row
+from deploypruner.report.units import quality_sentence
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.scratch import scratch
+from deploypruner.search.gaps import gaps, largest
+from deploypruner.search.kept import AGREEMENT_DROP, Kept, allowed_points
+from deploypruner.sources.classes import read_classes
 from deploypruner.sources.data import DataSettings
 from deploypruner.sparse.convert import check_convertible
 from deploypruner.sparse.library import EXTENSION, check_forced_target, extension_path
 from deploypruner.stages import Feeds
+from deploypruner.stages.fitting import Said
+from deploypruner.stages.load import own_metric
 from deploypruner.stages.sparse import MODEL, make_sparse
 from deploypruner.stages.sparsify_inputs import Inputs, sparsify_inputs
 from deploypruner.target import detect
+from deploypruner.tasks.recognise import parse_tasks
 
 _INT8 = "model.int8.onnx"
 # Share of zeros in some layer from which on there is something to gain.
@@ -49,6 +56,10 @@ class Request:
         threads: That the model is to run with.
         batch: Images at a time that it is to run with; None: as many as the file takes, 1 where that is open.
         seconds: For measuring.
+        drop: Points that int8 may cost against the given file, see `search.kept`; None for its defaults.
+        tasks: What outputs are, as `--task` says it.
+        metric: `package.module:function`, "" for none.
+        classes: File with the names of the model's classes.
         seed: Of random inputs and of the order of measuring.
     """
 
@@ -61,6 +72,10 @@ class Request:
     batch: int | None = None
     seconds: float = 20.0
     seed: int = 0
+    drop: float | None = None
+    tasks: tuple[str, ...] = ()
+    metric: str = ""
+    classes: Path | None = None
 
 
 Say = Callable[[str], None]
@@ -71,14 +86,26 @@ class Sparsified:
     """Result of `sparsified`.
 
     Args:
-        rows: The dense int8 model and the sparse one; empty where nothing is faster sparse.
-        document: As the report's `sparse` section.
+        rows: The given model, its dense int8 form and the sparse one; empty where nothing is faster sparse.
+        document: As the report's `sparse` section, with `quality` of the int8 form against the given model.
         warnings: What casts doubt on the result.
     """
 
     rows: tuple[Row, ...]
     document: dict[str, Any]
     warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def quality(self) -> str:
+        """What became of the given model's quality, in a sentence; "" without data."""
+        found = self.document.get("quality")
+        return f"{found['artifact']}: {quality_sentence(found)}" if found else ""
+
+    @property
+    def refused(self) -> bool:
+        """Does an int8 form lose more than is allowed?"""
+        found: dict[str, Any] = self.document.get("quality") or {"kept": True}
+        return not found["kept"]
 
 
 def sparsified(request: Request, *, say: Say) -> Sparsified:
@@ -130,10 +157,17 @@ def _sparsified(
     _require_zeros(request.model, made.document)
     document: dict[str, Any] = made.document
     rows: tuple[Row, ...] = ()
+    files = {} if is_int8 else {"dense fp32": request.model}
+    files |= {"dense int8": dense, **({} if made.check is None else {"sparse int8": sparse})}
+    qualities = judged(request, files, inputs)
+    if request.data is not None:
+        document = {**document, "quality": quality_of(qualities, request)}
+    else:
+        remarks = (*remarks, *_doubtful(qualities))
     if made.check is not None:
         with folder.writing(EXTENSION) as path:
             shutil.copyfile(library, path)
-        rows, document, doubts = _measured(request, (dense, sparse), inputs, document)
+        rows, document, doubts = _measured(request, files, qualities, inputs, document=document)
         remarks = (*remarks, *doubts)
     check = None if made.check is None else asdict(made.check)
     folder.write_json("sparsify.json", {**document, "check": check, "rows": [asdict(row) for row in rows]})
@@ -159,8 +193,11 @@ def _read(path: Path) -> onnx.ModelProto:
 
 def _inputs(request: Request) -> Inputs:
     settings = DataSettings(mean=request.mean, std=request.std, augment=False, seed=request.seed)
-    specs = OnnxRuntime().open(request.model).inputs
-    return sparsify_inputs(specs, request.data, settings, batch=request.batch, seed=request.seed)
+    session = OnnxRuntime().open(request.model)
+    said = Said(
+        parse_tasks(request.tasks), classes=read_classes(request.classes) if request.classes is not None else ()
+    )
+    return sparsify_inputs(session, request.data, settings, batch=request.batch, said=said)
 
 
 def _quantize(model: onnx.ModelProto, folder: BuildFolder, calibration: list[Feeds]) -> None:
@@ -184,18 +221,72 @@ def _require_zeros(path: Path, document: dict[str, Any]) -> None:
         )
 
 
-def _measured(
-    request: Request, files: tuple[Path, Path], inputs: Inputs, document: dict[str, Any]
-) -> tuple[tuple[Row, ...], dict[str, Any], tuple[str, ...]]:
-    """Both models side by side: rows, the document with the comparison, warnings."""
-    names = ("dense int8", "sparse int8")
-    artifacts = [
-        Artifact(name, path, "onnx", "int8", "dense" if name == names[0] else "given")
-        for name, path in zip(names, files, strict=True)
+def judged(request: Request, files: Mapping[str, Path], inputs: Inputs) -> dict[str, Quality]:
+    """The quality of every form, each against the file that the user gave, which is the first.
+
+    Args:
+        request: What to do.
+        files: Name of the row -> file.
+        inputs: With samples to judge on, and what the outputs are.
+    """
+    first = next(iter(files.values()))
+    reference = outputs(OpenVino().open(first, threads=request.threads), inputs.judged)
+    metric = own_metric(request.metric)
+    return {
+        name: evaluate(
+            OpenVino().open(path, threads=request.threads),
+            inputs.judged,
+            reference=reference,
+            tasks=inputs.tasks,
+            metric=metric,
+        )
+        for name, path in files.items()
+    }
+
+
+def quality_of(qualities: Mapping[str, Quality], request: Request) -> dict[str, Any]:
+    """The int8 form that loses most against the given model, as a report has it; empty where nothing is known."""
+    given, *forms = qualities
+    found = [
+        Kept(name, "openvino", gap, allowed_points(gap, request.drop), request.drop)
+        for name in forms
+        for gap in gaps(qualities[name], qualities[given])
     ]
-    sessions = [OpenVino().open(artifact.path, threads=request.threads) for artifact in artifacts]
-    reference = outputs(sessions[0], inputs.samples)
-    qualities: list[Quality | None] = [evaluate(session, inputs.samples, reference=reference) for session in sessions]
+    worst = max(found, key=lambda kept: kept.lost - kept.allowed, default=None)
+    return {} if worst is None else worst.to_json()
+
+
+def _doubtful(qualities: Mapping[str, Quality]) -> list[str]:
+    """A form that disagrees with the given model on random inputs, which is no verdict."""
+    given, *forms = qualities
+    found = [(name, largest(gaps(qualities[name], qualities[given]))) for name in forms]
+    return [
+        f"on random inputs {name} differs from the given model by {gap.lost:.1f} points ({gap.kind}); --data tells "
+        "whether it is worth anything"
+        for name, gap in found
+        if gap is not None and not gap.lost <= AGREEMENT_DROP
+    ]
+
+
+def _measured(
+    request: Request,
+    files: Mapping[str, Path],
+    qualities: Mapping[str, Quality],
+    inputs: Inputs,
+    *,
+    document: dict[str, Any],
+) -> tuple[tuple[Row, ...], dict[str, Any], tuple[str, ...]]:
+    """All models side by side: rows, the document with the comparison, warnings."""
+    artifacts = [
+        Artifact(
+            name,
+            path,
+            "onnx",
+            "fp32" if name == "dense fp32" else "int8",
+            "given" if name == "sparse int8" else "dense",
+        )
+        for name, path in files.items()
+    ]
     machine = environment()
     measured = time_artifacts(
         [(artifact, "openvino") for artifact in artifacts],
@@ -206,10 +297,11 @@ def _measured(
     )
     if measured.failures:
         raise MeasureError(measured.failures[0].message, hint=measured.failures[0].hint)
-    rows = make_rows(measured.timings, qualities, floor=measured.floor, seed=request.seed)
+    timed: list[Quality | None] = [qualities[artifact.name] for artifact in artifacts]
+    rows = make_rows(measured.timings, timed, floor=measured.floor, seed=request.seed)
     doubts = find_warnings(
         measured.timings, machine, settled=measured.settled, floor=measured.floor, conditions=measured.conditions
     )
-    dense, sparse = measured.timings
-    found = compare(sparse, dense, floor=measured.floor, seed=request.seed)
+    timings = {timing.artifact.name: timing for timing in measured.timings}
+    found = compare(timings["sparse int8"], timings["dense int8"], floor=measured.floor, seed=request.seed)
     return tuple(rows), {**document, "against_dense": asdict(found)}, tuple(doubts)

@@ -13,8 +13,12 @@ from deploypruner.errors import InputError
 from deploypruner.measure.inputs import random_feeds
 from deploypruner.measure.quality import Batch
 from deploypruner.records import TensorSpec
-from deploypruner.sources.data import DataSettings, check_shapes, load_data, settings_for
+from deploypruner.runtime import Session
+from deploypruner.sources.data import DataSettings, load_data, settings_for
 from deploypruner.stages import Feeds
+from deploypruner.stages.answering import SessionRunner, as_numpy
+from deploypruner.stages.fitting import Said, fit
+from deploypruner.tasks.recognise import OutputTask
 
 # Images of a batch where the file leaves it open; samples looked at; batches of random ones; batches proved with.
 _DRAWN, _SAMPLES, _RANDOM, _PROVED = 8, 256, 4, 2
@@ -26,14 +30,18 @@ class Inputs:
 
     Args:
         specs: The model's inputs.
-        samples: Batches, the last one perhaps smaller.
+        samples: Batches of training data, the last one perhaps smaller.
         batch: That the model is to run with.
+        judged: Batches of validation data with their labels, which int8 forms are judged on.
+        tasks: What every output is; None where only the answers to random inputs can tell.
         remarks: About the data.
     """
 
     specs: tuple[TensorSpec, ...]
     samples: list[Batch]
     batch: int
+    judged: list[Batch]
+    tasks: tuple[OutputTask, ...] | None = None
     remarks: tuple[str, ...] = ()
 
     @property
@@ -53,20 +61,21 @@ class Inputs:
 
 
 def sparsify_inputs(
-    specs: Sequence[TensorSpec], data: str | None, settings: DataSettings, *, batch: int | None, seed: int
+    session: Session, data: str | None, settings: DataSettings, *, batch: int | None, said: Said
 ) -> Inputs:
     """Read the data, or draw random inputs where there is none.
 
     Args:
-        specs: The model's inputs; only the batch may be open.
+        session: The model; of its inputs, only the batch may be open.
         data: Image folder, .npz or factory; None for random inputs.
-        settings: How samples are prepared.
+        settings: How samples are prepared; its seed is that of random inputs and of the order of samples, too.
         batch: That the model is to run with; None: that of the file, 1 where it is open.
-        seed: Of random inputs and of the order of samples.
+        said: About the outputs.
 
     Raises:
         InputError: The file's batch is another one, or the data does not fit.
     """
+    specs, seed = session.inputs, settings.seed
     fixed = _fixed_batch(specs)
     if fixed is not None and batch not in (None, fixed):
         raise InputError(
@@ -78,16 +87,20 @@ def sparsify_inputs(
     if data is None:
         shapes = {spec.name: (drawn, *_sample_shape(spec)) for spec in specs if spec.shape[:1] == (None,)}
         random = [random_feeds(specs, shapes=shapes, seed=seed + i) for i in range(min(count, _RANDOM))]
-        return Inputs(tuple(specs), [(feeds, None) for feeds in random], fixed or batch or 1)
+        samples: list[Batch] = [(feeds, None) for feeds in random]
+        return Inputs(tuple(specs), samples, fixed or batch or 1, samples)
     examples = tuple(torch.zeros([1, *_sample_shape(spec)]) for spec in specs)
     loaded = load_data(data, settings_for(examples, None, settings))
-    check_shapes(loaded, examples)
-    epoch = loaded.train.epoch(batch_size=drawn, seed=seed, shuffle=True)
-    samples: list[Batch] = [
-        ([np.ascontiguousarray(t.numpy()) for t in inputs], None if labels is None else labels.numpy())
-        for inputs, labels in islice(epoch, count)
+    fitted = fit(loaded, SessionRunner(session, examples), said)
+    parts = [
+        [
+            ([np.ascontiguousarray(t.numpy()) for t in inputs], as_numpy(labels))
+            for inputs, labels in islice(split.with_targets(batch_size=drawn, seed=seed, shuffle=True), count)
+        ]
+        for split in (fitted.data.train, fitted.data.val)
     ]
-    return Inputs(tuple(specs), samples, fixed or batch or 1, loaded.remarks)
+    remarks = (*loaded.remarks, *fitted.remarks)
+    return Inputs(tuple(specs), parts[0], fixed or batch or 1, parts[1], fitted.tasks, remarks)
 
 
 def _fixed_batch(specs: Sequence[TensorSpec]) -> int | None:

@@ -62,10 +62,15 @@ def verification_feeds(build: Build) -> list[Feeds]:
     batch = _BATCH if graph.dynamic_batch else batch_size(graph.example_inputs)
     if build.data is not None:
         epoch = build.data.val.epoch(batch_size=batch, seed=build.recipe.seed, shuffle=True)
-        found = [[np.ascontiguousarray(t.numpy()) for t in inputs] for inputs, _ in islice(epoch, _BATCHES)]
-        whole = [feeds for feeds in found if len(feeds[0]) == batch]
-        if whole:
-            return whole
+        # A loader has a batch size of its own.
+        pieces = (
+            [np.ascontiguousarray(t[start : start + batch].numpy()) for t in inputs]
+            for inputs, _ in epoch
+            for start in range(0, len(inputs[0]) - batch + 1, batch)
+        )
+        found = list(islice(pieces, _BATCHES))
+        if found:
+            return found
     generator = torch.Generator().manual_seed(build.recipe.seed)
     return [noise_like(graph.example_inputs, batch, generator) for _ in range(_BATCHES)]
 
