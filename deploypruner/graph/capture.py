@@ -19,17 +19,19 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from deploypruner.errors import InputError, TraceError
-from deploypruner.graph.attention_dropout import restore_attention_dropout
 from deploypruner.graph.batch import Uncertain, checked_run, marked, marker, open_batch, rescale
+from deploypruner.graph.data_types import mark_followers
 from deploypruner.graph.exporting import export, quiet, unlifted, without_collection
 from deploypruner.graph.inputs import Inputs, batch_size, call, carries_batch, map_tensors, resized, tensors
-from deploypruner.graph.module import TracedModule, get_state, mark_always_training, set_state
+from deploypruner.graph.modes import mark_always_training
+from deploypruner.graph.module import TracedModule, get_state, set_state
 from deploypruner.graph.nodes import is_tensor
 from deploypruner.graph.reference import Reference, register_dataclasses, said, seeded, without_opaque_outputs
-from deploypruner.graph.regions import clean
+from deploypruner.graph.regions import clean, stops_gradients
 from deploypruner.graph.sharing import sharing_copy
 from deploypruner.graph.sound import check_model
 from deploypruner.graph.stochastic import keep_stochastic_depth
+from deploypruner.graph.training import exportable_in_training, learn_training
 from deploypruner.records import Check
 
 __all__ = ["Capture", "capture", "quiet"]
@@ -54,6 +56,8 @@ class Capture:
         dynamic_batch: Whether any batch size runs.
         remarks: What a user should know about the capture, one sentence each.
         check: Traced graph against the model, on the example inputs.
+        trains_differently: How it differs from the model in training mode, or why that is not known; "" where it
+            does not differ.
     """
 
     module: TracedModule
@@ -61,6 +65,7 @@ class Capture:
     dynamic_batch: bool
     remarks: tuple[str, ...]
     check: Check
+    trains_differently: str = ""
 
 
 def capture(model: nn.Module | ExportedProgram, example_inputs: Inputs) -> Capture:
@@ -108,6 +113,7 @@ class _Capturing:
         self.unused: list[str] = []
         self.aliases: dict[str, str] = {}
         self.lost: list[str] = []
+        self.stops = False
 
     def run(self) -> Capture:
         """The first way whose graph agrees with the model."""
@@ -133,39 +139,64 @@ class _Capturing:
         ) from error
 
     def marked(self) -> tuple[TracedModule, Check]:
-        """Export with an unmistakable batch, open it, and compare shape by shape on a run.
+        """Export with an unmistakable batch, open it, and compare shape by shape on a run."""
+        module, got = self._with_marked_batch()
+        check = self.reference.compare(got, self.wanted)
+        traced = self._traced(module)
+        return traced, check if check.passed else self._on_two(traced, check)
+
+    def _with_marked_batch(self, *, training: bool = False) -> tuple[GraphModule, list[Tensor]]:
+        """The module with an open batch, and what it returns.
 
         Raises:
             Uncertain: The batch could not be told from everything else.
         """
         prime = marker(self.model, self.given)
-        module = self._exported(marked(self.given, prime, lambda t: carries_batch(t, self.given)))
+        inputs = marked(self.given, prime, lambda t: carries_batch(t, self.given))
+        module = self._exported(inputs, training=training)
         open_batch(module, prime)
         with seeded(self.small, 0):
-            got = checked_run(module, prime, self.small)
-        check = self.reference.compare(got, self.wanted)
+            got = [] if training else checked_run(module, prime, self.small)
         rescale(module, prime, _BATCH)
-        traced = _traced(module, self.aliases)
-        return traced, check if check.passed else self._on_two(traced, check)
+        return module, got
 
     def symbolic(self) -> tuple[TracedModule, Check]:
         """Let torch.export carry the batch as a symbol."""
-        two = resized(self.given, _BATCH)
-        open_axes = map_tensors(_open_axis(two), two)
-        traced = _traced(self._exported(two, open_axes), self.aliases)
+        traced = self._traced(self._with_symbolic_batch())
         check = self._compare(traced, self.small, self.wanted)
         return traced, check if check.passed else self._on_two(traced, check)
 
     def static(self) -> tuple[TracedModule, Check]:
         """Export with the batch as given."""
-        traced = _traced(self._exported(self.given), self.aliases)
+        traced = self._traced(self._exported(self.given))
         return traced, self._compare(traced, self.given, self.reference.outputs(self.given))
 
-    def _exported(self, inputs: Inputs, dynamic_shapes: Inputs | None = None) -> GraphModule:
+    def _with_symbolic_batch(self, *, training: bool = False) -> GraphModule:
+        two = resized(self.given, _BATCH)
+        return self._exported(two, map_tensors(_open_axis(two), two), training=training)
+
+    def in_training(self, *, dynamic: bool) -> GraphModule:
+        """The model exported in training mode.
+
+        Raises:
+            Exception: Whatever the model or torch.export raises.
+        """
+        if not dynamic:
+            return self._exported(self.given, training=True)
+        try:
+            return self._with_marked_batch(training=True)[0]
+        except Uncertain:
+            return self._with_symbolic_batch(training=True)
+
+    def _exported(
+        self, inputs: Inputs, dynamic_shapes: Inputs | None = None, *, training: bool = False
+    ) -> GraphModule:
         copied = sharing_copy(self.model)
-        self.lost = keep_stochastic_depth(copied)
+        lost = keep_stochastic_depth(copied)
         if self.reference.left_out:
             without_opaque_outputs(copied)
+        if training:
+            exportable_in_training(copied).train()
         program = export(copied, inputs, dynamic_shapes)
         if any(str(symbol).startswith(_FROM_DATA) for symbol in program.range_constraints):
             raise Uncertain("the size of a tensor depends on the values of another (nonzero, boolean indexing)")
@@ -173,11 +204,20 @@ class _Capturing:
         if bounded:
             raise Uncertain(f"the model takes batches of {bounded[0].lower} to {bounded[0].upper} only")
         module = unlifted(program)
-        clean(module)
-        mark_always_training(module)
-        self.unused = _unused_state(program, module)
-        self.aliases = _aliases(program, module)
+        if not training:
+            self.stops = stops_gradients(module)
+        clean(module, detach=training)
+        if not training:
+            mark_always_training(module.graph)
+            self.lost = lost
+            self.unused = _unused_state(program, module)
+            self.aliases = _aliases(program, module)
         return module
+
+    def _traced(self, module: GraphModule) -> TracedModule:
+        traced = _traced(module, self.aliases)
+        mark_followers(traced.graph, self.model, self.small)
+        return traced
 
     def _on_two(self, traced: TracedModule, check: Check) -> Check:
         """Some models squeeze a batch of one away; what they do with two samples is what counts then."""
@@ -196,17 +236,27 @@ class _Capturing:
             remarks.append(f"the batch size is fixed at the example's: {fixed_because}")
         if self.reference.left_out:
             remarks.append(f"outputs of type {', '.join(self.reference.left_out)} are left out of the graph")
-        if self.unused:
-            remarks.append(
-                f"{len(self.unused)} tensors are not used at inference and were dropped: {_some(self.unused)}"
-            )
-        if self.lost:
+        training = self._learn_training(module, dynamic=not fixed_because)
+        unused = [name for name in self.unused if not _has_state(module, name)]
+        if unused:
+            remarks.append(f"{len(unused)} tensors are not used at inference and were dropped: {_some(unused)}")
+        if self.lost and module.training_graph is None:
             remarks.append(
                 f"{len(self.lost)} layers drop samples in training, and the traced model does not: {_some(self.lost)}"
             )
-        remarks += restore_attention_dropout(module, self.reference.module, self.small)
+        elif training:
+            remarks.append(training)
         inputs = self.given if fixed_because else resized(self.given, _BATCH)
-        return Capture(module, inputs, not fixed_because, tuple(remarks), check)
+        return Capture(module, inputs, not fixed_because, tuple(remarks), check, training)
+
+    def _learn_training(self, module: TracedModule, *, dynamic: bool) -> str:
+        def exported() -> GraphModule:
+            graph = self.in_training(dynamic=dynamic)
+            mark_followers(graph.graph, self.model, self.small, training=True)
+            return graph
+
+        inputs = self.small if dynamic else self.given
+        return learn_training(module, self.reference, inputs, exported, stops_gradients=self.stops)
 
     def _disagreement(self, check: Check) -> TraceError:
         if self.reference.is_random(self.small):
@@ -248,6 +298,15 @@ def _traced(module: GraphModule, aliases: dict[str, str]) -> TracedModule:
         if name.startswith("lifted_tensor"):
             set_state(traced, name, parameter.detach())
     return traced.eval()
+
+
+def _has_state(module: TracedModule, name: str) -> bool:
+    """Does a graph that only training has read it?"""
+    try:
+        get_state(module, name)
+    except AttributeError:
+        return False
+    return True
 
 
 def _aliases(program: ExportedProgram, module: GraphModule) -> dict[str, str]:

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 
 from deploypruner.errors import TraceError
 from deploypruner.graph.autograd import trace_autograd
-from deploypruner.graph.branches import find_residuals
+from deploypruner.graph.branches import find_residuals, pair_residuals
 from deploypruner.graph.capture import capture
 from deploypruner.graph.dependency import Graph, assemble
 from deploypruner.graph.inputs import Inputs, as_inputs
@@ -65,11 +65,16 @@ def trace(model: nn.Module | ExportedProgram, example_inputs: Any) -> Graph:
 
 def _exported(model: nn.Module | ExportedProgram, inputs: Inputs) -> Graph:
     captured = capture(model, inputs)
-    untie(captured.module)
-    tracing = Tracing(captured.module)
-    tracing.residuals = find_residuals(captured.module, tracing)
+    module = captured.module
+    for graph in module.graphs:
+        untie(module, graph)
+    tracing = Tracing(module)
+    tracing.residuals = find_residuals(module, tracing)
+    if tracing.training is not None:
+        trained = find_residuals(module, tracing.training, tracing.training.graph)
+        tracing.residuals, tracing.training.residuals = pair_residuals(tracing.residuals, trained)
     return assemble(
-        captured.module,
+        module,
         tracing,
         example_inputs=captured.example_inputs,
         dynamic_batch=captured.dynamic_batch,
@@ -77,6 +82,7 @@ def _exported(model: nn.Module | ExportedProgram, inputs: Inputs) -> Graph:
         front_end="torch.export",
         cut=partial(rewrite, tracing),
         check=captured.check,
+        trains_differently=captured.trains_differently,
     )
 
 

@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from deploypruner.graph.inputs import Inputs, call, map_tensors, tensors
-from deploypruner.graph.module import TracedModule, any_mode_argument, get_state
+from deploypruner.graph.modes import any_mode_argument
+from deploypruner.graph.module import TracedModule, get_state
 from deploypruner.graph.nodes import arguments, op_name
 from deploypruner.graph.reference import seeded
 
