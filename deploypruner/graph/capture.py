@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
 
 from deploypruner.errors import InputError, TraceError
 from deploypruner.graph.batch import Uncertain, checked_run, marked, marker, open_batch, rescale
@@ -26,6 +28,7 @@ from deploypruner.graph.inputs import Inputs, batch_size, call, carries_batch, m
 from deploypruner.graph.modes import mark_always_training
 from deploypruner.graph.module import TracedModule, get_state, set_state
 from deploypruner.graph.nodes import is_tensor
+from deploypruner.graph.other_sizes import agrees, open_sizes, sizes_taken
 from deploypruner.graph.reference import Reference, register_dataclasses, said, seeded, without_opaque_outputs
 from deploypruner.graph.regions import clean, stops_gradients
 from deploypruner.graph.sharing import sharing_copy
@@ -68,13 +71,15 @@ class Capture:
     trains_differently: str = ""
 
 
-def capture(model: nn.Module | ExportedProgram, example_inputs: Inputs) -> Capture:
+def capture(model: nn.Module | ExportedProgram, example_inputs: Inputs, dynamic_shapes: Any = None) -> Capture:
     """Export `model`, clean the graph and compare it with the model; the model itself is not touched.
 
     Args:
         model: A module in any mode, on any device, of any floating dtype, or a program saved by torch.export.
         example_inputs: A tuple of positional or a dict of keyword arguments. The batch is axis 0 of the first
             tensor, and of every tensor with an axis 0 of the same length.
+        dynamic_shapes: Axes that stay open, as torch.export wants them, or "sizes" for every size the model leaves
+            open. None keeps sizes open only where they would otherwise be numbers in the graph of an image model.
 
     Raises:
         InputError: The model is none, or is scripted, quantized, masked, lazy, or holds NaN; or there is no sample.
@@ -89,19 +94,21 @@ def capture(model: nn.Module | ExportedProgram, example_inputs: Inputs) -> Captu
     with without_collection():
         if isinstance(model, ExportedProgram):
             return _of_program(model, example_inputs)
-        return _Capturing(model, example_inputs).run()
+        return _Capturing(model, example_inputs, dynamic_shapes).run()
 
 
 class _Capturing:
     """The ways to a graph of one model, and the model's own outputs to judge them by."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, inputs: Inputs, dynamic_shapes: Any = None) -> None:
+        self.model, self.shapes = model, dynamic_shapes
         self.given = inputs
         self.reference = Reference(sharing_copy(model))
         # As few samples as will do: more only make everything after this slower.
         self.small = resized(inputs, min(_BATCH, batch_size(inputs)))
         self.ways: tuple[_Way, ...] = (self.marked, self.symbolic, self.static)
+        if dynamic_shapes is not None:
+            self.ways = (self.open,)
         self.reasons: list[str] = []
         try:
             self.wanted = self.reference.outputs(self.small)
@@ -128,7 +135,9 @@ class _Capturing:
                 reasons.append(str(raised) if isinstance(raised, Uncertain) else said(raised))
                 continue
             if check.passed:
-                return self._capture(module, check, reasons[-1] if way == self.static and reasons else "")
+                return self._capture(
+                    *self._at_other_sizes(module, check), reasons[-1] if way == self.static and reasons else ""
+                )
             failed = check
             reasons.append("at other sizes the model does something else")
         if failed is not None:
@@ -166,14 +175,47 @@ class _Capturing:
         check = self._compare(traced, self.small, self.wanted)
         return traced, check if check.passed else self._on_two(traced, check)
 
+    def open(self) -> tuple[TracedModule, Check]:
+        """Let torch.export carry the batch and the sizes as symbols."""
+        traced = self._traced(self._with_symbolic_batch(self._open_shapes()))
+        check = self._compare(traced, self.small, self.wanted)
+        return traced, check if check.passed else self._on_two(traced, check)
+
+    def _open_shapes(self) -> Any:
+        asked = self.shapes is not None and not isinstance(self.shapes, str)
+        return self.shapes if asked else open_sizes(resized(self.given, _BATCH))
+
+    def _at_other_sizes(self, module: TracedModule, check: Check) -> tuple[TracedModule, Check]:
+        """A graph that is right at other sizes, or one that refuses them.
+
+        Images of another size are common, so sizes that are numbers in their graph are opened without being asked.
+        """
+        right = agrees(module, self.reference, self.small)
+        if right:
+            return module, check
+        images = any(t.ndim >= 4 for t in tensors(self.given))
+        if right is False and self.shapes is None and images:
+            state = (self.unused, self.aliases, self.lost, self.stops)
+            try:
+                opened, found = self.open()
+                if found.passed and agrees(opened, self.reference, self.small):
+                    self.shapes = "sizes"
+                    return opened, found
+            except Exception:  # noqa: BLE001 - torch.export raises anything a model raises
+                pass
+            self.unused, self.aliases, self.lost, self.stops = state
+        if right is False or self.shapes is None:
+            module.specialise(sizes=sizes_taken(module, self.small))
+        return module, check
+
     def static(self) -> tuple[TracedModule, Check]:
         """Export with the batch as given."""
         traced = self._traced(self._exported(self.given))
         return traced, self._compare(traced, self.given, self.reference.outputs(self.given))
 
-    def _with_symbolic_batch(self, *, training: bool = False) -> GraphModule:
+    def _with_symbolic_batch(self, shapes: Any = None, *, training: bool = False) -> GraphModule:
         two = resized(self.given, _BATCH)
-        return self._exported(two, map_tensors(_open_axis(two), two), training=training)
+        return self._exported(two, shapes or map_tensors(_open_axis(two), two), training=training)
 
     def in_training(self, *, dynamic: bool) -> GraphModule:
         """The model exported in training mode.
@@ -183,6 +225,8 @@ class _Capturing:
         """
         if not dynamic:
             return self._exported(self.given, training=True)
+        if self.shapes is not None:
+            return self._with_symbolic_batch(self._open_shapes(), training=True)
         try:
             return self._with_marked_batch(training=True)[0]
         except Uncertain:
@@ -191,6 +235,7 @@ class _Capturing:
     def _exported(
         self, inputs: Inputs, dynamic_shapes: Inputs | None = None, *, training: bool = False
     ) -> GraphModule:
+        opened = dynamic_shapes is not None and _opens_sizes(dynamic_shapes)
         copied = sharing_copy(self.model)
         lost = keep_stochastic_depth(copied)
         if self.reference.left_out:
@@ -201,7 +246,7 @@ class _Capturing:
         if any(str(symbol).startswith(_FROM_DATA) for symbol in program.range_constraints):
             raise Uncertain("the size of a tensor depends on the values of another (nonzero, boolean indexing)")
         bounded = [r for r in program.range_constraints.values() if r.upper < 2**31 or r.lower > _BATCH]
-        if bounded:
+        if bounded and self.shapes is None and not opened:
             raise Uncertain(f"the model takes batches of {bounded[0].lower} to {bounded[0].upper} only")
         module = unlifted(program)
         if not training:
@@ -246,6 +291,11 @@ class _Capturing:
             )
         elif training:
             remarks.append(training)
+        if module.other_outputs:
+            remarks.append(
+                "in training mode the model returns something else than in evaluation mode, and so does the pruned "
+                "module; recovery trains what evaluation returns, with dropouts and norms as in training"
+            )
         inputs = self.given if fixed_because else resized(self.given, _BATCH)
         return Capture(module, inputs, not fixed_because, tuple(remarks), check, training)
 
@@ -285,8 +335,28 @@ def _of_program(program: ExportedProgram, given: Inputs) -> Capture:
     traced = _traced(module, aliases)
     with torch.no_grad(), seeded(inputs, 0):
         check = reference.compare(tensors(call(traced, inputs)), wanted)
-    said_unused = f"{len(unused)} tensors are not used at inference and were dropped: {_some(unused)}"
-    return Capture(traced, inputs, dynamic, (said_unused,) if unused else (), check)
+    remarks = [f"{len(unused)} tensors are not used at inference and were dropped: {_some(unused)}"] if unused else []
+    opened = _open_sizes_of(program)
+    if opened:
+        remarks.append(
+            f"the program leaves sizes open ({', '.join(opened)}): so does the pruned module, and the exported files "
+            f"are fixed at the example's"
+        )
+    else:
+        traced.specialise(sizes=sizes_taken(traced, inputs))
+    return Capture(traced, inputs, dynamic, tuple(remarks), check)
+
+
+def _open_sizes_of(program: ExportedProgram) -> list[str]:
+    """Open axes of the inputs beside the batch, in a person's words: "axis 2 of 'x'"."""
+    names = set(program.graph_signature.user_inputs)
+    user = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in names and is_tensor(n)]
+    return [
+        f"axis {axis} of '{node.name}'"
+        for node in user
+        for axis, size in enumerate(node.meta["val"].shape)
+        if axis and isinstance(size, torch.SymInt)
+    ]
 
 
 def _traced(module: GraphModule, aliases: dict[str, str]) -> TracedModule:
@@ -329,6 +399,14 @@ def _own_objects(module: GraphModule) -> None:
 
 def _open_axis(inputs: Inputs) -> Callable[[Tensor], object]:
     return lambda tensor: {0: Dim.DYNAMIC} if carries_batch(tensor, inputs) else None
+
+
+def _opens_sizes(dynamic_shapes: Any) -> bool:
+    """Is any axis but the batch open?"""
+    leaves = pytree.tree_leaves(
+        dynamic_shapes, is_leaf=lambda v: isinstance(v, dict) and all(isinstance(k, int) for k in v)
+    )
+    return any(isinstance(leaf, dict) and any(axis > 0 for axis in leaf) for leaf in leaves)
 
 
 def _some(names: list[str]) -> str:

@@ -30,12 +30,14 @@ from deploypruner.graph.sharing import sharing_copy
 from deploypruner.graph.untie import untie
 
 
-def trace(model: nn.Module | ExportedProgram, example_inputs: Any) -> Graph:
+def trace(model: nn.Module | ExportedProgram, example_inputs: Any, *, dynamic_shapes: Any = None) -> Graph:
     """Find out which channels of a model can be removed, and what must go with each of them.
 
     Args:
         model: A module in any mode, or a program from torch.export; it is not changed.
         example_inputs: One tensor, a tuple of positional inputs or a dict of keyword inputs, batch on axis 0.
+        dynamic_shapes: Axes that stay open beside the batch: as torch.export wants them, or "sizes" for every size the
+            model leaves open. By default the graph takes other sizes where it is right there, and refuses them else.
 
     Returns:
         The graph: `graph.groups` can be pruned, `graph.frozen` cannot, each entry with its reason. Where the model
@@ -47,9 +49,9 @@ def trace(model: nn.Module | ExportedProgram, example_inputs: Any) -> Graph:
     """
     inputs = as_inputs(example_inputs)
     try:
-        return _exported(model, inputs)
+        return _exported(model, inputs, dynamic_shapes)
     except TraceError as error:
-        if isinstance(model, ExportedProgram) or not _runs(model, inputs):
+        if isinstance(model, ExportedProgram) or dynamic_shapes is not None or not _runs(model, inputs):
             raise
         refused = error
     found, reasons = [], [refused.message]
@@ -63,8 +65,8 @@ def trace(model: nn.Module | ExportedProgram, example_inputs: Any) -> Graph:
     return max(found, key=_removable)
 
 
-def _exported(model: nn.Module | ExportedProgram, inputs: Inputs) -> Graph:
-    captured = capture(model, inputs)
+def _exported(model: nn.Module | ExportedProgram, inputs: Inputs, dynamic_shapes: Any = None) -> Graph:
+    captured = capture(model, inputs, dynamic_shapes)
     module = captured.module
     for graph in module.graphs:
         untie(module, graph)

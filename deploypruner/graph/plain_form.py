@@ -1,4 +1,4 @@
-"""A graph as plain data, which any pickle can hold, and back: torch's own form loses marks and cannot be read again."""
+"""A graph as plain data, which any pickle holds, and back; torch's own form loses marks and cannot be read."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _plain_node(node: Node) -> PlainNode:
     marks = {
         key: value
         for key, value in node.meta.items()
-        if key in _KEPT or isinstance(value, bool | float | tuple) and _is_plain(value)
+        if key in _KEPT or (isinstance(value, bool | float | tuple) and _is_plain(value))
     }
     path = [
         (str(key), (str(name), str(kind))) for key, (name, kind) in (node.meta.get("nn_module_stack") or {}).items()

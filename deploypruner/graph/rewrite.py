@@ -46,6 +46,7 @@ def rewrite(tracing: Tracing, removed: BoolArray) -> TracedModule:
     # Sharing the tensors in the memo copies the graph but no weight; _cut_state makes the only new copies.
     module = copy.deepcopy(tracing.module, memo={id(s.tensor): s.tensor for s in tracing.all_state.values()})
     _cut_state(tracing, removed, module)
+    _keep_scale(tracing, removed, module)
     rewriters = [_Rewriter(tracing, removed, module, module.graph)]
     if tracing.training is not None:
         assert module.training_graph is not None, "the copy has what was copied"
@@ -71,6 +72,20 @@ def _cut_state(tracing: Tracing, removed: BoolArray, module: TracedModule) -> No
         new = nn.Parameter(tensor, state.tensor.requires_grad) if is_parameter else tensor
         for name in state.names:
             set_state(module, name, new)
+
+
+def _keep_scale(tracing: Tracing, removed: BoolArray, module: TracedModule) -> None:
+    """A row of a weight norm that lost entries is divided by a smaller norm: its length makes up for that."""
+    for name, (direction, dim) in tracing.normed.items():
+        length = tracing.entry(get_state(tracing.module, name))
+        before = torch.norm_except_dim(get_state(tracing.module, direction).detach(), 2, dim)
+        after = torch.norm_except_dim(get_state(module, direction).detach(), 2, dim)
+        for axis, labels in enumerate(length.axes):
+            gone = tracing.atoms.gone(labels, removed)
+            if gone is not None:
+                before = before.index_select(axis, torch.as_tensor(np.flatnonzero(~gone), device=before.device))
+        if not torch.equal(before, after):
+            get_state(module, name).data.mul_(torch.where(before > 0, after / before, 1))
 
 
 def _forget(tracing: Tracing, module: TracedModule, lost: set[str]) -> None:
