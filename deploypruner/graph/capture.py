@@ -11,7 +11,6 @@ exported with a symbolic batch, and exported with the batch as given. Each resul
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,12 +21,13 @@ from torch.utils import _pytree as pytree
 
 from deploypruner.errors import InputError, TraceError
 from deploypruner.graph.batch import Uncertain, checked_run, marked, marker, open_batch, rescale
+from deploypruner.graph.captured import Capture, aliases_of, has_state, some, traced_module, unused_state
+from deploypruner.graph.captured_program import capture_program
 from deploypruner.graph.data_types import mark_followers
 from deploypruner.graph.exporting import export, quiet, unlifted, without_collection
 from deploypruner.graph.inputs import Inputs, batch_size, call, carries_batch, map_tensors, resized, tensors
 from deploypruner.graph.modes import mark_always_training
-from deploypruner.graph.module import TracedModule, get_state, set_state
-from deploypruner.graph.nodes import is_tensor
+from deploypruner.graph.module import TracedModule
 from deploypruner.graph.other_sizes import agrees, open_sizes, sizes_taken
 from deploypruner.graph.reference import Reference, register_dataclasses, said, seeded, without_opaque_outputs
 from deploypruner.graph.regions import clean, stops_gradients
@@ -45,30 +45,6 @@ _BATCH = 2
 _FROM_DATA = ("u", "zuf")
 
 _Way = Callable[[], tuple[TracedModule, Check]]
-
-
-@dataclass(frozen=True)
-class Capture:
-    """A captured graph.
-
-    Args:
-        module: The graph in eval mode, under the user's names. Parameters are new objects over the storage of
-            the user's own, so training this module in place would train the user's model: copy it first.
-            Buffers are its own.
-        example_inputs: Two samples where the batch is dynamic, what was given otherwise.
-        dynamic_batch: Whether any batch size runs.
-        remarks: What a user should know about the capture, one sentence each.
-        check: Traced graph against the model, on the example inputs.
-        trains_differently: How it differs from the model in training mode, or why that is not known; "" where it
-            does not differ.
-    """
-
-    module: TracedModule
-    example_inputs: Inputs
-    dynamic_batch: bool
-    remarks: tuple[str, ...]
-    check: Check
-    trains_differently: str = ""
 
 
 def capture(model: nn.Module | ExportedProgram, example_inputs: Inputs, dynamic_shapes: Any = None) -> Capture:
@@ -93,7 +69,7 @@ def capture(model: nn.Module | ExportedProgram, example_inputs: Inputs, dynamic_
         raise InputError("the example inputs hold no sample", hint="pass a batch of at least one sample")
     with without_collection():
         if isinstance(model, ExportedProgram):
-            return _of_program(model, example_inputs)
+            return capture_program(model, example_inputs)
         return _Capturing(model, example_inputs, dynamic_shapes).run()
 
 
@@ -255,12 +231,12 @@ class _Capturing:
         if not training:
             mark_always_training(module.graph)
             self.lost = lost
-            self.unused = _unused_state(program, module)
-            self.aliases = _aliases(program, module)
+            self.unused = unused_state(program, module)
+            self.aliases = aliases_of(program, module)
         return module
 
-    def _traced(self, module: GraphModule) -> TracedModule:
-        traced = _traced(module, self.aliases)
+    def traced_module(self, module: GraphModule) -> TracedModule:
+        traced = traced_module(module, self.aliases)
         mark_followers(traced.graph, self.model, self.small)
         return traced
 
@@ -282,12 +258,12 @@ class _Capturing:
         if self.reference.left_out:
             remarks.append(f"outputs of type {', '.join(self.reference.left_out)} are left out of the graph")
         training = self._learn_training(module, dynamic=not fixed_because)
-        unused = [name for name in self.unused if not _has_state(module, name)]
+        unused = [name for name in self.unused if not has_state(module, name)]
         if unused:
-            remarks.append(f"{len(unused)} tensors are not used at inference and were dropped: {_some(unused)}")
+            remarks.append(f"{len(unused)} tensors are not used at inference and were dropped: {some(unused)}")
         if self.lost and module.training_graph is None:
             remarks.append(
-                f"{len(self.lost)} layers drop samples in training, and the traced model does not: {_some(self.lost)}"
+                f"{len(self.lost)} layers drop samples in training, and the traced model does not: {some(self.lost)}"
             )
         elif training:
             remarks.append(training)
@@ -321,82 +297,6 @@ class _Capturing:
         )
 
 
-def _of_program(program: ExportedProgram, given: Inputs) -> Capture:
-    """A program is a graph already."""
-    dynamic = _is_dynamic(program)
-    inputs = resized(given, _BATCH) if dynamic else given
-    with quiet():
-        module, reference = program.module(check_guards=False), Reference(program.module(check_guards=False))
-    wanted = reference.outputs(inputs)
-    clean(module)
-    unused = _unused_state(program, module)
-    aliases = _aliases(program, module)
-    _own_objects(module)
-    traced = _traced(module, aliases)
-    with torch.no_grad(), seeded(inputs, 0):
-        check = reference.compare(tensors(call(traced, inputs)), wanted)
-    remarks = [f"{len(unused)} tensors are not used at inference and were dropped: {_some(unused)}"] if unused else []
-    opened = _open_sizes_of(program)
-    if opened:
-        remarks.append(
-            f"the program leaves sizes open ({', '.join(opened)}): so does the pruned module, and the exported files "
-            f"are fixed at the example's"
-        )
-    else:
-        traced.specialise(sizes=sizes_taken(traced, inputs))
-    return Capture(traced, inputs, dynamic, tuple(remarks), check)
-
-
-def _open_sizes_of(program: ExportedProgram) -> list[str]:
-    """Open axes of the inputs beside the batch, in a person's words: "axis 2 of 'x'"."""
-    names = set(program.graph_signature.user_inputs)
-    user = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in names and is_tensor(n)]
-    return [
-        f"axis {axis} of '{node.name}'"
-        for node in user
-        for axis, size in enumerate(node.meta["val"].shape)
-        if axis and isinstance(size, torch.SymInt)
-    ]
-
-
-def _traced(module: GraphModule, aliases: dict[str, str]) -> TracedModule:
-    """The module that switches modes; constants made in forward are buffers, tied tensors have all their names."""
-    traced = TracedModule(module, module.graph)
-    for name, used in aliases.items():
-        set_state(traced, name, get_state(traced, used))
-    for name, parameter in list(traced.named_parameters(remove_duplicate=False)):
-        if name.startswith("lifted_tensor"):
-            set_state(traced, name, parameter.detach())
-    return traced.eval()
-
-
-def _has_state(module: TracedModule, name: str) -> bool:
-    """Does a graph that only training has read it?"""
-    try:
-        get_state(module, name)
-    except AttributeError:
-        return False
-    return True
-
-
-def _aliases(program: ExportedProgram, module: GraphModule) -> dict[str, str]:
-    """Other names of tied tensors -> the one name the graph reads them by."""
-    used = {id(get_state(module, str(n.target))): str(n.target) for n in module.graph.find_nodes(op="get_attr")}
-    known = set(used.values())
-    return {k: used[id(t)] for k, t in program.state_dict.items() if id(t) in used and k not in known}
-
-
-def _own_objects(module: GraphModule) -> None:
-    """New parameters over the same storage, and copies of the buffers, so that the program keeps its own."""
-    made: dict[int, Tensor] = {}
-    for name, tensor in [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]:
-        if id(tensor) not in made:
-            data = tensor.detach()
-            shared = isinstance(tensor, nn.Parameter)
-            made[id(tensor)] = nn.Parameter(data, tensor.requires_grad) if shared else data.clone()
-        set_state(module, name, made[id(tensor)])
-
-
 def _open_axis(inputs: Inputs) -> Callable[[Tensor], object]:
     return lambda tensor: {0: Dim.DYNAMIC} if carries_batch(tensor, inputs) else None
 
@@ -407,24 +307,3 @@ def _opens_sizes(dynamic_shapes: Any) -> bool:
         dynamic_shapes, is_leaf=lambda v: isinstance(v, dict) and all(isinstance(k, int) for k in v)
     )
     return any(isinstance(leaf, dict) and any(axis > 0 for axis in leaf) for leaf in leaves)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _is_dynamic(program: ExportedProgram) -> bool:
-    names = set(program.graph_signature.user_inputs)
-    user = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names and is_tensor(n)]
-    return bool(user) and all(t.ndim > 0 and isinstance(t.shape[0], torch.SymInt) for t in user)
-
-
-def _unused_state(program: ExportedProgram, module: GraphModule) -> list[str]:
-    """Parameters the inference graph never reads (auxiliary heads); batch-norm counters are not worth a word."""
-    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
-    by_tensor = {id(get_state(module, str(name))) for name in used}
-    return [
-        name
-        for name, tensor in program.state_dict.items()
-        if name not in used and id(tensor) not in by_tensor and not name.endswith("num_batches_tracked")
-    ]

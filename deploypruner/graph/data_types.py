@@ -80,7 +80,7 @@ def _line(node: Node) -> Line:
 
 
 def _heard(model: nn.Module, inputs: Inputs, dtype: torch.dtype, training: bool) -> dict[Line, list[torch.dtype]]:
-    """Line of code -> the data types it asks for, in order, when the model has this one; empty where it does not run."""
+    """Line of code -> the data types it asks for in this precision, in order; empty where the model does not run."""
     for device in ("meta", None):
         listener, moved = _Listener(), sharing_copy(model)
         try:

@@ -1,8 +1,8 @@
-"""A model with its weights written out: under weight norm and other parametrizations a criterion sees what the layer uses.
+"""A model with its weights written out: under weight norm a criterion sees what the layer multiplies with.
 
-`v` and `g` of a weight norm say little on their own: a filter whose `g` is zero is zero, however large its `v`. So the
-weights that layers really multiply with are computed once and put in the place of what they are computed from. The
-copy has the same nodes, so channels of the one are found in the other by the axes they lie on.
+`v` and `g` of a weight norm say little on their own: a filter whose `g` is zero is zero, however large its `v`. So
+the weights that layers really use are computed once and put in the place of what they are computed from. The copy
+has the same nodes, so channels of the one are found in the other by the axes they lie on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Effective:
 
     Args:
         graph: It.
-        places: Group id of the original -> per channel (group id, channel) in `graph`; groups that have no counterpart
+        places: Group id of the original -> per channel (group id, channel) in `graph`; groups without a counterpart
             are not named.
     """
 

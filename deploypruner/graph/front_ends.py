@@ -36,8 +36,8 @@ def trace(model: nn.Module | ExportedProgram, example_inputs: Any, *, dynamic_sh
     Args:
         model: A module in any mode, or a program from torch.export; it is not changed.
         example_inputs: One tensor, a tuple of positional inputs or a dict of keyword inputs, batch on axis 0.
-        dynamic_shapes: Axes that stay open beside the batch: as torch.export wants them, or "sizes" for every size the
-            model leaves open. By default the graph takes other sizes where it is right there, and refuses them else.
+        dynamic_shapes: Axes that stay open beside the batch: as torch.export wants them, or "sizes" for every size
+            the model leaves open. By default the graph takes other sizes where it is right there, else refuses them.
 
     Returns:
         The graph: `graph.groups` can be pruned, `graph.frozen` cannot, each entry with its reason. Where the model

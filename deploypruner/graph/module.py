@@ -91,12 +91,12 @@ class TracedModule(GraphModule):
         trained = evaluated if graph is None else _compiled(self, graph)
 
         @functools.wraps(evaluated)
-        def forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:
+        def _forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:
             if self.sizes:
                 _check_sizes(evaluated, self.sizes, args, kwargs)
             return (trained if self.training and not self.as_evaluated else evaluated)(self, *args, **kwargs)
 
-        cls.forward = forward  # type: ignore[method-assign]  # every graph module has a class of its own
+        cls.forward = _forward  # every graph module has a class of its own
         return code
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -197,12 +197,12 @@ def _check_sizes(forward: Callable[..., Any], sizes: Sizes, args: tuple[Any, ...
         for tensor, taken in zip(found, sizes.get(name, ()), strict=False):
             shape = tuple(tensor.shape)
             if len(shape) == len(taken) and any(t is not None and s != t for s, t in zip(shape, taken, strict=True)):
+                had = "x".join(str(t) for t in taken if t is not None)
                 got = "x".join(str(s) for s, t in zip(shape, taken, strict=True) if t is not None)
                 raise InputError(
-                    f"input '{name}' of this graph was traced with {'x'.join(str(t) for t in taken if t is not None)}, "
-                    f"got {got}: sizes are written into the graph, and it would compute something else",
-                    hint="trace with dynamic_shapes (on the command line --dynamic) to keep them open, or trace again "
-                    "with inputs of this size",
+                    f"input '{name}' of this graph was traced with {had}, got {got}: "
+                    "sizes are written into the graph, and it would compute something else",
+                    hint='trace with dynamic_shapes="sizes" to keep them open, or with inputs of this size',
                 )
 
 

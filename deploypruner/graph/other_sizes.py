@@ -35,7 +35,7 @@ def other_sizes(inputs: Inputs) -> Iterator[Inputs]:
         new = {n: n - _STRIDE if n > 2 * _STRIDE else 2 * n for n in lengths}
         yield _with(inputs, new)
         # Lower than wide, and odd: a model may pad to a multiple of its stride.
-        yield _with(inputs, {n: m - 3 for n, m in new.items()}, {n: m for n, m in new.items()})
+        yield _with(inputs, {n: m - 3 for n, m in new.items()}, new)
         return
     for n in lengths:
         for other in (n + 1, max(1, n // 2)):

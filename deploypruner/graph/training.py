@@ -69,7 +69,7 @@ def learn_training(
     except Exception as error:  # noqa: BLE001 - a training forward may want labels, whatever it then raises
         return (
             f"what the model does in training could not be compared: it does not run on these inputs then "
-            f"({said(error)}); the pruned graph trains with its dropouts and batch norms on, and else as in evaluation"
+            f"({said(error)}); the pruned graph trains with its dropouts and norms on, and else as in evaluation"
         )
     _set_attention_dropout(module, listener.heard)
     gap = _gap(module, inputs, wanted, reference)

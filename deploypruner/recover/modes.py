@@ -37,15 +37,15 @@ def outputs_as_evaluated(module: nn.Module) -> Iterator[None]:
 
     A loss that compares with a model in evaluation mode needs that: logits are no probabilities.
     """
-    other = isinstance(module, TracedModule) and module.other_outputs
-    if other:
-        module.as_evaluated = True
+    if not isinstance(module, TracedModule) or not module.other_outputs:
+        yield
+        return
+    module.as_evaluated = True
     try:
         yield
     finally:
-        if other:
-            module.as_evaluated = False
-            module.train(module.training)
+        module.as_evaluated = False
+        module.train(module.training)
 
 
 @contextmanager
