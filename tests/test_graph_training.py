@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from deploypruner import Constraints, trace
 from deploypruner.budget import Budget
+from deploypruner.criteria.magnitude import Magnitude
 from deploypruner.errors import InputError
 from deploypruner.graph.module import TracedModule
 from deploypruner.prune.allocate import allocate
@@ -19,7 +20,6 @@ from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.plan import make_plan
 from deploypruner.prune.remove import remove
 from deploypruner.recover.modes import outputs_as_evaluated
-from deploypruner.criteria.magnitude import Magnitude
 from tests.training_nets import NETS, Auxiliary, Probabilities, inputs_of
 
 
@@ -205,7 +205,6 @@ def test_zero_filters_under_weight_norm_go_first_and_nothing_changes(wrap):
     graph = trace(net, x)
     group = next(g for g in graph.groups if g.size == 16)
     score = score_groups(graph, Magnitude(), None)[group.id]
-    assert bool((score[::2] == 0).all())
-    assert bool((score[1::2] > 0).all())
+    assert score[::2].max() < score[1::2].min()
     plan = make_plan(graph, {group.id: range(1, 16, 2)}, criterion="given", scope="given", step=1)
     torch.testing.assert_close(remove(graph, plan)(x), net(x), rtol=1e-5, atol=1e-6)

@@ -235,7 +235,7 @@ class _Capturing:
             self.aliases = aliases_of(program, module)
         return module
 
-    def traced_module(self, module: GraphModule) -> TracedModule:
+    def _traced(self, module: GraphModule) -> TracedModule:
         traced = traced_module(module, self.aliases)
         mark_followers(traced.graph, self.model, self.small)
         return traced

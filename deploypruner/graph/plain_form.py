@@ -32,6 +32,13 @@ class _Operator:
 
 
 @dataclass(frozen=True)
+class _Constant:
+    """A memory format or layout by its name: "contiguous_format"."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class PlainNode:
     """One node: what `Graph.create_node` takes, and its marks."""
 
@@ -109,6 +116,8 @@ def _encoded(value: Any) -> Any:
         return _Operator(str(value))
     if isinstance(value, torch._ops.HigherOrderOperator):
         return _Operator(f"higher_order.{value.name()}")
+    if isinstance(value, torch.memory_format | torch.layout):  # older protocols of pickle cannot hold these
+        return _Constant(str(value).removeprefix("torch."))
     if isinstance(value, tuple):
         return tuple(map(_encoded, value))
     if isinstance(value, list):
@@ -125,6 +134,8 @@ def _decoded(value: Any, made: Mapping[str, Node]) -> Any:
         return made[value.name]
     if isinstance(value, _Operator):
         return operator.attrgetter(value.name)(torch.ops)
+    if isinstance(value, _Constant):
+        return getattr(torch, value.name)
     if isinstance(value, tuple | list):
         return type(value)(_decoded(item, made) for item in value)
     if isinstance(value, dict):
