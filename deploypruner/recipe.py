@@ -12,7 +12,7 @@ from deploypruner.budget import Budget
 from deploypruner.errors import RecipeError
 from deploypruner.learn.settings import LearnSettings
 from deploypruner.patterns import AUTO, CHANNEL
-from deploypruner.prune.constraints import Constraints, Depth, Heads, LayerConstraint, Statistics
+from deploypruner.prune.constraints import Constraints, Depth, Heads, LayerConstraint, Pieces, Statistics
 from deploypruner.quantize.calibrate import Method
 from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.recover.sparse.settings import SparseSettings
@@ -91,6 +91,7 @@ class PruneRecipe:
         channels: Which channels of a width stay: "scores", those of the highest; "readers", those that the layers
             behind miss most once they are solved anew; "auto", readers where layers are reconstructed and no
             criterion was named.
+        pieces: "equal" or "free": whether equal parts of one tensor (chunk) keep equal counts of channels.
         layers: Limits for some layers, a [[prune.layers]] table each.
         samples: How many training samples a criterion that needs data looks at.
         batch_size: Samples per scoring minibatch.
@@ -112,6 +113,7 @@ class PruneRecipe:
     statistics: Statistics = Constraints.statistics
     depth: Depth = Constraints.depth
     channels: Literal["auto", "scores", "readers"] = "auto"
+    pieces: Pieces = Constraints.pieces
     layers: tuple[LayerConstraint, ...] = ()
     samples: int = 512
     batch_size: int = 32
@@ -155,6 +157,7 @@ class PruneRecipe:
             heads=self.heads,
             statistics=self.statistics,
             depth=self.depth,
+            pieces=self.pieces,
             layers=self.layers,
         )
 

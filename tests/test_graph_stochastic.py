@@ -114,9 +114,14 @@ def test_a_pruned_model_drops_samples_at_the_same_rate():
     assert counts.min() / 4000 == pytest.approx(0.25, abs=0.04)
 
 
-def test_what_cannot_be_kept_is_named():
-    graph = trace(Net(DropPath(0.5, scaled=False)).eval(), torch.randn(2, 3, 8, 8))
-    assert graph.remarks == ("1 layers drop samples in training, and the traced model does not: drops.0",)
+def test_what_a_switch_cannot_keep_is_in_a_second_graph():
+    net, x = Net(DropPath(0.5, scaled=False)).eval(), torch.randn(2, 3, 8, 8)
+    graph = trace(net, x)
+    assert graph.remarks == ()
+    torch.manual_seed(1)
+    wanted = copy.deepcopy(net).train()(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(graph.cut(graph.removed({})).train()(x), wanted)
 
 
 def test_the_users_model_keeps_its_own_layers():

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
 
 import torch
@@ -32,17 +33,19 @@ from deploypruner.graph.nodes import arguments, is_tensor, op_name, shape_of, wr
 _IDEMPOTENT = frozenset(("relu", "relu6", "hardtanh", "clamp", "clamp_min"))
 
 
-def find_residuals(module: GraphModule, labelling: Labelling) -> dict[str, Residual]:
+def find_residuals(module: GraphModule, labelling: Labelling, graph: FxGraph | None = None) -> dict[str, Residual]:
     """Branch id -> where it is, in the order of the graph; each gets an atom.
 
     Args:
         module: The traced graph.
         labelling: Its labels; the atoms are added to it.
+        graph: Another graph over the state of the module, None for its own.
     """
+    graph = graph or module.graph
     layers = {c.node for c in labelling.contractions}
-    readers = _readers(module)
+    readers = _readers(module, graph)
     found: list[tuple[Node, Node, Node, frozenset[Node]]] = []
-    for add in module.graph.nodes:
+    for add in graph.nodes:
         for shortcut, branch in _operands(add):
             region = _region(add, branch)
             if _is_branch(module, shortcut, region, layers, readers):
@@ -57,9 +60,9 @@ def find_residuals(module: GraphModule, labelling: Labelling) -> dict[str, Resid
     }
 
 
-def parameters_of(module: GraphModule, residual: Residual) -> tuple[str, ...]:
-    """Names of the parameters and buffers that only this branch reads, in the order of the graph."""
-    reads = (str(node.target) for node in module.graph.nodes if node in residual.region and node.op == "get_attr")
+def parameters_of(module: GraphModule, graph: FxGraph, residual: Residual) -> tuple[str, ...]:
+    """Names of the parameters and buffers that only this branch of a graph reads, in the order of the graph."""
+    reads = (str(node.target) for node in graph.nodes if node in residual.region and node.op == "get_attr")
     return tuple(name for name in dict.fromkeys(reads) if isinstance(get_state(module, name), torch.Tensor))
 
 
@@ -121,6 +124,22 @@ def _repeats(reader: Node, stays: Node) -> bool:
 
 
 # ---------------------------------------------------------------------- finding
+
+
+def pair_residuals(
+    residuals: Mapping[str, Residual], trained: Mapping[str, Residual]
+) -> tuple[dict[str, Residual], dict[str, Residual]]:
+    """Branches that two graphs of one model both have, each with one atom in both.
+
+    Args:
+        residuals: Of the graph of evaluation mode.
+        trained: Of the graph of training mode.
+    """
+    both = [name for name in residuals if name in trained]
+    return (
+        {name: residuals[name] for name in both},
+        {name: replace(trained[name], atom=residuals[name].atom) for name in both},
+    )
 
 
 def _operands(add: Node) -> Iterator[tuple[Node, Node]]:
@@ -198,10 +217,10 @@ def _origin(node: Node) -> Node:
     return node
 
 
-def _readers(module: GraphModule) -> dict[int, set[Node]]:
+def _readers(module: GraphModule, graph: FxGraph) -> dict[int, set[Node]]:
     """id(tensor) -> every node that reads it."""
     found: dict[int, set[Node]] = {}
-    for node in module.graph.find_nodes(op="get_attr"):
+    for node in graph.find_nodes(op="get_attr"):
         found.setdefault(id(get_state(module, str(node.target))), set()).add(node)
     return found
 

@@ -11,25 +11,30 @@ exported with a symbolic batch, and exported with the batch as given. Each resul
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
 
 from deploypruner.errors import InputError, TraceError
-from deploypruner.graph.attention_dropout import restore_attention_dropout
 from deploypruner.graph.batch import Uncertain, checked_run, marked, marker, open_batch, rescale
+from deploypruner.graph.captured import Capture, aliases_of, has_state, some, traced_module, unused_state
+from deploypruner.graph.captured_program import capture_program
+from deploypruner.graph.data_types import mark_followers
 from deploypruner.graph.exporting import export, quiet, unlifted, without_collection
 from deploypruner.graph.inputs import Inputs, batch_size, call, carries_batch, map_tensors, resized, tensors
-from deploypruner.graph.module import TracedModule, get_state, mark_always_training, set_state
-from deploypruner.graph.nodes import is_tensor
+from deploypruner.graph.modes import mark_always_training
+from deploypruner.graph.module import TracedModule
+from deploypruner.graph.other_sizes import agrees, open_sizes, sizes_taken
 from deploypruner.graph.reference import Reference, register_dataclasses, said, seeded, without_opaque_outputs
-from deploypruner.graph.regions import clean
+from deploypruner.graph.regions import clean, stops_gradients
 from deploypruner.graph.sharing import sharing_copy
 from deploypruner.graph.sound import check_model
 from deploypruner.graph.stochastic import keep_stochastic_depth
+from deploypruner.graph.training import exportable_in_training, learn_training
 from deploypruner.records import Check
 
 __all__ = ["Capture", "capture", "quiet"]
@@ -42,34 +47,15 @@ _FROM_DATA = ("u", "zuf")
 _Way = Callable[[], tuple[TracedModule, Check]]
 
 
-@dataclass(frozen=True)
-class Capture:
-    """A captured graph.
-
-    Args:
-        module: The graph in eval mode, under the user's names. Parameters are new objects over the storage of
-            the user's own, so training this module in place would train the user's model: copy it first.
-            Buffers are its own.
-        example_inputs: Two samples where the batch is dynamic, what was given otherwise.
-        dynamic_batch: Whether any batch size runs.
-        remarks: What a user should know about the capture, one sentence each.
-        check: Traced graph against the model, on the example inputs.
-    """
-
-    module: TracedModule
-    example_inputs: Inputs
-    dynamic_batch: bool
-    remarks: tuple[str, ...]
-    check: Check
-
-
-def capture(model: nn.Module | ExportedProgram, example_inputs: Inputs) -> Capture:
+def capture(model: nn.Module | ExportedProgram, example_inputs: Inputs, dynamic_shapes: Any = None) -> Capture:
     """Export `model`, clean the graph and compare it with the model; the model itself is not touched.
 
     Args:
         model: A module in any mode, on any device, of any floating dtype, or a program saved by torch.export.
         example_inputs: A tuple of positional or a dict of keyword arguments. The batch is axis 0 of the first
             tensor, and of every tensor with an axis 0 of the same length.
+        dynamic_shapes: Axes that stay open, as torch.export wants them, or "sizes" for every size the model leaves
+            open. None keeps sizes open only where they would otherwise be numbers in the graph of an image model.
 
     Raises:
         InputError: The model is none, or is scripted, quantized, masked, lazy, or holds NaN; or there is no sample.
@@ -83,20 +69,22 @@ def capture(model: nn.Module | ExportedProgram, example_inputs: Inputs) -> Captu
         raise InputError("the example inputs hold no sample", hint="pass a batch of at least one sample")
     with without_collection():
         if isinstance(model, ExportedProgram):
-            return _of_program(model, example_inputs)
-        return _Capturing(model, example_inputs).run()
+            return capture_program(model, example_inputs)
+        return _Capturing(model, example_inputs, dynamic_shapes).run()
 
 
 class _Capturing:
     """The ways to a graph of one model, and the model's own outputs to judge them by."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, inputs: Inputs, dynamic_shapes: Any = None) -> None:
+        self.model, self.shapes = model, dynamic_shapes
         self.given = inputs
         self.reference = Reference(sharing_copy(model))
         # As few samples as will do: more only make everything after this slower.
         self.small = resized(inputs, min(_BATCH, batch_size(inputs)))
         self.ways: tuple[_Way, ...] = (self.marked, self.symbolic, self.static)
+        if dynamic_shapes is not None:
+            self.ways = (self.open,)
         self.reasons: list[str] = []
         try:
             self.wanted = self.reference.outputs(self.small)
@@ -108,6 +96,7 @@ class _Capturing:
         self.unused: list[str] = []
         self.aliases: dict[str, str] = {}
         self.lost: list[str] = []
+        self.stops = False
 
     def run(self) -> Capture:
         """The first way whose graph agrees with the model."""
@@ -122,7 +111,9 @@ class _Capturing:
                 reasons.append(str(raised) if isinstance(raised, Uncertain) else said(raised))
                 continue
             if check.passed:
-                return self._capture(module, check, reasons[-1] if way == self.static and reasons else "")
+                return self._capture(
+                    *self._at_other_sizes(module, check), reasons[-1] if way == self.static and reasons else ""
+                )
             failed = check
             reasons.append("at other sizes the model does something else")
         if failed is not None:
@@ -133,51 +124,121 @@ class _Capturing:
         ) from error
 
     def marked(self) -> tuple[TracedModule, Check]:
-        """Export with an unmistakable batch, open it, and compare shape by shape on a run.
+        """Export with an unmistakable batch, open it, and compare shape by shape on a run."""
+        module, got = self._with_marked_batch()
+        check = self.reference.compare(got, self.wanted)
+        traced = self._traced(module)
+        return traced, check if check.passed else self._on_two(traced, check)
+
+    def _with_marked_batch(self, *, training: bool = False) -> tuple[GraphModule, list[Tensor]]:
+        """The module with an open batch, and what it returns.
 
         Raises:
             Uncertain: The batch could not be told from everything else.
         """
         prime = marker(self.model, self.given)
-        module = self._exported(marked(self.given, prime, lambda t: carries_batch(t, self.given)))
+        inputs = marked(self.given, prime, lambda t: carries_batch(t, self.given))
+        module = self._exported(inputs, training=training)
         open_batch(module, prime)
         with seeded(self.small, 0):
-            got = checked_run(module, prime, self.small)
-        check = self.reference.compare(got, self.wanted)
+            got = [] if training else checked_run(module, prime, self.small)
         rescale(module, prime, _BATCH)
-        traced = _traced(module, self.aliases)
-        return traced, check if check.passed else self._on_two(traced, check)
+        return module, got
 
     def symbolic(self) -> tuple[TracedModule, Check]:
         """Let torch.export carry the batch as a symbol."""
-        two = resized(self.given, _BATCH)
-        open_axes = map_tensors(_open_axis(two), two)
-        traced = _traced(self._exported(two, open_axes), self.aliases)
+        traced = self._traced(self._with_symbolic_batch())
         check = self._compare(traced, self.small, self.wanted)
         return traced, check if check.passed else self._on_two(traced, check)
 
+    def open(self) -> tuple[TracedModule, Check]:
+        """Let torch.export carry the batch and the sizes as symbols."""
+        traced = self._traced(self._with_symbolic_batch(self._open_shapes()))
+        check = self._compare(traced, self.small, self.wanted)
+        return traced, check if check.passed else self._on_two(traced, check)
+
+    def _open_shapes(self) -> Any:
+        asked = self.shapes is not None and not isinstance(self.shapes, str)
+        return self.shapes if asked else open_sizes(resized(self.given, _BATCH))
+
+    def _at_other_sizes(self, module: TracedModule, check: Check) -> tuple[TracedModule, Check]:
+        """A graph that is right at other sizes, or one that refuses them.
+
+        Images of another size are common, so sizes that are numbers in their graph are opened without being asked.
+        """
+        right = agrees(module, self.reference, self.small)
+        if right:
+            return module, check
+        images = any(t.ndim >= 4 for t in tensors(self.given))
+        if right is False and self.shapes is None and images:
+            state = (self.unused, self.aliases, self.lost, self.stops)
+            try:
+                opened, found = self.open()
+                if found.passed and agrees(opened, self.reference, self.small):
+                    self.shapes = "sizes"
+                    return opened, found
+            except Exception:  # noqa: BLE001 - torch.export raises anything a model raises
+                pass
+            self.unused, self.aliases, self.lost, self.stops = state
+        if right is False or self.shapes is None:
+            module.specialise(sizes=sizes_taken(module, self.small))
+        return module, check
+
     def static(self) -> tuple[TracedModule, Check]:
         """Export with the batch as given."""
-        traced = _traced(self._exported(self.given), self.aliases)
+        traced = self._traced(self._exported(self.given))
         return traced, self._compare(traced, self.given, self.reference.outputs(self.given))
 
-    def _exported(self, inputs: Inputs, dynamic_shapes: Inputs | None = None) -> GraphModule:
+    def _with_symbolic_batch(self, shapes: Any = None, *, training: bool = False) -> GraphModule:
+        two = resized(self.given, _BATCH)
+        return self._exported(two, shapes or map_tensors(_open_axis(two), two), training=training)
+
+    def in_training(self, *, dynamic: bool) -> GraphModule:
+        """The model exported in training mode.
+
+        Raises:
+            Exception: Whatever the model or torch.export raises.
+        """
+        if not dynamic:
+            return self._exported(self.given, training=True)
+        if self.shapes is not None:
+            return self._with_symbolic_batch(self._open_shapes(), training=True)
+        try:
+            return self._with_marked_batch(training=True)[0]
+        except Uncertain:
+            return self._with_symbolic_batch(training=True)
+
+    def _exported(
+        self, inputs: Inputs, dynamic_shapes: Inputs | None = None, *, training: bool = False
+    ) -> GraphModule:
+        opened = dynamic_shapes is not None and _opens_sizes(dynamic_shapes)
         copied = sharing_copy(self.model)
-        self.lost = keep_stochastic_depth(copied)
+        lost = keep_stochastic_depth(copied)
         if self.reference.left_out:
             without_opaque_outputs(copied)
+        if training:
+            exportable_in_training(copied).train()
         program = export(copied, inputs, dynamic_shapes)
         if any(str(symbol).startswith(_FROM_DATA) for symbol in program.range_constraints):
             raise Uncertain("the size of a tensor depends on the values of another (nonzero, boolean indexing)")
         bounded = [r for r in program.range_constraints.values() if r.upper < 2**31 or r.lower > _BATCH]
-        if bounded:
+        if bounded and self.shapes is None and not opened:
             raise Uncertain(f"the model takes batches of {bounded[0].lower} to {bounded[0].upper} only")
         module = unlifted(program)
-        clean(module)
-        mark_always_training(module)
-        self.unused = _unused_state(program, module)
-        self.aliases = _aliases(program, module)
+        if not training:
+            self.stops = stops_gradients(module)
+        clean(module, detach=training)
+        if not training:
+            mark_always_training(module.graph)
+            self.lost = lost
+            self.unused = unused_state(program, module)
+            self.aliases = aliases_of(program, module)
         return module
+
+    def _traced(self, module: GraphModule) -> TracedModule:
+        traced = traced_module(module, self.aliases)
+        mark_followers(traced.graph, self.model, self.small)
+        return traced
 
     def _on_two(self, traced: TracedModule, check: Check) -> Check:
         """Some models squeeze a batch of one away; what they do with two samples is what counts then."""
@@ -196,17 +257,32 @@ class _Capturing:
             remarks.append(f"the batch size is fixed at the example's: {fixed_because}")
         if self.reference.left_out:
             remarks.append(f"outputs of type {', '.join(self.reference.left_out)} are left out of the graph")
-        if self.unused:
+        training = self._learn_training(module, dynamic=not fixed_because)
+        unused = [name for name in self.unused if not has_state(module, name)]
+        if unused:
+            remarks.append(f"{len(unused)} tensors are not used at inference and were dropped: {some(unused)}")
+        if self.lost and module.training_graph is None:
             remarks.append(
-                f"{len(self.unused)} tensors are not used at inference and were dropped: {_some(self.unused)}"
+                f"{len(self.lost)} layers drop samples in training, and the traced model does not: {some(self.lost)}"
             )
-        if self.lost:
+        elif training:
+            remarks.append(training)
+        if module.other_outputs:
             remarks.append(
-                f"{len(self.lost)} layers drop samples in training, and the traced model does not: {_some(self.lost)}"
+                "in training mode the model returns something else than in evaluation mode, and so does the pruned "
+                "module; recovery trains what evaluation returns, with dropouts and norms as in training"
             )
-        remarks += restore_attention_dropout(module, self.reference.module, self.small)
         inputs = self.given if fixed_because else resized(self.given, _BATCH)
-        return Capture(module, inputs, not fixed_because, tuple(remarks), check)
+        return Capture(module, inputs, not fixed_because, tuple(remarks), check, training)
+
+    def _learn_training(self, module: TracedModule, *, dynamic: bool) -> str:
+        def exported() -> GraphModule:
+            graph = self.in_training(dynamic=dynamic)
+            mark_followers(graph.graph, self.model, self.small, training=True)
+            return graph
+
+        inputs = self.small if dynamic else self.given
+        return learn_training(module, self.reference, inputs, exported, stops_gradients=self.stops)
 
     def _disagreement(self, check: Check) -> TraceError:
         if self.reference.is_random(self.small):
@@ -221,73 +297,13 @@ class _Capturing:
         )
 
 
-def _of_program(program: ExportedProgram, given: Inputs) -> Capture:
-    """A program is a graph already."""
-    dynamic = _is_dynamic(program)
-    inputs = resized(given, _BATCH) if dynamic else given
-    with quiet():
-        module, reference = program.module(check_guards=False), Reference(program.module(check_guards=False))
-    wanted = reference.outputs(inputs)
-    clean(module)
-    unused = _unused_state(program, module)
-    aliases = _aliases(program, module)
-    _own_objects(module)
-    traced = _traced(module, aliases)
-    with torch.no_grad(), seeded(inputs, 0):
-        check = reference.compare(tensors(call(traced, inputs)), wanted)
-    said_unused = f"{len(unused)} tensors are not used at inference and were dropped: {_some(unused)}"
-    return Capture(traced, inputs, dynamic, (said_unused,) if unused else (), check)
-
-
-def _traced(module: GraphModule, aliases: dict[str, str]) -> TracedModule:
-    """The module that switches modes; constants made in forward are buffers, tied tensors have all their names."""
-    traced = TracedModule(module, module.graph)
-    for name, used in aliases.items():
-        set_state(traced, name, get_state(traced, used))
-    for name, parameter in list(traced.named_parameters(remove_duplicate=False)):
-        if name.startswith("lifted_tensor"):
-            set_state(traced, name, parameter.detach())
-    return traced.eval()
-
-
-def _aliases(program: ExportedProgram, module: GraphModule) -> dict[str, str]:
-    """Other names of tied tensors -> the one name the graph reads them by."""
-    used = {id(get_state(module, str(n.target))): str(n.target) for n in module.graph.find_nodes(op="get_attr")}
-    known = set(used.values())
-    return {k: used[id(t)] for k, t in program.state_dict.items() if id(t) in used and k not in known}
-
-
-def _own_objects(module: GraphModule) -> None:
-    """New parameters over the same storage, and copies of the buffers, so that the program keeps its own."""
-    made: dict[int, Tensor] = {}
-    for name, tensor in [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]:
-        if id(tensor) not in made:
-            data = tensor.detach()
-            shared = isinstance(tensor, nn.Parameter)
-            made[id(tensor)] = nn.Parameter(data, tensor.requires_grad) if shared else data.clone()
-        set_state(module, name, made[id(tensor)])
-
-
 def _open_axis(inputs: Inputs) -> Callable[[Tensor], object]:
     return lambda tensor: {0: Dim.DYNAMIC} if carries_batch(tensor, inputs) else None
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _is_dynamic(program: ExportedProgram) -> bool:
-    names = set(program.graph_signature.user_inputs)
-    user = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names and is_tensor(n)]
-    return bool(user) and all(t.ndim > 0 and isinstance(t.shape[0], torch.SymInt) for t in user)
-
-
-def _unused_state(program: ExportedProgram, module: GraphModule) -> list[str]:
-    """Parameters the inference graph never reads (auxiliary heads); batch-norm counters are not worth a word."""
-    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
-    by_tensor = {id(get_state(module, str(name))) for name in used}
-    return [
-        name
-        for name, tensor in program.state_dict.items()
-        if name not in used and id(tensor) not in by_tensor and not name.endswith("num_batches_tracked")
-    ]
+def _opens_sizes(dynamic_shapes: Any) -> bool:
+    """Is any axis but the batch open?"""
+    leaves = pytree.tree_leaves(
+        dynamic_shapes, is_leaf=lambda v: isinstance(v, dict) and all(isinstance(k, int) for k in v)
+    )
+    return any(isinstance(leaf, dict) and any(axis > 0 for axis in leaf) for leaf in leaves)

@@ -54,6 +54,8 @@ class Graph:
         part: Name of the only sub-module that could be traced, "" for the whole model. Inputs, costs and `cut` are
             the part's; names of parameters are those they have in the whole.
         whole: The model around the part, in eval mode and with shared weights; None without a part.
+        trains_differently: How `module` differs from the user's in training mode, or why that is not known; "" where
+            it does not differ.
     """
 
     module: nn.Module
@@ -72,6 +74,7 @@ class Graph:
     check: Check | None = None
     part: str = ""
     whole: nn.Module | None = None
+    trains_differently: str = ""
 
     def group(self, group_id: str) -> Group:
         """The group called `group_id`."""
@@ -108,7 +111,8 @@ class Graph:
         `nonzero` counts the dense model's weights for None, and equals `params` for a plan.
         """
         if keep is None:
-            parameters = {id(p): p for p in self.module.parameters()}.values()
+            counted = {id(s.tensor): s.tensor for s in self.labelling.state.values()}
+            parameters = [t for t in counted.values() if isinstance(t, nn.Parameter)]
             nonzero = sum(int(torch.count_nonzero(p)) for p in parameters)
             return Cost(self.costs.macs(), self.costs.params(), nonzero)
         removed = self.removed(keep)
@@ -190,6 +194,7 @@ def assemble(
     front_end: FrontEnd,
     cut: Callable[[NDArray[np.bool_]], nn.Module],
     check: Check | None = None,
+    trains_differently: str = "",
 ) -> Graph:
     """What a front end learnt, as a graph; see `Graph` for the arguments."""
     axes = Axes(labelling.atoms)
@@ -212,6 +217,7 @@ def assemble(
         front_end=front_end,
         cut=cut,
         check=check,
+        trains_differently=trains_differently,
     )
 
 
@@ -256,7 +262,7 @@ def _branches(
         assert isinstance(module, GraphModule), "only an exported graph has residual branches"
         removed = np.zeros(labelling.atoms.count, bool)
         removed[residual.atom] = True
-        parameters = parameters_of(module, residual)
+        parameters = parameters_of(module, module.graph, residual)
         found.append(
             Branch(
                 id=name,

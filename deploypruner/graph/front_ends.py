@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 
 from deploypruner.errors import TraceError
 from deploypruner.graph.autograd import trace_autograd
-from deploypruner.graph.branches import find_residuals
+from deploypruner.graph.branches import find_residuals, pair_residuals
 from deploypruner.graph.capture import capture
 from deploypruner.graph.dependency import Graph, assemble
 from deploypruner.graph.inputs import Inputs, as_inputs
@@ -30,12 +30,14 @@ from deploypruner.graph.sharing import sharing_copy
 from deploypruner.graph.untie import untie
 
 
-def trace(model: nn.Module | ExportedProgram, example_inputs: Any) -> Graph:
+def trace(model: nn.Module | ExportedProgram, example_inputs: Any, *, dynamic_shapes: Any = None) -> Graph:
     """Find out which channels of a model can be removed, and what must go with each of them.
 
     Args:
         model: A module in any mode, or a program from torch.export; it is not changed.
         example_inputs: One tensor, a tuple of positional inputs or a dict of keyword inputs, batch on axis 0.
+        dynamic_shapes: Axes that stay open beside the batch: as torch.export wants them, or "sizes" for every size
+            the model leaves open. By default the graph takes other sizes where it is right there, else refuses them.
 
     Returns:
         The graph: `graph.groups` can be pruned, `graph.frozen` cannot, each entry with its reason. Where the model
@@ -47,9 +49,9 @@ def trace(model: nn.Module | ExportedProgram, example_inputs: Any) -> Graph:
     """
     inputs = as_inputs(example_inputs)
     try:
-        return _exported(model, inputs)
+        return _exported(model, inputs, dynamic_shapes)
     except TraceError as error:
-        if isinstance(model, ExportedProgram) or not _runs(model, inputs):
+        if isinstance(model, ExportedProgram) or dynamic_shapes is not None or not _runs(model, inputs):
             raise
         refused = error
     found, reasons = [], [refused.message]
@@ -63,13 +65,18 @@ def trace(model: nn.Module | ExportedProgram, example_inputs: Any) -> Graph:
     return max(found, key=_removable)
 
 
-def _exported(model: nn.Module | ExportedProgram, inputs: Inputs) -> Graph:
-    captured = capture(model, inputs)
-    untie(captured.module)
-    tracing = Tracing(captured.module)
-    tracing.residuals = find_residuals(captured.module, tracing)
+def _exported(model: nn.Module | ExportedProgram, inputs: Inputs, dynamic_shapes: Any = None) -> Graph:
+    captured = capture(model, inputs, dynamic_shapes)
+    module = captured.module
+    for graph in module.graphs:
+        untie(module, graph)
+    tracing = Tracing(module)
+    tracing.residuals = find_residuals(module, tracing)
+    if tracing.training is not None:
+        trained = find_residuals(module, tracing.training, tracing.training.graph)
+        tracing.residuals, tracing.training.residuals = pair_residuals(tracing.residuals, trained)
     return assemble(
-        captured.module,
+        module,
         tracing,
         example_inputs=captured.example_inputs,
         dynamic_batch=captured.dynamic_batch,
@@ -77,6 +84,7 @@ def _exported(model: nn.Module | ExportedProgram, inputs: Inputs) -> Graph:
         front_end="torch.export",
         cut=partial(rewrite, tracing),
         check=captured.check,
+        trains_differently=captured.trains_differently,
     )
 
 

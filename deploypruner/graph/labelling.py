@@ -102,6 +102,7 @@ class Labelling:
         statistics: Node -> labels of the axes it takes a mean or variance over, where one of them may shrink.
         contractions: Convolutions and linear layers.
         directions: Parameters divided by their own norm (weight norm): a row of zeros would give 0 / 0.
+        normed: Lengths of a weight norm -> (the directions they belong to, axis the norm is not taken over).
         affines: Weight name -> layer that its channels leave through.
         unsupported: Nodes no rule covers, with the reason they were frozen for.
         residuals: Branch id -> where a residual branch is, see `graph.branches`; empty without a graph.
@@ -116,6 +117,7 @@ class Labelling:
         self.statistics: dict[Node, list[Labels]] = {}
         self.contractions: list[Contraction] = []
         self.affines: dict[str, Affine] = {}
+        self.normed: dict[str, tuple[str, int]] = {}
         self.directions: set[str] = set()
         self.unsupported: dict[Node, str] = {}
         self.residuals: dict[str, Residual] = {}

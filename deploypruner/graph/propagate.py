@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from torch.fx import Graph as FxGraph
 from torch.fx import Node
 
 from deploypruner.graph import rules
@@ -30,20 +31,37 @@ class Tracing(Labelling):
         strict: Let a rule that fails raise, instead of freezing what it touches; tests do.
         dissolved: Nodes that pick indices of an axis: an index_select by a constant, or views that turned out to
             be one (channel shuffle).
+        training: The same of the graph that runs in training mode, None where there is no other. It shares the atoms
+            and all state that this graph reads; state that only training reads is its own.
     """
 
     strict: ClassVar[bool] = False
 
-    def __init__(self, module: TracedModule) -> None:
+    def __init__(self, module: TracedModule, graph: FxGraph | None = None, of: Tracing | None = None) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.graph, self._of = module, graph or module.graph, of
+        if of is not None:
+            self.atoms = of.atoms
         self._names: dict[int, list[str]] = {}
         for name, parameter in module.named_parameters(remove_duplicate=False):
             self._names.setdefault(id(parameter), []).append(name)
         self.dissolved: dict[Node, Dissolved] = {}
-        for node in module.graph.nodes:
+        for node in self.graph.nodes:
             self.atoms.site = node
             self._visit(node)
+        other = module.training_graph if of is None else None
+        self.training = None if other is None else Tracing(module, other, of=self)
+
+    @property
+    def all_state(self) -> dict[int, StateTensor]:
+        """`state`, and what only training reads."""
+        return self.state if self.training is None else {**self.state, **self.training.state}
+
+    def entry(self, tensor: torch.Tensor) -> StateTensor:
+        """What is known of a parameter, buffer or constant."""
+        if self._of is not None and id(tensor) in self._of.state:
+            return self._of.state[id(tensor)]
+        return self.state[id(tensor)]
 
     def _visit(self, node: Node) -> None:
         if node.op == "get_attr":
@@ -70,9 +88,9 @@ class Tracing(Labelling):
         tensor = get_state(self.module, str(node.target))
         if not isinstance(tensor, torch.Tensor):
             return None
-        if id(tensor) not in self.state:
+        if id(tensor) not in self.state and (self._of is None or id(tensor) not in self._of.state):
             self.state[id(tensor)] = StateTensor([], tensor, [self.atoms.fresh(size) for size in tensor.shape])
-        entry = self.state[id(tensor)]
+        entry = self.entry(tensor)
         for name in (str(node.target), *self._names.get(id(tensor), ())):
             if name not in entry.names:
                 entry.names.append(name)
@@ -130,13 +148,13 @@ class Tracing(Labelling):
     def role(self, node: Any, axis: int, role: Role) -> None:
         """Remember what an axis of a parameter is for; computed tensors have no role."""
         if isinstance(node, Node) and node.op == "get_attr":
-            self.state[id(get_state(self.module, str(node.target)))].roles[axis] = role
+            self.entry(get_state(self.module, str(node.target))).roles.setdefault(axis, role)
 
     def state_name(self, node: Any) -> str:
         """Name of the parameter or buffer a node reads (the first of a shared one), "" for anything computed."""
         if not isinstance(node, Node) or node.op != "get_attr":
             return ""
-        return self.state[id(get_state(self.module, str(node.target)))].names[0]
+        return self.entry(get_state(self.module, str(node.target))).names[0]
 
     def affine(self, weight: Any, bias: Any, axis: int, role: Role) -> None:
         """Channels leave this layer as `weight` (rows along `axis`) times something plus `bias`."""

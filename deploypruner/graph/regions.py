@@ -5,19 +5,42 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from deploypruner.graph.module import get_state
 
 
-def clean(module: GraphModule) -> None:
-    """Inline regions and erase what computes nothing, in place."""
-    inline_regions(module)
+def clean(module: GraphModule, *, detach: bool = False) -> None:
+    """Inline regions and erase what computes nothing, in place; see `inline_regions` for `detach`."""
+    inline_regions(module, detach=detach)
     _erase_unused(module)
 
 
-def inline_regions(module: GraphModule) -> None:
-    """Copy the bodies of no_grad and autocast regions, which export keeps as sub-graphs, into the caller."""
+def stops_gradients(module: GraphModule) -> bool:
+    """Before `clean`: does a no_grad region work on parameters that learn?"""
+    return any(
+        str(node.target).startswith("wrap_with_set_grad_enabled")
+        and node.args[0] is False
+        and _reads_weights(module, node)
+        for node in module.graph.nodes
+    )
+
+
+def _reads_weights(module: GraphModule, region: Node) -> bool:
+    read = (get_state(module, str(n.target)) for n in region.all_input_nodes if n.op == "get_attr")
+    return any(isinstance(value, nn.Parameter) and value.requires_grad for value in read)
+
+
+def inline_regions(module: GraphModule, *, detach: bool = False) -> None:
+    """Copy the bodies of no_grad and autocast regions, which export keeps as sub-graphs, into the caller.
+
+    Args:
+        module: Exported; changed in place.
+        detach: Let a no_grad region still stop gradients: what goes into it is detached. A graph to train needs that;
+            one to score wants the gradient everywhere.
+    """
     for node in list(module.graph.nodes):
         if node.op != "call_function" or not str(node.target).startswith("wrap_with"):
             continue
@@ -30,13 +53,25 @@ def inline_regions(module: GraphModule) -> None:
         )
         region_name = node.args[position].target
         region = get_state(module, region_name)
-        inline_regions(region)
-        outputs = _copy_region(module, region, region_name, node, list(node.args[position + 1 :]))
+        inline_regions(region, detach=detach)
+        inputs = list(node.args[position + 1 :])
+        if detach and "set_grad_enabled" in str(node.target) and node.args[0] is False:
+            inputs = [_detached(module, node, value) for value in inputs]
+        outputs = _copy_region(module, region, region_name, node, inputs)
         for user in list(node.users):
             assert user.target is operator.getitem, f"unexpected use of a region's result: {user.format_node()}"
             user.replace_all_uses_with(outputs[user.args[1]])
             module.graph.erase_node(user)
         module.graph.erase_node(node)
+
+
+def _detached(module: GraphModule, before: Node, value: Any) -> Any:
+    if not isinstance(value, Node) or not isinstance(value.meta.get("val"), Tensor):
+        return value
+    with module.graph.inserting_before(before):
+        stopped = module.graph.call_function(torch.ops.aten.detach.default, (value,))
+    stopped.meta = dict(value.meta)
+    return stopped
 
 
 def _copy_region(module: GraphModule, region: GraphModule, name: str, before: Node, inputs: list[Any]) -> list[Any]:

@@ -185,7 +185,9 @@ def set_sizes(module: nn.Module, groups: int | None = None) -> None:
         module: Any module; those that are not of torch.nn are left alone.
         groups: New number of groups of a grouped convolution or group norm, None where it stays.
     """
-    weight = getattr(module, "weight", None)
+    # What a hook computes the weight from is cut; the weight itself is there again after the next forward pass.
+    kept = (module._parameters.get(name) for name in ("weight_v", "weight_orig"))
+    weight = next((tensor for tensor in kept if tensor is not None), getattr(module, "weight", None))
     if not isinstance(weight, Tensor):
         return
     shape = tuple(weight.shape)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.fx import Graph as FxGraph
 from torch.fx import Node
 
 from deploypruner.graph.branches import drop, parameters_of
@@ -42,64 +43,89 @@ def rewrite(tracing: Tracing, removed: BoolArray) -> TracedModule:
         tracing: Labels of the original graph; it is not changed.
         removed: Bool over atoms.
     """
-    return _Rewriter(tracing, removed).run()
+    # Sharing the tensors in the memo copies the graph but no weight; _cut_state makes the only new copies.
+    module = copy.deepcopy(tracing.module, memo={id(s.tensor): s.tensor for s in tracing.all_state.values()})
+    _cut_state(tracing, removed, module)
+    _keep_scale(tracing, removed, module)
+    rewriters = [_Rewriter(tracing, removed, module, module.graph)]
+    if tracing.training is not None:
+        assert module.training_graph is not None, "the copy has what was copied"
+        rewriters.append(_Rewriter(tracing.training, removed, module, module.training_graph))
+    for rewriter in rewriters:
+        rewriter.run()
+    _forget(tracing, module, lost=set().union(*(r.lost for r in rewriters)))
+    module.recompile()
+    return module
+
+
+def _cut_state(tracing: Tracing, removed: BoolArray, module: TracedModule) -> None:
+    """Cut every parameter, buffer and constant; all of them become copies of their own."""
+    for state in tracing.all_state.values():
+        tensor = state.tensor.detach()
+        for axis, labels in enumerate(state.axes):
+            gone = tracing.atoms.gone(labels, removed)
+            if gone is not None:
+                tensor = tensor.index_select(axis, torch.as_tensor(np.flatnonzero(~gone), device=tensor.device))
+        if tensor.data_ptr() == state.tensor.data_ptr():
+            tensor = tensor.clone()
+        is_parameter = isinstance(state.tensor, nn.Parameter)
+        new = nn.Parameter(tensor, state.tensor.requires_grad) if is_parameter else tensor
+        for name in state.names:
+            set_state(module, name, new)
+
+
+def _keep_scale(tracing: Tracing, removed: BoolArray, module: TracedModule) -> None:
+    """A row of a weight norm that lost entries is divided by a smaller norm: its length makes up for that."""
+    for name, (direction, dim) in tracing.normed.items():
+        length = tracing.entry(get_state(tracing.module, name))
+        before = torch.norm_except_dim(get_state(tracing.module, direction).detach(), 2, dim)
+        after = torch.norm_except_dim(get_state(module, direction).detach(), 2, dim)
+        for axis, labels in enumerate(length.axes):
+            gone = tracing.atoms.gone(labels, removed)
+            if gone is not None:
+                before = before.index_select(axis, torch.as_tensor(np.flatnonzero(~gone), device=before.device))
+        if not torch.equal(before, after):
+            get_state(module, name).data.mul_(torch.where(before > 0, after / before, 1))
+
+
+def _forget(tracing: Tracing, module: TracedModule, lost: set[str]) -> None:
+    """Drop constant indices that were replaced, and the state of branches that are gone."""
+    read = {node.target for graph in module.graphs for node in graph.find_nodes(op="get_attr")}
+    for state in tracing.all_state.values():
+        for name in state.names:
+            if name not in read and (name in lost or not isinstance(state.tensor, nn.Parameter)):
+                owner, _, leaf = name.rpartition(".")
+                delattr(module.get_submodule(owner), leaf)
 
 
 class _Rewriter:
-    def __init__(self, tracing: Tracing, removed: BoolArray) -> None:
+    """Rewrites one graph of a module whose state is cut already."""
+
+    def __init__(self, tracing: Tracing, removed: BoolArray, module: TracedModule, graph: FxGraph) -> None:
         self.tracing = tracing
         self.removed = removed
         self.lost: set[str] = set()
-        # Sharing the tensors in the memo copies the graph but no weight; state() makes the only new copies.
-        shared = {id(s.tensor): s.tensor for s in tracing.state.values()}
-        self.module = copy.deepcopy(tracing.module, memo=dict(shared))
-        self.copies = dict(zip(tracing.module.graph.nodes, self.module.graph.nodes, strict=True))
+        self.module, self.graph = module, graph
+        self.copies = dict(zip(tracing.graph.nodes, graph.nodes, strict=True))
 
-    def run(self) -> TracedModule:
-        self.state()
+    def run(self) -> None:
+        """Drop branches, and adapt every call."""
         gone = self.drop()
-        for node in self.tracing.module.graph.nodes:
+        for node in self.tracing.graph.nodes:
             if node not in gone and node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
                 self.call(node, self.copies[node])
-        self.module.graph.eliminate_dead_code()
-        self.module.graph.lint()
-        self.module.recompile()
-        self.forget()
-        return self.module
+        self.graph.eliminate_dead_code()
+        self.graph.lint()
 
     def drop(self) -> set[Node]:
         """Take out the branches that are removed; returns the nodes that have no counterpart after that."""
         gone = set[Node]()
         for residual in self.tracing.residuals.values():
             if self.removed[residual.atom]:
-                gone |= drop(self.module.graph, residual, self.copies)
-                for name in parameters_of(self.tracing.module, residual):
-                    self.lost |= set(self.tracing.state[id(get_state(self.tracing.module, name))].names)
+                gone |= drop(self.graph, residual, self.copies)
+                for name in parameters_of(self.tracing.module, self.tracing.graph, residual):
+                    self.lost |= set(self.tracing.entry(get_state(self.tracing.module, name)).names)
         return gone
-
-    def forget(self) -> None:
-        """Drop constant indices that were replaced, and the state of branches that are gone."""
-        read = {node.target for node in self.module.graph.find_nodes(op="get_attr")}
-        for state in self.tracing.state.values():
-            for name in state.names:
-                if name not in read and (name in self.lost or not isinstance(state.tensor, nn.Parameter)):
-                    owner, _, leaf = name.rpartition(".")
-                    delattr(self.module.get_submodule(owner), leaf)
-
-    def state(self) -> None:
-        """Cut every parameter, buffer and constant; all of them become copies of their own."""
-        for state in self.tracing.state.values():
-            tensor = state.tensor.detach()
-            for axis, labels in enumerate(state.axes):
-                gone = self.gone(labels)
-                if gone is not None:
-                    tensor = tensor.index_select(axis, torch.as_tensor(np.flatnonzero(~gone), device=tensor.device))
-            if tensor.data_ptr() == state.tensor.data_ptr():
-                tensor = tensor.clone()
-            is_parameter = isinstance(state.tensor, nn.Parameter)
-            new = nn.Parameter(tensor, state.tensor.requires_grad) if is_parameter else tensor
-            for name in state.names:
-                set_state(self.module, name, new)
 
     def gone(self, axis: Axis) -> BoolArray | None:
         """Which indices of an axis vanish; None when none does."""
@@ -189,9 +215,9 @@ class _Rewriter:
         kept = int((~gone).sum())
         if not isinstance(old, Node):
             return kept
-        with self.module.graph.inserting_before(new):
-            scaled = self.module.graph.call_function(operator.mul, (old, kept))
-            return self.module.graph.call_function(operator.floordiv, (scaled, full))
+        with self.graph.inserting_before(new):
+            scaled = self.graph.call_function(operator.mul, (old, kept))
+            return self.graph.call_function(operator.floordiv, (scaled, full))
 
     def split(self, node: Node, new: Node, args: dict[str, Any]) -> None:
         """Pieces of the sizes that remain."""
@@ -250,8 +276,8 @@ class _Rewriter:
         while hasattr(self.module, name):  # a module that was pruned before has its own
             name += "_again"
         self.module.register_buffer(name, torch.as_tensor(index, device=before.meta["val"].device))
-        with self.module.graph.inserting_before(before):
-            constant = self.module.graph.get_attr(name)
-            picked = self.module.graph.call_function(aten.index_select.default, (source, axis, constant))
+        with self.graph.inserting_before(before):
+            constant = self.graph.get_attr(name)
+            picked = self.graph.call_function(aten.index_select.default, (source, axis, constant))
         picked.meta = dict(before.meta)
         return picked

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -15,9 +14,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from deploypruner.graph.inputs import Inputs, call, map_tensors, tensors
-from deploypruner.graph.module import TracedModule, any_mode_argument, get_state
+from deploypruner.graph.modes import any_mode_argument
+from deploypruner.graph.module import TracedModule, get_state
 from deploypruner.graph.nodes import arguments, op_name
 from deploypruner.graph.reference import seeded
+from deploypruner.graph.sharing import sharing_copy
 
 Value = Callable[[Node], Any]
 
@@ -153,7 +154,7 @@ class Converted:
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        copied = copy.deepcopy(module).eval()
+        copied = sharing_copy(module)
         self.module = copied.double() if dtype == torch.float64 else copied.float()
 
     @torch.no_grad()

@@ -52,21 +52,23 @@ class _Parts:
         return shape_of(self.view)[self.axis : self.last + 1]
 
 
-def untie(module: GraphModule) -> int:
+def untie(module: GraphModule, graph: Graph | None = None) -> int:
     """Cut tensors before the view that ties their parts together; all outputs stay bit-equal.
 
     Args:
         module: An exported graph with `val` metadata; changed in place.
+        graph: The graph to change, None for the module's own.
 
     Returns:
         How many views were taken apart.
     """
-    found = [parts for node in module.graph.nodes if (parts := _find(node)) is not None]
+    graph = graph or module.graph
+    found = [parts for node in graph.nodes if (parts := _find(node)) is not None]
     for parts in found:
-        _take_apart(module.graph, parts)
+        _take_apart(graph, parts)
     if found:
-        module.graph.eliminate_dead_code()
-        module.graph.lint()
+        graph.eliminate_dead_code()
+        graph.lint()
         module.recompile()
     return len(found)
 

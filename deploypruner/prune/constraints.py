@@ -16,6 +16,7 @@ from deploypruner.records import Group
 Heads = Literal["auto", "columns", "heads", "both"]
 Statistics = Literal["auto", "keep", "prune"]
 Depth = Literal["auto", "keep"]
+Pieces = Literal["equal", "free"]
 
 HEADS: dict[str, str] = {
     "auto": "whichever there are more of, heads or columns of a head (the same for convolution groups)",
@@ -31,6 +32,10 @@ STATISTICS: dict[str, str] = {
 DEPTH: dict[str, str] = {
     "auto": "a budget of time may leave out whole residual branches",
     "keep": "every residual branch stays; only widths change",
+}
+PIECES: dict[str, str] = {
+    "equal": "groups that code cuts out of one tensor in equal parts (chunk) keep equal counts, as that code needs",
+    "free": "such groups are cut as their scores say; only the traced graph can then run",
 }
 NARROW = "too narrow"
 STATISTICS_NOTE = "statistics"
@@ -93,6 +98,7 @@ class Constraints:
         depth: Whether whole residual branches may go under a budget of time, see `DEPTH`. A branch with an excluded
             or limited layer stays.
         layers: Limits for some layers.
+        pieces: What becomes of groups that are the equal parts of one tensor, see `PIECES`.
 
     Raises:
         RecipeError: A number out of range or an unknown choice.
@@ -105,8 +111,10 @@ class Constraints:
     statistics: Statistics = "auto"
     depth: Depth = "auto"
     layers: tuple[LayerConstraint, ...] = ()
+    pieces: Pieces = "equal"
 
     def __post_init__(self) -> None:
+        _check_choice("pieces", self.pieces, PIECES)
         _check(self.min_width, self.max_cut, None)
         _check_choice("heads", self.heads, HEADS)
         _check_choice("statistics", self.statistics, STATISTICS)

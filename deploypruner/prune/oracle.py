@@ -34,6 +34,7 @@ from deploypruner.graph.rules import RULES, contraction
 from deploypruner.graph.streamed import Streamed, Value, writes
 
 BoolArray = NDArray[np.bool_]
+_NORMED = ("_weight_norm", "_weight_norm_interface")
 # Removed indices: (axis, bool per index) of one tensor.
 Gone = list[tuple[int, BoolArray]]
 
@@ -73,12 +74,23 @@ class Masked(Streamed):
         """As traced; statistics over what is kept only, products over zeros, and no branch that is gone is added."""
         if node in self._closed:
             return super().call(node, lambda n: value(n) * 0 if n is self._closed[node] else value(n))
+        if op_name(node) in _NORMED:
+            return self._normed(node, value)
         statistic = self._labelling.statistics.get(node)
         if statistic is not None and any(self._vanishing(labels) is not None for labels in statistic):
             return self._statistic(node, value)
         if op_name(node) in _PRODUCTS:
             return super().call(node, self._zeroed(node, value))
         return super().call(node, value)
+
+    def _normed(self, node: Node, value: Value) -> Any:
+        """A weight under weight norm: computed whole, then zero where it is removed."""
+        whole = super().call(node, lambda n: Streamed.read(self, n) if n.op == "get_attr" else value(n))
+        results = [whole] if isinstance(whole, Tensor) else list(whole)
+        for result, gone in zip(results[:1], self.gone(node)[:1], strict=True):
+            for axis, indices in gone:
+                result.index_fill_(axis, _positions(indices, result), 0)
+        return results[0] if isinstance(whole, Tensor) else results
 
     def gone(self, node: Node) -> list[Gone]:
         """Removed indices of each tensor a node holds; one list for a node that holds one tensor.

@@ -20,7 +20,7 @@ from deploypruner.recover.batches import Batch, Batches
 from deploypruner.recover.checkpoint import EpochRecord, State, load_optimizer, optimizer_state
 from deploypruner.recover.features import Features, WithFeatures
 from deploypruner.recover.losses import distillation_loss, every_output, feature_loss, recovery_loss
-from deploypruner.recover.modes import device_of, mode_kept
+from deploypruner.recover.modes import device_of, mode_kept, outputs_as_evaluated
 from deploypruner.recover.optimizers import make_optimizer
 from deploypruner.recover.precision import Precision, chosen_amp
 from deploypruner.recover.regime import Regime
@@ -135,7 +135,12 @@ class Loop:
         )
         total, count, lr = 0.0, 0, 0.0
         seed = settings.seed + epoch + 1_000_003 * self.team.rank  # ranks differ in their dropout
-        with self._restored_on_failure(), _seeded(seed), mode_kept(self.student):
+        with (
+            self._restored_on_failure(),
+            _seeded(seed),
+            outputs_as_evaluated(self.student),
+            mode_kept(self.student),
+        ):
             self.student.train(not settings.freeze_batchnorm)
             if self._watched is not None:
                 self._watched[0].train(not settings.freeze_batchnorm)

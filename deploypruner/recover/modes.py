@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from deploypruner.graph.module import TracedModule
+
 
 def device_of(module: nn.Module) -> torch.device:
     """Device of the module's first parameter or buffer; the CPU where it has none."""
@@ -27,6 +29,23 @@ def mode_kept(module: nn.Module) -> Iterator[None]:
         for part, flag in flags.items():
             if part is module or part.training != flag:
                 part.train(flag)
+
+
+@contextmanager
+def outputs_as_evaluated(module: nn.Module) -> Iterator[None]:
+    """Let a graph that returns something else in training return what it does in evaluation, for the block.
+
+    A loss that compares with a model in evaluation mode needs that: logits are no probabilities.
+    """
+    if not isinstance(module, TracedModule) or not module.other_outputs:
+        yield
+        return
+    module.as_evaluated = True
+    try:
+        yield
+    finally:
+        module.as_evaluated = False
+        module.train(module.training)
 
 
 @contextmanager

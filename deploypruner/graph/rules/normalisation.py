@@ -70,14 +70,19 @@ def group_norm(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Label
 
 @rule("_weight_norm", "_weight_norm_interface")
 def weight_norm(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Any]:
-    """V * g / |v|, the norm taken over all axes but one."""
+    """V * g / |v|, the norm taken over all axes but one; what is kept of v keeps its scale (`rewrite`)."""
     v, g = tracing.axes(node.args[0]), tracing.axes(node.args[1])
     d = args["dim"] % len(v)
     v[d] = tracing.unify(v[d], g[d], "a weight norm over rows of fixed number")
-    direction = node.args[0]
+    direction, length = node.args[:2]
     if isinstance(direction, Node) and direction.op == "get_attr":
         tracing.directions.add(str(direction.target))
-    tracing.statistic(node, [labels for axis, labels in enumerate(v) if axis != d])
+        if isinstance(length, Node) and length.op == "get_attr":
+            tracing.normed[str(length.target)] = (str(direction.target), args["dim"])
+        else:
+            tracing.statistic(node, [labels for axis, labels in enumerate(v) if axis != d])
+    else:
+        tracing.statistic(node, [labels for axis, labels in enumerate(v) if axis != d])
     if isinstance(node.meta["val"], torch.Tensor):
         return v
     return [v, [labels if axis == d else None for axis, labels in enumerate(v)]]  # the interface adds the norms

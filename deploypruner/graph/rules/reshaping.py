@@ -181,7 +181,7 @@ def reverse(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Axis]:
     return tracing.raw(node.args[0])[::-1]
 
 
-@rule("mT", "adjoint")
+@rule("mT", "matrix_H", "mH", "adjoint")
 def matrix_transpose(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Axis]:
     """The last two axes change places."""
     values = tracing.raw(node.args[0])

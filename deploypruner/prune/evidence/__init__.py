@@ -11,6 +11,7 @@ from torch import Tensor
 from deploypruner.criteria import DIFFERENTIATED, Criterion, Effort, Needs
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph import Graph
+from deploypruner.graph.effective import with_effective_weights
 from deploypruner.graph.views import Evidence, member_views
 from deploypruner.prune.evidence.activity import Activity
 from deploypruner.prune.evidence.closing import Closing
@@ -35,7 +36,7 @@ def score_groups(
 
     Args:
         graph: The traced model; it is not changed.
-        criterion: How to score.
+        criterion: How to score; of weights that are computed from parameters (weight norm) it sees the result.
         batches: (inputs, labels or None); may be None for a criterion that looks at weights only.
         seed: For the labels drawn where there are none, and for probes.
         on_batch: Called after each batch.
@@ -49,7 +50,25 @@ def score_groups(
     """
     name = _name(criterion)
     require_data(criterion, name, has_data=batches is not None)
-    evidence = None
+    effective = with_effective_weights(graph)
+    if effective is None:
+        return _scored(graph, criterion, batches, seed=seed, on_batch=on_batch)
+    kept = list(batches) if batches is not None and len(effective.places) < len(graph.groups) else batches
+    found = _scored(effective.graph, criterion, kept, seed=seed, on_batch=on_batch)
+    scores = {
+        group: torch.stack([found[owner][channel] for owner, channel in places])
+        for group, places in effective.places.items()
+    }
+    if len(scores) < len(graph.groups):
+        scores = {**_scored(graph, criterion, kept, seed=seed, on_batch=lambda: None), **scores}
+    return {group.id: scores[group.id] for group in graph.groups}
+
+
+def _scored(
+    graph: Graph, criterion: Criterion, batches: Iterable[Batch] | None, *, seed: int, on_batch: Callable[[], None]
+) -> Scores:
+    """Scores of a graph whose parameters are the weights of its layers."""
+    name, evidence = _name(criterion), None
     if batches is not None and criterion.needs != Needs.WEIGHTS:
         effort = criterion.effort
         passes = Passes(graph, batches, seed=seed, on_batch=on_batch, limit=effort.batches)

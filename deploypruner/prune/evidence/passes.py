@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deploypruner.errors import InputError
 from deploypruner.graph import Graph
@@ -67,8 +67,9 @@ class Passes:
         held: int | None = None,
     ) -> None:
         self.graph = graph
-        self.module = sharing_copy(graph.module).requires_grad_(True)
+        self.module = _computing(sharing_copy(graph.module)).requires_grad_(True)
         self.weights = dict(self.module.named_parameters(remove_duplicate=False))
+        self._dtype = next((w.dtype for w in self.weights.values() if w.is_floating_point()), torch.float32)
         self.device = next((w.device for w in self.weights.values()), torch.device("cpu"))
         self.generator = torch.Generator().manual_seed(seed)
         self._batches = islice(iter(batches), limit)
@@ -86,7 +87,7 @@ class Passes:
         """
         number = 0
         for number, (inputs, labels) in enumerate(self._batches, start=1):
-            placed = map_tensors(lambda t: t.to(self.device), inputs)
+            placed = map_tensors(self._placed, inputs)
             yield number, list(self._parts(placed, labels, holds))
             self._on_batch()
         if not number:
@@ -101,6 +102,9 @@ class Passes:
     def signs(self, like: Tensor) -> Tensor:
         """A tensor of random signs, the same on every device."""
         return torch.randint(0, 2, like.shape, generator=self.generator).to(like) * 2 - 1
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self._dtype if tensor.is_floating_point() else tensor.dtype)
 
     def _parts(self, inputs: Inputs, labels: Tensor | None, holds: float) -> Iterator[Part]:
         samples = batch_size(inputs)
@@ -122,6 +126,12 @@ class Passes:
         return self._kept
 
     _kept: int | None = None
+
+
+def _computing(module: nn.Module) -> nn.Module:
+    """In float32 where the weights have 16 bits: squares and sums of gradients need more than that."""
+    short = any(w.dtype in (torch.float16, torch.bfloat16) for w in module.parameters())
+    return module.float() if short else module
 
 
 def checked(loss: float, number: int) -> float:
