@@ -24,6 +24,7 @@ from deploypruner.sources.soundness import (
     fingerprint,
     to_cpu_float32,
 )
+from deploypruner.sources.state_dict import load_weights
 from deploypruner.sources.zoo import load_timm, load_torchvision, load_transformers
 
 __all__ = ["LoadedModel", "Preprocessing", "check_finite", "fingerprint", "load_model"]
@@ -77,7 +78,7 @@ def load_model(
     Args:
         source: `file.pt2`, `file.pt`, `package.module:factory`, `timm:NAME`, `torchvision:NAME` or
             `transformers:DIR_OR_NAME`; the last three take `?pretrained=0` and `?num_classes=10`.
-        weights: Safetensors or state dict to load into a factory's or zoo's model.
+        weights: Weight file for a factory's or zoo's model, see `load_weights`.
         input_shapes: Shape of each input, batch included.
         trust_pickle: Allow a .pt file to run the code inside it.
         data_shape: Shape of one sample of the data, used where nothing else gives the input shape.
@@ -101,8 +102,11 @@ def load_model(
     module = found.module
     remarks: tuple[str, ...] = ()
     if isinstance(module, nn.Module):
+        if weights is not None:
+            remarks = load_weights(module, weights)
         check_dense(module)
-        module, remarks = to_cpu_float32(module)
+        module, changed = to_cpu_float32(module)
+        remarks += changed
         module.eval()
     check_finite(module)
     example_inputs = found.example_inputs or _example_inputs(found, request, data_shape)

@@ -19,7 +19,6 @@ from deploypruner.errors import InputError, nearest
 from deploypruner.sources.foreign import foreign, require
 from deploypruner.sources.found import Found, Request
 from deploypruner.sources.preprocessing import Preprocessing
-from deploypruner.sources.state_dict import load_weights
 from deploypruner.sources.torchvision_ops import import_torchvision
 
 _OPTIONS = ("pretrained", "num_classes")
@@ -67,7 +66,7 @@ def load_timm(request: Request) -> Found:
     settings: Mapping[str, Any] = getattr(module, "pretrained_cfg", {})
     channels, height, width = settings.get("input_size", (3, 224, 224))
     return Found(
-        _with_weights(module, request),
+        module,
         order.name,
         input_shape=(1, channels, height, width),
         preprocessing=Preprocessing(
@@ -99,9 +98,7 @@ def load_torchvision(request: Request) -> Found:
         weights = "DEFAULT" if order.pretrained else None
         module = models.get_model(order.name, weights=weights, **order.arguments(), **extra)
     size, preprocessing = _torchvision_evaluation(models, order.name)
-    return Found(
-        _with_weights(module, request), order.name, input_shape=(1, 3, size, size), preprocessing=preprocessing
-    )
+    return Found(module, order.name, input_shape=(1, 3, size, size), preprocessing=preprocessing)
 
 
 def load_transformers(request: Request) -> Found:
@@ -127,7 +124,7 @@ def load_transformers(request: Request) -> Found:
         module = _build_transformers(builder, config, order, local)
     shape, integers_below = _transformers_input(module, config)
     return Found(
-        _with_weights(module, request),
+        module,
         folder.name,
         input_shape=shape,
         integers_below=integers_below,
@@ -165,12 +162,6 @@ def _check_known(order: _Order, name: str, known: Iterable[str]) -> None:
         else "see its list_models()"
     )
     raise InputError(f"{order.zoo} has no model called '{name}'", hint=hint)
-
-
-def _with_weights(module: nn.Module, request: Request) -> nn.Module:
-    if request.weights is not None:
-        load_weights(module, request.weights)
-    return module
 
 
 def _torchvision_evaluation(models: ModuleType, name: str) -> tuple[int, Preprocessing]:
