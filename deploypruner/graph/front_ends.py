@@ -66,7 +66,7 @@ def trace(model: nn.Module | ExportedProgram, example_inputs: Any) -> Graph:
 def _exported(model: nn.Module | ExportedProgram, inputs: Inputs) -> Graph:
     captured = capture(model, inputs)
     untie(captured.module)
-    tracing = Tracing(captured.module)
+    tracing = Tracing(captured.module, captured.example_inputs)
     tracing.residuals = find_residuals(captured.module, tracing)
     return assemble(
         captured.module,

@@ -185,6 +185,11 @@ def set_sizes(module: nn.Module, groups: int | None = None) -> None:
         module: Any module; those that are not of torch.nn are left alone.
         groups: New number of groups of a grouped convolution or group norm, None where it stays.
     """
+    if isinstance(module, nn.RNNBase):
+        module.input_size = module.weight_ih_l0.shape[1]
+        # The list its kernel reads, which would still hold the old tensors.
+        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+        return
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return
