@@ -186,7 +186,7 @@ def set_sizes(module: nn.Module, groups: int | None = None) -> None:
         groups: New number of groups of a grouped convolution or group norm, None where it stays.
     """
     if isinstance(module, nn.RNNBase):
-        module.input_size = module.weight_ih_l0.shape[1]
+        module.input_size = module.get_parameter("weight_ih_l0").shape[1]
         # The list its kernel reads, which would still hold the old tensors.
         module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
         return

@@ -3,8 +3,8 @@
 An operator follows an axis when leaving indices out of its inputs leaves the same indices out of one axis of its
 output and changes nothing else: elementwise work, a batch axis, the channels of a resampling. It sums over an axis
 when its output does not depend on the order along it, and takes any length: a distance, a norm. Along every other
-axis positions are mixed (a cumulative sum, a transform), and nothing may be removed. The operator is run in float64 on
-arguments as the example inputs make them, with noise; whatever cannot be run so is frozen.
+axis positions are mixed (a cumulative sum, a transform), and nothing may be removed. The operator is run in float64
+on arguments as the example inputs make them, with noise; whatever cannot be run so is frozen.
 """
 
 from __future__ import annotations
@@ -152,14 +152,12 @@ class _Trial:
         """The axis alone, with all axes that face it as in broadcasting, then with ever more others of its length."""
         shape = shape_of(argument)
         size, back = shape[axis], axis - len(shape)
-        places = {
-            other: sorted(
-                (i for i, n in enumerate(shape_of(other)) if n == size),
-                key=lambda i, facing=len(shape_of(other)) + back: abs(i - facing),  # type: ignore[misc]
-            )
-            for other in self.tensors
-            if other is not argument
-        }
+        places: dict[Node, list[int]] = {}
+        for other in self.tensors:
+            if other is not argument:
+                alike = [i for i, n in enumerate(shape_of(other)) if n == size]
+                facing = len(shape_of(other)) + back
+                places[other] = sorted(alike, key=lambda i, at=facing: abs(i - at))  # type: ignore[misc]
         fitting = [other for other, found in places.items() if found]
         yield {argument: axis}
         yield {argument: axis, **{other: places[other][0] for other in fitting}}
