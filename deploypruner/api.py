@@ -28,6 +28,7 @@ from deploypruner.recipe import Recipe
 from deploypruner.records import Row
 from deploypruner.report import Report, read_report
 from deploypruner.sources.data import as_data
+from deploypruner.sources.matched import input_names, matched
 from deploypruner.stages import Build, Given
 from deploypruner.stages.choices import check_choices
 from deploypruner.stages.load import fitting, output_shape
@@ -117,7 +118,9 @@ def plan(
     chosen = make_criterion(criterion, parameters or {})
     batches: Iterable[Batch] | None = None
     if data is not None and chosen.needs != Needs.WEIGHTS:
-        known, _ = fitting(as_data(data), graph.example_inputs, output_shape(graph.module, graph.example_inputs))
+        inputs = graph.example_inputs
+        given, _ = matched(as_data(data), inputs, input_names(graph.module, inputs))
+        known, _ = fitting(given, inputs, output_shape(graph.module, inputs))
         epoch = known.train.epoch(batch_size=_BATCH, seed=seed, shuffle=True)
         batches = (batch for batch, _ in zip(epoch, range(_STEPS), strict=False))
     scores = score_groups(graph, chosen, batches, seed=seed)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -110,7 +112,14 @@ def load_model(
         module.eval()
     check_finite(module)
     example_inputs = found.example_inputs or _example_inputs(found, request, data_shape)
-    check_runs(module, example_inputs)
+    try:
+        check_runs(module, example_inputs)
+    except InputError:
+        whole = None if found.example_inputs else _with_integers(module, example_inputs)
+        if whole is None:
+            raise
+        example_inputs = whole
+        remarks += ("the model takes whole numbers: its example inputs are zeros and ones",)
     return LoadedModel(
         module=module,
         example_inputs=example_inputs,
@@ -163,3 +172,18 @@ def _example_inputs(found: Found, request: Request, data_shape: tuple[int, ...] 
     if found.integers_below:
         return tuple(torch.randint(0, found.integers_below, shape, generator=generator) for shape in shapes)
     return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+def _with_integers(module: nn.Module | ExportedProgram, inputs: Inputs) -> Inputs | None:
+    """Zeros and ones in the place of some floats, so that the model runs: a table is looked up. None: never."""
+    generator = torch.Generator().manual_seed(0)
+    values = list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
+    for whole in sorted(product((True, False), repeat=len(values)), key=lambda case: not all(case)):
+        tried = [
+            torch.randint(0, 2, t.shape, generator=generator) if i else t for t, i in zip(values, whole, strict=True)
+        ]
+        with suppress(InputError):
+            given: Inputs = dict(zip(inputs, tried, strict=True)) if isinstance(inputs, dict) else tuple(tried)
+            check_runs(module, given)
+            return given
+    return None

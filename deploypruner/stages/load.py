@@ -15,6 +15,7 @@ from deploypruner.graph.inputs import Inputs, call, tensors
 from deploypruner.sources.adapted import Unlabelled
 from deploypruner.sources.batches import Data
 from deploypruner.sources.data import as_data, check_labels, check_shapes, peek_shape, settings_for
+from deploypruner.sources.matched import input_names, matched
 from deploypruner.sources.model import LoadedModel, load_model
 from deploypruner.sources.soundness import check_dense, check_finite, check_runs, fingerprint, to_cpu_float32
 from deploypruner.stages import Build, Stage
@@ -37,8 +38,10 @@ class Load(Stage):
                 tuple(tensors(loaded.example_inputs)), loaded.preprocessing, build.recipe.data.settings
             )
             data = as_data(given, settings)
+            remarks += data.remarks
+            data, cast = matched(data, loaded.example_inputs, input_names(loaded.module, loaded.example_inputs))
             data, said = fitting(data, loaded.example_inputs, output)
-            remarks += data.remarks + said
+            remarks += cast + said
         return replace(
             build,
             name=loaded.name,

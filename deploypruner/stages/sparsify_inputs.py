@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from deploypruner.errors import InputError
 from deploypruner.measure.inputs import random_feeds
 from deploypruner.measure.quality import Batch
 from deploypruner.records import TensorSpec
-from deploypruner.sources.data import DataSettings, check_shapes, load_data, settings_for
+from deploypruner.sources.adapted import ChannelsLast
+from deploypruner.sources.data import Data, DataSettings, check_shapes, load_data, settings_for
+from deploypruner.sources.matched import matched
 from deploypruner.stages import Feeds
 
 # Images of a batch where the file leaves it open; samples looked at; batches of random ones; batches proved with.
 _DRAWN, _SAMPLES, _RANDOM, _PROVED = 8, 256, 4, 2
+# Channels of an image.
+_CHANNELS = (1, 3)
 
 
 @dataclass(frozen=True)
@@ -79,15 +84,33 @@ def sparsify_inputs(
         shapes = {spec.name: (drawn, *_sample_shape(spec)) for spec in specs if spec.shape[:1] == (None,)}
         random = [random_feeds(specs, shapes=shapes, seed=seed + i) for i in range(min(count, _RANDOM))]
         return Inputs(tuple(specs), [(feeds, None) for feeds in random], fixed or batch or 1)
-    examples = tuple(torch.zeros([1, *_sample_shape(spec)]) for spec in specs)
-    loaded = load_data(data, settings_for(examples, None, settings))
-    check_shapes(loaded, examples)
+    examples = tuple(torch.zeros([1, *_sample_shape(spec)], dtype=getattr(torch, spec.dtype)) for spec in specs)
+    loaded, remarks = _loaded(data, examples, settings, tuple(spec.name for spec in specs))
     epoch = loaded.train.epoch(batch_size=drawn, seed=seed, shuffle=True)
     samples: list[Batch] = [
         ([np.ascontiguousarray(t.numpy()) for t in inputs], None if labels is None else labels.numpy())
         for inputs, labels in islice(epoch, count)
     ]
-    return Inputs(tuple(specs), samples, fixed or batch or 1, loaded.remarks)
+    return Inputs(tuple(specs), samples, fixed or batch or 1, loaded.remarks + remarks)
+
+
+def _loaded(
+    data: str, examples: tuple[Tensor, ...], settings: DataSettings, names: tuple[str, ...]
+) -> tuple[Data, tuple[str, ...]]:
+    """The data as the model takes it: in its types, pixels from 0 to 255 for integers, channels where it has them."""
+    first = examples[0]
+    last = first.ndim == 4 and first.shape[3] in _CHANNELS and first.shape[1] not in _CHANNELS
+    image = first.permute(0, 3, 1, 2) if last else first
+    if not first.is_floating_point() and image.ndim == 4 and settings.mean is None and settings.std is None:
+        channels = image.shape[1]
+        settings = replace(settings, mean=(0.0,) * channels, std=(1 / 255,) * channels)
+    loaded = load_data(data, settings_for((image, *examples[1:]), None, settings))
+    if last and loaded.train.input_shapes == (tuple(image.shape[1:]),):
+        train, val = ChannelsLast(loaded.train), ChannelsLast(loaded.val)
+        loaded = replace(loaded, train=train, val=val)
+    loaded, remarks = matched(loaded, examples, names)
+    check_shapes(loaded, examples)
+    return loaded, remarks
 
 
 def _fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
