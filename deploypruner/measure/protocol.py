@@ -109,6 +109,7 @@ def time_artifacts(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deploypruner-")))
         message = {"threads": threads, "seed": seed, "shapes": _plain(input_shapes), "feeds": _saved(feeds, folder)}
+        message["others"] = len({artifact.path for artifact, _ in jobs}) > 1
         crew = Crew(stack, folder, message, cores=pick_cores(threads))
         members = crew.hire(jobs)
         while members:

@@ -56,7 +56,7 @@ class Matched(Batches):
         """See `Batches`."""
         for inputs, labels in self.inner.epoch(batch_size=batch_size, seed=seed, shuffle=shuffle, augment=augment):
             picked = (inputs[i] for i in self.order)
-            yield tuple(map(_cast, picked, self.dtypes, self.names)), labels
+            yield tuple(map(cast, picked, self.dtypes, self.names)), labels
 
     def known_labels(self) -> Tensor | None:
         """See `Batches`."""
@@ -139,7 +139,7 @@ def _split(batches: Batches, taken: list[Tensor], names: tuple[str, ...], remark
     return made
 
 
-def _cast(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+def cast(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """The same numbers in another type.
 
     Raises:

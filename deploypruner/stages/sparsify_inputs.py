@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,9 +16,10 @@ from deploypruner.errors import InputError
 from deploypruner.measure.inputs import random_feeds
 from deploypruner.measure.quality import Batch
 from deploypruner.records import TensorSpec
+from deploypruner.runtime import shape_text
 from deploypruner.sources.adapted import ChannelsLast
 from deploypruner.sources.data import Data, DataSettings, check_shapes, load_data, settings_for
-from deploypruner.sources.matched import matched
+from deploypruner.sources.matched import cast, matched
 from deploypruner.stages import Feeds
 
 # Images of a batch where the file leaves it open; samples looked at; batches of random ones; batches proved with.
@@ -92,6 +95,36 @@ def sparsify_inputs(
         for inputs, labels in islice(epoch, count)
     ]
     return Inputs(tuple(specs), samples, fixed or batch or 1, loaded.remarks + remarks)
+
+
+def named_arrays(path: Path, specs: Sequence[TensorSpec]) -> Feeds | None:
+    """One array per input from an .npz whose arrays are called as the inputs; None for any other data.
+
+    Raises:
+        InputError: An array that the input cannot take: its axes, a fixed size, a number its type cannot hold.
+    """
+    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
+        return None
+    with np.load(path, allow_pickle=False) as held:
+        if not {spec.name for spec in specs} <= set(held.files):
+            return None
+        arrays = [held[spec.name] for spec in specs]
+    feeds = []
+    for spec, array in zip(specs, arrays, strict=True):
+        rows = array[: spec.shape[0]] if array.ndim and spec.shape and spec.shape[0] is not None else array
+        fits = rows.ndim == len(spec.shape) and all(
+            n in (None, m) for n, m in zip(spec.shape, rows.shape, strict=True)
+        )
+        if not fits or rows.dtype.kind not in "biuf":
+            raise InputError(
+                f"'{spec.name}' of '{path}' has shape {list(array.shape)} ({array.dtype}), the model takes "
+                f"{shape_text(spec)} ({spec.dtype})",
+                hint="save one array per input, the batch on axis 0",
+            )
+        feeds.append(
+            cast(torch.from_numpy(np.ascontiguousarray(rows)), getattr(torch, spec.dtype), spec.name).numpy()
+        )
+    return feeds
 
 
 def _loaded(
