@@ -15,6 +15,7 @@ from onnxruntime.quantization import quantize_dynamic
 from deploypruner.errors import InputError
 from deploypruner.measure.files import denormal_weights, detect_precision
 from deploypruner.measure.inputs import random_feeds
+from deploypruner.quantize.preparing import prepared
 from deploypruner.records import TensorSpec
 from deploypruner.sparse.convert import check_convertible, sparsify
 from deploypruner.sparse.onnx_graph import Graph
@@ -132,3 +133,28 @@ def test_stock_onnxruntime_takes_the_symmetric_model():
     x = np.random.default_rng(1).standard_normal((1, 8, 4, 4)).astype(np.float32)
     (y,) = onnxruntime.InferenceSession(symmetric().SerializeToString()).run(None, {"x": x})
     assert np.abs(y).max() > 0.08
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (1, 8), (8,)])
+def test_any_shape_of_a_bias_and_inputs_that_are_stored_are_prepared(shape):
+    """IR version 3 lists its constants among the inputs."""
+    rng = np.random.default_rng(0)
+    consts = {"w": rng.standard_normal((16, 8)).astype("f"), "c": rng.standard_normal(shape).astype("f")}
+    values = [helper.make_tensor_value_info(name, T.FLOAT, array.shape) for name, array in consts.items()]
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "w", "c"], ["h"]), helper.make_node("Relu", ["h"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", T.FLOAT, ["b", 16]), *values],
+        [helper.make_tensor_value_info("y", T.FLOAT, ["b", 8])],
+        [numpy_helper.from_array(array, name) for name, array in consts.items()],
+    )
+    given = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)])
+    given.ir_version = 3
+    made = prepared(given)
+    assert [value.name for value in made.graph.input] == ["x"]
+    (gemm,) = [node for node in made.graph.node if node.op_type.endswith("Gemm")]
+    bias = next(t for t in made.graph.initializer if t.name == gemm.input[2])
+    assert list(bias.dims) == [8]
+    x = {"x": rng.standard_normal((3, 16)).astype("f")}
+    before, after = (onnxruntime.InferenceSession(m.SerializeToString()).run(None, x)[0] for m in (given, made))
+    np.testing.assert_allclose(after, before, rtol=1e-6)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deploypruner.errors import InputError
+from deploypruner.graph.inputs import as_inputs
 from deploypruner.records import TensorSpec
 from deploypruner.sources.data import DataSettings, as_data
 from deploypruner.sources.matched import input_names, matched
@@ -111,3 +112,22 @@ def test_images_reach_a_file_that_takes_bytes_with_channels_last(tmp_path: Path)
     assert feeds.dtype == np.uint8
     assert feeds.shape[1:] == (8, 6, 3)
     assert {tuple(image.reshape(-1)) for image in feeds} <= {tuple(image.reshape(-1)) for image in pixels}
+
+
+def test_a_list_of_inputs_samples_or_labels_is_never_guessed():
+    """A loader's batch is a list [x, labels]; as two inputs it would trace the loss of a model."""
+    with pytest.raises(InputError, match=r"a list of 2[\s\S]*pass a tuple of the inputs"):
+        as_inputs([IDS, MASK])
+    assert as_inputs((IDS, MASK)) == (IDS, MASK)
+    assert as_inputs([IDS]) == (IDS,)
+    assert as_inputs(([IDS, MASK],)) == ([IDS, MASK],)
+
+
+def test_a_pair_of_like_arrays_is_never_guessed():
+    noisy, clean = torch.zeros(4, 3, 2, 2), torch.ones(4, 3, 2, 2)
+    with pytest.raises(InputError, match=r"inputs and their targets, or two batches[\s\S]*\[\(inputs, targets\)\]"):
+        as_data((noisy, clean))
+    batches = [inputs for inputs, _ in as_data([noisy, clean]).train.epoch(batch_size=4)]
+    assert [float(inputs[0].mean()) for inputs in batches] == [0, 1]
+    batches = [inputs for inputs, _ in as_data([(noisy, clean)]).train.epoch(batch_size=4)]
+    assert [float(inputs[0].mean()) for inputs in batches] == [0]
