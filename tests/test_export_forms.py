@@ -41,9 +41,11 @@ def exported(function, x: Tensor, tmp_path: Path) -> dict[str, np.ndarray]:
     }
 
 
-def check(answers: dict[str, np.ndarray]) -> None:
-    for name in ("onnxruntime", "openvino"):
-        np.testing.assert_allclose(answers[name], answers["torch"], atol=2e-5, err_msg=name)
+def worst(answers: dict[str, np.ndarray]) -> float:
+    """Largest difference of a runtime's answers from torch's, which are of the order of one."""
+    for name, found in answers.items():
+        assert found.shape == answers["torch"].shape, name
+    return max(float(np.abs(answers[name] - answers["torch"]).max()) for name in ("onnxruntime", "openvino"))
 
 
 def windows(x: Tensor) -> Tensor:
@@ -65,14 +67,15 @@ _ATTENTION = {
 
 @pytest.mark.parametrize("name", _ATTENTION)
 def test_attention_over_any_number_of_axes_is_exported(name, tmp_path):
-    check(exported(_ATTENTION[name], torch.linspace(-1, 1, 128).view(2, 8, 8).sin(), tmp_path))
+    assert worst(exported(_ATTENTION[name], torch.linspace(-1, 1, 128).view(2, 8, 8).sin(), tmp_path)) < 2e-5
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0])
 def test_pairwise_distances_are_exported(p, tmp_path):
-    check(
-        exported(lambda x: torch.cdist(x, x[:, :3] * 2 + 1, p=p), torch.linspace(-1, 1, 48).view(2, 6, 4), tmp_path)
+    answers = exported(
+        lambda x: torch.cdist(x, x[:, :3] * 2 + 1, p=p), torch.linspace(-1, 1, 48).view(2, 6, 4), tmp_path
     )
+    assert worst(answers) < 2e-5
 
 
 _POOLS = {
@@ -90,7 +93,7 @@ _POOLS = {
 @pytest.mark.parametrize("name", _POOLS)
 def test_a_padding_before_a_pooling_is_computed_rightly_by_both_runtimes(name, tmp_path):
     """All values are below zero, so that a padding of zeros wins every window it is in."""
-    check(exported(_POOLS[name], -1.5 + torch.linspace(-1, 1, 98).view(2, 1, 7, 7).cos(), tmp_path))
+    assert worst(exported(_POOLS[name], -1.5 + torch.linspace(-1, 1, 98).view(2, 1, 7, 7).cos(), tmp_path)) < 2e-5
 
 
 def test_what_has_no_counterpart_is_named_with_its_line(tmp_path):
