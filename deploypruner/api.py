@@ -28,6 +28,7 @@ from deploypruner.recipe import Recipe
 from deploypruner.records import Row
 from deploypruner.report import Report, read_report
 from deploypruner.sources.data import as_data
+from deploypruner.sources.matched import input_names, matched
 from deploypruner.stages import Build, Given
 from deploypruner.stages.answering import Runner
 from deploypruner.stages.choices import check_choices
@@ -118,7 +119,9 @@ def plan(
     chosen = make_criterion(criterion, parameters or {})
     batches: Iterable[Batch] | None = None
     if data is not None and chosen.needs != Needs.WEIGHTS:
-        known = fit(as_data(data), Runner(graph.module, graph.example_inputs)).data
+        inputs = graph.example_inputs
+        given, _ = matched(as_data(data), inputs, input_names(graph.module, inputs))
+        known = fit(given, Runner(graph.module, inputs)).data
         epoch = known.train.epoch(batch_size=_BATCH, seed=seed, shuffle=True)
         batches = (batch for batch, _ in zip(epoch, range(_STEPS), strict=False))
     scores = score_groups(graph, chosen, batches, seed=seed)

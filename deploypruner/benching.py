@@ -14,6 +14,8 @@ from deploypruner.errors import InputError, MeasureError, RecipeError
 from deploypruner.options import RUNTIME, SECONDS, THREADS, chosen_runtimes, colour, width
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from deploypruner.measure import Bench
 
 _BUILD_FILES = (
@@ -40,6 +42,9 @@ _BUILD_FILES = (
     help="Stop when every ratio is known to ± this.",
 )
 @click.option("--input-shape", multiple=True, metavar="NAME=1,3,224,224", help="For dynamic dimensions.")
+@click.option(
+    "--data", metavar="FILE", help="Real inputs: an .npz with one array per input name, or what `compile` takes."
+)
 @click.option("--json", "document", metavar="FILE", help="Everything as JSON, raw samples too; - for stdout.")
 @click.option("--seed", type=int, default=0, show_default=True)
 def bench_command(
@@ -49,6 +54,7 @@ def bench_command(
     seconds: float | None,
     interval: float,
     input_shape: tuple[str, ...],
+    data: str | None,
     document: str | None,
     seed: int,
 ) -> None:
@@ -63,13 +69,15 @@ def bench_command(
         _check_writable(Path(str(document)), artifacts)
     names = chosen_runtimes(runtime)
     opened = openers(names)
+    files = [file for path in artifacts for file in _artifact_files(path, opened)]
     found = bench(
-        [file for path in artifacts for file in _artifact_files(path, opened)],
+        files,
         runtimes=names,
         threads=threads or 1,
         budget_s=seconds or 20.0,
         narrow=interval / 100,
         input_shapes=shapes,
+        feeds=None if data is None else _real_inputs(files[0], data, shapes, seed),
         seed=seed,
     )
     if document is not None:
@@ -77,6 +85,25 @@ def bench_command(
         click.echo(text) if document == "-" else _write(Path(document), text + "\n")
     click.echo(_as_text(found), err=document == "-")
     _report_failures(found)
+
+
+def _real_inputs(file: Path, data: str, shapes: dict[str, tuple[int, ...]], seed: int) -> list[np.ndarray]:
+    """One batch of the data as the first file takes it."""
+    from dataclasses import replace
+
+    from deploypruner.measure.bench import pair_up
+    from deploypruner.runtime import runtimes
+    from deploypruner.sources.data import DataSettings
+    from deploypruner.stages.sparsify_inputs import named_arrays, one_batch
+
+    ((_, runtime), *_) = pair_up([file])
+    specs = [
+        replace(spec, shape=shapes.get(spec.name, spec.shape)) for spec in runtimes.get(runtime)().open(file).inputs
+    ]
+    named = named_arrays(Path(data), specs)
+    if named is not None:
+        return named
+    return one_batch(specs, data, DataSettings(augment=False, seed=seed))
 
 
 def _as_text(found: Bench) -> str:

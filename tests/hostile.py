@@ -331,7 +331,7 @@ class Flattened(nn.Module):
         return self.o(self.b(self.a(x).reshape(x.shape[0], -1)).relu())
 
 
-@case(SEQUENCE, groups={"o.weight:1": [10]}, frozen={"a.weight:0": "lstm"})
+@case(SEQUENCE, groups={"o.weight:1": [10], "a.weight:0": [8]}, frozen={"b.weight:1": "recurrent"})
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -155,7 +155,7 @@ def test_attention_with_contiguous_view_exports(tmp_path: Path) -> None:
 def test_several_outputs_are_numbered_and_avoid_input_names(tmp_path: Path) -> None:
     path = tmp_path / "two.onnx"
     x = torch.randn(2, 3)
-    Onnx().write(TwoInTwoOut(), [x, x + 1], path, dynamic_batch=True)
+    Onnx().write(TwoInTwoOut(), (x, x + 1), path, dynamic_batch=True)
     graph = onnx.load(path).graph
     assert [value.name for value in graph.input] == ["left", "output"]
     assert [value.name for value in graph.output] == ["result_0", "result_1"]

@@ -257,7 +257,6 @@ def test_two_loaders_are_training_and_validation_and_one_is_both() -> None:
         (lambda x, y: [], "yields no batch"),
         (lambda x, y: [("a", y)], "holds str, not tensors"),
         (lambda x, y: [(x, y[:2])], r"parts of different lengths: \[2, 4\]"),
-        (lambda x, y: [{"input_ids": x, "attention_mask": x, "labels": y}], "a dict with 2 inputs"),
         (lambda x, y: 7, "data of type int cannot be read"),
     ],
 )

@@ -9,6 +9,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from deploypruner.errors import TraceError
+from deploypruner.export.spelled_out import spell_out
 from deploypruner.graph.exporting import quiet
 from deploypruner.graph.inputs import Inputs, as_arguments, as_inputs, batch_size, carries_batch, map_tensors, resized
 from deploypruner.graph.stochastic import without_stochastic_depth
@@ -37,7 +38,7 @@ def capture(module: torch.nn.Module, example_inputs: Inputs, *, dynamic_batch: b
     with quiet():
         try:
             return torch.export.export(evaluating(module), args, kwargs, dynamic_shapes=shapes, strict=False)
-        except (RuntimeError, ValueError, TypeError, torch._dynamo.exc.UserError) as error:
+        except Exception as error:
             hint = "export with dynamic_batch=False if the model fixes its batch size" if dynamic_batch else ""
             raise TraceError(f"torch.export cannot capture the model: {_first_line(error)}", hint=hint) from error
 
@@ -50,6 +51,7 @@ def with_reshapes(program: ExportedProgram) -> ExportedProgram:
     """
     graph = program.graph
     without_stochastic_depth(graph)
+    spell_out(graph)
     for node in graph.nodes:
         if node.target is _aten.view.default:
             node.target = _aten.reshape.default

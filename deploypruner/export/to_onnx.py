@@ -18,8 +18,10 @@ from torch.utils import _pytree as pytree
 from deploypruner.errors import TraceError
 from deploypruner.export import Exporter, exporters
 from deploypruner.export.by_running import onnx_by_running
+from deploypruner.export.known_faults import avoid_known_faults
 from deploypruner.export.program import capture, quiet, with_reshapes
 from deploypruner.graph.inputs import Inputs
+from deploypruner.graph.nodes import op_name, where
 
 # 20 is the first opset with Gelu as one operator, which both runtimes fuse; 18 spells it out in five.
 OPSET = 20
@@ -60,7 +62,7 @@ class Onnx(Exporter):
             model = onnx_by_running(module, example_inputs, dynamic_batch=dynamic_batch, refused=error.message)
         else:
             model = _convert(with_reshapes(program))
-        onnx.save(_tidy(model), path)
+        onnx.save(avoid_known_faults(_tidy(model)), path)
 
 
 def _convert(program: ExportedProgram) -> onnx.ModelProto:
@@ -76,14 +78,32 @@ def _convert(program: ExportedProgram) -> onnx.ModelProto:
                 optimize=True,
                 verbose=False,
             )
-        except torch.onnx.errors.OnnxExporterError as error:
-            said = str(error.__cause__ or error).strip().splitlines()[0]
-            raise TraceError(
-                f"the model cannot be converted to ONNX: {said}",
-                hint="replace the operation named above, or export pt2 only",
-            ) from error
+        except Exception as error:
+            raise _refused(program, error) from error
     assert converted is not None, "torch.onnx.export returned nothing"
     return converted.model_proto
+
+
+def _refused(program: ExportedProgram, error: Exception) -> TraceError:
+    """What the exporter could not translate, and where in the user's code it stands."""
+    said = str(error.__cause__ or error).strip()
+    named = re.search(r"target=torch\.ops\.([\w.]+)", said)
+    if named is None:
+        return TraceError(
+            f"the model cannot be converted to ONNX: {(said.splitlines() or [type(error).__name__])[0]}",
+            hint="the pruned weights are saved; dp.restore puts them into your class",
+        )
+    operation = named[1].removesuffix(".default")
+    kind = operation.split(".")[1].strip("_")
+    # The exporter takes operators apart: the one that it names may be a piece of the user's.
+    nodes = [
+        n for n in program.graph.nodes if n.op == "call_function" and kind.startswith(op_name(n).strip("_") or "?")
+    ]
+    place = f" at {where(nodes[0])}" if nodes and where(nodes[0]) else ""
+    return TraceError(
+        f"the model cannot be converted to ONNX: it has no counterpart of {operation}{place}",
+        hint="write it with other operations; the pruned weights are saved, and dp.restore puts them into your class",
+    )
 
 
 def _user_inputs(program: ExportedProgram) -> list[str]:

@@ -70,7 +70,7 @@ def _exported(model: nn.Module | ExportedProgram, inputs: Inputs, dynamic_shapes
     module = captured.module
     for graph in module.graphs:
         untie(module, graph)
-    tracing = Tracing(module)
+    tracing = Tracing(module, inputs=captured.example_inputs)
     tracing.residuals = find_residuals(module, tracing)
     if tracing.training is not None:
         trained = find_residuals(module, tracing.training, tracing.training.graph)

@@ -13,7 +13,6 @@ from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.axes import Axes
 from deploypruner.graph.labelling import Labelling, StateTensor
 from deploypruner.graph.nodes import where
-from deploypruner.graph.rules.contraction import SPATIAL
 from deploypruner.records import Frozen, GroupKind, Member
 
 _CHANNEL_ROLES = ("producer", "consumer")
@@ -85,7 +84,7 @@ def find_frozen(labelling: Labelling, axes: Axes) -> list[Frozen]:
                 continue  # every index can be removed
             places: Counter[tuple[str, str]] = Counter()
             for why, count in Counter(labelling.atoms.reasons(state.axes[axis])).items():
-                if why is not None and why[0] != SPATIAL:
+                if why is not None:
                     places[why[0], where(why[1])] += count
             found += [Frozen(state.names[0], axis, count, *place) for place, count in places.items()]
     return found

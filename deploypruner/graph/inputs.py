@@ -23,10 +23,20 @@ _MOST = 1 << 32  # elements of an example input
 
 
 def as_inputs(example_inputs: Any) -> Inputs:
-    """One tensor -> a tuple of it; a list -> a tuple; a tuple or a dict of keyword arguments stays.
+    """One tensor -> a tuple of it; a tuple or a dict of keyword arguments stays.
 
-    Other mappings with string keys (a tokenizer's BatchEncoding) count as keyword arguments too.
+    Other mappings with string keys (a tokenizer's BatchEncoding) count as keyword arguments too. A list of one counts
+    as a tuple of one; what a longer list means cannot be known, and guessing would trace another model.
+
+    Raises:
+        InputError: A list of several.
     """
+    if isinstance(example_inputs, list) and len(example_inputs) > 1:
+        raise InputError(
+            f"the example inputs are a list of {len(example_inputs)}: several inputs, several samples, a batch with "
+            "its labels, or one input that is a list",
+            hint="pass a tuple of the inputs; samples stacked to one tensor; one input that is a list as (list,)",
+        )
     if isinstance(example_inputs, dict):
         return dict(example_inputs)
     if hasattr(example_inputs, "keys") and hasattr(example_inputs, "__getitem__"):

@@ -6,6 +6,7 @@ import importlib
 import operator
 import pkgutil
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -14,10 +15,13 @@ from torch.fx import Node
 
 from deploypruner.graph import rules
 from deploypruner.graph.atoms import Labels
+from deploypruner.graph.inputs import Inputs
 from deploypruner.graph.joint import Axis, Dissolved, JointAxis
 from deploypruner.graph.labelling import Affine, Contraction, Labelling, StateTensor
 from deploypruner.graph.module import TracedModule, get_state
 from deploypruner.graph.nodes import arguments, is_tensor, shape_of, size_hint
+from deploypruner.graph.rules.observed import can_be_observed, observe
+from deploypruner.graph.streamed import arguments_of
 from deploypruner.records import Role
 
 for _module in pkgutil.iter_modules(rules.__path__):
@@ -37,9 +41,16 @@ class Tracing(Labelling):
 
     strict: ClassVar[bool] = False
 
-    def __init__(self, module: TracedModule, graph: FxGraph | None = None, of: Tracing | None = None) -> None:
+    def __init__(
+        self,
+        module: TracedModule,
+        graph: FxGraph | None = None,
+        of: Tracing | None = None,
+        *,
+        inputs: Inputs | None = None,
+    ) -> None:
         super().__init__()
-        self.module, self.graph, self._of = module, graph or module.graph, of
+        self.module, self.graph, self._of, self._inputs = module, graph or module.graph, of, inputs
         if of is not None:
             self.atoms = of.atoms
         self._names: dict[int, list[str]] = {}
@@ -104,13 +115,29 @@ class Tracing(Labelling):
             return None  # arithmetic on sizes
         rule = rules.find(node)
         if rule is None:
-            return self.fallback(node)
+            return self._observed(node)
         try:
             return rule(self, node, arguments(node))
         except Exception as error:  # a rule meets arguments it was not written for; freezing is always right
             if self.strict:
                 raise
             return self.fallback(node, f"the rule for {node.target} does not apply ({type(error).__name__})")
+
+    def _observed(self, node: Node) -> Any:
+        """Run an operator without a rule, where something it takes may shrink and the inputs are known."""
+        may_shrink = can_be_observed(node) and any(self._may_shrink(a) for a in node.all_input_nodes)
+        values = self._arguments.get(node) if may_shrink else None
+        found = None if values is None else observe(self, node, values)
+        return self.fallback(node) if found is None else found
+
+    @cached_property
+    def _arguments(self) -> dict[Node, dict[Node, Any]]:
+        """What every operator without a rule is called with, on the example inputs."""
+        unknown = {n for n in self.module.graph.nodes if n.op == "call_function" and can_be_observed(n)}
+        return {} if self._inputs is None else arguments_of(self.module, unknown, self._inputs)
+
+    def _may_shrink(self, node: Node) -> bool:
+        return is_tensor(node) and any(self.atoms.live(axis) is not None for axis in self.axes(node))
 
     # ------------------------------------------------------------------ what rules call
 
@@ -172,7 +199,13 @@ class Tracing(Labelling):
         """Freeze every axis of every tensor argument; the outputs are inert."""
         why = why or f"no rule for {node.target}"
         self.unsupported[node] = why
-        torch.fx.node.map_arg((node.args, node.kwargs), lambda n: self.freeze_all(n, why))
+        return self.frozen(node, why)
+
+    def frozen(self, node: Node, why: str, spared: Sequence[Any] = ()) -> Any:
+        """Freeze every axis of every tensor argument but those in `spared`; the outputs are inert."""
+        for argument in node.all_input_nodes:
+            if argument not in spared:
+                self.freeze_all(argument, why)
         return self._frozen(node.meta.get("val"), why)
 
     def _frozen(self, value: Any, why: str) -> Any:

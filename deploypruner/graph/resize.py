@@ -185,6 +185,11 @@ def set_sizes(module: nn.Module, groups: int | None = None) -> None:
         module: Any module; those that are not of torch.nn are left alone.
         groups: New number of groups of a grouped convolution or group norm, None where it stays.
     """
+    if isinstance(module, nn.RNNBase):
+        module.input_size = module.get_parameter("weight_ih_l0").shape[1]
+        # The list its kernel reads, which would still hold the old tensors.
+        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+        return
     # What a hook computes the weight from is cut; the weight itself is there again after the next forward pass.
     kept = (module._parameters.get(name) for name in ("weight_v", "weight_orig"))
     weight = next((tensor for tensor in kept if tensor is not None), getattr(module, "weight", None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
@@ -142,6 +143,33 @@ class Streamed:
         own = map_tensors(lambda t: cast(t.detach().clone(), self.dtype), inputs)
         arguments = ((), own) if isinstance(own, dict) else (own, {})
         return fx_pytree.tree_flatten_spec(arguments, self.module._in_spec)
+
+
+class _Watched(Streamed):
+    """A run in float64 that keeps what some nodes are called with."""
+
+    def __init__(self, module: GraphModule, nodes: set[Node]) -> None:
+        super().__init__(module, torch.float64)
+        self._watch = nodes
+        self.found: dict[Node, dict[Node, Any]] = {}
+
+    def call(self, node: Node, value: Value) -> Any:
+        """See `Streamed.call`."""
+        if node in self._watch:
+            held = {n: value(n) for n in node.all_input_nodes}
+            self.found[node] = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), held)
+        return super().call(node, value)
+
+
+def arguments_of(module: GraphModule, nodes: set[Node], inputs: Inputs) -> dict[Node, dict[Node, Any]]:
+    """Copies of the arguments of some calls when the graph runs on these inputs in float64, by the node they are.
+
+    Where the graph does not run in float64, only the calls before that are known.
+    """
+    watched = _Watched(module, nodes)
+    with suppress(Exception):
+        watched.outputs(inputs)
+    return watched.found
 
 
 class Converted:

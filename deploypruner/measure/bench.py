@@ -10,7 +10,7 @@ from typing import Any
 from deploypruner.errors import InputError
 from deploypruner.measure.baselines import Job
 from deploypruner.measure.environment import environment
-from deploypruner.measure.files import describe_file
+from deploypruner.measure.files import denormal_weights, describe_file
 from deploypruner.measure.protocol import Measured, time_artifacts
 from deploypruner.measure.rounds import NARROW, Progress
 from deploypruner.measure.rows import make_rows
@@ -132,6 +132,12 @@ def bench(
         narrow=narrow,
         conditions=measured.conditions,
     )
+    warnings += [
+        f"{found} weights of '{path}' are denormal (below 1.2e-38, not zero), which is many times slower: "
+        "set them to zero"
+        for path in dict.fromkeys(paths)
+        if (found := denormal_weights(path))
+    ]
     settings = {
         "threads": threads,
         "seconds": budget_s,

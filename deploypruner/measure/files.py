@@ -23,12 +23,18 @@ _INT8_OPS = (
     "DynamicQuantizeLinear",
     "QLinearConv",
     "QLinearMatMul",
+    "QLinearAdd",
+    "QGemm",
     "ConvInteger",
     "MatMulInteger",
+    "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
 )
 _FORMATS = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
 # In protobuf: field 1, a string of 8 characters, the key of what follows.
 _EXTERNAL_KEY = b"\x0a\x08location"
+# Weights of larger files are not looked through.
+_LARGEST_SEARCHED = 1 << 29
 _PT2_INT8 = b"quantized_decomposed"
 # In protobuf the operator of an ONNX node is field 4, a string: this tag byte, its length, its characters.
 _OP_TYPE_TAG = 0x22
@@ -78,6 +84,22 @@ def external_files(path: Path) -> list[Path]:
         return []
     named = {entry.value for t in graph.initializer for entry in t.external_data if entry.key == "location"}
     return [path.parent / name for name in sorted(named)]
+
+
+def denormal_weights(path: Path) -> int:
+    """How many float32 weights of an .onnx file are denormal: not zero and below 1.2e-38. 0 for any other file."""
+    if path.suffix != ".onnx" or path.stat().st_size > _LARGEST_SEARCHED:
+        return 0
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        stored = onnx.load(path).graph.initializer
+    except (OSError, ValueError, DecodeError, onnx.checker.ValidationError):
+        return 0  # whoever opens it says what is wrong
+    arrays = [onnx.numpy_helper.to_array(t) for t in stored if t.data_type == onnx.TensorProto.FLOAT]
+    smallest = np.finfo(np.float32).tiny
+    return sum(int(((array != 0) & (np.abs(array) < smallest)).sum()) for array in arrays)
 
 
 def write_timing(timing: Timing, path: Path) -> None:

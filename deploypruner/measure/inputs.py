@@ -12,7 +12,11 @@ from deploypruner.runtime import Array, shape_text
 
 
 def random_feeds(
-    inputs: Sequence[TensorSpec], *, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
+    inputs: Sequence[TensorSpec],
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    others: bool = False,
+    seed: int = 0,
 ) -> list[Array]:
     """Return one array per declared input; equal specs, shapes and seed give equal arrays.
 
@@ -23,6 +27,7 @@ def random_feeds(
         inputs: Declared inputs.
         shapes: Full shapes by input name, for dynamic dimensions. A first dimension that is dynamic and not named
             is the batch: as large as that of the inputs that are named, or else 1.
+        others: Some of the shapes may be for other files; one of them has to be for this one.
         seed: Seed of the generator.
 
     Raises:
@@ -31,6 +36,8 @@ def random_feeds(
     """
     shapes = shapes or {}
     names = [spec.name for spec in inputs]
+    if others and any(name in names for name in shapes):
+        shapes = {name: shape for name, shape in shapes.items() if name in names}
     for name in shapes:
         if name not in names:
             raise InputError(f"the model has no input called '{name}'", hint=nearest(name, names))

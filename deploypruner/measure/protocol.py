@@ -109,6 +109,7 @@ def time_artifacts(
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
         message = {"threads": threads, "seed": seed, "shapes": _plain(input_shapes), "feeds": _saved(feeds, folder)}
+        message["others"] = len({artifact.path for artifact, _ in jobs}) > 1
         crew = Crew(stack, folder, message, cores=pick_cores(threads))
         members = crew.hire(jobs)
         while members:

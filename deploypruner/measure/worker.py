@@ -99,7 +99,9 @@ class Timer:
         feeds = (
             _read_feeds(Path(message["feeds"]))
             if message["feeds"]
-            else random_feeds(session.inputs, shapes=message["shapes"], seed=message["seed"])
+            else random_feeds(
+                session.inputs, shapes=message["shapes"], others=message["others"], seed=message["seed"]
+            )
         )
         if any(None in spec.shape for spec in session.inputs):
             shapes = [array.shape for array in feeds]

@@ -108,6 +108,57 @@ class Relabelled(Batches):
 
 
 @dataclass(frozen=True, eq=False)
+class ChannelsLast(Batches):
+    """A split of images [B, C, H, W] as [B, H, W, C].
+
+    Args:
+        inner: The split, with one input.
+    """
+
+    inner: Batches
+
+    @property
+    def labelled(self) -> bool:
+        """See `Batches`."""
+        return self.inner.labelled
+
+    @property
+    def samples(self) -> int | None:
+        """See `Batches`."""
+        return self.inner.samples
+
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...] | None:
+        """See `Batches`."""
+        return tuple((height, width, channels) for channels, height, width in self.inner.input_shapes or ()) or None
+
+    def epoch(
+        self, *, batch_size: int, seed: int = 0, shuffle: bool = False, augment: bool = False
+    ) -> Iterator[Batch]:
+        """See `Batches`."""
+        for (images,), labels in self.inner.epoch(batch_size=batch_size, seed=seed, shuffle=shuffle, augment=augment):
+            yield (images.permute(0, 2, 3, 1).contiguous(),), labels
+
+    @property
+    def has_targets(self) -> bool:
+        """See `Batches`."""
+        return self.inner.has_targets
+
+    def with_targets(self, *, batch_size: int, seed: int = 0, shuffle: bool = False) -> Iterator[Judgeable]:
+        """See `Batches`."""
+        for (images,), labels in self.inner.with_targets(batch_size=batch_size, seed=seed, shuffle=shuffle):
+            yield (images.permute(0, 2, 3, 1).contiguous(),), labels
+
+    def known_labels(self) -> Tensor | None:
+        """See `Batches`."""
+        return self.inner.known_labels()
+
+    def origin(self, index: int) -> str:
+        """See `Batches`."""
+        return self.inner.origin(index)
+
+
+@dataclass(frozen=True, eq=False)
 class WholeBatches(Batches):
     """A split in batches of one size, whatever size is asked for; samples that do not fill a batch are left out.
 

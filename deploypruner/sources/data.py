@@ -120,6 +120,12 @@ def as_data(given: object, settings: DataSettings | None = None) -> Data:
         train, train_remarks = _split(given[0], "train", settings)
         val, val_remarks = _split(given[1], "val", settings)
         return Data(train, val, name="loaders", remarks=tuple(train_remarks + val_remarks))
+    if isinstance(given, tuple) and len(given) == 2 and _alike(*given):
+        raise InputError(
+            f"the data is a pair of arrays of shapes {list(given[0].shape)} and {list(given[1].shape)}: inputs and "
+            "their targets, or two batches",
+            hint="give [(inputs, targets)] for the one, [batch, batch] for the other",
+        )
     both, remarks = _split(given, "train", settings)
     remarks.append("one loader serves for training and validation: accuracy is measured on training samples")
     return Data(both, both, name="loader", remarks=tuple(remarks))
@@ -230,6 +236,11 @@ def _is_x_and_y(given: tuple[object, ...] | list[object]) -> bool:
         return False
     x, y = given
     return isinstance(x, Tensor | np.ndarray) and isinstance(y, Tensor | np.ndarray) and y.ndim < x.ndim
+
+
+def _alike(x: object, y: object) -> bool:
+    """Whether these are arrays with as many samples and axes: an image and its clean form."""
+    return isinstance(x, Tensor | np.ndarray) and isinstance(y, Tensor | np.ndarray) and x.shape[:1] == y.shape[:1]
 
 
 def _is_batch(item: object) -> bool:

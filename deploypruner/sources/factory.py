@@ -13,14 +13,13 @@ from torch import nn
 from deploypruner.errors import InputError, nearest
 from deploypruner.sources.foreign import foreign, working_folder_importable
 from deploypruner.sources.found import Found, Request
-from deploypruner.sources.state_dict import load_weights
 
 
 def load_factory(request: Request) -> Found:
-    """Build the model that a factory (or class) without arguments returns, then load --weights into it.
+    """Build the model that a factory (or class) without arguments returns.
 
     Raises:
-        InputError: See `call_factory`; or it returned no nn.Module; or the weights do not fit.
+        InputError: See `call_factory`; or it returned no nn.Module.
     """
     module = call_factory(request.source)
     if not isinstance(module, nn.Module):
@@ -30,8 +29,6 @@ def load_factory(request: Request) -> Found:
         )
     if isinstance(module, nn.DataParallel):
         module = module.module
-    if request.weights is not None:
-        load_weights(module, request.weights)
     return Found(module, request.source.partition(":")[2])
 
 

@@ -28,12 +28,13 @@ class LoaderBatches(Batches):
     loader which draws from torch is repeatable; one that draws from elsewhere is not.
 
     Args:
-        loader: Yields x, (x,), (x, y), (x1, x2, ..., y), ((x1, x2), y) or a dict with one input.
+        loader: Yields x, (x,), (x, y), (x1, x2, ..., y), ((x1, x2), y) or a dict of inputs.
         name: Of the split, for errors: "train".
         labels: Class indices [n] of the first 20 batches; None without labels.
         first_shapes: Shape of one sample of each input, from the first batch.
         limit: Samples after which an epoch ends; None = all.
         has_targets: Does it yield labels of any kind? A field where `Batches` has a property.
+        keys: Names of the inputs, where it yields dicts.
     """
 
     loader: Iterable[object]
@@ -42,6 +43,7 @@ class LoaderBatches(Batches):
     first_shapes: tuple[tuple[int, ...], ...]
     limit: int | None = None
     has_targets: bool = False
+    keys: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> bool:
@@ -113,9 +115,10 @@ def from_loader(loader: Iterable[object], name: str, *, limit: int | None = None
     shapes = tuple(tuple(x.shape[1:]) for x in first[0])
     known = torch.cat(labels) if labels else None
     remarks = []
-    if first[1] is None and _parts(next(iter(loader)), name)[1] is not None:
+    item = next(iter(loader))
+    if first[1] is None and _parts(item, name)[1] is not None:
         remarks.append(f"targets of the {name} data have no entry per sample: treated as unlabelled")
-    return LoaderBatches(loader, name, known, shapes, limit, first[1] is not None), remarks
+    return LoaderBatches(loader, name, known, shapes, limit, first[1] is not None, _keys(item)), remarks
 
 
 def seeded_batches(loader: Iterable[object], seed: int, name: str) -> Iterator[Judgeable]:
@@ -192,13 +195,7 @@ def _parts(item: object, name: str) -> tuple[Sequence[object], object]:
     """Inputs and target of one yielded item."""
     if isinstance(item, Mapping):
         key = next((key for key in _LABEL_KEYS if key in item), None)
-        inputs = [value for other, value in item.items() if other != key and isinstance(value, Tensor)]
-        if len(inputs) > 1:
-            raise InputError(
-                f"a batch of the {name} data is a dict with {len(inputs)} inputs ({', '.join(map(str, item))}), "
-                "whose order is not known",
-                hint="yield tuples (input, ..., label) in the order of the model's forward",
-            )
+        inputs = [item[name] for name in _keys(item)]
         return inputs, None if key is None else item[key]
     if isinstance(item, (tuple, list)):
         if len(item) < 2:
@@ -206,6 +203,14 @@ def _parts(item: object, name: str) -> tuple[Sequence[object], object]:
         first = item[0] if isinstance(item[0], (tuple, list)) and len(item) == 2 else item[:-1]
         return first, item[-1]
     return (item,), None
+
+
+def _keys(item: object) -> tuple[str, ...]:
+    """Names of the inputs in a dict, in the order in which `_parts` gives them; none for anything else."""
+    if not isinstance(item, Mapping):
+        return ()
+    label = next((key for key in _LABEL_KEYS if key in item), None)
+    return tuple(sorted(key for key, value in item.items() if key != label and isinstance(value, Tensor)))
 
 
 def _plain(value: Tensor) -> Tensor:

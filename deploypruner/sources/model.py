@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -25,6 +27,7 @@ from deploypruner.sources.soundness import (
     fingerprint,
     to_cpu_float32,
 )
+from deploypruner.sources.state_dict import load_weights
 from deploypruner.sources.zoo import load_timm, load_torchvision, load_transformers
 
 __all__ = ["LoadedModel", "Preprocessing", "check_finite", "fingerprint", "load_model"]
@@ -82,7 +85,7 @@ def load_model(
     Args:
         source: `file.pt2`, `file.pt`, `package.module:factory`, `timm:NAME`, `torchvision:NAME` or
             `transformers:DIR_OR_NAME`; the last three take `?pretrained=0` and `?num_classes=10`.
-        weights: Safetensors or state dict to load into a factory's or zoo's model.
+        weights: Weight file for a factory's or zoo's model, see `load_weights`.
         input_shapes: Shape of each input, batch included.
         trust_pickle: Allow a .pt file to run the code inside it.
         data_shape: Shape of one sample of the data, used where nothing else gives the input shape.
@@ -106,12 +109,22 @@ def load_model(
     module = found.module
     remarks: tuple[str, ...] = ()
     if isinstance(module, nn.Module):
+        if weights is not None:
+            remarks = load_weights(module, weights)
         check_dense(module)
-        module, remarks = to_cpu_float32(module)
+        module, changed = to_cpu_float32(module)
+        remarks += changed
         module.eval()
     check_finite(module)
     example_inputs = found.example_inputs or _example_inputs(found, request, data_shape)
-    check_runs(module, example_inputs)
+    try:
+        check_runs(module, example_inputs)
+    except InputError:
+        whole = None if found.example_inputs else _with_integers(module, example_inputs)
+        if whole is None:
+            raise
+        example_inputs = whole
+        remarks += ("the model takes whole numbers: its example inputs are zeros and ones",)
     return LoadedModel(
         module=module,
         example_inputs=example_inputs,
@@ -166,3 +179,18 @@ def _example_inputs(found: Found, request: Request, data_shape: tuple[int, ...] 
     if found.integers_below:
         return tuple(torch.randint(0, found.integers_below, shape, generator=generator) for shape in shapes)
     return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+def _with_integers(module: nn.Module | ExportedProgram, inputs: Inputs) -> Inputs | None:
+    """Zeros and ones in the place of some floats, so that the model runs: a table is looked up. None: never."""
+    generator = torch.Generator().manual_seed(0)
+    values = list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
+    for whole in sorted(product((True, False), repeat=len(values)), key=lambda case: not all(case)):
+        tried = [
+            torch.randint(0, 2, t.shape, generator=generator) if i else t for t, i in zip(values, whole, strict=True)
+        ]
+        with suppress(InputError):
+            given: Inputs = dict(zip(inputs, tried, strict=True)) if isinstance(inputs, dict) else tuple(tried)
+            check_runs(module, given)
+            return given
+    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from pickle import UnpicklingError  # noqa: TID251 - the exception that torch.load raises, nothing is unpickled
 
@@ -12,7 +11,7 @@ from torch import nn
 from deploypruner.errors import InputError
 from deploypruner.sources.foreign import first_line, foreign, working_folder_importable
 from deploypruner.sources.found import Found, Request
-from deploypruner.sources.state_dict import plain_tensors
+from deploypruner.sources.state_dict import holds_weights, load_plain, unknown_type
 from deploypruner.sources.torch_file import DAMAGE, Kind, check_present, kind_of
 
 _REFUSED = {
@@ -37,7 +36,7 @@ def load_pickled(request: Request) -> Found:
     if kind in _REFUSED:
         raise InputError(f"'{path}' is {kind.value}", hint=_REFUSED[kind])
     held = _read(path, trusted=request.trust_pickle)
-    if plain_tensors(held) is not None:
+    if holds_weights(held):
         raise InputError(
             f"'{path}' is a state dict: weights without the model they belong to",
             hint=f"name the model's class: package.module:factory --weights {path}",
@@ -51,12 +50,12 @@ def load_pickled(request: Request) -> Found:
 
 def _read(path: Path, *, trusted: bool) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_plain(path)
     except UnpicklingError as error:
         if not trusted:
-            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            named = unknown_type(error)
             raise InputError(
-                f"'{path}' is a pickled Python object{f' ({named[1]})' if named else ''}, "
+                f"'{path}' is a pickled Python object{f' ({named})' if named else ''}, "
                 "and unpickling can run any code that is in the file",
                 hint="add --trust-pickle if you trust where it comes from; "
                 "safer is package.module:factory with --weights",

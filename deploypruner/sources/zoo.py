@@ -19,7 +19,6 @@ from deploypruner.errors import InputError, nearest
 from deploypruner.sources.foreign import foreign, require
 from deploypruner.sources.found import Found, Request
 from deploypruner.sources.preprocessing import Preprocessing
-from deploypruner.sources.state_dict import load_weights
 from deploypruner.sources.torchvision_ops import import_torchvision
 
 _OPTIONS = ("pretrained", "num_classes")
@@ -79,7 +78,7 @@ def load_timm(request: Request) -> Found:
     settings: Mapping[str, Any] = getattr(module, "pretrained_cfg", {})
     channels, height, width = settings.get("input_size", (3, 224, 224))
     return Found(
-        _with_weights(module, request),
+        module,
         order.name,
         input_shape=(1, channels, height, width),
         preprocessing=Preprocessing(
@@ -116,7 +115,7 @@ def load_torchvision(request: Request) -> Found:
     kind = models.get_model_builder(order.name).__module__
     task = next((task for part, task in _TORCHVISION_TASKS.items() if part in kind), "classification")
     return Found(
-        _with_weights(module, request),
+        module,
         order.name,
         input_shape=(1, 3, size, size),
         preprocessing=preprocessing,
@@ -148,7 +147,7 @@ def load_transformers(request: Request) -> Found:
         module = _build_transformers(builder, config, order, local)
     shape, integers_below = _transformers_input(module, config)
     return Found(
-        _with_weights(module, request),
+        module,
         folder.name,
         input_shape=shape,
         integers_below=integers_below,
@@ -187,12 +186,6 @@ def _check_known(order: _Order, name: str, known: Iterable[str]) -> None:
         else "see its list_models()"
     )
     raise InputError(f"{order.zoo} has no model called '{name}'", hint=hint)
-
-
-def _with_weights(module: nn.Module, request: Request) -> nn.Module:
-    if request.weights is not None:
-        load_weights(module, request.weights)
-    return module
 
 
 def _torchvision_evaluation(models: ModuleType, name: str) -> tuple[int, Preprocessing]:

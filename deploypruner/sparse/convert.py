@@ -66,13 +66,16 @@ def sparsify(model: onnx.ModelProto, *, costs: Costs | None = None, every: bool 
 
 
 def check_convertible(model: onnx.ModelProto) -> None:
-    """Refuse a model that is sparse already, and open sizes other than the batch: kernels are made for one size.
+    """Refuse a model that is sparse already, one that is quantized in another form than QDQ, and open sizes.
+
+    Only the batch may be open: kernels are made for one size.
 
     Raises:
-        InputError: Either; the input is named.
+        InputError: Any of these; the operator or the input is named.
     """
     if any(opset.domain == DOMAIN for opset in model.opset_import):
         raise InputError("the model is sparse already", hint="pass the int8 QDQ model it was made from")
+    _check_form(model)
     stored = {tensor.name for tensor in model.graph.initializer}
     for value in model.graph.input:
         dims = value.type.tensor_type.shape.dim
@@ -85,3 +88,15 @@ def check_convertible(model: onnx.ModelProto) -> None:
                 f"input '{value.name}' has open sizes: [{shown}]",
                 hint="only the batch may be open; export the model for one size",
             )
+
+
+def _check_form(model: onnx.ModelProto) -> None:
+    used = {node.op_type: None for node in model.graph.node}
+    dynamic = [op for op in used if op.startswith("DynamicQuantize") or op in ("ConvInteger", "MatMulInteger")]
+    fused = [op for op in used if op in ("QGemm", "QAttention") or op.startswith("QLinear")]
+    if dynamic or fused:
+        what = f"dynamically ({dynamic[0]})" if dynamic else f"in the operator-oriented form ({fused[0]})"
+        raise InputError(
+            f"the model is quantized {what}, and only a QDQ model or one in fp32 can be made sparse",
+            hint="give the fp32 model that it was made from: it is quantized here",
+        )

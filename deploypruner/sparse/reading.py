@@ -148,17 +148,26 @@ def along(values: Array, dims: int, axis: int) -> Array:
 def _step(graph: Graph, node: onnx.NodeProto) -> tuple[Array, Array]:
     """Scale and zero point of a QuantizeLinear or DequantizeLinear."""
     scale = graph.constant(node.input[1])
-    point: Array | None = np.zeros(1, np.uint8)
     if len(node.input) > 2 and node.input[2]:
         point = graph.constant(node.input[2])
-    elif node.op_type == "DequantizeLinear":
-        stored = graph.constant(node.input[0])
-        point = np.zeros(1, np.uint8 if stored is None else stored.dtype)
+    else:
+        point = np.zeros(1, _stored_type(graph, node))
     if scale is None or point is None:
         raise NoMatch("a scale or zero point is computed")
     if scale.dtype != np.float32:
         raise NoMatch(f"a scale is {scale.dtype.name}")
     return scale, point
+
+
+def _stored_type(graph: Graph, node: onnx.NodeProto) -> Any:
+    """What is stored between a QuantizeLinear without a zero point and a DequantizeLinear: said, or uint8."""
+    if node.op_type == "QuantizeLinear":
+        named = attribute(node, "output_dtype", 0)
+        return onnx.helper.tensor_dtype_to_np_dtype(named) if named else np.uint8
+    stored, maker = graph.constant(node.input[0]), graph.maker(node.input[0])
+    if stored is not None:
+        return stored.dtype
+    return _step(graph, maker)[1].dtype if maker is not None and maker.op_type == "QuantizeLinear" else np.uint8
 
 
 def _fold(graph: Graph, name: str, scale: Array, point: Array) -> tuple[str, Array]:

@@ -14,6 +14,7 @@ from deploypruner.measure.own_metric import SIGNATURE, OwnMetric
 from deploypruner.sources.classes import names_in, read_classes
 from deploypruner.sources.data import as_data, peek_shape, settings_for
 from deploypruner.sources.factory import find_callable
+from deploypruner.sources.matched import input_names, matched
 from deploypruner.sources.model import LoadedModel, load_model
 from deploypruner.sources.soundness import check_dense, check_finite, check_runs, fingerprint, to_cpu_float32
 from deploypruner.stages import Build, Stage
@@ -46,8 +47,9 @@ class Load(Stage):
             settings = settings_for(tuple(tensors(loaded.example_inputs)), loaded.preprocessing, recipe.data.settings)
             data = as_data(given, settings)
             remarks += data.remarks
+            data, cast = matched(data, loaded.example_inputs, input_names(loaded.module, loaded.example_inputs))
             fitted = fit(data, runner, said)
-            data, found, remarks = fitted.data, fitted.tasks, remarks + fitted.remarks
+            data, found, remarks = fitted.data, fitted.tasks, remarks + cast + fitted.remarks
         return replace(
             build,
             name=loaded.name,

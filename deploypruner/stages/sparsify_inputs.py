@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from deploypruner.errors import InputError
 from deploypruner.measure.inputs import random_feeds
 from deploypruner.measure.quality import Batch
 from deploypruner.records import TensorSpec
-from deploypruner.runtime import Session
-from deploypruner.sources.data import DataSettings, load_data, settings_for
+from deploypruner.runtime import Session, shape_text
+from deploypruner.sources.adapted import ChannelsLast
+from deploypruner.sources.data import Data, DataSettings, check_shapes, load_data, settings_for
+from deploypruner.sources.matched import cast, matched
 from deploypruner.stages import Feeds
 from deploypruner.stages.answering import SessionRunner, as_numpy
 from deploypruner.stages.fitting import Said, fit
@@ -22,6 +27,8 @@ from deploypruner.tasks.recognise import OutputTask
 
 # Images of a batch where the file leaves it open; samples looked at; batches of random ones; batches proved with.
 _DRAWN, _SAMPLES, _RANDOM, _PROVED = 8, 256, 4, 2
+# Channels of an image.
+_CHANNELS = (1, 3)
 
 
 @dataclass(frozen=True)
@@ -89,8 +96,8 @@ def sparsify_inputs(
         random = [random_feeds(specs, shapes=shapes, seed=seed + i) for i in range(min(count, _RANDOM))]
         samples: list[Batch] = [(feeds, None) for feeds in random]
         return Inputs(tuple(specs), samples, fixed or batch or 1, samples)
-    examples = tuple(torch.zeros([1, *_sample_shape(spec)]) for spec in specs)
-    loaded = load_data(data, settings_for(examples, None, settings))
+    examples = tuple(torch.zeros([1, *_sample_shape(spec)], dtype=getattr(torch, spec.dtype)) for spec in specs)
+    loaded, remarks = _loaded(data, examples, settings, tuple(spec.name for spec in specs))
     fitted = fit(loaded, SessionRunner(session, examples), said)
     parts = [
         [
@@ -99,8 +106,69 @@ def sparsify_inputs(
         ]
         for split in (fitted.data.train, fitted.data.val)
     ]
-    remarks = (*loaded.remarks, *fitted.remarks)
+    remarks = (*loaded.remarks, *remarks, *fitted.remarks)
     return Inputs(tuple(specs), parts[0], fixed or batch or 1, parts[1], fitted.tasks, remarks)
+
+
+def one_batch(specs: Sequence[TensorSpec], data: str, settings: DataSettings) -> Feeds:
+    """The first samples of the data as a model with these inputs takes them, one where its batch is open.
+
+    Raises:
+        InputError: The data does not fit.
+    """
+    fixed = _fixed_batch(specs)
+    examples = tuple(torch.zeros([1, *_sample_shape(spec)], dtype=getattr(torch, spec.dtype)) for spec in specs)
+    loaded, _ = _loaded(data, examples, settings, tuple(spec.name for spec in specs))
+    check_shapes(loaded, examples)
+    inputs, _ = next(iter(loaded.train.epoch(batch_size=fixed or 1, seed=settings.seed, shuffle=True)))
+    return _sized([np.ascontiguousarray(t.numpy()) for t in inputs], tuple(specs), fixed or 1)
+
+
+def named_arrays(path: Path, specs: Sequence[TensorSpec]) -> Feeds | None:
+    """One array per input from an .npz whose arrays are called as the inputs; None for any other data.
+
+    Raises:
+        InputError: An array that the input cannot take: its axes, a fixed size, a number its type cannot hold.
+    """
+    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
+        return None
+    with np.load(path, allow_pickle=False) as held:
+        if not {spec.name for spec in specs} <= set(held.files):
+            return None
+        arrays = [held[spec.name] for spec in specs]
+    feeds = []
+    for spec, array in zip(specs, arrays, strict=True):
+        rows = array[: spec.shape[0]] if array.ndim and spec.shape and spec.shape[0] is not None else array
+        fits = rows.ndim == len(spec.shape) and all(
+            n in (None, m) for n, m in zip(spec.shape, rows.shape, strict=True)
+        )
+        if not fits or rows.dtype.kind not in "biuf":
+            raise InputError(
+                f"'{spec.name}' of '{path}' has shape {list(array.shape)} ({array.dtype}), the model takes "
+                f"{shape_text(spec)} ({spec.dtype})",
+                hint="save one array per input, the batch on axis 0",
+            )
+        feeds.append(
+            cast(torch.from_numpy(np.ascontiguousarray(rows)), getattr(torch, spec.dtype), spec.name).numpy()
+        )
+    return feeds
+
+
+def _loaded(
+    data: str, examples: tuple[Tensor, ...], settings: DataSettings, names: tuple[str, ...]
+) -> tuple[Data, tuple[str, ...]]:
+    """The data as the model takes it: in its types, pixels from 0 to 255 for integers, channels where it has them."""
+    first = examples[0]
+    last = first.ndim == 4 and first.shape[3] in _CHANNELS and first.shape[1] not in _CHANNELS
+    image = first.permute(0, 3, 1, 2) if last else first
+    if not first.is_floating_point() and image.ndim == 4 and settings.mean is None and settings.std is None:
+        channels = image.shape[1]
+        settings = replace(settings, mean=(0.0,) * channels, std=(1 / 255,) * channels)
+    loaded = load_data(data, settings_for((image, *examples[1:]), None, settings))
+    if last and loaded.train.input_shapes == (tuple(image.shape[1:]),):
+        train, val = ChannelsLast(loaded.train), ChannelsLast(loaded.val)
+        loaded = replace(loaded, train=train, val=val)
+    return matched(loaded, examples, names)
 
 
 def _fixed_batch(specs: Sequence[TensorSpec]) -> int | None:

@@ -14,7 +14,7 @@ from deploypruner.graph.rules import rule
 if TYPE_CHECKING:
     from deploypruner.graph.propagate import Tracing
 
-SPATIAL = "window or spatial axis"
+SPATIAL = "a window (convolution, pooling, resampling) moves along this axis"
 _VIEWS = frozenset(
     "t numpy_T mT transpose permute movedim view reshape flatten unflatten unsqueeze squeeze expand to _to_copy "
     "contiguous clone detach alias".split()
@@ -273,6 +273,21 @@ def _attention_mask(tracing: Tracing, mask: Node, scores: Sequence[Labels], scor
     for back in range(1, len(shape) + 1):
         if shape[-back] > 1 and shape[-back] == scores_shape[-back]:
             tracing.unify(scores[-back], labels[-back], "an attention mask of fixed size is added")
+
+
+@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+def recurrent(tracing: Tracing, node: Node, args: dict[str, Any]) -> Any:
+    """What the first layer reads may shrink; the state is stacked four or three times in one weight, and stays."""
+    x, params = args.get("input", args.get("data")), args["params"]
+    first = len(params) // int(args["num_layers"])
+    directions = 2 if args["bidirectional"] else 1
+    for weight in params[: first : first // directions]:
+        tracing.unify(tracing.axes(x)[-1], tracing.axes(weight)[1], "a recurrent layer over inputs of fixed number")
+        tracing.role(weight, 1, "consumer")
+        tracing.freeze(tracing.axes(weight)[0], "state of a recurrent layer")
+    for labels in tracing.axes(x)[:-1]:
+        tracing.freeze(labels, "steps in time of a recurrent layer")
+    return tracing.frozen(node, "state of a recurrent layer", spared=[x, *params[: first : first // directions]])
 
 
 def _bias(tracing: Tracing, bias: Any, out: Labels) -> None:

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from deploypruner.graph.atoms import IntArray, Labels
 from deploypruner.graph.joint import Axis, Dissolved, Joint, JointAxis
-from deploypruner.graph.nodes import is_tensor, positive, shape_of, size_hint
+from deploypruner.graph.nodes import is_tensor, op_name, positive, shape_of, size_hint
 from deploypruner.graph.rules import rule
 
 if TYPE_CHECKING:
@@ -301,6 +301,14 @@ def cat(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
                 out[i] = tracing.unify(out[i], other[i], "beside a tensor of fixed size in a concatenation")
     out[d] = _concatenate([p[d] for p in parts], [shape_of(t)[d] for t in tensors])
     return out
+
+
+@rule("hstack", "column_stack", "vstack", "row_stack")
+def stacked(tracing: Tracing, node: Node, args: dict[str, Any]) -> Any:
+    """A concatenation along an axis that the name says."""
+    if any(len(shape_of(t)) < 2 for t in args["tensors"]):
+        return tracing.fallback(node, "vectors stacked to a matrix")
+    return cat(tracing, node, {**args, "dim": 0 if op_name(node) in ("vstack", "row_stack") else 1})
 
 
 @rule("stack")

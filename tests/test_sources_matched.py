@@ -1,0 +1,133 @@
+"""Data comes to a model in its own types and under its own names, or an error says what does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deploypruner.errors import InputError
+from deploypruner.graph.inputs import as_inputs
+from deploypruner.records import TensorSpec
+from deploypruner.sources.data import DataSettings, as_data
+from deploypruner.sources.matched import input_names, matched
+from deploypruner.sources.model import load_model
+from deploypruner.stages.sparsify_inputs import sparsify_inputs
+
+
+class Text(nn.Module):
+    """Words and a mask: a sum over the words that are not masked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(9, 4)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return (self.words(input_ids) * attention_mask[..., None]).sum(1)
+
+
+IDS, MASK = torch.tensor([[3, 1, 4], [1, 5, 8]]), torch.tensor([[1, 1, 0], [1, 0, 0]])
+
+
+def first(given: object, example: object, names: tuple[str, ...] = ()) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
+    data, remarks = matched(as_data(given), example, names)
+    inputs, _ = next(data.train.epoch(batch_size=2))
+    return inputs, remarks
+
+
+@pytest.mark.parametrize("keyword", [True, False])
+def test_dicts_of_a_loader_go_to_the_arguments_of_their_name(keyword):
+    example = {"input_ids": IDS, "attention_mask": MASK} if keyword else (IDS, MASK)
+    names = input_names(Text(), example)
+    assert names == ("input_ids", "attention_mask")
+    batch = {"attention_mask": MASK, "labels": torch.tensor([0, 1]), "input_ids": IDS, "idx": torch.tensor([7, 8])}
+    inputs, remarks = first([batch], example, names)
+    assert torch.equal(inputs[0], IDS)
+    assert torch.equal(inputs[1], MASK)
+    assert "idx are left out" in remarks[0]
+    with pytest.raises(InputError, match="dicts of input_ids, mask; the model's input 'attention_mask' is not among"):
+        first([{"mask": MASK, "input_ids": IDS}], example, names)
+
+
+def test_two_inputs_are_not_taken_for_an_input_and_its_labels():
+    with pytest.raises(InputError, match=r"takes 2 inputs, and the data gives 1[\s\S]*\(\(first, second\)"):
+        first([(IDS, MASK)], (IDS, MASK))
+    assert torch.equal(first([((IDS, MASK), None)], (IDS, MASK))[0][1], MASK)
+
+
+@pytest.mark.parametrize("given", [torch.int32, torch.uint8, torch.float32, torch.float16])
+@pytest.mark.parametrize("taken", [torch.int64, torch.int32, torch.uint8, torch.float32, torch.float16])
+def test_whole_numbers_survive_every_pair_of_types(given, taken):
+    (value,), _ = first([IDS.to(given)], (torch.zeros(2, 3, dtype=taken),))
+    assert value.dtype == taken
+    assert value.tolist() == IDS.tolist()
+
+
+@pytest.mark.parametrize(
+    ("value", "taken", "said"),
+    [
+        (torch.tensor([[1.0, 2.5]]), torch.int64, r"gives 2\.5 \(float32\) for input 0, and the model takes int64"),
+        (torch.tensor([[1, 300]]), torch.uint8, r"gives 300 \(int64\).*uint8[\s\S]*from 0 to 255"),
+        (torch.tensor([[1, -1]]), torch.uint8, "gives -1"),
+        (torch.tensor([[1, 2]]), torch.bool, "gives 2"),
+    ],
+)
+def test_a_number_the_model_cannot_take_is_named(value, taken, said):
+    with pytest.raises(InputError, match=said):
+        first([value], (torch.zeros(value.shape, dtype=taken),))
+
+
+def test_data_of_the_right_type_stays_what_it_is():
+    data = as_data([IDS])
+    assert matched(data, (IDS,))[0] is data
+
+
+def test_integer_features_for_a_float_model_are_said_to_be_converted(tmp_path: Path):
+    np.savez(tmp_path / "d.npz", x=np.arange(12).reshape(4, 3))
+    (value,), remarks = first(str(tmp_path / "d.npz"), (torch.zeros(1, 3),))
+    assert value.dtype == torch.float32
+    assert remarks == ("input 0 of the data is converted from int64 to float32, which the model takes",)
+
+
+def test_a_model_that_looks_a_table_up_gets_whole_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "words_of_a_net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def net(): return nn.Sequential(nn.Embedding(2, 3), nn.Flatten(), nn.Linear(12, 2))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    loaded = load_model("words_of_a_net:net", input_shapes=((1, 4),))
+    assert loaded.example_inputs[0].dtype == torch.int64
+    assert "whole numbers" in loaded.remarks[0]
+
+
+def test_images_reach_a_file_that_takes_bytes_with_channels_last(tmp_path: Path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 6, 3), dtype=np.uint8)
+    np.savez(tmp_path / "d.npz", x=pixels)
+    spec = TensorSpec("image", (None, 8, 6, 3), "uint8")
+    inputs = sparsify_inputs([spec], str(tmp_path / "d.npz"), DataSettings(val_fraction=0.25), batch=None, seed=0)
+    feeds = inputs.samples[0][0][0]
+    assert feeds.dtype == np.uint8
+    assert feeds.shape[1:] == (8, 6, 3)
+    assert {tuple(image.reshape(-1)) for image in feeds} <= {tuple(image.reshape(-1)) for image in pixels}
+
+
+def test_a_list_of_inputs_samples_or_labels_is_never_guessed():
+    """A loader's batch is a list [x, labels]; as two inputs it would trace the loss of a model."""
+    with pytest.raises(InputError, match=r"a list of 2[\s\S]*pass a tuple of the inputs"):
+        as_inputs([IDS, MASK])
+    assert as_inputs((IDS, MASK)) == (IDS, MASK)
+    assert as_inputs([IDS]) == (IDS,)
+    assert as_inputs(([IDS, MASK],)) == ([IDS, MASK],)
+
+
+def test_a_pair_of_like_arrays_is_never_guessed():
+    noisy, clean = torch.zeros(4, 3, 2, 2), torch.ones(4, 3, 2, 2)
+    with pytest.raises(InputError, match=r"inputs and their targets, or two batches[\s\S]*\[\(inputs, targets\)\]"):
+        as_data((noisy, clean))
+    batches = [inputs for inputs, _ in as_data([noisy, clean]).train.epoch(batch_size=4)]
+    assert [float(inputs[0].mean()) for inputs in batches] == [0, 1]
+    batches = [inputs for inputs, _ in as_data([(noisy, clean)]).train.epoch(batch_size=4)]
+    assert [float(inputs[0].mean()) for inputs in batches] == [0]
