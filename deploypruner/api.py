@@ -293,7 +293,8 @@ def compile(
         resolved = overlay(recipe, overrides)
     else:
         resolved = read_recipe(Path(recipe) if recipe else None, overrides)
-        BuildFolder(Path(out)).require_apart(recipe)
+        if not resume:  # a build that goes on is asked for by its own recipe
+            BuildFolder(Path(out)).require_apart(recipe)
     return run_recipe(
         resolved,
         Path(out),

@@ -146,7 +146,8 @@ def compile_command(out: Path, resume: bool, **options: Any) -> None:
     from deploypruner.progress import progress_for
 
     recipe = read_recipe(options["recipe"], overrides(options))
-    BuildFolder(out).require_apart(options["recipe"])
+    if not resume:  # a build that goes on is asked for by its own recipe
+        BuildFolder(out).require_apart(options["recipe"])
     command = shlex.join(["deploypruner", *sys.argv[1:]])
     try:
         run_recipe(recipe, out, command=command, resume=resume, progress=progress_for(), say=_say)

@@ -178,3 +178,9 @@ def _from_json(document: Any, batch: int) -> Any:
 def described(inputs: Inputs) -> str:
     """Shapes and dtypes for a message: "[2, 3, 8, 8] float32 and [2] int64"."""
     return " and ".join(f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}".strip() for t in tensors(inputs))
+
+
+def raw_bytes(tensor: Tensor) -> bytes:
+    """Its numbers as they lie in memory, row after row, for a hash; any type, any stride."""
+    flat = tensor.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()

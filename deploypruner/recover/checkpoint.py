@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from deploypruner.graph.inputs import raw_bytes
 from deploypruner.recover.regime import under
 
 
@@ -80,7 +81,7 @@ def fingerprint(settings: str, student: nn.Module, teacher: nn.Module | None, da
     for module in (student, teacher):
         for name, tensor in ({} if module is None else module.state_dict()).items():
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(raw_bytes(tensor))
     return digest.hexdigest()
 
 
@@ -141,7 +142,7 @@ def _checksum(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(sorted(about.items())).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(raw_bytes(tensor))
     return digest.hexdigest()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deploypruner.graph.inputs import Inputs, tensors
+from deploypruner.graph.inputs import Inputs, raw_bytes, tensors
 from deploypruner.sources.soundness import fingerprint
 
 
@@ -57,7 +57,7 @@ def batch_hash(inputs: Inputs, labels: Tensor | None) -> str:
     digest = hashlib.sha256()
     for tensor in [*tensors(inputs), *([] if labels is None else [labels])]:
         digest.update(f"{tensor.dtype} {list(tensor.shape)} {labels is None}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(raw_bytes(tensor))
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from deploypruner.errors import InputError
-from deploypruner.graph.inputs import Inputs, call, described
+from deploypruner.graph.inputs import Inputs, call, described, raw_bytes
 from deploypruner.graph.sound import check_dense, check_finite, state_tensors
 from deploypruner.sources.foreign import first_line, foreign
 
@@ -28,7 +28,7 @@ def fingerprint(module: nn.Module | ExportedProgram) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(state_tensors(module), key=lambda item: item[0]):
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(raw_bytes(tensor))
     return digest.hexdigest()
 
 
