@@ -35,7 +35,8 @@ LAYERS = (
     {"graph", "masks", "sparse"},
     {"recipe_options"},
     {"folder", "progress", "options", "openvino_import"},
-    {"target", "registry", "records", "budget"},
+    {"target", "registry", "records", "budget", "reading"},
+    {"refusals", "ranges", "terminal"},
     {"errors"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from deploypruner.errors import InputError
 from deploypruner.graph.inputs import Inputs, tensors
+from deploypruner.reading import read_json
 from deploypruner.sources.soundness import fingerprint
 
 if TYPE_CHECKING:
@@ -97,12 +99,12 @@ class WorthFile:
 
 def _read(path: Path, identity: str) -> dict[str, Measured]:
     try:
-        document: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        document: Any = read_json(path, what="build", hint="it is measured again")
+        if document["identity"] != identity:
+            return {}
+        return {key: _measured(saved) for key, saved in document["batches"].items()}
+    except (InputError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-    if not isinstance(document, dict) or document.get("identity") != identity:
-        return {}
-    return {key: _measured(saved) for key, saved in document["batches"].items()}
 
 
 def _measured(saved: Mapping[str, Any]) -> Measured:

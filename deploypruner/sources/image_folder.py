@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deploypruner.errors import InputError
+from deploypruner.reading import check_present, walk
 from deploypruner.sources.arrays import ArrayBatches
 from deploypruner.sources.batches import Batch, Batches, Data, DataSettings, limited, sample_order, split
 from deploypruner.sources.pixels import SMALL, augmented, decode, flipped, image_size, normalise, random_boxes
@@ -194,12 +195,15 @@ def _listing(folder: Path) -> Listing:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(
+    found = sorted(
         Path(where, file)
-        for where, _, files in os.walk(folder, followlinks=True)
+        for where, files in walk(folder)
         for file in files
         if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
     )
+    for file in found:
+        check_present(file, what="image", hint="delete the link, or what leads to it")
+    return found
 
 
 def _check_same_classes(train: tuple[str, ...], val: tuple[str, ...], root: Path, val_name: str) -> None:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +25,14 @@ from deploypruner.sources.foreign import first_line
 SMALL = 64  # up to here: pad, shift and flip; beyond: a random part, resized
 _PADDING = 4
 _RESIZE_FROM = 128
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # not the dozens of others whose readers are old and seldom looked at
+# Pillow's own limit. Larger ones, which threads would hold several of, are decoded one by one.
+_MOST_PIXELS, _MANY_PIXELS = 89_478_485, 1 << 24
+_ONE_LARGE = threading.Lock()
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, RuntimeError, OverflowError, MemoryError, LookupError, TypeError),
+    *(struct.error, zlib.error, EOFError, AttributeError, AssertionError, Image.DecompressionBombError),
+)
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 Box = tuple[float, float, float, float]  # left, top, width, height as fractions of the image
@@ -30,11 +44,8 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         InputError: The file is no image.
     """
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as image:
+        return image.height, image.width
 
 
 def decode(path: Path, settings: DataSettings, *, box: Box | None = None) -> NDArray[np.uint8]:
@@ -52,13 +63,30 @@ def decode(path: Path, settings: DataSettings, *, box: Box | None = None) -> NDA
         InputError: The file cannot be decoded.
     """
     assert settings.size is not None, "decoding needs a size"
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("L" if settings.channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
-    resized = _evaluation_crop(image, settings) if box is None else _part(image, box, settings)
+    with _opened(path) as opened, _ONE_LARGE if opened.width * opened.height > _MANY_PIXELS else nullcontext():
+        image = opened.convert("L" if settings.channels == 1 else "RGB")
+        resized = _evaluation_crop(image, settings) if box is None else _part(image, box, settings)
     return np.ascontiguousarray(np.atleast_3d(np.asarray(resized)).transpose(2, 0, 1))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image whose header was read; what is wrong with it and with the rest of it is an InputError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # decided below
+            opened = Image.open(path, formats=_FORMATS)
+        with opened:
+            if opened.width * opened.height > _MOST_PIXELS:
+                raise ValueError(f"{opened.width}x{opened.height} are more than {_MOST_PIXELS} pixels")
+            yield opened
+    except Image.UnidentifiedImageError as error:
+        kinds = ", ".join(_FORMATS)
+        raise InputError(
+            f"image '{path}' cannot be read: it is none of {kinds}, or damaged", hint="replace or delete the file"
+        ) from error
+    except _DAMAGE as error:
+        raise _unreadable(path, error) from error
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -147,6 +175,8 @@ def _evaluation_crop(image: Image.Image, settings: DataSettings) -> Image.Image:
     scale = max(height * margin / image.height, width * margin / image.width)
     # Truncated like torchvision's resize; 1e-6 keeps an exact product from falling one pixel short.
     wide, high = (max(1, int(side * scale + 1e-6)) for side in image.size)
+    if wide * high > _MOST_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} is too narrow to be cropped to {width}x{height}")
     left, top = round((wide - width) / 2), round((high - height) / 2)
     return image.resize((wide, high), resample).crop((left, top, left + width, top + height))
 

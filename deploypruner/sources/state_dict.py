@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from deploypruner.errors import InputError
-from deploypruner.sources.foreign import first_line
+from deploypruner.sources.foreign import first_line, foreign
 from deploypruner.sources.torch_file import DAMAGE, Kind, check_present, kind_of
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
@@ -48,7 +48,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
             f"weights '{path}' do not fit the model: {', '.join(parts)}",
             hint="check that the file was saved from this architecture with this number of classes",
         )
-    module.load_state_dict(state, strict=False)
+    with foreign(f"weights '{path}' cannot be copied into the model:", hint="save dense tensors of its own types"):
+        module.load_state_dict(state, strict=False)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -57,7 +58,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             return dict(load_file(path))
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise InputError(
                 f"weights '{path}' are truncated or corrupt: {first_line(error)}", hint=_AGAIN
             ) from error
