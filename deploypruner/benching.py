@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
 
 import click
 
 from deploypruner.errors import InputError, MeasureError, RecipeError
-from deploypruner.options import RUNTIME, SECONDS, THREADS, chosen_runtimes, colour, width
+from deploypruner.options import RUNTIME, SECONDS, SEED, THREADS, Real, chosen_runtimes, colour, width
+from deploypruner.ranges import MOST
+from deploypruner.reading import status
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +37,7 @@ _BUILD_FILES = (
 @SECONDS
 @click.option(
     "--interval",
-    type=click.FloatRange(0, min_open=True),
+    type=Real(0, MOST, min_open=True),
     default=2.0,
     show_default=True,
     metavar="PERCENT",
@@ -46,7 +48,7 @@ _BUILD_FILES = (
     "--data", metavar="FILE", help="Real inputs: an .npz with one array per input name, or what `compile` takes."
 )
 @click.option("--json", "document", metavar="FILE", help="Everything as JSON, raw samples too; - for stdout.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@SEED
 def bench_command(
     artifacts: tuple[Path, ...],
     runtime: tuple[str, ...],
@@ -125,14 +127,15 @@ def _report_failures(found: Bench) -> None:
 
 def _artifact_files(path: Path, opened: frozenset[str]) -> list[Path]:
     """The file itself, or the models of a build folder that end in one of the suffixes `opened`."""
-    if not path.exists():
+    found = status(path, what="artifact")
+    if found is None:
         raise InputError(f"there is no file or folder '{path}'", hint=f"looked in {path.absolute().parent}")
-    if not path.is_dir():
+    if not S_ISDIR(found.st_mode):
         return [path]
-    found = [path / name for name in _BUILD_FILES if (path / name).is_file() and Path(name).suffix in opened]
-    if not found:
+    files = [path / name for name in _BUILD_FILES if (path / name).is_file() and Path(name).suffix in opened]
+    if not files:
         raise InputError(f"{path} holds no artifact", hint="name a build folder, or .onnx, .xml and .pt2 files")
-    return found
+    return files
 
 
 def _named_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -152,14 +155,15 @@ def _named_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
 
 def _check_writable(path: Path, artifacts: tuple[Path, ...]) -> None:
     """Before measuring, so that minutes of it are not lost to a mistyped folder; and no file but JSON is replaced."""
-    with suppress(OSError):
+    found = status(path, what="--json")
+    if found is not None and S_ISREG(found.st_mode):
         with path.open("rb") as file:
             is_document = file.read(64).lstrip()[:1] in (b"", b"{", b"[")
         if not is_document or any(path.samefile(artifact) for artifact in artifacts if artifact.exists()):
             raise InputError(
                 f"'{path}' is there and is no JSON", hint="--json takes a new file, or one it wrote before"
             )
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    if (found is not None and S_ISDIR(found.st_mode)) or not os.access(path.parent, os.W_OK):
         raise InputError(f"cannot write '{path}'", hint="--json takes a file in a folder that exists, or -")
 
 

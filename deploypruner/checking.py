@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+from deploypruner.ranges import MOST
+from deploypruner.terminal import escaped_lines
+
 
 @click.command("criteria-check")
 @click.argument("model")
@@ -17,7 +20,7 @@ import click
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML file with any option of compile.")
 @click.option("--criterion", multiple=True, metavar="NAME", help="Repeat for several.  [default: all]")
 @click.option(
-    "--samples", type=click.IntRange(1), default=128, show_default=True, help="Training samples to look at."
+    "--samples", type=click.IntRange(1, MOST), default=128, show_default=True, help="Training samples to look at."
 )
 @click.option("--seed", type=int, help="Decides every random choice.  [default: 0]")
 def check_command(
@@ -61,4 +64,4 @@ def check_command(
         found = agreements(graph, made, batches, seed=chosen.seed, on_done=lambda name: progress.advance())
     finally:
         progress.close()
-    click.echo(table(found), nl=False)
+    click.echo(escaped_lines(table(found)), nl=False)

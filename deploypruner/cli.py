@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shlex
@@ -18,7 +17,9 @@ from deploypruner.checking import check_command
 from deploypruner.errors import DeployPrunerError, RecipeError, nearest
 from deploypruner.options import RUNTIME, SECONDS, SPINNING, THREADS, colour, width
 from deploypruner.recipe_options import budget_options, model_options, overrides, sparse_options, training_options
+from deploypruner.refusals import allow_open_files, native_refusal, refusal
 from deploypruner.sparsifying import sparsify_command
+from deploypruner.terminal import escaped, escaped_lines, open_streams, reader_is_gone, silence, write_line
 
 _KINDS = (
     *("criteria", "normalizers", "patterns", "runtimes", "schedules", "scopes"),
@@ -35,6 +36,7 @@ def main() -> None:
     # Threads that wait for one another spin, and on a busy machine they spin away each other's cores: 16 images took
     # 15 to 33 s instead of 3. Read once, when torch is loaded; whoever is timed gets the machine's own setting.
     os.environ.setdefault(*SPINNING)
+    open_streams()
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         _main()
@@ -44,6 +46,7 @@ def main() -> None:
 
 def _main() -> None:
     try:
+        allow_open_files()
         # Not cli.main(): it turns a closed pipe into exit code 1.
         with cli.make_context("deploypruner", sys.argv[1:]) as context:
             cli.invoke(context)
@@ -64,17 +67,25 @@ def _main() -> None:
         _print_error("interrupted", "run the same command with --resume to go on" if resumable else "")
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read stdout has seen enough; Python would complain when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not reader_is_gone(sys.stdout):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _print_error(
-            f"no space left while writing {error.filename or 'the output'}", "free some space and run it again"
-        )
-        sys.exit(2)
+        silence(sys.stdout)  # whoever read it has seen enough; Python would complain when it flushes at the end
+        sys.exit(0)
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
+        refused = refusal(error) if isinstance(error, OSError) else native_refusal(error)
+        if refused is None:
+            raise
+        _stop_writing()
+        _print_error(refused.message, refused.hint)
+        sys.exit(refused.exit_code)
+
+
+def _stop_writing() -> None:
+    """Give up on a stdout that cannot be written to: Python would complain when it flushes at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        silence(sys.stdout)
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -90,13 +101,14 @@ def _in_our_words(error: click.UsageError) -> str:
 
 
 def _print_error(message: str, hint: str) -> None:
-    click.echo(f"error: {message}", err=True)
+    write_line(sys.stderr, f"error: {message}")
     if hint:
-        click.echo(f"\nhint: {hint}", err=True)
+        write_line(sys.stderr, "")
+        write_line(sys.stderr, f"hint: {hint}")
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    write_line(sys.stderr, line)
 
 
 class _InOrder(click.Group):
@@ -180,7 +192,7 @@ def plan_command(with_times: bool, frozen: bool, as_document: bool, **options: A
     if as_document:
         click.echo(json.dumps(planning.as_json(found), indent=2))
         return
-    click.echo(planning.describe(found, frozen=frozen, width=width()), nl=False)
+    click.echo(escaped_lines(planning.describe(found, frozen=frozen, width=width())), nl=False)
 
 
 cli.add_command(bench_command)
@@ -212,7 +224,7 @@ def list_command(kind: str) -> None:
     described = _described(kind)
     width = max(len(name) for name in described)
     for name, text in described.items():
-        click.echo(f"{name:{width}}  {text}")
+        click.echo(escaped(f"{name:{width}}  {text}"))
 
 
 def _described(kind: str) -> dict[str, str]:
@@ -269,4 +281,5 @@ def _show(folder: Path) -> None:
     from deploypruner.report import read_report, table
 
     click.echo(table(read_report(folder), colour=colour(), width=width()), nl=False)
-    _say(f"\n{folder / 'report.html'} has the pictures, the proof and the raw data")
+    _say("")
+    _say(f"{folder / 'report.html'} has the pictures, the proof and the raw data")

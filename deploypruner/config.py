@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from deploypruner.errors import RecipeError, nearest
+from deploypruner.reading import read_toml, shortened
 from deploypruner.recipe import BUDGETS, DERIVED, Recipe
 
 _KINDS = ("int", "bool", "literal['auto']")
@@ -23,19 +23,12 @@ def read_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
         overrides: Nested dict like the file; entries that are None are not set.
 
     Raises:
-        RecipeError: Missing file, not TOML, an unknown key (the nearest known one is offered), or a value of the
-            wrong type or out of range.
+        InputError: The file is missing, no regular file, or not TOML.
+        RecipeError: An unknown key (the nearest known one is offered), or a value of the wrong type or out of range.
     """
     document: dict[str, Any] = {}
     if path is not None:
-        try:
-            document = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise RecipeError(f"there is no recipe '{path}'", hint=f"looked in {Path.cwd()}") from None
-        except OSError as error:
-            raise RecipeError(f"cannot read recipe '{path}': {error.strerror}", hint="name a TOML file") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise RecipeError(f"recipe '{path}' is not TOML: {error}", hint="see recipe.toml of any build") from error
+        document = read_toml(path, what="recipe", hint="see recipe.toml of any build")
     _check_keys(Recipe, document, "")
     return _validated(_merge(document, overrides))
 
@@ -57,7 +50,8 @@ def _validated(document: dict[str, Any]) -> Recipe:
         # Of a union such as `int | "auto"` pydantic names the kind it tried, too.
         place = ".".join(str(part) for part in first["loc"] if part not in _KINDS)
         raise RecipeError(
-            f"recipe: {place} = {first['input']!r}: {first['msg'].lower()}", hint=f"correct the value of {place}"
+            f"recipe: {place} = {shortened(repr(first['input']))}: {first['msg'].lower()}",
+            hint=f"correct the value of {place}",
         ) from error
 
 

@@ -28,7 +28,7 @@ class DeployPrunerError(Exception):
 
 
 class InputError(DeployPrunerError):
-    """A model, weight file, data set or output folder that cannot be used as given."""
+    """A model, weight file, data set, recipe or output folder that cannot be used as given."""
 
 
 class RecipeError(DeployPrunerError):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,8 @@ from safetensors import SafetensorError
 
 from deploypruner.errors import InputError
 from deploypruner.locking import FolderLock
+from deploypruner.reading import is_utf8, kind_name, read_json, status
+from deploypruner.refusals import file_size_limit, refusal, working_folder_exists
 
 MANIFEST = "manifest.json"
 WRITTEN = "stages/written.json"
@@ -32,6 +35,7 @@ _OWN = (
 )
 _SCRATCH = ".writing-"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# What is wrong with --out itself; see `refusals` for the rest.
 _REFUSED = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
@@ -51,12 +55,18 @@ class BuildFolder:
         kind: What builds there: "build", or the name of another command.
 
     Raises:
-        InputError: `root` is a file.
+        InputError: `root` is a file, or has a name that no folder can have.
     """
 
     def __init__(self, root: Path, kind: str = "build") -> None:
-        if root.exists() and not root.is_dir():
-            raise InputError(f"--out {root} is a file", hint="name a folder, which may be new")
+        found = status(root, what="--out")
+        if found is not None and not stat.S_ISDIR(found.st_mode):
+            other = "a file" if stat.S_ISREG(found.st_mode) else kind_name(found)
+            raise InputError(f"--out {root} is {other}", hint="name a folder, which may be new")
+        if not is_utf8(root):
+            raise InputError(
+                f"--out {root} is not UTF-8, and runtimes could not open what is in it", hint="give it another name"
+            )
         self.root, self.kind = root, kind
         self._lock = FolderLock(root / _LOCK)
         self._own: set[str] | None = None  # None until `prepare`: nothing is recorded
@@ -204,8 +214,12 @@ class BuildFolder:
                 try:
                     yield temporary
                 except (RuntimeError, SafetensorError) as error:
+                    # Native libraries do not say why they could not write.
                     if shutil.disk_usage(scratch).free < _NO_SPACE_BYTES:
                         raise _no_space(final) from error
+                    if file_size_limit() is not None:
+                        refused = refusal(OSError(errno.EFBIG, ""), f"write to {final}")
+                        raise refused or error from error
                     raise
                 for suffix in (*siblings, final.suffix):
                     written = temporary.with_suffix(suffix)
@@ -217,7 +231,8 @@ class BuildFolder:
     def write_text(self, name: str, text: str) -> None:
         """Write a text file atomically."""
         with self.writing(name) as path:
-            path.write_text(text, encoding="utf-8")
+            # Bytes of names that are no UTF-8; what this makes of them is right in JSON, and readable elsewhere.
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def write_json(self, name: str, document: Any) -> None:
         """Write a JSON file atomically; NaN is a programming error."""
@@ -229,13 +244,8 @@ class BuildFolder:
         Raises:
             InputError: It is missing or damaged.
         """
-        path = self.path(name)
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{path} does not exist", hint=f"{self.root} is not a finished build folder") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is damaged: {error}", hint="compile again") from error
+        missing = f"{self.root} is not a finished build folder"
+        return read_json(self.path(name), what="build", hint="compile again", missing=missing)
 
     def sha256(self) -> dict[str, str]:
         """Name -> sha256 of every finished file of the build outside stages/, the manifest itself left out."""
@@ -245,8 +255,8 @@ class BuildFolder:
     def manifest(self) -> dict[str, Any]:
         """What the finished build says of itself; empty where there is none."""
         try:
-            document = json.loads(self.path(MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            document = read_json(self.path(MANIFEST), what="build", hint="compile again")
+        except InputError:
             return {}
         return document if isinstance(document, dict) else {}
 
@@ -260,8 +270,8 @@ def _recorded(root: Path) -> tuple[str, set[str]]:
     kind, own = "", set[str]()
     for name, field in ((WRITTEN, "files"), (MANIFEST, "sha256")):
         try:
-            document = json.loads((root / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            document = read_json(root / name, what="build", hint="compile again")
+        except InputError:
             continue
         if not isinstance(document, dict) or not isinstance(document.get("deploypruner"), str):
             continue
@@ -311,9 +321,9 @@ def os_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise _no_space(path) from error
-        if error.errno in _REFUSED:
+        if error.errno in _REFUSED and working_folder_exists():
             raise InputError(f"cannot write to {path}: {error.strerror}", hint="choose another --out") from error
-        raise
+        raise refusal(error, f"write to {path}") or error from error
 
 
 def _no_space(path: Path) -> InputError:

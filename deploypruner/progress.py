@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from deploypruner.terminal import escaped, write_line
+
 
 class Progress(Protocol):
     """Receives the steps of one job at a time.
@@ -58,8 +60,7 @@ class LineProgress:
     def advance(self, n: int = 1, text: str = "") -> None:
         """Write "label: text" where there is a text."""
         if text:
-            self._stream.write(f"{self._label}: {text}\n")
-            self._stream.flush()
+            write_line(self._stream, f"{self._label}: {text}")
 
     def close(self) -> None:
         """Do nothing: every line is already written."""
@@ -97,7 +98,7 @@ class BarProgress:
             return
         self._bar.advance(self._task, n)
         if text:
-            self._bar.update(self._task, milestone=text)
+            self._bar.update(self._task, milestone=escaped(text))
 
     def close(self) -> None:
         """Leave the bar as it is and give the terminal back."""

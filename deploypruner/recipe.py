@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +16,7 @@ from deploypruner.learn.settings import LearnSettings
 from deploypruner.patterns import AUTO, CHANNEL
 from deploypruner.prune.constraints import Constraints, Depth, Heads, LayerConstraint, Pieces, Statistics
 from deploypruner.quantize.calibrate import Method
+from deploypruner.ranges import SEEDS, THREADS, check_number
 from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.recover.sparse.settings import SparseSettings
 from deploypruner.sources.batches import DataSettings
@@ -28,6 +31,8 @@ DERIVED = {
     "learn.settings.epochs": "learn.epochs",
     "learn.settings.seed": "seed",
 }
+# No clipping is an infinite norm.
+_MAY_BE_INFINITE = ("recover.settings.clip_norm", "learn.settings.clip_norm")
 
 
 @dataclass(frozen=True)
@@ -119,9 +124,9 @@ class PruneRecipe:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        _at_least(1, "--step", self.step, "8, 16 or 32 suit int8 kernels")
-        _at_least(1, "prune.samples", self.samples, "512 is plenty")
-        _at_least(1, "prune.batch_size", self.batch_size, "32 suits most models")
+        check_number("--step", self.step, least=1, hint="8, 16 or 32 suit int8 kernels")
+        check_number("prune.samples", self.samples, least=1, hint="512 is plenty")
+        check_number("prune.batch_size", self.batch_size, least=1, hint="32 suits most models")
         if self.latency is None and self.speedup is None and self.macs is None:
             object.__setattr__(self, "macs", self._default_macs)
         timed, auto = self.macs is None, AUTO in self.patterns
@@ -179,10 +184,10 @@ class SearchRecipe:
     minutes: float = 15.0
 
     def __post_init__(self) -> None:
-        _at_least(1, "search.worth_samples", self.worth_samples, "256 is plenty")
-        _at_least(1, "search.plans", self.plans, "16 suits most models")
-        _at_least(1, "search.held_out", self.held_out, "512 is plenty")
-        _at_least(0, "--search-minutes", self.minutes, "15 suits most models")
+        check_number("search.worth_samples", self.worth_samples, least=1, hint="256 is plenty")
+        check_number("search.plans", self.plans, least=1, hint="16 suits most models")
+        check_number("search.held_out", self.held_out, least=1, hint="512 is plenty")
+        check_number("--search-minutes", self.minutes, least=0, hint="15 suits most models")
 
 
 @dataclass(frozen=True)
@@ -203,7 +208,7 @@ class LearnRecipe:
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
 
     def __post_init__(self) -> None:
-        _at_least(0, "--learn-epochs", self.epochs, "3 is a start")
+        check_number("--learn-epochs", self.epochs, least=0, hint="3 is a start")
 
 
 @dataclass(frozen=True)
@@ -231,10 +236,10 @@ class RecoverRecipe:
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
 
     def __post_init__(self) -> None:
-        _at_least(0, "--epochs", 1 if self.epochs == "auto" else self.epochs, "0 skips fine-tuning")
-        _at_least(0, "recover.minutes", self.minutes, "60 is a start")
-        _at_least(1, "recover.reconstruct_samples", self.reconstruct_samples, "256 is plenty")
-        _at_least(1, "recover.batchnorm_batches", self.batchnorm_batches, "50 is plenty")
+        check_number("--epochs", 1 if self.epochs == "auto" else self.epochs, least=0, hint="0 skips fine-tuning")
+        check_number("recover.minutes", self.minutes, least=0, hint="60 is a start")
+        check_number("recover.reconstruct_samples", self.reconstruct_samples, least=1, hint="256 is plenty")
+        check_number("recover.batchnorm_batches", self.batchnorm_batches, least=1, hint="50 is plenty")
 
     @property
     def trains(self) -> bool:
@@ -255,7 +260,7 @@ class QuantizeRecipe:
     method: Method = "minmax"
 
     def __post_init__(self) -> None:
-        _at_least(1, "quantize.samples", self.samples, "256 is plenty")
+        check_number("quantize.samples", self.samples, least=1, hint="256 is plenty")
 
 
 @dataclass(frozen=True)
@@ -288,11 +293,13 @@ class MeasureRecipe:
     samples: int = 10_000
 
     def __post_init__(self) -> None:
-        _at_least(0, "--accuracy-drop", self.accuracy_drop or 0.0, "1 lets everything cost one point of accuracy")
-        _at_least(1, "measure.table_seconds", self.table_seconds, "120 suits most models")
-        _at_least(1, "--threads", self.threads, "1 times most steadily")
-        _at_least(1, "--seconds", self.seconds, "20 suits most models")
-        _at_least(1, "measure.samples", self.samples, "10000 suits most data sets")
+        check_number(
+            "--accuracy-drop", self.accuracy_drop, least=0, hint="1 lets everything cost one point of accuracy"
+        )
+        check_number("measure.table_seconds", self.table_seconds, least=1, hint="120 suits most models")
+        check_number("--threads", self.threads, least=1, most=THREADS, hint="1 times most steadily")
+        check_number("--seconds", self.seconds, least=1, hint="20 suits most models")
+        check_number("measure.samples", self.samples, least=1, hint="10000 suits most data sets")
 
 
 @dataclass(frozen=True)
@@ -311,6 +318,14 @@ class Recipe:
     target: str = "cpu"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, seed in (("--seed", self.seed), ("data.settings.seed", self.data.settings.seed)):
+            check_number(name, seed, least=0, most=SEEDS, hint="0 is the default")
+        for place, value in _numbers(asdict(self), ""):
+            if place not in _MAY_BE_INFINITE:
+                bound = SEEDS if isinstance(value, int) else sys.float_info.max
+                check_number(place, value, least=-bound, most=bound, hint=f"correct the value of {place}")
+
 
 def resolved_toml(recipe: Recipe) -> str:
     """The recipe with every default spelled out; what is not set is left out, as TOML has no null."""
@@ -324,9 +339,16 @@ def resolved_toml(recipe: Recipe) -> str:
     return tomli_w.dumps(document)
 
 
-def _at_least(least: int, name: str, value: float, hint: str) -> None:
-    if not value >= least:
-        raise RecipeError(f"{name} must be at least {least}, got {value:g}", hint=hint)
+def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
+    """Every number in it, with the key it stands under."""
+    if isinstance(value, dict):
+        for key, held in value.items():
+            yield from _numbers(held, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list | tuple):
+        for held in value:
+            yield from _numbers(held, place)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield place, value
 
 
 def _plain(value: Any) -> Any:
@@ -334,4 +356,7 @@ def _plain(value: Any) -> Any:
         return {k: _plain(v) for k, v in value.items() if v is not None}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, str | Path):
+        # TOML cannot say bytes that are no UTF-8; they are readable at least.
+        return str(value).encode(errors="backslashreplace").decode()
+    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,12 @@ def numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[f
     if value is None:
         return None
     try:
-        return tuple(float(number) for number in value.split(","))
+        found = tuple(float(number) for number in value.split(","))
     except ValueError:
-        raise click.BadParameter(f"'{value}' is not a list of numbers such as 0.5,0.5,0.5") from None
+        found = (math.nan,)
+    if not all(map(math.isfinite, found)):
+        raise click.BadParameter(f"'{value}' is not a list of numbers such as 0.5,0.5,0.5")
+    return found
 
 
 def _epochs(_: click.Context, __: click.Parameter, value: str | None) -> int | str | None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from pathlib import Path
 
 import click
 
 from deploypruner.errors import BudgetError
-from deploypruner.options import SECONDS, THREADS, colour, width
+from deploypruner.options import BATCH, SECONDS, SEED, THREADS, colour, width
 from deploypruner.recipe_options import numbers
+from deploypruner.terminal import write_line
 
 
 @click.command("sparsify")
@@ -19,9 +22,7 @@ from deploypruner.recipe_options import numbers
 @click.option("--mean", callback=numbers, metavar="R,G,B", help="Of images scaled to 0..1.  [default: ImageNet's]")
 @click.option("--std", callback=numbers, metavar="R,G,B", help="Of images scaled to 0..1.  [default: ImageNet's]")
 @THREADS
-@click.option(
-    "--batch", type=click.IntRange(1), help="Images at a time that it is to run with.  [default: the file's, else 1]"
-)
+@BATCH
 @SECONDS
 @click.option(
     "--accuracy-drop",
@@ -35,7 +36,7 @@ from deploypruner.recipe_options import numbers
     "--classes", type=click.Path(path_type=Path), metavar="FILE", help="Names of MODEL's classes, in order."
 )
 @click.option("--out", default="sparse", show_default=True, type=click.Path(path_type=Path), help="Folder.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@SEED
 def sparsify_command(
     model: Path,
     data: str | None,
@@ -79,7 +80,7 @@ def sparsify_command(
         metric=metric or "",
         classes=classes,
     )
-    found = sparsified(request, say=lambda line: click.echo(line, err=True))
+    found = sparsified(request, say=partial(write_line, sys.stderr))
     if found.rows:
         click.echo(table_rows(found.rows, colour=colour(), width=width()) + "\n")
     by_output = outputs_text(found.rows)
@@ -91,7 +92,8 @@ def sparsify_command(
         click.echo(wrap("quality: ", found.quality, width()))
     for text in found.warnings:
         click.echo(wrap("warning: ", text, width()))
-    click.echo(f"\n{out / 'sparsify.json'} has every layer", err=True)
+    write_line(sys.stderr, "")
+    write_line(sys.stderr, f"{out / 'sparsify.json'} has every layer")
     if found.refused:
         raise BudgetError(
             f"the int8 form of {model} is refused: {found.quality}",

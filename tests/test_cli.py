@@ -128,7 +128,7 @@ def test_an_artifact_that_cannot_be_measured_is_named(bench, name):
         (("state.pt",), "'state.pt' cannot be measured"),
         ((".",), ". holds no artifact"),
         (("short.onnx", "--runtime", "onnx"), "no runtime called 'onnx'"),
-        (("short.onnx", "--threads", "0"), "0 is not in the range x>=1"),
+        (("short.onnx", "--threads", "0"), "0 is not in the range 1<=x<=1024"),
         (("short.onnx", "--input-shape", "1,3"), "'1,3' is not NAME=1,3,224,224"),
     ],
 )
@@ -165,7 +165,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("elsewhere", ("no data folder or file 'elsewhere'", "looked in")),
         ("nothing", ("no images in", "expected train/CLASS")),
-        ("unreadable", ("2.png' cannot be read", "truncated")),
+        ("unreadable", ("2.png' cannot be read", "damaged")),
         ("five", ("label 4 of", "c4/0.png'", "4 outputs")),
         ("high.npz", ("is outside the model's 4 outputs", "0..3")),
         ("negative.npz", ("label -1 of sample", "0..3")),
@@ -202,7 +202,7 @@ def test_data_that_cannot_be_used_is_named(data, source, said):
         (("--train", "factories:fail", "--data", "labelled.npz"), ("no function 'fail'", "did you mean 'fails'?")),
         (("--train", "factory:fails", "--data", "labelled.npz"), ("no module called 'factory'",)),
         (("--train", "factories", "--data", "labelled.npz"), ("is not of the form package.module:function",)),
-        (("--recipe", "nothing.toml"), ("there is no recipe 'nothing.toml'",)),
+        (("--recipe", "nothing.toml"), ("no recipe file 'nothing.toml'",)),
         (("--bogus",), ("no such option '--bogus'", "deploypruner compile --help")),
     ],
 )
@@ -223,7 +223,7 @@ def test_a_wrong_option_is_named_before_an_old_build_is_touched(tmp_path, argume
         (("list",), ("missing argument",)),
         (("compile",), ("no MODEL given",)),
         (("plan",), ("no MODEL given",)),
-        (("report", "nowhere"), ("there is no report 'nowhere'",)),
+        (("report", "nowhere"), ("no report file 'nowhere'",)),
         (("plan", "tiny.pt2", "--scope", "globl"), ("did you mean 'global'?",)),
         (("plan", "tiny.pt2", "--macs", "2"), ("0 < macs <= 1, got 2",)),
     ],

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from deploypruner.config import overlay, read_recipe
-from deploypruner.errors import RecipeError
+from deploypruner.errors import InputError, RecipeError
 from deploypruner.prune.constraints import Constraints, LayerConstraint
 from deploypruner.recipe import (
     DERIVED,
@@ -107,7 +107,6 @@ def test_overlay_keeps_what_is_not_said():
         ("[prune]\nheads = 'colums'\n", "prune.heads = 'colums'", "correct the value of prune.heads"),
         ("[quantize]\nmethod = 'max'\n", "quantize.method = 'max'", "correct the value of quantize.method"),
         ("[recover]\nepochs = 1.5\n", "recover.epochs = 1.5", "correct the value"),
-        ("prune = = 3\n", "is not TOML", "recipe.toml"),
     ],
 )
 def test_a_mistake_in_a_recipe_is_named(tmp_path, text, said, hint):
@@ -117,14 +116,16 @@ def test_a_mistake_in_a_recipe_is_named(tmp_path, text, said, hint):
 
 
 def test_a_recipe_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(RecipeError, match=r"there is no recipe '.*nothing\.toml'"):
+    with pytest.raises(InputError, match=r"no recipe file '.*nothing\.toml'"):
         read_recipe(tmp_path / "nothing.toml", {})
-    with pytest.raises(RecipeError, match=r"cannot read recipe '.*': Is a directory"):
+    with pytest.raises(InputError, match=r"recipe '.*' is a folder, not a file"):
         read_recipe(tmp_path, {})
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecipeError, match="is not TOML"):
+    with pytest.raises(InputError, match="is not UTF-8 text"):
         read_recipe(binary, {})
+    with pytest.raises(InputError, match=r"is not TOML: [\s\S]*hint: see recipe\.toml of any build"):
+        read_recipe(recipe_file(tmp_path, "prune = = 3\n"), {})
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_a_recipe_that_cannot_be_read_is_named(tmp_path):
         (lambda: RecoverRecipe(epochs=-1), "--epochs must be at least 0, got -1"),
         (lambda: RecoverRecipe(batchnorm_batches=0), "recover.batchnorm_batches must be at least 1, got 0"),
         (lambda: QuantizeRecipe(samples=0), "quantize.samples must be at least 1, got 0"),
-        (lambda: MeasureRecipe(threads=0), "--threads must be at least 1, got 0"),
+        (lambda: MeasureRecipe(threads=0), "--threads must be at least 1 and at most 1024, got 0"),
         (lambda: MeasureRecipe(seconds=0.5), "--seconds must be at least 1, got 0.5"),
         (lambda: MeasureRecipe(seconds=float("nan")), "--seconds must be at least 1, got nan"),
         (lambda: MeasureRecipe(samples=0), "measure.samples must be at least 1, got 0"),

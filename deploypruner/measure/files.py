@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +13,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 
 from deploypruner.errors import InputError
+from deploypruner.reading import check_present, open_archive, read_json, status
 from deploypruner.records import Artifact, Cost, Precision, Timing
 
 _INT8_OPS = (
@@ -44,12 +43,12 @@ def describe_file(path: Path) -> Artifact:
     """Return an artifact for a file of unknown origin, named after it; pattern "unknown", no cost.
 
     Raises:
-        InputError: No such file, or neither .onnx nor .xml nor .pt2.
+        InputError: No such file, no regular one, or neither .onnx nor .xml nor .pt2.
     """
     if path.suffix not in _FORMATS:
         raise InputError(f"'{path}' cannot be measured", hint="give .onnx, .xml or .pt2 files")
-    if not path.is_file():
-        raise InputError(f"no file at '{path}'", hint="check the path, or build the artifact first")
+    check_present(path, what="model", hint="check the path, or build the artifact first", native=True)
+    check_external(path)
     return Artifact(
         name=path.name,
         path=path,
@@ -102,6 +101,17 @@ def denormal_weights(path: Path) -> int:
     return sum(int(((array != 0) & (np.abs(array) < smallest)).sum()) for array in arrays)
 
 
+def check_external(path: Path) -> None:
+    """Check that no runtime would wait for ever for what an .onnx file names beside it.
+
+    Raises:
+        InputError: It names a pipe or a device; what is missing is for the runtime to say.
+    """
+    for file in external_files(path):
+        if status(file, what="weights") is not None:
+            check_present(file, what="weights", native=True)
+
+
 def write_timing(timing: Timing, path: Path) -> None:
     """Write raw samples and what they were taken with as JSON. Not atomic: the caller renames."""
     record = asdict(timing) | {"samples_ns": timing.samples_ns.tolist()}
@@ -116,7 +126,7 @@ def read_timing(path: Path) -> Timing:
         InputError: The file is missing, damaged or holds something else.
     """
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = read_json(path, what="timing", hint="measure the artifact again")
         artifact = record["artifact"]
         cost = Cost(**artifact["cost"]) if artifact["cost"] else None
         origin = Artifact(**artifact | {"path": Path(artifact["path"]), "cost": cost})
@@ -140,10 +150,10 @@ def _holds(path: Path, needles: Sequence[bytes]) -> bool:
 def _program_is_int8(path: Path) -> bool:
     """Look into the graph of a torch.export archive; one that is damaged is left to torch to complain about."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_archive(path, what="model") as archive:
             graphs = [name for name in archive.namelist() if name.endswith(".json")]
             return any(_PT2_INT8 in archive.read(name) for name in graphs)
-    except (zipfile.BadZipFile, EOFError, zlib.error):
+    except InputError:
         return False
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from deploypruner.errors import InputError, nearest
+from deploypruner.ranges import check_shape
 from deploypruner.records import TensorSpec
 from deploypruner.runtime import Array, shape_text
 
@@ -31,6 +32,7 @@ def random_feeds(
         seed: Seed of the generator.
 
     Raises:
+        RecipeError: A shape with a size below 1, or with more numbers than a machine could hold.
         InputError: A shape for an input that does not exist, one that contradicts the model, or none for an
             input with a dynamic dimension other than the first.
     """
@@ -44,7 +46,11 @@ def random_feeds(
     batches = {shape[0] for name, shape in shapes.items() if shape}
     batch = batches.pop() if len(batches) == 1 else 1
     rng = np.random.default_rng(seed)
-    return [_one(spec, _concrete(spec, shapes.get(spec.name), batch), rng) for spec in inputs]
+    concrete = [_concrete(spec, shapes.get(spec.name), batch) for spec in inputs]
+    for spec, shape in zip(inputs, concrete, strict=True):
+        if shape:  # a scalar has none
+            check_shape(f"input '{spec.name}' of shape", shape, hint=f"--input-shape {spec.name}=1,3,224,224")
+    return [_one(spec, shape, rng) for spec, shape in zip(inputs, concrete, strict=True)]
 
 
 def _concrete(spec: TensorSpec, given: Sequence[int] | None, batch: int) -> tuple[int, ...]:

@@ -33,6 +33,7 @@ import numpy as np
 from deploypruner.errors import DeployPrunerError
 from deploypruner.measure.inputs import random_feeds
 from deploypruner.measure.profiling import profile_file
+from deploypruner.reading import limit_memory
 from deploypruner.runtime import Array, Runtime, Session, Shapes, runtimes
 
 Message = dict[str, Any]
@@ -237,6 +238,7 @@ def _claim_stdout() -> TextIO:
 def serve(answer: Callable[[Message], Message]) -> None:
     """Answer messages until the input ends."""
     replies = _claim_stdout()
+    limit_memory()
     for line in sys.stdin:
         try:
             reply = answer(json.loads(line))

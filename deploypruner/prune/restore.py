@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -14,6 +13,7 @@ from deploypruner.folder import BuildFolder, file_sha256
 from deploypruner.prune.own_class import in_place_of_part, own_class
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.retrace import retrace
+from deploypruner.reading import read_json
 
 
 def restore(model: nn.Module, folder: str | Path, *, as_graph: bool = False) -> nn.Module:
@@ -91,12 +91,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _read_json(path: Path) -> dict[str, object]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(document, dict):
-            raise InputError(f"{path} is damaged: it is no JSON object", hint="compile again")
-        return document
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist", hint=f"{path.parent} is not a build folder") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: {error}", hint="compile again") from error
+    found = read_json(path, what="plan", hint="compile again", missing=f"{path.parent} is not a build folder")
+    if not isinstance(found, dict):
+        raise InputError(f"plan '{path}' is damaged: it is no JSON object", hint="compile again")
+    return found

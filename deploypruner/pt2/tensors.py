@@ -16,6 +16,7 @@ from torch._export.serde.serialize import _SERIALIZE_TO_TORCH_DTYPE
 from deploypruner.pt2.archive import Archive
 from deploypruner.pt2.refusal import AGAIN_HINT, FOREIGN_HINT, Refusal, shown
 from deploypruner.pt2.schema import attribute, checked
+from deploypruner.reading import ARCHIVE_DAMAGE
 
 _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer, int, float, bool, str, type(None), complex)
 _DAMAGE = (RuntimeError, OSError, LookupError, ValueError, EOFError, TypeError, AttributeError, AssertionError)
@@ -130,9 +131,13 @@ def read_plain(archive: Archive, name: str) -> Any:
 
 def _check_packing(content: bytes) -> None:
     """It is an archive inside the archive, with the same bounds."""
-    if not zipfile.is_zipfile(io.BytesIO(content)):
-        return
-    with zipfile.ZipFile(io.BytesIO(content)) as inner:
+    try:
+        if not zipfile.is_zipfile(io.BytesIO(content)):
+            return
+        inner = zipfile.ZipFile(io.BytesIO(content))
+    except ARCHIVE_DAMAGE as error:
+        raise Refusal(f"is damaged: {error}", AGAIN_HINT) from None
+    with inner:
         packed = any(member.compress_type != zipfile.ZIP_STORED for member in inner.infolist())
         if packed or sum(member.file_size for member in inner.infolist()) > len(content):
             raise Refusal("is compressed, which torch does not do: it could unfold to any size", AGAIN_HINT)

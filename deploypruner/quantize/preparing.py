@@ -34,7 +34,7 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(folded)
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised as well
         try:
             onnxruntime.InferenceSession(str(given), options, providers=["CPUExecutionProvider"])
         except load_errors() as error:

@@ -106,7 +106,7 @@ def _quantize(
 ) -> onnx.ModelProto:
     chosen = int8_nodes(model, placement)
     idle = idle_tensors(model, chosen, placement)
-    with _quiet_logging():
+    with _quiet_logging(), _refused_by_quantizer():
         quantizer = QDQQuantizer(
             model,
             True,  # per channel
@@ -124,6 +124,19 @@ def _quantize(
     remove_pairs(result, idle)
     del result.metadata_props[:]
     return result
+
+
+@contextmanager
+def _refused_by_quantizer() -> Iterator[None]:
+    """Turn what ONNX Runtime's quantizer says of a model it cannot quantize into words."""
+    try:
+        yield
+    except (AssertionError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(
+            f"ONNX Runtime's quantizer cannot quantize the model: {said.strip()}",
+            hint="check its weights and ranges for values that are not finite, or give an int8 model",
+        ) from error
 
 
 def _empty_channel_ranges(model: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:

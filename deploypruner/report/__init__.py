@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from stat import S_ISDIR
 
-from deploypruner.errors import InputError
+from deploypruner.reading import read_json, status
 from deploypruner.report.columns import table_rows
 from deploypruner.report.document import LayerWidth, Report, StageTime, from_json, to_json
 from deploypruner.report.headline import Headline, headline
@@ -45,23 +46,11 @@ def read_report(path: str | Path) -> Report:
     Raises:
         InputError: Missing, not JSON, another schema version, or not a report.
     """
-    file = Path(path) / "report.json" if Path(path).is_dir() else Path(path)
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(
-            f"there is no report '{file}'", hint="pass a build folder made by `deploypruner compile`"
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"cannot read '{file}': {error.strerror}", hint="check the path and its permissions"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"'{file}' is not UTF-8 text", hint=_HINT_CORRUPT) from error
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"'{file}' is not valid JSON: {error.msg.lower()} at line {error.lineno}", hint=_HINT_CORRUPT
-        ) from error
+    found = status(Path(path), what="report")
+    file = Path(path) / "report.json" if found is not None and S_ISDIR(found.st_mode) else Path(path)
+    data = read_json(
+        file, what="report", hint=_HINT_CORRUPT, missing="pass a build folder made by `deploypruner compile`"
+    )
     return from_json(data, source=str(file))
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from deploypruner.records import ACCURACY, Comparison, Row
 from deploypruner.report import units
 from deploypruner.report.headline import RuntimeGroup, group_rows
-from deploypruner.report.terminal import Paint, clean, painter
+from deploypruner.report.terminal import Paint, painter
+from deploypruner.terminal import escaped
 
 _GAP = "  "
 _MIN_NAME = 12
@@ -65,7 +66,7 @@ def table_rows(rows: Sequence[Row], *, colour: bool, width: int | None = None) -
     ]
     for group in groups:
         plural = "" if group.threads == 1 else "s"
-        lines.append(paint(f"{clean(group.runtime)}, {group.threads} thread{plural}", "strong"))
+        lines.append(paint(f"{escaped(group.runtime)}, {group.threads} thread{plural}", "strong"))
         for row in group.rows:
             lines += _row_lines(row, group, layout=layout, paint=paint)
     if layout.dropped:
@@ -94,7 +95,7 @@ def _layout(rows: Sequence[Row], groups: Sequence[RuntimeGroup]) -> _Layout:
 
     cells = [" ".join(_speed(row, group)) for group in groups for row in group.rows]
     return _Layout(
-        name=max(_MIN_NAME, *(len(clean(row.name)) + 2 for row in rows)),
+        name=max(_MIN_NAME, *(len(escaped(row.name)) + 2 for row in rows)),
         left=sized(left),
         speed=max(len(text) for text in (_against(groups), _INTERVAL, *cells)),
         right=sized(right),
@@ -125,7 +126,7 @@ def _row_lines(row: Row, group: RuntimeGroup, *, layout: _Layout, paint: Paint) 
     """The row, and under its speed-up a second line against dense of the same precision where that differs."""
     numbers, verdict = _speed(row, group)
     padding = " " * (layout.speed - len(numbers) - len(verdict) - 1)
-    name = "  " + clean(row.name)
+    name = "  " + escaped(row.name)
     name = name if len(name) <= layout.name else name[: layout.name - 2] + ".."
     lines = [layout.line(name, lambda column: column.cell(row), f"{numbers} {paint(verdict, verdict)}{padding}")]
     same = row.same_precision
@@ -140,7 +141,7 @@ def _row_lines(row: Row, group: RuntimeGroup, *, layout: _Layout, paint: Paint) 
 def _same_precision(same: Comparison, paint: Paint) -> str:
     link = "from" if same.verdict == "indistinguishable" else "than"
     numbers = units.ratio_with_interval(same.ratio, same.ratio_ci)
-    return f"{numbers} {paint(same.verdict, same.verdict)} {link} {clean(same.against)}"
+    return f"{numbers} {paint(same.verdict, same.verdict)} {link} {escaped(same.against)}"
 
 
 def _speed(row: Row, group: RuntimeGroup) -> tuple[str, str]:
@@ -151,4 +152,4 @@ def _speed(row: Row, group: RuntimeGroup) -> tuple[str, str]:
 
 def _against(groups: Sequence[RuntimeGroup]) -> str:
     names = {group.baseline.name for group in groups if group.baseline is not None}
-    return f"speed-up vs {clean(names.pop())}" if len(names) == 1 else "speed-up vs baseline"
+    return f"speed-up vs {escaped(names.pop())}" if len(names) == 1 else "speed-up vs baseline"

@@ -13,9 +13,21 @@ from pydantic import TypeAdapter, ValidationError
 
 from deploypruner.errors import InputError
 from deploypruner.records import Check, Cost, Frozen, Row
+from deploypruner.report.sections import check_section
 
 SCHEMA = 1
 _WRITTEN_BY_US = "rebuild with `deploypruner compile`, or pass the report.json of a finished build"
+
+# What a row's numbers can be.
+_TIME, _COUNT = (1e-6, 1e9), (0.0, 1e18)
+_SENSIBLE = {
+    **dict.fromkeys(("median_ms", "p95_ms", "p99_ms"), _TIME),
+    **dict.fromkeys(("macs", "params", "nonzero", "bytes", "peak_rss_bytes"), _COUNT),
+    "samples": (0.0, 1e12),
+    "threads": (1.0, 1e6),
+    **dict.fromkeys(("accuracy", "agreement"), (-1e12, 1e12)),
+    "ratio": (0.0, 1e12),
+}
 
 
 @dataclass(frozen=True)
@@ -130,14 +142,38 @@ def from_json(data: object, *, source: str = "report.json") -> Report:
             f"'{source}' has report schema {data['schema']!r}, this version reads schema {SCHEMA}",
             hint="use the version of deploypruner that wrote it, or rebuild",
         )
+    section = ""
     try:
-        return _ADAPTER.validate_python({**data, **_with_nan(data)})
+        report = _ADAPTER.validate_python({**data, **_with_nan(data)})
+        for section in ("budget", "sparse"):
+            check_section(section, getattr(report, section))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the top level"
+        place = ".".join(str(part) for part in ((section,) if section else ()) + first["loc"]) or "the top level"
         raise InputError(
             f"'{source}' is not a valid report: {place}: {first['msg'].lower()}", hint=_WRITTEN_BY_US
         ) from error
+    _check_sensible(report, source)
+    return report
+
+
+def _check_sensible(report: Report, source: str) -> None:
+    """Rows, and in them numbers that could have been measured, so that scales and ratios can be made of them.
+
+    Raises:
+        InputError: One is not; names the row.
+    """
+    if not report.rows:
+        raise InputError(f"report '{source}' is not a valid report: it has no rows", hint=_WRITTEN_BY_US)
+    for number, row in enumerate(report.rows):
+        for name, (least, most) in _SENSIBLE.items():
+            value = getattr(row, name)
+            if value is not None and not math.isnan(value) and not least <= value <= most:
+                raise InputError(
+                    f"report '{source}' is not a valid report: rows.{number}.{name}: {value:g} is not between "
+                    f"{least:g} and {most:g}",
+                    hint=_WRITTEN_BY_US,
+                )
 
 
 def _with_nan(data: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deploypruner.report.ranges import collapse
-from deploypruner.report.terminal import clean
 from deploypruner.report.units import scaled
+from deploypruner.terminal import escaped
 
 _MIN_NAME = 16
 # Kind of the lines of residual branches: one thing that stays or goes.
@@ -71,7 +71,7 @@ def _cells(line: GroupLine, timed: bool) -> tuple[str, ...]:
 
 
 def _line(row: Sequence[str], sizes: Sequence[int], width: int | None) -> str:
-    name = _shortened(clean(row[0]), sizes[0])
+    name = _shortened(escaped(row[0]), sizes[0])
     numbers = [f"{cell:>{size}}" for cell, size in zip(row[2:-1], sizes[2:], strict=True)]
     text = "  ".join((f"{name:{sizes[0]}}", f"{row[1]:{sizes[1]}}", *numbers, row[-1]))
     return text[:width].rstrip()

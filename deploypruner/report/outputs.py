@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deploypruner.records import OutputQuality, Row
 from deploypruner.report import units
 from deploypruner.report.headline import group_rows
-from deploypruner.report.terminal import clean
+from deploypruner.terminal import escaped
 
 # Tasks whose column in the table is all there is to say.
 _SAID = ("classification", "ids")
@@ -54,14 +54,14 @@ def outputs_text(rows: Sequence[Row]) -> str:
     """The same for a terminal; "" where the table says it all."""
     lines, text = output_lines(rows), []
     heading = ""
-    size = max((len(clean(line.artifact)) for line in lines), default=0)
+    size = max((len(escaped(line.artifact)) for line in lines), default=0)
     for line in lines:
-        new = f"{clean(line.output)} ({line.task}) on {clean(line.runtime)}:"
+        new = f"{escaped(line.output)} ({line.task}) on {escaped(line.runtime)}:"
         if new != heading:
             text.append(new)
             heading = new
         parts = [line.scores, f"against dense: {line.against}" if line.against else ""]
-        text.append(f"  {clean(line.artifact):<{size}}  {'; '.join(part for part in parts if part)}".rstrip())
+        text.append(f"  {escaped(line.artifact):<{size}}  {'; '.join(part for part in parts if part)}".rstrip())
     return "\n".join(text)
 
 

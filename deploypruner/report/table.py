@@ -10,7 +10,8 @@ from deploypruner.report.document import Report
 from deploypruner.report.headline import headline
 from deploypruner.report.outputs import outputs_text
 from deploypruner.report.sparse import assigned_sentence, assigned_table, sparse_sentence
-from deploypruner.report.terminal import Paint, clean, painter, wrap
+from deploypruner.report.terminal import Paint, painter, wrap
+from deploypruner.terminal import escaped
 
 
 def table(report: Report, *, colour: bool, width: int | None = None) -> str:
@@ -46,7 +47,7 @@ def _title(report: Report) -> str:
         str(report.target.get("processor", "")),
         f"{threads[0]} thread{'' if threads[0] == 1 else 's'}" if len(threads) == 1 else "",
     ]
-    return "  ".join(clean(part) for part in parts if part)
+    return "  ".join(escaped(part) for part in parts if part)
 
 
 def _result(report: Report, paint: Paint, width: int | None, *, style: str) -> str:
@@ -80,7 +81,7 @@ def _sparse(report: Report, width: int | None) -> str:
         [
             wrap("sparse: ", sparse_sentence(report.sparse), width),
             *([wrap("patterns: ", assigned, width)] if assigned else []),
-            *map(clean, assigned_table(report.sparse)),
+            *map(escaped, assigned_table(report.sparse)),
         ]
     )
 
@@ -88,13 +89,13 @@ def _sparse(report: Report, width: int | None) -> str:
 def _verification(report: Report, paint: Paint, width: int | None) -> str:
     if not report.verification:
         return ""
-    size = max(len(clean(check.name)) for check in report.verification)
+    size = max(len(escaped(check.name)) for check in report.verification)
     longest = max(len(_difference(check, short=False)) for check in report.verification)
     short = width is not None and len("  FAILED    ") + size + longest > width
     lines = ["verification:"]
     for check in report.verification:
         verdict = paint("ok    ", "good") if check.passed else paint("FAILED", "bad")
-        lines.append(f"  {verdict}  {clean(check.name):<{size}}  {_difference(check, short=short)}".rstrip())
+        lines.append(f"  {verdict}  {escaped(check.name):<{size}}  {_difference(check, short=short)}".rstrip())
     return "\n".join(lines)
 
 
@@ -103,4 +104,4 @@ def _difference(check: Check, *, short: bool) -> str:
     found, allowed = units.difference(check.max_abs_diff), units.difference(check.tolerance)
     if short:
         return f"{found:>7} {'<=' if check.passed else '> '} {allowed}"
-    return f"max difference {found:>12}  allowed {allowed:>7}  {clean(check.detail)}".rstrip()
+    return f"max difference {found:>12}  allowed {allowed:>7}  {escaped(check.detail)}".rstrip()

@@ -1,9 +1,11 @@
-"""Text for a terminal or a pipe: colour that can be switched off, names that cannot misbehave."""
+"""Text for a terminal or a pipe: colour that can be switched off, lines as long as it is wide."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
+
+from deploypruner.terminal import escaped
 
 Paint = Callable[[str, str], str]
 _STYLES = {"faster": "32", "slower": "31", "bad": "1;31", "good": "32", "warn": "33", "strong": "1", "faint": "2"}
@@ -16,17 +18,12 @@ def painter(colour: bool) -> Paint:
     return lambda text, style: f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if style in _STYLES else text
 
 
-def clean(text: str) -> str:
-    """Replace control characters: names come from files and users, and must not reach the terminal raw."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
 def wrap(prefix: str, text: str, width: int | None) -> str:
-    """`prefix` and cleaned `text`, later lines indented under the text; one line when width is None."""
+    """`prefix` and escaped `text`, later lines indented under the text; one line when width is None."""
     if width is None:
-        return prefix + clean(text)
+        return prefix + escaped(text)
     return textwrap.fill(
-        clean(text),
+        escaped(text),
         max(width, len(prefix) + 20),
         initial_indent=prefix,
         subsequent_indent=" " * len(prefix),

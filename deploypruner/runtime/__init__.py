@@ -7,7 +7,8 @@ A runtime file imports its library inside `open` and `version` for the same reas
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 
 from deploypruner.errors import InputError, RecipeError
+from deploypruner.reading import check_present
 from deploypruner.records import TensorSpec
 from deploypruner.registry import Registry
 from deploypruner.sparse.marks import uses_sparse_operations
@@ -157,8 +159,7 @@ def check_openable(runtime: type[Runtime], path: Path, threads: int) -> None:
     if path.suffix not in runtime.suffixes:
         kinds = ", ".join(sorted(runtime.suffixes))
         raise InputError(f"{runtime.label} cannot open '{path}'", hint=f"it opens {kinds}")
-    if not path.is_file():
-        raise InputError(f"no file at '{path}'", hint="check the path, or build the artifact first")
+    check_present(path, what="model", hint="check the path, or build the artifact first", native=True)
     if not opens(runtime, path):
         raise InputError(
             f"{runtime.label} cannot run the sparse operations of '{path}'",
@@ -174,6 +175,29 @@ def unreadable(runtime: type[Runtime], path: Path, error: Exception) -> InputErr
         f"{runtime.label} cannot load '{path}': {said}",
         hint="the file may be truncated or use an operator this runtime lacks; export it again",
     )
+
+
+@contextmanager
+def running(runtime: type[Runtime], feeds: Sequence[Array], errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Turn what a runtime says about a model that loads and does not run into words.
+
+    Args:
+        runtime: Whose session it is.
+        feeds: What it runs on.
+        errors: What the runtime raises.
+
+    Raises:
+        InputError: It raised one of them.
+    """
+    try:
+        yield
+    except errors as error:
+        shapes = " and ".join(str(list(array.shape)) for array in feeds)
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(
+            f"{runtime.label} cannot run the model on {shapes}: {said}",
+            hint="the model contradicts itself, or was exported for other shapes; export it again",
+        ) from error
 
 
 def check_feeds(inputs: Sequence[TensorSpec], feeds: Sequence[Array]) -> None:
@@ -210,6 +234,7 @@ __all__ = [
     "check_openable",
     "default_runtimes",
     "opens",
+    "running",
     "runtimes",
     "shape_text",
     "unreadable",

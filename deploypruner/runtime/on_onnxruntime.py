@@ -20,6 +20,7 @@ from deploypruner.runtime import (
     Shapes,
     check_feeds,
     check_openable,
+    running,
     runtimes,
     unreadable,
 )
@@ -29,7 +30,7 @@ from deploypruner.scratch import scratch
 if TYPE_CHECKING:
     import onnxruntime
 
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4  # errors are raised as well
 # Idle workers must not burn the core of the one being timed, so threads stop spinning when a run returns.
 # Spinning stays on inside a run, as in deployment: without it two threads cost a small model 20-30 %.
 _STOP_SPINNING = "session.force_spinning_stop"
@@ -78,7 +79,7 @@ class OnnxRuntime(Runtime, Profiler):
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = _FATAL_ONLY
         if counters is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(counters / "nodes")
@@ -128,7 +129,8 @@ class OnnxRuntimeSession(Session):
         """See `Session.run`."""
         check_feeds(self.inputs, feeds)
         named = {spec.name: array for spec, array in zip(self.inputs, feeds, strict=True)}
-        return [np.asarray(output) for output in self._session.run(None, named)]
+        with running(OnnxRuntime, feeds, load_errors()):
+            return [np.asarray(output) for output in self._session.run(None, named)]
 
     def prepare(self, feeds: Sequence[Array]) -> Callable[[], None]:
         """See `Session.prepare`."""

@@ -21,6 +21,7 @@ from deploypruner.runtime import (
     Shapes,
     check_feeds,
     check_openable,
+    running,
     runtimes,
     unreadable,
 )
@@ -122,7 +123,8 @@ class OpenVinoSession(Session):
         """See `Session.run`."""
         request = self._request
         self._bind(request, feeds)
-        request.infer(share_outputs=True)
+        with running(OpenVino, feeds, (RuntimeError,)):
+            request.infer(share_outputs=True)
         return [request.get_output_tensor(i).data.copy() for i in range(len(self.outputs))]
 
     def prepare(self, feeds: Sequence[Array]) -> Callable[[], None]:

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deploypruner.errors import InputError
 from deploypruner.graph.inputs import Inputs, raw_bytes, tensors
+from deploypruner.reading import read_json
 from deploypruner.sources.soundness import fingerprint
 
 
@@ -68,8 +70,8 @@ def batches_hash(batches: Iterable[tuple[Inputs, Tensor | None]]) -> str:
 
 def _read(path: Path, identity: str) -> dict[str, Any]:
     try:
-        document: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        document: Any = read_json(path, what="build", hint="it is measured again")
+    except InputError:
         return {}
     if not isinstance(document, dict) or document.get("identity") != identity:
         return {}

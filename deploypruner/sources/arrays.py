@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deploypruner.errors import InputError
+from deploypruner.reading import open_archive
 from deploypruner.sources.batches import (
     Batch,
     Batches,
@@ -24,9 +24,8 @@ from deploypruner.sources.batches import (
     sample_order,
     split,
 )
-from deploypruner.sources.foreign import first_line
+from deploypruner.sources.foreign import first_line, foreign
 from deploypruner.sources.pixels import augmented, normalise
-from deploypruner.sources.torch_file import check_present
 
 _KEYS = ("x", "y", "x_val", "y_val")
 
@@ -107,30 +106,35 @@ def load_npz(path: Path, settings: DataSettings) -> Data:
     Raises:
         InputError: The file is missing, damaged, holds pickled objects, lacks `x`, or its arrays do not fit.
     """
-    check_present(path, what="data")
-    if not zipfile.is_zipfile(path):
-        raise InputError(
-            f"'{path}' is no .npz archive: truncated, corrupt or of another format", hint="np.savez(f, x=x)"
-        )
     try:
         # np.load leaves the file open where it fails; this one is ours to close.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
+        with open_archive(path, what="data"), path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             names = list(held.files)
-            arrays = {key: held[key] for key in _KEYS if key in names}
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise InputError(
-            f"'{path}' is truncated or corrupt: {first_line(error)}", hint="copy or write it again"
-        ) from error
-    except ValueError as error:
-        raise InputError(
-            f"'{path}' cannot be read without running code: {first_line(error)}",
-            hint="save arrays of numbers with np.savez; object arrays are pickles",
-        ) from error
+            arrays = {key: _member(held, key, path) for key in _KEYS if key in names}
+    except (AttributeError, TypeError) as error:  # np.load took it for something else than an archive
+        raise InputError(f"'{path}' is no .npz archive: {first_line(error)}", hint="np.savez(f, x=x)") from error
     if "x" not in arrays:
         raise InputError(
             f"'{path}' has no 'x'; it holds {', '.join(names) or 'nothing'}", hint="np.savez(f, x=x, y=y)"
         )
     return from_arrays(arrays, settings, name=path.stem)
+
+
+def _member(held: Any, key: str, path: Path) -> NDArray[Any]:
+    """One array of an archive. numpy's reader raises whatever its parsers do, tokenize.TokenError among them."""
+    try:
+        with foreign(f"'{key}' of '{path}' is truncated or corrupt:", hint="write it again"):
+            array = held[key]
+    except InputError as error:
+        if "allow_pickle" not in error.message:
+            raise
+        raise InputError(
+            f"'{key}' of '{path}' cannot be read without running code: it holds Python objects",
+            hint="save arrays of numbers with np.savez; object arrays are pickles",
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"'{key}' of '{path}' is no array", hint="np.savez(f, x=x, y=y)")
+    return array
 
 
 def from_arrays(arrays: dict[str, NDArray[Any]], settings: DataSettings, *, name: str) -> Data:

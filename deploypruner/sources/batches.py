@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 
 from deploypruner.errors import InputError, RecipeError
+from deploypruner.ranges import check_number, check_shape
 from deploypruner.sources.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Interpolation
 
 # (one tensor per model input, class indices [B] int64 or None without labels)
+_MOST_SIDE = 1 << 15
 Batch: TypeAlias = tuple[tuple[Tensor, ...], Tensor | None]
 # (one tensor per model input, labels of any kind or None)
 Judgeable: TypeAlias = tuple[tuple[Tensor, ...], Any]
@@ -148,9 +151,12 @@ class DataSettings:
             raise RecipeError(f"limit must be at least 1, got {self.limit}", hint="leave it out for all samples")
         if self.channels not in (1, 3):
             raise RecipeError(f"images have 1 or 3 channels, got {self.channels}", hint="give the data as .npz")
-        if self.size is not None and min(self.size) < 1:
-            raise RecipeError(f"image size must be positive, got {self.size}", hint="(224, 224)")
-        if self.std is not None and min(self.std) <= 0:
+        if self.size is not None:
+            check_shape("image size", (*self.size, self.channels), hint="224,224 suits many models")
+        check_number("resize", self.resize, least=1, most=_MOST_SIDE, hint="256 goes with images of 224")
+        if any(not math.isfinite(value) for value in (*(self.mean or ()), *(self.std or ()))):
+            raise RecipeError(f"mean and std must be finite, got {self.mean} and {self.std}", hint=f"{IMAGENET_MEAN}")
+        if self.std is not None and not all(value > 0 for value in self.std):
             raise RecipeError(f"std must be > 0, got {self.std}", hint=f"{IMAGENET_STD}")
 
     def normalisation(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

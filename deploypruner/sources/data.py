@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from stat import S_ISDIR
 
 import numpy as np
 from torch import Tensor
 
 from deploypruner.errors import InputError
 from deploypruner.folder import file_sha256
+from deploypruner.reading import status
 from deploypruner.sources.arrays import from_arrays, load_npz
 from deploypruner.sources.batches import Batch, Batches, Data, DataSettings
 from deploypruner.sources.factory import call_factory
@@ -51,11 +53,12 @@ def load_data(source: str, settings: DataSettings | None = None) -> Data:
     """
     settings = settings or DataSettings()
     path = Path(source)
-    if path.is_dir():
+    found = status(path, what="data")
+    if found is not None and S_ISDIR(found.st_mode):
         return load_image_folder(path, settings)
     if path.suffix == ".npz":
         return load_npz(path, settings)
-    if path.exists():
+    if found is not None:
         raise InputError(f"'{source}' is no kind of data that can be read", hint=f"give {_FORMS}")
     if ":" in source:
         return replace(as_data(call_factory(source), settings), name=source.partition(":")[2])
@@ -167,7 +170,8 @@ def peek_shape(source: str) -> tuple[int, ...] | None:
         InputError: The data cannot be read.
     """
     path = Path(source)
-    if not path.is_dir():
+    found = status(path, what="data")
+    if found is None or not S_ISDIR(found.st_mode):
         shapes = load_data(source).train.input_shapes
         return shapes[0] if shapes else None
     images = first_images(path, _PEEKED_IMAGES)

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 
 from deploypruner.errors import InputError
 from deploypruner.graph.inputs import Inputs
+from deploypruner.ranges import check_shape
 from deploypruner.sources.classes import names_in, names_in_checkpoint
 from deploypruner.sources.factory import load_factory
 from deploypruner.sources.found import Found, Request, Shapes
@@ -171,10 +172,7 @@ def _example_inputs(found: Found, request: Request, data_shape: tuple[int, ...] 
             f"the input shape of '{request.source}' is not known", hint="give it with --input-shape 1,3,224,224"
         )
     for shape in shapes:
-        if not shape or min(shape) < 1:
-            raise InputError(
-                f"--input-shape {','.join(map(str, shape))} has a dimension below 1", hint="--input-shape 1,3,224,224"
-            )
+        check_shape("--input-shape", shape, hint="--input-shape 1,3,224,224")
     generator = torch.Generator().manual_seed(0)
     if found.integers_below:
         return tuple(torch.randint(0, found.integers_below, shape, generator=generator) for shape in shapes)

@@ -18,7 +18,7 @@ _REFUSED = {
     Kind.TORCHSCRIPT: "give the nn.Module it was scripted from: package.module:factory --weights FILE",
     Kind.PROGRAM: "rename it to .pt2",
     Kind.PICKLE: "load it where you trust it, then write it with torch.export.save or torch.save",
-    Kind.BOMB: "save it again with torch.save, which does not compress",
+    Kind.ALLOCATES: "add --trust-pickle if you trust where it comes from",
     Kind.DAMAGED: "copy or download it again",
 }
 
@@ -33,7 +33,7 @@ def load_pickled(request: Request) -> Found:
     path = Path(request.source)
     check_present(path, what="model")
     kind = kind_of(path)
-    if kind in _REFUSED:
+    if kind in _REFUSED and not (kind is Kind.ALLOCATES and request.trust_pickle):
         raise InputError(f"'{path}' is {kind.value}", hint=_REFUSED[kind])
     held = _read(path, trusted=request.trust_pickle)
     if holds_weights(held):

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import cast
@@ -21,16 +26,27 @@ from deploypruner.sources.foreign import first_line
 SMALL = 64  # up to here: pad, shift and flip; beyond: a random part, resized
 _PADDING = 4
 _RESIZE_FROM = 128
+# Not the dozens of others whose readers are old and seldom looked at.
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+# Pillow's own limit. Larger ones, which threads would hold several of, are decoded one by one.
+_MOST_PIXELS, _MANY_PIXELS = 89_478_485, 1 << 24
+_ONE_LARGE = threading.Lock()
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, RuntimeError, OverflowError, MemoryError, LookupError, TypeError),
+    *(
+        struct.error,
+        zlib.error,
+        EOFError,
+        AttributeError,
+        AssertionError,
+        ZeroDivisionError,
+        Image.DecompressionBombError,
+    ),
+)
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 # EXIF orientations under which width and height change places.
 _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
-# What Pillow raises for damaged files, metadata included.
-_DAMAGE = (
-    *(OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError),
-    *(ZeroDivisionError, struct.error, Image.DecompressionBombError),
-)
 
 Box = tuple[float, float, float, float]  # left, top, width, height as fractions of the image
 
@@ -48,12 +64,9 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         InputError: The file is no image.
     """
-    try:
-        with Image.open(path, formats=_formats()) as image:
-            lying = image.getexif().get(_ORIENTATION) in _LYING
-            return (image.width, image.height) if lying else (image.height, image.width)
-    except _DAMAGE as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as image:
+        lying = image.getexif().get(_ORIENTATION) in _LYING
+        return (image.width, image.height) if lying else (image.height, image.width)
 
 
 def decode(path: Path, settings: DataSettings, *, box: Box | None = None) -> NDArray[np.uint8]:
@@ -75,14 +88,11 @@ def decode(path: Path, settings: DataSettings, *, box: Box | None = None) -> NDA
         InputError: The file cannot be decoded, has several frames, or numbers whose range nobody knows.
     """
     assert settings.size is not None, "decoding needs a size"
-    try:
-        with Image.open(path, formats=_formats()) as opened:
-            _require_one_frame(path, opened)
-            upright = ImageOps.exif_transpose(opened)
-            image = _eight_bits(path, upright).convert("L" if settings.channels == 1 else "RGB")
-    except _DAMAGE as error:
-        raise _unreadable(path, error) from error
-    resized = _evaluation_crop(image, settings) if box is None else _part(image, box, settings)
+    with _opened(path) as opened, _ONE_LARGE if opened.width * opened.height > _MANY_PIXELS else nullcontext():
+        _require_one_frame(path, opened)
+        upright = ImageOps.exif_transpose(opened)
+        image = _eight_bits(path, upright).convert("L" if settings.channels == 1 else "RGB")
+        resized = _evaluation_crop(image, settings) if box is None else _part(image, box, settings)
     return np.ascontiguousarray(np.atleast_3d(np.asarray(resized)).transpose(2, 0, 1))
 
 
@@ -115,6 +125,26 @@ def _eight_bits(path: Path, image: Image.Image) -> Image.Image:
             hint="scale it, or give the data as .npz, whose floats are used as they are",
         )
     return Image.fromarray(np.rint(values * (255 / most)).astype(np.uint8))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image whose header was read; what is wrong with it and with the rest of it is an InputError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # decided below
+            opened = Image.open(path, formats=_formats())
+        with opened:
+            if opened.width * opened.height > _MOST_PIXELS:
+                raise ValueError(f"{opened.width}x{opened.height} are more than {_MOST_PIXELS} pixels")
+            yield opened
+    except Image.UnidentifiedImageError as error:
+        kinds = ", ".join(_FORMATS)
+        raise InputError(
+            f"image '{path}' cannot be read: it is none of {kinds}, or damaged", hint="replace or delete the file"
+        ) from error
+    except _DAMAGE as error:
+        raise _unreadable(path, error) from error
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -203,6 +233,8 @@ def _evaluation_crop(image: Image.Image, settings: DataSettings) -> Image.Image:
     scale = max(height * margin / image.height, width * margin / image.width)
     # Truncated like torchvision's resize; 1e-6 keeps an exact product from falling one pixel short.
     wide, high = (max(1, int(side * scale + 1e-6)) for side in image.size)
+    if wide * high > _MOST_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} is too narrow to be cropped to {width}x{height}")
     left, top = round((wide - width) / 2), round((high - height) / 2)
     return image.resize((wide, high), resample).crop((left, top, left + width, top + height))
 

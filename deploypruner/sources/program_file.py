@@ -12,8 +12,10 @@ from torch.export import ExportedProgram
 from deploypruner.errors import InputError
 from deploypruner.graph.inputs import Inputs
 from deploypruner.pt2 import read_program
+from deploypruner.ranges import check_shape
+from deploypruner.reading import check_present
 from deploypruner.sources.found import Found, Request, Shapes
-from deploypruner.sources.torch_file import Kind, check_present, kind_of
+from deploypruner.sources.torch_file import Kind, kind_of
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -30,7 +32,7 @@ def load_program(request: Request) -> Found:
             precision, mixes positional and keyword inputs, or does not take the shape given with --input-shape.
     """
     path = Path(request.source)
-    check_present(path, what="model")
+    check_present(path, what="model", native=True)
     kind = kind_of(path)
     if kind is Kind.DAMAGED:
         raise InputError(f"'{path}' is truncated or corrupt", hint="export or copy it again")
@@ -116,6 +118,8 @@ def _check_shapes(asked: Shapes, nodes: list[Node], source: str) -> None:
 
 
 def _values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if shape:
+        check_shape("--input-shape", shape, hint="leave it out: a .pt2 file carries its own example inputs")
     generator = torch.Generator().manual_seed(0)
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator, dtype=dtype)

@@ -16,6 +16,7 @@ from deploypruner.errors import InputError
 from deploypruner.graph.inputs import Inputs, call, described, raw_bytes
 from deploypruner.graph.sound import check_dense, check_finite, state_tensors
 from deploypruner.sources.foreign import first_line, foreign
+from deploypruner.sources.room import check_room
 
 __all__ = ["check_dense", "check_finite", "check_runs", "fingerprint", "to_cpu_float32"]
 
@@ -51,13 +52,15 @@ def check_runs(module: nn.Module | ExportedProgram, example_inputs: Inputs) -> N
     """Run a copy of the model once, in eval mode and without gradients.
 
     Raises:
-        InputError: It cannot be copied, or the run fails; names the input shapes and the layer.
+        InputError: It cannot be copied, does not fit into the memory, or the run fails; names the input shapes and
+            the layer.
     """
     with (
         foreign("the model cannot be copied:", hint="keep only parameters, buffers and plain values on it"),
         _quiet(),
     ):
         twin = copy.deepcopy(module.module() if isinstance(module, ExportedProgram) else module)
+    check_room(twin, example_inputs)
     entered: list[str] = []
     for name, layer in twin.named_modules():
         label = f"layer '{name}' ({type(layer).__name__})" if name else type(layer).__name__

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deploypruner.errors import InputError, nearest
 from deploypruner.sources.checkpoint import Fit, fits, preferred, states
-from deploypruner.sources.foreign import first_line
+from deploypruner.sources.foreign import first_line, foreign
 from deploypruner.sources.torch_file import DAMAGE, Kind, check_present, kind_of
 
 _AGAIN = "copy or download it again"
@@ -84,7 +84,8 @@ def load_weights(module: nn.Module, path: Path) -> tuple[str, ...]:
     if not found[0].exact:
         raise _misfit(path, found[0], own)
     chosen = _chosen(path, found, asked)
-    module.load_state_dict(chosen.state, strict=False)
+    with foreign(f"weights '{path}' cannot be copied into the model:", hint="save dense tensors of its own types"):
+        module.load_state_dict(chosen.state, strict=False)
     remarks = []
     if len(found) > 1:
         others = " and ".join(_quoted(fit) for fit in found if fit is not chosen)

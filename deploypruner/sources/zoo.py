@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR
 from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qsl
@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl
 from torch import nn
 
 from deploypruner.errors import InputError, nearest
+from deploypruner.reading import check_present, read_json, status
 from deploypruner.sources.foreign import foreign, require
 from deploypruner.sources.found import Found, Request
 from deploypruner.sources.preprocessing import Preprocessing
@@ -136,7 +137,11 @@ def load_transformers(request: Request) -> Found:
         import_torchvision()
     transformers = require("transformers")
     folder = Path(order.name)
-    local = {"local_files_only": True} if folder.is_dir() else {}
+    found = status(folder, what="model")
+    local = {"local_files_only": True} if found is not None and S_ISDIR(found.st_mode) else {}
+    for file in folder.iterdir() if local else ():
+        if not file.is_dir():
+            check_present(file, what="model")  # the library would wait for a pipe for ever
     with foreign(order.failed, hint=order.hint):
         changes = {"num_labels": order.num_classes} if order.num_classes is not None else {}
         config = transformers.AutoConfig.from_pretrained(order.name, **local, **changes)
@@ -254,12 +259,12 @@ def _transformers_preprocessing(folder: Path) -> Preprocessing | None:
     if not path.is_file():
         return None
     with foreign(f"'{path}' cannot be read:"):
-        settings = json.loads(path.read_text())
-    if "image_mean" not in settings or "image_std" not in settings:
-        return None
-    # resample is PIL's number; 3 is bicubic.
-    return Preprocessing(
-        mean=tuple(settings["image_mean"]),
-        std=tuple(settings["image_std"]),
-        interpolation="bicubic" if settings.get("resample") == 3 else "bilinear",
-    )
+        settings = dict(read_json(path, what="preprocessor", hint="copy or download it again"))
+        if "image_mean" not in settings or "image_std" not in settings:
+            return None
+        # resample is PIL's number; 3 is bicubic.
+        return Preprocessing(
+            mean=tuple(map(float, settings["image_mean"])),
+            std=tuple(map(float, settings["image_std"])),
+            interpolation="bicubic" if settings.get("resample") == 3 else "bilinear",
+        )

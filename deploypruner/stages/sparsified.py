@@ -8,15 +8,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from onnx import numpy_helper
 
 from deploypruner.errors import InputError, MeasureError, VerificationError
 from deploypruner.folder import BuildFolder
-from deploypruner.measure import environment, evaluate, find_warnings, make_rows, outputs, time_artifacts
+from deploypruner.measure import environment, evaluate, find_warnings, make_rows, outputs, time_artifacts, trial
+from deploypruner.measure.files import check_external
 from deploypruner.measure.statistics import compare
 from deploypruner.quantize.preparing import prepared
 from deploypruner.quantize.static import quantize_static
+from deploypruner.reading import check_present
 from deploypruner.records import Artifact, Quality, Row
 from deploypruner.report.units import quality_sentence
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
@@ -123,6 +127,8 @@ def sparsified(request: Request, *, say: Say) -> Sparsified:
     library = extension_path()
     check_forced_target()
     model = _read(request.model)
+    say(f"trying {request.model}")
+    trial.check_runs(request.model, ("onnxruntime", "openvino"))
     check_convertible(model)
     folder = BuildFolder(request.out, "sparsify")
     folder.prepare()
@@ -182,11 +188,18 @@ def _sparsified(
 
 def _read(path: Path) -> onnx.ModelProto:
     """The model, weights included."""
-    if not path.is_file():
-        raise InputError(f"no file at '{path}'", hint="give an .onnx file")
+    check_present(path, what="model", hint="give an .onnx file", native=True)
+    check_external(path)
     try:
-        return onnx.load(path)
-    except (OSError, ValueError, DecodeError, onnx.checker.ValidationError) as error:
+        model = onnx.load(path)
+        for tensor in model.graph.initializer:
+            values = numpy_helper.to_array(tensor)
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise InputError(
+                    f"'{tensor.name}' of '{path}' holds NaN or Inf", hint="use an earlier checkpoint of the model"
+                )
+        return model
+    except (OSError, ValueError, TypeError, KeyError, DecodeError, onnx.checker.ValidationError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot read '{path}' as ONNX: {said}", hint="give a complete .onnx file") from error
 

@@ -1,0 +1,129 @@
+"""What the forms of a report read of its free sections, `budget` and `sparse`: the shapes those must have."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NotRequired
+
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
+
+# As JSON has them; NaN is null there.
+_Number = Annotated[float, Field(strict=True, ge=-1e300, le=1e300)]
+_Measured = _Number | None
+_Positive = Annotated[float, Field(strict=True, gt=0, le=1e300)]
+_Text = Annotated[str, Field(strict=True)]
+_Bool = Annotated[bool, Field(strict=True)]
+_Int = Annotated[int, Field(strict=True, ge=0, le=1 << 53)]
+_Names = list[_Text]
+
+
+class _Quality(TypedDict):
+    kind: _Text
+    dense: _Measured
+    pruned: _Measured
+    lost: _Measured
+    allowed: _Number
+    kept: _Bool
+
+
+class _Setting(TypedDict):
+    runtime: _Text
+    precision: _Text
+    threads: _Int
+
+
+class _JudgedPlan(TypedDict):
+    objective: _Text
+    predicted_ms: _Measured
+    loss: _Measured
+    top1: _Measured
+    trained: NotRequired[_Measured]
+    dropped: _Names
+    full: _Bool
+
+
+class _Budget(TypedDict, total=False):
+    kind: _Text
+    requested: _Measured | _Text
+    predicted: _Measured | _Text
+    measured: _Measured | _Text
+    certified: _Measured | _Text
+    met: _Bool | None
+    doubt: _Text | None
+    quality: _Quality
+    quantile: _Number
+    setting: _Setting | None
+    objective: _Text | None
+    judged_by: _Text
+    pool: list[_JudgedPlan]
+    dropped: _Names
+
+
+class _Gate(TypedDict):
+    name: _Text
+    kind: _Text
+    dense_us: _Measured
+    sparse_us: _Measured
+    choice: _Text
+    reason: _Text
+
+
+class _Layer(_Gate):
+    kernel: list[_Int]
+    pattern: NotRequired[_Text]
+    density: _Number
+    quads: _Number
+    predicted_us: NotRequired[_Measured]
+
+
+class _Assigned(TypedDict):
+    predicted_ms: _Positive
+    dense_ms: _Number
+    budget_ms: _Number
+    budget: _Text
+    kept: _Number
+    reference_kept: _Number
+    reference: _Text
+
+
+class _AgainstDense(TypedDict):
+    ratio: _Number
+    ratio_ci: tuple[_Number, _Number]
+    verdict: _Text
+    against: _Text
+
+
+class _Sparse(TypedDict):
+    chosen: _Int
+    layers: list[_Layer]
+    gates: NotRequired[list[_Gate]]
+    refused: NotRequired[dict[str, _Text]]
+    reason: NotRequired[_Text]
+    target: NotRequired[_Text]
+    assigned: NotRequired[_Assigned]
+    against_dense: NotRequired[_AgainstDense]
+
+
+_ADAPTERS: dict[str, TypeAdapter[Any]] = {"budget": TypeAdapter(_Budget), "sparse": TypeAdapter(_Sparse)}
+# Sections of these that may be empty in every way JSON has.
+_MAY_BE_EMPTY = ("quality", "pool", "dropped", "assigned", "against_dense")
+
+
+def check_section(name: str, held: dict[str, Any]) -> None:
+    """Check what is read of one section; whatever else stands in it is left alone.
+
+    Args:
+        name: "budget" or "sparse".
+        held: What report.json has there; empty where nothing is said.
+
+    Raises:
+        ValidationError: Something that is read is missing, or of another type.
+    """
+    if not held:
+        return
+    read = {key: value for key, value in held.items() if value or key not in _MAY_BE_EMPTY}
+    needed = {"judged_by"} if read.get("pool") else set()
+    if name == "sparse":
+        needed |= {"target"} if held.get("chosen") else {"reason"}
+    # What only some reports need is missing as anything else is: null stands in for it.
+    _ADAPTERS[name].validate_python({**{key: None for key in needed if not held.get(key)}, **read})
