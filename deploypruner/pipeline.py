@@ -87,9 +87,9 @@ def _run(build: Build, *, resume: bool, say: Say) -> Build:
         stage = stage_class()
         started = time.perf_counter()
         finished = resumable and _is_finished(build.folder, stage, marks)
+        if stage.saves and not finished and resumable:
+            _discard_from(build.folder, stage_class)
         resumable = resumable and (finished or not stage.saves)
-        if not finished:
-            _discard(build.folder, stage_class)
         build = stage.restore(build) if finished else stage.run(build)
         seconds = time.perf_counter() - started
         if stage.saves and not finished:
@@ -223,12 +223,15 @@ def _open_folder(build: Build, *, resume: bool) -> dict[str, Any]:
     return marks
 
 
-def _discard(folder: BuildFolder, stage: type[Stage]) -> None:
-    """Delete what a stage that runs again once made: where it now makes nothing, nothing may be left of it."""
-    earlier = {name for cls in CHAIN[: CHAIN.index(stage)] for name in cls.saves}
-    for name in stage.saves:
-        if name not in earlier:
-            folder.discard(name)
+def _discard_from(folder: BuildFolder, stage: type[Stage]) -> None:
+    """Delete what this stage and those after it once made: where they now make nothing, nothing may be left of it.
+
+    All at once, because some make files of later stages early: the dense model that a budget of time is measured by.
+    """
+    place = CHAIN.index(stage)
+    earlier = {name for cls in CHAIN[:place] for name in cls.saves}
+    for name in {name for cls in CHAIN[place:] for name in cls.saves} - earlier:
+        folder.discard(name)
 
 
 def _read_marks(folder: BuildFolder) -> dict[str, Any]:

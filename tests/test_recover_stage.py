@@ -67,6 +67,7 @@ def a_build(tmp_path: Path, recover: RecoverRecipe, *, labelled: bool = True, tr
     plan = make_plan(graph, {g.id: list(range(g.size // 2)) for g in graph.groups})
     folder = BuildFolder(tmp_path)
     folder.prepare()
+    folder.release()  # several builds of one test take turns in it
     recipe = Recipe(recover=recover)
     build = Build(recipe, folder, "", Given(train=train), SilentProgress(), data=data, graph=graph, plan=plan)
     return replace(build, module=remove(graph, plan))

@@ -21,6 +21,7 @@ from deploypruner.sparse.gates import Pool, Scale, find_gates
 from deploypruner.sparse.layer import Layer
 from deploypruner.sparse.library import is_built
 from deploypruner.sparse.onnx_graph import Graph
+from deploypruner.target import detect
 from deploypruner.verify.sparse import verify_operations
 from tests.qdq import Qdq, images
 from tests.test_sparse_convert import Reference
@@ -76,7 +77,13 @@ def quantized(folder: Path, activation: str, placement: str) -> tuple[Path, list
     batches = [images(4, (3, 14, 14), seed) for seed in range(3)]
     exporters.get("onnx")().write(net, (torch.randn(2, 3, 14, 14),), folder / "fp32.onnx", dynamic_batch=True)
     int8 = folder / "int8.onnx"
-    quantize_static(folder / "fp32.onnx", int8, calibration=[[b] for b in batches], placement=placement)
+    quantize_static(
+        folder / "fp32.onnx",
+        int8,
+        calibration=[[b] for b in batches],
+        placement=placement,
+        reduce_range=detect().saturates,
+    )
     return int8, batches
 
 

@@ -14,6 +14,7 @@ from deploypruner.errors import InputError
 from deploypruner.export import exporters
 from deploypruner.export.to_openvino import write_ir
 from deploypruner.quantize import quantize_static
+from deploypruner.target import detect
 from deploypruner.verify import compare_outputs, compare_relative, flatten_outputs, verify_exports
 
 
@@ -96,7 +97,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Net, dict[str, Path
     example = [torch.zeros(2, 3, 8, 8)]
     exporters.get("onnx")().write(model, example, files["model.fp32.onnx"], dynamic_batch=True)
     exporters.get("pt2")().write(model, example, files["model.pt2"], dynamic_batch=True)
-    quantize_static(files["model.fp32.onnx"], files["model.int8.onnx"], calibration=FEEDS)
+    quantize_static(
+        files["model.fp32.onnx"], files["model.int8.onnx"], calibration=FEEDS, reduce_range=detect().saturates
+    )
     write_ir(files["model.int8.onnx"], files["model.int8.xml"])
     return model, files
 

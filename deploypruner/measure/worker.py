@@ -101,7 +101,7 @@ class Timer:
             _read_feeds(Path(message["feeds"]))
             if message["feeds"]
             else random_feeds(
-                session.inputs, shapes=message["shapes"], others=message["others"], seed=message["seed"]
+                session.inputs, shapes=message["shapes"], others=message.get("others", False), seed=message["seed"]
             )
         )
         if any(None in spec.shape for spec in session.inputs):
