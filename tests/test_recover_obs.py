@@ -116,3 +116,14 @@ def test_sums_that_do_not_fit_into_the_memory_are_made_in_portions(monkeypatch) 
     monkeypatch.setattr(readers, "_sums", lambda *given: runs.append(1) or original(*given))
     assert all(np.array_equal(at_once[g], kept) for g, kept in order_by_readers(graph, order, data).items())
     assert len(runs) == 2
+
+
+def test_fewer_samples_than_inputs_are_no_obstacle() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 12, generator=generator)  # float32, rank 5: no inverse without a ridge
+    reader = Reader(
+        (x.mT @ x).double() - 1e-4 * torch.eye(12, dtype=torch.float64), torch.randn(12, 3), torch.arange(12)[:, None]
+    )
+    found = eliminate([reader], ridge=1e-12)
+    assert sorted(found.order.tolist()) == list(range(12))
+    assert np.isfinite(found.errors).all()

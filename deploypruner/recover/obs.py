@@ -30,11 +30,13 @@ class Reader:
         gram: X^T X [K, K], as `NormalEquations` sums it, with a row for the bias where there is one.
         weight: What X is multiplied with [K, O].
         rows: [C, S] rows of `weight` that each channel owns; rows of none, such as the bias, always stay.
+        ridge: Added to the diagonal of `gram`, relative to its mean, where the samples say too little.
     """
 
     gram: Tensor
     weight: Tensor
     rows: Tensor
+    ridge: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def eliminate(readers: Sequence[Reader], *, steps: int = 64, ridge: float = 1e-6
     Args:
         readers: At least one, all of the same C channels.
         steps: To remove all of them in; with C or more they go one by one.
-        ridge: Added to the diagonal, relative to its mean, > 0: columns that repeat each other have no inverse.
+        ridge: The least that is added to every diagonal, relative to its mean, > 0: columns that repeat each other
+            have no inverse. More where rounding asks for it.
 
     Raises:
         InputError: Sums that are not finite.
@@ -86,10 +89,14 @@ class _State:
             raise InputError(
                 "the sums over a layer's inputs are not finite", hint="check the data for NaN and infinity"
             )
-        tiny = torch.finfo(torch.float64).tiny
+        tiny, ridge = torch.finfo(torch.float64).tiny, max(ridge, reader.ridge)
         self.size = float((self.weight * (gram @ self.weight)).sum().clamp_min(tiny))
-        ridged = gram + torch.eye(len(gram), dtype=torch.float64) * (ridge * gram.diagonal().mean()).clamp_min(tiny)
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged))
+        unit = torch.eye(len(gram), dtype=torch.float64) * gram.diagonal().mean().clamp_min(tiny)
+        factor, failed = torch.linalg.cholesky_ex(gram + ridge * unit)
+        while failed:  # sums in float32 of fewer rows than columns
+            ridge *= 10
+            factor, failed = torch.linalg.cholesky_ex(gram + ridge * unit)
+        self.inverse = torch.cholesky_inverse(factor)
 
     def losses(self, channels: Tensor) -> Tensor:
         """tr(W_S^T [(H^-1)_SS]^-1 W_S) / |Y|^2 for each of some channels."""

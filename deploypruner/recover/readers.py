@@ -22,6 +22,9 @@ from deploypruner.recover.obs import Reader, eliminate
 
 # Part of the free memory for sums over inputs; a group's readers are needed together.
 _MEMORY = 0.25
+# Rows of X for each of its columns below which the samples alone do not say what a layer can do without, and the ridge
+# there: the usual one of reconstruction.
+_FEW, _RIDGE = 8, 0.03
 
 
 @torch.no_grad()
@@ -121,4 +124,5 @@ def _reader(module: TracedModule, member: Member, gram: Tensor) -> Reader:
     taps = weight[0, 0].numel()
     flat = weight.flatten(1).mT
     rows = (torch.as_tensor(member.index)[:, :, None] * taps + torch.arange(taps)).flatten(1)
-    return Reader(gram, torch.cat([flat, flat.new_zeros(1, flat.shape[1])]), rows)
+    few = float(gram[-1, -1]) < _FEW * len(gram)  # the ones are as many as the rows of X
+    return Reader(gram, torch.cat([flat, flat.new_zeros(1, flat.shape[1])]), rows, _RIDGE if few else 0.0)

@@ -127,9 +127,9 @@ def sparsified(request: Request, *, say: Say) -> Sparsified:
     library = extension_path()
     check_forced_target()
     model = _read(request.model)
+    check_convertible(model)
     say(f"trying {request.model}")
     trial.check_runs(request.model, ("onnxruntime", "openvino"))
-    check_convertible(model)
     folder = BuildFolder(request.out, "sparsify")
     folder.prepare()
     try:
