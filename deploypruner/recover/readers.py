@@ -22,7 +22,7 @@ from deploypruner.recover.obs import Reader, eliminate
 
 # Part of the free memory for sums over inputs; a group's readers are needed together.
 _MEMORY = 0.25
-# Rows of X for each of its columns below which the samples alone do not say what a layer can do without, and the ridge
+# Rows of X per column below which the samples alone do not say what a layer can do without, and the ridge
 # there: the usual one of reconstruction.
 _FEW, _RIDGE = 8, 0.03
 
