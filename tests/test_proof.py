@@ -79,10 +79,12 @@ def test_every_statistics_net_has_something_to_prune(name):
 @pytest.mark.parametrize("name", NETS)
 def test_random_plans_over_all_groups_are_proved(name):
     graph = trace(*make(name))
+    # Lengths of a weight norm are scaled and rounded to float32, by 6e-8 at most.
+    exact = 1e-7 if graph.labelling.normed else 1e-12
     for seed in range(2):
         for check in proved(graph, random_plan(graph, seed))[1]:
             assert check.passed, check
-            assert check.max_abs_diff <= 1e-12
+            assert check.max_abs_diff <= exact
 
 
 def test_a_mean_over_kept_channels_by_hand():
