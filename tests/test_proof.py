@@ -145,6 +145,14 @@ def test_a_removal_that_keeps_other_channels_names_the_weight_and_its_reader():
         assert "statistics_nets.py:" in check.detail
 
 
+def test_the_scaled_lengths_of_a_weight_norm_are_not_blamed_for_what_is_wrong_after_it():
+    graph = rewired(trace(*make("tied")), lambda module: module.get_parameter("o.weight").data.neg_())
+    assert graph.labelling.normed
+    _, checks = proved(graph, random_plan(graph, 0))
+    assert [c.passed for c in checks] == [False, False]
+    assert checks[0].detail.startswith("'o.weight' differs first, first read by 'linear"), checks[0]
+
+
 def test_a_wrong_epsilon_names_the_norm_and_its_line():
     graph = rewired(trace(*make_statistics("layer norm")), on_op("layer_norm", "eps", 0.5))
     _, checks = proved(graph, random_plan(graph, 0))
