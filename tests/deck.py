@@ -118,6 +118,17 @@ class Squared(nn.Module):
         return self.layer(x, x.tanh())
 
 
+class Recurrent(nn.Module):
+    """A layer that reads the tokens one after the other."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0]
+
+
 class Positions(nn.Module):
     """A table of positions, read by index."""
 
@@ -187,6 +198,12 @@ layers(
     weight_norm=lambda c: parametrizations.weight_norm(nn.Conv2d(c, 8, 3, padding=1)),
     spectral_norm=lambda c: parametrizations.spectral_norm(nn.Conv2d(c, 8, 1)),
     bilinear=lambda c: Tokens(Squared(c)),
+    gated_recurrent=lambda c: Tokens(
+        Recurrent(nn.LSTM(c, 8, num_layers=2, batch_first=True)), nn.Linear(8, c), Recurrent(nn.GRU(c, 8))
+    ),
+    recurrent=lambda c: Tokens(
+        Recurrent(nn.RNN(c, 4, bidirectional=True)), nn.Linear(8, c), Recurrent(nn.RNN(c, 8, nonlinearity="relu"))
+    ),
     embedding=lambda c: Tokens(Positions(c)),
     pools=lambda c: nn.Sequential(
         nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(3), nn.Upsample(scale_factor=2, mode="bilinear")
@@ -221,6 +238,7 @@ weighted(
     t=lambda x, w, v: F.conv2d(x, w.t()[..., None, None]),
     numpy_t=lambda x, w, v: F.conv2d(x, w.T[..., None, None]),
     adjoint=lambda x, w, v: F.conv2d(x, w.adjoint()[..., None, None]),
+    hermitian=lambda x, w, v: F.conv2d(F.conv2d(x, w.mH[..., None, None]), w.H[..., None, None]),
 )
 plain(
     length=lambda x: x.reshape(len(x), -1).reshape(len(x), *x.shape[1:]),
@@ -295,6 +313,8 @@ plain(
     ),
     unsafe_splits=lambda x: torch.concat([*torch.unsafe_split(x, 4, 1)[:2], *torch.unsafe_chunk(x, 2, 1)], 1),
     joins=lambda x: torch.concatenate([x, torch.stack([x, -x], 2).amax(2)], 1),
+    stacks=lambda x: torch.column_stack([torch.hstack([x, x.tanh()]), -x]),
+    stacks_of_rows=lambda x: torch.row_stack([torch.vstack([y := x.transpose(0, 1), y.tanh()]), -y]).transpose(0, 1),
     pad=lambda x: aten.constant_pad_nd(F.pad(x, (1, 1, 0, 0, 2, 2)), [0, 0, 0, 0, 1, 0]),
     squeezed=lambda x: x.mean(3, keepdim=True).squeeze(3).unsqueeze(-1) + x,
     einops=lambda x: (

@@ -149,7 +149,7 @@ def test_an_operator_of_another_library_is_not_run():
 
     twice.register_fake(torch.empty_like)
     graph = trace(Encoders(lambda a, b: gap(twice(a))).eval(), torch.randn(2, 3, 6, 6))
-    assert all(shape[1:] == (8, 6, 6) for shape in calls)
+    assert {shape[1] for shape in calls} == {8}, "other images may be tried, other channels may not"
     assert "no rule for observed.twice.default" in {f.reason for f in graph.frozen}
 
 

@@ -19,6 +19,12 @@ FACTORY = """
 import torch
 from torch import nn
 
+@torch.library.custom_op("planned::smoothed", mutates_args=())
+def smoothed(x: torch.Tensor) -> torch.Tensor:
+    return x.cumsum(1)
+
+smoothed.register_fake(torch.empty_like)
+
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
@@ -34,7 +40,7 @@ class Net(nn.Module):
         self.rnn, self.head = nn.LSTM(16, 8, batch_first=True), nn.Linear(8, 5)
 
     def forward(self, x):
-        return self.head(self.rnn(self.blocks(self.embed(x)) * 2)[0])
+        return self.head(self.rnn(smoothed(self.blocks(self.embed(x)) * 2))[0])
 
 def make():
     return Net()
@@ -107,9 +113,10 @@ def test_a_dry_run_says_what_can_be_cut_and_what_not(here):
     assert outcome.code == 0, outcome.err
     assert "traced by torch.export, any batch size" in outcome.out
     assert "blocks.0-2.up.weight:0  channels        32" in outcome.out
-    assert "no rule for aten.lstm" in outcome.out
-    assert "hint: what goes into lstm and comes out of it keeps its size" in outcome.out
-    assert "inputs of blocks.0-2.up, head" in outcome.out.split("no rule for aten.lstm")[1].split("hint")[0]
+    assert "no rule for planned.smoothed" in outcome.out
+    assert "hint: what goes into planned.smoothed and comes out of it keeps its size" in outcome.out
+    assert "inputs of blocks.0-2.up" in outcome.out.split("no rule for planned.smoothed")[1].split("hint")[0]
+    assert "inputs of head" in outcome.out.split("state of a recurrent layer")[1].split("model output")[0]
     assert "model output\n            outputs of head" in outcome.out
 
 

@@ -96,6 +96,8 @@ def halves(graph: Graph, order: dict[str, np.ndarray]) -> list[Cut]:
 def test_a_cut_returns_what_the_network_without_it_returns(name):
     net, x = (seeded(Overwritten), torch.randn(2, 3, 8, 8)) if name == "overwritten" else make(name)
     graph = trace(net, x)
+    # Lengths of a weight norm are scaled and rounded to float32, by 6e-8 at most.
+    exact = 1e-7 if graph.labelling.normed else 1e-12
     cuts = halves(graph, shuffled(graph))
     sweep = Sweep(graph, cuts, dtype=torch.float64)
     x = torch.randn(3, *x.shape[1:], generator=torch.Generator().manual_seed(3))
@@ -106,7 +108,7 @@ def test_a_cut_returns_what_the_network_without_it_returns(name):
     for cut in cuts:
         wanted = runner(graph.cut(graph.removed(cut.keep)), torch.float64).outputs((x,))
         for got, want, whole in zip(found[cut.id], wanted, dense, strict=True):
-            assert (got - want).abs().max() <= 1e-12 * want.abs().max()
+            assert (got - want).abs().max() <= exact * want.abs().max()
             assert (got - whole).abs().max() > 1e-6 * whole.abs().max()
     wanted = runner(graph.module, torch.float64).outputs((x,))
     assert all((a - b).abs().max() <= 1e-12 * b.abs().max() for a, b in zip(dense, wanted, strict=True))

@@ -1,15 +1,16 @@
 """What the pruned model must compute: the dense graph, with everything removed made to count for nothing.
 
 What is removed counts for nothing where sums see only zeros. So every removed slice of every parameter is read as
-zeros, in producers and consumers, and the graph runs as it was traced. Three kinds of operator need more:
+zeros, in producers and consumers, and the graph runs as it was traced. Four kinds of operator need more:
 
 * A *residual branch* that is gone is multiplied by zero before it is added.
 * A *statistic* over channels (layer norm, group norm, a mean, weight standardisation) is taken over what is kept:
   its inputs are restricted to the kept indices, and its result is put back among zeros.
+* A *weight norm* whose lengths are a parameter is taken over everything: the removed module scales them to match.
 * A *product* of two computed tensors has no zeros of a parameter to rely on: a channel that a nonlinearity or a
   buffer made non-zero is set to zero in its inputs first.
 
-The oracle shares with the remover the labels of the inputs of the last two kinds, and nothing else: no size, no
+The oracle shares with the remover the labels of the inputs of the last three kinds, and nothing else: no size, no
 count, no index of a rewritten graph is read. It cannot tell whether a plan is good, only that the removed module is
 the dense one without what the plan names.
 """
@@ -74,17 +75,17 @@ class Masked(Streamed):
         """As traced; statistics over what is kept only, products over zeros, and no branch that is gone is added."""
         if node in self._closed:
             return super().call(node, lambda n: value(n) * 0 if n is self._closed[node] else value(n))
-        if op_name(node) in _NORMED:
-            return self._normed(node, value)
         statistic = self._labelling.statistics.get(node)
         if statistic is not None and any(self._vanishing(labels) is not None for labels in statistic):
             return self._statistic(node, value)
+        if op_name(node) in _NORMED:
+            return self._normed(node, value)
         if op_name(node) in _PRODUCTS:
             return super().call(node, self._zeroed(node, value))
         return super().call(node, value)
 
     def _normed(self, node: Node, value: Value) -> Any:
-        """A weight under weight norm: computed whole, then zero where it is removed."""
+        """A weight whose lengths make up for what its directions lose: computed whole, then zero where removed."""
         whole = super().call(node, lambda n: Streamed.read(self, n) if n.op == "get_attr" else value(n))
         results = [whole] if isinstance(whole, Tensor) else list(whole)
         for result, gone in zip(results[:1], self.gone(node)[:1], strict=True):
@@ -110,8 +111,10 @@ class Masked(Streamed):
         """Is what remains of this value a box of known indices, so that it can be compared with the removed one?
 
         Not where a channel shuffle is under way (a gather replaces it), nor where the batch was traced as a symbol
-        and something vanishes along it.
+        and something vanishes along it, nor of the lengths of a weight norm, which are scaled.
         """
+        if node.op == "get_attr" and node.target in self._labelling.normed:
+            return False
         values, value = self._labelling.values.get(node), node.meta.get("val")
         if not isinstance(values, list) or not isinstance(value, Tensor):
             return True

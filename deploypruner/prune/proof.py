@@ -129,7 +129,7 @@ def _checks(graph: Graph, masked: Runner, removed: Runner, dtype: torch.dtype) -
         slack = _ROUNDED[dtype] if graph.labelling.normed else 1.0
         check = _check(f"masked = removed ({kind}{suffix})", outcome, dtype, signal, slack)
         if not check.passed and not outcome.problem and isinstance(masked, Masked) and isinstance(removed, Streamed):
-            found = first_difference(masked, removed, outcome.inputs, _TOLERANCE[dtype])
+            found = first_difference(masked, removed, outcome.inputs, slack * _TOLERANCE[dtype])
             check = Check(check.name, check.max_abs_diff, check.tolerance, passed=False, detail=found or check.detail)
         checks.append(check)
     return tuple(checks)

@@ -73,7 +73,8 @@ def frozen_details(frozen: Sequence[Frozen], width: int | None) -> list[str]:
 def _advice(reason: str) -> str:
     """What a user can do about it, where something can be done."""
     if reason.startswith(_NO_RULE):
-        operator = reason.removeprefix(_NO_RULE).removeprefix("aten.").partition(".")[0]
+        name = reason.removeprefix(_NO_RULE)
+        operator = (name.rpartition(".")[0] or name).removeprefix("aten.")
         return f"what goes into {operator} and comes out of it keeps its size; linear and elementwise steps would not"
     return ""
 
