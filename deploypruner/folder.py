@@ -238,14 +238,18 @@ class BuildFolder:
         """Write a JSON file atomically; NaN is a programming error."""
         self.write_text(name, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str, *, hint: str = "compile again") -> Any:
         """Read a JSON file.
+
+        Args:
+            name: Within the folder.
+            hint: For one that is damaged.
 
         Raises:
             InputError: It is missing or damaged.
         """
         missing = f"{self.root} is not a finished build folder"
-        return read_json(self.path(name), what="build", hint="compile again", missing=missing)
+        return read_json(self.path(name), what="build", hint=hint, missing=missing)
 
     def sha256(self) -> dict[str, str]:
         """Name -> sha256 of every finished file of the build outside stages/, the manifest itself left out."""

@@ -45,6 +45,7 @@ CHAIN: tuple[type[Stage], ...] = (
     *(Quantize, Export, Sparse, Verify, Measure, WriteReport),
 )
 _MARKS = stage_file("finished.json")
+_START_OVER = "leave out --resume to start over"
 # Keys of the recipe that a resumed build may change -> the first stage whose result depends on them.
 _CHANGEABLE: dict[str, str] = {
     **{f"prune.{name}": Allocate.name for name in BUDGETS},
@@ -240,7 +241,7 @@ def _read_marks(folder: BuildFolder) -> dict[str, Any]:
     Raises:
         InputError: The file is damaged, or another version wrote it.
     """
-    marks: Any = folder.read_json(_MARKS)
+    marks: Any = folder.read_json(_MARKS, hint=_START_OVER)
     sound = (
         isinstance(marks, dict)
         and isinstance(marks.get("recipe"), dict)
@@ -253,7 +254,7 @@ def _read_marks(folder: BuildFolder) -> dict[str, Any]:
         )
     )
     if not sound:
-        raise InputError(f"{folder.path(_MARKS)} is damaged", hint="leave out --resume to start over")
+        raise InputError(f"{folder.path(_MARKS)} is damaged", hint=_START_OVER)
     return dict(marks)
 
 

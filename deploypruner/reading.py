@@ -42,7 +42,7 @@ ARCHIVE_DAMAGE = (
 )
 
 
-def check_present(path: Path, *, what: str, hint: str = "", native: bool = False) -> None:
+def check_present(path: Path, *, what: str, hint: str = "", native: bool = False, empty: str = _AGAIN) -> None:
     """Check that `path` is a regular file with something in it, and one that could ever be read.
 
     Args:
@@ -50,6 +50,7 @@ def check_present(path: Path, *, what: str, hint: str = "", native: bool = False
         what: It was to be: "model", "recipe".
         hint: For a file that is missing; where it was looked for if empty.
         native: Is it opened by a library that takes names in UTF-8 only?
+        empty: Hint for a file of 0 bytes.
 
     Raises:
         InputError: It is missing, a folder, a pipe, a device, empty, not permitted, or larger than the memory.
@@ -62,7 +63,7 @@ def check_present(path: Path, *, what: str, hint: str = "", native: bool = False
     if native and not is_utf8(path):
         raise InputError(f"the name of {what} '{path}' is not UTF-8, and runtimes cannot open it", hint="rename it")
     if found.st_size == 0:
-        raise InputError(f"{what} file '{path}' is empty (0 bytes)", hint=_AGAIN)
+        raise InputError(f"{what} file '{path}' is empty (0 bytes)", hint=empty)
     if found.st_size > memory_bytes():
         raise InputError(
             f"{what} file '{path}' has {_gigabytes(found.st_size)}, more than this machine's memory "
@@ -106,23 +107,31 @@ def kind_name(found: os.stat_result) -> str:
     return next((name for is_kind, name in _KINDS if is_kind(found.st_mode)), "something else")
 
 
-def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Every folder below and the names of what is in it. Links are followed, and none leads into a folder twice.
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Every folder below, and the names of the folders and of the files in it.
+
+    Links are followed, and none leads into a folder twice. A folder that the caller takes out of the list is not
+    entered.
 
     Raises:
         InputError: A folder cannot be read, and would be left out without a word.
     """
     seen = set()
-    for where, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_folder):
+    for where, folders, files in os.walk(folder, followlinks=True, onerror=refuse_folder):
         found = os.stat(where)
         if (found.st_dev, found.st_ino) in seen:
             folders.clear()
             continue
         seen.add((found.st_dev, found.st_ino))
-        yield where, files
+        yield where, folders, files
 
 
-def _refuse_folder(error: OSError) -> NoReturn:
+def refuse_folder(error: OSError) -> NoReturn:
+    """Say that a folder cannot be read.
+
+    Raises:
+        InputError: Always, unless the mistake is ours.
+    """
     raise refusal(error, f"read folder '{error.filename}'") or error
 
 
@@ -154,7 +163,7 @@ def read_text(path: Path, *, what: str, hint: str = "", missing: str = "") -> st
     Raises:
         InputError: As `check_present`, or it is too large for a document, or no UTF-8.
     """
-    check_present(path, what=what, hint=missing)
+    check_present(path, what=what, hint=missing, empty=hint or _AGAIN)
     try:
         with path.open("rb") as file:
             held = file.read(_DOCUMENT_BYTES + 1)

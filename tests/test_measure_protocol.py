@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,11 @@ from tests.timed import Scripted, Unsteady, save_conv
 def open_worker(path: Path, runtime: str = "onnxruntime") -> Worker:
     (artifact, name), *_ = pair_up([path], [runtime])
     worker = Worker(artifact, name, threads=1, log=path.with_suffix(".log"))
-    worker.ask(do="load", runtime=name)
-    worker.ask(do="open", path=str(path), threads=1, seed=0, shapes={}, feeds=None)
+    with ExitStack() as failed:
+        failed.callback(worker.close)  # its pipes would be found open by whatever test runs later
+        worker.ask(do="load", runtime=name)
+        worker.ask(do="open", path=str(path), threads=1, seed=0, shapes={}, feeds=None)
+        failed.pop_all()
     return worker
 
 

@@ -290,13 +290,21 @@ def test_a_stage_whose_file_is_damaged_is_done_again_with_all_after_it(tmp_path,
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"recipe": {}, "stages": []}', '{"recipe": {}, "stages": {"score": {}}}']
+    ("text", "said"),
+    [
+        ("", "finished.json' is empty (0 bytes)"),
+        ("{", "finished.json' is not valid JSON"),
+        ("[]", "finished.json is damaged"),
+        ("{}", "finished.json is damaged"),
+        ('{"recipe": {}, "stages": []}', "finished.json is damaged"),
+        ('{"recipe": {}, "stages": {"score": {}}}', "finished.json is damaged"),
+    ],
 )
-def test_a_damaged_record_of_what_is_finished_is_refused(tmp_path, text):
+def test_a_damaged_record_of_what_is_finished_is_refused(tmp_path, text, said):
     folder = copy_of_finished(tmp_path)
     (folder / "stages" / "finished.json").write_text(text)
     outcome = run_cli(*COMPILE, "--out", str(folder), "--resume")
-    outcome.assert_error(2, "finished.json is damaged")
+    outcome.assert_error(2, said, "hint: leave out --resume to start over")
     assert digests(folder) == digests(finished())
 
 
@@ -477,7 +485,7 @@ def plan_with(x: torch.Tensor, y: torch.Tensor) -> dp.Plan:
         (lambda m, x: dp.prune(m, x, macs=0.5, criterion="taylor"), RecipeError, "needs data"),
         (lambda m, x: plan_with(torch.zeros(9, 1, 16, 16), torch.zeros(9).long()), InputError, "[1, 16, 16]"),
         (lambda m, x: plan_with(torch.zeros(9, *IMAGE), torch.full((9,), 4)), InputError, "model's 4 outputs"),
-        (lambda m, x: dp.restore(m, "nowhere"), InputError, "nowhere/plan.json does not exist"),
+        (lambda m, x: dp.restore(m, "nowhere"), InputError, "no plan file 'nowhere/plan.json'"),
         (lambda m, x: dp.restore(OTHER_NET, finished()), PlanError, "which this model does not have"),
         (lambda m, x: dp.measure([]), InputError, "no artifacts to measure"),
     ],

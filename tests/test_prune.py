@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -191,15 +192,23 @@ def test_restore_gives_the_saved_module_from_fresh_code(tmp_path):
 
 
 def test_restore_names_what_is_missing_or_damaged(tmp_path):
-    with pytest.raises(InputError, match=r"plan.json does not exist"):
+    with pytest.raises(InputError, match=r"no plan file '.*plan\.json'\s+hint: .* is not a build folder"):
         restore(Residual(), tmp_path)
     (tmp_path / "plan.json").write_text("{")
-    with pytest.raises(InputError, match=r"plan.json is damaged"):
+    with pytest.raises(InputError, match=r"plan '.*plan\.json' is not valid JSON: .*\s+hint: compile again"):
         restore(Residual(), tmp_path)
     _, plan = plan_for(*make("residual"), 0.6, step=1)
     (tmp_path / "plan.json").write_text(json.dumps(plan.to_json()))
-    with pytest.raises(InputError, match=r"weights.safetensors does not exist"):
+    with pytest.raises(InputError, match=r"no weights file '.*weights\.safetensors'"):
         restore(Residual(), tmp_path)
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"weights\.safetensors' is empty \(0 bytes\)\s+hint: compile again"):
+        restore(Residual(), tmp_path)
+    (tmp_path / "weights.safetensors").unlink()
+    os.mkfifo(tmp_path / "weights.safetensors")
+    with pytest.raises(InputError, match=r"weights\.safetensors' is a named pipe, not a file"):
+        restore(Residual(), tmp_path)
+    (tmp_path / "weights.safetensors").unlink()
     (tmp_path / "weights.safetensors").write_bytes(b"\x10")
     with pytest.raises(InputError, match=r"weights.safetensors is truncated or corrupt"):
         restore(Residual(), tmp_path)

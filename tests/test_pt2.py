@@ -137,7 +137,7 @@ def test_nothing_unfolds(tmp_path: Path) -> None:
         read_program(packed)
     bomb = {**members(), "data/weights/weight_0": bytes(30_000_000)}
     write(tmp_path / "bomb.pt2", bomb, zipfile.ZIP_DEFLATED)
-    run_cli("plan", "bomb.pt2", folder=tmp_path).assert_error(2, "would unfold to many times its size")
+    run_cli("plan", "bomb.pt2", folder=tmp_path).assert_error(2, "could unfold to any size")
 
 
 def test_a_cut_or_flipped_archive_is_refused(tmp_path: Path) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from deploypruner.errors import InputError
 from deploypruner.graph.inputs import as_inputs
 from deploypruner.records import TensorSpec
+from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.sources.data import DataSettings, as_data
 from deploypruner.sources.matched import input_names, matched
 from deploypruner.sources.model import load_model
+from deploypruner.stages.fitting import Said
 from deploypruner.stages.sparsify_inputs import sparsify_inputs
 
 
@@ -103,11 +107,26 @@ def test_a_model_that_looks_a_table_up_gets_whole_numbers(tmp_path: Path, monkey
     assert "whole numbers" in loaded.remarks[0]
 
 
+def means_of_bytes(path: Path) -> Path:
+    """A file that takes images as bytes, channels last, and returns the mean of every channel."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float"], ["means"], axes=[1, 2], keepdims=0),
+    ]
+    taken = helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 8, 6, 3])
+    given = helper.make_tensor_value_info("means", TensorProto.FLOAT, ["n", 3])
+    graph = helper.make_graph(nodes, "means", [taken], [given])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
 def test_images_reach_a_file_that_takes_bytes_with_channels_last(tmp_path: Path):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 6, 3), dtype=np.uint8)
     np.savez(tmp_path / "d.npz", x=pixels)
-    spec = TensorSpec("image", (None, 8, 6, 3), "uint8")
-    inputs = sparsify_inputs([spec], str(tmp_path / "d.npz"), DataSettings(val_fraction=0.25), batch=None, seed=0)
+    session = OnnxRuntime().open(means_of_bytes(tmp_path / "m.onnx"))
+    assert session.inputs == (TensorSpec("image", (None, 8, 6, 3), "uint8"),)
+    settings = DataSettings(val_fraction=0.25)
+    inputs = sparsify_inputs(session, str(tmp_path / "d.npz"), settings, batch=None, said=Said({}))
     feeds = inputs.samples[0][0][0]
     assert feeds.dtype == np.uint8
     assert feeds.shape[1:] == (8, 6, 3)

@@ -3,7 +3,8 @@
 It reads one JSON object per line and answers each with one line:
 
     {"do": "load", "runtime"}                                 -> {"version"}
-    {"do": "open", "path", "threads", "seed", "shapes", "feeds"} -> {"settings", "load_s"}
+    {"do": "open", "path", "threads", "seed", "shapes", "feeds"} -> {"settings", "load_s"}; "others", see
+                                                     `random_feeds`, may be left out
     {"do": "warm", "max_s", "max_calls"}                      -> {"calls", "call_ns"}
     {"do": "block", "calls"}                                  -> {"ns": [one integer per call], "waited_ns"}
     {"do": "memory"}                                          -> {"peak_rss_bytes"}

@@ -13,7 +13,7 @@ from deploypruner.folder import BuildFolder, file_sha256
 from deploypruner.prune.own_class import in_place_of_part, own_class
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.retrace import retrace
-from deploypruner.reading import read_json
+from deploypruner.reading import check_present, read_json
 
 
 def restore(model: nn.Module, folder: str | Path, *, as_graph: bool = False) -> nn.Module:
@@ -81,10 +81,10 @@ def _load(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
+    missing = f"{path.parent} is not a finished build folder"
+    check_present(path, what="weights", hint=missing, native=True, empty="compile again")
     try:
         state: dict[str, Tensor] = load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist", hint=f"{path.parent} is not a finished build folder") from None
     except SafetensorError as error:
         raise InputError(f"{path} is truncated or corrupt: {error}", hint="compile again") from error
     return state

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from deploypruner.errors import InputError
+from deploypruner.reading import refuse_folder, walk
 from deploypruner.sources.batches import DataSettings, split
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -61,13 +61,7 @@ class Finder:
     def images(self, folder: Path, *, deep: bool = True) -> list[Path]:
         """Images in a folder and, if `deep`, in its folders, in path order; where links lead back, once."""
         found: list[Path] = []
-        seen: set[tuple[int, int]] = set()
-        for where, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
-            status = os.stat(where)
-            if (status.st_dev, status.st_ino) in seen:
-                folders.clear()
-                continue
-            seen.add((status.st_dev, status.st_ino))
+        for where, folders, files in walk(folder):
             self.hidden += [Path(where, name) for name in (*folders, *files) if name.startswith(_HIDDEN)]
             folders[:] = sorted(name for name in folders if not name.startswith(_HIDDEN)) if deep else []
             for name in sorted(files):
@@ -170,13 +164,7 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
-        _unreadable(error)
-        return []
-
-
-def _unreadable(error: OSError) -> None:
-    what = f"cannot read folder '{error.filename}': {error.strerror}"
-    raise InputError(what, hint="check its permissions") from error
+        refuse_folder(error)
 
 
 def _named_splits(top: Path) -> list[Path]:
