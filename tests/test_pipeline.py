@@ -167,14 +167,16 @@ def test_resume_notices_that_the_data_changed(monkeypatch):
     outcome.assert_error(2, "data 'labelled' changed since the build in", "leave out --resume")
 
 
-def test_a_stage_that_runs_again_first_drops_what_it_once_made(tmp_path):
+def test_a_stage_that_runs_again_first_drops_what_it_and_later_ones_once_made(tmp_path):
     folder = BuildFolder(tmp_path)
     folder.prepare()
-    for name in ("plan.json", "model.sparse.onnx", "stages/sparse.json", "model.int8.onnx"):
+    later = next(name for cls in reversed(CHAIN) for name in cls.saves)
+    for name in ("plan.json", "model.sparse.onnx", "stages/sparse.json", "model.int8.onnx", later):
         folder.write_text(name, "{}")
-    pipeline._discard(folder, Sparse)
+    pipeline._discard_from(folder, Sparse)
     assert not folder.has("model.sparse.onnx")
     assert not folder.has("stages/sparse.json")
+    assert not folder.has(later)
     assert folder.has("plan.json")
     assert folder.has("model.int8.onnx")
     folder.release()
