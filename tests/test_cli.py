@@ -166,7 +166,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("elsewhere", ("no data folder or file 'elsewhere'", "looked in")),
         ("nothing", ("no images in", "expected train/CLASS")),
         ("unreadable", ("2.png' cannot be read", "damaged")),
-        ("five", ("label 4 of", "c4/0.png'", "4 outputs")),
+        ("five", ("'five' has 5 class folders", "the model 4 outputs", "--classes")),
         ("high.npz", ("is outside the model's 4 outputs", "0..3")),
         ("negative.npz", ("label -1 of sample", "0..3")),
         ("nan.npz", ("holds NaN or Inf in 1 of 12 samples (first: 3)",)),

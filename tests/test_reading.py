@@ -125,7 +125,7 @@ def test_a_folder_that_links_to_itself_is_walked_once(tmp_path):
     (tmp_path / "a" / "file").write_text("")
     for name in ("up", "up again"):
         (tmp_path / "a" / name).symlink_to(tmp_path)
-    assert sorted(file for _, files in walk(tmp_path) for file in files) == ["file"]
+    assert sorted(file for _, _, files in walk(tmp_path) for file in files) == ["file"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, 5, 10**400])
