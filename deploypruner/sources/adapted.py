@@ -14,66 +14,14 @@ from deploypruner.sources.batches import Batch, Batches, Judgeable
 
 
 @dataclass(frozen=True, eq=False)
-class Unlabelled(Batches):
-    """The inputs of a split alone.
+class Adapted(Batches):
+    """A split that another one is made of; what an adaptation does not say is as in that one.
 
     Args:
         inner: The split.
     """
 
     inner: Batches
-
-    @property
-    def labelled(self) -> bool:
-        """Never."""
-        return False
-
-    @property
-    def samples(self) -> int | None:
-        """See `Batches`."""
-        return self.inner.samples
-
-    @property
-    def input_shapes(self) -> tuple[tuple[int, ...], ...] | None:
-        """See `Batches`."""
-        return self.inner.input_shapes
-
-    def epoch(
-        self, *, batch_size: int, seed: int = 0, shuffle: bool = False, augment: bool = False
-    ) -> Iterator[Batch]:
-        """See `Batches`."""
-        for inputs, _ in self.inner.epoch(batch_size=batch_size, seed=seed, shuffle=shuffle, augment=augment):
-            yield inputs, None
-
-    @property
-    def has_targets(self) -> bool:
-        """Those of the split: they judge, and nothing is trained or scored on them."""
-        return self.inner.has_targets
-
-    def with_targets(self, *, batch_size: int, seed: int = 0, shuffle: bool = False) -> Iterator[Judgeable]:
-        """See `Batches`."""
-        yield from self.inner.with_targets(batch_size=batch_size, seed=seed, shuffle=shuffle)
-
-    def known_labels(self) -> Tensor | None:
-        """None."""
-        return None
-
-    def origin(self, index: int) -> str:
-        """See `Batches`."""
-        return self.inner.origin(index)
-
-
-@dataclass(frozen=True, eq=False)
-class Relabelled(Batches):
-    """A split with other class numbers.
-
-    Args:
-        inner: The split, labelled.
-        numbers: [k] int64; class i of the split becomes numbers[i].
-    """
-
-    inner: Batches
-    numbers: Tensor
 
     @property
     def labelled(self) -> bool:
@@ -89,6 +37,60 @@ class Relabelled(Batches):
     def input_shapes(self) -> tuple[tuple[int, ...], ...] | None:
         """See `Batches`."""
         return self.inner.input_shapes
+
+    @property
+    def has_targets(self) -> bool:
+        """See `Batches`."""
+        return self.inner.has_targets
+
+    def known_labels(self) -> Tensor | None:
+        """See `Batches`."""
+        return self.inner.known_labels()
+
+    def origin(self, index: int) -> str:
+        """See `Batches`."""
+        return self.inner.origin(index)
+
+
+@dataclass(frozen=True, eq=False)
+class Unlabelled(Adapted):
+    """The inputs of a split alone.
+
+    Args:
+        inner: The split.
+    """
+
+    @property
+    def labelled(self) -> bool:
+        """Never."""
+        return False
+
+    def epoch(
+        self, *, batch_size: int, seed: int = 0, shuffle: bool = False, augment: bool = False
+    ) -> Iterator[Batch]:
+        """See `Batches`."""
+        for inputs, _ in self.inner.epoch(batch_size=batch_size, seed=seed, shuffle=shuffle, augment=augment):
+            yield inputs, None
+
+    def with_targets(self, *, batch_size: int, seed: int = 0, shuffle: bool = False) -> Iterator[Judgeable]:
+        """With those of the split: they judge, and nothing is trained or scored on them."""
+        yield from self.inner.with_targets(batch_size=batch_size, seed=seed, shuffle=shuffle)
+
+    def known_labels(self) -> Tensor | None:
+        """None."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Relabelled(Adapted):
+    """A split with other class numbers.
+
+    Args:
+        inner: The split, labelled.
+        numbers: [k] int64; class i of the split becomes numbers[i].
+    """
+
+    numbers: Tensor
 
     def epoch(
         self, *, batch_size: int, seed: int = 0, shuffle: bool = False, augment: bool = False
@@ -102,30 +104,14 @@ class Relabelled(Batches):
         labels = self.inner.known_labels()
         return None if labels is None else self.numbers[labels]
 
-    def origin(self, index: int) -> str:
-        """See `Batches`."""
-        return self.inner.origin(index)
-
 
 @dataclass(frozen=True, eq=False)
-class ChannelsLast(Batches):
+class ChannelsLast(Adapted):
     """A split of images [B, C, H, W] as [B, H, W, C].
 
     Args:
         inner: The split, with one input.
     """
-
-    inner: Batches
-
-    @property
-    def labelled(self) -> bool:
-        """See `Batches`."""
-        return self.inner.labelled
-
-    @property
-    def samples(self) -> int | None:
-        """See `Batches`."""
-        return self.inner.samples
 
     @property
     def input_shapes(self) -> tuple[tuple[int, ...], ...] | None:
@@ -139,27 +125,14 @@ class ChannelsLast(Batches):
         for (images,), labels in self.inner.epoch(batch_size=batch_size, seed=seed, shuffle=shuffle, augment=augment):
             yield (images.permute(0, 2, 3, 1).contiguous(),), labels
 
-    @property
-    def has_targets(self) -> bool:
-        """See `Batches`."""
-        return self.inner.has_targets
-
     def with_targets(self, *, batch_size: int, seed: int = 0, shuffle: bool = False) -> Iterator[Judgeable]:
         """See `Batches`."""
         for (images,), labels in self.inner.with_targets(batch_size=batch_size, seed=seed, shuffle=shuffle):
             yield (images.permute(0, 2, 3, 1).contiguous(),), labels
 
-    def known_labels(self) -> Tensor | None:
-        """See `Batches`."""
-        return self.inner.known_labels()
-
-    def origin(self, index: int) -> str:
-        """See `Batches`."""
-        return self.inner.origin(index)
-
 
 @dataclass(frozen=True, eq=False)
-class WholeBatches(Batches):
+class WholeBatches(Adapted):
     """A split in batches of one size, whatever size is asked for; samples that do not fill a batch are left out.
 
     Args:
@@ -170,7 +143,6 @@ class WholeBatches(Batches):
         InputError: The split is known to have fewer samples than one batch.
     """
 
-    inner: Batches
     size: int
 
     def __post_init__(self) -> None:
@@ -182,20 +154,10 @@ class WholeBatches(Batches):
             )
 
     @property
-    def labelled(self) -> bool:
-        """See `Batches`."""
-        return self.inner.labelled
-
-    @property
     def samples(self) -> int | None:
         """See `Batches`."""
         count = self.inner.samples
         return None if count is None else count - count % self.size
-
-    @property
-    def input_shapes(self) -> tuple[tuple[int, ...], ...] | None:
-        """See `Batches`."""
-        return self.inner.input_shapes
 
     def epoch(
         self, *, batch_size: int, seed: int = 0, shuffle: bool = False, augment: bool = False
@@ -205,22 +167,9 @@ class WholeBatches(Batches):
             self.inner.epoch(batch_size=self.size, seed=seed, shuffle=shuffle, augment=augment), self.size
         )
 
-    @property
-    def has_targets(self) -> bool:
-        """See `Batches`."""
-        return self.inner.has_targets
-
     def with_targets(self, *, batch_size: int, seed: int = 0, shuffle: bool = False) -> Iterator[Judgeable]:
         """See `Batches`."""
         yield from _whole(self.inner.with_targets(batch_size=self.size, seed=seed, shuffle=shuffle), self.size)
-
-    def known_labels(self) -> Tensor | None:
-        """See `Batches`."""
-        return self.inner.known_labels()
-
-    def origin(self, index: int) -> str:
-        """See `Batches`."""
-        return self.inner.origin(index)
 
 
 def _whole(batches: Iterator[Judgeable], size: int) -> Iterator[Judgeable]:

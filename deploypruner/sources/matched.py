@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from deploypruner.errors import InputError
 from deploypruner.graph.inputs import Inputs, tensors
+from deploypruner.sources.adapted import Adapted
 from deploypruner.sources.batches import Batch, Batches, Data, Judgeable
 
 # Pixels that were scaled to 0..1 and back are whole numbers up to rounding.
@@ -19,7 +20,7 @@ _WHOLE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class Matched(Batches):
+class Matched(Adapted):
     """A split whose inputs are picked and cast for a model.
 
     Args:
@@ -29,20 +30,9 @@ class Matched(Batches):
         names: Of the model's inputs, for errors.
     """
 
-    inner: Batches
     order: tuple[int, ...]
     dtypes: tuple[torch.dtype, ...]
     names: tuple[str, ...]
-
-    @property
-    def labelled(self) -> bool:
-        """See `Batches`."""
-        return self.inner.labelled
-
-    @property
-    def samples(self) -> int | None:
-        """See `Batches`."""
-        return self.inner.samples
 
     @property
     def input_shapes(self) -> tuple[tuple[int, ...], ...] | None:
@@ -57,11 +47,6 @@ class Matched(Batches):
         for inputs, labels in self.inner.epoch(batch_size=batch_size, seed=seed, shuffle=shuffle, augment=augment):
             yield self._of(inputs), labels
 
-    @property
-    def has_targets(self) -> bool:
-        """See `Batches`."""
-        return self.inner.has_targets
-
     def with_targets(self, *, batch_size: int, seed: int = 0, shuffle: bool = False) -> Iterator[Judgeable]:
         """See `Batches`."""
         for inputs, labels in self.inner.with_targets(batch_size=batch_size, seed=seed, shuffle=shuffle):
@@ -69,14 +54,6 @@ class Matched(Batches):
 
     def _of(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(map(cast, (inputs[i] for i in self.order), self.dtypes, self.names))
-
-    def known_labels(self) -> Tensor | None:
-        """See `Batches`."""
-        return self.inner.known_labels()
-
-    def origin(self, index: int) -> str:
-        """See `Batches`."""
-        return self.inner.origin(index)
 
 
 def matched(data: Data, example_inputs: Inputs, names: tuple[str, ...] = ()) -> tuple[Data, tuple[str, ...]]:
