@@ -5,6 +5,6 @@ nodes name, and puts its names into source code that it runs. So nothing here ha
 one by one, every text has a rule (`schema`), and torch's deserialiser gets records and tensors made of what passed.
 """
 
-from deploypruner.pt2.read import read_program
+from deploypruner.pt2.read import quiet, read_program
 
-__all__ = ["read_program"]
+__all__ = ["quiet", "read_program"]

@@ -35,7 +35,7 @@ def read_program(path: Path) -> ExportedProgram:
     try:
         with path.open("rb") as file:
             program, tensors, constants, inputs = _parts(file)
-        with _quiet():
+        with quiet():
             return _deserialised(program, tensors, constants, inputs)
     except Refusal as refusal:
         hint = refusal.hint.replace("{path}", str(path))
@@ -98,8 +98,8 @@ def _deserialised(program: schema.ExportedProgram, tensors: Any, constants: Any,
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch's own log lines and warnings about the file to itself; the error says what matters."""
+def quiet() -> Iterator[None]:
+    """Keep torch's own log lines and warnings about a program to itself; the error says what matters."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -53,12 +51,12 @@ class TorchEager(Runtime):
         """
         import torch
 
-        from deploypruner.pt2 import read_program  # imports torch
+        from deploypruner.pt2 import quiet, read_program  # imports torch
 
         check_openable(TorchEager, path, threads)
         torch.set_num_threads(threads)
         try:
-            with _quietly():
+            with quiet():
                 session = TorchSession(
                     read_program(path), {"num_threads": str(threads), "mode": "eager, inference_mode"}
                 )
@@ -158,16 +156,3 @@ def _refused_by_program(inputs: Sequence[TensorSpec], feeds: Sequence[Array]) ->
             f"the program does not run on {shapes}: {said}",
             hint="give sizes it was exported for: --input-shape NAME=1,3,224,224",
         ) from error
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep torch's log lines and warnings about the archive to itself; the error says what matters."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
