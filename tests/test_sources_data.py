@@ -27,6 +27,7 @@ from deploypruner.sources.data import (
     peek_shape,
     settings_for,
 )
+from deploypruner.sources.loaders import from_loader
 from deploypruner.sources.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 _NUMBERS = itertools.count()
@@ -92,6 +93,21 @@ def test_a_loader_neither_sees_nor_moves_the_global_random_state() -> None:
         torch.rand(3)
         state = torch.get_rng_state()
     assert got == expected
+
+
+def test_looking_at_a_loader_starts_it_once_and_leaves_the_random_state_alone() -> None:
+    x, y = numbered()
+    begun = []
+
+    class Loader:
+        def __iter__(self):
+            begun.append(torch.rand(1))  # as a shuffling loader draws its seed
+            return iter([(x[:10], y[:10]), (x[10:], y[10:])])
+
+    state = torch.get_rng_state()
+    from_loader(Loader(), "train")
+    assert len(begun) == 1
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_split_is_seeded_disjoint_and_remarked() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -97,32 +98,40 @@ def from_loader(loader: Iterable[object], name: str, *, limit: int | None = None
     Raises:
         InputError: It can be iterated only once, yields nothing, or yields something that is not a batch.
     """
-    if iter(loader) is loader:
+    if isinstance(loader, Iterator) and iter(loader) is loader:  # the others are not started for this
         raise InputError(
             f"the {name} data is a {type(loader).__name__}, which can be read only once",
             hint="give a DataLoader, a list of batches, or an object whose __iter__ starts again",
         )
-    first: Judgeable | None = None
+    first: tuple[object, Judgeable] | None = None
     labels: list[Tensor] = []
-    for number, batch in enumerate(seeded_batches(loader, 0, name)):
-        first = first or batch
-        indices = class_indices(batch[1]) if isinstance(batch[1], Tensor) else None
-        if indices is None or number == _PEEKED_BATCHES:
-            break
-        labels.append(indices)
+    with closing(_seeded_items(loader, 0, name)) as items:
+        for number, item in enumerate(items):
+            batch = to_batch(item, name)
+            first = first or (item, batch)
+            indices = class_indices(batch[1]) if isinstance(batch[1], Tensor) else None
+            if indices is None or number == _PEEKED_BATCHES:
+                break
+            labels.append(indices)
     if first is None:
         raise InputError(f"the {name} data yields no batch", hint="check the data set and drop_last")
-    shapes = tuple(tuple(x.shape[1:]) for x in first[0])
+    item, (inputs, target) = first
+    shapes = tuple(tuple(x.shape[1:]) for x in inputs)
     known = torch.cat(labels) if labels else None
     remarks = []
-    item = next(iter(loader))
-    if first[1] is None and _parts(item, name)[1] is not None:
+    if target is None and _parts(item, name)[1] is not None:
         remarks.append(f"targets of the {name} data have no entry per sample: treated as unlabelled")
-    return LoaderBatches(loader, name, known, shapes, limit, first[1] is not None, _keys(item)), remarks
+    return LoaderBatches(loader, name, known, shapes, limit, target is not None, _keys(item)), remarks
 
 
 def seeded_batches(loader: Iterable[object], seed: int, name: str) -> Iterator[Judgeable]:
     """Iterate a loader with torch's generator seeded for it alone; the caller's random state is kept."""
+    with closing(_seeded_items(loader, seed, name)) as items:
+        for item in items:
+            yield to_batch(item, name)
+
+
+def _seeded_items(loader: Iterable[object], seed: int, name: str) -> Generator[object]:
     state = torch.Generator().manual_seed(seed).get_state()
     own = getattr(loader, "generator", None)
     kept = own.get_state() if isinstance(own, torch.Generator) else None
@@ -138,7 +147,7 @@ def seeded_batches(loader: Iterable[object], seed: int, name: str) -> Iterator[J
                 state = torch.get_rng_state()
             if item is _END:
                 return
-            yield to_batch(item, name)
+            yield item
     finally:
         if isinstance(own, torch.Generator) and kept is not None:
             own.set_state(kept)
