@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from deploypruner.errors import InputError
+from deploypruner.errors import InputError, said_by
 from deploypruner.ranges import digits
 from deploypruner.refusals import refusal, working_folder_exists
 
@@ -285,7 +285,7 @@ def _said(error: BaseException) -> str:
         return "nested too deeply"
     if "integer string conversion" in str(error):
         return "it holds a number of more than 4300 digits"
-    return shortened(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__))
+    return shortened(said_by(error))
 
 
 def shortened(text: str) -> str:

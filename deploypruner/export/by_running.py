@@ -13,7 +13,7 @@ from contextlib import redirect_stdout
 import onnx
 import torch
 
-from deploypruner.errors import TraceError
+from deploypruner.errors import TraceError, said_by
 from deploypruner.export.program import evaluating, quiet
 from deploypruner.graph.inputs import Inputs, as_arguments, batch_size, call, carries_batch, tensors
 from deploypruner.graph.observe import variations
@@ -64,9 +64,8 @@ def onnx_by_running(
                 dynamo=False,
             )
         except Exception as error:
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise TraceError(
-                f"the model cannot be converted to ONNX: {refused}; by running it once: {said}",
+                f"the model cannot be converted to ONNX: {refused}; by running it once: {said_by(error)}",
                 hint="the pruned weights are saved; dp.restore puts them into your class",
             ) from error
     return onnx.load_from_string(buffer.getvalue())

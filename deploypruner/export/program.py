@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 
-from deploypruner.errors import TraceError
+from deploypruner.errors import TraceError, said_by
 from deploypruner.export.spelled_out import spell_out
 from deploypruner.graph.exporting import quiet
 from deploypruner.graph.inputs import Inputs, as_arguments, as_inputs, batch_size, carries_batch, map_tensors, resized
@@ -40,7 +40,7 @@ def capture(module: torch.nn.Module, example_inputs: Inputs, *, dynamic_batch: b
             return torch.export.export(evaluating(module), args, kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             hint = "export with dynamic_batch=False if the model fixes its batch size" if dynamic_batch else ""
-            raise TraceError(f"torch.export cannot capture the model: {_first_line(error)}", hint=hint) from error
+            raise TraceError(f"torch.export cannot capture the model: {said_by(error)}", hint=hint) from error
 
 
 def with_reshapes(program: ExportedProgram) -> ExportedProgram:
@@ -70,8 +70,3 @@ def evaluating(module: torch.nn.Module) -> torch.nn.Module:
     """
     with quiet():
         return copy.deepcopy(module).eval()
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

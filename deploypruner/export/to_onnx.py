@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from deploypruner.errors import TraceError
+from deploypruner.errors import TraceError, said_by
 from deploypruner.export import Exporter, exporters
 from deploypruner.export.by_running import onnx_by_running
 from deploypruner.export.known_faults import avoid_known_faults
@@ -90,7 +90,7 @@ def _refused(program: ExportedProgram, error: Exception) -> TraceError:
     named = re.search(r"target=torch\.ops\.([\w.]+)", said)
     if named is None:
         return TraceError(
-            f"the model cannot be converted to ONNX: {(said.splitlines() or [type(error).__name__])[0]}",
+            f"the model cannot be converted to ONNX: {said_by(error.__cause__ or error)}",
             hint="the pruned weights are saved; dp.restore puts them into your class",
         )
     operation = named[1].removesuffix(".default")

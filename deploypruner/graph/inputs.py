@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from deploypruner.errors import InputError
+from deploypruner.errors import InputError, said_by
 
 Inputs: TypeAlias = tuple[Any, ...] | dict[str, Any]
 
@@ -146,8 +146,9 @@ def from_json(document: Any, *, batch: int) -> Inputs:
     try:
         inputs = _from_json(document, batch)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"the plan's description of its inputs is damaged: {said}", hint="compile again") from None
+        raise InputError(
+            f"the plan's description of its inputs is damaged: {said_by(error)}", hint="compile again"
+        ) from None
     if not isinstance(inputs, tuple | dict):
         raise InputError("the plan does not say what inputs its model takes", hint="compile the model again")
     return inputs

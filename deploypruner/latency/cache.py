@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from deploypruner.errors import InputError
+from deploypruner.errors import InputError, said_by
 from deploypruner.folder import BuildFolder
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import tensors
@@ -88,8 +88,9 @@ class Cache:
                 if not all(points.has(node.key) for node in nodes):
                     raise ValueError("operations without timings")
         except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self.remark = f"the latency table {path} is damaged or of another device ({said}), so it is rebuilt"
+            self.remark = (
+                f"the latency table {path} is damaged or of another device ({said_by(error)}), so it is rebuilt"
+            )
             return
         self.points, self._models = points, models
 

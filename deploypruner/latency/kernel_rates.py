@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from scipy.optimize import nnls
 
-from deploypruner.errors import InputError
+from deploypruner.errors import InputError, said_by
 from deploypruner.folder import BuildFolder, file_sha256
 from deploypruner.latency.cache import default_folder, device
 from deploypruner.latency.kernel_probes import CHAINS, HEAD, TAIL, Chain, probe_feeds, probe_model
@@ -85,8 +85,7 @@ def kernel_rates(
         try:
             return _read(folder / name, about)
         except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            remark = f"the kernel rates {folder / name} are damaged ({said}), so they are measured again"
+            remark = f"the kernel rates {folder / name} are damaged ({said_by(error)}), so they are measured again"
     say("timing the sparse kernels, once for this machine")
     found = measured_rates(threads)
     off = max(found.sparse_error, found.dense_error)

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from deploypruner.errors import InputError, PlanError
+from deploypruner.errors import InputError, PlanError, said_by
 from deploypruner.folder import BuildFolder, file_sha256
 from deploypruner.prune.own_class import in_place_of_part, own_class
 from deploypruner.prune.plan import Plan
@@ -45,9 +45,8 @@ def restore(model: nn.Module, folder: str | Path, *, as_graph: bool = False) -> 
         removed = graph.removed(plan.keep)
         pruned = graph.cut(removed)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
-        said = next(iter(str(error).splitlines()), type(error).__name__)
         raise PlanError(
-            f"{root / 'plan.json'} cannot be applied to this model: {said}", hint="compile again"
+            f"{root / 'plan.json'} cannot be applied to this model: {said_by(error)}", hint="compile again"
         ) from error
     _load(pruned, state, root / "weights.safetensors")
     if graph.part:

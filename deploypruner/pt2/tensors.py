@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._export.serde import schema
 from torch._export.serde.serialize import _SERIALIZE_TO_TORCH_DTYPE
 
+from deploypruner.errors import said_by
 from deploypruner.pt2.archive import Archive
 from deploypruner.pt2.refusal import AGAIN_HINT, FOREIGN_HINT, Refusal, shown
 from deploypruner.pt2.schema import attribute, checked
@@ -59,7 +60,7 @@ def _strided(archive: Archive, folder: str, meta: schema.PayloadMeta, flat: dict
         tensor = torch.as_strided(flat[meta.path_name], sizes, strides, offset)
         return torch.nn.Parameter(tensor, requires_grad=about.requires_grad) if meta.is_param else tensor
     except RuntimeError as error:
-        raise Refusal(f"does not fit its bytes: {str(error).splitlines()[0]}", AGAIN_HINT) from None
+        raise Refusal(f"does not fit its bytes: {said_by(error)}", AGAIN_HINT) from None
 
 
 def _bytes(content: bytes, about: schema.TensorMeta, sizes: list[int]) -> Tensor:
@@ -124,8 +125,7 @@ def read_plain(archive: Archive, name: str) -> Any:
     except UnpicklingError:
         raise Refusal("holds pickled Python objects, and unpickling can run any code").at(name) from None
     except _DAMAGE as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise Refusal(f"is damaged: {said[:200]}", AGAIN_HINT).at(name) from None
+        raise Refusal(f"is damaged: {said_by(error)[:200]}", AGAIN_HINT).at(name) from None
     return held
 
 

@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper, version_converter
 
-from deploypruner.errors import InputError
+from deploypruner.errors import InputError, said_by
 from deploypruner.runtime.on_onnxruntime import load_errors
 from deploypruner.scratch import scratch
 
@@ -39,7 +39,7 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
             onnxruntime.InferenceSession(str(given), options, providers=["CPUExecutionProvider"])
         except load_errors() as error:
             raise InputError(
-                f"ONNX Runtime cannot load the model: {str(error).splitlines()[0]}", hint="export it again"
+                f"ONNX Runtime cannot load the model: {said_by(error)}", hint="export it again"
             ) from error
         model = onnx.shape_inference.infer_shapes(onnx.load(folded))
     for index, node in enumerate(model.graph.node):
@@ -82,8 +82,7 @@ def _raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     try:
         return version_converter.convert_version(model, _PER_CHANNEL)
     except (RuntimeError, ValueError) as error:
-        said = str(error).strip().splitlines()[0]
         raise InputError(
-            f"the model has opset {opset}, and int8 needs {_PER_CHANNEL}: {said}",
+            f"the model has opset {opset}, and int8 needs {_PER_CHANNEL}: {said_by(error)}",
             hint=f"export it with opset {_PER_CHANNEL} or later",
         ) from error

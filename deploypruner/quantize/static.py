@@ -22,7 +22,7 @@ from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from deploypruner.errors import InputError, RecipeError, nearest
+from deploypruner.errors import InputError, RecipeError, nearest, said_by
 from deploypruner.quantize.calibrate import Feeds, Method, activation_ranges
 from deploypruner.quantize.placement import (
     WEIGHTED,
@@ -132,9 +132,8 @@ def _refused_by_quantizer() -> Iterator[None]:
     try:
         yield
     except (AssertionError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
-        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(
-            f"ONNX Runtime's quantizer cannot quantize the model: {said.strip()}",
+            f"ONNX Runtime's quantizer cannot quantize the model: {said_by(error)}",
             hint="check its weights and ranges for values that are not finite, or give an int8 model",
         ) from error
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-from deploypruner.errors import InputError, RecipeError
+from deploypruner.errors import InputError, RecipeError, said_by
 from deploypruner.reading import check_present
 from deploypruner.records import TensorSpec
 from deploypruner.registry import Registry
@@ -193,9 +193,8 @@ def running(runtime: type[Runtime], feeds: Sequence[Array], errors: tuple[type[E
         yield
     except errors as error:
         shapes = " and ".join(str(list(array.shape)) for array in feeds)
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(
-            f"{runtime.label} cannot run the model on {shapes}: {said}",
+            f"{runtime.label} cannot run the model on {shapes}: {said_by(error)}",
             hint="the model contradicts itself, or was exported for other shapes; export it again",
         ) from error
 

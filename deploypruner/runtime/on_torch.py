@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from deploypruner.errors import InputError
+from deploypruner.errors import InputError, said_by
 from deploypruner.records import TensorSpec
 from deploypruner.runtime import (
     Array,
@@ -151,8 +151,7 @@ def _refused_by_program(inputs: Sequence[TensorSpec], feeds: Sequence[Array]) ->
         yield
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         shapes = ", ".join(f"{spec.name}={list(array.shape)}" for spec, array in zip(inputs, feeds, strict=True))
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(
-            f"the program does not run on {shapes}: {said}",
+            f"the program does not run on {shapes}: {said_by(error)}",
             hint="give sizes it was exported for: --input-shape NAME=1,3,224,224",
         ) from error

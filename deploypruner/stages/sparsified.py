@@ -13,7 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
-from deploypruner.errors import InputError, MeasureError, VerificationError
+from deploypruner.errors import InputError, MeasureError, VerificationError, said_by
 from deploypruner.folder import BuildFolder
 from deploypruner.measure import environment, evaluate, find_warnings, make_rows, outputs, time_artifacts, trial
 from deploypruner.measure.files import check_external
@@ -200,8 +200,9 @@ def _read(path: Path) -> onnx.ModelProto:
                 )
         return model
     except (OSError, ValueError, TypeError, KeyError, DecodeError, onnx.checker.ValidationError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"cannot read '{path}' as ONNX: {said}", hint="give a complete .onnx file") from error
+        raise InputError(
+            f"cannot read '{path}' as ONNX: {said_by(error)}", hint="give a complete .onnx file"
+        ) from error
 
 
 def _inputs(request: Request) -> Inputs:
