@@ -78,15 +78,15 @@ def learn_training(
     if not gap:
         return ""
     try:
-        graph = exported()
-        _adopt(module, graph)
+        _adopt(module, exported())
+        left = _gap(module, inputs, wanted, reference)
+        why = f"its graph in training mode does not either ({left})" if left else ""
     except Exception as error:  # noqa: BLE001 - torch.export raises anything a model raises
-        return _remark(gap, f"torch.export cannot trace it in training mode ({said(error)})")
-    left = _gap(module, inputs, wanted, reference)
-    if left:
+        why = f"torch.export cannot trace it in training mode ({said(error)})"
+    if why:
         module.training_graph = None
         module.recompile()
-        return _remark(gap, f"its graph in training mode does not either ({left})")
+        return _remark(gap, why)
     module.other_outputs = _returns_something_else(module, inputs)
     return ""
 

@@ -42,7 +42,7 @@ class OwnMetric:
         """Call it.
 
         Raises:
-            InputError: It raised, or returned no finite number.
+            InputError: It raised, or returned an infinite number. NaN is passed on, and keeps no bound.
         """
         try:
             value = float(self.function(outputs[0] if len(outputs) == 1 else list(outputs), labels))
