@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.baseline import baseline, path_of, start
 from benchmarks.cifar10 import cifar10
-from benchmarks.kept import changing, not_in, read
+from benchmarks.kept import changing, judged_lines, not_in, read
 from benchmarks.models import NETS
 from deploypruner.budget import Budget
 from deploypruner.criteria import criteria
@@ -118,11 +118,7 @@ def markdown(rows: dict[str, Any]) -> str:
     """One line a width, KL and top-1 of each order."""
     names = list(dict.fromkeys(key.split(" ", 3)[3] for key in rows))
     lines = ["| net | widths by | MACs | " + " | ".join(names) + " |", "|---|---|--:|" + "--:|" * len(names)]
-    for key in dict.fromkeys(tuple(key.split(" ", 3)[:3]) for key in rows):
-        cells = [rows.get(" ".join((*key, name))) for name in names]
-        texts = ["" if cell is None else f"{cell['kl']:.3f}, {cell['top1']:.1f} %" for cell in cells]
-        lines.append(f"| {' | '.join((*key, *texts))} |")
-    return "\n".join(lines)
+    return "\n".join(lines + judged_lines(rows, 3, names))
 
 
 if __name__ == "__main__":

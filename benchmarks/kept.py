@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,3 +37,13 @@ def not_in(path: Path, limit: int | None, results: Path) -> None:
     """
     if limit is not None and results == path:
         raise click.UsageError(f"results on a part of the images do not go into '{path.name}'; add --results FILE")
+
+
+def judged_lines(rows: dict[str, Any], words: int, names: Sequence[str]) -> list[str]:
+    """Lines of a markdown table of rows called "KEY NAME": KEY, of so many words, then KL and top-1 of each name."""
+    lines = []
+    for key in dict.fromkeys(tuple(key.split(" ", words)[:words]) for key in rows):
+        cells = [rows.get(" ".join((*key, name))) for name in names]
+        texts = ["" if cell is None else f"{cell['kl']:.3f}, {cell['top1']:.1f} %" for cell in cells]
+        lines.append(f"| {' | '.join((*key, *texts))} |")
+    return lines

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from benchmarks.baseline import baseline, path_of, start
 from benchmarks.cifar10 import cifar10
-from benchmarks.kept import changing, not_in, read
+from benchmarks.kept import changing, judged_lines, not_in, read
 from benchmarks.models import PUBLISHED, Block, ResNet
 from deploypruner.recover.least_squares import NormalEquations, columns, outputs
 from deploypruner.recover.obs import Reader, eliminate
@@ -192,11 +192,7 @@ def changed_by(way: Callable[[Block, Tensor, Tensor], nn.Module], model: ResNet,
 def markdown(rows: dict[str, Any]) -> str:
     """One line for each set of stages."""
     lines = ["| net | stages | " + " | ".join(WAYS) + " |", "|---|---|" + "--:|" * len(WAYS)]
-    for key in dict.fromkeys(tuple(key.split(" ", 2)[:2]) for key in rows):
-        cells = [rows.get(" ".join((*key, name))) for name in WAYS]
-        texts = ["" if cell is None else f"{cell['kl']:.3f}, {cell['top1']:.1f} %" for cell in cells]
-        lines.append(f"| {' | '.join((*key, *texts))} |")
-    return "\n".join(lines)
+    return "\n".join(lines + judged_lines(rows, 2, list(WAYS)))
 
 
 if __name__ == "__main__":
