@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from deploypruner.errors import InputError, MeasureError
 from deploypruner.measure.files import describe_file
 from deploypruner.measure.process import Worker
+from deploypruner.scratch import scratch
 
 
 def check_runs(path: Path, runtimes: Sequence[str]) -> None:
@@ -22,9 +22,9 @@ def check_runs(path: Path, runtimes: Sequence[str]) -> None:
         InputError: It cannot be opened or run, or ends its process; says what the runtime said last.
     """
     artifact = describe_file(path)
-    with tempfile.TemporaryDirectory(prefix="deploypruner-") as folder:
+    with scratch() as folder:
         for runtime in runtimes:
-            with Worker(artifact, runtime, threads=1, log=Path(folder) / f"{runtime}.log") as worker:
+            with Worker(artifact, runtime, threads=1, log=folder / f"{runtime}.log") as worker:
                 try:
                     worker.ask(do="load", runtime=runtime)
                     worker.ask(do="open", path=str(path), threads=1, feeds=None, shapes=None, seed=0)
