@@ -362,3 +362,13 @@ def test_the_fingerprint_of_data_follows_its_content(tmp_path):
     assert len(set(found)) == len(found)
     assert content_fingerprint("package.module:factory") == ""
     assert content_fingerprint((torch.from_numpy(x), torch.from_numpy(y))) == content_fingerprint((x, y))
+
+
+def test_data_behind_a_link_belongs_to_the_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "0.png").write_bytes(b"1")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "cat").symlink_to(tmp_path / "elsewhere")
+    before = content_fingerprint(tmp_path / "data")
+    (tmp_path / "elsewhere" / "1.png").write_bytes(b"22")
+    assert content_fingerprint(tmp_path / "data") != before

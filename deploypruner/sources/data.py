@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from deploypruner.errors import InputError
 from deploypruner.folder import file_sha256
-from deploypruner.reading import status
+from deploypruner.reading import status, walk
 from deploypruner.sources.arrays import from_arrays, load_npz
 from deploypruner.sources.batches import Batch, Batches, Data, DataSettings
 from deploypruner.sources.factory import call_factory
@@ -81,7 +80,7 @@ def content_fingerprint(given: object) -> str:
             return file_sha256(path)
         if not path.is_dir():
             return ""
-        for folder, folders, files in os.walk(path):
+        for folder, folders, files in walk(path):
             folders.sort()
             for name in sorted(files):
                 file = Path(folder, name)
