@@ -257,12 +257,20 @@ class BuildFolder:
         return {name: file_sha256(self.path(name)) for name in names if self.has(name)}
 
     def manifest(self) -> dict[str, Any]:
-        """What the finished build says of itself; empty where there is none."""
-        try:
-            document = read_json(self.path(MANIFEST), what="build", hint="compile again")
-        except InputError:
+        """What the finished build says of itself; empty where there is none.
+
+        Raises:
+            InputError: It is damaged: what it says of the other files is not known any more.
+        """
+        if not self.has(MANIFEST):
             return {}
-        return document if isinstance(document, dict) else {}
+        document = read_json(self.path(MANIFEST), what="build", hint="copy the build again, or compile again")
+        if not isinstance(document, dict) or not isinstance(document.get("sha256"), dict):
+            raise InputError(
+                f"build '{self.path(MANIFEST)}' is damaged: it lists no files",
+                hint="copy the build again, or compile again",
+            )
+        return document
 
     def write_manifest(self, about: dict[str, Any]) -> None:
         """Write the manifest: what made the folder, and the sha256 of its files."""

@@ -105,3 +105,13 @@ def test_a_file_that_the_manifest_knows_otherwise_is_refused(build: Path, tmp_pa
     (tmp_path / "manifest.json").write_text(json.dumps({"deploypruner": "build", "sha256": {name: "0" * 64}}))
     with pytest.raises(InputError, match=rf"{name} is not what its build wrote: its sha256 differs"):
         dp.restore(tiny(), tmp_path)
+
+
+@pytest.mark.parametrize(("text", "said"), [("", "is empty"), ("{", "is not valid JSON"), ("[]", "is damaged")])
+def test_a_damaged_manifest_is_not_taken_for_none(build: Path, tmp_path: Path, text: str, said: str) -> None:
+    for name in ("plan.json", "weights.safetensors"):
+        (tmp_path / name).write_bytes((build / name).read_bytes())
+    dp.restore(tiny(), tmp_path)
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match=rf"manifest\.json' {said}[\s\S]*hint: copy the build again"):
+        dp.restore(tiny(), tmp_path)

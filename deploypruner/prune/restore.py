@@ -61,9 +61,9 @@ def restore(model: nn.Module, folder: str | Path, *, as_graph: bool = False) -> 
 
 def _check_unchanged(root: Path) -> None:
     """Compare plan and weights with the manifest, where the folder has one: both were written by one build."""
-    listed = BuildFolder(root).manifest().get("sha256")
+    listed = BuildFolder(root).manifest().get("sha256", {})
     for name in ("plan.json", "weights.safetensors"):
-        told = listed.get(name) if isinstance(listed, dict) else None
+        told = listed.get(name)
         if told is not None and (root / name).is_file() and file_sha256(root / name) != told:
             raise InputError(
                 f"{root / name} is not what its build wrote: its sha256 differs from the manifest's",
