@@ -9,7 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from deploypruner.folder import BuildFolder
+from deploypruner.build.choices import check_choices
+from deploypruner.build.folder import BuildFolder
+from deploypruner.build.stages.load import Load
+from deploypruner.build.stages.score import criterion_name, make_criterion, normalizer_name, training_batches
+from deploypruner.build.state import Build, Given
 from deploypruner.graph import Graph, trace
 from deploypruner.latency import build_latency_model
 from deploypruner.progress import Progress, SilentProgress
@@ -26,10 +30,6 @@ from deploypruner.report.groups import BRANCH, GroupLine, group_table
 from deploypruner.report.terminal import wrap
 from deploypruner.report.units import scaled
 from deploypruner.search.outlook import Outlook, look_ahead
-from deploypruner.stages import Build, Given
-from deploypruner.stages.choices import check_choices
-from deploypruner.stages.load import Load
-from deploypruner.stages.score import criterion_name, make_criterion, normalizer_name, training_batches
 
 _IF_NEEDED = "statistics: cut if needed"
 _LEGEND = (

@@ -21,10 +21,10 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from deploypruner.build.pipeline import CHAIN
 from deploypruner.cli import main
 from deploypruner.latency.kernel_rates import KernelRates
 from deploypruner.measure import Job, Measured
-from deploypruner.pipeline import CHAIN
 from deploypruner.records import Timing
 from deploypruner.sparse.cost import Rates
 
@@ -252,5 +252,5 @@ def known_rates(rates: Rates | None = None) -> Iterator[None]:
 @contextlib.contextmanager
 def pretended_timings() -> Iterator[None]:
     """A build without timing workers, for tests of everything else."""
-    with mock.patch("deploypruner.stages.measure.time_artifacts", pretended):
+    with mock.patch("deploypruner.build.stages.measure.time_artifacts", pretended):
         yield

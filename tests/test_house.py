@@ -25,8 +25,7 @@ LAYERS = (
     {"checking"},
     {"demo", "planning", "benching", "sparsifying"},
     {"api"},
-    {"config", "pipeline"},
-    {"stages"},
+    {"config", "build"},
     {"report", "recipe"},
     {"verify", "search"},
     {"latency", "learn"},
@@ -34,7 +33,8 @@ LAYERS = (
     {"runtime", "criteria", "patterns", "tasks"},
     {"graph", "masks", "sparse", "pt2"},
     {"recipe_options"},
-    {"folder", "scratch", "progress", "options", "openvino_import"},
+    {"scratch", "progress", "options", "openvino_import"},
+    {"atomic"},
     {"target", "registry", "records", "budget", "locking", "reading"},
     {"refusals", "ranges", "terminal"},
     {"errors"},
@@ -132,7 +132,7 @@ def test_every_module_imports():
     for module in pkgutil.walk_packages(deploypruner.__path__, "deploypruner."):
         if module.name not in ("deploypruner.__main__", "deploypruner.measure.worker"):
             importlib.import_module(module.name)
-    assert "deploypruner.pipeline" in sys.modules
+    assert "deploypruner.build.pipeline" in sys.modules
 
 
 def test_the_command_line_starts_without_heavy_libraries():

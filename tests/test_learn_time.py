@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploypruner.build import gradual
+from deploypruner.build.stages import allocate
 from deploypruner.records import Setting
 from deploypruner.search.found import Found
 from deploypruner.search.goal import Assessment, Goal
 from deploypruner.search.loop import Round, Trial
 from deploypruner.search.solve import solve
-from deploypruner.stages import allocate, gradual
 from tests.builds import digests, run_cli, stopped_before
 from tests.staircase import Staircase
 

@@ -23,12 +23,12 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import deploypruner as dp
-from deploypruner import pipeline
+from deploypruner.build import pipeline
+from deploypruner.build.folder import BuildFolder
+from deploypruner.build.pipeline import CHAIN
+from deploypruner.build.stages.sparse import Sparse
 from deploypruner.errors import BudgetError, InputError, PlanError, RecipeError
-from deploypruner.folder import BuildFolder
-from deploypruner.pipeline import CHAIN
 from deploypruner.recipe import MeasureRecipe, Recipe
-from deploypruner.stages.sparse import Sparse
 from tests.builds import (
     CLASSES,
     COMPILE,
@@ -162,7 +162,7 @@ def test_resume_in_an_empty_folder_starts_a_build(tmp_path):
 
 
 def test_resume_notices_that_the_data_changed(monkeypatch):
-    monkeypatch.setattr("deploypruner.pipeline.content_fingerprint", lambda _: "other")
+    monkeypatch.setattr("deploypruner.build.pipeline.content_fingerprint", lambda _: "other")
     outcome = run_cli(*COMPILE, "--out", str(finished()), "--resume")
     outcome.assert_error(2, "data 'labelled' changed since the build in", "leave out --resume")
 

@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from deploypruner.build.choices import check_choices
+from deploypruner.build.folder import BuildFolder
+from deploypruner.build.stages import recover as stage
+from deploypruner.build.stages.recover import Recover, reestimate
+from deploypruner.build.state import Build, Given
 from deploypruner.errors import RecipeError
-from deploypruner.folder import BuildFolder
 from deploypruner.graph import Graph, trace
 from deploypruner.progress import SilentProgress
 from deploypruner.prune.plan import make_plan
@@ -22,10 +26,6 @@ from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.sources.adapted import Unlabelled
 from deploypruner.sources.data import as_data
-from deploypruner.stages import Build, Given
-from deploypruner.stages import recover as stage
-from deploypruner.stages.choices import check_choices
-from deploypruner.stages.recover import Recover, reestimate
 from tests.nets import make
 
 

@@ -34,7 +34,7 @@ def of_batch(size):
 
 
 @contextmanager
-def watched(module="deploypruner.stages.sparse"):
+def watched(module="deploypruner.build.stages.sparse"):
     """Everything goes sparse; gives the shapes and threads that layers were timed with."""
     seen = []
 

@@ -9,8 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from deploypruner.atomic import os_errors
+from deploypruner.build.evaluate import Validation, classes_of, validation
+from deploypruner.build.folder import BuildFolder
+from deploypruner.build.judging import make_judge
+from deploypruner.build.sparsity import describe_sparse, existing_zeros, make_regime, sparse_facts
+from deploypruner.build.stage import Stage, stage_file
+from deploypruner.build.stages.score import training_batches
+from deploypruner.build.state import Build
 from deploypruner.errors import InputError
-from deploypruner.folder import BuildFolder, os_errors
 from deploypruner.records import ACCURACY, Cost, Metric
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.budget import recovery_defaults, time_step
@@ -24,11 +31,6 @@ from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.recover.sparse import SparseRegime
 from deploypruner.recover.sparse.existing import ExistingZeros
 from deploypruner.sources.foreign import foreign
-from deploypruner.stages import Build, Stage, stage_file
-from deploypruner.stages.evaluate import Validation, classes_of, validation
-from deploypruner.stages.judging import make_judge
-from deploypruner.stages.score import training_batches
-from deploypruner.stages.sparsity import describe_sparse, existing_zeros, make_regime, sparse_facts
 
 _CHECKPOINT = stage_file("finetune.safetensors")
 _OUTLOOK = stage_file("finetune.json")

@@ -11,6 +11,10 @@ from typing import Any, ClassVar
 
 import onnx
 
+from deploypruner.build.evaluate import timing_feeds
+from deploypruner.build.stage import Stage, stage_file
+from deploypruner.build.stages.verify import verification_feeds
+from deploypruner.build.state import Build, Feeds
 from deploypruner.errors import InputError, KernelError
 from deploypruner.latency.kernel_rates import kernel_rates
 from deploypruner.latency.sparse_costs import measure_costs
@@ -21,9 +25,6 @@ from deploypruner.sparse.convert import SparseModel, sparsify
 from deploypruner.sparse.gates import Gate
 from deploypruner.sparse.layer import Layer
 from deploypruner.sparse.library import EXTENSION, active_target, extension_path, targets
-from deploypruner.stages import Build, Feeds, Stage, stage_file
-from deploypruner.stages.evaluate import timing_feeds
-from deploypruner.stages.verify import verification_feeds
 from deploypruner.verify.sparse import verify_operations
 
 MODEL = "model.sparse.onnx"

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deploypruner.build.sparsity import brought_zeros
+from deploypruner.build.stages.score import training_batches
+from deploypruner.build.state import Build
 from deploypruner.errors import RecipeError
 from deploypruner.graph.atoms import IntArray
 from deploypruner.prune.room import by_importance
 from deploypruner.recover.readers import order_by_readers
 from deploypruner.recover.reconstruct import can_reconstruct
-from deploypruner.stages import Build
-from deploypruner.stages.score import training_batches
-from deploypruner.stages.sparsity import brought_zeros
 
 _BATCH = 64
 

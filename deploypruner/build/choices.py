@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from deploypruner.build.sparsity import check_sparse
+from deploypruner.build.stages.learn import check_learning
+from deploypruner.build.stages.score import criterion_name, make_criterion, normalizer_name
+from deploypruner.build.state import Given
 from deploypruner.errors import RecipeError
 from deploypruner.prune.allocate import check_recipe_scope
 from deploypruner.prune.evidence import require_data
@@ -11,10 +15,6 @@ from deploypruner.recipe import PruneRecipe, Recipe
 from deploypruner.recover.hook import SIGNATURE, hook_name, load_hook
 from deploypruner.runtime import runtimes
 from deploypruner.sources.foreign import foreign
-from deploypruner.stages import Given
-from deploypruner.stages.learn import check_learning
-from deploypruner.stages.score import criterion_name, make_criterion, normalizer_name
-from deploypruner.stages.sparsity import check_sparse
 from deploypruner.target import detect
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
+from deploypruner.build.stage import Stage
+from deploypruner.build.state import Build
 from deploypruner.graph.holding import holding
 from deploypruner.prune.remove import remove_and_prove
-from deploypruner.stages import Build, Stage
 
 
 class Remove(Stage):

@@ -6,17 +6,15 @@ which gives the same result because everything is seeded.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from deploypruner.folder import BuildFolder
+from deploypruner.build.folder import BuildFolder
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import Inputs
 from deploypruner.measure.own_metric import OwnMetric
@@ -152,33 +150,3 @@ class Build:
         """The pruned module, once there is one."""
         assert self.module is not None, "stage 'remove' has not run"
         return self.module
-
-
-class Stage(ABC):
-    """One step of a build.
-
-    Attributes:
-        name: A verb, shown to the user.
-        saves: Files that let a resumed build skip this stage, relative to the build folder; empty for a stage
-            that is always run again.
-    """
-
-    name: ClassVar[str]
-    saves: ClassVar[tuple[str, ...]] = ()
-
-    @abstractmethod
-    def run(self, build: Build) -> Build:
-        """Do the work and return the build with its result."""
-
-    def restore(self, build: Build) -> Build:
-        """Return the build with the result that `run` saved earlier."""
-        return self.run(build)
-
-    def document(self, build: Build) -> str | None:
-        """One line for the user about what this stage found, None where there was nothing to do."""
-        return ""
-
-
-def stage_file(name: str) -> str:
-    """Resume state lives under stages/."""
-    return str(Path("stages") / name)

@@ -13,6 +13,13 @@ import onnx
 from onnx import numpy_helper
 from torch import Tensor
 
+from deploypruner.build.evaluate import timing_feeds
+from deploypruner.build.sparsity import remaining
+from deploypruner.build.stage import Stage, stage_file
+from deploypruner.build.stages.quantize import with_dense, write_int8
+from deploypruner.build.stages.verify import verification_feeds
+from deploypruner.build.state import Build
+from deploypruner.build.zeros_in_time import out_of_reach, promise, time_goal
 from deploypruner.errors import BudgetError, InputError, KernelError
 from deploypruner.graph.module import get_state
 from deploypruner.latency.kernel_rates import kernel_rates
@@ -29,12 +36,6 @@ from deploypruner.search.loop import RESERVE
 from deploypruner.search.meet import OutOfReach
 from deploypruner.search.patterns import DENSE
 from deploypruner.sparse.library import extension_path, targets
-from deploypruner.stages import Build, Stage, stage_file
-from deploypruner.stages.evaluate import timing_feeds
-from deploypruner.stages.quantize import with_dense, write_int8
-from deploypruner.stages.sparsity import remaining
-from deploypruner.stages.verify import verification_feeds
-from deploypruner.stages.zeros_in_time import out_of_reach, promise, time_goal
 
 # Ranges do not change times, so that a batch will do.
 _CALIBRATION = 1

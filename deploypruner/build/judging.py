@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from deploypruner.build.stage import stage_file
+from deploypruner.build.stages.score import training_batches
+from deploypruner.build.state import Build
 from deploypruner.graph import Keep
 from deploypruner.recover.batches import FirstBatches
 from deploypruner.recover.finetune import finetune
 from deploypruner.search.judge import Judge, Verdict
-from deploypruner.stages import Build, stage_file
-from deploypruner.stages.score import training_batches
 
 _BATCH = 64
 # Of a brief training; fewer samples than this many steps use are not worth one.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from deploypruner.build.state import GIVEN, Build
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph.module import get_state
 from deploypruner.patterns import AUTO, sparse_patterns
@@ -17,7 +18,6 @@ from deploypruner.recover.sparse.existing import ExistingZeros, weights_with_zer
 from deploypruner.recover.sparse.layers import SparseLayer, check_sizes, choose_layers, weighted_layers
 from deploypruner.recover.sparse.settings import SparseSettings
 from deploypruner.sparse.library import check_forced_target
-from deploypruner.stages import GIVEN, Build
 
 # Share of a layer's weights that somebody must have made zero for a purpose.
 _ENOUGH = 0.3

@@ -7,12 +7,13 @@ from typing import ClassVar
 
 from torch import nn
 
+from deploypruner.build.stage import Stage, stage_file
+from deploypruner.build.stages.recover import write_state
+from deploypruner.build.state import Build
 from deploypruner.export import exporters
 from deploypruner.export.to_openvino import write_ir
 from deploypruner.records import Artifact
 from deploypruner.runtime import runtimes
-from deploypruner.stages import Build, Stage, stage_file
-from deploypruner.stages.recover import write_state
 
 _PRUNED_PROGRAM, _DENSE_PROGRAM = "model.pt2", stage_file("dense.pt2")
 

@@ -13,8 +13,13 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
+from deploypruner.build.fitting import Said
+from deploypruner.build.folder import BuildFolder
+from deploypruner.build.sparsify_inputs import Inputs, sparsify_inputs
+from deploypruner.build.stages.load import own_metric
+from deploypruner.build.stages.sparse import MODEL, make_sparse
+from deploypruner.build.state import Feeds
 from deploypruner.errors import InputError, MeasureError, VerificationError, said_by
-from deploypruner.folder import BuildFolder
 from deploypruner.measure import environment, evaluate, find_warnings, make_rows, outputs, time_artifacts, trial
 from deploypruner.measure.files import check_external
 from deploypruner.measure.statistics import compare
@@ -32,11 +37,6 @@ from deploypruner.sources.classes import read_classes
 from deploypruner.sources.data import DataSettings
 from deploypruner.sparse.convert import check_convertible
 from deploypruner.sparse.library import EXTENSION, check_forced_target, extension_path
-from deploypruner.stages import Feeds
-from deploypruner.stages.fitting import Said
-from deploypruner.stages.load import own_metric
-from deploypruner.stages.sparse import MODEL, make_sparse
-from deploypruner.stages.sparsify_inputs import Inputs, sparsify_inputs
 from deploypruner.target import detect
 from deploypruner.tasks.recognise import parse_tasks
 

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deploypruner.build.answering import SessionRunner, as_numpy
+from deploypruner.build.fitting import Said, fit
+from deploypruner.build.state import Feeds
 from deploypruner.errors import InputError
 from deploypruner.measure.inputs import random_feeds
 from deploypruner.measure.quality import Batch
@@ -20,9 +23,6 @@ from deploypruner.runtime import Session, shape_text
 from deploypruner.sources.adapted import ChannelsLast
 from deploypruner.sources.data import Data, DataSettings, check_shapes, load_data, settings_for
 from deploypruner.sources.matched import cast, matched
-from deploypruner.stages import Feeds
-from deploypruner.stages.answering import SessionRunner, as_numpy
-from deploypruner.stages.fitting import Said, fit
 from deploypruner.tasks.recognise import OutputTask
 
 # Images of a batch where the file leaves it open; samples looked at; batches of random ones; batches proved with.

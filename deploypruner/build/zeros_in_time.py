@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from math import ceil, floor
 from typing import Any
 
+from deploypruner.build.evaluate import timing_feeds
+from deploypruner.build.state import Build
 from deploypruner.errors import MeasureError
 from deploypruner.measure import time_artifacts
 from deploypruner.records import Setting
 from deploypruner.search.found import Found
 from deploypruner.search.goal import Goal
 from deploypruner.search.meet import OutOfReach
-from deploypruner.stages import Build
-from deploypruner.stages.evaluate import timing_feeds
 
 _RUNTIME, _SECONDS = "openvino", 8.0
 # Of what is predicted to be the fastest, for an offer that can be kept.

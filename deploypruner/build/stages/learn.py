@@ -7,10 +7,16 @@ from typing import Any, ClassVar
 
 from safetensors.torch import load_file, save_file
 
+from deploypruner.atomic import os_errors
 from deploypruner.budget import Budget
+from deploypruner.build.evaluate import classes_of, validation
+from deploypruner.build.gradual import Toward, arrived, toward_time
+from deploypruner.build.stage import Stage, stage_file
+from deploypruner.build.stages.allocate import plan_in_macs
+from deploypruner.build.stages.score import make_criterion
+from deploypruner.build.state import Build
 from deploypruner.criteria import Criterion
 from deploypruner.errors import RecipeError, nearest
-from deploypruner.folder import os_errors
 from deploypruner.learn.learned import TransportGates, is_learned, learned_regime
 from deploypruner.learn.regime import ChannelRegime
 from deploypruner.learn.run import Learned, learn
@@ -26,11 +32,6 @@ from deploypruner.prune.plan import Plan
 from deploypruner.recipe import LearnRecipe
 from deploypruner.records import ACCURACY
 from deploypruner.search.found import Found
-from deploypruner.stages import Build, Stage, stage_file
-from deploypruner.stages.allocate import plan_in_macs
-from deploypruner.stages.evaluate import classes_of, validation
-from deploypruner.stages.gradual import Toward, arrived, toward_time
-from deploypruner.stages.score import make_criterion
 
 _CHECKPOINT = stage_file("learning.safetensors")
 _WEIGHTS, _FACTS = stage_file("learned.safetensors"), stage_file("learn.json")

@@ -8,12 +8,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from deploypruner.build.stage import Stage
+from deploypruner.build.state import Build
 from deploypruner.errors import InputError
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.inputs import batch_size, call, resized
 from deploypruner.sources.adapted import WholeBatches
 from deploypruner.sources.batches import Data
-from deploypruner.stages import Build, Stage
 from deploypruner.verify.compare import compare_outputs, flatten_outputs
 
 _RELATIVE = 1e-5

@@ -14,31 +14,33 @@ from typing import Any
 import torch
 
 from deploypruner import __version__
+from deploypruner.atomic import file_sha256
+from deploypruner.build.answering import Runner
+from deploypruner.build.fitting import require_better_than_chance
+from deploypruner.build.folder import BuildFolder
+from deploypruner.build.sparsity import check_layers, check_widths
+from deploypruner.build.stage import Stage, stage_file
+from deploypruner.build.stages.allocate import Allocate
+from deploypruner.build.stages.assign import Assign
+from deploypruner.build.stages.export import Export
+from deploypruner.build.stages.learn import Learn
+from deploypruner.build.stages.load import Load
+from deploypruner.build.stages.measure import Measure
+from deploypruner.build.stages.quantize import Quantize
+from deploypruner.build.stages.recover import Recover
+from deploypruner.build.stages.remove import Remove
+from deploypruner.build.stages.report import WriteReport, kept_of
+from deploypruner.build.stages.score import Score
+from deploypruner.build.stages.sparse import Sparse
+from deploypruner.build.stages.trace import Trace
+from deploypruner.build.stages.verify import Verify
+from deploypruner.build.state import Build
 from deploypruner.errors import BudgetError, InputError, RecipeError, VerificationError
-from deploypruner.folder import BuildFolder, file_sha256
 from deploypruner.prune.allocate import allocate, reachable
 from deploypruner.prune.remove import require
 from deploypruner.recipe import BUDGETS
 from deploypruner.report.units import quality_sentence
 from deploypruner.sources.data import content_fingerprint
-from deploypruner.stages import Build, Stage, stage_file
-from deploypruner.stages.allocate import Allocate
-from deploypruner.stages.answering import Runner
-from deploypruner.stages.assign import Assign
-from deploypruner.stages.export import Export
-from deploypruner.stages.fitting import require_better_than_chance
-from deploypruner.stages.learn import Learn
-from deploypruner.stages.load import Load
-from deploypruner.stages.measure import Measure
-from deploypruner.stages.quantize import Quantize
-from deploypruner.stages.recover import Recover
-from deploypruner.stages.remove import Remove
-from deploypruner.stages.report import WriteReport, kept_of
-from deploypruner.stages.score import Score
-from deploypruner.stages.sparse import Sparse
-from deploypruner.stages.sparsity import check_layers, check_widths
-from deploypruner.stages.trace import Trace
-from deploypruner.stages.verify import Verify
 
 CHAIN: tuple[type[Stage], ...] = (
     *(Load, Trace, Score, Allocate, Learn, Remove, Assign, Recover),

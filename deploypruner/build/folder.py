@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import os
 import shutil
@@ -15,12 +13,10 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from safetensors import SafetensorError
-
+from deploypruner.atomic import ERRORS, SCRATCH, file_sha256, json_text, os_errors, replacing
 from deploypruner.errors import InputError
 from deploypruner.locking import FolderLock
 from deploypruner.reading import is_utf8, kind_name, read_json, status
-from deploypruner.refusals import file_size_limit, refusal, working_folder_exists
 
 MANIFEST = "manifest.json"
 WRITTEN = "stages/written.json"
@@ -33,15 +29,6 @@ _OWN = (
     *("model.sparse.onnx", "libdeploypruner_openvino.so", "sparsify.json"),
     *("measurements", "stages"),
 )
-_SCRATCH = ".writing-"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-# What is wrong with --out itself; see `refusals` for the rest.
-_REFUSED = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP),
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
-)
-# Where a native library fails to write and does not say why, this much free space means a full disk.
-_NO_SPACE_BYTES = 1 << 20
 
 
 class BuildFolder:
@@ -131,7 +118,7 @@ class BuildFolder:
         with tempfile.TemporaryFile(dir=self.root):
             pass
         for folder in (self.root, self.path("stages"), self.path("measurements")):
-            for left in folder.glob(f"{_SCRATCH}*"):
+            for left in folder.glob(f"{SCRATCH}*"):
                 if left.is_dir() and not left.is_symlink():
                     shutil.rmtree(left)
         for name in own:
@@ -174,7 +161,7 @@ class BuildFolder:
                 self.require_own(name)
                 self._own |= {name, WRITTEN}
                 document = {"deploypruner": self.kind, "files": sorted(self._own)}
-                with self._replacing(WRITTEN) as temporary:
+                with replacing(self.path(WRITTEN)) as temporary:
                     temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         return path
 
@@ -201,42 +188,17 @@ class BuildFolder:
         for suffix in siblings:
             self.claim(str(Path(name).with_suffix(suffix)))
         self.claim(name)
-        with self._replacing(name, siblings) as temporary:
+        with replacing(self.path(name), siblings) as temporary:
             yield temporary
-
-    @contextmanager
-    def _replacing(self, name: str, siblings: tuple[str, ...] = ()) -> Iterator[Path]:
-        final = self.path(name)
-        with os_errors(final):
-            final.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=final.parent, prefix=_SCRATCH) as scratch:
-                temporary = Path(scratch) / final.name
-                try:
-                    yield temporary
-                except (RuntimeError, SafetensorError) as error:
-                    # Native libraries do not say why they could not write.
-                    if shutil.disk_usage(scratch).free < _NO_SPACE_BYTES:
-                        raise _no_space(final) from error
-                    if file_size_limit() is not None:
-                        refused = refusal(OSError(errno.EFBIG, ""), f"write to {final}")
-                        raise refused or error from error
-                    raise
-                for suffix in (*siblings, final.suffix):
-                    written = temporary.with_suffix(suffix)
-                    written.chmod(0o666 & ~_umask())  # libraries write some files for their owner alone
-                    with written.open("rb") as file:
-                        os.fsync(file.fileno())
-                    written.replace(final.with_suffix(suffix))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file atomically."""
         with self.writing(name) as path:
-            # Bytes of names that are no UTF-8; what this makes of them is right in JSON, and readable elsewhere.
-            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+            path.write_text(text, encoding="utf-8", errors=ERRORS)
 
     def write_json(self, name: str, document: Any) -> None:
         """Write a JSON file atomically; NaN is a programming error."""
-        self.write_text(name, json.dumps(document, indent=1, allow_nan=False) + "\n")
+        self.write_text(name, json_text(document))
 
     def read_json(self, name: str, *, hint: str = "compile again") -> Any:
         """Read a JSON file.
@@ -307,39 +269,3 @@ def _foreign(root: Path, own: set[str]) -> Iterator[str]:
             found = os.path.relpath(os.path.join(folder, name), root)
             if not name.startswith(".") and found.removesuffix(_PART) not in own:
                 yield found
-
-
-def _umask() -> int:
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return umask
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def os_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write `path` into errors a user can act on.
-
-    Raises:
-        InputError: The disk is full, or the path cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise _no_space(path) from error
-        if error.errno in _REFUSED and working_folder_exists():
-            raise InputError(f"cannot write to {path}: {error.strerror}", hint="choose another --out") from error
-        raise refusal(error, f"write to {path}") or error from error
-
-
-def _no_space(path: Path) -> InputError:
-    return InputError(
-        f"no space left on the disk while writing {path}",
-        hint="free some space and run the same command with --resume; what was finished is kept",
-    )

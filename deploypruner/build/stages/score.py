@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
+from deploypruner.build.stage import Stage, stage_file
+from deploypruner.build.state import Build
 from deploypruner.criteria import Criterion, Needs, criteria
 from deploypruner.errors import RecipeError, nearest
 from deploypruner.prune.evidence import score_groups
 from deploypruner.recipe import PruneRecipe
-from deploypruner.stages import Build, Stage, stage_file
 
 
 class Score(Stage):

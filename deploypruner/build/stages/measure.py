@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import ClassVar
 
+from deploypruner.build.evaluate import judge, timing_feeds, validation_samples
+from deploypruner.build.stage import Stage
+from deploypruner.build.state import Build, Feeds
 from deploypruner.errors import InputError
 from deploypruner.measure import (
     Measured,
@@ -20,8 +23,6 @@ from deploypruner.records import Artifact
 from deploypruner.runtime import default_runtimes, opens, runtimes
 from deploypruner.search.certify import Certificate, certify, in_setting
 from deploypruner.search.found import Found
-from deploypruner.stages import Build, Feeds, Stage
-from deploypruner.stages.evaluate import judge, timing_feeds, validation_samples
 
 
 class Measure(Stage):

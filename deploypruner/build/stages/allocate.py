@@ -10,6 +10,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from deploypruner.budget import Budget
+from deploypruner.build.channels import choosing_scores
+from deploypruner.build.evaluate import judge, timing_feeds, validation_samples
+from deploypruner.build.judging import can_train_briefly, make_judge, trained_briefly
+from deploypruner.build.stage import Stage, stage_file
+from deploypruner.build.stages.quantize import with_dense
+from deploypruner.build.stages.score import normalizer_name, training_batches
+from deploypruner.build.state import Build
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.measure import Job
 from deploypruner.patterns import CHANNEL
@@ -27,12 +34,6 @@ from deploypruner.search.measured import MeasuredWorth, losses_from_worth
 from deploypruner.search.meet import OutOfReach, meet
 from deploypruner.search.request import Request
 from deploypruner.search.worth import measure_worth
-from deploypruner.stages import Build, Stage, stage_file
-from deploypruner.stages.channels import choosing_scores
-from deploypruner.stages.evaluate import judge, timing_feeds, validation_samples
-from deploypruner.stages.judging import can_train_briefly, make_judge, trained_briefly
-from deploypruner.stages.quantize import with_dense
-from deploypruner.stages.score import normalizer_name, training_batches
 
 _FOUND = stage_file("search.json")
 _WORTH_BATCH = 32

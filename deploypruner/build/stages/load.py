@@ -7,6 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from deploypruner.build.answering import Runner
+from deploypruner.build.fitting import Said, fit, tasks_without_data
+from deploypruner.build.stage import Stage
+from deploypruner.build.state import Build
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.export.program import evaluating
 from deploypruner.graph.inputs import Inputs, tensors
@@ -17,9 +21,6 @@ from deploypruner.sources.factory import find_callable
 from deploypruner.sources.matched import input_names, matched
 from deploypruner.sources.model import LoadedModel, load_model
 from deploypruner.sources.soundness import check_dense, check_finite, check_runs, fingerprint, to_cpu_float32
-from deploypruner.stages import Build, Stage
-from deploypruner.stages.answering import Runner
-from deploypruner.stages.fitting import Said, fit, tasks_without_data
 from deploypruner.tasks.recognise import parse_tasks
 
 

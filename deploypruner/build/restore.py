@@ -8,8 +8,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from deploypruner.atomic import file_sha256
+from deploypruner.build.folder import BuildFolder
 from deploypruner.errors import InputError, PlanError, said_by
-from deploypruner.folder import BuildFolder, file_sha256
 from deploypruner.prune.own_class import in_place_of_part, own_class
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.retrace import retrace

@@ -7,6 +7,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from deploypruner.build.evaluate import timing_feeds
+from deploypruner.build.stages.allocate import dense_jobs, measured_worth
+from deploypruner.build.stages.quantize import with_dense
+from deploypruner.build.stages.score import normalizer_name
+from deploypruner.build.state import Build
 from deploypruner.errors import BudgetError
 from deploypruner.graph.atoms import IntArray
 from deploypruner.latency import LatencyModel, build_latency_model
@@ -18,11 +23,6 @@ from deploypruner.search.gradual import Gradual
 from deploypruner.search.loop import RESERVE, Round, close_loop
 from deploypruner.search.measured import losses_from_worth
 from deploypruner.search.objectives import Space
-from deploypruner.stages import Build
-from deploypruner.stages.allocate import dense_jobs, measured_worth
-from deploypruner.stages.evaluate import timing_feeds
-from deploypruner.stages.quantize import with_dense
-from deploypruner.stages.score import normalizer_name
 
 
 @dataclass(frozen=True)

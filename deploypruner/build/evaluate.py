@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from deploypruner.build.answering import as_numpy, join_labels
+from deploypruner.build.stages.verify import verification_feeds
+from deploypruner.build.state import Build, Feeds
 from deploypruner.graph.inputs import batch_size, call, filled, noise_like, tensors
 from deploypruner.measure import Job, evaluate, outputs
 from deploypruner.measure.quality import Batch, judge_output, label_list
@@ -17,9 +20,6 @@ from deploypruner.records import ACCURACY, Artifact, Metric, Quality
 from deploypruner.recover.modes import evaluating
 from deploypruner.recover.validate import top1_percent
 from deploypruner.runtime import default_runtimes, opens, runtimes
-from deploypruner.stages import Build, Feeds
-from deploypruner.stages.answering import as_numpy, join_labels
-from deploypruner.stages.verify import verification_feeds
 
 # Validation inputs and the dense model's outputs are held while all artifacts are judged, so they have to fit into
 # memory.

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from deploypruner.build.stage import Stage, stage_file
+from deploypruner.build.stages.recover import write_state
+from deploypruner.build.stages.score import training_batches
+from deploypruner.build.state import Build, Feeds
 from deploypruner.export import exporters
 from deploypruner.graph.inputs import batch_size, noise_like
 from deploypruner.quantize.placement import Placement
 from deploypruner.quantize.static import QuantizationSummary, quantize_static
 from deploypruner.records import Artifact
-from deploypruner.stages import Build, Feeds, Stage, stage_file
-from deploypruner.stages.recover import write_state
-from deploypruner.stages.score import training_batches
 from deploypruner.target import detect
 
 _BATCH = 8

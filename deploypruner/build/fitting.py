@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from deploypruner.build.answering import Runner
 from deploypruner.errors import InputError
 from deploypruner.graph.inputs import noise_like, tensors
 from deploypruner.measure.quality import label_list
@@ -17,7 +18,6 @@ from deploypruner.sources.adapted import Unlabelled
 from deploypruner.sources.batches import Data, Judgeable
 from deploypruner.sources.classes import Names, fit_classes
 from deploypruner.sources.data import check_labels, check_shapes
-from deploypruner.stages.answering import Runner
 from deploypruner.tasks import Array, tasks
 from deploypruner.tasks.recognise import OutputTask, recognise
 

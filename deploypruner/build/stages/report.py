@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, ClassVar
 
+from deploypruner.build.stage import Stage
+from deploypruner.build.state import Build
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import tensors
 from deploypruner.graph.module import get_state
@@ -15,7 +17,6 @@ from deploypruner.records import ACCURACY, Metric
 from deploypruner.report import LayerWidth, Report, StageTime, render_html, render_json
 from deploypruner.search.kept import Kept, quality_kept
 from deploypruner.search.patterns import DENSE
-from deploypruner.stages import Build, Stage
 from deploypruner.target import detect
 
 _MORE = {"macs": "larger --macs", "latency": "longer --latency", "speedup": "smaller --speedup"}

@@ -9,10 +9,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from deploypruner.build.sparsity import sparse_weights
+from deploypruner.build.stage import Stage, stage_file
+from deploypruner.build.state import Build, Feeds
 from deploypruner.graph.inputs import batch_size, noise_like
 from deploypruner.records import Check
-from deploypruner.stages import Build, Feeds, Stage, stage_file
-from deploypruner.stages.sparsity import sparse_weights
 from deploypruner.verify.exported import verify_exports
 from deploypruner.verify.zeros import verify_zeros
 
