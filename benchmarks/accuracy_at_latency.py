@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.baseline import baseline
 from benchmarks.engines import Engines, ratio, time_files
-from deploypruner.build.stages.sparse import make_sparse
+from deploypruner.build.sparse_model import make_sparse
 from deploypruner.export import exporters
 from deploypruner.graph.module import get_state
 from deploypruner.measure import environment

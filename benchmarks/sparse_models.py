@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.lively import calibrate, liven
 from benchmarks.qlinear import to_qlinear
-from deploypruner.build.stages.sparse import make_sparse
+from deploypruner.build.sparse_model import make_sparse
 from deploypruner.errors import VerificationError
 from deploypruner.export import exporters
 from deploypruner.graph import trace

@@ -14,9 +14,9 @@ from deploypruner.budget import Budget
 from deploypruner.build import pipeline
 from deploypruner.build.answering import Runner
 from deploypruner.build.choices import check_choices
+from deploypruner.build.criterion import make_criterion
 from deploypruner.build.fitting import fit
 from deploypruner.build.folder import BuildFolder
-from deploypruner.build.stages.score import make_criterion
 from deploypruner.build.state import Build, Given
 from deploypruner.config import overlay, read_recipe
 from deploypruner.criteria import Needs, criteria

@@ -38,7 +38,8 @@ def check_command(
     The truth takes one pass over the samples per channel of MODEL: minutes for a small network, far too long for a
     large one.
     """
-    from deploypruner.build.stages.score import make_criterion, training_batches
+    from deploypruner.build.criterion import make_criterion
+    from deploypruner.build.feeds import training_batches
     from deploypruner.config import read_recipe
     from deploypruner.criteria import criteria
     from deploypruner.learn.learned import is_learned

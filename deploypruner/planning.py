@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from deploypruner.build.choices import check_choices
+from deploypruner.build.criterion import criterion_name, make_criterion, normalizer_name
+from deploypruner.build.feeds import training_batches
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.stages.load import Load
-from deploypruner.build.stages.score import criterion_name, make_criterion, normalizer_name, training_batches
 from deploypruner.build.state import Build, Given
 from deploypruner.graph import Graph, trace
 from deploypruner.latency import build_latency_model

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deploypruner.build.stages.score import normalizer_name
+from deploypruner.build.criterion import normalizer_name
 from deploypruner.criteria import criteria
 from deploypruner.criteria.magnitude import Magnitude
 from deploypruner.criteria.oracle import Oracle

@@ -11,7 +11,7 @@ import scipy.linalg
 import torch
 from torch import Tensor, nn
 
-from deploypruner.build.stages.score import make_criterion
+from deploypruner.build.criterion import make_criterion
 from deploypruner.criteria import Needs, criteria
 from deploypruner.criteria.activation import Activation
 from deploypruner.criteria.bn_scale import BatchNormScale

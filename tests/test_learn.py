@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deploypruner.budget import Budget
-from deploypruner.build.stages.learn import schedule_name
+from deploypruner.build.learning import schedule_name
 from deploypruner.criteria import criteria
 from deploypruner.criteria.dtp import Dtp
 from deploypruner.criteria.pdp import Pdp

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deploypruner.build.feeds import training_batches
 from deploypruner.build.sparsity import brought_zeros
-from deploypruner.build.stages.score import training_batches
 from deploypruner.build.state import Build
 from deploypruner.errors import RecipeError
 from deploypruner.graph.atoms import IntArray

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from deploypruner.build.criterion import criterion_name, make_criterion, normalizer_name
+from deploypruner.build.learning import check_learning
 from deploypruner.build.sparsity import check_sparse
-from deploypruner.build.stages.learn import check_learning
-from deploypruner.build.stages.score import criterion_name, make_criterion, normalizer_name
 from deploypruner.build.state import Given
 from deploypruner.errors import RecipeError
 from deploypruner.prune.allocate import check_recipe_scope

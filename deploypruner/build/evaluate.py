@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from deploypruner.build.answering import as_numpy, join_labels
-from deploypruner.build.stages.verify import verification_feeds
-from deploypruner.build.state import Build, Feeds
+from deploypruner.build.state import Build
 from deploypruner.graph.inputs import batch_size, call, filled, noise_like, tensors
 from deploypruner.measure import Job, evaluate, outputs
 from deploypruner.measure.quality import Batch, judge_output, label_list
@@ -28,11 +27,6 @@ _BATCH = 16
 _NOISE_SAMPLES = 64
 
 Samples = list[Batch]
-
-
-def timing_feeds(build: Build) -> Feeds | None:
-    """One real sample, None where artifacts take only the example's batch."""
-    return [array[:1] for array in verification_feeds(build)[0]] if build.traced.dynamic_batch else None
 
 
 def validation_samples(build: Build) -> Samples:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from deploypruner.build.evaluate import timing_feeds
-from deploypruner.build.stages.allocate import dense_jobs, measured_worth
-from deploypruner.build.stages.quantize import with_dense
-from deploypruner.build.stages.score import normalizer_name
+from deploypruner.build.allocation import dense_jobs, measured_worth
+from deploypruner.build.artifacts import with_dense
+from deploypruner.build.criterion import normalizer_name
+from deploypruner.build.feeds import timing_feeds
 from deploypruner.build.state import Build
 from deploypruner.errors import BudgetError
 from deploypruner.graph.atoms import IntArray

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from deploypruner.build.feeds import training_batches
 from deploypruner.build.stage import stage_file
-from deploypruner.build.stages.score import training_batches
 from deploypruner.build.state import Build
 from deploypruner.graph import Keep
 from deploypruner.recover.batches import FirstBatches

@@ -18,6 +18,7 @@ from deploypruner.atomic import file_sha256
 from deploypruner.build.answering import Runner
 from deploypruner.build.fitting import require_better_than_chance
 from deploypruner.build.folder import BuildFolder
+from deploypruner.build.promise import require_met
 from deploypruner.build.sparsity import check_layers, check_widths
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.stages.allocate import Allocate
@@ -29,7 +30,7 @@ from deploypruner.build.stages.measure import Measure
 from deploypruner.build.stages.quantize import Quantize
 from deploypruner.build.stages.recover import Recover
 from deploypruner.build.stages.remove import Remove
-from deploypruner.build.stages.report import WriteReport, kept_of
+from deploypruner.build.stages.report import WriteReport
 from deploypruner.build.stages.score import Score
 from deploypruner.build.stages.sparse import Sparse
 from deploypruner.build.stages.trace import Trace
@@ -39,7 +40,6 @@ from deploypruner.errors import BudgetError, InputError, RecipeError, Verificati
 from deploypruner.prune.allocate import allocate, reachable
 from deploypruner.prune.remove import require
 from deploypruner.recipe import BUDGETS
-from deploypruner.report.units import quality_sentence
 from deploypruner.sources.data import content_fingerprint
 
 CHAIN: tuple[type[Stage], ...] = (
@@ -120,52 +120,8 @@ def _run(build: Build, *, resume: bool, say: Say) -> Build:
             hint=f"{build.folder.path('report.json')} lists every check; do not deploy these files",
             finished=True,
         )
-    _require_met(build)
+    require_met(build)
     return build
-
-
-def _require_met(build: Build) -> None:
-    """A budget of time that the final artifact does not keep, or that nobody could check, is a promise not kept."""
-    certificate, budget = build.certificate, build.recipe.prune.budget
-    kept = kept_of(build)
-    if kept is not None and not kept.kept:
-        raise BudgetError(
-            f"{kept.artifact} on {kept.runtime} is refused: " + quality_sentence(kept.to_json()),
-            hint=f"{_milder(build)}, train longer with --epochs, or allow --accuracy-drop {math.ceil(kept.lost):g}",
-            finished=True,
-        )
-    if certificate is None or certificate.met:
-        return
-    unit = "x" if budget.speedup is not None else " ms"
-    value = "nothing" if certificate.measured is None else f"{certificate.measured:.3g}{unit}"
-    measured = f"{certificate.artifact}: measured {value}"
-    finished = f"the files in {build.folder.root} are finished"
-    if certificate.met is None:
-        raise BudgetError(
-            f"{budget} cannot be certified: {certificate.doubt} ({measured})",
-            hint=f"{finished}; run the same command with --resume on a quiet machine",
-            finished=True,
-        )
-    raise BudgetError(
-        f"{budget} is missed: {measured}, and its 95 % interval ends at {certificate.bound:.3g}{unit}, which counts",
-        hint=f"{finished}; measure again with --resume, or ask for a little more",
-        finished=True,
-    )
-
-
-def _milder(build: Build) -> str:
-    """A budget that is likelier to keep the quality, in the words of the command line."""
-    budget, found = build.recipe.prune.budget, build.found
-    if found is not None and found.judged is not None and found.judged.keeps is not None:
-        keeps = found.judged.keeps
-        reach = f"--speedup {found.dense_ms / keeps:.3g}" if budget.speedup else f"--latency {keeps:.3g}ms"
-        return f"{reach} is predicted to keep it without any training"
-    if budget.speedup is not None:
-        return f"ask for less, such as --speedup {1 + 0.5 * (budget.speedup - 1):.3g}"
-    if budget.latency_ms is not None:
-        dense = 2 * budget.latency_ms if found is None else found.dense_ms
-        return f"ask for less, such as --latency {0.5 * (budget.latency_ms + dense):.3g}ms"
-    return f"ask for less, such as --macs {0.5 * (1 + (budget.macs or 1.0)):.3g}"
 
 
 def _require_sound(stage: Stage, build: Build) -> None:

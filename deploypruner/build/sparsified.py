@@ -15,9 +15,9 @@ from onnx import numpy_helper
 
 from deploypruner.build.fitting import Said
 from deploypruner.build.folder import BuildFolder
+from deploypruner.build.metric import own_metric
+from deploypruner.build.sparse_model import MODEL, make_sparse
 from deploypruner.build.sparsify_inputs import Inputs, sparsify_inputs
-from deploypruner.build.stages.load import own_metric
-from deploypruner.build.stages.sparse import MODEL, make_sparse
 from deploypruner.build.state import Feeds
 from deploypruner.errors import InputError, MeasureError, VerificationError, said_by
 from deploypruner.measure import environment, evaluate, find_warnings, make_rows, outputs, time_artifacts, trial

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import ceil, floor
 from typing import Any
 
-from deploypruner.build.evaluate import timing_feeds
+from deploypruner.build.feeds import timing_feeds
 from deploypruner.build.state import Build
 from deploypruner.errors import MeasureError
 from deploypruner.measure import time_artifacts

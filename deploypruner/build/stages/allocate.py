@@ -9,34 +9,31 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from deploypruner.budget import Budget
+from deploypruner.build.allocation import dense_jobs, measured_worth, plan_in_macs
+from deploypruner.build.artifacts import with_dense
 from deploypruner.build.channels import choosing_scores
-from deploypruner.build.evaluate import judge, timing_feeds, validation_samples
+from deploypruner.build.criterion import normalizer_name
+from deploypruner.build.evaluate import judge, validation_samples
+from deploypruner.build.feeds import timing_feeds
 from deploypruner.build.judging import can_train_briefly, make_judge, trained_briefly
 from deploypruner.build.stage import Stage, stage_file
-from deploypruner.build.stages.quantize import with_dense
-from deploypruner.build.stages.score import normalizer_name, training_batches
 from deploypruner.build.state import Build
-from deploypruner.errors import InputError, RecipeError
+from deploypruner.errors import InputError
 from deploypruner.measure import Job
 from deploypruner.patterns import CHANNEL
-from deploypruner.prune.allocate import allocate
 from deploypruner.prune.given import given_widths
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.prune.room import by_importance
 from deploypruner.records import Quality
-from deploypruner.runtime import default_runtimes, runtimes
 from deploypruner.search.choose import INT8_AGREEMENT_DROP, INT8_DROP
 from deploypruner.search.found import Found
 from deploypruner.search.kept import ACCURACY_DROP, AGREEMENT_DROP
 from deploypruner.search.losses import Losses
-from deploypruner.search.measured import MeasuredWorth, losses_from_worth
+from deploypruner.search.measured import losses_from_worth
 from deploypruner.search.meet import OutOfReach, meet
 from deploypruner.search.request import Request
-from deploypruner.search.worth import measure_worth
 
 _FOUND = stage_file("search.json")
-_WORTH_BATCH = 32
 
 
 class Allocate(Stage):
@@ -99,21 +96,6 @@ def _in_macs(build: Build) -> Build:
     return replace(build, plan=plan_in_macs(build, choosing_scores(build), recipe.budget))
 
 
-def plan_in_macs(build: Build, scores: Mapping[str, Tensor], budget: Budget) -> Plan:
-    """The plan for a budget of MACs as the recipe wants it chosen, whatever the scores."""
-    recipe = build.recipe.prune
-    return allocate(
-        build.traced,
-        scores,
-        budget,
-        criterion=build.criterion,
-        scope=recipe.scope,
-        normalizer=normalizer_name(recipe, build.criterion),
-        step=recipe.step,
-        constraints=recipe.constraints,
-    )
-
-
 def _in_time(build: Build) -> Build:
     assert build.scores is not None, "stage 'score' has not run"
     scores = build.scores
@@ -159,22 +141,6 @@ def _in_time(build: Build) -> Build:
     return replace(build, plan=plan, found=found)
 
 
-def measured_worth(
-    build: Build, scores: Mapping[str, Tensor], *, enough: Callable[[float], bool] = lambda seconds: False
-) -> MeasuredWorth:
-    """What widths and branches are worth, measured on training samples; finished batches survive a kill."""
-    count = -(-build.recipe.search.worth_samples // _WORTH_BATCH)
-    return measure_worth(
-        build.traced,
-        by_importance(scores),
-        list(training_batches(build, batch_size=_WORTH_BATCH, count=count)),
-        branches=build.recipe.prune.depth == "auto",
-        file=build.folder.claim(stage_file("worth.json")),
-        progress=build.progress,
-        enough=enough,
-    )
-
-
 def _worth(build: Build, scores: Mapping[str, Tensor], enough: Callable[[float], bool]) -> Losses:
     measured = measured_worth(build, scores, enough=enough)
     build.say(
@@ -201,25 +167,6 @@ def _int8_drop(build: Build) -> float:
         return asked
     judged = build.metric is not None or any(output.label is not None for output in build.tasks)
     return INT8_DROP if judged else INT8_AGREEMENT_DROP
-
-
-def dense_jobs(build: Build) -> list[Job]:
-    """The dense model in every runtime and precision that may be chosen, runtimes together.
-
-    Raises:
-        RecipeError: None of the runtimes opens the ONNX files that layers are timed in.
-    """
-    measure = build.recipe.measure
-    names = measure.runtimes or default_runtimes()
-    wanted = ("fp32", "int8") if measure.precision == "auto" else (measure.precision,)
-    dense = [a for a in build.artifacts if a.pattern == "dense" and a.precision in wanted]
-    jobs = [(a, name) for name in names for a in dense if a.path.suffix in runtimes.get(name).suffixes]
-    if not jobs:
-        raise RecipeError(
-            f"a budget of time needs a runtime that opens ONNX, not {', '.join(names)}",
-            hint="name --runtime openvino or onnxruntime as well, or give --macs",
-        )
-    return jobs
 
 
 def _qualities(build: Build, jobs: Sequence[Job]) -> list[Quality | None]:

@@ -13,11 +13,10 @@ import onnx
 from onnx import numpy_helper
 from torch import Tensor
 
-from deploypruner.build.evaluate import timing_feeds
+from deploypruner.build.artifacts import with_dense, write_int8
+from deploypruner.build.feeds import timing_feeds, verification_feeds
 from deploypruner.build.sparsity import remaining
 from deploypruner.build.stage import Stage, stage_file
-from deploypruner.build.stages.quantize import with_dense, write_int8
-from deploypruner.build.stages.verify import verification_feeds
 from deploypruner.build.state import Build
 from deploypruner.build.zeros_in_time import out_of_reach, promise, time_goal
 from deploypruner.errors import BudgetError, InputError, KernelError

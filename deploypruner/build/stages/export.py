@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import nn
 
+from deploypruner.build.artifacts import write_state
 from deploypruner.build.stage import Stage, stage_file
-from deploypruner.build.stages.recover import write_state
 from deploypruner.build.state import Build
 from deploypruner.export import exporters
 from deploypruner.export.to_openvino import write_ir

@@ -9,27 +9,24 @@ from safetensors.torch import load_file, save_file
 
 from deploypruner.atomic import os_errors
 from deploypruner.budget import Budget
+from deploypruner.build.allocation import plan_in_macs
+from deploypruner.build.criterion import make_criterion
 from deploypruner.build.evaluate import classes_of, validation
 from deploypruner.build.gradual import Toward, arrived, toward_time
+from deploypruner.build.learning import schedule_name
 from deploypruner.build.stage import Stage, stage_file
-from deploypruner.build.stages.allocate import plan_in_macs
-from deploypruner.build.stages.score import make_criterion
 from deploypruner.build.state import Build
 from deploypruner.criteria import Criterion
-from deploypruner.errors import RecipeError, nearest
-from deploypruner.learn.learned import TransportGates, is_learned, learned_regime
+from deploypruner.learn.learned import TransportGates, learned_regime
 from deploypruner.learn.regime import ChannelRegime
 from deploypruner.learn.run import Learned, learn
 from deploypruner.learn.schedules import (
-    SCHEDULES,
     Scores,
     Shrinking,
-    can_score_while_training,
     toward_budget,
     toward_widths,
 )
 from deploypruner.prune.plan import Plan
-from deploypruner.recipe import LearnRecipe
 from deploypruner.records import ACCURACY
 from deploypruner.search.found import Found
 
@@ -88,54 +85,6 @@ class Learn(Stage):
         if build.found is not None and build.found.measured_ms is not None and facts["schedule"] == "iterative":
             text += f", {build.found.measured_ms:.3g} ms"
         return text + (f", accuracy {facts['accuracy_learned']:.2f} %" if "accuracy_learned" in facts else "")
-
-
-def schedule_name(recipe: LearnRecipe, criterion: Criterion) -> str:
-    """Resolve "auto", and refuse what does not go together.
-
-    Raises:
-        RecipeError: No such schedule, or one that makes no sense with this criterion.
-    """
-    named, learned = type(criterion).__name__.lower(), is_learned(criterion)
-    if recipe.schedule == "auto":
-        return "learned" if learned else "one-shot"
-    if recipe.schedule not in SCHEDULES:
-        raise RecipeError(f"no schedule called '{recipe.schedule}'", hint=nearest(recipe.schedule, SCHEDULES))
-    if learned and recipe.schedule != "learned":
-        raise RecipeError(
-            f"criterion '{named}' trains its masks and has a schedule of its own, not '{recipe.schedule}'",
-            hint="leave out --schedule, or use --criterion magnitude or taylor",
-        )
-    if recipe.schedule == "learned" and not learned:
-        raise RecipeError(
-            f"criterion '{named}' has no masks that could be learned", hint="use --criterion pdp or dtp"
-        )
-    if recipe.schedule != "one-shot" and not can_score_while_training(criterion):
-        raise RecipeError(
-            f"criterion '{named}' needs more than the gradients of a training step, which is all that schedule "
-            f"'{recipe.schedule}' has",
-            hint="use --schedule one-shot, or a criterion such as taylor or magnitude",
-        )
-    return recipe.schedule
-
-
-def check_learning(recipe: LearnRecipe, criterion: Criterion, *, has_data: bool) -> None:
-    """Check before any work that a schedule which trains has something to train on.
-
-    Raises:
-        RecipeError: See `schedule_name`; or there is no data, or no epoch.
-    """
-    schedule, named = schedule_name(recipe, criterion), type(criterion).__name__.lower()
-    if schedule == "one-shot":
-        return
-    what = f"criterion '{named}'" if schedule == "learned" else f"schedule '{schedule}'"
-    if not has_data:
-        raise RecipeError(
-            f"{what} chooses channels while training and needs data",
-            hint="pass --data DIR (labels are not required), or use --criterion magnitude with --schedule one-shot",
-        )
-    if not recipe.epochs:
-        raise RecipeError(f"{what} chooses channels while training, and --learn-epochs is 0", hint="3 is a start")
 
 
 def _cuts(plan: Plan) -> bool:

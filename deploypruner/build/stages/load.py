@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from deploypruner.build.answering import Runner
 from deploypruner.build.fitting import Said, fit, tasks_without_data
+from deploypruner.build.metric import own_metric
 from deploypruner.build.stage import Stage
 from deploypruner.build.state import Build
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.export.program import evaluating
 from deploypruner.graph.inputs import Inputs, tensors
-from deploypruner.measure.own_metric import SIGNATURE, OwnMetric
+from deploypruner.measure.own_metric import OwnMetric
 from deploypruner.sources.classes import names_in, read_classes
 from deploypruner.sources.data import as_data, peek_shape, settings_for
-from deploypruner.sources.factory import find_callable
 from deploypruner.sources.matched import input_names, matched
 from deploypruner.sources.model import LoadedModel, load_model
 from deploypruner.sources.soundness import check_dense, check_finite, check_runs, fingerprint, to_cpu_float32
@@ -88,21 +88,6 @@ def _metric(build: Build) -> OwnMetric | None:
     if build.given.data is None and build.recipe.data.source is None:
         raise RecipeError("a metric of your own needs labels, and there is no data", hint="pass --data DIR")
     return own_metric(named if given is None else given)
-
-
-def own_metric(given: object) -> OwnMetric | None:
-    """A metric of the user's: a function, or "package.module:function"; None for "".
-
-    Raises:
-        InputError: It does not exist, or is no function.
-        RecipeError: An object that is no function.
-    """
-    if given == "":
-        return None
-    function = find_callable(given, f"expected {SIGNATURE}") if isinstance(given, str) else given
-    if not callable(function):
-        raise RecipeError(f"metric is a {type(function).__name__}, not a function", hint=f"expected {SIGNATURE}")
-    return OwnMetric(function, getattr(function, "__name__", type(function).__name__))
 
 
 def _model(build: Build) -> LoadedModel:

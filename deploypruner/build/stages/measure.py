@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import ClassVar
 
-from deploypruner.build.evaluate import judge, timing_feeds, validation_samples
+from deploypruner.build.evaluate import judge, validation_samples
+from deploypruner.build.feeds import timing_feeds
 from deploypruner.build.stage import Stage
 from deploypruner.build.state import Build, Feeds
 from deploypruner.errors import InputError

@@ -6,16 +6,16 @@ from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import nn
 
 from deploypruner.atomic import os_errors
+from deploypruner.build.artifacts import write_state
 from deploypruner.build.evaluate import Validation, classes_of, validation
-from deploypruner.build.folder import BuildFolder
+from deploypruner.build.feeds import training_batches
 from deploypruner.build.judging import make_judge
 from deploypruner.build.sparsity import describe_sparse, existing_zeros, make_regime, sparse_facts
 from deploypruner.build.stage import Stage, stage_file
-from deploypruner.build.stages.score import training_batches
 from deploypruner.build.state import Build
 from deploypruner.errors import InputError
 from deploypruner.records import ACCURACY, Cost, Metric
@@ -229,10 +229,3 @@ def _with_cost(build: Build, facts: dict[str, Any]) -> Build:
     nonzero = sum(int(torch.count_nonzero(p)) for p in parameters)
     cost = Cost(plan.macs_after, plan.params_after, nonzero)
     return replace(build, pruned=cost, facts={**build.facts, **facts})
-
-
-def write_state(folder: BuildFolder, name: str, module: nn.Module) -> None:
-    """Write all parameters and buffers as safetensors; tensors under two names are written under both."""
-    state: dict[str, Tensor] = {k: v.detach().contiguous().clone() for k, v in module.state_dict().items()}
-    with folder.writing(name) as path:
-        save_file(state, path)

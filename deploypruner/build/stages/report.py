@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, ClassVar
 
+from deploypruner.build.promise import kept_of
 from deploypruner.build.stage import Stage
 from deploypruner.build.state import Build
 from deploypruner.graph import Graph
@@ -15,7 +16,6 @@ from deploypruner.measure.statistics import compare
 from deploypruner.recipe import resolved_toml
 from deploypruner.records import ACCURACY, Metric
 from deploypruner.report import LayerWidth, Report, StageTime, render_html, render_json
-from deploypruner.search.kept import Kept, quality_kept
 from deploypruner.search.patterns import DENSE
 from deploypruner.target import detect
 
@@ -114,19 +114,6 @@ def budget_of(build: Build) -> dict[str, Any]:
         "doubt": certificate.doubt,
         **quality,
     }
-
-
-def kept_of(build: Build) -> Kept | None:
-    """Whether the artifact that the budget is about keeps the quality; None where nothing is known about it."""
-    if build.data is None:
-        return None
-    found = build.found
-    return quality_kept(
-        build.rows,
-        drop=build.recipe.measure.accuracy_drop,
-        setting=None if found is None else found.setting,
-        artifact="" if found is None else found.artifact,
-    )
 
 
 def sparse_of(build: Build) -> dict[str, Any]:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from itertools import islice
 from typing import ClassVar
 
 import numpy as np
-import torch
 
+from deploypruner.build.feeds import verification_feeds
 from deploypruner.build.sparsity import sparse_weights
 from deploypruner.build.stage import Stage, stage_file
-from deploypruner.build.state import Build, Feeds
-from deploypruner.graph.inputs import batch_size, noise_like
+from deploypruner.build.state import Build
 from deploypruner.records import Check
 from deploypruner.verify.exported import verify_exports
 from deploypruner.verify.zeros import verify_zeros
 
-_BATCHES, _BATCH = 2, 3
 _FILES = ("model.fp32.onnx", "model.int8.onnx", "model.int8.xml", "model.sparse.onnx", "model.pt2")
 
 
@@ -55,25 +52,6 @@ class Verify(Stage):
         """How many checks passed."""
         passed = sum(c.passed for c in build.checks)
         return f"{passed} of {len(build.checks)} checks passed"
-
-
-def verification_feeds(build: Build) -> list[Feeds]:
-    """A few validation batches; seeded noise where there is no data."""
-    graph = build.traced
-    batch = _BATCH if graph.dynamic_batch else batch_size(graph.example_inputs)
-    if build.data is not None:
-        epoch = build.data.val.epoch(batch_size=batch, seed=build.recipe.seed, shuffle=True)
-        # A loader has a batch size of its own.
-        pieces = (
-            [np.ascontiguousarray(t[start : start + batch].numpy()) for t in inputs]
-            for inputs, _ in epoch
-            for start in range(0, len(inputs[0]) - batch + 1, batch)
-        )
-        found = list(islice(pieces, _BATCHES))
-        if found:
-            return found
-    generator = torch.Generator().manual_seed(build.recipe.seed)
-    return [noise_like(graph.example_inputs, batch, generator) for _ in range(_BATCHES)]
 
 
 def _finite(check: Check) -> dict[str, object]:
