@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from deploypruner.build.pipeline import CHAIN
+from deploypruner.build.stage import chain
 from deploypruner.cli import main
 from deploypruner.latency.kernel_rates import KernelRates
 from deploypruner.measure import Job, Measured
@@ -225,7 +225,7 @@ def left_over(folder: Path) -> list[str]:
 @contextlib.contextmanager
 def stopped_before(name: str) -> Iterator[None]:
     """Ctrl-C at the start of one stage."""
-    stage = next(cls for cls in CHAIN if cls.name == name)
+    stage = next(cls for cls in chain() if cls.name == name)
     with mock.patch.object(stage, "run", side_effect=KeyboardInterrupt):
         yield
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -28,8 +28,7 @@ def with_dense(build: Build) -> Build:
     if build.artifacts:
         return build
     dense = write_both(build, build.traced.module, DENSE, "openvino")
-    facts = {"quantization": {"dense": asdict(dense)}}
-    return dense_artifacts(replace(build, facts={**build.facts, **facts}))
+    return dense_artifacts(replace(build, quantized=replace(build.quantized, dense=dense)))
 
 
 def write_int8(build: Build, module: nn.Module, folder: Path, *, batches: int) -> tuple[Path, Path]:

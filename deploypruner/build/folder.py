@@ -7,13 +7,14 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deploypruner.atomic import ERRORS, SCRATCH, file_sha256, json_text, os_errors, replacing
+from deploypruner.build.register import stage_files
 from deploypruner.errors import InputError
 from deploypruner.locking import FolderLock
 from deploypruner.reading import is_utf8, kind_name, read_json, status
@@ -22,13 +23,6 @@ MANIFEST = "manifest.json"
 WRITTEN = "stages/written.json"
 _LOCK = ".deploypruner.lock"
 _PART = ".tmp"  # of a file that is being written where it stands
-# Everything a build may put at the top of its folder.
-_OWN = (
-    *("report.html", "report.json", "plan.json", "recipe.toml", "manifest.json", "reachable.json"),
-    *("model.fp32.onnx", "model.int8.onnx", "model.int8.xml", "model.int8.bin", "model.pt2", "weights.safetensors"),
-    *("model.sparse.onnx", "libdeploypruner_openvino.so", "sparsify.json"),
-    *("measurements", "stages"),
-)
 
 
 class BuildFolder:
@@ -40,12 +34,13 @@ class BuildFolder:
     Args:
         root: The folder; it is made when the first file is written.
         kind: What builds there: "build", or the name of another command.
+        names: Top-level names of all that may be written there; what the stages of a build declare where None.
 
     Raises:
         InputError: `root` is a file, or has a name that no folder can have.
     """
 
-    def __init__(self, root: Path, kind: str = "build") -> None:
+    def __init__(self, root: Path, kind: str = "build", *, names: Collection[str] | None = None) -> None:
         found = status(root, what="--out")
         if found is not None and not stat.S_ISDIR(found.st_mode):
             other = "a file" if stat.S_ISREG(found.st_mode) else kind_name(found)
@@ -54,7 +49,7 @@ class BuildFolder:
             raise InputError(
                 f"--out {root} is not UTF-8, and runtimes could not open what is in it", hint="give it another name"
             )
-        self.root, self.kind = root, kind
+        self.root, self.kind, self._names = root, kind, names
         self._lock = FolderLock(root / _LOCK)
         self._own: set[str] | None = None  # None until `prepare`: nothing is recorded
 
@@ -68,7 +63,7 @@ class BuildFolder:
 
     def own(self) -> set[str]:
         """Names of the files that a build recorded here as its own."""
-        return set(self._own) if self._own is not None else _recorded(self.root)[1]
+        return set(self._own) if self._own is not None else self._recorded()[1]
 
     def require_apart(self, *sources: str | Path | None) -> None:
         """Check that nothing that is read lies among the files that are going to be replaced.
@@ -106,7 +101,7 @@ class BuildFolder:
                 raise
 
     def _take(self) -> None:
-        kind, own = _recorded(self.root)
+        kind, own = self._recorded()
         if kind not in ("", self.kind):
             raise InputError(f"--out {self.root} holds the files of a {kind}", hint="name a new or empty folder")
         foreign = list(islice(_foreign(self.root, own), 3))
@@ -124,6 +119,14 @@ class BuildFolder:
         for name in own:
             self.path(f"{name}{_PART}").unlink(missing_ok=True)
         self._own = own
+
+    def _recorded(self) -> tuple[str, set[str]]:
+        """What built here, and which of the names it recorded may be its own: others are somebody else's doing."""
+        kind, recorded = _recorded(self.root)
+        if not recorded:
+            return kind, recorded
+        names = {WRITTEN.split("/")[0], MANIFEST, *(stage_files() if self._names is None else self._names)}
+        return kind, {name for name in recorded if PurePosixPath(name).parts[0] in names}
 
     def release(self) -> None:
         """Let other processes build here; nothing where the folder was not prepared."""
@@ -171,7 +174,8 @@ class BuildFolder:
         Raises:
             InputError: It is there, and no build recorded it.
         """
-        if os.path.lexists(self.path(name)) and name not in self.own():
+        own = self._own if self._own is not None else _recorded(self.root)[1]
+        if os.path.lexists(self.path(name)) and name not in own:
             raise InputError(
                 f"{self.path(name)} is not a file of the {self.kind} in {self.root}",
                 hint="move it elsewhere, or name a new folder",
@@ -257,7 +261,7 @@ def _recorded(root: Path) -> tuple[str, set[str]]:
 
 def _is_inside(name: str) -> bool:
     path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and bool(path.parts) and path.parts[0] in _OWN
+    return not path.is_absolute() and ".." not in path.parts and bool(path.parts)
 
 
 def _foreign(root: Path, own: set[str]) -> Iterator[str]:

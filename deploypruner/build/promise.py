@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from deploypruner.build.state import Build
-from deploypruner.errors import BudgetError
+from deploypruner.errors import BudgetError, VerificationError
 from deploypruner.report.units import quality_sentence
 from deploypruner.search.kept import Kept, quality_kept
 
@@ -21,6 +21,23 @@ def kept_of(build: Build) -> Kept | None:
         setting=None if found is None else found.setting,
         artifact="" if found is None else found.artifact,
     )
+
+
+def require_verified(build: Build) -> None:
+    """Refuse what failed a check, once everything is written.
+
+    Raises:
+        VerificationError: The first check that failed is named.
+    """
+    failed = [c for c in build.checks if not c.passed]
+    if failed:
+        first = failed[0]
+        raise VerificationError(
+            f"{first.name}: max |difference| {first.max_abs_diff:.2e}, allowed {first.tolerance:.2e} {first.detail}"
+            + (f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""),
+            hint=f"{build.folder.path('report.json')} lists every check; do not deploy these files",
+            finished=True,
+        )
 
 
 def require_met(build: Build) -> None:

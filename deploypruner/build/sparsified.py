@@ -40,7 +40,7 @@ from deploypruner.sparse.library import EXTENSION, check_forced_target, extensio
 from deploypruner.target import detect
 from deploypruner.tasks.recognise import parse_tasks
 
-_INT8 = "model.int8.onnx"
+_INT8, _DOCUMENT = "model.int8.onnx", "sparsify.json"
 # Share of zeros in some layer from which on there is something to gain.
 _SPARSE = 0.3
 _RANDOM_FP32 = "no --data: the int8 ranges come from random inputs, so only the timings mean something"
@@ -130,7 +130,7 @@ def sparsified(request: Request, *, say: Say) -> Sparsified:
     check_convertible(model)
     say(f"trying {request.model}")
     trial.check_runs(request.model, ("onnxruntime", "openvino"))
-    folder = BuildFolder(request.out, "sparsify")
+    folder = BuildFolder(request.out, "sparsify", names=(_INT8, MODEL, EXTENSION, _DOCUMENT))
     folder.prepare()
     try:
         folder.require_apart(request.model, request.data)
@@ -176,7 +176,7 @@ def _sparsified(
         rows, document, doubts = _measured(request, files, qualities, inputs, document=document)
         remarks = (*remarks, *doubts)
     check = None if made.check is None else asdict(made.check)
-    folder.write_json("sparsify.json", {**document, "check": check, "rows": [asdict(row) for row in rows]})
+    folder.write_json(_DOCUMENT, {**document, "check": check, "rows": [asdict(row) for row in rows]})
     folder.write_manifest({"model": str(request.model), "versions": environment()["versions"]})
     if made.check is not None and not made.check.passed:
         raise VerificationError(

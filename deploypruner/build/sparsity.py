@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from deploypruner.build.results import ZeroLayer, Zeros
 from deploypruner.build.state import GIVEN, Build
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph.module import get_state
@@ -166,45 +167,44 @@ def brought_zeros(build: Build) -> bool:
     return bool(weights_with_zeros(build.traced.module, names, _ENOUGH))
 
 
-def sparse_facts(build: Build, regime: SparseRegime) -> dict[str, Any]:
+def find_zeros(build: Build, regime: SparseRegime) -> Zeros:
     """What became zero, or stayed so, layer by layer, for report.json."""
     given, auto = isinstance(regime, ExistingZeros), AUTO in build.recipe.prune.patterns
-    layers: list[dict[str, Any]] = []
+    layers: list[ZeroLayer] = []
     remarks: list[str] = []
     asked = 0.0
     for layer in (layer for layer in weighted_layers(build.traced) if layer.weight in regime.names):
         weight = get_state(build.compiled, layer.weight)
         zeros = weight.numel() - int(torch.count_nonzero(weight))
         pattern = GIVEN if given else str(regime.pattern_of(layer.weight))
-        found = {"name": layer.name, "kind": layer.kind, "weights": weight.numel(), "zeros": zeros}
-        layers.append(found | {"pattern": pattern})
+        layers.append(ZeroLayer(layer.name, layer.kind, weight.numel(), zeros, pattern))
         remarks += check_sizes(build.compiled, [layer], regime.pattern_of(layer.weight))
         asked += regime.sparsity_of(layer.weight) * weight.numel()
-    weights = sum(layer["weights"] for layer in layers)
-    return {
-        "pattern": GIVEN if given else AUTO if auto else layers[0]["pattern"],
-        "schedule": "kept" if given else next(n for n in schedules if schedules.get(n) is type(regime)),
-        "sparsity": asked / weights,
-        "distribution": AUTO if auto else regime.settings.distribution,
-        "zeros": sum(layer["zeros"] for layer in layers),
-        "weights": weights,
-        "remarks": remarks,
-        "layers": layers,
-    }
+    weights = sum(layer.weights for layer in layers)
+    return Zeros(
+        pattern=GIVEN if given else AUTO if auto else layers[0].pattern,
+        schedule="kept" if given else next(n for n in schedules if schedules.get(n) is type(regime)),
+        sparsity=asked / weights,
+        distribution=AUTO if auto else regime.settings.distribution,
+        zeros=sum(layer.zeros for layer in layers),
+        weights=weights,
+        remarks=tuple(remarks),
+        layers=tuple(layers),
+    )
 
 
 def sparse_weights(build: Build) -> dict[str, NDArray[Any]]:
     """Parameter name -> trained weight of every layer whose zeros count."""
-    names = {layer["name"] for layer in build.facts.get("sparse", {}).get("layers", ())}
+    names = {layer.name for layer in build.zeros.layers} if build.zeros is not None else ()
     chosen = [layer.weight for layer in weighted_layers(build.traced) if layer.name in names]
     return {weight: get_state(build.compiled, weight).detach().cpu().numpy() for weight in chosen}
 
 
-def describe_sparse(facts: dict[str, Any]) -> str:
+def describe_zeros(found: Zeros) -> str:
     """One line: how many weights are zero."""
-    share, layers = facts["zeros"] / facts["weights"], len(facts["layers"])
+    share, layers = found.zeros / found.weights, len(found.layers)
     line = (
-        f"{facts['pattern']} ({facts['schedule']}): {share:.1%} of the weights of {layers} "
+        f"{found.pattern} ({found.schedule}): {share:.1%} of the weights of {layers} "
         f"layer{'' if layers == 1 else 's'} are zero"
     )
-    return line + (f" ({facts['remarks'][0]})" if facts["remarks"] else "")
+    return line + (f" ({found.remarks[0]})" if found.remarks else "")

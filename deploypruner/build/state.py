@@ -1,8 +1,4 @@
-"""The stages of a build. Each unpacks the build so far, calls pure functions, and puts the result back.
-
-A stage that takes long saves what it made, so that a killed build resumes after it; the others are run again,
-which gives the same result because everything is seeded.
-"""
+"""What stages hand on: the build so far, with one field for each thing that a stage gives."""
 
 from __future__ import annotations
 
@@ -15,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from deploypruner.build.folder import BuildFolder
+from deploypruner.build.results import LayerPatterns, Learning, Quantized, Recovery, Zeros
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import Inputs
 from deploypruner.measure.own_metric import OwnMetric
@@ -77,19 +74,25 @@ class Build:
         criterion: Name of the criterion that scored, and of its normaliser (score).
         plan: What stays (allocate), with the channels that training chose in place of others (learn).
         found: How the plan meets a budget of time, None for a budget of MACs (allocate).
+        learning: How channels were chosen in training (learn).
         learned: Parameter or buffer name -> tensor of the dense model to remove channels from, empty where the plan
             is for the model's own weights (learn).
+        patterns: How every layer's own pattern was chosen, None where none was (assign).
         assigned: Parameter name -> its pattern and share of zeros, where every layer has its own (assign).
         module: The pruned module (remove), recovered in place of it (recover).
+        recovery: What brought accuracy back (recover).
+        quantized: What became int8 (quantize; allocate and assign under a budget of time).
         checks: Proofs so far (trace, remove, verify).
         artifacts: Every file that will be measured (quantize, export, sparse).
         sparse: What was decided about each layer of the sparse model, empty without zeros (sparse).
         pruned: Predicted cost of the pruned module, zeros counted (recover).
+        environment: Of the measuring machine, JSON-able; empty before (measure).
+        noise_floor: Of the measurement, as a share of the time (measure).
         timings: Raw timings (measure).
         rows: Report rows (measure).
         certificate: The budget of time, judged on the final artifact (measure).
         remarks: What the user should know, in the order it came up.
-        facts: Numbers for the report's settings: epochs run, calibration samples, ...
+        seconds: Name of each stage so far, and how long it took.
     """
 
     recipe: Recipe
@@ -111,18 +114,23 @@ class Build:
     criterion: str = ""
     plan: Plan | None = None
     found: Found | None = None
+    learning: Learning = field(default_factory=lambda: Learning("one-shot"))
     learned: dict[str, Tensor] = field(default_factory=dict)
+    patterns: LayerPatterns | None = None
     assigned: dict[str, Assigned] = field(default_factory=dict)
     module: nn.Module | None = None
+    recovery: Recovery = field(default_factory=Recovery)
+    quantized: Quantized = field(default_factory=Quantized)
     checks: tuple[Check, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     sparse: dict[str, Any] = field(default_factory=dict)
     pruned: Cost | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    noise_floor: float | None = None
     timings: tuple[Timing, ...] = ()
     rows: tuple[Row, ...] = ()
     certificate: Certificate | None = None
     remarks: tuple[str, ...] = ()
-    facts: dict[str, Any] = field(default_factory=dict)
     seconds: tuple[tuple[str, float], ...] = ()
 
     # What later stages read has been given by earlier ones; these say so to the type checker and the reader.
@@ -140,9 +148,14 @@ class Build:
         return self.plan
 
     @property
+    def zeros(self) -> Zeros | None:
+        """Zeros inside kept layers, asked for or brought along; None without, and before stage `recover`."""
+        return self.recovery.sparse
+
+    @property
     def pattern(self) -> str:
         """What the pruned artifacts are pruned by: "channel", "2:4", "channel + 2:4", "channel + given"."""
-        given = self.facts.get("sparse", {}).get("pattern") == GIVEN
+        given = self.zeros is not None and self.zeros.pattern == GIVEN
         return " + ".join((*self.recipe.prune.patterns, *((GIVEN,) if given else ())))
 
     @property

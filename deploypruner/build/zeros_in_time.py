@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import ceil, floor
-from typing import Any
 
 from deploypruner.build.feeds import timing_feeds
+from deploypruner.build.reach import save_reachable
 from deploypruner.build.state import Build
 from deploypruner.errors import MeasureError
 from deploypruner.measure import time_artifacts
 from deploypruner.records import Setting
+from deploypruner.search.assign import Assignment
 from deploypruner.search.found import Found
 from deploypruner.search.goal import Goal
 from deploypruner.search.meet import OutOfReach
@@ -42,20 +42,20 @@ def time_goal(build: Build) -> Goal | None:
     return Goal.of(recipe.prune.budget, measured.timings[0])
 
 
-def promise(build: Build, goal: Goal, assigned: Mapping[str, Any]) -> Found:
+def promise(build: Build, goal: Goal, assigned: Assignment) -> Found:
     """What the final artifact is held to.
 
     Args:
         build: So far.
         goal: From `time_goal`.
-        assigned: Fields of an `Assignment`.
+        assigned: What every layer gets.
     """
     return Found(
         Setting(_RUNTIME, "int8", build.recipe.measure.threads),
         goal.dense_ms,
         goal.tail,
-        importance=assigned["kept"],
-        predicted_ms=goal.dense_ms * assigned["predicted_ms"] / assigned["dense_ms"],
+        importance=assigned.kept,
+        predicted_ms=goal.dense_ms * assigned.predicted_ms / assigned.dense_ms,
         remark="to be met by zeros, in OpenVINO's int8",
         artifact="sparse int8",
     )
@@ -76,5 +76,5 @@ def out_of_reach(build: Build, goal: Goal, error: OutOfReach) -> OutOfReach:
         hint=f"about {offer} can be reached; removing channels (--pattern channel) may reach further",
         numbers={"kind": budget.kind, "requested": goal.requested, "reachable": best, "dense_ms": goal.dense_ms},
     )
-    build.folder.write_json("reachable.json", {"message": said.message, "hint": said.hint, **said.numbers})
+    save_reachable(build.folder, said, said.numbers)
     return said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import ClassVar
 
@@ -16,14 +15,16 @@ from deploypruner.build.criterion import normalizer_name
 from deploypruner.build.evaluate import judge, validation_samples
 from deploypruner.build.feeds import timing_feeds
 from deploypruner.build.judging import can_train_briefly, make_judge, trained_briefly
-from deploypruner.build.stage import Stage, stage_file
+from deploypruner.build.reach import REACHABLE, save_reachable
+from deploypruner.build.sparsity import check_widths
+from deploypruner.build.stage import Stage, registered, stage_file
 from deploypruner.build.state import Build
-from deploypruner.errors import InputError
 from deploypruner.measure import Job
 from deploypruner.patterns import CHANNEL
 from deploypruner.prune.given import given_widths
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.prune.room import by_importance
+from deploypruner.recipe import BUDGETS
 from deploypruner.records import Quality
 from deploypruner.search.choose import INT8_AGREEMENT_DROP, INT8_DROP
 from deploypruner.search.found import Found
@@ -36,10 +37,30 @@ from deploypruner.search.request import Request
 _FOUND = stage_file("search.json")
 
 
+@registered
 class Allocate(Stage):
     """Choose the width of every group under the budget."""
 
     name: ClassVar[str] = "allocate"
+    needs: ClassVar[tuple[str, ...]] = ("score",)
+    reads: ClassVar[tuple[str, ...]] = (
+        "prune",
+        "search",
+        "measure",
+        "recover",
+        "learn.schedule",
+        "quantize",
+        "sparse",
+        "target",
+        "seed",
+    )
+    # Plans may be judged by a brief training; whatever its rate, the plan that was chosen is a sound one.
+    outlives: ClassVar[tuple[str, ...]] = ("recover.settings.lr",)
+    changeable: ClassVar[tuple[str, ...]] = (
+        *(f"prune.{name}" for name in BUDGETS),
+        *("measure.precision", "measure.accuracy_drop", "search.minutes"),
+    )
+    writes: ClassVar[tuple[str, ...]] = (REACHABLE,)
     saves: ClassVar[tuple[str, ...]] = (stage_file("allocated.json"), _FOUND)
 
     def run(self, build: Build) -> Build:
@@ -62,6 +83,10 @@ class Allocate(Stage):
         plan.check(build.traced)
         found = build.folder.read_json(_FOUND)
         return replace(build, plan=plan, found=None if found is None else Found.from_json(found))
+
+    def validate(self, build: Build) -> None:
+        """Refuse widths that the sparse pattern does not divide."""
+        check_widths(build)
 
     def document(self, build: Build) -> str:
         """MACs before and after, and milliseconds where they are what counts."""
@@ -132,10 +157,7 @@ def _in_time(build: Build) -> Build:
     try:
         keep, found = meet(request)
     except OutOfReach as error:
-        # The budget is what the user has to hear about, also where nothing can be saved.
-        with suppress(InputError):
-            document = {"message": error.message, "hint": error.hint, **error.numbers}
-            build.folder.write_json("reachable.json", document)
+        save_reachable(build.folder, error, error.numbers)
         raise
     plan = make_plan(build.traced, keep, criterion=build.criterion, scope="latency", step=recipe.step)
     return replace(build, plan=plan, found=found)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -15,8 +15,10 @@ from torch import Tensor
 
 from deploypruner.build.artifacts import with_dense, write_int8
 from deploypruner.build.feeds import timing_feeds, verification_feeds
+from deploypruner.build.reach import REACHABLE
+from deploypruner.build.results import LayerPatterns
 from deploypruner.build.sparsity import remaining
-from deploypruner.build.stage import Stage, stage_file
+from deploypruner.build.stage import Stage, registered, stage_file
 from deploypruner.build.state import Build
 from deploypruner.build.zeros_in_time import out_of_reach, promise, time_goal
 from deploypruner.errors import BudgetError, InputError, KernelError
@@ -40,10 +42,14 @@ from deploypruner.sparse.library import extension_path, targets
 _CALIBRATION = 1
 
 
+@registered
 class Assign(Stage):
     """Quantize the pruned model as it is, time it, and fill its layers within the time of 1x4 everywhere."""
 
     name: ClassVar[str] = "assign"
+    needs: ClassVar[tuple[str, ...]] = ("remove",)
+    reads: ClassVar[tuple[str, ...]] = ("prune", "sparse", "measure", "quantize", "target", "seed")
+    writes: ClassVar[tuple[str, ...]] = (REACHABLE,)
     saves: ClassVar[tuple[str, ...]] = (stage_file("assign.json"),)
 
     def run(self, build: Build) -> Build:
@@ -57,20 +63,22 @@ class Assign(Stage):
                     f"{build.recipe.prune.budget} cannot be met by zeros: {reason}", hint="use --pattern channel"
                 )
             build = with_dense(build)
-        document: dict[str, Any] = {"reason": reason, "layers": []}
+        patterns, held = LayerPatterns(reason), None
         if not reason:
             goal = time_goal(build)
             try:
-                document = _assigned(build, goal)
+                patterns = _assigned(build, goal)
             except OutOfReach as error:
                 assert goal is not None, "the reference is in reach of itself"
                 raise out_of_reach(build, goal, error) from None
             except InputError as error:
                 if goal is not None:
                     raise
-                document["reason"] = error.message
+                patterns = LayerPatterns(error.message)
             if goal is not None:
-                document["found"] = promise(build, goal, document).to_json()
+                assert patterns.found is not None, "without one the budget is out of reach"
+                held = promise(build, goal, patterns.found)
+        document = patterns.to_json() | ({} if held is None else {"found": held.to_json()})
         build.folder.write_json(self.saves[0], document)
         return self.restore(build)
 
@@ -78,31 +86,32 @@ class Assign(Stage):
         """Read what was assigned."""
         if not build.folder.has(self.saves[0]):
             return build
-        found = build.folder.read_json(self.saves[0])
+        document = build.folder.read_json(self.saves[0])
+        found = LayerPatterns.from_json(document)
         given = {
-            layer["parameter"]: Assigned(make_pattern(layer["pattern"]), layer["sparsity"])
-            for layer in found["layers"]
-            if layer["pattern"] != DENSE
+            found.parameters[layer.name]: Assigned(make_pattern(layer.pattern), layer.sparsity)
+            for layer in found.layers
+            if layer.pattern != DENSE
         }
-        remarks = [f"--pattern {AUTO} leaves every layer dense: {found['reason']}"] if not given else []
-        remarks += [found["remark"]] if found.get("remark") else []
-        promise = Found.from_json(found.pop("found")) if "found" in found else build.found
-        facts = {**build.facts, "assign": found}
-        return replace(build, assigned=given, found=promise, facts=facts, remarks=(*build.remarks, *remarks))
+        remarks = [f"--pattern {AUTO} leaves every layer dense: {found.reason}"] if not given else []
+        remarks += [found.remark] if found.remark else []
+        promise = Found.from_json(document["found"]) if "found" in document else build.found
+        return replace(build, assigned=given, found=promise, patterns=found, remarks=(*build.remarks, *remarks))
 
     def document(self, build: Build) -> str | None:
         """How many layers became what, the prediction, and what would have been kept otherwise."""
-        found = build.facts.get("assign")
-        if found is None:
+        patterns = build.patterns
+        if patterns is None:
             return None
-        if not build.assigned:
-            return f"every layer stays dense: {found['reason']}"
-        counts = Counter(layer["pattern"] for layer in found["layers"])
+        if not build.assigned or patterns.found is None:
+            return f"every layer stays dense: {patterns.reason}"
+        found = patterns.found
+        counts = Counter(layer.pattern for layer in found.layers)
         named = ", ".join(f"{count} {pattern}" for pattern, count in counts.most_common())
         return (
-            f"{named}; {found['predicted_ms']:.3g} ms predicted, {found['dense_ms']:.3g} dense, "
-            f"{found['budget_ms']:.3g} allowed ({found['budget']}); {found['kept']:.0%} of the saliency stays, "
-            f"{found['reference_kept']:.0%} with {found['reference']} everywhere"
+            f"{named}; {found.predicted_ms:.3g} ms predicted, {found.dense_ms:.3g} dense, "
+            f"{found.budget_ms:.3g} allowed ({patterns.budget}); {found.kept:.0%} of the saliency stays, "
+            f"{found.reference_kept:.0%} with {patterns.reference} everywhere"
         )
 
 
@@ -116,8 +125,8 @@ def cannot_run() -> str:
     return "this CPU has neither AVX2 nor AVX-512 VNNI for the kernels" if here == ("scalar",) else ""
 
 
-def _assigned(build: Build, goal: Goal | None) -> dict[str, Any]:
-    """What is decided about every layer, JSON-able."""
+def _assigned(build: Build, goal: Goal | None) -> LayerPatterns:
+    """What is decided about every layer."""
     recipe = build.recipe
     rates = kernel_rates(recipe.measure.threads, say=build.say)
     sparsity = recipe.sparse.sparsity or DEFAULT_SPARSITY
@@ -139,20 +148,20 @@ def _assigned(build: Build, goal: Goal | None) -> dict[str, Any]:
             )
         )
     reference = f"{REFERENCE} at {sparsity:.0%}"
-    return {
-        **asdict(found),
-        "layers": [{**asdict(layer), "parameter": parameters[layer.name]} for layer in found.layers],
-        "reference": reference,
-        "budget": f"as long as with {reference} everywhere" if goal is None else str(goal.budget),
-        "reason": (
+    return LayerPatterns(
+        found=found,
+        parameters={layer.name: parameters[layer.name] for layer in found.layers},
+        reference=reference,
+        budget=f"as long as with {reference} everywhere" if goal is None else str(goal.budget),
+        reason=(
             f"with {reference} everywhere no layer is predicted to be faster than dense int8"
             if goal is None
             else f"the dense int8 model keeps {goal.budget} already"
         ),
-        "rates": asdict(rates.rates),
-        "rates_error": {"sparse": rates.sparse_error, "dense": rates.dense_error, "layers": rates.layers},
-        "remark": rates.remark,
-    }
+        rates=asdict(rates.rates),
+        rates_error={"sparse": rates.sparse_error, "dense": rates.dense_error, "layers": rates.layers},
+        remark=rates.remark,
+    )
 
 
 def _parameters(build: Build, fp32: Path) -> dict[str, str]:

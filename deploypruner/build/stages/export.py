@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from deploypruner.build.artifacts import write_state
-from deploypruner.build.stage import Stage, stage_file
+from deploypruner.build.stage import Stage, registered, stage_file
 from deploypruner.build.state import Build
 from deploypruner.export import exporters
 from deploypruner.export.to_openvino import write_ir
@@ -18,10 +18,13 @@ from deploypruner.runtime import runtimes
 _PRUNED_PROGRAM, _DENSE_PROGRAM = "model.pt2", stage_file("dense.pt2")
 
 
+@registered
 class Export(Stage):
     """Write OpenVINO IR, the torch program and the plain weights."""
 
     name: ClassVar[str] = "export"
+    needs: ClassVar[tuple[str, ...]] = ("quantize",)
+    reads: ClassVar[tuple[str, ...]] = ("measure.runtimes", "prune.patterns")
     saves: ClassVar[tuple[str, ...]] = (
         "model.int8.xml",
         "model.int8.bin",

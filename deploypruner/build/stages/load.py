@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deploypruner.build.answering import Runner
 from deploypruner.build.fitting import Said, fit, tasks_without_data
 from deploypruner.build.metric import own_metric
-from deploypruner.build.stage import Stage
+from deploypruner.build.stage import Stage, registered
 from deploypruner.build.state import Build
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.export.program import evaluating
@@ -24,10 +24,12 @@ from deploypruner.sources.soundness import check_dense, check_finite, check_runs
 from deploypruner.tasks.recognise import parse_tasks
 
 
+@registered
 class Load(Stage):
     """Load the model and the data, and check that they are sound and belong together."""
 
     name: ClassVar[str] = "load"
+    reads: ClassVar[tuple[str, ...]] = ("model", "data", "measure.tasks", "measure.metric", "seed")
 
     def run(self, build: Build) -> Build:
         """Give model, example inputs and data."""

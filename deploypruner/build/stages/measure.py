@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from deploypruner.build.evaluate import judge, validation_samples
 from deploypruner.build.feeds import timing_feeds
-from deploypruner.build.stage import Stage
+from deploypruner.build.stage import Stage, registered
 from deploypruner.build.state import Build, Feeds
 from deploypruner.errors import InputError
 from deploypruner.measure import (
@@ -26,10 +26,14 @@ from deploypruner.search.certify import Certificate, certify, in_setting
 from deploypruner.search.found import Found
 
 
+@registered
 class Measure(Stage):
     """Evaluate each artifact on validation data, then time all of them in interleaved rounds."""
 
     name: ClassVar[str] = "measure"
+    needs: ClassVar[tuple[str, ...]] = ("verify",)
+    reads: ClassVar[tuple[str, ...]] = ("measure", "prune", "seed")
+    writes: ClassVar[tuple[str, ...]] = ("measurements/",)
 
     def run(self, build: Build) -> Build:
         """Give rows, raw timings and warnings."""
@@ -75,13 +79,14 @@ class Measure(Stage):
             rows=tuple(rows),
             certificate=certificate,
             remarks=(*build.remarks, *failures, *warnings),
-            facts={**build.facts, "environment": machine, "noise_floor": measured.floor},
+            environment=machine,
+            noise_floor=measured.floor,
         )
 
     def document(self, build: Build) -> str:
         """How much was measured."""
         samples = sum(t.samples_ns.size for t in build.timings)
-        return f"{len(build.rows)} rows, {samples:,} timed inferences, noise floor {build.facts['noise_floor']:.1%}"
+        return f"{len(build.rows)} rows, {samples:,} timed inferences, noise floor {build.noise_floor:.1%}"
 
 
 def _certify(build: Build, found: Found, measured: Measured, *, feeds: Feeds | None) -> Certificate:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from safetensors.torch import load_file
@@ -14,11 +14,12 @@ from deploypruner.build.artifacts import write_state
 from deploypruner.build.evaluate import Validation, classes_of, validation
 from deploypruner.build.feeds import training_batches
 from deploypruner.build.judging import make_judge
-from deploypruner.build.sparsity import describe_sparse, existing_zeros, make_regime, sparse_facts
-from deploypruner.build.stage import Stage, stage_file
+from deploypruner.build.results import Recovery
+from deploypruner.build.sparsity import describe_zeros, existing_zeros, find_zeros, make_regime
+from deploypruner.build.stage import Stage, registered, stage_file
 from deploypruner.build.state import Build
 from deploypruner.errors import InputError
-from deploypruner.records import ACCURACY, Cost, Metric
+from deploypruner.records import ACCURACY, Cost
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.budget import recovery_defaults, time_step
 from deploypruner.recover.features import Features, find_features
@@ -37,10 +38,14 @@ _OUTLOOK = stage_file("finetune.json")
 _BATCH = 64
 
 
+@registered
 class Recover(Stage):
     """Reconstruct layers, re-estimate batch norm, fine-tune with the dense model as teacher, re-estimate again."""
 
     name: ClassVar[str] = "recover"
+    needs: ClassVar[tuple[str, ...]] = ("assign",)
+    reads: ClassVar[tuple[str, ...]] = ("prune", "recover", "sparse", "search", "measure", "seed")
+    changeable: ClassVar[tuple[str, ...]] = ("recover.settings.lr",)  # after training that diverged
     saves: ClassVar[tuple[str, ...]] = (stage_file("recovered.safetensors"), stage_file("recover.json"))
 
     def run(self, build: Build) -> Build:
@@ -48,49 +53,49 @@ class Recover(Stage):
         module = build.compiled
         existing = existing_zeros(build)
         # Before any mask: solving a layer moves every weight of it.
-        facts: dict[str, Any] = _reconstruct(build, module) if _reconstructs(build, existing) else {}
+        done = Recovery(_reconstruct(build, module) if _reconstructs(build, existing) else None)
         regime = existing or make_regime(build, trains=_trains(build))
         if regime is not None and not regime.trains:
             regime.begin(module, 0)
             regime.finish(module)
         if build.data is not None:
-            facts |= _recover(build, module, regime, existing)
+            # What was solved fits the statistics in use, so that those are set anew without a change of the function;
+            # zeros that came after it have changed the function already.
+            keep = regime is None and done.reconstructed_layers is not None
+            done = _recover(build, module, regime, done, keep=keep)
         if regime is not None:
-            facts["sparse"] = sparse_facts(build, regime)
+            done = replace(done, sparse=find_zeros(build, regime))
         module.eval()
         write_state(build.folder, self.saves[0], module)
-        build.folder.write_json(self.saves[1], facts)
-        return _with_cost(build, facts)
+        build.folder.write_json(self.saves[1], done.to_json())
+        return _with_cost(build, done)
 
     def restore(self, build: Build) -> Build:
         """Read the recovered weights of an earlier run."""
         build.compiled.load_state_dict(load_file(build.folder.path(self.saves[0])))
         build.compiled.eval()
-        return _with_cost(build, build.folder.read_json(self.saves[1]))
+        return _with_cost(build, Recovery.from_json(build.folder.read_json(self.saves[1])))
 
     def document(self, build: Build) -> str:
         """Accuracy along the way."""
-        facts = build.facts
-        sparse = [describe_sparse(facts["sparse"])] if "sparse" in facts else []
+        done = build.recovery
+        sparse = [] if done.sparse is None else [describe_zeros(done.sparse)]
         if build.data is None:
             rest = "other weights" if sparse else "weights"
             return ", ".join([*sparse, f"no data: {rest} stay as they are, accuracy is not recovered"])
-        solved = [f"{facts['reconstructed_layers']} layers reconstructed"] if "reconstructed_layers" in facts else []
-        steps = [*solved, *sparse, f"batch norm re-estimated over {facts['batchnorm_layers']} layers"]
-        if facts.get("epochs"):
-            steps.append(f"{facts['epochs']} epoch{'' if facts['epochs'] == 1 else 's'}")
-        if "best_epoch" in facts:
-            steps.append(f"the weights of epoch {facts['best_epoch']}")
-        if facts.get("mimicked"):
+        solved = [] if done.reconstructed_layers is None else [f"{done.reconstructed_layers} layers reconstructed"]
+        steps = [*solved, *sparse, f"batch norm re-estimated over {done.batchnorm_layers} layers"]
+        if done.epochs:
+            steps.append(f"{done.epochs} epoch{'' if done.epochs == 1 else 's'}")
+        if done.best_epoch is not None:
+            steps.append(f"the weights of epoch {done.best_epoch}")
+        if done.mimicked:
             steps.append("dense features mimicked")
-        if "accuracy_dense" in facts:
-            metric = Metric(**facts["metric"]) if "metric" in facts else ACCURACY
+        if done.accuracy_dense is not None:
+            metric = done.metric or ACCURACY
             shown = "{:.2f}" if metric.unit == "%" else "{:.4g}"
-            path = " -> ".join(
-                shown.format(facts[k])
-                for k in ("accuracy_dense", "accuracy_removed", "accuracy_recovered")
-                if k in facts
-            )
+            values = (done.accuracy_dense, done.accuracy_removed, done.accuracy_recovered)
+            path = " -> ".join(shown.format(value) for value in values if value is not None)
             steps.append(f"{metric.name} dense -> removed -> recovered: {path} {metric.unit}".rstrip())
         return ", ".join(steps)
 
@@ -101,49 +106,47 @@ def _trains(build: Build) -> bool:
     return build.data is not None and recipe.trains and not recipe.train and build.given.train is None
 
 
-def _recover(
-    build: Build, module: nn.Module, regime: SparseRegime | None, existing: ExistingZeros | None
-) -> dict[str, Any]:
+def _recover(build: Build, module: nn.Module, regime: SparseRegime | None, done: Recovery, *, keep: bool) -> Recovery:
     assert build.data is not None, "there is no data"
     recipe, data = build.recipe.recover, build.data
-    # What was solved fits the statistics in use, so that those are set anew without a change of the function; zeros
-    # that came after it have changed the function already.
-    keep = regime is None and _reconstructs(build, existing)
-    facts: dict[str, Any] = {"batchnorm_layers": reestimate(build, module, keep_function=keep)}
+    done = replace(done, batchnorm_layers=reestimate(build, module, keep_function=keep))
     hook = load_hook(recipe.train) if build.given.train is None and recipe.train else build.given.train
     found = validation(build)
     if found is not None:
-        facts["accuracy_dense"] = found.value(build.traced.module)
-        facts["accuracy_removed"] = found.value(module)
-        facts |= {} if found.metric == ACCURACY else {"metric": asdict(found.metric)}
+        done = replace(
+            done,
+            accuracy_dense=found.value(build.traced.module),
+            accuracy_removed=found.value(module),
+            metric=None if found.metric == ACCURACY else found.metric,
+        )
     if hook is not None:
         name = recipe.train if build.given.train is None else hook_name(hook)
         with foreign(f"training function '{name}' raised", hint=f"expected {SIGNATURE}"):
             run_hook(hook, module, build.traced.module, data)
         if regime is not None:
             regime.finish(module)  # it may have brought weights back
-        facts["train"] = name
+        done = replace(done, train=name)
     elif recipe.trains:
-        facts |= _train(build, module, regime, found, gap=_gap(found, facts))
-    if hook is not None or (recipe.trains and not facts.get("mimicked")):
+        done = _train(build, module, regime, found, done)
+    if hook is not None or (recipe.trains and not done.mimicked):
         reestimate(build, module)
-    if found is not None:
-        facts["accuracy_recovered"] = found.value(module)
-    return facts
+    return done if found is None else replace(done, accuracy_recovered=found.value(module))
 
 
-def _gap(found: Validation | None, facts: dict[str, Any]) -> float | None:
+def _gap(found: Validation | None, done: Recovery) -> float | None:
     """Points between the dense model and the pruned one before training, None without labels."""
-    return None if found is None else found.metric.lost(facts["accuracy_dense"], facts["accuracy_removed"])
+    if found is None or done.accuracy_dense is None or done.accuracy_removed is None:
+        return None
+    return found.metric.lost(done.accuracy_dense, done.accuracy_removed)
 
 
 def _train(
-    build: Build, module: nn.Module, regime: SparseRegime | None, found: Validation | None, *, gap: float | None
-) -> dict[str, Any]:
-    """Fine-tune; returns the epochs that ran, and whether features were mimicked in evaluation mode."""
+    build: Build, module: nn.Module, regime: SparseRegime | None, found: Validation | None, done: Recovery
+) -> Recovery:
+    """Fine-tune; adds the epochs that ran, and whether features were mimicked in evaluation mode."""
     assert build.data is not None, "there is no data"
     data, features = build.data, find_features(build.traced, build.planned.keep, module)
-    settings = _settings(build, module, features, gap)
+    settings = _settings(build, module, features, _gap(found, done))
     path = build.folder.claim(_CHECKPOINT)
     with os_errors(path):
         history = finetune(
@@ -160,10 +163,13 @@ def _train(
         )
     path.unlink(missing_ok=True)
     build.folder.discard(_OUTLOOK)
-    facts: dict[str, Any] = {"epochs": len(history.epochs)}
-    if history.held != len(history.epochs):
-        facts["best_epoch"] = history.held
-    return facts | ({"mimicked": True} if settings.freeze_batchnorm else {})
+    ran = len(history.epochs)
+    return replace(
+        done,
+        epochs=ran,
+        best_epoch=None if history.held == ran else history.held,
+        mimicked=True if settings.freeze_batchnorm else None,
+    )
 
 
 def _settings(build: Build, module: nn.Module, features: Features | None, gap: float | None) -> FinetuneSettings:
@@ -200,7 +206,7 @@ def _reconstructs(build: Build, existing: ExistingZeros | None) -> bool:
     return build.data is not None and (asked is True or (asked == "auto" and can_reconstruct(build.traced)))
 
 
-def _reconstruct(build: Build, module: nn.Module) -> dict[str, Any]:
+def _reconstruct(build: Build, module: nn.Module) -> int:
     """Solve the layers anew on training data as training sees it; gives how many."""
     _, found = make_judge(build).repair(module, build.planned.keep)
     if found is None:
@@ -208,7 +214,7 @@ def _reconstruct(build: Build, module: nn.Module) -> dict[str, Any]:
             "layers can be reconstructed in models that torch.export traces, and this one it could not trace",
             hint="leave reconstruct out; batch norm and fine-tuning work on every model",
         )
-    return {"reconstructed_layers": len(found.errors)}
+    return len(found.errors)
 
 
 def reestimate(build: Build, module: nn.Module, *, keep_function: bool = False) -> int:
@@ -223,9 +229,9 @@ def reestimate(build: Build, module: nn.Module, *, keep_function: bool = False) 
     return measure(module, batches, max_batches=count)
 
 
-def _with_cost(build: Build, facts: dict[str, Any]) -> Build:
+def _with_cost(build: Build, done: Recovery) -> Build:
     plan = build.planned
     parameters = {id(p): p for p in build.compiled.parameters()}.values()
     nonzero = sum(int(torch.count_nonzero(p)) for p in parameters)
     cost = Cost(plan.macs_after, plan.params_after, nonzero)
-    return replace(build, pruned=cost, facts={**build.facts, **facts})
+    return replace(build, pruned=cost, recovery=done)

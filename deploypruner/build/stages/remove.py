@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from deploypruner.build.stage import Stage
+from deploypruner.build.stage import Stage, registered
 from deploypruner.build.state import Build
 from deploypruner.graph.holding import holding
 from deploypruner.prune.remove import remove_and_prove
 
 
+@registered
 class Remove(Stage):
     """Remove what the plan does not keep; masked and removed must agree."""
 
     name: ClassVar[str] = "remove"
+    needs: ClassVar[tuple[str, ...]] = ("learn",)
+    fatal: ClassVar[bool] = True
 
     def run(self, build: Build) -> Build:
         """Give the pruned module and its proof, both with the weights that were learned, where there are any."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
-from deploypruner.build.promise import kept_of
-from deploypruner.build.stage import Stage
+from deploypruner.build.folder import MANIFEST
+from deploypruner.build.promise import kept_of, require_met, require_verified
+from deploypruner.build.stage import Stage, registered
 from deploypruner.build.state import Build
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import tensors
 from deploypruner.graph.module import get_state
 from deploypruner.measure import environment
 from deploypruner.measure.statistics import compare
-from deploypruner.recipe import resolved_toml
-from deploypruner.records import ACCURACY, Metric
+from deploypruner.recipe import Recipe, resolved_toml
+from deploypruner.records import ACCURACY
 from deploypruner.report import LayerWidth, Report, StageTime, render_html, render_json
 from deploypruner.search.patterns import DENSE
 from deploypruner.target import detect
@@ -22,10 +23,14 @@ from deploypruner.target import detect
 _MORE = {"macs": "larger --macs", "latency": "longer --latency", "speedup": "smaller --speedup"}
 
 
+@registered
 class WriteReport(Stage):
     """Write report.json, report.html, recipe.toml and manifest.json."""
 
     name: ClassVar[str] = "report"
+    needs: ClassVar[tuple[str, ...]] = ("measure",)
+    reads: ClassVar[tuple[str, ...]] = tuple(table.name for table in fields(Recipe))
+    writes: ClassVar[tuple[str, ...]] = ("recipe.toml", "report.json", "report.html", MANIFEST)
 
     def run(self, build: Build) -> Build:
         """Write the files."""
@@ -41,6 +46,11 @@ class WriteReport(Stage):
             }
         )
         return build
+
+    def validate(self, build: Build) -> None:
+        """Refuse a model that failed a check, and one that does not keep what was promised."""
+        require_verified(build)
+        require_met(build)
 
 
 def make_report(build: Build) -> Report:
@@ -125,14 +135,14 @@ def sparse_of(build: Build) -> dict[str, Any]:
     sparse, dense = timings.get("sparse int8"), timings.get("pruned int8")
     if sparse is None or dense is None:
         return document
-    found = compare(sparse, dense, floor=build.facts["noise_floor"], seed=build.recipe.seed)
+    found = compare(sparse, dense, floor=build.noise_floor or 0.0, seed=build.recipe.seed)
     return {**document, "against_dense": asdict(found)}
 
 
 def _patterns(build: Build) -> dict[str, Any]:
     """Each layer's pattern, and what was predicted where it was chosen by prediction."""
-    given = {layer["name"]: layer["pattern"] for layer in build.facts.get("sparse", {}).get("layers", ())}
-    assigned = build.facts.get("assign", {})
+    given = {} if build.zeros is None else {layer.name: layer.pattern for layer in build.zeros.layers}
+    assigned = {} if build.patterns is None else build.patterns.to_json()
     filled = {layer["name"]: layer for layer in assigned.get("layers", ())}
     layers = []
     for layer in build.sparse["layers"]:
@@ -177,10 +187,9 @@ def warnings_of(build: Build) -> tuple[str, ...]:
             "no --data: int8 ranges come from random noise and nothing was fine-tuned, so only the timings and the "
             "exactness checks of this build mean something"
         )
-    facts = build.facts
-    metric = Metric(**facts["metric"]) if "metric" in facts else ACCURACY
-    dense = facts.get("accuracy_dense", 0.0)
-    drop = metric.lost(dense, facts.get("accuracy_recovered", dense))
+    recovery = build.recovery
+    metric, dense = recovery.metric or ACCURACY, recovery.accuracy_dense or 0.0
+    drop = metric.lost(dense, dense if recovery.accuracy_recovered is None else recovery.accuracy_recovered)
     if drop > 1.0:
         went = "fell" if metric.higher_is_better else "rose"
         counted = f"{drop:.1f} {'%' if metric.points is None else 'points'}"
@@ -194,7 +203,6 @@ def warnings_of(build: Build) -> tuple[str, ...]:
 
 def _settings(build: Build) -> dict[str, Any]:
     recipe, plan = build.recipe, build.planned
-    facts = {k: v for k, v in build.facts.items() if k != "environment"}
     return {
         "criterion": plan.criterion,
         "scope": plan.scope,
@@ -204,10 +212,13 @@ def _settings(build: Build) -> dict[str, Any]:
         "data": build.data.name if build.data is not None else None,
         "seed": recipe.seed,
         "runtime_settings": {t.runtime: t.settings for t in build.timings},
-        **facts,
+        **build.learning.to_json(),
+        **({} if build.patterns is None else {"assign": build.patterns.to_json()}),
+        **build.recovery.to_json(),
+        "quantization": build.quantized.to_json(),
+        "noise_floor": build.noise_floor,
     }
 
 
 def _environment(build: Build) -> dict[str, Any]:
-    found: dict[str, Any] = build.facts.get("environment") or environment()
-    return found
+    return build.environment or environment()

@@ -9,16 +9,22 @@ from safetensors.torch import load_file, save_file
 
 from deploypruner.build.criterion import criterion_name, make_criterion
 from deploypruner.build.feeds import training_batches
-from deploypruner.build.stage import Stage, stage_file
+from deploypruner.build.stage import Stage, registered, stage_file
 from deploypruner.build.state import Build
 from deploypruner.criteria import Needs
 from deploypruner.prune.evidence import score_groups
 
 
+@registered
 class Score(Stage):
     """Ask the criterion how much every channel matters."""
 
     name: ClassVar[str] = "score"
+    needs: ClassVar[tuple[str, ...]] = ("trace",)
+    reads: ClassVar[tuple[str, ...]] = (
+        *(f"prune.{name}" for name in ("criterion", "parameters", "samples", "batch_size")),
+        "seed",
+    )
     saves: ClassVar[tuple[str, ...]] = (stage_file("scores.safetensors"),)
 
     def run(self, build: Build) -> Build:

@@ -8,22 +8,25 @@ from typing import ClassVar
 
 from deploypruner.build.feeds import timing_feeds, verification_feeds
 from deploypruner.build.sparse_model import MODEL, make_sparse
-from deploypruner.build.stage import Stage, stage_file
+from deploypruner.build.stage import Stage, registered, stage_file
 from deploypruner.build.state import Build
 from deploypruner.records import Artifact, Check
 from deploypruner.scratch import scratch
 from deploypruner.sparse.library import EXTENSION, extension_path
 
 
+@registered
 class Sparse(Stage):
     """Write model.sparse.onnx and the library that runs it, where weights are zero and that is faster."""
 
     name: ClassVar[str] = "sparse"
+    needs: ClassVar[tuple[str, ...]] = ("export",)
+    reads: ClassVar[tuple[str, ...]] = ("measure.threads", "prune.patterns", "seed")
     saves: ClassVar[tuple[str, ...]] = (MODEL, EXTENSION, stage_file("sparse.json"))
 
     def run(self, build: Build) -> Build:
         """Give the artifact, its proof, and what was decided about each layer."""
-        if "sparse" not in build.facts:  # no zeros, neither asked for nor brought along
+        if build.zeros is None:  # no zeros, neither asked for nor brought along
             return build
         dense = build.folder.path("model.int8.onnx")
         with scratch() as folder:
@@ -40,8 +43,7 @@ class Sparse(Stage):
                     shutil.copyfile(folder / MODEL, path)
                 with build.folder.writing(EXTENSION) as path:
                     shutil.copyfile(extension_path(), path)
-        pattern = build.facts["sparse"]["pattern"]
-        document = {"check": made.check and asdict(made.check), **made.document, "pattern": pattern}
+        document = {"check": made.check and asdict(made.check), **made.document, "pattern": build.zeros.pattern}
         build.folder.write_json(self.saves[-1], document)
         return self.restore(build)
 

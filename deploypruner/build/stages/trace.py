@@ -8,7 +8,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from deploypruner.build.stage import Stage
+from deploypruner.build.answering import Runner
+from deploypruner.build.fitting import require_better_than_chance
+from deploypruner.build.reach import REACHABLE, require_reachable
+from deploypruner.build.sparsity import check_layers
+from deploypruner.build.stage import Stage, registered
 from deploypruner.build.state import Build
 from deploypruner.errors import InputError
 from deploypruner.graph import Graph, trace
@@ -20,10 +24,14 @@ from deploypruner.verify.compare import compare_outputs, flatten_outputs
 _RELATIVE = 1e-5
 
 
+@registered
 class Trace(Stage):
     """Find the groups of channels, and check that the graph computes what the model does."""
 
     name: ClassVar[str] = "trace"
+    needs: ClassVar[tuple[str, ...]] = ("load",)
+    writes: ClassVar[tuple[str, ...]] = (REACHABLE,)
+    fatal: ClassVar[bool] = True
 
     def run(self, build: Build) -> Build:
         """Give the graph."""
@@ -33,12 +41,25 @@ class Trace(Stage):
         checks = () if graph.check is None else (graph.check,)
         return replace(build, graph=graph, data=data, checks=checks, remarks=build.remarks + graph.remarks + remarks)
 
+    def validate(self, build: Build) -> None:
+        """Refuse sparse patterns, a budget and labels that the traced model shows to make no sense."""
+        check_layers(build)
+        require_reachable(build)
+        _require_known_labels(build)
+
     def document(self, build: Build) -> str:
         """Groups, channels and MACs."""
         graph = build.traced
         channels = sum(g.size for g in graph.groups)
         macs, params = graph.costs.macs(), graph.costs.params()
         return f"{len(graph.groups)} groups, {channels} channels, {macs / 1e6:.1f} M MACs, {params:,} parameters"
+
+
+def _require_known_labels(build: Build) -> None:
+    """Refuse labels that the dense model knows nothing of, before anything is trained on them."""
+    if build.data is not None and build.metric is None and not build.recipe.data.allow_chance:
+        runner = Runner(build.traced.module, build.traced.example_inputs)
+        require_better_than_chance(build.data, runner, build.tasks)
 
 
 def _in_batches(data: Data | None, graph: Graph) -> tuple[Data | None, tuple[str, ...]]:
