@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -23,6 +23,7 @@ from torch.export import Dim
 
 from deploypruner.build.stage import chain
 from deploypruner.cli import main
+from deploypruner.latency.clock import current_clock, using
 from deploypruner.latency.kernel_rates import KernelRates
 from deploypruner.measure import Job, Measured
 from deploypruner.records import Timing
@@ -243,14 +244,12 @@ def pretended(jobs: Sequence[Job], *, threads: int, **_: object) -> Measured:
 def known_rates(rates: Rates | None = None) -> Iterator[None]:
     """A machine whose kernels nobody has to time; the formula's rates where None."""
     fitted = KernelRates(rates or Rates(), 0.05, 0.1, 36, 9.0)
-    with contextlib.ExitStack() as stack:
-        for stage in ("assign", "sparse"):
-            stack.enter_context(mock.patch(f"deploypruner.stages.{stage}.kernel_rates", return_value=fitted))
+    with using(replace(current_clock(), kernel_rates=lambda *_, **__: fitted)):
         yield
 
 
 @contextlib.contextmanager
 def pretended_timings() -> Iterator[None]:
     """A build without timing workers, for tests of everything else."""
-    with mock.patch("deploypruner.build.stages.measure.time_artifacts", pretended):
+    with using(replace(current_clock(), artifacts=pretended)):
         yield

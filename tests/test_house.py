@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import grimp
@@ -64,6 +65,43 @@ def test_imports_point_down():
         and LEVEL[layer(imported)] <= LEVEL[layer(module)]
     ]
     assert upward == []
+
+
+def modules_imported_by(path: Path) -> set[str]:
+    """Our modules that a file imports anywhere: for type checkers alone and inside functions, too."""
+    names = {module.name for module in pkgutil.walk_packages(deploypruner.__path__, "deploypruner.")}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & names or {node.module}
+    return found & names
+
+
+def import_circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that import each other, directly or through others; one circle at a time, each edge used once."""
+    edges, circles = {module: set(found) for module, found in imports.items()}, []
+    while True:
+        try:
+            TopologicalSorter(edges).prepare()
+        except CycleError as error:
+            circle = error.args[1]
+            circles.append(circle)
+            edges[circle[1]].discard(circle[0])
+        else:
+            return circles
+
+
+def test_no_import_goes_in_a_circle_not_even_for_types_or_inside_a_function():
+    imports = {}
+    for path in SOURCES:
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        imports[".".join(parts).removesuffix(".__init__")] = modules_imported_by(path)
+    assert import_circles(imports) == []
+    known = {"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": set()}
+    assert [set(circle) for circle in import_circles(known)] == [{"a", "b", "c"}]
 
 
 def test_criteria_see_neither_the_graph_nor_layer_types():

@@ -18,6 +18,7 @@ from deploypruner.build.stages.recover import Recover, reestimate
 from deploypruner.build.state import Build, Given
 from deploypruner.errors import RecipeError
 from deploypruner.graph import Graph, trace
+from deploypruner.latency.clock import Clock
 from deploypruner.progress import SilentProgress
 from deploypruner.prune.plan import make_plan
 from deploypruner.prune.remove import remove
@@ -122,19 +123,18 @@ def test_epochs_follow_from_the_data_and_are_said_before(tmp_path: Path) -> None
         assert bool(done.recovery.mimicked) == (not labelled)  # a few images without labels
 
 
-def test_a_build_that_goes_on_keeps_the_epochs_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_that_goes_on_keeps_the_epochs_it_said(tmp_path: Path) -> None:
     recover = RecoverRecipe(minutes=1.0, settings=QUICK)
     said: list[str] = []
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "time_step", lambda *_, **__: 10.0)
-    build = replace(a_build(tmp_path, recover), say=said.append)
+    slow, fast = (Clock(training_step=lambda *_, seconds=seconds, **__: seconds) for seconds in (10.0, 1.0))
+    build = replace(a_build(tmp_path, recover), say=said.append, clock=slow)
     with mock.patch.object(stage, "finetune", interrupted), pytest.raises(KeyboardInterrupt):
         Recover().run(build)
-    monkeypatch.setattr(stage, "time_step", lambda *_, **__: 1.0)  # the machine is faster the second time
-    done = Recover().run(replace(a_build(tmp_path, recover), say=said.append))
+    done = Recover().run(replace(build, clock=fast))  # the machine is faster the second time
     assert done.recovery.epochs == 2
     assert said == ["recover: 2 epochs x 3 steps, about 60 s"]
     assert not list((tmp_path / "stages").glob("finetune.*"))

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,6 +17,7 @@ import pytest
 
 from deploypruner.build.sparsity import check_sparse
 from deploypruner.errors import InputError, RecipeError
+from deploypruner.latency.clock import current_clock, using
 from deploypruner.latency.sparse_costs import MeasuredCosts
 from deploypruner.patterns import CANDIDATES, sparse_patterns
 from deploypruner.recipe import PruneRecipe, Recipe
@@ -26,7 +28,7 @@ from deploypruner.search.goal import Goal
 from deploypruner.sparse import library
 from deploypruner.sparse.cost import Rates
 from deploypruner.sparse.layer import Operation
-from tests.builds import Outcome, known_rates, pretended, pretended_timings, run_cli, workshop
+from tests.builds import Outcome, known_rates, pretended_timings, run_cli, workshop
 
 needs_library = pytest.mark.skipif(
     not library.is_built(), reason="the package was installed without its sparse kernels"
@@ -47,10 +49,8 @@ def machine(rates: Rates = RATES) -> Iterator[None]:
         return MeasuredCosts(ours, dense, free, free, rest_ns=1000.0)
 
     with (
-        mock.patch("deploypruner.search.assign.measure_costs", measured),
-        mock.patch("deploypruner.build.stages.sparse.measure_costs", measured),
+        using(replace(current_clock(), layer_costs=measured)),
         known_rates(rates),
-        mock.patch("deploypruner.build.zeros_in_time.time_artifacts", pretended),
         mock.patch("deploypruner.build.zeros_in_time.Goal.of", side_effect=lambda asked, _: Goal(asked, 3.0)),
         pretended_timings(),
     ):
@@ -143,7 +143,7 @@ def test_a_cpu_with_scalar_kernels_alone_is_a_remark() -> None:
 @needs_library
 def test_a_model_that_openvino_cannot_run_stays_dense_with_its_reason(tmp_path: Path) -> None:
     refused = InputError("OpenVINO cannot load 'dense.onnx': no such operation", hint="h")
-    with machine(), mock.patch("deploypruner.search.assign.measure_costs", side_effect=refused):
+    with machine(), using(replace(current_clock(), layer_costs=mock.Mock(side_effect=refused))):
         outcome = run_cli(*COMPILE, "auto", "--out", str(tmp_path / "b"))
     assert outcome.code == 0, outcome.err
     assert "every layer stays dense: OpenVINO cannot load 'dense.onnx': no such operation" in outcome.err

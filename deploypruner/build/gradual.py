@@ -14,7 +14,7 @@ from deploypruner.build.feeds import timing_feeds
 from deploypruner.build.state import Build
 from deploypruner.errors import BudgetError
 from deploypruner.graph.atoms import IntArray
-from deploypruner.latency import LatencyModel, build_latency_model
+from deploypruner.latency import LatencyModel
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.prune.room import by_importance
 from deploypruner.search.bench import Bench
@@ -51,7 +51,7 @@ def toward_time(build: Build) -> Toward | None:
     if found is None or found.measured_ms is None:
         return None
     assert scores is not None, "stage 'score' has not run"
-    model = build_latency_model(
+    model = build.clock.latency_model(
         build.traced,
         found.setting,
         seconds=build.recipe.measure.table_seconds,
@@ -95,7 +95,9 @@ def arrived(
     goal, setting = found.goal(recipe.budget), found.setting
     dense = next(a for a, r in dense_jobs(build) if (a.precision, r) == (setting.precision, setting.runtime))
     rounds: list[Round] = []
-    with Bench(build.traced, setting, dense, feeds=timing_feeds(build), seed=build.recipe.seed) as bench:
+    with Bench(
+        build.traced, setting, dense, feeds=timing_feeds(build), seed=build.recipe.seed, clock=build.clock
+    ) as bench:
         try:
             outcome = close_loop(
                 goal,

@@ -5,7 +5,6 @@ It knows no stage by name. What it does with one follows from what that stage de
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -49,13 +48,13 @@ def _run(build: Build, *, resume: bool, say: Say) -> Build:
         stage = stage_class()
         if stage.saves and marks is None:  # all before it is known to be good, so that bad input costs no old build
             marks = open_folder(build, order, resume=resume)
-        started = time.perf_counter()
+        started = build.clock.monotonic()
         finished = resumable and marks is not None and marks.finished(stage)
         if stage.saves and not finished and resumable:
             _discard_from(build.folder, stage_class, order)
         resumable = resumable and (finished or not stage.saves)
         build = stage.restore(build) if finished else stage.run(build)
-        seconds = time.perf_counter() - started
+        seconds = build.clock.monotonic() - started
         if marks is not None and stage.saves:
             seconds = marks.seconds(stage) if finished else marks.add(stage, seconds)
         build = replace(build, seconds=(*build.seconds, (stage.name, seconds)))

@@ -12,8 +12,7 @@ import onnx
 
 from deploypruner.build.state import Feeds
 from deploypruner.errors import InputError, KernelError
-from deploypruner.latency.kernel_rates import kernel_rates
-from deploypruner.latency.sparse_costs import measure_costs
+from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.records import Check
 from deploypruner.sparse.choose import Choice
 from deploypruner.sparse.convert import SparseModel, sparsify
@@ -46,6 +45,7 @@ def make_sparse(
     timed: Feeds | None = None,
     threads: int,
     say: Callable[[str], None] = lambda line: None,
+    clock: Clock | None = None,
 ) -> Made:
     """Write `sparse`, the fastest form of the QDQ file `dense` by measured layers, and prove its operations.
 
@@ -57,6 +57,7 @@ def make_sparse(
             where None.
         threads: That the model is to run with.
         say: Told about long work.
+        clock: Says what kernels and layers take; that of this machine where None.
 
     Raises:
         InputError: `dense` cannot be read, is not int8, or has open sizes.
@@ -74,9 +75,10 @@ def make_sparse(
     onnx.save(every.model, sparse)
     layers = [choice.layer for choice in every.choices]
     timed = feeds[0] if timed is None else timed
-    rates = kernel_rates(threads, say=say).rates
+    clock = clock or current_clock()
+    rates = clock.kernel_rates(threads, say=say).rates
     try:
-        costs = measure_costs(dense, sparse, layers, feeds=timed, threads=threads, rates=rates)
+        costs = clock.layer_costs(dense, sparse, layers, feeds=timed, threads=threads, rates=rates)
     except InputError as error:  # OpenVINO cannot run every model that is sound; the build goes on without it
         sparse.unlink()
         return Made(None, _document(every, reason=error.message))

@@ -20,7 +20,8 @@ from deploypruner.build.sparse_model import MODEL, make_sparse
 from deploypruner.build.sparsify_inputs import Inputs, sparsify_inputs
 from deploypruner.build.state import Feeds
 from deploypruner.errors import InputError, MeasureError, VerificationError, said_by
-from deploypruner.measure import environment, evaluate, find_warnings, make_rows, outputs, time_artifacts, trial
+from deploypruner.latency.clock import Clock, current_clock
+from deploypruner.measure import environment, evaluate, find_warnings, make_rows, outputs, trial
 from deploypruner.measure.files import check_external
 from deploypruner.measure.statistics import compare
 from deploypruner.quantize.preparing import prepared
@@ -65,6 +66,7 @@ class Request:
         metric: `package.module:function`, "" for none.
         classes: File with the names of the model's classes.
         seed: Of random inputs and of the order of measuring.
+        clock: Says how long things take.
     """
 
     model: Path
@@ -80,6 +82,7 @@ class Request:
     tasks: tuple[str, ...] = ()
     metric: str = ""
     classes: Path | None = None
+    clock: Clock = field(default_factory=current_clock)
 
 
 Say = Callable[[str], None]
@@ -159,7 +162,9 @@ def _sparsified(
     OpenVino().open(
         dense, threads=request.threads, shapes=[array.shape for array in inputs.timed]
     )  # or the end is here
-    made = make_sparse(dense, sparse, feeds=inputs.proof, timed=inputs.timed, threads=request.threads, say=say)
+    made = make_sparse(
+        dense, sparse, feeds=inputs.proof, timed=inputs.timed, threads=request.threads, say=say, clock=request.clock
+    )
     _require_zeros(request.model, made.document)
     document: dict[str, Any] = made.document
     rows: tuple[Row, ...] = ()
@@ -302,7 +307,7 @@ def _measured(
         for name, path in files.items()
     ]
     machine = environment()
-    measured = time_artifacts(
+    measured = request.clock.artifacts(
         [(artifact, "openvino") for artifact in artifacts],
         threads=request.threads,
         budget_s=request.seconds,

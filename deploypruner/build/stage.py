@@ -21,9 +21,9 @@ class Stage(ABC):
     Attributes:
         name: A verb, shown to the user.
         needs: Stages that have to come before this one; all others may come after it.
-        reads: Keys of the recipe that its result depends on, such as "prune.step", or whole tables of it, such as
-            "recover". A resumed build runs it and all after it again where one of them changed. What `validate` alone
-            looks at is not among them.
+        reads: Keys of the recipe that its result depends on, such as "prune.step", or whole tables of it. A
+            resumed build runs it and all after it again where one of them changed. What `validate` alone looks at is
+            not among them.
         outlives: Those of them whose change an earlier result is kept for all the same.
         changeable: Keys that a resumed build may be given another value of; any other key has to stay as it was.
         saves: Files that let a resumed build skip this stage, relative to the build folder; empty for a stage

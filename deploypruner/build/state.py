@@ -14,6 +14,7 @@ from deploypruner.build.folder import BuildFolder
 from deploypruner.build.results import LayerPatterns, Learning, Quantized, Recovery, Zeros
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import Inputs
+from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.measure.own_metric import OwnMetric
 from deploypruner.progress import Progress
 from deploypruner.prune.plan import Plan
@@ -60,6 +61,7 @@ class Build:
         command: Command line or call that started the build.
         given: Objects from the Python API.
         progress: Told about long work.
+        clock: Says how long things take.
         say: Called with a line about what a stage is doing.
         name: Short name of the model (load).
         source: What was loaded (load).
@@ -101,6 +103,7 @@ class Build:
     given: Given
     progress: Progress
     say: Callable[[str], None] = lambda line: None
+    clock: Clock = field(default_factory=current_clock)
     name: str = ""
     source: str = ""
     model: nn.Module | ExportedProgram | None = None

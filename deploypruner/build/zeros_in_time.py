@@ -8,7 +8,6 @@ from deploypruner.build.feeds import timing_feeds
 from deploypruner.build.reach import save_reachable
 from deploypruner.build.state import Build
 from deploypruner.errors import MeasureError
-from deploypruner.measure import time_artifacts
 from deploypruner.records import Setting
 from deploypruner.search.assign import Assignment
 from deploypruner.search.found import Found
@@ -30,7 +29,7 @@ def time_goal(build: Build) -> Goal | None:
     if recipe.prune.budget.kind == "macs":
         return None
     dense = next(artifact for artifact in build.artifacts if artifact.name == "dense int8")
-    measured = time_artifacts(
+    measured = build.clock.artifacts(
         [(dense, _RUNTIME)],
         threads=recipe.measure.threads,
         budget_s=_SECONDS,

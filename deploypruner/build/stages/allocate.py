@@ -151,6 +151,7 @@ def _in_time(build: Build) -> Build:
         seed=build.recipe.seed,
         progress=build.progress,
         say=build.say,
+        clock=build.clock,
     )
     if build.data is None:
         build.say("remark: without data nothing is measured about accuracy; the criterion alone decides what goes")

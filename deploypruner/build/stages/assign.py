@@ -23,7 +23,6 @@ from deploypruner.build.state import Build
 from deploypruner.build.zeros_in_time import out_of_reach, promise, time_goal
 from deploypruner.errors import BudgetError, InputError, KernelError
 from deploypruner.graph.module import get_state
-from deploypruner.latency.kernel_rates import kernel_rates
 from deploypruner.patterns import AUTO, make_pattern
 from deploypruner.recover.sparse import DEFAULT_SPARSITY
 from deploypruner.recover.sparse.layers import choose_layers
@@ -128,7 +127,7 @@ def cannot_run() -> str:
 def _assigned(build: Build, goal: Goal | None) -> LayerPatterns:
     """What is decided about every layer."""
     recipe = build.recipe
-    rates = kernel_rates(recipe.measure.threads, say=build.say)
+    rates = build.clock.kernel_rates(recipe.measure.threads, say=build.say)
     sparsity = recipe.sparse.sparsity or DEFAULT_SPARSITY
     with scratch() as folder:
         fp32, int8 = write_int8(build, build.compiled, folder, batches=_CALIBRATION)
@@ -145,6 +144,7 @@ def _assigned(build: Build, goal: Goal | None) -> LayerPatterns:
                 speedup=None if goal is None else goal.dense_ms / (goal.median_ms * (1 - RESERVE)),
                 seed=recipe.seed,
                 say=build.say,
+                clock=build.clock,
             )
         )
     reference = f"{REFERENCE} at {sparsity:.0%}"

@@ -16,7 +16,6 @@ from deploypruner.measure import (
     environment,
     find_warnings,
     make_rows,
-    time_artifacts,
     write_timing,
 )
 from deploypruner.measure.baselines import Job
@@ -44,7 +43,7 @@ class Measure(Stage):
         qualities = judge(build, jobs, samples)
         feeds = timing_feeds(build)
         try:
-            measured = time_artifacts(
+            measured = build.clock.artifacts(
                 jobs,
                 threads=recipe.threads,
                 budget_s=recipe.seconds,
@@ -97,7 +96,7 @@ def _certify(build: Build, found: Found, measured: Measured, *, feeds: Feeds | N
     pair = [in_setting(measured.timings, setting, dense=dense, artifact=name) for dense in (True, False)]
     if first.met or None in pair:
         return first
-    again = time_artifacts(
+    again = build.clock.artifacts(
         [(timing.artifact, setting.runtime) for timing in pair if timing is not None],
         threads=setting.threads,
         budget_s=recipe.measure.seconds,

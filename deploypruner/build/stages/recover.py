@@ -21,7 +21,7 @@ from deploypruner.build.state import Build
 from deploypruner.errors import InputError
 from deploypruner.records import ACCURACY, Cost
 from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.recover.budget import recovery_defaults, time_step
+from deploypruner.recover.budget import recovery_defaults
 from deploypruner.recover.features import Features, find_features
 from deploypruner.recover.finetune import finetune
 from deploypruner.recover.hook import SIGNATURE, hook_name, load_hook, run_hook
@@ -189,7 +189,9 @@ def _settings(build: Build, module: nn.Module, features: Features | None, gap: f
         samples=samples,
         labelled=train.labelled,
         gap=gap,
-        seconds_per_step=lambda s: time_step(module, build.traced.module, train, s, features=features),
+        seconds_per_step=lambda s: build.clock.training_step(
+            module, build.traced.module, train, s, features=features
+        ),
         minutes=recipe.minutes,
     )
     build.say(f"recover: {outlook.text}")

@@ -37,6 +37,7 @@ class Sparse(Stage):
                 timed=timing_feeds(build),
                 threads=build.recipe.measure.threads,
                 say=build.say,
+                clock=build.clock,
             )
             if made.check is not None:
                 with build.folder.writing(MODEL) as path:
