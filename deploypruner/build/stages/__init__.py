@@ -1,1 +1,1 @@
-"""The stages of a build, one a file."""
+"""The stages of a build, one a file; `build.stage.chain` has them in order."""
