@@ -119,7 +119,7 @@ def test_a_resumed_build_keeps_what_does_not_read_the_key_that_changed(tmp_path)
         run(a_build(tmp_path, samples=100, step=2), resume=True)
         assert count.ran == [8, 4]
         count.changeable = ()
-        with pytest.raises(RecipeError, match=r"made with prune\.step = 2, this command says 1"):
+        with pytest.raises(RecipeError, match=r"made with prune\.step = 4, this command says 1"):
             run(a_build(tmp_path, samples=100, step=1), resume=True)
 
 

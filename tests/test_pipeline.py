@@ -173,7 +173,7 @@ def test_a_stage_that_runs_again_first_drops_what_it_and_later_ones_once_made(tm
     later = next(name for cls in reversed(chain()) for name in cls.saves)
     for name in ("plan.json", "model.sparse.onnx", "stages/sparse.json", "model.int8.onnx", later):
         folder.write_text(name, "{}")
-    pipeline._discard_from(folder, Sparse)
+    pipeline._discard_from(folder, Sparse, chain())
     assert not folder.has("model.sparse.onnx")
     assert not folder.has("stages/sparse.json")
     assert not folder.has(later)
