@@ -16,7 +16,6 @@ from deploypruner.build.folder import BuildFolder
 from deploypruner.build.stages.load import Load
 from deploypruner.build.state import Build, Given
 from deploypruner.graph import Graph, trace
-from deploypruner.latency import build_latency_model
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.prune.allocate import allocate, reachable
 from deploypruner.prune.constraints import STATISTICS_NOTE, Statistics, find_limits
@@ -323,7 +322,7 @@ def _outlook(
     recipe, measure = build.recipe.prune, build.recipe.measure
     precision: Precision = "int8" if measure.precision == "auto" else measure.precision
     setting = Setting(measure.runtimes[0] if measure.runtimes else "openvino", precision, measure.threads)
-    model = build_latency_model(
+    model = build.clock.latency_model(
         graph, setting, seconds=measure.table_seconds, step=recipe.step, seed=build.recipe.seed, progress=progress
     )
     return look_ahead(
