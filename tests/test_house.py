@@ -104,6 +104,13 @@ def test_no_import_goes_in_a_circle_not_even_for_types_or_inside_a_function():
     assert [set(circle) for circle in import_circles(known)] == [{"a", "b", "c"}]
 
 
+def test_no_stage_is_imported_by_another_or_by_what_they_share():
+    """Stages are found, not named: one more is one file more."""
+    for path in (ROOT / "build").rglob("*.py"):
+        stages = [name for name in modules_imported_by(path) if name.startswith("deploypruner.build.stages.")]
+        assert stages == [], path
+
+
 def test_criteria_see_neither_the_graph_nor_layer_types():
     for path in (ROOT / "criteria").glob("*.py"):
         assert "deploypruner.graph" not in path.read_text(), path

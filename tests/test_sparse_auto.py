@@ -49,7 +49,7 @@ def machine(rates: Rates = RATES) -> Iterator[None]:
         return MeasuredCosts(ours, dense, free, free, rest_ns=1000.0)
 
     def artifacts(jobs: Sequence[Job], *, threads: int, **_: object) -> Measured:
-        """The dense model alone takes 3 ms; in the end, beside others, all take less than any budget of these tests."""
+        """The dense model alone takes 3 ms; in the end, beside others, all take less than any budget here."""
         return pretended(jobs, threads=threads, ms=3.0 if len(jobs) == 1 else 1.0)
 
     with (
