@@ -123,6 +123,25 @@ def test_a_resumed_build_keeps_what_does_not_read_the_key_that_changed(tmp_path)
             run(a_build(tmp_path, samples=100, step=1), resume=True)
 
 
+@pytest.mark.parametrize(
+    ("key", "first"),
+    [
+        *((f"prune.{name}", "allocate") for name in ("macs", "latency", "speedup")),
+        *((key, "allocate") for key in ("measure.precision", "measure.accuracy_drop", "search.minutes")),
+        ("recover.settings.lr", "recover"),  # training that diverged does not cost the plan
+        *(
+            (key, None)
+            for key in ("prune.step", "prune.criterion", "recover.epochs", "seed", "target", "measure.seconds")
+        ),
+    ],
+)
+def test_what_a_resumed_build_may_change_and_the_first_stage_that_runs_again(key, first):
+    changeable = any(stage.lets_change(key) for stage in chain())
+    assert changeable == (first is not None)
+    if changeable:
+        assert next(stage.name for stage in chain() if stage.depends_on(key)) == first
+
+
 @pytest.mark.parametrize("fatal", [False, True])
 def test_a_failed_check_of_a_fatal_stage_ends_the_build_before_it_is_validated(tmp_path, fatal):
     validated: list[bool] = []

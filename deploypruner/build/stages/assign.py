@@ -24,6 +24,7 @@ from deploypruner.build.zeros_in_time import out_of_reach, promise, time_goal
 from deploypruner.errors import BudgetError, InputError, KernelError
 from deploypruner.graph.module import get_state
 from deploypruner.patterns import AUTO, make_pattern
+from deploypruner.recipe import BUDGETS
 from deploypruner.recover.sparse import DEFAULT_SPARSITY
 from deploypruner.recover.sparse.layers import choose_layers
 from deploypruner.recover.sparse.settings import Assigned
@@ -47,7 +48,10 @@ class Assign(Stage):
 
     name: ClassVar[str] = "assign"
     needs: ClassVar[tuple[str, ...]] = ("remove",)
-    reads: ClassVar[tuple[str, ...]] = ("prune", "sparse", "measure", "quantize", "target", "seed")
+    reads: ClassVar[tuple[str, ...]] = (
+        *("prune.patterns", "sparse", "measure.threads", "quantize", "target", "seed"),
+        *(f"prune.{name}" for name in BUDGETS),
+    )
     writes: ClassVar[tuple[str, ...]] = (REACHABLE,)
     saves: ClassVar[tuple[str, ...]] = (stage_file("assign.json"),)
 

@@ -19,6 +19,7 @@ from deploypruner.measure import (
     write_timing,
 )
 from deploypruner.measure.baselines import Job
+from deploypruner.recipe import BUDGETS
 from deploypruner.records import Artifact
 from deploypruner.runtime import default_runtimes, opens, runtimes
 from deploypruner.search.certify import Certificate, certify, in_setting
@@ -31,7 +32,10 @@ class Measure(Stage):
 
     name: ClassVar[str] = "measure"
     needs: ClassVar[tuple[str, ...]] = ("verify",)
-    reads: ClassVar[tuple[str, ...]] = ("measure", "prune", "seed")
+    reads: ClassVar[tuple[str, ...]] = (
+        *("measure.runtimes", "measure.threads", "measure.seconds", "measure.samples", "seed"),
+        *(f"prune.{name}" for name in BUDGETS),
+    )
     writes: ClassVar[tuple[str, ...]] = ("measurements/",)
 
     def run(self, build: Build) -> Build:

@@ -44,7 +44,9 @@ class Recover(Stage):
 
     name: ClassVar[str] = "recover"
     needs: ClassVar[tuple[str, ...]] = ("assign",)
-    reads: ClassVar[tuple[str, ...]] = ("prune", "recover", "sparse", "search", "measure", "seed")
+    reads: ClassVar[tuple[str, ...]] = (
+        *("prune.patterns", "recover", "sparse", "search.held_out", "measure.samples", "seed"),
+    )
     changeable: ClassVar[tuple[str, ...]] = ("recover.settings.lr",)  # after training that diverged
     saves: ClassVar[tuple[str, ...]] = (stage_file("recovered.safetensors"), stage_file("recover.json"))
 
