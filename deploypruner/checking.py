@@ -38,13 +38,14 @@ def check_command(
     The truth takes one pass over the samples per channel of MODEL: minutes for a small network, far too long for a
     large one.
     """
+    from deploypruner.build.criterion import make_criterion
+    from deploypruner.build.feeds import training_batches
     from deploypruner.config import read_recipe
     from deploypruner.criteria import criteria
     from deploypruner.learn.learned import is_learned
     from deploypruner.planning import loaded
     from deploypruner.progress import progress_for
     from deploypruner.prune.agreement import agreements, table
-    from deploypruner.stages.score import make_criterion, training_batches
 
     overrides = {
         "model": {"source": model, "weights": weights, "trust_pickle": trust_pickle},

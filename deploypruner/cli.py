@@ -153,8 +153,8 @@ def compile_command(out: Path, resume: bool, **options: Any) -> None:
     transformers:DIR_OR_NAME.
     """
     from deploypruner.api import run_recipe
+    from deploypruner.build.folder import BuildFolder
     from deploypruner.config import read_recipe
-    from deploypruner.folder import BuildFolder
     from deploypruner.progress import progress_for
 
     recipe = read_recipe(options["recipe"], overrides(options))
@@ -204,7 +204,7 @@ cli.add_command(sparsify_command)
 @click.argument("folder", type=click.Path(path_type=Path))
 def report_command(folder: Path) -> None:
     """Print the table of a finished build and write its report.html again."""
-    from deploypruner.folder import BuildFolder
+    from deploypruner.build.folder import BuildFolder
     from deploypruner.report import read_report, render_html
 
     folder = folder.parent if folder.name == "report.json" else folder

@@ -59,11 +59,11 @@ def sparsify_command(
     form that loses more than --accuracy-drop is refused (exit code 3). Writes model.sparse.onnx and the library that
     runs it.
     """
+    from deploypruner.build.sparsified import Request, sparsified
     from deploypruner.report import table_rows
     from deploypruner.report.outputs import outputs_text
     from deploypruner.report.sparse import sparse_sentence
     from deploypruner.report.terminal import wrap
-    from deploypruner.stages.sparsified import Request, sparsified
 
     request = Request(
         model,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deploypruner.budget import Budget
+from deploypruner.build.learning import schedule_name
 from deploypruner.criteria import criteria
 from deploypruner.criteria.dtp import Dtp
 from deploypruner.criteria.pdp import Pdp
@@ -36,7 +37,6 @@ from deploypruner.prune.remove import remove_and_prove
 from deploypruner.recipe import LearnRecipe
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.finetune import FinetuneSettings
-from deploypruner.stages.learn import schedule_name
 from tests.nets import conv_bn
 from tests.recover_models import CLASSES, Images, interrupted_at
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from deploypruner.budget import Budget
+from deploypruner.build.restore import restore
 from deploypruner.criteria.magnitude import Magnitude
 from deploypruner.errors import BudgetError, InputError, PlanError, RecipeError, VerificationError
 from deploypruner.graph import trace
@@ -21,7 +22,6 @@ from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.normalize import NORMALIZERS
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.prune.remove import remove
-from deploypruner.prune.restore import restore
 from deploypruner.prune.scope import SCOPES
 from tests.nets import NETS, Residual, make
 

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from deploypruner.budget import Budget
+from deploypruner.build.choices import check_choices
+from deploypruner.build.state import Given
 from deploypruner.errors import RecipeError
 from deploypruner.graph import Graph, trace
 from deploypruner.prune.allocate import allocate, reachable
@@ -18,8 +20,6 @@ from deploypruner.prune.normalize import NORMALIZERS, comparable
 from deploypruner.prune.scope import SCOPES, layout
 from deploypruner.recipe import ModelRecipe, PruneRecipe, Recipe
 from deploypruner.search.losses import running_importance
-from deploypruner.stages import Given
-from deploypruner.stages.choices import check_choices
 from tests.nets import conv_bn
 
 

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from deploypruner.build.fitting import Said
+from deploypruner.build.sparsified import Request, Sparsified, judged, quality_of
+from deploypruner.build.sparsify_inputs import sparsify_inputs
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.sources.batches import DataSettings
-from deploypruner.stages.fitting import Said
-from deploypruner.stages.sparsified import Request, Sparsified, judged, quality_of
-from deploypruner.stages.sparsify_inputs import sparsify_inputs
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((200, 6)).astype(np.float32)

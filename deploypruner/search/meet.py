@@ -8,8 +8,7 @@ from typing import Any
 
 from deploypruner.budget import Budget
 from deploypruner.errors import BudgetError
-from deploypruner.latency import LatencyModel, LayerTime, Profile, build_latency_model, profile
-from deploypruner.measure import time_artifacts
+from deploypruner.latency import LatencyModel, LayerTime, Profile
 from deploypruner.prune.room import Room, by_importance, find_room
 from deploypruner.search.bench import Bench
 from deploypruner.search.choose import Choice, choose_setting
@@ -53,7 +52,7 @@ def meet(request: Request) -> tuple[Keep, Found]:
         MeasureError: Nothing could be measured, or not exported.
     """
     graph, budget = request.graph, request.budget
-    limit = TimeLimit(request.minutes, request.clock)
+    limit = TimeLimit(request.minutes, request.clock.monotonic)
     choice = _choose(request)
     goal = Goal.of(budget, choice.timing)
     found = Found(choice.setting, goal.dense_ms, goal.tail, remark=choice.remark)
@@ -63,7 +62,9 @@ def meet(request: Request) -> tuple[Keep, Found]:
         return {}, replace(
             found, predicted_ms=goal.dense_ms, measured_ms=goal.dense_ms, remark=f"{choice.remark}; {whole}"
         )
-    with Bench(graph, choice.setting, choice.timing.artifact, feeds=request.feeds, seed=request.seed) as bench:
+    with Bench(
+        graph, choice.setting, choice.timing.artifact, feeds=request.feeds, seed=request.seed, clock=request.clock
+    ) as bench:
         room = narrowest(request)
         trial = bench.trial(room.narrowest, goal)
         request.say(f"narrowest widths: {trial.assessment.median_ms:.3g} ms")
@@ -107,7 +108,7 @@ def meet(request: Request) -> tuple[Keep, Found]:
 def _latency_model(request: Request, choice: Choice, goal: Goal, limit: TimeLimit) -> LatencyModel:
     """Of this machine as it is now; from fewer probes where little time is left."""
     seconds = min(request.table_seconds, max(0.0, _TABLE_SHARE * limit.left))
-    model = build_latency_model(
+    model = request.clock.latency_model(
         request.graph,
         choice.setting,
         cache=request.cache,
@@ -137,7 +138,7 @@ def narrowest(request: Request) -> Room:
 
 
 def _choose(request: Request) -> Choice:
-    measured = time_artifacts(
+    measured = request.clock.artifacts(
         request.jobs, threads=request.threads, budget_s=_DENSE_SECONDS, seed=request.seed, feeds=request.feeds
     )
     jobs = [(timing.artifact, timing.runtime) for timing in measured.timings]
@@ -149,7 +150,7 @@ def _choose(request: Request) -> Choice:
 def _out_of_reach(request: Request, choice: Choice, trial: Trial, room: Room) -> OutOfReach:
     """Say how fast the narrowest plan is, and what its time goes into."""
     budget, least = request.budget, trial.assessment
-    dense = profile(choice.timing.artifact.path, choice.setting, feeds=request.feeds)
+    dense = request.clock.profile(choice.timing.artifact.path, choice.setting, feeds=request.feeds)
     reasons = obstacles(request.graph, room.limits, _layers(trial.profile), _layers(dense))
     because = f"; what stands in the way: {'; '.join(reasons)}" if reasons else ""
     if budget.speedup is not None:
