@@ -24,7 +24,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import deploypruner as dp
-from deploypruner import cli, planning, stages  # noqa: F401 - imported before the fork
+from deploypruner import cli, planning
+from deploypruner.build import pipeline  # noqa: F401 - the same
 from deploypruner.errors import DeployPrunerError
 from deploypruner.measure import trial
 from deploypruner.prune.remove import remove
