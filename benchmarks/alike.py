@@ -19,10 +19,10 @@ from deploypruner.graph import Graph
 from deploypruner.graph.holding import holding
 from deploypruner.measure import evaluate, outputs
 from deploypruner.quantize import quantize_static
+from deploypruner.recipe.finetune import Amp, FinetuneSettings
 from deploypruner.recover.batches import Batch, Batches
 from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.recover.finetune import FinetuneSettings, finetune
-from deploypruner.recover.precision import Amp
+from deploypruner.recover.finetune import finetune
 from deploypruner.recover.reconstruct import reconstruct
 from deploypruner.runtime import runtimes
 from deploypruner.sources.adapted import Unlabelled

@@ -26,7 +26,6 @@ import torch
 
 from benchmarks.budgets_table import tables
 from benchmarks.lively import liven
-from deploypruner.budget import Budget
 from deploypruner.criteria import criteria
 from deploypruner.errors import BudgetError
 from deploypruner.graph import Graph, trace
@@ -35,6 +34,7 @@ from deploypruner.measure import compare, median_ms, time_artifacts
 from deploypruner.prune.allocate import allocate
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.room import by_importance, most_important
+from deploypruner.recipe.budget import Budget
 from deploypruner.records import Artifact, Precision, Setting
 from deploypruner.search.losses import kept_share, losses_from_scores, running_importance
 from deploypruner.search.meet import meet

@@ -29,10 +29,11 @@ from benchmarks.ours import measured_losses, searched
 from benchmarks.rivals import CRITERION, STEP, Keep, Subject
 from benchmarks.tuning import Track, kept_to_json, race
 from deploypruner.criteria import criteria
-from deploypruner.learn import ChannelRegime, LearnSettings, Shrinking, learn, learned_regime
-from deploypruner.prune.constraints import Constraints
+from deploypruner.learn import ChannelRegime, Shrinking, learn, learned_regime
 from deploypruner.prune.plan import make_plan
-from deploypruner.recover.finetune import FinetuneSettings
+from deploypruner.recipe.constraints import Constraints
+from deploypruner.recipe.finetune import FinetuneSettings
+from deploypruner.recipe.learn import LearnSettings
 from deploypruner.search.found import Found
 from deploypruner.search.gradual import Gradual
 from deploypruner.search.objectives import Space

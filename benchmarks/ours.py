@@ -10,8 +10,8 @@ import click
 
 from benchmarks.rivals import STEP, Keep, Subject
 from benchmarks.tuning import dense_artifact
-from deploypruner.budget import Budget
 from deploypruner.prune.room import by_importance
+from deploypruner.recipe.budget import Budget
 from deploypruner.recover.batches import Batches
 from deploypruner.search.found import Found
 from deploypruner.search.judge import Judge

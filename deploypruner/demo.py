@@ -16,9 +16,11 @@ from deploypruner.api import run_recipe
 from deploypruner.errors import InputError
 from deploypruner.progress import Progress
 from deploypruner.recipe import MeasureRecipe, PruneRecipe, Recipe, RecoverRecipe
-from deploypruner.recover.finetune import FinetuneSettings, finetune
+from deploypruner.recipe.data import DataSettings
+from deploypruner.recipe.finetune import FinetuneSettings
+from deploypruner.recover.finetune import finetune
 from deploypruner.sources.arrays import from_arrays
-from deploypruner.sources.batches import Data, DataSettings
+from deploypruner.sources.batches import Data
 from deploypruner.stages import Given
 
 Digits: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]

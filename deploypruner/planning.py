@@ -14,12 +14,13 @@ from deploypruner.graph import Graph, trace
 from deploypruner.latency import build_latency_model
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.prune.allocate import allocate, reachable
-from deploypruner.prune.constraints import STATISTICS_NOTE, Statistics, find_limits
+from deploypruner.prune.constraints import STATISTICS_NOTE, find_limits
 from deploypruner.prune.depth import held_branches
 from deploypruner.prune.evidence import Scores, score_groups
 from deploypruner.prune.given import given_widths
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.recipe import PruneRecipe, Recipe
+from deploypruner.recipe.constraints import Statistics
 from deploypruner.records import Precision, Setting
 from deploypruner.report.frozen import by_reason, frozen_details, frozen_summary
 from deploypruner.report.groups import BRANCH, GroupLine, group_table

@@ -368,17 +368,6 @@ def test_without_a_command_the_help_is_shown():
     assert outcome.err == ""
 
 
-def test_help_needs_no_heavy_library():
-    code = (
-        "import sys\nsys.argv = ['deploypruner', 'compile', '--help']\n"
-        "from deploypruner import cli\ntry:\n    cli.main()\nexcept SystemExit:\n    pass\n"
-        "print([m for m in ('torch', 'numpy', 'onnx', 'openvino', 'pydantic', 'rich') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert "--macs FRACTION" in done.stdout
-    assert done.stdout.endswith("[]\n")
-
-
 @pytest.mark.parametrize(
     ("terminal", "no_color", "colour"), [(True, "", True), (True, "1", False), (False, "", False)]
 )

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deploypruner.errors import InputError, RecipeError
-from deploypruner.sources.batches import DataSettings
+from deploypruner.recipe.data import DataSettings
 from deploypruner.sources.data import as_data, load_data
 from deploypruner.stages.answering import Runner
 from deploypruner.stages.fitting import Said, fit, require_better_than_chance, tasks_without_data

@@ -11,22 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deploypruner.budget import Budget
 from deploypruner.criteria import criteria
 from deploypruner.criteria.dtp import Dtp
 from deploypruner.criteria.pdp import Pdp
 from deploypruner.errors import RecipeError
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.holding import holding
-from deploypruner.learn import (
-    ChannelRegime,
-    LearnSettings,
-    Shrinking,
-    learn,
-    learned_regime,
-    toward_budget,
-    toward_widths,
-)
+from deploypruner.learn import ChannelRegime, Shrinking, learn, learned_regime, toward_budget, toward_widths
 from deploypruner.learn.learned import TransportGates
 from deploypruner.learn.schedules import rankings
 from deploypruner.prune.allocate import allocate
@@ -34,8 +25,10 @@ from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.prune.remove import remove_and_prove
 from deploypruner.recipe import LearnRecipe
+from deploypruner.recipe.budget import Budget
+from deploypruner.recipe.finetune import FinetuneSettings
+from deploypruner.recipe.learn import LearnSettings
 from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.recover.finetune import FinetuneSettings
 from deploypruner.stages.learn import schedule_name
 from tests.nets import conv_bn
 from tests.recover_models import CLASSES, Images, interrupted_at

@@ -95,4 +95,4 @@ def test_a_pace_that_does_not_fit_is_refused_with_the_numbers(tmp_path):
 def test_schedules_are_listed():
     outcome = run_cli("list", "schedules")
     assert outcome.code == 0
-    assert [line.split()[0] for line in outcome.out.splitlines()] == ["one-shot", "iterative", "gradual", "learned"]
+    assert [line.split()[0] for line in outcome.out.splitlines()] == ["gradual", "iterative", "learned", "one-shot"]

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.progress import Progress
+from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recover.batches import Batch
-from deploypruner.recover.finetune import FinetuneSettings, finetune
+from deploypruner.recover.finetune import finetune
 from deploypruner.recover.launch import run_together
 from deploypruner.recover.regime import Regime
 from deploypruner.recover.team import Team

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploypruner.budget import Budget
 from deploypruner.errors import BudgetError, InputError
+from deploypruner.recipe.budget import Budget
 from deploypruner.records import Artifact, Metric, Quality, Setting, Timing
 from deploypruner.search.certify import certify
 from deploypruner.search.choose import choose_setting

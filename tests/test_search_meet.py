@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from deploypruner.budget import Budget
 from deploypruner.graph import trace
 from deploypruner.latency import LayerTime
+from deploypruner.recipe.budget import Budget
 from deploypruner.records import Artifact, Quality, Timing
 from deploypruner.search import bench, meet
 from deploypruner.search.meet import OutOfReach

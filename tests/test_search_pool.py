@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from deploypruner.errors import BudgetError, InputError
 from deploypruner.graph import trace
-from deploypruner.prune.constraints import Constraints
 from deploypruner.prune.plan import make_plan
+from deploypruner.recipe.constraints import Constraints
 from deploypruner.records import Setting
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.kept import quality_kept

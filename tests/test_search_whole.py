@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from deploypruner.budget import Budget
+from deploypruner.recipe.budget import Budget
 from deploypruner.search import meet
 from deploypruner.search.final import Judged, judge_final
 from deploypruner.search.found import Found

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from deploypruner.errors import InputError
 from deploypruner.graph.inputs import as_inputs
+from deploypruner.recipe.data import DataSettings
 from deploypruner.records import TensorSpec
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
-from deploypruner.sources.data import DataSettings, as_data
+from deploypruner.sources.data import as_data
 from deploypruner.sources.matched import input_names, matched
 from deploypruner.sources.model import load_model
 from deploypruner.stages.fitting import Said

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from deploypruner.errors import InputError
+from deploypruner.recipe.data import IMAGENET_MEAN
 from deploypruner.sources.model import LoadedModel, load_model
-from deploypruner.sources.preprocessing import IMAGENET_MEAN
 from deploypruner.sources.torchvision_ops import import_torchvision
 
 torch.set_num_threads(1)

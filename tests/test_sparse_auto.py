@@ -18,7 +18,7 @@ from deploypruner.errors import InputError, RecipeError
 from deploypruner.latency.sparse_costs import MeasuredCosts
 from deploypruner.patterns import CANDIDATES, sparse_patterns
 from deploypruner.recipe import PruneRecipe, Recipe
-from deploypruner.recover.sparse.settings import SparseSettings
+from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.report import read_report
 from deploypruner.report.sparse import assigned_table, sparse_lines
 from deploypruner.search.goal import Goal

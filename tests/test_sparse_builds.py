@@ -16,13 +16,13 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from deploypruner.api import plan as make_plan_of
-from deploypruner.budget import Budget
 from deploypruner.errors import RecipeError
 from deploypruner.folder import BuildFolder
 from deploypruner.graph import trace
 from deploypruner.progress import SilentProgress
 from deploypruner.recipe import PruneRecipe, Recipe, RecoverRecipe
-from deploypruner.recover.sparse.settings import SparseSettings
+from deploypruner.recipe.budget import Budget
+from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.sources.data import as_data
 from deploypruner.stages import Build, Given
 from deploypruner.stages.recover import Recover

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from deploypruner.recipe.data import DataSettings
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
-from deploypruner.sources.batches import DataSettings
 from deploypruner.stages.fitting import Said
 from deploypruner.stages.sparsified import Request, Sparsified, judged, quality_of
 from deploypruner.stages.sparsify_inputs import sparsify_inputs

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from deploypruner.errors import RecipeError
 from deploypruner.records import MemberView
-from deploypruner.registry import Registry
+from deploypruner.registries import criteria as criteria
 
-# The name of one of `prune.normalize.NORMALIZERS`.
+# A registered name, see `prune.normalize`.
 Normalizer: TypeAlias = str
 
 
@@ -89,9 +89,6 @@ class Criterion(ABC):
         Returns:
             `[C]` float32, finite; larger means keep.
         """
-
-
-criteria: Registry[Criterion] = Registry("criterion", "deploypruner.criteria")
 
 
 def layers(members: tuple[MemberView, ...], *roles: str) -> tuple[MemberView, ...]:

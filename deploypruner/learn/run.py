@@ -13,8 +13,9 @@ from deploypruner.graph.branch_gates import with_branch_gates
 from deploypruner.learn.regime import ChannelRegime
 from deploypruner.progress import Progress
 from deploypruner.prune.plan import Plan, make_plan
+from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recover.batches import Batches
-from deploypruner.recover.finetune import FinetuneHistory, FinetuneSettings, finetune
+from deploypruner.recover.finetune import FinetuneHistory, finetune
 
 
 @dataclass(frozen=True)

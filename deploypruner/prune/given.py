@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deploypruner.graph import Graph
-from deploypruner.prune.constraints import Constraints, find_limits, tables_of
+from deploypruner.prune.constraints import find_limits, tables_of
+from deploypruner.recipe.constraints import Constraints
 
 
 @dataclass(frozen=True)

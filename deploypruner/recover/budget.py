@@ -15,10 +15,10 @@ from math import ceil
 
 from torch import nn
 
+from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recover.batches import Batches, FirstBatches
 from deploypruner.recover.features import Features
 from deploypruner.recover.finetune import finetune
-from deploypruner.recover.settings import FinetuneSettings
 
 FEW = 2000
 _STEPS, _FEW_MINUTES, _FEW_BATCH = 2000, 20.0, 32

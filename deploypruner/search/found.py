@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from deploypruner.budget import Budget
 from deploypruner.errors import InputError
+from deploypruner.recipe.budget import Budget
 from deploypruner.records import Setting
 from deploypruner.search.final import Judged
 from deploypruner.search.goal import Goal

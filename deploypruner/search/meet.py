@@ -6,11 +6,11 @@ from dataclasses import replace
 from math import ceil, floor
 from typing import Any
 
-from deploypruner.budget import Budget
 from deploypruner.errors import BudgetError
 from deploypruner.latency import LatencyModel, LayerTime, Profile, build_latency_model, profile
 from deploypruner.measure import time_artifacts
 from deploypruner.prune.room import Room, by_importance, find_room
+from deploypruner.recipe.budget import Budget
 from deploypruner.search.bench import Bench
 from deploypruner.search.choose import Choice, choose_setting
 from deploypruner.search.final import judge_final

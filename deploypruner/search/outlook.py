@@ -9,11 +9,11 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from deploypruner.budget import Budget
 from deploypruner.criteria import Normalizer
 from deploypruner.graph import Graph
-from deploypruner.prune.constraints import Constraints
 from deploypruner.prune.room import by_importance
+from deploypruner.recipe.budget import Budget
+from deploypruner.recipe.constraints import Constraints
 from deploypruner.records import Setting
 from deploypruner.search.choices import TallyOf
 from deploypruner.search.losses import losses_from_scores, running_importance

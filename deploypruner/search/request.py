@@ -9,12 +9,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from deploypruner.budget import Budget
 from deploypruner.criteria import Normalizer
 from deploypruner.graph import Graph, Keep
 from deploypruner.measure import Job
 from deploypruner.progress import Progress
-from deploypruner.prune.constraints import Constraints
+from deploypruner.recipe.budget import Budget
+from deploypruner.recipe.constraints import Constraints
 from deploypruner.records import Quality
 from deploypruner.runtime import Array
 from deploypruner.search.judge import Judge, Verdict

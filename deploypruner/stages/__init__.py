@@ -24,7 +24,7 @@ from deploypruner.progress import Progress
 from deploypruner.prune.plan import Plan
 from deploypruner.recipe import Recipe
 from deploypruner.records import Artifact, Check, Cost, Row, Timing
-from deploypruner.recover.sparse.settings import Assigned
+from deploypruner.recover.sparse import Assigned
 from deploypruner.search.certify import Certificate
 from deploypruner.search.found import Found
 from deploypruner.sources.batches import Data

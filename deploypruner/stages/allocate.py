@@ -9,7 +9,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from deploypruner.budget import Budget
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.measure import Job
 from deploypruner.patterns import CHANNEL
@@ -17,6 +16,7 @@ from deploypruner.prune.allocate import allocate
 from deploypruner.prune.given import given_widths
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.prune.room import by_importance
+from deploypruner.recipe.budget import Budget
 from deploypruner.records import Quality
 from deploypruner.runtime import default_runtimes, runtimes
 from deploypruner.search.choose import INT8_AGREEMENT_DROP, INT8_DROP

@@ -17,9 +17,8 @@ from deploypruner.errors import BudgetError, InputError, KernelError
 from deploypruner.graph.module import get_state
 from deploypruner.latency.kernel_rates import kernel_rates
 from deploypruner.patterns import AUTO, make_pattern
-from deploypruner.recover.sparse import DEFAULT_SPARSITY
+from deploypruner.recover.sparse import DEFAULT_SPARSITY, Assigned
 from deploypruner.recover.sparse.layers import choose_layers
-from deploypruner.recover.sparse.settings import Assigned
 from deploypruner.scratch import scratch
 from deploypruner.search.assign import Request, assign
 from deploypruner.search.filling import REFERENCE

@@ -7,15 +7,13 @@ from typing import Any, ClassVar
 
 from safetensors.torch import load_file, save_file
 
-from deploypruner.budget import Budget
 from deploypruner.criteria import Criterion
-from deploypruner.errors import RecipeError, nearest
+from deploypruner.errors import RecipeError
 from deploypruner.folder import os_errors
 from deploypruner.learn.learned import TransportGates, is_learned, learned_regime
 from deploypruner.learn.regime import ChannelRegime
 from deploypruner.learn.run import Learned, learn
 from deploypruner.learn.schedules import (
-    SCHEDULES,
     Scores,
     Shrinking,
     can_score_while_training,
@@ -24,7 +22,9 @@ from deploypruner.learn.schedules import (
 )
 from deploypruner.prune.plan import Plan
 from deploypruner.recipe import LearnRecipe
+from deploypruner.recipe.budget import Budget
 from deploypruner.records import ACCURACY
+from deploypruner.registries import schedules
 from deploypruner.search.found import Found
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.allocate import plan_in_macs
@@ -98,8 +98,7 @@ def schedule_name(recipe: LearnRecipe, criterion: Criterion) -> str:
     named, learned = type(criterion).__name__.lower(), is_learned(criterion)
     if recipe.schedule == "auto":
         return "learned" if learned else "one-shot"
-    if recipe.schedule not in SCHEDULES:
-        raise RecipeError(f"no schedule called '{recipe.schedule}'", hint=nearest(recipe.schedule, SCHEDULES))
+    schedules.check(recipe.schedule, to="channels")
     if learned and recipe.schedule != "learned":
         raise RecipeError(
             f"criterion '{named}' trains its masks and has a schedule of its own, not '{recipe.schedule}'",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deploypruner.errors import InputError
 from deploypruner.folder import BuildFolder, os_errors
+from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.records import ACCURACY, Cost, Metric
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.budget import recovery_defaults, time_step
@@ -20,7 +21,6 @@ from deploypruner.recover.hook import SIGNATURE, hook_name, load_hook, run_hook
 from deploypruner.recover.loop import steps_per_epoch
 from deploypruner.recover.reconstruct import can_reconstruct
 from deploypruner.recover.renormalise import renormalise_batchnorm
-from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.recover.sparse import SparseRegime
 from deploypruner.recover.sparse.existing import ExistingZeros
 from deploypruner.sources.foreign import foreign

@@ -21,6 +21,7 @@ from deploypruner.measure.statistics import compare
 from deploypruner.quantize.preparing import prepared
 from deploypruner.quantize.static import quantize_static
 from deploypruner.reading import check_present
+from deploypruner.recipe.data import DataSettings
 from deploypruner.records import Artifact, Quality, Row
 from deploypruner.report.units import quality_sentence
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
@@ -29,7 +30,6 @@ from deploypruner.scratch import scratch
 from deploypruner.search.gaps import gaps, largest
 from deploypruner.search.kept import AGREEMENT_DROP, Kept, allowed_points
 from deploypruner.sources.classes import read_classes
-from deploypruner.sources.data import DataSettings
 from deploypruner.sparse.convert import check_convertible
 from deploypruner.sparse.library import EXTENSION, check_forced_target, extension_path
 from deploypruner.stages import Feeds
