@@ -66,9 +66,9 @@ def sparsify_command(
     from deploypruner.report.outputs import outputs_text
     from deploypruner.report.sparse import sparse_sentence
     from deploypruner.report.terminal import wrap
-    from deploypruner.stages.sparsified import Request, sparsified
+    from deploypruner.stages.sparsified import SparsifyRequest, sparsified
 
-    request = Request(
+    request = SparsifyRequest(
         model,
         out,
         data=data,

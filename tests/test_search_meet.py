@@ -19,7 +19,7 @@ from deploypruner.recipe.budget import Budget
 from deploypruner.records import Artifact, Quality, Timing
 from deploypruner.search import bench, meet
 from deploypruner.search.meet import OutOfReach
-from deploypruner.search.request import Request
+from deploypruner.search.request import SearchRequest
 
 FIXED_MS = 1.0
 
@@ -49,10 +49,10 @@ class Machine:
         costs = self.graph.costs
         return FIXED_MS + 9 * costs.macs(self.graph.removed(keep)) / costs.macs()
 
-    def request(self, budget: Budget, **changes: Any) -> Request:
+    def request(self, budget: Budget, **changes: Any) -> SearchRequest:
         dense = Artifact("dense fp32", Path("dense.onnx"), "onnx", "fp32")
         scores = {g.id: torch.arange(g.size, dtype=torch.float32) + 1 for g in self.graph.groups}
-        return Request(
+        return SearchRequest(
             **{"graph": self.graph, "scores": scores, "budget": budget, "jobs": [(dense, "openvino")], "step": 4}
             | changes
         )

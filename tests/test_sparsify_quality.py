@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from deploypruner.recipe.data import DataSettings
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.stages.fitting import Said
-from deploypruner.stages.sparsified import Request, Sparsified, judged, quality_of
+from deploypruner.stages.sparsified import Sparsified, SparsifyRequest, judged, quality_of
 from deploypruner.stages.sparsify_inputs import sparsify_inputs
 
 RNG = np.random.default_rng(0)
@@ -38,7 +38,7 @@ def judge(tmp_path: Path, weight: np.ndarray, *, labelled: bool, drop: float | N
     given, form = linear(tmp_path / "given.onnx", WEIGHT), linear(tmp_path / "form.onnx", weight)
     labels = {"y": (X @ WEIGHT).argmax(axis=1)} if labelled else {}
     np.savez(tmp_path / "d.npz", x=X, **labels)
-    request = Request(given, tmp_path, data=str(tmp_path / "d.npz"), drop=drop)
+    request = SparsifyRequest(given, tmp_path, data=str(tmp_path / "d.npz"), drop=drop)
     session = OnnxRuntime().open(given)
     inputs = sparsify_inputs(session, request.data, DataSettings(), batch=None, said=Said({}))
     qualities = judged(request, {"dense fp32": given, "dense int8": form}, inputs)

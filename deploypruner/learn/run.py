@@ -14,7 +14,7 @@ from deploypruner.learn.regime import ChannelRegime
 from deploypruner.progress import Progress
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.recipe.finetune import FinetuneSettings
-from deploypruner.recover.batches import Batches
+from deploypruner.recover.batches import TrainingBatches
 from deploypruner.recover.finetune import FinetuneHistory, finetune
 
 
@@ -38,7 +38,7 @@ class Learned:
 
 def learn(
     graph: Graph,
-    batches: Batches,
+    batches: TrainingBatches,
     regime: ChannelRegime,
     settings: FinetuneSettings,
     *,

@@ -17,7 +17,7 @@ from deploypruner.errors import InputError, RecipeError
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recover import checkpoint as saved
-from deploypruner.recover.batches import Batches
+from deploypruner.recover.batches import TrainingBatches
 from deploypruner.recover.checkpoint import EpochRecord, Identity, State
 from deploypruner.recover.features import Features
 from deploypruner.recover.launch import run_together
@@ -59,7 +59,7 @@ class FinetuneHistory:
 def finetune(
     student: nn.Module,
     teacher: nn.Module | None,
-    batches: Batches,
+    batches: TrainingBatches,
     settings: FinetuneSettings,
     *,
     checkpoint: Path | None = None,
@@ -118,7 +118,7 @@ class _Job:
 
     student: nn.Module
     teacher: nn.Module | None
-    batches: Batches
+    batches: TrainingBatches
     settings: FinetuneSettings
     checkpoint: Path | None
     label: str

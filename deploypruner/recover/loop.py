@@ -18,7 +18,7 @@ from deploypruner.progress import Progress
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recipe.optimizers import make_optimizer
 from deploypruner.recover.average import WeightAverage
-from deploypruner.recover.batches import Batch, Batches
+from deploypruner.recover.batches import Batch, TrainingBatches
 from deploypruner.recover.checkpoint import EpochRecord, State, load_optimizer, optimizer_state
 from deploypruner.recover.features import Features, WithFeatures
 from deploypruner.recover.learning_rate import learning_rate
@@ -48,7 +48,7 @@ class Loop:
 
     student: nn.Module
     teacher: nn.Module | None
-    batches: Batches
+    batches: TrainingBatches
     settings: FinetuneSettings
     steps: int
     regime: Regime
@@ -283,7 +283,7 @@ def best_epoch(epochs: Sequence[EpochRecord]) -> int | None:
     return -max(scored)[1] if scored else None
 
 
-def steps_per_epoch(batches: Batches, settings: FinetuneSettings, *, least: int = 1) -> int:
+def steps_per_epoch(batches: TrainingBatches, settings: FinetuneSettings, *, least: int = 1) -> int:
     """How many usable batches an epoch has for `least` processes, counted by reading one.
 
     Raises:

@@ -8,7 +8,7 @@ from deploypruner.schedules import Schedule, schedules
 
 
 @schedules.register("iterative", applies_to=("channels",))
-class Iterative(Schedule):
+class IterativeSchedule(Schedule):
     """A few channels every few minibatches, chosen anew each time.
 
     Source:

@@ -6,5 +6,5 @@ from deploypruner.schedules import Schedule, schedules
 
 
 @schedules.register("learned", applies_to=("channels",))
-class Learned(Schedule):
+class LearnedSchedule(Schedule):
     """Masks are trained with the weights; the one of pdp and dtp."""

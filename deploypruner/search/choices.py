@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 Order = Mapping[str, IntArray]
 
 
-class Tally(Protocol):
+class MillisecondsTally(Protocol):
     """Predicted milliseconds of a plan that changes group by group; every group is whole at first."""
 
     @property
@@ -30,14 +30,14 @@ class Tally(Protocol):
         """Milliseconds if the group kept the first `width` channels of its order, for each; changes nothing."""
 
 
-TallyOf = Callable[[Order], Tally]
+TallyOf = Callable[[Order], MillisecondsTally]
 
 
 _GONE, _STAYS = np.empty(0, np.int64), np.zeros(1, np.int64)
 
 
 @dataclass(frozen=True)
-class Choice:
+class WidthChoice:
     """Widths one group may have, or whether a residual branch stays.
 
     Args:
@@ -137,7 +137,7 @@ class WidthWalk(Walk):
         order: Group id -> channels, those that stay longest first.
     """
 
-    def __init__(self, choices: Sequence[Choice], tally: Tally, order: Order) -> None:
+    def __init__(self, choices: Sequence[WidthChoice], tally: MillisecondsTally, order: Order) -> None:
         super().__init__([choice.worth for choice in choices])
         self.choices, self._tally, self._order = choices, tally, order
         self._drops = {c.branch: i for i, c in enumerate(choices) if c.drops}

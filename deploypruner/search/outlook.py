@@ -48,7 +48,7 @@ class GroupTime:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class LatencyOutlook:
     """Predicted milliseconds of a model and its plans in one setting.
 
     Args:
@@ -75,7 +75,7 @@ def look_ahead(
     step: int = 8,
     constraints: Constraints | None = None,
     seed: int = 0,
-) -> Outlook:
+) -> LatencyOutlook:
     """Predict the range of reach, what each group contributes, and the plan for a budget.
 
     A quantile is not predicted: a latency counts as that of the median.
@@ -123,4 +123,4 @@ def look_ahead(
             layers_of=model.layers,
             seed=seed,
         )
-    return Outlook(setting, found, groups, solution)
+    return LatencyOutlook(setting, found, groups, solution)

@@ -22,7 +22,7 @@ from deploypruner.search.losses import Losses
 
 
 @dataclass(frozen=True)
-class Request:
+class SearchRequest:
     """Everything the search needs to know.
 
     Args:

@@ -26,7 +26,7 @@ from deploypruner.recipe import Recipe
 from deploypruner.records import Artifact, Check, Cost, Row, Timing
 from deploypruner.recover.sparse import Assigned
 from deploypruner.search.certify import Certificate
-from deploypruner.search.found import Found
+from deploypruner.search.found import SearchResult
 from deploypruner.sources.batches import Data
 from deploypruner.tasks.recognise import OutputTask
 
@@ -112,7 +112,7 @@ class Build:
     scores: dict[str, Tensor] | None = None
     criterion: str = ""
     plan: Plan | None = None
-    found: Found | None = None
+    found: SearchResult | None = None
     learned: dict[str, Tensor] = field(default_factory=dict)
     assigned: dict[str, Assigned] = field(default_factory=dict)
     module: nn.Module | None = None

@@ -20,12 +20,12 @@ from deploypruner.recipe.budget import Budget
 from deploypruner.records import Quality
 from deploypruner.runtime import default_runtimes, runtimes
 from deploypruner.search.choose import INT8_AGREEMENT_DROP, INT8_DROP
-from deploypruner.search.found import Found
+from deploypruner.search.found import SearchResult
 from deploypruner.search.kept import ACCURACY_DROP, AGREEMENT_DROP
 from deploypruner.search.losses import Losses
 from deploypruner.search.measured import MeasuredWorth, losses_from_worth
 from deploypruner.search.meet import OutOfReach, meet
-from deploypruner.search.request import Request
+from deploypruner.search.request import SearchRequest
 from deploypruner.search.worth import measure_worth
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.channels import choosing_scores
@@ -63,7 +63,7 @@ class Allocate(Stage):
         plan = Plan.from_json(build.folder.read_json(self.saves[0]))
         plan.check(build.traced)
         found = build.folder.read_json(_FOUND)
-        return replace(build, plan=plan, found=None if found is None else Found.from_json(found))
+        return replace(build, plan=plan, found=None if found is None else SearchResult.from_json(found))
 
     def document(self, build: Build) -> str:
         """MACs before and after, and milliseconds where they are what counts."""
@@ -118,7 +118,7 @@ def _in_time(build: Build) -> Build:
     scores = build.scores
     build = with_dense(build)
     recipe, measure = build.recipe.prune, build.recipe.measure
-    request = Request(
+    request = SearchRequest(
         graph=build.traced,
         scores=choosing_scores(build),
         budget=recipe.budget,

@@ -20,9 +20,9 @@ from deploypruner.patterns import AUTO, make_pattern
 from deploypruner.recover.sparse import DEFAULT_SPARSITY, Assigned
 from deploypruner.recover.sparse.layers import choose_layers
 from deploypruner.scratch import scratch
-from deploypruner.search.assign import Request, assign
+from deploypruner.search.assign import PatternRequest, assign
 from deploypruner.search.filling import REFERENCE
-from deploypruner.search.found import Found
+from deploypruner.search.found import SearchResult
 from deploypruner.search.goal import Goal
 from deploypruner.search.loop import RESERVE
 from deploypruner.search.meet import OutOfReach
@@ -85,7 +85,7 @@ class Assign(Stage):
         }
         remarks = [f"--pattern {AUTO} leaves every layer dense: {found['reason']}"] if not given else []
         remarks += [found["remark"]] if found.get("remark") else []
-        promise = Found.from_json(found.pop("found")) if "found" in found else build.found
+        promise = SearchResult.from_json(found.pop("found")) if "found" in found else build.found
         facts = {**build.facts, "assign": found}
         return replace(build, assigned=given, found=promise, facts=facts, remarks=(*build.remarks, *remarks))
 
@@ -125,7 +125,7 @@ def _assigned(build: Build, goal: Goal | None) -> dict[str, Any]:
         parameters = _parameters(build, fp32)
         weights = {name: get_state(build.compiled, parameter).detach() for name, parameter in parameters.items()}
         found = assign(
-            Request(
+            PatternRequest(
                 dense=int8,
                 weights=weights,
                 rates=rates.rates,

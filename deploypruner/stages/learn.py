@@ -25,7 +25,7 @@ from deploypruner.recipe import LearnRecipe
 from deploypruner.recipe.budget import Budget
 from deploypruner.records import ACCURACY
 from deploypruner.registries import schedules
-from deploypruner.search.found import Found
+from deploypruner.search.found import SearchResult
 from deploypruner.stages import Build, Stage, stage_file
 from deploypruner.stages.allocate import plan_in_macs
 from deploypruner.stages.evaluate import classes_of, validation
@@ -69,7 +69,7 @@ class Learn(Stage):
         return replace(
             build,
             plan=plan,
-            found=None if found is None else Found.from_json(found),
+            found=None if found is None else SearchResult.from_json(found),
             learned=learned,
             facts={**build.facts, **facts},
         )

@@ -19,7 +19,7 @@ from deploypruner.measure.baselines import Job
 from deploypruner.records import Artifact
 from deploypruner.runtime import default_runtimes, opens, runtimes
 from deploypruner.search.certify import Certificate, certify, in_setting
-from deploypruner.search.found import Found
+from deploypruner.search.found import SearchResult
 from deploypruner.stages import Build, Feeds, Stage
 from deploypruner.stages.evaluate import judge, timing_feeds, validation_samples
 
@@ -82,7 +82,7 @@ class Measure(Stage):
         return f"{len(build.rows)} rows, {samples:,} timed inferences, noise floor {build.facts['noise_floor']:.1%}"
 
 
-def _certify(build: Build, found: Found, measured: Measured, *, feeds: Feeds | None) -> Certificate:
+def _certify(build: Build, found: SearchResult, measured: Measured, *, feeds: Feeds | None) -> Certificate:
     """Judge the budget by this run; one that cannot tell is followed by another of the two artifacts alone."""
     goal, recipe = found.goal(build.recipe.prune.budget), build.recipe
     setting, name = found.setting, found.artifact

@@ -48,7 +48,7 @@ _RANDOM_INT8 = "no --data: the agreement and the proof are those of random input
 
 
 @dataclass(frozen=True)
-class Request:
+class SparsifyRequest:
     """What `sparsify` was asked for.
 
     Args:
@@ -112,7 +112,7 @@ class Sparsified:
         return not found["kept"]
 
 
-def sparsified(request: Request, *, say: Say) -> Sparsified:
+def sparsified(request: SparsifyRequest, *, say: Say) -> Sparsified:
     """Write model.sparse.onnx, its library, the dense model.int8.onnx and sparsify.json to the folder.
 
     Args:
@@ -142,7 +142,7 @@ def sparsified(request: Request, *, say: Say) -> Sparsified:
 
 
 def _sparsified(
-    request: Request, model: onnx.ModelProto, inputs: Inputs, folder: BuildFolder, *, library: Path, say: Say
+    request: SparsifyRequest, model: onnx.ModelProto, inputs: Inputs, folder: BuildFolder, *, library: Path, say: Say
 ) -> Sparsified:
     remarks = inputs.remarks
     is_int8 = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
@@ -205,7 +205,7 @@ def _read(path: Path) -> onnx.ModelProto:
         ) from error
 
 
-def _inputs(request: Request) -> Inputs:
+def _inputs(request: SparsifyRequest) -> Inputs:
     settings = DataSettings(mean=request.mean, std=request.std, augment=False, seed=request.seed)
     session = OnnxRuntime().open(request.model)
     said = Said(
@@ -235,7 +235,7 @@ def _require_zeros(path: Path, document: dict[str, Any]) -> None:
         )
 
 
-def judged(request: Request, files: Mapping[str, Path], inputs: Inputs) -> dict[str, Quality]:
+def judged(request: SparsifyRequest, files: Mapping[str, Path], inputs: Inputs) -> dict[str, Quality]:
     """The quality of every form, each against the file that the user gave, which is the first.
 
     Args:
@@ -258,7 +258,7 @@ def judged(request: Request, files: Mapping[str, Path], inputs: Inputs) -> dict[
     }
 
 
-def quality_of(qualities: Mapping[str, Quality], request: Request) -> dict[str, Any]:
+def quality_of(qualities: Mapping[str, Quality], request: SparsifyRequest) -> dict[str, Any]:
     """The int8 form that loses most against the given model, as a report has it; empty where nothing is known."""
     given, *forms = qualities
     found = [
@@ -283,7 +283,7 @@ def _doubtful(qualities: Mapping[str, Quality]) -> list[str]:
 
 
 def _measured(
-    request: Request,
+    request: SparsifyRequest,
     files: Mapping[str, Path],
     qualities: Mapping[str, Quality],
     inputs: Inputs,

@@ -9,7 +9,7 @@ from typing import Any
 from deploypruner.errors import MeasureError
 from deploypruner.measure import time_artifacts
 from deploypruner.records import Setting
-from deploypruner.search.found import Found
+from deploypruner.search.found import SearchResult
 from deploypruner.search.goal import Goal
 from deploypruner.search.meet import OutOfReach
 from deploypruner.stages import Build
@@ -42,7 +42,7 @@ def time_goal(build: Build) -> Goal | None:
     return Goal.of(recipe.prune.budget, measured.timings[0])
 
 
-def promise(build: Build, goal: Goal, assigned: Mapping[str, Any]) -> Found:
+def promise(build: Build, goal: Goal, assigned: Mapping[str, Any]) -> SearchResult:
     """What the final artifact is held to.
 
     Args:
@@ -50,7 +50,7 @@ def promise(build: Build, goal: Goal, assigned: Mapping[str, Any]) -> Found:
         goal: From `time_goal`.
         assigned: Fields of an `Assignment`.
     """
-    return Found(
+    return SearchResult(
         Setting(_RUNTIME, "int8", build.recipe.measure.threads),
         goal.dense_ms,
         goal.tail,
