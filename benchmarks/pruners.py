@@ -22,7 +22,7 @@ from benchmarks.models import NETS, ResNet
 from deploypruner.criteria import Criterion, criteria
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.holding import holding
-from deploypruner.learn.learned import is_learned, learned_regime
+from deploypruner.learn.learned import learned_regime
 from deploypruner.learn.run import learn
 from deploypruner.learn.schedules import Shrinking, toward_budget
 from deploypruner.prune.allocate import allocate
@@ -189,7 +189,7 @@ def _learned(
     allocated: Callable[[dict[str, Tensor], float], Plan],
 ) -> Pruned:
     """Choose channels while the dense model trains."""
-    if is_learned(criterion):
+    if criterion.learned:
         regime = learned_regime(graph, plan, criterion)
     else:
         regime = Shrinking(

@@ -46,7 +46,6 @@ def check_command(
     chosen = read_recipe(recipe, overrides(given))
     for name in criterion:
         criteria.check(name)
-    from deploypruner.learn.learned import is_learned
     from deploypruner.planning import loaded
     from deploypruner.progress import progress_for
     from deploypruner.prune.agreement import agreements, table
@@ -54,7 +53,7 @@ def check_command(
 
     made = {name: make_criterion(name, {}) for name in criterion or criteria}
     if not criterion:  # the oracle is the yardstick, and learned criteria have no scores of their own before training
-        made = {name: one for name, one in made.items() if name != "oracle" and not is_learned(one)}
+        made = {name: one for name, one in made.items() if name != "oracle" and not one.learned}
     build, graph = loaded(chosen, "deploypruner criteria-check")
     size = min(chosen.prune.batch_size, samples)
     batches = list(training_batches(build, batch_size=size, count=max(1, samples // size)))

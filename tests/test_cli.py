@@ -30,6 +30,8 @@ from tests.builds import (
     workshop,
 )
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

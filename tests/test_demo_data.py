@@ -13,6 +13,8 @@ from deploypruner.recipe.data import DataSettings
 from deploypruner.recover.validate import top1_percent
 from deploypruner.sources.arrays import from_arrays
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:

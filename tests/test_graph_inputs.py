@@ -36,6 +36,8 @@ from deploypruner.prune.remove import remove_and_prove
 from deploypruner.recipe.budget import Budget
 from tests.builds import pretended_timings
 
+pytestmark = pytest.mark.slow
+
 Pair = namedtuple("Pair", "score features")
 
 

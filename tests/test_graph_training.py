@@ -22,6 +22,8 @@ from deploypruner.recipe.budget import Budget
 from deploypruner.recover.modes import outputs_as_evaluated
 from tests.training_nets import NETS, Auxiliary, Probabilities, inputs_of
 
+pytestmark = pytest.mark.slow
+
 
 def built(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)

@@ -39,6 +39,8 @@ from tests.builds import run_cli, tiny
 from tests.fuzz_cases import small_onnx
 from tests.test_report_examples import EXAMPLES
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = DataSettings(size=(16, 16))
 
 

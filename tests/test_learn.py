@@ -33,6 +33,8 @@ from deploypruner.stages.learn import schedule_name
 from tests.nets import conv_bn
 from tests.recover_models import CLASSES, Images, interrupted_at
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = FinetuneSettings(epochs=4, batch_size=8, lr=0.02, amp="off")
 KINDS = ("pdp", "dtp", "iterative", "iterative to widths", "gradual")
 
@@ -329,3 +331,14 @@ def test_the_last_tenth_of_a_training_has_hard_masks_that_do_not_change(kind):
         assert torch.equal(mask, seen[-2][1][group])
         assert set(mask.tolist()) <= {0.0, 1.0}
         assert int(mask.sum()) == chosen.chosen[group]
+
+
+@pytest.mark.parametrize("name", criteria)
+def test_a_criterion_that_says_it_is_learned_has_a_training_for_its_masks(name):
+    graph = small()
+    plan, criterion = regime(graph, "gradual").plan, criteria.get(name)()
+    if criterion.learned:
+        assert isinstance(learned_regime(graph, plan, criterion), ChannelRegime)
+    else:
+        with pytest.raises(AssertionError, match="no training of its masks"):
+            learned_regime(graph, plan, criterion)

@@ -24,6 +24,8 @@ from tests.recover_models import Images, interrupted_at
 from tests.test_learn import small
 from tests.test_search_worth import Overwritten, seeded
 
+pytestmark = pytest.mark.slow
+
 GONE = np.array([], np.int64)
 SETTINGS = FinetuneSettings(epochs=2, batch_size=8, lr=0.02, amp="off")
 KINDS = ("pdp", "dtp", "gradual", "iterative")

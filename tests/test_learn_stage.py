@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from tests.builds import digests, run_cli, stopped_before
 
+pytestmark = pytest.mark.slow
+
 BUILD = ("compile", "tiny.pt2", "--data", "labelled.npz", "--epochs", "0", "--macs", "0.6", "--learn-epochs", "2")
 WAYS = {
     "pdp": ("--criterion", "pdp"),

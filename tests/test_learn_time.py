@@ -20,6 +20,8 @@ from deploypruner.stages import allocate, gradual
 from tests.builds import digests, run_cli, stopped_before
 from tests.staircase import Staircase
 
+pytestmark = pytest.mark.slow
+
 BUILD = (
     *("compile", "tiny.pt2", "--data", "labelled.npz", "--epochs", "0", "--speedup", "1.5", "--step", "2"),
     *("--criterion", "taylor", "--schedule", "iterative", "--learn-epochs", "2"),

@@ -12,6 +12,8 @@ from deploypruner.measure import pair_up, time_artifacts
 from deploypruner.measure.rounds import MeasuringEffort, run_rounds
 from tests.timed import Scripted, Unsteady, save_conv
 
+pytestmark = pytest.mark.slow
+
 
 class Crashing(Scripted):
     """Fails in its third block."""

@@ -22,6 +22,8 @@ from deploypruner.measure.worker import block, warm_up
 from deploypruner.records import TensorSpec
 from tests.timed import Scripted, Unsteady, save_conv
 
+pytestmark = pytest.mark.slow
+
 
 def open_worker(path: Path, runtime: str = "onnxruntime") -> Worker:
     (artifact, name), *_ = pair_up([path], [runtime])

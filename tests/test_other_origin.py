@@ -22,6 +22,8 @@ from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.reading import read_quantize
 from deploypruner.stages.sparsify_inputs import named_arrays
 
+pytestmark = pytest.mark.slow
+
 
 def model(nodes: list, consts: dict[str, np.ndarray], *, opset: int = 21) -> onnx.ModelProto:
     """A model of x [b, 8, 4, 4] -> y."""

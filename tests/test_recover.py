@@ -19,6 +19,8 @@ from deploypruner.recover.learning_rate import learning_rate
 from deploypruner.recover.validate import top1_percent
 from tests.recover_models import CLASSES, QUICK, Images, net, same
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:

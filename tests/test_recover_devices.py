@@ -23,6 +23,8 @@ from deploypruner.recover.regime import Regime
 from deploypruner.recover.team import Team
 from tests.recover_models import CLASSES, Images, net, same
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("lightning_fabric")
 
 TOGETHER = FinetuneSettings(epochs=2, batch_size=8, lr=0.05, amp="off", devices=2)

@@ -23,6 +23,8 @@ from deploypruner.recover.learning_rate import learning_rate
 from deploypruner.recover.losses import feature_loss
 from tests.recover_models import same
 
+pytestmark = pytest.mark.slow
+
 
 class Net(nn.Module):
     def __init__(self) -> None:

@@ -20,6 +20,8 @@ from deploypruner.recover.finetune import finetune
 from deploypruner.recover.regime import Regime
 from tests.recover_models import QUICK, Images, interrupted_at, net, same
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:

@@ -28,6 +28,8 @@ from deploypruner.stages.choices import check_choices
 from deploypruner.stages.recover import Recover, reestimate
 from tests.nets import make
 
+pytestmark = pytest.mark.slow
+
 
 def test_statistics_are_those_of_the_batches_training_sees():
     images = np.random.default_rng(0).integers(0, 255, (96, 3, 16, 16), dtype=np.uint8)

@@ -31,6 +31,8 @@ from tests.nets import conv_bn
 from tests.recover_models import CLASSES, Images, interrupted_at
 from tests.staircase import Staircase
 
+pytestmark = pytest.mark.slow
+
 GONE = np.array([], np.int64)
 SETTINGS = FinetuneSettings(epochs=4, batch_size=8, lr=0.02, amp="off")
 

@@ -21,6 +21,8 @@ from deploypruner.search import bench, meet
 from deploypruner.search.meet import OutOfReach
 from deploypruner.search.request import SearchRequest
 
+pytestmark = pytest.mark.slow
+
 FIXED_MS = 1.0
 
 

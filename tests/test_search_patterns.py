@@ -25,6 +25,8 @@ from deploypruner.sparse.match import match
 from deploypruner.sparse.onnx_graph import OnnxGraph
 from tests.qdq import chain
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class Priced(Costs):

@@ -31,6 +31,8 @@ from tests.staircase import Staircase
 from tests.test_graph_branches import GONE, Basic
 from tests.test_report_examples import a_row
 
+pytestmark = pytest.mark.slow
+
 
 def net(blocks: int = 3) -> nn.Module:
     torch.manual_seed(1)

@@ -22,6 +22,8 @@ from deploypruner.search.losses import Losses
 from deploypruner.search.time_limit import TimeLimit
 from tests.test_search_meet import Machine
 
+pytestmark = pytest.mark.slow
+
 
 class Clocked(Machine):
     """Every measurement takes its time on a clock of our own."""

@@ -28,6 +28,8 @@ from deploypruner.sparse.layer import Operation
 from deploypruner.stages.sparsity import check_sparse
 from tests.builds import Outcome, known_rates, pretended, pretended_timings, run_cli, workshop
 
+pytestmark = pytest.mark.slow
+
 needs_library = pytest.mark.skipif(
     not library.is_built(), reason="the package was installed without its sparse kernels"
 )

@@ -30,6 +30,8 @@ from deploypruner.stages.sparsity import check_sparse
 from deploypruner.verify import verify_zeros
 from tests.builds import IMAGE, Outcome, pretended_timings, run_cli, samples, tiny, workshop
 
+pytestmark = pytest.mark.slow
+
 COMPILE = ("compile", "tiny.pt2", "--seconds", "1", "--runtime", "onnxruntime")
 
 

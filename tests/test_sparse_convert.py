@@ -24,6 +24,8 @@ from deploypruner.verify.sparse import verify_operations
 from tests.qdq import Qdq, chain, images
 from tests.sparse_reference import from_c4, run_reference, to_c4, unpack
 
+pytestmark = pytest.mark.slow
+
 
 class Reference:
     """A session that runs a sparse model in numpy."""

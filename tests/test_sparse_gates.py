@@ -26,6 +26,8 @@ from deploypruner.verify.sparse import verify_operations
 from tests.qdq import Qdq, images
 from tests.test_sparse_convert import Reference
 
+pytestmark = pytest.mark.slow
+
 
 class Squeeze(nn.Module):
     """Two blocks with squeeze and excitation, the second added to its input, and a classifier.

@@ -11,6 +11,8 @@ from deploypruner.sparse.match import match
 from deploypruner.sparse.onnx_graph import OnnxGraph
 from tests.qdq import Qdq, chain
 
+pytestmark = pytest.mark.slow
+
 
 def matched(model):
     return match(OnnxGraph(model))

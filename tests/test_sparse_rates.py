@@ -27,6 +27,8 @@ from deploypruner.sparse.match import match
 from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.rewrite import c4_name
 
+pytestmark = pytest.mark.slow
+
 needs_library = pytest.mark.skipif(
     not library.is_built(), reason="the package was installed without its sparse kernels"
 )

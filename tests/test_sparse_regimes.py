@@ -21,6 +21,8 @@ from deploypruner.schedules.dtp import DtpMasks
 from deploypruner.schedules.pdp import PdpMasks
 from tests.recover_models import QUICK, Images, interrupted_at, same
 
+pytestmark = pytest.mark.slow
+
 PATTERNS = ("unstructured", "1x4", "nm64", "2:4")
 LAYERS = ("body.weight", "wide.weight")
 SCHEDULES = tuple(schedules.describe(to="weights"))

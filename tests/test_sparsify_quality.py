@@ -15,6 +15,8 @@ from deploypruner.stages.fitting import Said
 from deploypruner.stages.sparsified import Sparsified, SparsifyRequest, judged, quality_of
 from deploypruner.stages.sparsify_inputs import sparsify_inputs
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((200, 6)).astype(np.float32)
 WEIGHT = (4 * RNG.standard_normal((6, 5))).astype(np.float32)

@@ -65,9 +65,12 @@ class Criterion(ABC):
 
     Attributes:
         normalizer: Name of what makes its scores comparable across groups unless the recipe says otherwise.
+        learned: Are masks trained with the weights, which then say what stays? `learn.learned.gates` has a training
+            for every criterion that says so; its `score` only chooses the widths.
     """
 
     normalizer: ClassVar[Normalizer]
+    learned: ClassVar[bool] = False
 
     @property
     @abstractmethod

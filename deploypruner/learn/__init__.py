@@ -6,7 +6,7 @@ and other channels, and the weights to remove them from.
 
 from __future__ import annotations
 
-from deploypruner.learn.learned import is_learned, learned_regime
+from deploypruner.learn.learned import learned_regime
 from deploypruner.learn.regime import ChannelRegime, closed, settled
 from deploypruner.learn.run import Learned, learn
 from deploypruner.learn.schedules import Shrinking, can_score_while_training, toward_budget, toward_widths
@@ -19,7 +19,6 @@ __all__ = [
     "Shrinking",
     "can_score_while_training",
     "closed",
-    "is_learned",
     "learn",
     "learned_regime",
     "settled",

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from deploypruner.criteria import Criterion
 from deploypruner.errors import RecipeError
 from deploypruner.folder import os_errors
-from deploypruner.learn.learned import TransportGates, is_learned, learned_regime
+from deploypruner.learn.learned import TransportGates, learned_regime
 from deploypruner.learn.regime import ChannelRegime
 from deploypruner.learn.run import Learned, learn
 from deploypruner.learn.schedules import (
@@ -95,7 +95,7 @@ def schedule_name(recipe: LearnRecipe, criterion: Criterion) -> str:
     Raises:
         RecipeError: No such schedule, or one that makes no sense with this criterion.
     """
-    named, learned = type(criterion).__name__.lower(), is_learned(criterion)
+    named, learned = type(criterion).__name__.lower(), criterion.learned
     if recipe.schedule == "auto":
         return "learned" if learned else "one-shot"
     schedules.check(recipe.schedule, to="channels")
