@@ -46,9 +46,9 @@ class Pruned:
     """Result of `prune`.
 
     Args:
-        module: The smaller module.
-        plan: What was kept; `macs_before`, `macs_after`, `params_before`, `params_after`.
-        graph: The traced dense model.
+        module: Smaller module, in eval mode.
+        plan: Plan that was carried out: what was kept; `macs_before`, `macs_after`, `params_before`, `params_after`.
+        graph: Graph of the dense model.
     """
 
     module: nn.Module
@@ -61,10 +61,10 @@ class CompiledBuild:
     """Result of `compile`.
 
     Args:
-        folder: Where the artifacts are.
-        report: Everything in report.json.
-        module: The pruned and recovered module.
-        plan: What was kept.
+        folder: Folder with the artifacts.
+        report: Contents of report.json.
+        module: Pruned and recovered module, in eval mode.
+        plan: Plan that was carried out: what was kept.
     """
 
     folder: Path
@@ -95,19 +95,22 @@ def plan(
     """Choose the channels that stay.
 
     Args:
-        graph: From `trace`.
-        criterion: Registered name: "magnitude", "taylor", ...
-        budget: What may remain; may be left out where `widths` say it all.
-        data: Needed by criteria that look at gradients: a loader or iterable of (x, y) or x batches, a pair of
-            tensors, or a path. At most 512 samples are used of tensors and paths, 16 batches of a loader.
-        scope: "global", "uniform", "isomorphic" or "recipe".
-        normalizer: What makes scores comparable across groups, the criterion's own where None.
-        step: Widths become multiples of this.
-        constraints: What may be cut, and how far.
-        widths: Group id -> how many of its channels stay, the most important ones; the budget and the constraints
-            then decide about the other groups only. To say which channels stay, use `make_plan`.
-        seed: Decides which samples are scored.
-        parameters: Fields of the criterion.
+        graph: Graph of the dense model, from `trace`.
+        criterion: Name of what scores channels: "magnitude", "taylor", ...; `deploypruner list criteria`.
+        budget: Share of the multiply-adds that may remain, `Budget(macs=0.5)`; may be left out where `widths` say
+            it all.
+        data: Samples for criteria that look at gradients: a loader or iterable of (x, y) or x batches, x [B, ...] and
+            y class indices [B] int64; a pair of such tensors; or a path. At most 512 samples are used of tensors and
+            paths, 16 batches of a loader.
+        scope: Name of what competes with what: "global", "uniform", "isomorphic" or "recipe".
+        normalizer: Name of what makes scores comparable across groups, the criterion's own where None.
+        step: Number of channels that widths become multiples of, at least 1.
+        constraints: Limits of what may be cut, and how far.
+        widths: Widths by group id, 1 to the group's size: that many of its channels stay, the most important ones;
+            the budget and the constraints then decide about the other groups only. To say which channels stay, use
+            `make_plan`.
+        seed: Number that decides which samples are scored, 0 to 4294967295.
+        parameters: Fields of the criterion, by name.
 
     Raises:
         RecipeError: Unknown name, value out of range, or data that is needed and missing.
@@ -153,7 +156,23 @@ def prune(
     constraints: Constraints | None = None,
     seed: int = 0,
 ) -> Pruned:
-    """Trace, plan and remove in one call; see `trace`, `plan` and `remove`."""
+    """Trace, plan and remove in one call.
+
+    Args:
+        model: Module in any mode, or a program from torch.export; it is not changed.
+        example_inputs: Inputs the model can run on, batch on axis 0, as `trace` takes them.
+        criterion: Name of what scores channels, as `plan` takes it.
+        macs: Fraction of the dense model's multiply-adds that may remain, 0 < macs <= 1.
+        data: Samples for criteria that look at gradients, as `plan` takes them.
+        scope: Name of what competes with what.
+        normalizer: Name of what makes scores comparable across groups, the criterion's own where None.
+        step: Number of channels that widths become multiples of, at least 1.
+        constraints: Limits of what may be cut, and how far.
+        seed: Number that decides which samples are scored, 0 to 4294967295.
+
+    Raises:
+        DeployPrunerError: What `trace`, `plan` and `remove` raise.
+    """
     graph = trace(model, example_inputs)
     chosen = plan(
         graph,

@@ -14,6 +14,7 @@ from deploypruner.errors import InputError, MeasureError, RecipeError
 from deploypruner.options import SEED, GroupedCommand, Real, colour, width
 from deploypruner.ranges import MOST
 from deploypruner.reading import status
+from deploypruner.recipe.option import MEASURING, MODEL
 from deploypruner.recipe.overrides import chosen_runtimes
 from deploypruner.recipe_options import command_option, recipe_option
 from deploypruner.registries import runtimes
@@ -40,15 +41,21 @@ _BUILD_FILES = (
 @recipe_option("seconds")
 @command_option(
     "--interval",
+    group=MEASURING,
     type=Real(0, MOST, min_open=True),
     default=2.0,
     show_default=True,
     metavar="PERCENT",
     help="Stop when every ratio is known to ± this.",
 )
-@command_option("--input-shape", multiple=True, metavar="NAME=1,3,224,224", help="For dynamic dimensions.")
 @command_option(
-    "--data", metavar="FILE", help="Real inputs: an .npz with one array per input name, or what `compile` takes."
+    "--input-shape", group=MODEL, multiple=True, metavar="NAME=1,3,224,224", help="For dynamic dimensions."
+)
+@command_option(
+    "--data",
+    group=MODEL,
+    metavar="FILE",
+    help="Real inputs: an .npz with one array per input name, or what `compile` takes.",
 )
 @command_option("--json", "document", metavar="FILE", help="Everything as JSON, raw samples too; - for stdout.")
 @SEED

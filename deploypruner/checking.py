@@ -8,6 +8,7 @@ import click
 
 from deploypruner.options import GroupedCommand
 from deploypruner.ranges import MOST
+from deploypruner.recipe.option import CHANNELS, MODEL
 from deploypruner.recipe.overrides import overrides
 from deploypruner.recipe_options import command_option, recipe_option
 from deploypruner.registries import criteria
@@ -19,10 +20,19 @@ from deploypruner.terminal import escaped_lines
 @recipe_option("data", required=True)
 @recipe_option("weights")
 @recipe_option("trust_pickle")
-@command_option("--recipe", type=click.Path(path_type=Path), help="TOML file with any option of compile.")
-@command_option("--criterion", multiple=True, metavar="NAME", help="Repeat for several.  [default: all]")
 @command_option(
-    "--samples", type=click.IntRange(1, MOST), default=128, show_default=True, help="Training samples to look at."
+    "--recipe", group=MODEL, type=click.Path(path_type=Path), help="TOML file with any option of compile."
+)
+@command_option(
+    "--criterion", group=CHANNELS, multiple=True, metavar="NAME", help="Repeat for several.  [default: all]"
+)
+@command_option(
+    "--samples",
+    group=CHANNELS,
+    type=click.IntRange(1, MOST),
+    default=128,
+    show_default=True,
+    help="Training samples to look at.",
 )
 @recipe_option("seed")
 def check_command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -56,16 +57,15 @@ def _int_or_auto(_: click.Context, __: click.Parameter, value: str | None) -> in
         raise click.BadParameter(f"'{value}' is neither a number nor auto") from None
 
 
-def recipe_option(name: str, *, required: bool = False, help: str = "") -> Callable[[Command], Command]:
+def recipe_option(name: str, *, required: bool = False) -> Callable[[Command], Command]:
     """The option of one field.
 
     Args:
         name: As a Python argument: "accuracy_drop".
         required: Must it be given?
-        help: In place of the field's own, for a command in which it means something else.
     """
     flag = FLAGS[name]
-    about = help or flag.option.help + (f"  [default: {flag.shown}]" if flag.shown else "")
+    about = flag.option.help + (f"  [default: {flag.shown}]" if flag.shown else "")
     kind = {"type": RANGES[name]} if name in RANGES else _kind(flag)
     metavar = {"metavar": flag.option.metavar} if flag.option.metavar else {}
     return click.option(
@@ -94,9 +94,8 @@ def recipe_options(*groups: str, without: tuple[str, ...] = ()) -> Callable[[Com
     return decorate
 
 
-def command_option(*flag: str, **about: Any) -> Callable[[Command], Command]:
-    """An option of a command that is no field of the recipe."""
-    return click.option(*flag, cls=Grouped, group=OUTPUT, **about)
+# An option of a command that is no field of the recipe: `click.option`, with a group of the help.
+command_option = partial(click.option, cls=Grouped, group=OUTPUT)
 
 
 def _kind(flag: Flag) -> dict[str, Any]:

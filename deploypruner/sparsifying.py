@@ -11,6 +11,7 @@ import click
 from deploypruner.errors import BudgetError
 from deploypruner.options import BATCH, SEED, GroupedCommand, colour, width
 from deploypruner.reading import check_present
+from deploypruner.recipe.option import MEASURING
 from deploypruner.recipe_options import command_option, recipe_option
 from deploypruner.registries import tasks
 from deploypruner.terminal import write_line
@@ -28,6 +29,7 @@ from deploypruner.terminal import write_line
 @recipe_option("seconds")
 @command_option(
     "--accuracy-drop",
+    group=MEASURING,
     type=click.FloatRange(0),
     metavar="POINTS",
     help="Points that int8 may cost against MODEL; without labels of agreement.  [default: 3, of agreement 10]",

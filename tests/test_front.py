@@ -151,3 +151,7 @@ def test_compile_is_documented_by_the_fields_it_sets():
 def test_a_record_of_the_recipe_is_documented_by_its_fields(cls):
     text = inspect.getdoc(cls)
     assert [name for name in (f.name for f in fields(cls)) if f"    {name}: " not in text] == []
+
+
+def test_the_guide_names_every_kind_that_can_be_listed():
+    assert f"deploypruner list {'|'.join(_KINDS)}" in (ROOT / "docs" / "guide.md").read_text()

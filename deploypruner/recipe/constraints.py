@@ -132,7 +132,7 @@ class Constraints:
     )
     pieces: Pieces = option(
         "equal",
-        "What becomes of groups that are the equal parts of one tensor, see `PIECES`.",
+        "Fate of groups that are the equal parts of one tensor, see `PIECES`.",
     )
 
     def __post_init__(self) -> None:

@@ -59,7 +59,7 @@ class DataSettings:
     )
     augment: bool = option(
         True,
-        "Whether images may be augmented at all; off for digits and text, which must not be flipped.",
+        "Permission to augment images at all; off for digits and text, which must not be flipped.",
     )
     val_fraction: float = option(
         0.1,

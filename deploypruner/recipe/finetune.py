@@ -53,11 +53,11 @@ class FinetuneSettings:
     )
     momentum: float = option(
         0.9,
-        "Of SGD, in (0, 1).",
+        "Momentum of SGD, in (0, 1).",
     )
     weight_decay: float = option(
         1e-4,
-        "Of parameters of two axes or more, as the optimizer understands it (L2 penalty in SGD, decoupled in "
+        "Decay of parameters of two axes or more, as the optimizer understands it (L2 penalty in SGD, decoupled in "
         "AdamW); norms and biases have none. >= 0.",
     )
     warmup: float = option(
@@ -76,7 +76,7 @@ class FinetuneSettings:
     )
     label_smoothing: float = option(
         0.0,
-        "In [0, 1).",
+        "Share of every label that is spread over all classes, in [0, 1).",
     )
     distill: float = option(
         0.5,
@@ -84,7 +84,7 @@ class FinetuneSettings:
     )
     temperature: float = option(
         4.0,
-        "Of the distillation, > 0.",
+        "Temperature of the distillation, > 0.",
     )
     mimic: float = option(
         0.0,
@@ -92,7 +92,7 @@ class FinetuneSettings:
     )
     freeze_batchnorm: bool = option(
         False,
-        "Train in evaluation mode: batch norm normalises by its running statistics, which stay, and dropout is "
+        "Training in evaluation mode: batch norm normalises by its running statistics, which stay, and dropout is "
         "off. For few images.",
     )
     ema: float = option(
@@ -132,11 +132,11 @@ class FinetuneSettings:
     )
     augment: bool = option(
         True,
-        "Whether the data set may flip and shift its training samples.",
+        "Permission for the data set to flip and shift its training samples.",
     )
     channels_last: bool = option(
         False,
-        "Feed 4-D inputs in NHWC memory order, which trains convolutional networks faster on a CPU; needs a "
+        "NHWC memory order for 4-D inputs, which trains convolutional networks faster on a CPU; needs a "
         "model that never calls `view` on a feature map.",
     )
     seed: int = option(

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_type_hints
 from deploypruner.registry import Registry
 
 T = TypeVar("T", bound=Callable[..., Any])
+C = TypeVar("C")
 
 # Groups of the help, in the order in which they are shown.
 BUDGET = "Budget"
@@ -90,9 +91,36 @@ class Flag:
         return f"{self.default:g}" if isinstance(self.default, float) else f"{self.default}"
 
 
-def option(default: Any, help: str, *, factory: Any = MISSING, **about: Any) -> Any:
-    """A field with its help; the other arguments are those of `Option`."""
-    metadata = {_KEY: Option(help, **about)}
+def option(
+    default: Any,
+    help: str,
+    *,
+    factory: Any = MISSING,
+    flag: str = "",
+    group: str = "",
+    metavar: str = "",
+    shown: str = "",
+    commas: bool = False,
+    names: Registry[Any] | None = None,
+    to: str = "",
+    also: tuple[str, ...] = (),
+) -> Any:
+    """A field with its help.
+
+    Args:
+        default: Its default.
+        help: What it is; this and the rest as in `Option`.
+        factory: Function that makes the default anew each time, in place of `default`.
+        flag: See `Option`.
+        group: See `Option`.
+        metavar: See `Option`.
+        shown: See `Option`.
+        commas: See `Option`.
+        names: See `Option`.
+        to: See `Option`.
+        also: See `Option`.
+    """
+    metadata = {_KEY: Option(help, flag, group, metavar, shown, commas, names, to, also)}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -156,7 +184,7 @@ def _options(cls: type) -> list[tuple[str, Option]]:
     return [(f.name, f.metadata[_KEY]) for f in dataclasses.fields(cls) if _KEY in f.metadata]
 
 
-def documented(cls: type[Any]) -> Any:
+def documented(cls: type[C]) -> type[C]:
     """Class decorator: adds what the fields say of themselves to the docstring, as its `Args`."""
     lines = [f"    {name}: {about.help}" for name, about in _options(cls)]
     text = inspect.cleandoc(cls.__doc__ or "")

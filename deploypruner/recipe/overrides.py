@@ -29,6 +29,8 @@ def overrides(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _given(flag: Flag, value: Any) -> Any:
+    if isinstance(value, str):  # of `compile`, where a tuple may be expected: the recipe says so
+        return value
     if flag.name == "runtime":
         return chosen_runtimes(value)
     if flag.option.commas and value is not None:

@@ -91,7 +91,7 @@ class PruneRecipe:
     depth: Depth = same(Constraints, "depth")
     channels: Literal["auto", "scores", "readers"] = option(
         "auto",
-        "Which channels of a width stay: scores, those of the highest; readers, those that layers solved anew "
+        "Channels of a width that stay: scores, those of the highest; readers, those that layers solved anew "
         "miss most; auto: readers where layers are reconstructed and no criterion was named.",
         flag="--channels",
         group=CHANNELS,

@@ -73,7 +73,7 @@ class DataRecipe:
 
     source: str | None = option(
         None,
-        "Data: an image folder, an .npz, or package.module:factory of loaders; without it nothing is recovered.",
+        "Data: an image folder, an .npz, or package.module:factory of loaders.",
         flag="--data",
         metavar="DIR",
         group=MODEL,

@@ -95,11 +95,11 @@ class SparseSettings:
     )
     temperature: float = option(
         0.04,
-        "Of the soft masks of pdp, in variances of a layer's weights.",
+        "Temperature of the soft masks of pdp, in variances of a layer's weights.",
     )
     hardness: float = option(
         20.0,
-        "How decided the soft masks of dtp are when they are made hard: how many temperatures lie between a "
+        "Hardness of the soft masks of dtp when they are made hard: how many temperatures lie between a "
         "typical weight and the threshold.",
     )
 
