@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.lively import calibrate, liven
 from benchmarks.qlinear import to_qlinear
+from deploypruner.build.sparse_model import make_sparse
 from deploypruner.errors import VerificationError
 from deploypruner.export import exporters
 from deploypruner.graph import trace
@@ -37,7 +38,6 @@ from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.recover.sparse.layers import choose_layers
 from deploypruner.sources.model import load_model
 from deploypruner.sparse.convert import sparsify
-from deploypruner.stages.sparse import make_sparse
 
 WORK = Path(__file__).parent / "work" / "sparse"
 NETS = ("resnet50", "mobilenet_v2", "efficientnet_b0", "mobilenet_v3_large", "regnet_y_400mf")

@@ -10,10 +10,15 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
-from deploypruner import pipeline
+from deploypruner.build import pipeline
+from deploypruner.build.answering import Runner
+from deploypruner.build.choices import check_choices
+from deploypruner.build.criterion import make_criterion
+from deploypruner.build.fitting import fit
+from deploypruner.build.folder import BuildFolder
+from deploypruner.build.state import Build, Given
 from deploypruner.criteria import Needs, criteria
 from deploypruner.errors import InputError, RecipeError
-from deploypruner.folder import BuildFolder
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.inputs import as_inputs
 from deploypruner.progress import Progress, SilentProgress
@@ -31,11 +36,6 @@ from deploypruner.records import Row
 from deploypruner.report import Report, read_report
 from deploypruner.sources.data import as_data
 from deploypruner.sources.matched import input_names, matched
-from deploypruner.stages import Build, Given
-from deploypruner.stages.answering import Runner
-from deploypruner.stages.choices import check_choices
-from deploypruner.stages.fitting import fit
-from deploypruner.stages.score import make_criterion
 
 # Scoring minibatches; a gate criterion averages over them.
 _BATCH, _STEPS = 32, 16

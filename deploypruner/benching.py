@@ -107,9 +107,10 @@ def _real_inputs(file: Path, data: str, shapes: dict[str, tuple[int, ...]], seed
     """One batch of the data as the first file takes it."""
     from dataclasses import replace
 
+    from deploypruner.build.sparsify_inputs import named_arrays, one_batch
     from deploypruner.measure.bench import pair_up
     from deploypruner.recipe.data import DataSettings
-    from deploypruner.stages.sparsify_inputs import named_arrays, one_batch
+    from deploypruner.runtime import runtimes
 
     ((_, runtime), *_) = pair_up([file])
     specs = [

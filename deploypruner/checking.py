@@ -56,10 +56,11 @@ def check_command(
     chosen = read_recipe(recipe, overrides(given))
     for name in criterion:
         criteria.check(name)
+    from deploypruner.build.criterion import make_criterion
+    from deploypruner.build.feeds import training_batches
     from deploypruner.planning import loaded
     from deploypruner.progress import progress_for
     from deploypruner.prune.agreement import agreements, table
-    from deploypruner.stages.score import make_criterion, training_batches
 
     made = {name: make_criterion(name, {}) for name in criterion or criteria}
     if not criterion:  # the oracle is the yardstick, and learned criteria have no scores of their own before training

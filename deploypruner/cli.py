@@ -152,7 +152,7 @@ def compile_command(out: Path, resume: bool, **options: Any) -> None:
     """
     recipe = _checked_recipe(options)
     from deploypruner.api import run_recipe
-    from deploypruner.folder import BuildFolder
+    from deploypruner.build.folder import BuildFolder
     from deploypruner.progress import progress_for
 
     if not resume:  # a build that goes on is asked for by its own recipe
@@ -197,7 +197,7 @@ cli.add_command(sparsify_command)
 @click.argument("folder", type=click.Path(path_type=Path))
 def report_command(folder: Path) -> None:
     """Print the table of a finished build and write its report.html again."""
-    from deploypruner.folder import BuildFolder
+    from deploypruner.build.folder import BuildFolder
     from deploypruner.report import read_report, render_html
 
     folder = folder.parent if folder.name == "report.json" else folder

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deploypruner.api import run_recipe
+from deploypruner.build.state import Given
 from deploypruner.errors import InputError
 from deploypruner.progress import Progress
 from deploypruner.recipe import MeasureRecipe, PruneRecipe, Recipe, RecoverRecipe
@@ -21,7 +22,6 @@ from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recover.finetune import finetune
 from deploypruner.sources.arrays import from_arrays
 from deploypruner.sources.batches import Data
-from deploypruner.stages import Given
 
 Digits: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]
 Widths: TypeAlias = tuple[int, int, int]

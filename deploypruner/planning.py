@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from deploypruner.folder import BuildFolder
+from deploypruner.build.choices import check_choices
+from deploypruner.build.criterion import criterion_name, make_criterion, normalizer_name
+from deploypruner.build.feeds import training_batches
+from deploypruner.build.folder import BuildFolder
+from deploypruner.build.stages.load import Load
+from deploypruner.build.state import Build, Given
 from deploypruner.graph import Graph, trace
-from deploypruner.latency import build_latency_model
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.prune.allocate import allocate, reachable
 from deploypruner.prune.constraints import STATISTICS_NOTE, find_limits
@@ -27,10 +31,6 @@ from deploypruner.report.groups import BRANCH, GroupLine, group_table
 from deploypruner.report.terminal import wrap
 from deploypruner.report.units import scaled
 from deploypruner.search.outlook import LatencyOutlook, look_ahead
-from deploypruner.stages import Build, Given
-from deploypruner.stages.choices import check_choices
-from deploypruner.stages.load import Load
-from deploypruner.stages.score import criterion_name, make_criterion, normalizer_name, training_batches
 
 _IF_NEEDED = "statistics: cut if needed"
 _LEGEND = (
@@ -323,7 +323,7 @@ def _outlook(
     recipe, measure = build.recipe.prune, build.recipe.measure
     precision: Precision = "int8" if measure.precision == "auto" else measure.precision
     setting = Setting(measure.runtimes[0] if measure.runtimes else "openvino", precision, measure.threads)
-    model = build_latency_model(
+    model = build.clock.latency_model(
         graph, setting, seconds=measure.table_seconds, step=recipe.step, seed=build.recipe.seed, progress=progress
     )
     return look_ahead(

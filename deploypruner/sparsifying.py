@@ -64,11 +64,11 @@ def sparsify_command(
     check_present(model, what="model", hint="give an .onnx file", native=True)
     for name in task:
         tasks.check(name.rpartition("=")[2])
+    from deploypruner.build.sparsified import SparsifyRequest, sparsified
     from deploypruner.report import table_rows
     from deploypruner.report.outputs import outputs_text
     from deploypruner.report.sparse import sparse_sentence
     from deploypruner.report.terminal import wrap
-    from deploypruner.stages.sparsified import SparsifyRequest, sparsified
 
     request = SparsifyRequest(
         model,

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -21,10 +21,11 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from deploypruner.build.stage import chain
 from deploypruner.cli import main
+from deploypruner.latency.clock import current_clock, using
 from deploypruner.latency.kernel_rates import KernelRates
 from deploypruner.measure import Job, Measured
-from deploypruner.pipeline import CHAIN
 from deploypruner.records import Timing
 from deploypruner.sparse.cost import Rates
 
@@ -225,15 +226,16 @@ def left_over(folder: Path) -> list[str]:
 @contextlib.contextmanager
 def stopped_before(name: str) -> Iterator[None]:
     """Ctrl-C at the start of one stage."""
-    stage = next(cls for cls in CHAIN if cls.name == name)
+    stage = next(cls for cls in chain() if cls.name == name)
     with mock.patch.object(stage, "run", side_effect=KeyboardInterrupt):
         yield
 
 
-def pretended(jobs: Sequence[Job], *, threads: int, **_: object) -> Measured:
-    """In place of `time_artifacts`: every artifact takes a millisecond."""
+def pretended(jobs: Sequence[Job], *, threads: int, ms: float = 1.0, **_: object) -> Measured:
+    """In place of `time_artifacts`: every artifact takes `ms`."""
+    ns = np.full((10, 5), round(1e6 * ms))
     timings = [
-        Timing(artifact, runtime, threads, np.full((10, 5), 1_000_000), load_s=0.1, warmup=1, peak_rss_bytes=1 << 20)
+        Timing(artifact, runtime, threads, ns, load_s=0.1, warmup=1, peak_rss_bytes=1 << 20)
         for artifact, runtime in jobs
     ]
     return Measured(tuple(timings), timings[0], floor=0.01, settled=True)
@@ -243,14 +245,12 @@ def pretended(jobs: Sequence[Job], *, threads: int, **_: object) -> Measured:
 def known_rates(rates: Rates | None = None) -> Iterator[None]:
     """A machine whose kernels nobody has to time; the formula's rates where None."""
     fitted = KernelRates(rates or Rates(), 0.05, 0.1, 36, 9.0)
-    with contextlib.ExitStack() as stack:
-        for stage in ("assign", "sparse"):
-            stack.enter_context(mock.patch(f"deploypruner.stages.{stage}.kernel_rates", return_value=fitted))
+    with using(replace(current_clock(), kernel_rates=lambda *_, **__: fitted)):
         yield
 
 
 @contextlib.contextmanager
 def pretended_timings() -> Iterator[None]:
     """A build without timing workers, for tests of everything else."""
-    with mock.patch("deploypruner.stages.measure.time_artifacts", pretended):
+    with using(replace(current_clock(), artifacts=pretended)):
         yield

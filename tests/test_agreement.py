@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from deploypruner.build.criterion import normalizer_name
 from deploypruner.criteria import criteria
 from deploypruner.criteria.magnitude import Magnitude
 from deploypruner.criteria.oracle import Oracle
@@ -15,7 +16,6 @@ from deploypruner.graph import trace
 from deploypruner.prune.agreement import Agreement, agreements, rank_correlation, table
 from deploypruner.prune.evidence import score_groups
 from deploypruner.recipe import PruneRecipe
-from deploypruner.stages.score import normalizer_name
 from tests.builds import run_cli
 from tests.nets import make
 

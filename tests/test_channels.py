@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from deploypruner.build.channels import chosen_by_readers, reordered
 from deploypruner.errors import RecipeError
 from deploypruner.graph import trace
 from deploypruner.prune.room import by_importance
 from deploypruner.recipe import LearnRecipe, PruneRecipe, RecoverRecipe
-from deploypruner.stages.channels import chosen_by_readers, reordered
 from tests.builds import run_cli, stopped_before
 
 pytestmark = pytest.mark.slow

@@ -11,6 +11,7 @@ import scipy.linalg
 import torch
 from torch import Tensor, nn
 
+from deploypruner.build.criterion import make_criterion
 from deploypruner.criteria import Needs, criteria
 from deploypruner.criteria.activation import Activation
 from deploypruner.criteria.bn_scale import BatchNormScale
@@ -25,7 +26,6 @@ from deploypruner.graph import Graph, trace
 from deploypruner.prune.evidence import curvature, passes, score_groups
 from deploypruner.prune.evidence.passes import Passes, differentiate
 from deploypruner.records import ChannelEvidence, MemberView
-from deploypruner.stages.score import make_criterion
 from tests.nets import NETS, make
 
 ALL = list(criteria)

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from deploypruner.build.answering import Runner
+from deploypruner.build.feeds import verification_feeds
+from deploypruner.build.fitting import Said, fit, require_better_than_chance, tasks_without_data
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.recipe.data import DataSettings
 from deploypruner.sources.data import as_data, load_data
-from deploypruner.stages.answering import Runner
-from deploypruner.stages.fitting import Said, fit, require_better_than_chance, tasks_without_data
-from deploypruner.stages.verify import verification_feeds
 from deploypruner.tasks.recognise import parse_tasks
 
 RNG = np.random.default_rng(0)

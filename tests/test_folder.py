@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from deploypruner.build.folder import BuildFolder
 from deploypruner.errors import InputError
-from deploypruner.folder import BuildFolder
 from deploypruner.locking import this_process
 from deploypruner.scratch import scratch
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import deploypruner as dp
 from deploypruner.graph import trace
-from deploypruner.graph.propagate import Tracing
+from deploypruner.graph.tracing import Tracing
 from deploypruner.prune.remove import remove_and_prove
 from tests.test_graph_laws import random_plan
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from deploypruner.graph import trace
-from deploypruner.graph.propagate import Tracing
 from deploypruner.graph.rules import RULES
+from deploypruner.graph.tracing import Tracing
 from deploypruner.prune.remove import remove_and_prove
 from tests.test_graph_laws import random_plan
 

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import grimp
@@ -25,8 +26,7 @@ LAYERS = (
     {"checking"},
     {"demo", "planning", "benching", "sparsifying"},
     {"api"},
-    {"pipeline"},
-    {"stages"},
+    {"build"},
     {"report"},
     {"verify", "search"},
     {"latency", "learn"},
@@ -37,7 +37,8 @@ LAYERS = (
     {"recipe_options"},
     {"options"},
     {"recipe"},
-    {"folder", "scratch", "progress", "openvino_import", "target"},
+    {"scratch", "progress", "openvino_import", "target"},
+    {"atomic"},
     {"registries"},
     {"registry", "records", "locking", "reading"},
     {"refusals", "ranges", "terminal"},
@@ -68,6 +69,53 @@ def test_imports_point_down():
         and LEVEL[layer(imported)] <= LEVEL[layer(module)]
     ]
     assert upward == []
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+# Not the package itself, which resolves its names when they are asked for.
+MODULES = {module_of(path): path for path in SOURCES if path.parent != ROOT or path.stem != "__init__"}
+
+
+def modules_imported_by(path: Path) -> set[str]:
+    """Our modules that a file imports anywhere: for type checkers alone and inside functions, too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & MODULES.keys() or {node.module}
+    return found & MODULES.keys()
+
+
+def import_circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that import each other, directly or through others; one circle at a time, each edge used once."""
+    edges, circles = {module: set(found) for module, found in imports.items()}, []
+    while True:
+        try:
+            TopologicalSorter(edges).prepare()
+        except CycleError as error:
+            circle = error.args[1]
+            circles.append(circle)
+            edges[circle[1]].discard(circle[0])
+        else:
+            return circles
+
+
+def test_no_import_goes_in_a_circle_not_even_for_types_or_inside_a_function():
+    assert import_circles({module: modules_imported_by(path) for module, path in MODULES.items()}) == []
+    known = {"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": set()}
+    assert [set(circle) for circle in import_circles(known)] == [{"a", "b", "c"}]
+
+
+def test_no_stage_is_imported_by_another_or_by_what_they_share():
+    """Stages are found, not named: one more is one file more."""
+    for path in (ROOT / "build").rglob("*.py"):
+        stages = [name for name in modules_imported_by(path) if name.startswith("deploypruner.build.stages.")]
+        assert stages == [], path
 
 
 def test_criteria_see_neither_the_graph_nor_layer_types():
@@ -136,7 +184,7 @@ def test_every_module_imports():
     for module in pkgutil.walk_packages(deploypruner.__path__, "deploypruner."):
         if module.name not in ("deploypruner.__main__", "deploypruner.measure.worker"):
             importlib.import_module(module.name)
-    assert "deploypruner.pipeline" in sys.modules
+    assert "deploypruner.build.pipeline" in sys.modules
 
 
 def test_the_command_line_starts_without_heavy_libraries():

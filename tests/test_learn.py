@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deploypruner.build.learning import schedule_name
 from deploypruner.criteria import criteria
 from deploypruner.criteria.dtp import Dtp
 from deploypruner.criteria.pdp import Pdp
@@ -29,7 +30,6 @@ from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recipe.learn import LearnSettings
 from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.stages.learn import schedule_name
 from tests.nets import conv_bn
 from tests.recover_models import CLASSES, Images, interrupted_at
 

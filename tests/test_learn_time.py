@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploypruner.build import gradual
+from deploypruner.build.stages import allocate
+from deploypruner.latency.clock import current_clock, using
 from deploypruner.records import Setting
 from deploypruner.search.found import SearchResult
 from deploypruner.search.goal import Assessment, Goal
 from deploypruner.search.loop import Round, Trial
 from deploypruner.search.solve import solve
-from deploypruner.stages import allocate, gradual
 from tests.builds import digests, run_cli, stopped_before
 from tests.staircase import Staircase
 
@@ -40,7 +43,6 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, share: float = 1.0) -> None:
         self.share, self.graph = share, None
         monkeypatch.setattr(allocate, "meet", self.meet)
-        monkeypatch.setattr(gradual, "build_latency_model", self.build)
         monkeypatch.setattr(gradual, "CandidateBench", lambda *_, **__: self)
 
     def __enter__(self) -> Clock:
@@ -101,6 +103,19 @@ class Scaled:
         return self.tally.sweep(group, widths) * self.factor
 
 
+@pytest.fixture
+def clocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Clock]]:
+    """Makes one of these, which the builds of the test go by."""
+    with ExitStack() as stack:
+
+        def begin(kind: type[Clock] = Clock, **options: Any) -> Clock:
+            made = kind(monkeypatch, **options)
+            stack.enter_context(using(replace(current_clock(), latency_model=made.build)))
+            return made
+
+        yield begin
+
+
 def built(folder: Path, *options: str, stop: str = "quantize") -> str:
     with stopped_before(stop):
         outcome = run_cli(*BUILD, *options, "--out", str(folder))
@@ -114,8 +129,8 @@ def ms_of(clock: Clock, folder: Path) -> float:
     return clock.of(clock.graph).ms({name: kept.astype(np.int64) for name, kept in keep.items()})
 
 
-def test_training_toward_a_time_keeps_it_and_goes_on_to_the_bit(monkeypatch, tmp_path):
-    clock = Clock(monkeypatch)
+def test_training_toward_a_time_keeps_it_and_goes_on_to_the_bit(clocked, tmp_path):
+    clock = clocked()
     said = built(tmp_path / "whole")
     dense_ms = clock.of(clock.graph).ms({})
     assert 0.6 * dense_ms / 1.5 <= ms_of(clock, tmp_path / "whole") <= dense_ms / 1.5
@@ -130,8 +145,8 @@ def test_training_toward_a_time_keeps_it_and_goes_on_to_the_bit(monkeypatch, tmp
     assert digests(tmp_path / "parts", SAME) == digests(tmp_path / "whole", SAME)
 
 
-def test_what_is_measured_slower_than_predicted_is_cut_once_more(monkeypatch, tmp_path):
-    clock = Clock(monkeypatch, share=0.9)
+def test_what_is_measured_slower_than_predicted_is_cut_once_more(clocked, tmp_path):
+    clock = clocked(share=0.9)
     said = built(tmp_path)
     assert ms_of(clock, tmp_path) / 0.9 <= clock.of(clock.graph).ms({}) / 1.5
     assert "trained toward" in said
@@ -158,8 +173,8 @@ class Dropping(Clock):
 
 
 @pytest.mark.parametrize("pattern", ["channel", "channel,2:4"])
-def test_a_branch_that_one_shot_leaves_out_is_gone_from_the_start_and_in_every_file(monkeypatch, tmp_path, pattern):
-    clock = Dropping(monkeypatch)
+def test_a_branch_that_one_shot_leaves_out_is_gone_from_the_start_and_in_every_file(clocked, tmp_path, pattern):
+    clock = clocked(Dropping)
     options = ("--pattern", pattern, "--learn-epochs", "1", "--epochs", "1", "--runtime", "onnxruntime")
     options += () if pattern == "channel" else ("--sparse-layers", "conv,classifier", "--step", "4")
     said = built(tmp_path / "whole", *options, stop="measure")
@@ -178,8 +193,8 @@ def test_a_branch_that_one_shot_leaves_out_is_gone_from_the_start_and_in_every_f
     assert digests(tmp_path / "parts", SAME) == digests(tmp_path / "whole", SAME)
 
 
-def test_a_pattern_whose_layers_all_went_with_their_branches_is_refused_before_training(monkeypatch, tmp_path):
-    Dropping(monkeypatch)
+def test_a_pattern_whose_layers_all_went_with_their_branches_is_refused_before_training(clocked, tmp_path):
+    clocked(Dropping)
     options = ("--pattern", "channel,2:4", "--epochs", "1", "--schedule", "one-shot", "--runtime", "onnxruntime")
     outcome = run_cli(*BUILD, *options, "--out", str(tmp_path))
     outcome.assert_error(2, "no layer is left for --pattern 2:4: body went with residual branches", "--sparse-layers")

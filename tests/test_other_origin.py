@@ -12,6 +12,7 @@ from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import quantize_dynamic
 
+from deploypruner.build.sparsify_inputs import named_arrays
 from deploypruner.errors import InputError
 from deploypruner.measure.files import denormal_weights, detect_precision
 from deploypruner.measure.inputs import random_feeds
@@ -20,7 +21,6 @@ from deploypruner.records import TensorSpec
 from deploypruner.sparse.convert import check_convertible, sparsify
 from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.reading import read_quantize
-from deploypruner.stages.sparsify_inputs import named_arrays
 
 pytestmark = pytest.mark.slow
 

@@ -23,12 +23,12 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import deploypruner as dp
-from deploypruner import pipeline
+from deploypruner.build import pipeline
+from deploypruner.build.folder import BuildFolder
+from deploypruner.build.stage import chain
+from deploypruner.build.stages.sparse import Sparse
 from deploypruner.errors import BudgetError, InputError, PlanError, RecipeError
-from deploypruner.folder import BuildFolder
-from deploypruner.pipeline import CHAIN
 from deploypruner.recipe import MeasureRecipe, Recipe
-from deploypruner.stages.sparse import Sparse
 from tests.builds import (
     CLASSES,
     COMPILE,
@@ -50,8 +50,8 @@ from tests.builds import (
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-STAGES = [stage.name for stage in CHAIN]
-SAVING = [stage.name for stage in CHAIN if stage.saves]
+STAGES = [stage.name for stage in chain()]
+SAVING = [stage.name for stage in chain() if stage.saves]
 # These builds learn nothing, assign no patterns and have no zeros, and a stage with nothing to do says nothing.
 SAID = [name for name in SAVING if name not in ("learn", "assign", "sparse")]
 
@@ -59,7 +59,7 @@ SAID = [name for name in SAVING if name not in ("learn", "assign", "sparse")]
 @contextlib.contextmanager
 def interrupted_in(name: str) -> Iterator[None]:
     """Ctrl-C inside one stage: while its first file is half written, or where it writes none, at its end."""
-    stage = next(cls for cls in CHAIN if cls.name == name)
+    stage = next(cls for cls in chain() if cls.name == name)
     run, writing = stage.run, BuildFolder.writing
 
     @contextlib.contextmanager
@@ -164,7 +164,7 @@ def test_resume_in_an_empty_folder_starts_a_build(tmp_path):
 
 
 def test_resume_notices_that_the_data_changed(monkeypatch):
-    monkeypatch.setattr("deploypruner.pipeline.content_fingerprint", lambda _: "other")
+    monkeypatch.setattr("deploypruner.build.resume.content_fingerprint", lambda _: "other")
     outcome = run_cli(*COMPILE, "--out", str(finished()), "--resume")
     outcome.assert_error(2, "data 'labelled' changed since the build in", "leave out --resume")
 
@@ -172,10 +172,10 @@ def test_resume_notices_that_the_data_changed(monkeypatch):
 def test_a_stage_that_runs_again_first_drops_what_it_and_later_ones_once_made(tmp_path):
     folder = BuildFolder(tmp_path)
     folder.prepare()
-    later = next(name for cls in reversed(CHAIN) for name in cls.saves)
+    later = next(name for cls in reversed(chain()) for name in cls.saves)
     for name in ("plan.json", "model.sparse.onnx", "stages/sparse.json", "model.int8.onnx", later):
         folder.write_text(name, "{}")
-    pipeline._discard_from(folder, Sparse)
+    pipeline._discard_from(folder, Sparse, chain())
     assert not folder.has("model.sparse.onnx")
     assert not folder.has("stages/sparse.json")
     assert not folder.has(later)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from deploypruner import planning
+from deploypruner.latency.clock import current_clock, using
 from deploypruner.records import Frozen
 from deploypruner.report.frozen import by_reason, frozen_details, frozen_summary
 from deploypruner.report.groups import GroupLine, group_table
@@ -160,26 +161,27 @@ def _model(graph, *args, **kwargs):
     return Staircase(graph, block=4, base=0.001, rate=1)
 
 
-def test_a_dry_run_with_times_shows_what_each_group_would_gain(monkeypatch):
-    monkeypatch.setattr(planning, "build_latency_model", _model)
+def test_a_dry_run_with_times_shows_what_each_group_would_gain():
     options = ("plan", str(workshop() / "tiny.pt2"), "--step", "4", "--precision", "fp32")
-    outcome = run_cli(*options, "--time")
+    with using(replace(current_clock(), latency_model=_model)):
+        outcome = run_cli(*options, "--time")
+        document = json.loads(run_cli(*options, "--json", "--speedup", "1.2").out)
+        refused = run_cli(*options, "--latency", "1us")
     assert "predicted for fp32 on openvino, 1 thread: up to --speedup" in outcome.out
     assert "ms to gain  lost per ms" in outcome.out
     assert "plan:" not in outcome.out
-    document = json.loads(run_cli(*options, "--json", "--speedup", "1.2").out)
     time = document["time"]
     assert time["fastest_ms"] <= time["predicted_ms"] <= time["dense_ms"] / 1.2
     assert 0 < time["importance"] < 1
     assert any(g["saved_ms"] > 0 and g["importance_per_ms"] > 0 for g in document["groups"])
-    run_cli(*options, "--latency", "1us").assert_error(3, "out of reach", "what stands in the way")
+    refused.assert_error(3, "out of reach", "what stands in the way")
 
 
-def test_a_dry_run_without_a_question_about_time_times_nothing(monkeypatch):
+def test_a_dry_run_without_a_question_about_time_times_nothing():
     def refuse(*args, **kwargs):
         raise AssertionError("timed")
 
-    monkeypatch.setattr(planning, "build_latency_model", refuse)
-    document = json.loads(run_cli("plan", str(workshop() / "tiny.pt2"), "--macs", "0.9", "--json").out)
+    with using(replace(current_clock(), latency_model=refuse)):
+        document = json.loads(run_cli("plan", str(workshop() / "tiny.pt2"), "--macs", "0.9", "--json").out)
     assert document["time"] is None
     assert document["groups"][0]["saved_ms"] is None

@@ -208,7 +208,7 @@ def test_the_command_line_ends_with_code_4_and_names_the_operator(tmp_path):
     def wrongly(graph: Graph, plan: Plan) -> tuple[nn.Module, tuple[Check, ...]]:
         return remove_and_prove(rewired(graph, on_op("batch_norm", "eps", 0.5)), plan)
 
-    with mock.patch("deploypruner.stages.remove.remove_and_prove", wrongly):
+    with mock.patch("deploypruner.build.stages.remove.remove_and_prove", wrongly):
         outcome = run_cli(*COMPILE, "--out", str(tmp_path / "build"))
     outcome.assert_error(4, "masked = removed (float64): max |difference|", "'batch_norm' (aten.batch_norm")
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from deploypruner.build.restore import restore
 from deploypruner.criteria.magnitude import Magnitude
 from deploypruner.errors import BudgetError, InputError, PlanError, RecipeError, VerificationError
 from deploypruner.graph import trace
@@ -19,7 +20,6 @@ from deploypruner.prune.allocate import allocate, reachable
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.prune.remove import remove
-from deploypruner.prune.restore import restore
 from deploypruner.recipe.budget import Budget
 from deploypruner.registries import normalizers, scopes
 from tests.nets import NETS, Residual, make

@@ -11,9 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from deploypruner.build.choices import check_choices
+from deploypruner.build.folder import BuildFolder
+from deploypruner.build.stages import recover as stage
+from deploypruner.build.stages.recover import Recover, reestimate
+from deploypruner.build.state import Build, Given
 from deploypruner.errors import RecipeError
-from deploypruner.folder import BuildFolder
 from deploypruner.graph import Graph, trace
+from deploypruner.latency.clock import Clock
 from deploypruner.progress import SilentProgress
 from deploypruner.prune.plan import make_plan
 from deploypruner.prune.remove import remove
@@ -22,10 +27,6 @@ from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.sources.adapted import Unlabelled
 from deploypruner.sources.data import as_data
-from deploypruner.stages import Build, Given
-from deploypruner.stages import recover as stage
-from deploypruner.stages.choices import check_choices
-from deploypruner.stages.recover import Recover, reestimate
 from tests.nets import make
 
 pytestmark = pytest.mark.slow
@@ -84,8 +85,8 @@ def test_without_labels_everything_but_the_labelled_loss_works(tmp_path: Path, l
     dense = {name: tensor.clone() for name, tensor in build.traced.module.state_dict().items()}
     before = {name: tensor.clone() for name, tensor in build.compiled.state_dict().items()}
     done = Recover().run(build)
-    assert (done.facts["reconstructed_layers"], done.facts["batchnorm_layers"], done.facts["epochs"]) == (5, 3, 1)
-    assert ("accuracy_recovered" in done.facts) == labelled
+    assert (done.recovery.reconstructed_layers, done.recovery.batchnorm_layers, done.recovery.epochs) == (5, 3, 1)
+    assert (done.recovery.accuracy_recovered is not None) == labelled
     after = done.compiled.state_dict()
     assert not any(torch.equal(before[name], after[name]) for name in before if name.endswith("weight"))
     assert all(torch.equal(dense[name], t) for name, t in build.traced.module.state_dict().items())
@@ -96,7 +97,8 @@ def test_without_labels_everything_but_the_labelled_loss_works(tmp_path: Path, l
 
 def test_layers_are_reconstructed_with_data_unless_told_otherwise(tmp_path: Path) -> None:
     def reconstructed(recover: RecoverRecipe, **changes: object) -> bool:
-        return "reconstructed_layers" in Recover().run(replace(a_build(tmp_path, recover), **changes)).facts
+        done = Recover().run(replace(a_build(tmp_path, recover), **changes))
+        return done.recovery.reconstructed_layers is not None
 
     assert reconstructed(RecoverRecipe(epochs=0))
     assert not reconstructed(RecoverRecipe(epochs=0, reconstruct=False))
@@ -107,7 +109,7 @@ def test_masks_are_exact_after_layers_were_reconstructed(tmp_path: Path) -> None
     build = a_build(tmp_path, RecoverRecipe(epochs=0))
     recipe = replace(build.recipe, prune=PruneRecipe(patterns=("channel", "2:4")))
     done = Recover().run(replace(build, recipe=recipe))
-    assert done.facts["reconstructed_layers"] == 5
+    assert done.recovery.reconstructed_layers == 5
     weight = done.compiled.state_dict()["a.0.weight"]
     assert float((weight == 0).float().mean()) == 0.5
 
@@ -119,24 +121,23 @@ def test_epochs_follow_from_the_data_and_are_said_before(tmp_path: Path) -> None
         build = replace(a_build(tmp_path / str(labelled), recover, labelled=labelled), say=said.append)
         done = Recover().run(build)
         assert said == ["recover: 1 epoch x 3 steps, about 0 s"]
-        assert done.facts["epochs"] == 1
-        assert done.facts.get("mimicked", False) == (not labelled)  # a few images without labels
+        assert done.recovery.epochs == 1
+        assert bool(done.recovery.mimicked) == (not labelled)  # a few images without labels
 
 
-def test_a_build_that_goes_on_keeps_the_epochs_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_that_goes_on_keeps_the_epochs_it_said(tmp_path: Path) -> None:
     recover = RecoverRecipe(minutes=1.0, settings=QUICK)
     said: list[str] = []
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "time_step", lambda *_, **__: 10.0)
-    build = replace(a_build(tmp_path, recover), say=said.append)
+    slow, fast = (Clock(training_step=lambda *_, seconds=seconds, **__: seconds) for seconds in (10.0, 1.0))
+    build = replace(a_build(tmp_path, recover), say=said.append, clock=slow)
     with mock.patch.object(stage, "finetune", interrupted), pytest.raises(KeyboardInterrupt):
         Recover().run(build)
-    monkeypatch.setattr(stage, "time_step", lambda *_, **__: 1.0)  # the machine is faster the second time
-    done = Recover().run(replace(a_build(tmp_path, recover), say=said.append))
-    assert done.facts["epochs"] == 2
+    done = Recover().run(replace(build, clock=fast))  # the machine is faster the second time
+    assert done.recovery.epochs == 2
     assert said == ["recover: 2 epochs x 3 steps, about 60 s"]
     assert not list((tmp_path / "stages").glob("finetune.*"))
 
@@ -152,7 +153,7 @@ class Trainer:
 @pytest.mark.parametrize(("train", "name"), [(Trainer(), "Trainer"), (partial(Trainer()), "partial")])
 def test_any_callable_object_trains(tmp_path: Path, train: object, name: str) -> None:
     done = Recover().run(a_build(tmp_path, RecoverRecipe(), train=train))
-    assert done.facts["train"] == name
+    assert done.recovery.train == name
     assert float(next(done.compiled.parameters()).detach().abs().max()) == 0
 
 

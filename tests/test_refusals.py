@@ -141,7 +141,7 @@ def test_a_file_that_grows_beyond_the_limit_is_an_error(tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     code = (
-        "import sys, pathlib\nfrom deploypruner.folder import BuildFolder\n"
+        "import sys, pathlib\nfrom deploypruner.build.folder import BuildFolder\n"
         "from deploypruner import cli\nsys.argv = ['deploypruner', 'list', 'targets']\n"
         f"cli._described = lambda kind: BuildFolder(pathlib.Path({str(tmp_path)!r})).write_text('a', 'x' * 5000)\n"
         "cli.main()"

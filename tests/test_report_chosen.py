@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from deploypruner.build.stages.allocate import Allocate
 from deploypruner.records import Setting
 from deploypruner.report import LayerWidth, from_json, headline, render_html, table, to_json, units
 from deploypruner.report.chosen import branches_gone, chosen_sentence, objective_name, pool_lines
 from deploypruner.search.found import SearchResult
 from deploypruner.search.loop import Round
 from deploypruner.search.pool import PoolEntry
-from deploypruner.stages.allocate import Allocate
 from tests.test_report_examples import (
     EXAMPLES,
     a_cut_report,

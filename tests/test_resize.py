@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import deploypruner as dp
+from deploypruner.build.restore import restore
 from deploypruner.errors import PlanError
 from deploypruner.graph.resize import owned_copy, structural_copy
 from deploypruner.prune.plan import Plan, make_plan
-from deploypruner.prune.restore import restore
 from tests.nets import conv_bn, make
 
 pytestmark = pytest.mark.slow

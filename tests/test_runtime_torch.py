@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deploypruner.build.stages.measure import make_jobs
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.records import Artifact, TensorSpec
 from deploypruner.runtime import Session, default_runtimes, runtimes
-from deploypruner.stages.measure import make_jobs
 
 pytestmark = pytest.mark.slow
 

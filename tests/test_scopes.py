@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from deploypruner.build.choices import check_choices
+from deploypruner.build.state import Given
 from deploypruner.errors import RecipeError
 from deploypruner.graph import Graph, trace
 from deploypruner.prune.allocate import allocate, reachable
@@ -19,8 +21,6 @@ from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.constraints import Constraints, LayerConstraint
 from deploypruner.registries import normalizers, scopes
 from deploypruner.search.losses import running_importance
-from deploypruner.stages import Given
-from deploypruner.stages.choices import check_choices
 from tests.nets import conv_bn
 
 

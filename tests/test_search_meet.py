@@ -15,6 +15,7 @@ from torch import nn
 
 from deploypruner.graph import trace
 from deploypruner.latency import LayerTime
+from deploypruner.latency.clock import Clock
 from deploypruner.recipe.budget import Budget
 from deploypruner.records import Artifact, Quality, Timing
 from deploypruner.search import bench, meet
@@ -41,11 +42,7 @@ class Machine:
         self.graph = trace(net(), (torch.randn(2, 3, 8, 8),))
         self.wrong_by, self.kept, self.tables = wrong_by, dict[str, Any](), 0
         monkeypatch.setattr(bench, "write_candidate", self._write)
-        monkeypatch.setattr(bench, "time_artifacts", self._time)
-        monkeypatch.setattr(bench, "profile", self._profile)
-        monkeypatch.setattr(meet, "time_artifacts", self._time)
-        monkeypatch.setattr(meet, "profile", self._profile)
-        monkeypatch.setattr(meet, "build_latency_model", self._build)
+        self.clock = Clock(artifacts=self._time, profile=self._profile, latency_model=self._build)
 
     def ms(self, keep: Mapping[str, Any]) -> float:
         costs = self.graph.costs
@@ -56,6 +53,7 @@ class Machine:
         scores = {g.id: torch.arange(g.size, dtype=torch.float32) + 1 for g in self.graph.groups}
         return SearchRequest(
             **{"graph": self.graph, "scores": scores, "budget": budget, "jobs": [(dense, "openvino")], "step": 4}
+            | {"clock": self.clock}
             | changes
         )
 

@@ -6,7 +6,6 @@ import itertools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import onnx
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from deploypruner.errors import BudgetError
+from deploypruner.latency.clock import Clock
 from deploypruner.latency.sparse_costs import MeasuredCosts
 from deploypruner.search.assign import Assignment, PatternRequest, assign
 from deploypruner.search.filling import Fillable
@@ -153,8 +153,10 @@ def requested(tmp_path: Path, *, rates: Rates, factor: float = 1.0, speedup: flo
         ours = {x.name: factor * rates.sparse(x) for x in seen}
         return MeasuredCosts(ours, {x.name: rates.dense(x) for x in seen}, borders, borders, rest_ns=1000.0)
 
-    with mock.patch("deploypruner.search.assign.measure_costs", measured):
-        return assign(PatternRequest(tmp_path / "dense.onnx", weights, rates, [], sparsity=0.7, speedup=speedup))
+    clock = Clock(layer_costs=measured)
+    return assign(
+        PatternRequest(tmp_path / "dense.onnx", weights, rates, [], sparsity=0.7, speedup=speedup, clock=clock)
+    )
 
 
 RATES = Rates(call=100, step=8.0, shared=18.0, requant=5.0, copy=0.0, dense_call=100, mac=0.25, depthwise_mac=1.0)

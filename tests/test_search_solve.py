@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from deploypruner.errors import BudgetError, InputError
 from deploypruner.graph import trace
@@ -84,7 +87,7 @@ def within(graph, model: Staircase, share: float, step: int = 4) -> float:
 def test_a_plan_is_within_its_budget_and_no_group_can_be_widened(name):
     graph, scores = scored(name)
     model = Staircase(graph, block=4, base=0.001)
-    free = Constraints(statistics="prune")
+    free = Constraints(statistics="prune", pieces="free")
     least = reach(graph, model.tally, step=2, constraints=free)
     budget = 0.5 * (least.dense_ms + least.fastest_ms)
     found = solve(graph, scores, model.tally, budget, step=2, constraints=free)
@@ -105,6 +108,51 @@ def test_a_plan_is_within_its_budget_and_no_group_can_be_widened(name):
             added = best_first[: width - found.widths[group.id]]
             assert tally.keep(group.id, np.union1d(found.keep[group.id], added)) > budget, (group.id, width)
             tally.keep(group.id, found.keep[group.id])
+
+
+class Halves(nn.Module):
+    """Code that cuts a tensor into two equal halves, each with a layer of its own behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 24, 1)
+        self.p, self.q, self.b = (nn.Conv2d(*c, 1) for c in ((12, 8), (12, 20), (28, 4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        p, q = self.a(self.stem(x).relu()).chunk(2, 1)
+        return self.b(torch.cat([self.p(p).relu(), self.q(q).relu()], 1))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_equal_pieces_stay_equal_and_their_plan_is_the_best_of_all_that_are(share):
+    graph = trace(Halves().eval(), torch.randn(2, 3, 8, 8))
+    halves = [g.id for g in graph.groups if g.id.startswith("a.weight:0")]
+    generator = torch.Generator().manual_seed(1)
+    scores = {g.id: torch.empty(g.size).log_normal_(0, 1, generator=generator) for g in graph.groups}
+    scores[halves[1]] *= 0.01  # alone, all of the second half would go first
+    model = Staircase(graph, block=2)
+    least = reach(graph, model.tally, step=4)
+    budget = least.fastest_ms + share * (least.dense_ms - least.fastest_ms)
+    found = solve(graph, scores, model.tally, budget, step=4)
+    assert len(halves) == 2
+    assert found.widths[halves[0]] == found.widths[halves[1]]
+    order = {g: torch.argsort(s, descending=True).numpy() for g, s in scores.items()}
+    others = [g.id for g in graph.groups if g.id not in halves and g.size > 6]  # the stem stays whole
+    best = 0.0
+    wide = (
+        range(-(-graph.group(g).size // 16) * 4, graph.group(g).size + 1, 4) for g in others
+    )  # a quarter at least
+    for width, *rest in product((4, 8, 12), *wide):
+        widths = {g.id: g.size for g in graph.groups} | dict.fromkeys(halves, width)
+        widths |= dict(zip(others, rest, strict=True))
+        keep = {g: np.sort(order[g][:w]) for g, w in widths.items()}
+        if model.ms(keep) <= budget * (1 + 1e-12):
+            best = max(best, sum(float(scores[g][k].sum()) for g, k in keep.items()))
+    kept = sum(float(scores[g][found.keep[g]].sum()) for g in order)
+    assert 0.98 * best <= kept <= best * (1 + 1e-9)
+    uneven = solve(graph, scores, model.tally, budget, step=4, constraints=Constraints(pieces="free"))
+    assert uneven.importance >= found.importance
+    assert type(make_plan(graph, found.keep).apply_to(Halves().eval())) is Halves
 
 
 def test_more_time_never_keeps_less_on_a_residual_network():

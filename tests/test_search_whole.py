@@ -79,7 +79,7 @@ class Clocked(Machine):
                 worth=self.worth,
                 judge=self.judge(stop_at, file),
                 train=self.train,
-                clock=lambda: self.seconds,
+                clock=replace(self.clock, monotonic=lambda: self.seconds),
                 folder=folder,
                 plans=5,
                 step=8,
@@ -207,7 +207,9 @@ def test_what_keeps_the_accuracy_is_judged_against_the_dense_model_on_the_same_i
         return SimpleNamespace(keep={"g": np.arange(round(100 * ms))}, predicted_ms=ms, dense_ms=10.0)
 
     machine = Clocked(monkeypatch)
-    request = machine.request(Budget(speedup=2), keeping=allowed, clock=lambda: machine.seconds)
+    request = machine.request(
+        Budget(speedup=2), keeping=allowed, clock=replace(machine.clock, monotonic=lambda: machine.seconds)
+    )
     judge = Halves(lambda ms: 10 - ms)
     outcome = SimpleNamespace(solution=solved(None, 2.0), model=machine._build(None, None))
     objective = SimpleNamespace(solve=solved)

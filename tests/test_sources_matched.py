@@ -11,6 +11,8 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from deploypruner.build.fitting import Said
+from deploypruner.build.sparsify_inputs import sparsify_inputs
 from deploypruner.errors import InputError
 from deploypruner.graph.inputs import as_inputs
 from deploypruner.recipe.data import DataSettings
@@ -19,8 +21,6 @@ from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.sources.data import as_data
 from deploypruner.sources.matched import input_names, matched
 from deploypruner.sources.model import load_model
-from deploypruner.stages.fitting import Said
-from deploypruner.stages.sparsify_inputs import sparsify_inputs
 
 
 class Text(nn.Module):

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,18 +15,19 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from deploypruner.build.sparsity import check_sparse
 from deploypruner.errors import InputError, RecipeError
+from deploypruner.latency.clock import current_clock, using
 from deploypruner.latency.sparse_costs import MeasuredCosts
+from deploypruner.measure import Job, Measured
 from deploypruner.patterns import CANDIDATES, sparse_patterns
 from deploypruner.recipe import PruneRecipe, Recipe
 from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.report import read_report
 from deploypruner.report.sparse import assigned_table, sparse_lines
-from deploypruner.search.goal import Goal
 from deploypruner.sparse import library
 from deploypruner.sparse.cost import Rates
 from deploypruner.sparse.layer import Operation
-from deploypruner.stages.sparsity import check_sparse
 from tests.builds import Outcome, known_rates, pretended, pretended_timings, run_cli, workshop
 
 pytestmark = pytest.mark.slow
@@ -48,13 +50,13 @@ def machine(rates: Rates = RATES) -> Iterator[None]:
         ours, dense = ({x.name: cost(x) for x in layers} for cost in (rates.sparse, rates.dense))
         return MeasuredCosts(ours, dense, free, free, rest_ns=1000.0)
 
+    def artifacts(jobs: Sequence[Job], *, threads: int, **_: object) -> Measured:
+        """The dense model alone takes 3 ms; in the end, beside others, all take less than any budget here."""
+        return pretended(jobs, threads=threads, ms=3.0 if len(jobs) == 1 else 1.0)
+
     with (
-        mock.patch("deploypruner.search.assign.measure_costs", measured),
-        mock.patch("deploypruner.stages.sparse.measure_costs", measured),
+        using(replace(current_clock(), layer_costs=measured, artifacts=artifacts)),
         known_rates(rates),
-        mock.patch("deploypruner.stages.zeros_in_time.time_artifacts", pretended),
-        mock.patch("deploypruner.stages.zeros_in_time.Goal.of", side_effect=lambda asked, _: Goal(asked, 3.0)),
-        pretended_timings(),
     ):
         yield
 
@@ -136,7 +138,7 @@ def test_where_kernels_are_slower_nothing_becomes_zero_and_the_build_says_so() -
 
 @needs_library
 def test_a_cpu_with_scalar_kernels_alone_is_a_remark() -> None:
-    with mock.patch("deploypruner.stages.assign.targets", return_value=("scalar",)):
+    with mock.patch("deploypruner.build.stages.assign.targets", return_value=("scalar",)):
         folder, outcome = built("auto", "--sparsity", "0.9")
     assert "every layer stays dense: this CPU has neither AVX2 nor AVX-512 VNNI" in outcome.err
     assert any("neither AVX2 nor AVX-512 VNNI" in text for text in read_report(folder).warnings)
@@ -145,7 +147,7 @@ def test_a_cpu_with_scalar_kernels_alone_is_a_remark() -> None:
 @needs_library
 def test_a_model_that_openvino_cannot_run_stays_dense_with_its_reason(tmp_path: Path) -> None:
     refused = InputError("OpenVINO cannot load 'dense.onnx': no such operation", hint="h")
-    with machine(), mock.patch("deploypruner.search.assign.measure_costs", side_effect=refused):
+    with machine(), using(replace(current_clock(), layer_costs=mock.Mock(side_effect=refused))):
         outcome = run_cli(*COMPILE, "auto", "--out", str(tmp_path / "b"))
     assert outcome.code == 0, outcome.err
     assert "every layer stays dense: OpenVINO cannot load 'dense.onnx': no such operation" in outcome.err
@@ -157,7 +159,7 @@ def test_a_finished_assignment_is_read_again(tmp_path: Path) -> None:
     with machine():
         assert run_cli(*options).code == 0
         first = json.loads((tmp_path / "b" / "stages" / "assign.json").read_text())
-        with mock.patch("deploypruner.stages.assign.assign", side_effect=AssertionError("again")):
+        with mock.patch("deploypruner.build.stages.assign.assign", side_effect=AssertionError("again")):
             outcome = run_cli(*options, "--resume")
     assert outcome.code == 0, outcome.err
     assert json.loads((tmp_path / "b" / "stages" / "assign.json").read_text()) == first
@@ -215,7 +217,7 @@ def test_what_cannot_go_together_is_refused(options: tuple[str, ...], said: str,
 
 @needs_library
 def test_without_kernels_no_budget_of_time_can_be_met_by_zeros(tmp_path: Path) -> None:
-    with mock.patch("deploypruner.stages.assign.targets", return_value=("scalar",)), pretended_timings():
+    with mock.patch("deploypruner.build.stages.assign.targets", return_value=("scalar",)), pretended_timings():
         outcome = run_cli(*COMPILE, "auto", "--speedup", "2", "--out", str(tmp_path / "b"))
     outcome.assert_error(3, "--speedup 2 cannot be met by zeros: this CPU has neither AVX2 nor AVX-512 VNNI")
 

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 
+from deploypruner.latency.clock import current_clock, using
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
 from deploypruner.runtime import NodeTime
 from deploypruner.runtime.on_openvino import OpenVino
@@ -37,7 +38,7 @@ def of_batch(size):
 
 
 @contextmanager
-def watched(module="deploypruner.stages.sparse"):
+def watched():
     """Everything goes sparse; gives the shapes and threads that layers were timed with."""
     seen = []
 
@@ -46,7 +47,7 @@ def watched(module="deploypruner.stages.sparse"):
         names = [layer.name for layer in layers]
         return MeasuredCosts(dict.fromkeys(names, 1.0), dict.fromkeys(names, 1e9))
 
-    with mock.patch(f"{module}.measure_costs", costs), known_rates(), pretended_timings():
+    with using(replace(current_clock(), layer_costs=costs)), known_rates(), pretended_timings():
         yield seen
 
 

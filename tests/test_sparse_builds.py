@@ -16,17 +16,17 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from deploypruner.api import plan as make_plan_of
+from deploypruner.build.folder import BuildFolder
+from deploypruner.build.sparsity import check_sparse
+from deploypruner.build.stages.recover import Recover
+from deploypruner.build.state import Build, Given
 from deploypruner.errors import RecipeError
-from deploypruner.folder import BuildFolder
 from deploypruner.graph import trace
 from deploypruner.progress import SilentProgress
 from deploypruner.recipe import PruneRecipe, Recipe, RecoverRecipe
 from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.sources.data import as_data
-from deploypruner.stages import Build, Given
-from deploypruner.stages.recover import Recover
-from deploypruner.stages.sparsity import check_sparse
 from deploypruner.verify import verify_zeros
 from tests.builds import IMAGE, Outcome, pretended_timings, run_cli, samples, tiny, workshop
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -13,8 +14,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from deploypruner.build.sparsity import existing_zeros, remaining
 from deploypruner.errors import InputError, KernelError
 from deploypruner.graph import trace
+from deploypruner.latency.clock import current_clock, using
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
 from deploypruner.measure import pair_up
 from deploypruner.openvino_import import import_openvino
@@ -27,7 +30,6 @@ from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.sparse import library
 from deploypruner.sparse.convert import sparsify
-from deploypruner.stages.sparsity import existing_zeros, remaining
 from deploypruner.verify.sparse import verify_operations
 from tests.builds import IMAGE, known_rates, pretended_timings, run_cli, save_program, tiny, workshop
 from tests.qdq import Qdq, chain, images
@@ -64,7 +66,7 @@ def priced(*, sparse: float, dense: float):
         names = [layer.name for layer in layers]
         return MeasuredCosts(dict.fromkeys(names, sparse), dict.fromkeys(names, dense), free, free)
 
-    with mock.patch("deploypruner.stages.sparse.measure_costs", costs), known_rates():
+    with using(replace(current_clock(), layer_costs=costs)), known_rates():
         yield
 
 
@@ -138,9 +140,9 @@ def test_without_library_or_instructions_the_dense_model_is_chosen_and_the_repor
         stack.enter_context(pretended_timings())
         if missing == "library":
             error = KernelError("x.so is not installed: the package was built without its sparse kernels", hint="h")
-            stack.enter_context(mock.patch("deploypruner.stages.sparse.extension_path", side_effect=error))
+            stack.enter_context(mock.patch("deploypruner.build.sparse_model.extension_path", side_effect=error))
         else:
-            stack.enter_context(mock.patch("deploypruner.stages.sparse.targets", return_value=("scalar",)))
+            stack.enter_context(mock.patch("deploypruner.build.sparse_model.targets", return_value=("scalar",)))
         outcome = run_cli(*COMPILE, "--out", str(tmp_path / "b"))
     assert outcome.code == 0
     assert said in outcome.out
@@ -153,13 +155,13 @@ def test_without_library_or_instructions_the_dense_model_is_chosen_and_the_repor
 @needs_library
 def test_a_model_that_openvino_cannot_run_ends_sparsify_but_not_a_build(tmp_path):
     refused = InputError("OpenVINO cannot load 'x': it is beyond me", hint="h")
-    with mock.patch("deploypruner.stages.sparse.measure_costs", side_effect=refused), pretended_timings():
+    with using(replace(current_clock(), layer_costs=mock.Mock(side_effect=refused))), pretended_timings():
         outcome = run_cli(*COMPILE, "--out", str(tmp_path / "b"))
     assert outcome.code == 0, outcome.err
     assert "no sparse model: OpenVINO cannot load 'x': it is beyond me" in outcome.out
     assert not (tmp_path / "b" / "model.sparse.onnx").exists()
     onnx.save(chain(), tmp_path / "m.onnx")
-    with mock.patch("deploypruner.stages.sparsified.OpenVino.open", side_effect=refused):
+    with mock.patch("deploypruner.build.sparsified.OpenVino.open", side_effect=refused):
         run_cli("sparsify", "m.onnx", "--out", "s", folder=tmp_path).assert_error(2, "it is beyond me")
 
 

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from deploypruner.build.fitting import Said
+from deploypruner.build.sparsified import Sparsified, SparsifyRequest, judged, quality_of
+from deploypruner.build.sparsify_inputs import sparsify_inputs
 from deploypruner.recipe.data import DataSettings
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
-from deploypruner.stages.fitting import Said
-from deploypruner.stages.sparsified import Sparsified, SparsifyRequest, judged, quality_of
-from deploypruner.stages.sparsify_inputs import sparsify_inputs
 
 pytestmark = pytest.mark.slow
 

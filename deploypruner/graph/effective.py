@@ -20,7 +20,7 @@ from torch.fx import Node
 from deploypruner.graph.dependency import Graph, assemble
 from deploypruner.graph.module import TracedModule, get_state, set_state
 from deploypruner.graph.nodes import is_tensor
-from deploypruner.graph.propagate import Tracing
+from deploypruner.graph.propagate import Propagation
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def with_effective_weights(graph: Graph) -> Effective | None:
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
-    tracing = Tracing(module)
+    tracing = Propagation(module)
     found = assemble(
         module,
         tracing,

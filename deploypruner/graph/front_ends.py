@@ -24,7 +24,7 @@ from deploypruner.graph.dependency import Graph, assemble
 from deploypruner.graph.inputs import Inputs, as_inputs
 from deploypruner.graph.observe import layers_run
 from deploypruner.graph.part import largest_part
-from deploypruner.graph.propagate import Tracing
+from deploypruner.graph.propagate import Propagation
 from deploypruner.graph.rewrite import rewrite
 from deploypruner.graph.sharing import sharing_copy
 from deploypruner.graph.untie import untie
@@ -71,7 +71,7 @@ def _exported(model: nn.Module | ExportedProgram, inputs: Inputs, dynamic_shapes
     module = captured.module
     for graph in module.graphs:
         untie(module, graph)
-    tracing = Tracing(module, inputs=captured.example_inputs)
+    tracing = Propagation(module, inputs=captured.example_inputs)
     tracing.residuals = find_residuals(module, tracing)
     if tracing.training is not None:
         trained = find_residuals(module, tracing.training, tracing.training.graph)

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.joint import JointAxis
-from deploypruner.graph.labelling import Affine
+from deploypruner.graph.labelling import Affine, Labelling
 from deploypruner.graph.module import get_state
 from deploypruner.graph.nodes import op_name
 from deploypruner.records import Group
 
-if TYPE_CHECKING:
-    from deploypruner.graph.dependency import Graph
-
 _PRODUCTS = ("mul", "div")
 
 
-def find_last_affines(graph: Graph, group: Group) -> tuple[Affine, ...]:
+class Labelled(Protocol):
+    """What is asked of a traced model: its module, the labels of its tensors, and the atoms of each group."""
+
+    @property
+    def module(self) -> Any:
+        """The traced module."""
+
+    @property
+    def labelling(self) -> Labelling:
+        """Labels of its tensors."""
+
+    @property
+    def atoms(self) -> Mapping[str, IntArray]:
+        """Group id -> its atoms."""
+
+
+def find_last_affines(graph: Labelled, group: Group) -> tuple[Affine, ...]:
     """See `Graph.last_affines`."""
     on = {(member.parameter, member.axis) for member in group.members}
     affines = [a for a in graph.labelling.affines.values() if (a.weight, a.axis) in on]
@@ -31,7 +45,7 @@ def find_last_affines(graph: Graph, group: Group) -> tuple[Affine, ...]:
     return tuple(norms or affines)
 
 
-def _leaving(graph: Graph, group: Group, affines: Sequence[Affine]) -> tuple[Affine, ...]:
+def _leaving(graph: Labelled, group: Group, affines: Sequence[Affine]) -> tuple[Affine, ...]:
     """Those of a group's layers whose channels reach a reader without passing another of them.
 
     A convolution whose only way leads to its batch norm is not among them, nor is a batch norm before a depthwise
@@ -55,7 +69,7 @@ def _leaving(graph: Graph, group: Group, affines: Sequence[Affine]) -> tuple[Aff
     return tuple(found) or tuple(affines)
 
 
-def _calls(graph: Graph, affines: Sequence[Affine]) -> dict[str, list[Node]]:
+def _calls(graph: Labelled, affines: Sequence[Affine]) -> dict[str, list[Node]]:
     """Weight name -> calls that use it."""
     wanted = {id(get_state(graph.module, a.weight)): a.weight for a in affines}
     calls: dict[str, list[Node]] = {a.weight: [] for a in affines}
@@ -67,7 +81,7 @@ def _calls(graph: Graph, affines: Sequence[Affine]) -> dict[str, list[Node]]:
     return calls
 
 
-def _is_read(graph: Graph, group: Group, start: Node, stops: set[Node], *, past_products: bool) -> bool:
+def _is_read(graph: Labelled, group: Group, start: Node, stops: set[Node], *, past_products: bool) -> bool:
     """Does what `start` made reach a node that no longer carries the group, on a way around all of `stops`?"""
     seen, stack = {start}, [start]
     while stack:
@@ -83,18 +97,18 @@ def _is_read(graph: Graph, group: Group, start: Node, stops: set[Node], *, past_
     return False
 
 
-def _is_product(graph: Graph, group: Group, node: Node) -> bool:
+def _is_product(graph: Labelled, group: Group, node: Node) -> bool:
     """Does this node multiply two tensors that both carry the group?"""
     return op_name(node) in _PRODUCTS and sum(_carries(graph, group, n) for n in node.all_input_nodes) > 1
 
 
-def _carries(graph: Graph, group: Group, node: Node) -> bool:
+def _carries(graph: Labelled, group: Group, node: Node) -> bool:
     """Do the group's channels lie on an axis of what the node holds?"""
     atoms, algebra = graph.atoms[group.id], graph.labelling.atoms
     return any(bool(np.isin(algebra.canon(rows), atoms).any()) for rows in _labels(graph, node))
 
 
-def _labels(graph: Graph, node: Node) -> Iterator[np.ndarray]:
+def _labels(graph: Labelled, node: Node) -> Iterator[np.ndarray]:
     for axis in pytree.tree_leaves(graph.labelling.values.get(node), is_leaf=lambda v: not isinstance(v, list)):
         labels = axis.joint.block.reshape(-1, axis.joint.block.shape[-1]) if isinstance(axis, JointAxis) else axis
         if labels is not None:

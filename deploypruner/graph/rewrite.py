@@ -22,7 +22,7 @@ from deploypruner.graph.branches import drop, parameters_of
 from deploypruner.graph.joint import Axis, Dissolved, JointAxis
 from deploypruner.graph.module import TracedModule, get_state, set_state
 from deploypruner.graph.nodes import arguments, op_name, positive, set_argument, shape_of, size_hint
-from deploypruner.graph.propagate import Tracing
+from deploypruner.graph.propagate import Propagation
 
 aten = torch.ops.aten
 BoolArray = NDArray[np.bool_]
@@ -36,7 +36,7 @@ _SIZE_ARGUMENTS = {
 _SPLITS = ("split", "chunk", "split_with_sizes", "unsafe_split", "unsafe_chunk", "tensor_split")
 
 
-def rewrite(tracing: Tracing, removed: BoolArray) -> TracedModule:
+def rewrite(tracing: Propagation, removed: BoolArray) -> TracedModule:
     """Return a new module of the same graph in which everything carrying a removed atom is gone.
 
     Args:
@@ -58,7 +58,7 @@ def rewrite(tracing: Tracing, removed: BoolArray) -> TracedModule:
     return module
 
 
-def _cut_state(tracing: Tracing, removed: BoolArray, module: TracedModule) -> None:
+def _cut_state(tracing: Propagation, removed: BoolArray, module: TracedModule) -> None:
     """Cut every parameter, buffer and constant; all of them become copies of their own."""
     for state in tracing.all_state.values():
         tensor = state.tensor.detach()
@@ -74,7 +74,7 @@ def _cut_state(tracing: Tracing, removed: BoolArray, module: TracedModule) -> No
             set_state(module, name, new)
 
 
-def _keep_scale(tracing: Tracing, removed: BoolArray, module: TracedModule) -> None:
+def _keep_scale(tracing: Propagation, removed: BoolArray, module: TracedModule) -> None:
     """A row of a weight norm that lost entries is divided by a smaller norm: its length makes up for that."""
     for name, (direction, dim) in tracing.normed.items():
         length = tracing.entry(get_state(tracing.module, name))
@@ -88,7 +88,7 @@ def _keep_scale(tracing: Tracing, removed: BoolArray, module: TracedModule) -> N
             get_state(module, name).data.mul_(torch.where(before > 0, after / before, 1))
 
 
-def _forget(tracing: Tracing, module: TracedModule, lost: set[str]) -> None:
+def _forget(tracing: Propagation, module: TracedModule, lost: set[str]) -> None:
     """Drop constant indices that were replaced, and the state of branches that are gone."""
     read = {node.target for graph in module.graphs for node in graph.find_nodes(op="get_attr")}
     for state in tracing.all_state.values():
@@ -101,7 +101,7 @@ def _forget(tracing: Tracing, module: TracedModule, lost: set[str]) -> None:
 class _Rewriter:
     """Rewrites one graph of a module whose state is cut already."""
 
-    def __init__(self, tracing: Tracing, removed: BoolArray, module: TracedModule, graph: FxGraph) -> None:
+    def __init__(self, tracing: Propagation, removed: BoolArray, module: TracedModule, graph: FxGraph) -> None:
         self.tracing = tracing
         self.removed = removed
         self.lost: set[str] = set()

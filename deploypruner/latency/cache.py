@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from deploypruner.atomic import write_json
 from deploypruner.errors import InputError, said_by
-from deploypruner.folder import BuildFolder
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import tensors
 from deploypruner.latency.matching import Follows
@@ -69,7 +69,7 @@ class Cache:
         self._models[fingerprint] = {"nodes": [asdict(node) for node in nodes], "quality": asdict(quality)}
         document = {"format": FORMAT, "device": self._device, "points": points.to_json(), "models": self._models}
         try:
-            BuildFolder(self._folder).write_json(self._name, document)
+            write_json(self._folder / self._name, document)
         except InputError as error:
             self.remark = f"the latency table was not kept: {error.message}"
 

@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 from scipy.optimize import nnls
 
+from deploypruner.atomic import file_sha256, write_json
 from deploypruner.errors import InputError, said_by
-from deploypruner.folder import BuildFolder, file_sha256
 from deploypruner.latency.cache import default_folder, device
 from deploypruner.latency.kernel_probes import CHAINS, HEAD, TAIL, Chain, probe_feeds, probe_model
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
@@ -93,7 +93,7 @@ def kernel_rates(
         remark = f"the kernel rates are {off:.0%} off what they were fitted to, so this machine is busy; not kept"
         return KernelRates(**{**vars(found), "remark": remark})
     try:
-        BuildFolder(folder).write_json(name, {"format": FORMAT, "device": about, **asdict(found)})
+        write_json(folder / name, {"format": FORMAT, "device": about, **asdict(found)})
     except InputError as error:
         remark = f"the kernel rates were not kept: {error.message}"
     return KernelRates(**{**vars(found), "remark": remark})

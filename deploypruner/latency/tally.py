@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
+from deploypruner.latency.matching import Lengths
 from deploypruner.latency.surface import Floats
+from deploypruner.latency.terms import Term
 
-if TYPE_CHECKING:
-    from deploypruner.latency.model import LatencyModel
+
+class Predicts(Protocol):
+    """What is asked of a latency model: its graph, the lengths of its axes, and the operations it sums over."""
+
+    graph: Graph
+    lengths: Lengths
+    terms: list[Term]
+
+    def term_ms(self, term: Term, sizes: IntArray) -> Floats:
+        """Milliseconds `[m]` of an operation at sizes `[m, k]`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class LatencyTally:
             A branch is a group of one channel.
     """
 
-    def __init__(self, model: LatencyModel, order: Mapping[str, NDArray[np.int64]]) -> None:
+    def __init__(self, model: Predicts, order: Mapping[str, NDArray[np.int64]]) -> None:
         self._model, self._order, self._atoms = model, order, model.graph.atoms
         self._removed = np.zeros(model.graph.labelling.atoms.count, bool)
         self._lengths = model.lengths.whole()

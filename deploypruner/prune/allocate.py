@@ -20,7 +20,7 @@ from deploypruner.errors import BudgetError, InputError, RecipeError
 from deploypruner.graph import Graph
 from deploypruner.prune.constraints import NARROW, STATISTICS_NOTE, Limit, check_widths, find_limits
 from deploypruner.prune.given import given_widths
-from deploypruner.prune.pieces import equal_pieces, equalised
+from deploypruner.prune.pieces import equalised
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.prune.room import CostOf, Order, by_importance, find_room, most_important
 from deploypruner.prune.scope import Move, ordered_moves
@@ -93,8 +93,7 @@ def allocate(
     moves = ordered_moves(graph, scores, room.limits, scope=scope, normalizer=normalizer)
     chosen = _shortest_prefix(graph, room.order, start, moves=moves, target=target)
     chosen = _take_back(graph, room.order, chosen, moves=moves, target=target)
-    if constraints.pieces == "equal":
-        chosen = {**equalised(equal_pieces(graph), chosen), **fixed}
+    chosen = {**equalised(room.tied, chosen), **fixed}
     return make_plan(graph, most_important(room.order, chosen), criterion=criterion, scope=scope, step=step)
 
 

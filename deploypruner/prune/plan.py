@@ -14,9 +14,8 @@ from torch import nn
 from deploypruner.errors import PlanError
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import to_json
-from deploypruner.prune.own_class import own_class
+from deploypruner.prune.apply import apply_plan
 from deploypruner.prune.plan_fields import kept_channels, members, number, text, texts
-from deploypruner.prune.retrace import retrace
 from deploypruner.records import Group
 
 FORMAT = 3
@@ -122,9 +121,7 @@ class Plan:
             PlanError: The plan was made for another model, or the class cannot take these sizes: says what went
                 wrong or how far off it is. `dp.remove` gives the same model as a graph, which always works.
         """
-        graph = retrace(self, model, example_inputs)
-        removed = graph.removed(self.keep)
-        return own_class(graph, removed, model, graph.cut(removed))
+        return apply_plan(self, model, example_inputs)
 
     def to_json(self) -> dict[str, Any]:
         """JSON form, readable by `from_json`."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +21,9 @@ from deploypruner.prune.blame import first_difference, place
 from deploypruner.prune.masking import masked_module
 from deploypruner.prune.memory import fits, lacks_memory
 from deploypruner.prune.oracle import Masked
+from deploypruner.prune.planned import Planned
 from deploypruner.prune.probes import probe
 from deploypruner.records import Check
-
-if TYPE_CHECKING:
-    from deploypruner.prune.plan import Plan
 
 # Of the largest value of an output. Rounding through hundreds of layers is 10 to 1,000 units in the last place:
 # 1e-15 to 1e-13 in float64, 1e-6 to 1e-4 in float32. A wrong index gives 1e-3 to 1.
@@ -50,7 +47,7 @@ class _Outcome:
     problem: str = ""
 
 
-def prove(graph: Graph, plan: Plan, module: nn.Module) -> tuple[Check, ...]:
+def prove(graph: Graph, plan: Planned, module: nn.Module) -> tuple[Check, ...]:
     """Compare the dense model in which everything the plan removes counts for nothing with the module without it.
 
     Inputs are the example's with noise added (a batch of equal samples proves little): 2 and 3 samples where the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -12,15 +12,13 @@ from deploypruner.graph import Graph, trace
 from deploypruner.graph.inputs import Inputs, from_json, map_tensors
 from deploypruner.graph.part import Holder
 from deploypruner.graph.sharing import sharing_copy
-
-if TYPE_CHECKING:
-    from deploypruner.prune.plan import Plan
+from deploypruner.prune.planned import Planned
 
 # A dynamic batch is traced with two samples: export turns a batch of one into a constant.
 _BATCH = 2
 
 
-def retrace(plan: Plan, model: nn.Module, example_inputs: Any = None) -> Graph:
+def retrace(plan: Planned, model: nn.Module, example_inputs: Any = None) -> Graph:
     """The graph of a model a plan can be applied to.
 
     Args:
@@ -51,7 +49,7 @@ def retrace(plan: Plan, model: nn.Module, example_inputs: Any = None) -> Graph:
     return graph
 
 
-def inputs_of(plan: Plan, model: nn.Module) -> Inputs:
+def inputs_of(plan: Planned, model: nn.Module) -> Inputs:
     """Zeros, a valid index into any table, of the shapes the plan was made with, where the model lives."""
     inputs = from_json(plan.inputs, batch=_BATCH)
     weight = next(model.parameters(), None)

@@ -15,6 +15,7 @@ from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
 from deploypruner.prune.constraints import Limit, find_limits
 from deploypruner.prune.depth import floors, held_branches
+from deploypruner.prune.pieces import equal_pieces
 from deploypruner.recipe.constraints import Constraints
 
 Order = Mapping[str, IntArray]
@@ -31,12 +32,14 @@ class Room:
         order: Group id -> channels, what has to stay first, then by importance; a branch that may go has one, 0.
         narrowest: What every group keeps at the least; nothing of a branch that may go.
         held: Branch id -> why it stays, "" where it may go.
+        tied: Ids of groups that have to have the same width, one tuple for each such set.
     """
 
     limits: Mapping[str, Limit]
     order: Order
     narrowest: Mapping[str, IntArray]
     held: Mapping[str, str] = field(default_factory=dict)
+    tied: tuple[tuple[str, ...], ...] = ()
 
 
 def find_room(
@@ -74,10 +77,12 @@ def find_room(
     policies = {"auto": (False, True), "keep": (False,), "prune": (True,)}[constraints.statistics]
     least_widths = [floors(graph), dict[str, int]()] if depth else [dict[str, int]()]
     held = held_branches(graph, constraints) if depth else {}
+    tied = equal_pieces(graph) if constraints.pieces == "equal" else ()
     for statistics, floor in product(policies, least_widths):
         limits = find_limits(graph, constraints, step=step, statistics=statistics)
         limits = {g: replace(limit, least=max(limit.least, floor.get(g, 0))) for g, limit in limits.items()}
         room = _with_branches(_without_empty_tensors(graph, order, limits, fixed=fixed or {}), held)
+        room = replace(room, tied=tied)
         least = cost(room)
         if least <= target:
             break

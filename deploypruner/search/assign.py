@@ -20,7 +20,8 @@ import onnx
 from torch import Tensor
 
 from deploypruner.errors import BudgetError, InputError
-from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
+from deploypruner.latency.clock import Clock, current_clock
+from deploypruner.latency.sparse_costs import MeasuredCosts
 from deploypruner.runtime import Array
 from deploypruner.scratch import scratch
 from deploypruner.search.filling import REFERENCE, Fillable
@@ -50,6 +51,7 @@ class PatternRequest:
         speedup: Over the dense model; None for as fast as the reference.
         seed: Of the solver's restarts.
         say: Told what is done.
+        clock: Says what layers take.
     """
 
     dense: Path
@@ -61,6 +63,7 @@ class PatternRequest:
     speedup: float | None = None
     seed: int = 0
     say: Callable[[str], None] = lambda line: None
+    clock: Clock = field(default_factory=current_clock)
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,7 @@ class _Search:
         with scratch() as folder:
             path = folder / "sparse.onnx"
             onnx.save(rewrite(self._graph, layers), path)
-            return measure_costs(
+            return request.clock.layer_costs(
                 request.dense, path, layers, feeds=request.feeds, threads=request.threads, rates=request.rates
             )
 

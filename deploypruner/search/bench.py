@@ -8,8 +8,8 @@ from types import TracebackType
 
 from deploypruner.errors import MeasureError
 from deploypruner.graph import Graph
-from deploypruner.latency import profile, write_candidate
-from deploypruner.measure import time_artifacts
+from deploypruner.latency import write_candidate
+from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.records import Artifact, Setting
 from deploypruner.runtime import Array
 from deploypruner.scratch import scratch
@@ -30,6 +30,7 @@ class CandidateBench:
         feeds: One array per input, None for random ones.
         seconds: Of measuring, per candidate.
         seed: Of the rounds.
+        clock: Says how long they take; that of this machine where None.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class CandidateBench:
         feeds: Sequence[Array] | None = None,
         seconds: float = SECONDS,
         seed: int = 0,
+        clock: Clock | None = None,
     ) -> None:
         self.graph, self.setting, self.dense = graph, setting, dense
         self._feeds, self._seconds, self._seed = feeds, seconds, seed
+        self._clock = clock or current_clock()
         self._files = ExitStack()
         self._count = 0
 
@@ -67,7 +70,7 @@ class CandidateBench:
         path = self._folder / f"candidate{self._count}.onnx"
         write_candidate(self.graph, keep, self.setting.precision, path)
         artifact = Artifact(f"candidate {self._count}", path, "onnx", self.setting.precision, "channel")
-        measured = time_artifacts(
+        measured = self._clock.artifacts(
             [(self.dense, self.setting.runtime), (artifact, self.setting.runtime)],
             threads=self.setting.threads,
             budget_s=self._seconds,
@@ -79,6 +82,6 @@ class CandidateBench:
         dense, timing = measured.timings
         return Trial(
             assessment=goal.assess(timing, dense, seed=self._seed),
-            profile=profile(path, self.setting, feeds=self._feeds),
+            profile=self._clock.profile(path, self.setting, feeds=self._feeds),
             doubt=measured.reason,
         )

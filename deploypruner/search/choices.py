@@ -46,12 +46,14 @@ class WidthChoice:
         worth: `[n]` of each, the last the highest.
         branch: Id of the residual branch that the group lives in and that may go, "" for none. Exactly one choice of
             a branch has the width 0; with it the others of the same branch neither cost nor matter.
+        tied: Ids of groups that always have the width of this one, see `prune.pieces`; their worth is in `worth`.
     """
 
     group: str
     widths: IntArray
     worth: Floats
     branch: str = ""
+    tied: tuple[str, ...] = ()
 
     @property
     def drops(self) -> bool:
@@ -181,17 +183,34 @@ class WidthWalk(Walk):
         if choice.drops and (to == 0 or self.at[number] == 0):
             self._tally.keep(choice.branch, _GONE if to == 0 else _STAYS)
         if choice.group != choice.branch and choice.widths[to]:
-            self._tally.keep(choice.group, np.sort(self._order[choice.group][: int(choice.widths[to])]))
+            self._keep(choice, int(choice.widths[to]))
 
     def _times(self, number: int) -> Floats:
         choice = self.choices[number]
         if not choice.drops:
-            return np.asarray(self._tally.sweep(choice.group, choice.widths), dtype=np.float64)
+            return self._sweep(number, choice.widths)
         gone = self.at[number] == 0
         without = self._tally.ms if gone else float(self._tally.sweep(choice.branch, np.array([0]))[0])
         if gone:
             self._tally.keep(choice.branch, _STAYS)
-        stays = self._tally.sweep(choice.group, choice.widths[1:])
+        stays = self._sweep(number, choice.widths[1:])
         if gone:
             self._tally.keep(choice.branch, _GONE)
         return np.array([without, *stays], dtype=np.float64)
+
+    def _keep(self, choice: WidthChoice, width: int) -> None:
+        for group in (choice.group, *choice.tied):
+            self._tally.keep(group, np.sort(self._order[group][:width]))
+
+    def _sweep(self, number: int, widths: IntArray) -> Floats:
+        """Milliseconds for each width of a group; tied ones all move together, and back."""
+        choice = self.choices[number]
+        if not choice.tied:
+            return np.asarray(self._tally.sweep(choice.group, widths), dtype=np.float64)
+        found = []
+        for width in widths:
+            self._keep(choice, int(width))
+            found.append(self._tally.ms)
+        # Inside a branch that is gone any width will do: it gets one when it comes back.
+        self._keep(choice, int(choice.widths[self.at[number]]) or int(choice.widths[-1]))
+        return np.array(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,10 +62,14 @@ def losses_from_scores(graph: Graph, running: Mapping[str, Floats]) -> Losses:
 def make_choices(graph: Graph, room: Room, losses: Losses) -> list[WidthChoice]:
     """Widths and what they are worth, for every group that may be cut and every branch that may go.
 
-    The widest group inside a branch carries the choice to leave the whole branch out.
+    The widest group inside a branch carries the choice to leave the whole branch out. Tied groups are one choice.
     """
     owner = {g: b.id for b in graph.branches if not room.held.get(b.id, "held") for g in b.groups}
-    free = {g.id: room.limits[g.id].narrower(g.size) for g in graph.groups}
+    free: dict[str, Sequence[int]] = {g.id: room.limits[g.id].narrower(g.size) for g in graph.groups}
+    tied = {names[0]: names[1:] for names in room.tied}
+    for first, others in tied.items():
+        free[first] = [w for w in free[first] if all(w in free[name] for name in others)]
+        free |= dict.fromkeys(others, ())
     carrier: dict[str, str] = {}
     for group in sorted(graph.groups, key=lambda g: -g.size):
         if group.id in owner and len(free[group.id]):
@@ -75,10 +79,11 @@ def make_choices(graph: Graph, room: Room, losses: Losses) -> list[WidthChoice]:
         if not len(free[group.id]):
             continue
         branch, widths = owner.get(group.id, ""), [*reversed(free[group.id]), group.size]
-        worth = -losses.groups[group.id][widths]
+        others = tied.get(group.id, ())
+        worth = -sum((losses.groups[name][widths] for name in others), losses.groups[group.id][widths])
         if carrier.get(branch) == group.id:
             widths, worth = [0, *widths], np.append(-losses.branches[branch], worth)
-        found.append(WidthChoice(group.id, np.array(widths, np.int64), worth, branch))
+        found.append(WidthChoice(group.id, np.array(widths, np.int64), worth, branch, others))
     for branch, why in room.held.items():
         if not why and branch not in carrier:
             found.append(WidthChoice(branch, np.array([0, 1]), np.array([-losses.branches[branch], 0.0]), branch))

@@ -7,8 +7,7 @@ from math import ceil, floor
 from typing import Any
 
 from deploypruner.errors import BudgetError
-from deploypruner.latency import LatencyModel, LayerTime, Profile, build_latency_model, profile
-from deploypruner.measure import time_artifacts
+from deploypruner.latency import LatencyModel, LayerTime, Profile
 from deploypruner.prune.room import Room, by_importance, find_room
 from deploypruner.recipe.budget import Budget
 from deploypruner.search.bench import CandidateBench
@@ -53,7 +52,7 @@ def meet(request: SearchRequest) -> tuple[Keep, SearchResult]:
         MeasureError: Nothing could be measured, or not exported.
     """
     graph, budget = request.graph, request.budget
-    limit = TimeLimit(request.minutes, request.clock)
+    limit = TimeLimit(request.minutes, request.clock.monotonic)
     choice = _choose(request)
     goal = Goal.of(budget, choice.timing)
     found = SearchResult(choice.setting, goal.dense_ms, goal.tail, remark=choice.remark)
@@ -64,7 +63,7 @@ def meet(request: SearchRequest) -> tuple[Keep, SearchResult]:
             found, predicted_ms=goal.dense_ms, measured_ms=goal.dense_ms, remark=f"{choice.remark}; {whole}"
         )
     with CandidateBench(
-        graph, choice.setting, choice.timing.artifact, feeds=request.feeds, seed=request.seed
+        graph, choice.setting, choice.timing.artifact, feeds=request.feeds, seed=request.seed, clock=request.clock
     ) as bench:
         room = narrowest(request)
         trial = bench.trial(room.narrowest, goal)
@@ -109,7 +108,7 @@ def meet(request: SearchRequest) -> tuple[Keep, SearchResult]:
 def _latency_model(request: SearchRequest, choice: ChosenSetting, goal: Goal, limit: TimeLimit) -> LatencyModel:
     """Of this machine as it is now; from fewer probes where little time is left."""
     seconds = min(request.table_seconds, max(0.0, _TABLE_SHARE * limit.left))
-    model = build_latency_model(
+    model = request.clock.latency_model(
         request.graph,
         choice.setting,
         cache=request.cache,
@@ -139,7 +138,7 @@ def narrowest(request: SearchRequest) -> Room:
 
 
 def _choose(request: SearchRequest) -> ChosenSetting:
-    measured = time_artifacts(
+    measured = request.clock.artifacts(
         request.jobs, threads=request.threads, budget_s=_DENSE_SECONDS, seed=request.seed, feeds=request.feeds
     )
     jobs = [(timing.artifact, timing.runtime) for timing in measured.timings]
@@ -151,7 +150,7 @@ def _choose(request: SearchRequest) -> ChosenSetting:
 def _out_of_reach(request: SearchRequest, choice: ChosenSetting, trial: Trial, room: Room) -> OutOfReach:
     """Say how fast the narrowest plan is, and what its time goes into."""
     budget, least = request.budget, trial.assessment
-    dense = profile(choice.timing.artifact.path, choice.setting, feeds=request.feeds)
+    dense = request.clock.profile(choice.timing.artifact.path, choice.setting, feeds=request.feeds)
     reasons = obstacles(request.graph, room.limits, _layers(trial.profile), _layers(dense))
     because = f"; what stands in the way: {'; '.join(reasons)}" if reasons else ""
     if budget.speedup is not None:

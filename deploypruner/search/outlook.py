@@ -20,7 +20,7 @@ from deploypruner.search.losses import losses_from_scores, running_importance
 from deploypruner.search.solve import LayersOf, Reach, Solution, reach, solve, with_branches
 
 
-class Predicts(Protocol):
+class PredictsPlans(Protocol):
     """The part of a latency model this needs."""
 
     @property
@@ -67,7 +67,7 @@ class LatencyOutlook:
 def look_ahead(
     graph: Graph,
     scores: Mapping[str, Tensor],
-    model: Predicts,
+    model: PredictsPlans,
     setting: Setting,
     *,
     budget: Budget | None = None,
@@ -83,7 +83,7 @@ def look_ahead(
     Args:
         graph: The traced model.
         scores: Group id -> `[C]`, larger means keep.
-        model: Predicts.
+        model: PredictsPlans.
         setting: What it predicts for.
         budget: Of kind "latency" or "speedup", or None.
         normalizer: As in `solve`.

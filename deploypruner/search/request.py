@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from deploypruner.criteria import Normalizer
 from deploypruner.graph import Graph, Keep
+from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.measure import Job
 from deploypruner.progress import Progress
 from deploypruner.recipe.budget import Budget
@@ -46,7 +46,7 @@ class SearchRequest:
         keeping: Points of top-1 that may be lost where nothing will be trained after this; None where it will.
         plans: Size of the pool that is judged.
         minutes: When these are over nothing begins that a plan can be had without.
-        clock: Seconds, for that.
+        clock: For that, and for every other question about time.
         folder: Where plans that were proposed are kept, None for nowhere.
         seed: Decides every random choice.
         progress: Told about the layers' timing, and about plans that are judged.
@@ -72,7 +72,7 @@ class SearchRequest:
     keeping: float | None = None
     plans: int = 16
     minutes: float = float("inf")
-    clock: Callable[[], float] = time.monotonic
+    clock: Clock = field(default_factory=current_clock)
     folder: Path | None = None
     seed: int = 0
     progress: Progress | None = None

@@ -220,7 +220,7 @@ class _Space:
         """Of every group, and of every branch that may go; groups inside one that goes count as whole."""
         at = list(zip(self.walk.choices, places, strict=True))
         branches = {c.branch: int(c.widths[i] > 0) for c, i in at if c.drops}
-        chosen = {c.group: int(c.widths[i]) for c, i in at if branches.get(c.branch, 1)}
+        chosen = {name: int(c.widths[i]) for c, i in at if branches.get(c.branch, 1) for name in (c.group, *c.tied)}
         return {group.id: chosen.get(group.id, group.size) for group in self.graph.groups} | branches
 
     def reach(self) -> Reach:

@@ -11,8 +11,8 @@ from stat import S_ISDIR
 import numpy as np
 from torch import Tensor
 
+from deploypruner.atomic import file_sha256
 from deploypruner.errors import InputError
-from deploypruner.folder import file_sha256
 from deploypruner.reading import status, walk
 from deploypruner.recipe.data import DataSettings
 from deploypruner.sources.arrays import from_arrays, load_npz

@@ -8,17 +8,15 @@ frozen with that reason, never guessed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.fx import Node
 
 from deploypruner.graph.nodes import op_name
+from deploypruner.graph.tracing import Tracing
 
-if TYPE_CHECKING:
-    from deploypruner.graph.propagate import Tracing
-
-Rule = Callable[["Tracing", Node, dict[str, Any]], Any]
+Rule = Callable[[Tracing, Node, dict[str, Any]], Any]
 
 RULES: dict[str, Rule] = {}
 FAMILIES: list[tuple[Callable[[Node], bool], Rule]] = []

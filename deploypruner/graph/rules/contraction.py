@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.fx import Node
 
 from deploypruner.graph.atoms import Labels
 from deploypruner.graph.nodes import arguments, is_tensor, op_name, shape_of
 from deploypruner.graph.rules import rule
-
-if TYPE_CHECKING:
-    from deploypruner.graph.propagate import Tracing
+from deploypruner.graph.tracing import Tracing
 
 SPATIAL = "a window (convolution, pooling, resampling) moves along this axis"
 _VIEWS = frozenset(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -11,9 +11,7 @@ from torch.utils import _pytree as pytree
 from deploypruner.graph.atoms import Labels
 from deploypruner.graph.nodes import is_tensor, op_name, shape_of
 from deploypruner.graph.rules import family, rule
-
-if TYPE_CHECKING:
-    from deploypruner.graph.propagate import Tracing
+from deploypruner.graph.tracing import Tracing
 
 # Elementwise by meaning, but not tagged so by torch.
 _UNTAGGED = frozenset(

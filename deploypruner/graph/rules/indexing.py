@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +13,7 @@ from deploypruner.graph.joint import Dissolved
 from deploypruner.graph.module import get_state
 from deploypruner.graph.nodes import op_name, positive, shape_of, writes_into
 from deploypruner.graph.rules import rule
-
-if TYPE_CHECKING:
-    from deploypruner.graph.propagate import Tracing
-
+from deploypruner.graph.tracing import Tracing
 
 _COPIES = ("alias", "detach", "clone", "to", "_to_copy", "lift_fresh_copy")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -10,9 +10,7 @@ from torch.fx import Node
 from deploypruner.graph.atoms import Labels
 from deploypruner.graph.nodes import is_tensor, shape_of
 from deploypruner.graph.rules import rule
-
-if TYPE_CHECKING:
-    from deploypruner.graph.propagate import Tracing
+from deploypruner.graph.tracing import Tracing
 
 _PARAMETER = "a normalisation over channels whose number is fixed"
 

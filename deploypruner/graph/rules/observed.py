@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, islice, product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +23,7 @@ from deploypruner.graph.atoms import Labels
 from deploypruner.graph.nodes import is_tensor, op_name, shape_of
 from deploypruner.graph.rules import find
 from deploypruner.graph.streamed import writes
-
-if TYPE_CHECKING:
-    from deploypruner.graph.propagate import Tracing
+from deploypruner.graph.tracing import Tracing
 
 # One axis of each of some arguments.
 Together = dict[Node, int]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -13,9 +13,7 @@ from deploypruner.graph.nodes import is_tensor, op_name, positive
 from deploypruner.graph.rules import family, rule
 from deploypruner.graph.rules.contraction import SPATIAL
 from deploypruner.graph.rules.elementwise import elementwise
-
-if TYPE_CHECKING:
-    from deploypruner.graph.propagate import Tracing
+from deploypruner.graph.tracing import Tracing
 
 _WINDOWED = re.compile(
     r"_?(adaptive_)?(avg|max|lp)_pool(?P<n>\d)d(_with_indices)?"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +13,7 @@ from deploypruner.graph.atoms import IntArray, Labels
 from deploypruner.graph.joint import Axis, Dissolved, Joint, JointAxis
 from deploypruner.graph.nodes import is_tensor, op_name, positive, shape_of, size_hint
 from deploypruner.graph.rules import rule
-
-if TYPE_CHECKING:
-    from deploypruner.graph.propagate import Tracing
+from deploypruner.graph.tracing import Tracing
 
 # A channel shuffle is view, transpose, contiguous, view; longer chains between split and merge are not looked at.
 _MAX_CHAIN = 8

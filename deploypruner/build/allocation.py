@@ -1,0 +1,73 @@
+"""What a choice of widths goes by: scores for a budget of MACs; worth and runtimes for one of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from deploypruner.build.criterion import normalizer_name
+from deploypruner.build.feeds import training_batches
+from deploypruner.build.stage import stage_file
+from deploypruner.build.state import Build
+from deploypruner.errors import RecipeError
+from deploypruner.measure import Job
+from deploypruner.prune.allocate import allocate
+from deploypruner.prune.plan import Plan
+from deploypruner.prune.room import by_importance
+from deploypruner.recipe.budget import Budget
+from deploypruner.runtime import default_runtimes, runtimes
+from deploypruner.search.measured import MeasuredWorth
+from deploypruner.search.worth import measure_worth
+
+_WORTH_BATCH = 32
+
+
+def plan_in_macs(build: Build, scores: Mapping[str, Tensor], budget: Budget) -> Plan:
+    """The plan for a budget of MACs as the recipe wants it chosen, whatever the scores."""
+    recipe = build.recipe.prune
+    return allocate(
+        build.traced,
+        scores,
+        budget,
+        criterion=build.criterion,
+        scope=recipe.scope,
+        normalizer=normalizer_name(recipe, build.criterion),
+        step=recipe.step,
+        constraints=recipe.constraints,
+    )
+
+
+def measured_worth(
+    build: Build, scores: Mapping[str, Tensor], *, enough: Callable[[float], bool] = lambda seconds: False
+) -> MeasuredWorth:
+    """What widths and branches are worth, measured on training samples; finished batches survive a kill."""
+    count = -(-build.recipe.search.worth_samples // _WORTH_BATCH)
+    return measure_worth(
+        build.traced,
+        by_importance(scores),
+        list(training_batches(build, batch_size=_WORTH_BATCH, count=count)),
+        branches=build.recipe.prune.depth == "auto",
+        file=build.folder.claim(stage_file("worth.json")),
+        progress=build.progress,
+        enough=enough,
+    )
+
+
+def dense_jobs(build: Build) -> list[Job]:
+    """The dense model in every runtime and precision that may be chosen, runtimes together.
+
+    Raises:
+        RecipeError: None of the runtimes opens the ONNX files that layers are timed in.
+    """
+    measure = build.recipe.measure
+    names = measure.runtimes or default_runtimes()
+    wanted = ("fp32", "int8") if measure.precision == "auto" else (measure.precision,)
+    dense = [a for a in build.artifacts if a.pattern == "dense" and a.precision in wanted]
+    jobs = [(a, name) for name in names for a in dense if a.path.suffix in runtimes.get(name).suffixes]
+    if not jobs:
+        raise RecipeError(
+            f"a budget of time needs a runtime that opens ONNX, not {', '.join(names)}",
+            hint="name --runtime openvino or onnxruntime as well, or give --macs",
+        )
+    return jobs

@@ -1,0 +1,90 @@
+"""Files that several stages write: a module in both precisions, and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from deploypruner.build.feeds import calibration_feeds
+from deploypruner.build.folder import BuildFolder
+from deploypruner.build.stage import stage_file
+from deploypruner.build.state import Build, Feeds
+from deploypruner.export import exporters
+from deploypruner.quantize.placement import Placement
+from deploypruner.quantize.static import QuantizationSummary, quantize_static
+from deploypruner.records import Artifact
+from deploypruner.target import detect
+
+DENSE = (stage_file("dense.fp32.onnx"), stage_file("dense.int8.onnx"))
+
+
+def with_dense(build: Build) -> Build:
+    """Write the dense model in both precisions, unless this run has done so before, and give both artifacts."""
+    if build.artifacts:
+        return build
+    dense = write_both(build, build.traced.module, DENSE, "openvino")
+    return dense_artifacts(replace(build, quantized=replace(build.quantized, dense=dense)))
+
+
+def write_int8(build: Build, module: nn.Module, folder: Path, *, batches: int) -> tuple[Path, Path]:
+    """Write a module in both precisions to another folder than the build's, calibrated on a few batches: for timing.
+
+    Returns:
+        The fp32 and the int8 file.
+    """
+    fp32, int8 = folder / "model.fp32.onnx", folder / "model.int8.onnx"
+    _export(build, module, fp32)
+    _quantize(build, fp32, int8, calibration=islice(calibration_feeds(build), batches), placement="sparse")
+    return fp32, int8
+
+
+def write_both(build: Build, module: nn.Module, names: tuple[str, str], placement: Placement) -> QuantizationSummary:
+    """Write a module in both precisions to the build folder, under the names of the two files."""
+    fp32, int8 = names
+    with build.folder.writing(fp32) as path:
+        _export(build, module, path)
+    with build.folder.writing(int8) as path:
+        feeds = calibration_feeds(build)
+        return _quantize(build, build.folder.path(fp32), path, calibration=feeds, placement=placement)
+
+
+def _export(build: Build, module: nn.Module, fp32: Path) -> None:
+    graph = build.traced
+    exporters.get("onnx")().write(module, graph.example_inputs, fp32, dynamic_batch=graph.dynamic_batch)
+
+
+def _quantize(
+    build: Build, fp32: Path, int8: Path, *, calibration: Iterator[Feeds], placement: Placement
+) -> QuantizationSummary:
+    return quantize_static(
+        fp32,
+        int8,
+        calibration=calibration,
+        method=build.recipe.quantize.method,
+        placement=placement,
+        reduce_range=detect(build.recipe.target).saturates,
+    )
+
+
+def dense_artifacts(build: Build) -> Build:
+    """The build with the dense model's files as artifacts, where it has none so far."""
+    if build.artifacts:
+        return build
+    cost, folder = build.traced.cost(), build.folder
+    artifacts = (
+        Artifact("dense fp32", folder.path(DENSE[0]), "onnx", "fp32", "dense", cost),
+        Artifact("dense int8", folder.path(DENSE[1]), "onnx", "int8", "dense", cost),
+    )
+    return replace(build, artifacts=artifacts)
+
+
+def write_state(folder: BuildFolder, name: str, module: nn.Module) -> None:
+    """Write all parameters and buffers as safetensors; tensors under two names are written under both."""
+    state: dict[str, Tensor] = {k: v.detach().contiguous().clone() for k, v in module.state_dict().items()}
+    with folder.writing(name) as path:
+        save_file(state, path)

@@ -1,0 +1,153 @@
+"""What accuracy and agreement are computed on, and what is fed to an artifact that is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from deploypruner.build.answering import as_numpy, join_labels
+from deploypruner.build.state import Build
+from deploypruner.graph.inputs import batch_size, call, filled, noise_like, tensors
+from deploypruner.measure import Job, evaluate, outputs
+from deploypruner.measure.quality import Batch, judge_output, label_list
+from deploypruner.records import ACCURACY, Artifact, Metric, Quality
+from deploypruner.recover.modes import evaluating
+from deploypruner.recover.validate import top1_percent
+from deploypruner.runtime import default_runtimes, opens, runtimes
+
+# Validation inputs and the dense model's outputs are held while all artifacts are judged, so they have to fit into
+# memory.
+_MEMORY_BYTES = 1 << 30
+_BATCH = 16
+_NOISE_SAMPLES = 64
+
+Samples = list[Batch]
+
+
+def validation_samples(build: Build) -> Samples:
+    """Inputs and labels that accuracy and agreement are computed on; noise without data."""
+    if build.data is None:
+        generator = torch.Generator().manual_seed(build.recipe.seed + 1)
+        example = build.traced.example_inputs
+        batch = _BATCH if build.traced.dynamic_batch else batch_size(example)
+        return [(noise_like(example, batch, generator), None) for _ in range(_NOISE_SAMPLES // batch or 1)]
+    most, val = max_samples(build), build.data.val
+    seen = 0
+    samples: Samples = []
+    whole = val.samples is not None and val.samples <= most
+    for inputs, labels in val.with_targets(batch_size=_BATCH, seed=build.recipe.seed, shuffle=not whole):
+        if seen >= most:
+            break
+        samples.append(([np.ascontiguousarray(t.numpy()) for t in inputs], as_numpy(labels)))
+        seen += len(inputs[0])
+    return samples
+
+
+def max_samples(build: Build) -> int:
+    """Samples of the validation data that are judged: what the recipe says, as far as memory allows."""
+    graph = build.traced
+    with torch.no_grad():
+        answers = tensors(call(graph.module, graph.example_inputs))
+    numbers = [*tensors(graph.example_inputs), *answers, *answers]
+    each = sum(t.numel() * t.element_size() for t in numbers) / max(1, batch_size(graph.example_inputs))
+    return max(1, min(build.recipe.measure.samples, int(_MEMORY_BYTES / max(1.0, each))))
+
+
+def judge(build: Build, jobs: Sequence[Job], samples: Samples) -> list[Quality]:
+    """Quality of every job, each against the dense fp32 model, whatever the jobs are."""
+    build.progress.start(len(jobs) + 1, "evaluate")
+    try:
+        artifact, runtime = _dense(build, jobs)
+        reference = outputs(_open(artifact, runtime), samples)
+        build.progress.advance()
+        tasks = build.tasks if reference and len(reference[0]) == len(build.tasks) else None
+        found = []
+        for artifact, runtime in jobs:
+            session = _open(artifact, runtime)
+            found.append(evaluate(session, samples, reference=reference, tasks=tasks, metric=build.metric))
+            build.progress.advance()
+        return found
+    finally:
+        build.progress.close()
+
+
+def _dense(build: Build, jobs: Sequence[Job]) -> Job:
+    """The dense fp32 model on a runtime that opens it: one of the jobs' where possible."""
+    dense = next(
+        artifact for artifact in build.artifacts if (artifact.pattern, artifact.precision) == ("dense", "fp32")
+    )
+    names = [*(runtime for _, runtime in jobs), *default_runtimes()]
+    return dense, next(name for name in names if opens(runtimes.get(name), dense.path))
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How well a module does on the validation data, for training to go by.
+
+    Args:
+        metric: What is counted.
+        value: Gives it for a module.
+    """
+
+    metric: Metric
+    value: Callable[[nn.Module], float]
+
+    def score(self, module: nn.Module) -> float:
+        """The value, with its sign turned where lower is better."""
+        found = self.value(module)
+        return found if self.metric.higher_is_better else -found
+
+
+def validation(build: Build) -> Validation | None:
+    """What a module is validated by; None where no output has labels."""
+    data = build.data
+    if data is None:
+        return None
+    first = next((output for output in build.tasks if output.label is not None), None)
+    classes = first is not None and first.task == "classification" and first == build.tasks[0]
+    if build.metric is None and (data.labelled and (classes or not build.tasks)):
+        return Validation(ACCURACY, lambda module: top1_percent(module, data.val))
+    if not data.val.has_targets or (build.metric is None and first is None):
+        return None
+    samples = validation_samples(build)
+    metric = module_quality(build, build.traced.module, samples).metric
+    return Validation(metric, lambda module: _accuracy(module_quality(build, module, samples)))
+
+
+def classes_of(build: Build) -> tuple[bool, ...]:
+    """Whether each output of floats is scores of classes, for training; () where tasks were not looked at."""
+    return tuple(output.task == "classification" for output in build.tasks if output.task != "ids")
+
+
+def module_quality(build: Build, module: nn.Module, samples: Samples) -> Quality:
+    """Judge a module by its labels alone."""
+    example = build.traced.example_inputs
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    answers: list[list[Any]] = []
+    with evaluating(module), torch.no_grad():
+        for feeds, _ in samples:
+            inputs = filled(example, [torch.from_numpy(array).to(device) for array in feeds])
+            answers.append([as_numpy(leaf) for leaf in tensors(call(module, inputs))])
+    joined = [np.concatenate(parts) for parts in zip(*answers, strict=True)]
+    labels = join_labels([target for _, target in samples])
+    if build.metric is not None:
+        return Quality(build.metric(joined, labels), None, "", len(joined[0]), build.metric.metric)
+    known = label_list(labels, len(joined[0]))
+    judged = [judge_output(o, a, None, known) for o, a in zip(build.tasks, joined, strict=True)]
+    first = next(quality for quality in judged if quality.metric is not None)
+    assert first.metric is not None, "it is the first with a metric"
+    return Quality(first.accuracy, None, "", len(joined[0]), first.metric, tuple(judged))
+
+
+def _accuracy(quality: Quality) -> float:
+    assert quality.accuracy is not None, "there are labels"
+    return quality.accuracy
+
+
+def _open(artifact: Artifact, runtime: str) -> Any:
+    return runtimes.get(runtime)().open(artifact.path, threads=torch.get_num_threads())

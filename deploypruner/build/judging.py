@@ -1,0 +1,63 @@
+"""The judge of a build: training samples for repairing plans, and others for judging them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from deploypruner.build.feeds import training_batches
+from deploypruner.build.stage import stage_file
+from deploypruner.build.state import Build
+from deploypruner.graph import Keep
+from deploypruner.recover.batches import FirstBatches
+from deploypruner.recover.finetune import finetune
+from deploypruner.search.judge import Judge, Verdict
+
+_BATCH = 64
+# Of a brief training; fewer samples than this many steps use are not worth one.
+_STEPS = 40
+
+
+def make_judge(build: Build, *, remark: bool = False) -> Judge:
+    """Reconstructs and judges plans on different training samples; on the same ones where there are too few.
+
+    Samples to reconstruct on come as training sees them, those to judge on as they are.
+
+    Args:
+        build: With data.
+        remark: Tell the user where there are too few.
+    """
+    recipe, recover = build.recipe.search, build.recipe.recover
+    solved, held_out = (-(-count // _BATCH) for count in (recover.reconstruct_samples, recipe.held_out))
+    plain = list(training_batches(build, batch_size=_BATCH, count=solved + held_out))
+    if len(plain) <= solved:
+        solved = len(plain) // 2
+    if not solved and remark:
+        build.say("remark: plans are judged on the samples they are reconstructed on, there are too few for both")
+    augment = recover.settings.augment
+    solving = training_batches(build, batch_size=_BATCH, count=solved or 1, augment=augment)
+    file = build.folder.claim(stage_file("looks.json"))
+    return Judge(build.traced, solving=list(solving), held_out=plain[solved:], file=file)
+
+
+def trained_briefly(build: Build, judge: Judge, keep: Keep) -> Verdict:
+    """Judge a plan after it was repaired and trained for a few steps, as recovery will."""
+    assert build.data is not None, "there is no data"
+    train = FirstBatches(build.data.train, _STEPS)
+    settings = replace(build.recipe.recover.settings, epochs=1, seed=build.recipe.seed, patience=0, ema=0.0)
+
+    def found() -> Verdict:
+        module = build.traced.cut(build.traced.removed(keep)).eval()
+        judge.repair(module, keep)
+        finetune(module, build.traced.module, train, settings)
+        return judge.verdict(module)
+
+    return judge.remembered(keep, f"trained for {_STEPS} steps, {settings}", found)
+
+
+def can_train_briefly(build: Build) -> bool:
+    """Is there a built-in training to come, and enough to train on?"""
+    recipe = build.recipe.recover
+    if build.data is None or not recipe.trains or recipe.train or build.given.train is not None:
+        return False
+    samples = build.data.train.samples
+    return samples is not None and samples >= _STEPS * recipe.settings.batch_size

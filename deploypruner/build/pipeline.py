@@ -1,0 +1,78 @@
+"""The driver: every stage in the order that needs give, timed, documented, checked, and resumed where it may be.
+
+It knows no stage by name. What it does with one follows from what that stage declares, see `Stage`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from deploypruner.build.folder import BuildFolder
+from deploypruner.build.resume import Marks, open_folder
+from deploypruner.build.stage import Stage, chain
+from deploypruner.build.state import Build
+from deploypruner.prune.remove import require
+
+Say = Callable[[str], None]
+
+
+def run(build: Build, *, resume: bool, say: Say) -> Build:
+    """Run every stage.
+
+    Args:
+        build: Recipe, folder and what the Python API gave; everything else empty.
+        resume: Continue the build in the folder instead of replacing it.
+        say: Called with one line per finished stage that had something to do.
+
+    Returns:
+        The finished build.
+
+    Raises:
+        RecipeError: The build to resume was made by another recipe.
+        BudgetError: The budget is out of reach; reachable.json says what is in reach. An earlier build stays.
+        VerificationError: Two forms of the model disagree; everything is written all the same.
+        DeployPrunerError: Whatever a stage finds wrong; finished files stay.
+    """
+    try:
+        return _run(build, resume=resume, say=say)
+    finally:
+        build.folder.release()
+
+
+def _run(build: Build, *, resume: bool, say: Say) -> Build:
+    order = chain()
+    marks: Marks | None = None
+    resumable = True  # until the first saved stage that has to run again: later files came from its old result
+    for stage_class in order:
+        stage = stage_class()
+        if stage.saves and marks is None:  # all before it is known to be good, so that bad input costs no old build
+            marks = open_folder(build, order, resume=resume)
+        started = build.clock.monotonic()
+        finished = resumable and marks is not None and marks.finished(stage)
+        if stage.saves and not finished and resumable:
+            _discard_from(build.folder, stage_class, order)
+        resumable = resumable and (finished or not stage.saves)
+        build = stage.restore(build) if finished else stage.run(build)
+        seconds = build.clock.monotonic() - started
+        if marks is not None and stage.saves:
+            seconds = marks.seconds(stage) if finished else marks.add(stage, seconds)
+        build = replace(build, seconds=(*build.seconds, (stage.name, seconds)))
+        note = stage.document(build)
+        if note is not None:
+            say(f"{stage.name:9} {'(done before)' if finished else f'{seconds:6.1f} s'}  {note}".rstrip())
+        if stage.fatal:  # everything after a wrong graph or a wrong removal is worthless
+            require(build.checks)
+        stage.validate(build)
+    return build
+
+
+def _discard_from(folder: BuildFolder, stage: type[Stage], order: Sequence[type[Stage]]) -> None:
+    """Delete what this stage and those after it once made: where they now make nothing, nothing may be left of it.
+
+    All at once, because some make files of later stages early: the dense model that a budget of time is measured by.
+    """
+    place = order.index(stage)
+    earlier = {name for cls in order[:place] for name in cls.saves}
+    for name in {name for cls in order[place:] for name in cls.saves} - earlier:
+        folder.discard(name)

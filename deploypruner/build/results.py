@@ -1,0 +1,211 @@
+"""What stages find out beside modules, plans and files: records that are saved as JSON and end in report.json."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from deploypruner.quantize.static import QuantizationSummary
+from deploypruner.records import Metric
+from deploypruner.search.assign import Assignment, LayerFilling
+
+# Of a choice of patterns, in the order of the file.
+_SAID = ("reference", "budget", "reason", "rates", "rates_error", "remark")
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What training with gates on the channels did.
+
+    Args:
+        schedule: Registered name, "one-shot" where nothing was trained.
+        learn_epochs: Of that training, None without.
+        undecided: Share of the masks that were neither on nor off at its end.
+        accuracy_learned: Percent on the validation data, None where that is not what counts.
+        beta_halvings: How often the temperature of transport gates was halved.
+    """
+
+    schedule: str
+    learn_epochs: int | None = None
+    undecided: float | None = None
+    accuracy_learned: float | None = None
+    beta_halvings: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what there was not."""
+        return _known(self)
+
+
+@dataclass(frozen=True)
+class ZeroLayer:
+    """Zeros of one layer.
+
+    Args:
+        name: Of the layer.
+        kind: "conv", "linear", ...
+        weights: How many it has.
+        zeros: How many of them are zero.
+        pattern: They follow.
+    """
+
+    name: str
+    kind: str
+    weights: int
+    zeros: int
+    pattern: str
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """Zeros inside kept layers.
+
+    Args:
+        pattern: Registered name, "auto", or "given" where the user's model brought them along.
+        schedule: That made them, "kept" where they were there.
+        sparsity: Share that was asked for, 0..1.
+        distribution: Of that share over the layers.
+        zeros: How many.
+        weights: Of the layers they are in.
+        remarks: What the pattern could not do.
+        layers: Each of them.
+    """
+
+    pattern: str
+    schedule: str
+    sparsity: float
+    distribution: str
+    zeros: int
+    weights: int
+    remarks: tuple[str, ...]
+    layers: tuple[ZeroLayer, ...]
+
+    @staticmethod
+    def from_json(found: dict[str, Any]) -> Zeros:
+        """As `dataclasses.asdict` gave it."""
+        layers = tuple(ZeroLayer(**layer) for layer in found["layers"])
+        return Zeros(**{**found, "remarks": tuple(found["remarks"]), "layers": layers})
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What recovery did; every field is None where it did not do that.
+
+    Args:
+        reconstructed_layers: Layers solved anew.
+        batchnorm_layers: Layers whose statistics were estimated anew.
+        accuracy_dense: Value of the metric on the validation data, of the dense model.
+        accuracy_removed: Of the pruned model before training.
+        metric: What these values are, where it is not accuracy in percent.
+        train: Name of the user's training function.
+        epochs: Of fine-tuning.
+        best_epoch: Whose weights were kept, where it is not the last.
+        mimicked: Whether dense features were mimicked.
+        accuracy_recovered: Of the pruned model in the end.
+        sparse: Zeros inside kept layers.
+    """
+
+    reconstructed_layers: int | None = None
+    batchnorm_layers: int | None = None
+    accuracy_dense: float | None = None
+    accuracy_removed: float | None = None
+    metric: Metric | None = None
+    train: str | None = None
+    epochs: int | None = None
+    best_epoch: int | None = None
+    mimicked: bool | None = None
+    accuracy_recovered: float | None = None
+    sparse: Zeros | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what there was not."""
+        return _known(self)
+
+    @staticmethod
+    def from_json(found: dict[str, Any]) -> Recovery:
+        """The inverse of `to_json`."""
+        records = {
+            "metric": Metric(**found["metric"]) if "metric" in found else None,
+            "sparse": Zeros.from_json(found["sparse"]) if "sparse" in found else None,
+        }
+        return Recovery(**{**found, **records})
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What became int8.
+
+    Args:
+        dense: In the dense model, None where it was not quantized in this run.
+        pruned: In the pruned one, None before stage `quantize`.
+    """
+
+    dense: QuantizationSummary | None = None
+    pruned: QuantizationSummary | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what there was not."""
+        return _known(self)
+
+    @staticmethod
+    def from_json(found: dict[str, Any]) -> Quantized:
+        """The inverse of `to_json`."""
+        return Quantized(**{name: QuantizationSummary(**summary) for name, summary in found.items()})
+
+
+@dataclass(frozen=True)
+class LayerPatterns:
+    """Which pattern each layer got under `--pattern auto`, and why.
+
+    Args:
+        reason: Why every layer stays dense, where it does.
+        found: What was chosen, None where nothing could be.
+        parameters: Name of a layer in the ONNX file -> its parameter in the traced model.
+        reference: That `found` is compared with, in words.
+        budget: In words.
+        rates: Of the kernels, from `sparse.cost.Rates`.
+        rates_error: How far these are off.
+        remark: About them, "" for none.
+    """
+
+    reason: str
+    found: Assignment | None = None
+    parameters: dict[str, str] = field(default_factory=dict)
+    reference: str = ""
+    budget: str = ""
+    rates: dict[str, float] = field(default_factory=dict)
+    rates_error: dict[str, float] = field(default_factory=dict)
+    remark: str = ""
+
+    @property
+    def layers(self) -> tuple[LayerFilling, ...]:
+        """Every layer that may have zeros; none where nothing could be chosen."""
+        return () if self.found is None else self.found.layers
+
+    def to_json(self) -> dict[str, Any]:
+        """Flat, as the report has it."""
+        if self.found is None:
+            return {"reason": self.reason, "layers": []}
+        layers = [{**asdict(layer), "parameter": self.parameters[layer.name]} for layer in self.layers]
+        said = {name: getattr(self, name) for name in _SAID}
+        return {**asdict(self.found), "layers": layers, **said}
+
+    @staticmethod
+    def from_json(document: dict[str, Any]) -> LayerPatterns:
+        """The inverse of `to_json`; other fields are left aside."""
+        if not document["layers"]:
+            return LayerPatterns(document["reason"])
+        layers = [dict(layer) for layer in document["layers"]]
+        parameters = {layer["name"]: layer.pop("parameter") for layer in layers}
+        known = {entry.name: document[entry.name] for entry in fields(Assignment)}
+        found = Assignment(
+            **{
+                **known,
+                "layers": tuple(LayerFilling(**layer) for layer in layers),
+                "trials": tuple((predicted, measured) for predicted, measured in document["trials"]),
+            }
+        )
+        return LayerPatterns(found=found, parameters=parameters, **{name: document[name] for name in _SAID})
+
+
+def _known(record: Any) -> dict[str, Any]:
+    return {name: value for name, value in asdict(record).items() if value is not None}

@@ -1,0 +1,144 @@
+"""measure: accuracy and latency of every artifact on every runtime, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import ClassVar
+
+from deploypruner.build.evaluate import judge, validation_samples
+from deploypruner.build.feeds import timing_feeds
+from deploypruner.build.register import stages
+from deploypruner.build.stage import Stage
+from deploypruner.build.state import Build, Feeds
+from deploypruner.errors import InputError
+from deploypruner.measure import (
+    Measured,
+    environment,
+    find_warnings,
+    make_rows,
+    write_timing,
+)
+from deploypruner.measure.baselines import Job
+from deploypruner.recipe import BUDGETS
+from deploypruner.records import Artifact
+from deploypruner.runtime import default_runtimes, opens, runtimes
+from deploypruner.search.certify import Certificate, certify, in_setting
+from deploypruner.search.found import SearchResult
+
+
+@stages.register("measure")
+class Measure(Stage):
+    """Evaluate each artifact on validation data, then time all of them in interleaved rounds."""
+
+    name: ClassVar[str] = "measure"
+    needs: ClassVar[tuple[str, ...]] = ("verify",)
+    reads: ClassVar[tuple[str, ...]] = (
+        *("measure.runtimes", "measure.threads", "measure.seconds", "measure.samples", "seed"),
+        *(f"prune.{name}" for name in BUDGETS),
+    )
+    writes: ClassVar[tuple[str, ...]] = ("measurements/",)
+
+    def run(self, build: Build) -> Build:
+        """Give rows, raw timings and warnings."""
+        recipe = build.recipe.measure
+        jobs = make_jobs(build.artifacts, recipe.runtimes or default_runtimes())
+        machine = environment()
+        samples = validation_samples(build)
+        qualities = judge(build, jobs, samples)
+        feeds = timing_feeds(build)
+        try:
+            measured = build.clock.artifacts(
+                jobs,
+                threads=recipe.threads,
+                budget_s=recipe.seconds,
+                seed=build.recipe.seed,
+                feeds=feeds,
+                progress=_Percent(build),
+            )
+        finally:
+            build.progress.close()
+        for name in build.folder.own():
+            if name.startswith("measurements/"):
+                build.folder.discard(name)
+        for timing in measured.timings:
+            name = f"{timing.artifact.name.replace(' ', '-')}.{timing.artifact.format}.{timing.runtime}.json"
+            with build.folder.writing(f"measurements/{name}") as path:
+                write_timing(timing, path)
+        judged = dict(zip(jobs, qualities, strict=True))
+        known = [judged[job] for job in measured.jobs]
+        rows = make_rows(measured.timings, known, floor=measured.floor, seed=build.recipe.seed)
+        failures = [failure.message for failure in measured.failures]
+        warnings = find_warnings(
+            measured.timings,
+            machine,
+            settled=measured.settled,
+            floor=measured.floor,
+            conditions=measured.conditions,
+        )
+        certificate = None if build.found is None else _certify(build, build.found, measured, feeds=feeds)
+        return replace(
+            build,
+            timings=measured.timings,
+            rows=tuple(rows),
+            certificate=certificate,
+            remarks=(*build.remarks, *failures, *warnings),
+            environment=machine,
+            noise_floor=measured.floor,
+        )
+
+    def document(self, build: Build) -> str:
+        """How much was measured."""
+        samples = sum(t.samples_ns.size for t in build.timings)
+        return f"{len(build.rows)} rows, {samples:,} timed inferences, noise floor {build.noise_floor:.1%}"
+
+
+def _certify(build: Build, found: SearchResult, measured: Measured, *, feeds: Feeds | None) -> Certificate:
+    """Judge the budget by this run; one that cannot tell is followed by another of the two artifacts alone."""
+    goal, recipe = found.goal(build.recipe.prune.budget), build.recipe
+    setting, name = found.setting, found.artifact
+    first = certify(goal, setting, measured.timings, doubt=measured.reason, seed=recipe.seed, artifact=name)
+    pair = [in_setting(measured.timings, setting, dense=dense, artifact=name) for dense in (True, False)]
+    if first.met or None in pair:
+        return first
+    again = build.clock.artifacts(
+        [(timing.artifact, setting.runtime) for timing in pair if timing is not None],
+        threads=setting.threads,
+        budget_s=recipe.measure.seconds,
+        seed=recipe.seed + 1,
+        feeds=feeds,
+    )
+    return certify(goal, setting, again.timings, doubt=again.reason, seed=recipe.seed, artifact=name)
+
+
+def make_jobs(artifacts: Iterable[Artifact], names: Iterable[str]) -> list[Job]:
+    """Every artifact on every runtime, the baseline first; a runtime's own format is preferred to ONNX.
+
+    Raises:
+        InputError: A runtime that opens none of the files.
+    """
+    jobs: list[Job] = []
+    for name in names:
+        runtime = runtimes.get(name)
+        best: dict[str, Artifact] = {}
+        for artifact in artifacts:
+            if opens(runtime, artifact.path) and (artifact.name not in best or artifact.format != "onnx"):
+                best[artifact.name] = artifact
+        if not best:
+            raise InputError(f"runtime '{name}' opens none of the build's files", hint="choose another --runtime")
+        jobs += [(artifact, name) for artifact in best.values()]
+    return jobs
+
+
+class _Percent:
+    """Passes the protocol's fraction on to a progress bar of 100 steps."""
+
+    def __init__(self, build: Build) -> None:
+        self._progress = build.progress
+        self._shown = 0
+        self._progress.start(100, "measure")
+
+    def __call__(self, fraction: float, text: str) -> None:
+        now = min(100, int(100 * fraction))
+        self._progress.advance(now - self._shown)
+        self._shown = now

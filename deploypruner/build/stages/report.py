@@ -1,0 +1,225 @@
+"""report: the numbers and the proof, as JSON, as a page, and as a manifest of what was built."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import Any, ClassVar
+
+from deploypruner.build.folder import MANIFEST
+from deploypruner.build.promise import kept_of, require_met, require_verified
+from deploypruner.build.register import stages
+from deploypruner.build.stage import Stage
+from deploypruner.build.state import Build
+from deploypruner.graph import Graph
+from deploypruner.graph.inputs import tensors
+from deploypruner.graph.module import get_state
+from deploypruner.measure import environment
+from deploypruner.measure.statistics import compare
+from deploypruner.recipe import Recipe, resolved_toml
+from deploypruner.records import ACCURACY
+from deploypruner.report import LayerWidth, Report, StageTime, render_html, render_json
+from deploypruner.search.patterns import DENSE
+from deploypruner.target import detect
+
+_MORE = {"macs": "larger --macs", "latency": "longer --latency", "speedup": "smaller --speedup"}
+
+
+@stages.register("report")
+class WriteReport(Stage):
+    """Write report.json, report.html, recipe.toml and manifest.json."""
+
+    name: ClassVar[str] = "report"
+    needs: ClassVar[tuple[str, ...]] = ("measure",)
+    reads: ClassVar[tuple[str, ...]] = tuple(table.name for table in fields(Recipe))
+    writes: ClassVar[tuple[str, ...]] = ("recipe.toml", "report.json", "report.html", MANIFEST)
+
+    def run(self, build: Build) -> Build:
+        """Write the files."""
+        report = make_report(build)
+        build.folder.write_text("recipe.toml", resolved_toml(build.recipe))
+        build.folder.write_text("report.json", render_json(report))
+        build.folder.write_text("report.html", render_html(report))
+        build.folder.write_manifest(
+            {
+                "command": build.command,
+                "model_sha256": build.sha256,
+                "versions": _environment(build)["versions"],
+            }
+        )
+        return build
+
+    def validate(self, build: Build) -> None:
+        """Refuse a model that failed a check, and one that does not keep what was promised."""
+        require_verified(build)
+        require_met(build)
+
+
+def make_report(build: Build) -> Report:
+    """Everything the build knows, as one record."""
+    graph = build.traced
+    dense = graph.cost()
+    return Report(
+        target=asdict(detect(build.recipe.target)),
+        environment=_environment(build),
+        command=build.command,
+        model={
+            "name": build.name,
+            "source": build.source,
+            "sha256": build.sha256,
+            "inputs": [list(t.shape) for t in tensors(build.example_inputs)],
+        },
+        settings=_settings(build),
+        budget=budget_of(build),
+        rows=build.rows,
+        verification=build.checks,
+        loop=() if build.found is None else tuple(asdict(line) for line in build.found.rounds),
+        layers=layer_widths(build),
+        frozen=graph.frozen,
+        stages=tuple(StageTime(name, seconds) for name, seconds in build.seconds),
+        warnings=warnings_of(build),
+        dense=dense,
+        pruned=build.pruned or dense,
+        sparse=sparse_of(build),
+    )
+
+
+def budget_of(build: Build) -> dict[str, Any]:
+    """What was asked for, predicted, and certified by measuring; `certified` is None where nothing could be."""
+    plan, found, budget = build.planned, build.found, build.recipe.prune.budget
+    kept = kept_of(build)
+    quality = {} if kept is None else {"quality": kept.to_json()}
+    sound = kept is None or kept.kept
+    if found is None:
+        remain = plan.macs_after / plan.macs_before
+        return {
+            "kind": "macs",
+            "requested": budget.macs,
+            "predicted": remain,
+            "certified": remain,
+            "met": sound and budget.macs is not None and plan.macs_after <= budget.macs * plan.macs_before,
+            **quality,
+        }
+    goal, certificate = found.goal(budget), build.certificate
+    assert certificate is not None, "stage 'measure' judges every budget of time"
+    predicted = found.predicted_ms
+    if predicted is not None:
+        predicted = found.dense_ms / predicted if budget.speedup is not None else predicted * found.tail
+    return {
+        "kind": budget.kind,
+        "requested": goal.requested,
+        "quantile": budget.quantile,
+        "setting": asdict(found.setting),
+        "dense_ms": found.dense_ms,
+        "importance": found.importance,
+        "dropped": list(plan.dropped),
+        "objective": found.objective,
+        "judged_by": found.judged_by,
+        "pool": [asdict(entry) for entry in found.pool],
+        "judged": None if found.judged is None else found.judged.to_json(),
+        "cut": found.cut,
+        "predicted": predicted,
+        "measured": certificate.measured,
+        "certified": certificate.bound,
+        "met": certificate.met if sound else False,
+        "remark": found.remark,
+        "doubt": certificate.doubt,
+        **quality,
+    }
+
+
+def sparse_of(build: Build) -> dict[str, Any]:
+    """What was decided about the sparse model, and how it compares with the dense int8 form of the same weights."""
+    if not build.sparse:
+        return {}
+    document = {**build.sparse, **_patterns(build)}
+    timings = {t.artifact.name: t for t in build.timings if t.runtime == "openvino"}
+    sparse, dense = timings.get("sparse int8"), timings.get("pruned int8")
+    if sparse is None or dense is None:
+        return document
+    found = compare(sparse, dense, floor=build.noise_floor or 0.0, seed=build.recipe.seed)
+    return {**document, "against_dense": asdict(found)}
+
+
+def _patterns(build: Build) -> dict[str, Any]:
+    """Each layer's pattern, and what was predicted where it was chosen by prediction."""
+    given = {} if build.zeros is None else {layer.name: layer.pattern for layer in build.zeros.layers}
+    assigned = {} if build.patterns is None else build.patterns.to_json()
+    filled = {layer["name"]: layer for layer in assigned.get("layers", ())}
+    layers = []
+    for layer in build.sparse["layers"]:
+        found = filled.get(layer["name"], {})
+        parameter = found.get("parameter", layer["name"]).removesuffix(".weight")
+        layers.append(
+            {
+                **layer,
+                "pattern": given.get(parameter, DENSE),
+                "predicted_us": found.get("sparse_us") if found else None,
+            }
+        )
+    if not filled:
+        return {"layers": layers}
+    names = ("dense_ms", "predicted_ms", "budget_ms", "budget", "kept", "reference", "reference_kept", "rates_error")
+    return {"layers": layers, "assigned": {name: assigned[name] for name in names}}
+
+
+def layer_widths(build: Build) -> tuple[LayerWidth, ...]:
+    """Output channels of every convolution and linear layer before and after; none where its branch is gone."""
+    graph, module = build.traced, build.compiled
+    gone = {name: branch for branch in build.planned.dropped for name in graph.branch(branch).parameters}
+    widths = []
+    for affine in (a for a in graph.labelling.affines.values() if a.role == "producer"):
+        before = get_state(graph.module, affine.weight).shape[affine.axis]
+        branch = gone.get(affine.weight, "")
+        after = 0 if branch else get_state(module, affine.weight).shape[affine.axis]
+        name, kind = affine.weight.removesuffix(".weight"), _kind(graph, affine.weight)
+        widths.append(LayerWidth(name, kind, before, after, branch))
+    return tuple(widths)
+
+
+def _kind(graph: Graph, weight: str) -> str:
+    return "linear" if get_state(graph.module, weight).ndim == 2 else "conv"
+
+
+def warnings_of(build: Build) -> tuple[str, ...]:
+    """What was said on the way, and what the numbers say now."""
+    found = list(build.remarks)
+    if build.data is None:
+        found.append(
+            "no --data: int8 ranges come from random noise and nothing was fine-tuned, so only the timings and the "
+            "exactness checks of this build mean something"
+        )
+    recovery = build.recovery
+    metric, dense = recovery.metric or ACCURACY, recovery.accuracy_dense or 0.0
+    drop = metric.lost(dense, dense if recovery.accuracy_recovered is None else recovery.accuracy_recovered)
+    if drop > 1.0:
+        went = "fell" if metric.higher_is_better else "rose"
+        counted = f"{drop:.1f} {'%' if metric.points is None else 'points'}"
+        shown = f"{dense:.1f} %" if metric.unit == "%" else f"{dense:.4g}"
+        found.append(
+            f"{metric.name} {went} by {counted} (dense {shown}); "
+            f"recover it with more --epochs, or keep more with a {_MORE[build.recipe.prune.budget.kind]}"
+        )
+    return tuple(dict.fromkeys(found))
+
+
+def _settings(build: Build) -> dict[str, Any]:
+    recipe, plan = build.recipe, build.planned
+    return {
+        "criterion": plan.criterion,
+        "scope": plan.scope,
+        "step": plan.step,
+        "epochs": 0,
+        "threads": recipe.measure.threads,
+        "data": build.data.name if build.data is not None else None,
+        "seed": recipe.seed,
+        "runtime_settings": {t.runtime: t.settings for t in build.timings},
+        **build.learning.to_json(),
+        **({} if build.patterns is None else {"assign": build.patterns.to_json()}),
+        **build.recovery.to_json(),
+        "quantization": build.quantized.to_json(),
+        "noise_floor": build.noise_floor,
+    }
+
+
+def _environment(build: Build) -> dict[str, Any]:
+    return build.environment or environment()

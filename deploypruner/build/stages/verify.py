@@ -1,0 +1,64 @@
+"""verify: torch against every exported file, in both runtimes, on real inputs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import ClassVar
+
+import numpy as np
+
+from deploypruner.build.feeds import verification_feeds
+from deploypruner.build.register import stages
+from deploypruner.build.sparsity import sparse_weights
+from deploypruner.build.stage import Stage, stage_file
+from deploypruner.build.state import Build
+from deploypruner.records import Check
+from deploypruner.verify.exported import verify_exports
+from deploypruner.verify.zeros import verify_zeros
+
+_FILES = ("model.fp32.onnx", "model.int8.onnx", "model.int8.xml", "model.sparse.onnx", "model.pt2")
+
+
+@stages.register("verify")
+class Verify(Stage):
+    """Compare the pruned module with each file made from it."""
+
+    name: ClassVar[str] = "verify"
+    needs: ClassVar[tuple[str, ...]] = ("sparse",)
+    reads: ClassVar[tuple[str, ...]] = ("seed",)
+    saves: ClassVar[tuple[str, ...]] = (stage_file("verify.json"),)
+
+    def run(self, build: Build) -> Build:
+        """Give one check per file and runtime."""
+        files = {name: build.folder.path(name) for name in _FILES if build.folder.has(name)}
+        checks = verify_exports(
+            build.compiled,
+            files,
+            verification_feeds(build),
+            dynamic_batch=build.traced.dynamic_batch,
+            example_inputs=build.traced.example_inputs,
+        )
+        weights = sparse_weights(build)
+        if weights:
+            checks += verify_zeros(weights, files["model.fp32.onnx"], files["model.int8.onnx"])
+        build.folder.write_json(self.saves[0], [_finite(check) for check in checks])
+        return replace(build, checks=(*build.checks, *checks))
+
+    def restore(self, build: Build) -> Build:
+        """Read the checks of an earlier run."""
+        saved = tuple(
+            Check(**{**c, "max_abs_diff": np.nan if c["max_abs_diff"] is None else c["max_abs_diff"]})
+            for c in build.folder.read_json(self.saves[0])
+        )
+        return replace(build, checks=(*build.checks, *saved))
+
+    def document(self, build: Build) -> str:
+        """How many checks passed."""
+        passed = sum(c.passed for c in build.checks)
+        return f"{passed} of {len(build.checks)} checks passed"
+
+
+def _finite(check: Check) -> dict[str, object]:
+    """JSON has no NaN: a difference that is not a number is null."""
+    fields = asdict(check)
+    return {**fields, "max_abs_diff": check.max_abs_diff if np.isfinite(check.max_abs_diff) else None}

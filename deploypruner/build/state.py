@@ -1,0 +1,168 @@
+"""What stages hand on: the build so far, with one field for each thing that a stage gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from deploypruner.build.folder import BuildFolder
+from deploypruner.build.results import LayerPatterns, Learning, Quantized, Recovery, Zeros
+from deploypruner.graph import Graph
+from deploypruner.graph.inputs import Inputs
+from deploypruner.latency.clock import Clock, current_clock
+from deploypruner.measure.own_metric import OwnMetric
+from deploypruner.progress import Progress
+from deploypruner.prune.plan import Plan
+from deploypruner.recipe import Recipe
+from deploypruner.records import Artifact, Check, Cost, Row, Timing
+from deploypruner.recover.sparse import Assigned
+from deploypruner.search.certify import Certificate
+from deploypruner.search.found import SearchResult
+from deploypruner.sources.batches import Data
+from deploypruner.tasks.recognise import OutputTask
+
+Feeds = list[np.ndarray]
+
+GIVEN = "given"
+"""Pattern of zeros that the user's model brought along."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the Python API passes directly instead of naming it in the recipe.
+
+    Args:
+        model: Module or program, None to load `recipe.model.source`.
+        example_inputs: Example inputs of `model`, positional or by keyword; empty without one.
+        data: Anything `sources.as_data` takes, None to load `recipe.data.source`.
+        train: Training function in place of the built-in fine-tuning.
+        metric: Metric of the user's, None for `recipe.measure.metric`.
+    """
+
+    model: nn.Module | ExportedProgram | None = None
+    example_inputs: Inputs = ()
+    data: object = None
+    train: Any = None
+    metric: Any = None
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build so far: the recipe, the folder, and one field for what each stage gives.
+
+    Args:
+        recipe: Resolved recipe.
+        folder: Where files go.
+        command: Command line or call that started the build.
+        given: Objects from the Python API.
+        progress: Told about long work.
+        clock: Says how long things take.
+        say: Called with a line about what a stage is doing.
+        name: Short name of the model (load).
+        source: What was loaded (load).
+        model: The user's model (load).
+        sha256: Fingerprint of its weights (load).
+        example_inputs: Its example inputs (load).
+        data: Training and validation data, None without (load).
+        tasks: What every output is (load).
+        metric: Of the user's, None without (load).
+        graph: Traced model (trace).
+        scores: Group id -> `[C]` (score).
+        criterion: Name of the criterion that scored, and of its normaliser (score).
+        plan: What stays (allocate), with the channels that training chose in place of others (learn).
+        found: How the plan meets a budget of time, None for a budget of MACs (allocate).
+        learning: How channels were chosen in training (learn).
+        learned: Parameter or buffer name -> tensor of the dense model to remove channels from, empty where the plan
+            is for the model's own weights (learn).
+        patterns: How every layer's own pattern was chosen, None where none was (assign).
+        assigned: Parameter name -> its pattern and share of zeros, where every layer has its own (assign).
+        module: The pruned module (remove), recovered in place of it (recover).
+        recovery: What brought accuracy back (recover).
+        quantized: What became int8 (quantize; allocate and assign under a budget of time).
+        checks: Proofs so far (trace, remove, verify).
+        artifacts: Every file that will be measured (quantize, export, sparse).
+        sparse: What was decided about each layer of the sparse model, empty without zeros (sparse).
+        pruned: Predicted cost of the pruned module, zeros counted (recover).
+        environment: Of the measuring machine, JSON-able; empty before (measure).
+        noise_floor: Of the measurement, as a share of the time (measure).
+        timings: Raw timings (measure).
+        rows: Report rows (measure).
+        certificate: The budget of time, judged on the final artifact (measure).
+        remarks: What the user should know, in the order it came up.
+        seconds: Name of each stage so far, and how long it took.
+    """
+
+    recipe: Recipe
+    folder: BuildFolder
+    command: str
+    given: Given
+    progress: Progress
+    say: Callable[[str], None] = lambda line: None
+    clock: Clock = field(default_factory=current_clock)
+    name: str = ""
+    source: str = ""
+    model: nn.Module | ExportedProgram | None = None
+    sha256: str = ""
+    example_inputs: Inputs = ()
+    data: Data | None = None
+    tasks: tuple[OutputTask, ...] = ()
+    metric: OwnMetric | None = None
+    graph: Graph | None = None
+    scores: dict[str, Tensor] | None = None
+    criterion: str = ""
+    plan: Plan | None = None
+    found: SearchResult | None = None
+    learning: Learning = field(default_factory=lambda: Learning("one-shot"))
+    learned: dict[str, Tensor] = field(default_factory=dict)
+    patterns: LayerPatterns | None = None
+    assigned: dict[str, Assigned] = field(default_factory=dict)
+    module: nn.Module | None = None
+    recovery: Recovery = field(default_factory=Recovery)
+    quantized: Quantized = field(default_factory=Quantized)
+    checks: tuple[Check, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+    sparse: dict[str, Any] = field(default_factory=dict)
+    pruned: Cost | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    noise_floor: float | None = None
+    timings: tuple[Timing, ...] = ()
+    rows: tuple[Row, ...] = ()
+    certificate: Certificate | None = None
+    remarks: tuple[str, ...] = ()
+    seconds: tuple[tuple[str, float], ...] = ()
+
+    # What later stages read has been given by earlier ones; these say so to the type checker and the reader.
+
+    @property
+    def traced(self) -> Graph:
+        """The graph, once there is one."""
+        assert self.graph is not None, "stage 'trace' has not run"
+        return self.graph
+
+    @property
+    def planned(self) -> Plan:
+        """The plan, once there is one."""
+        assert self.plan is not None, "stage 'allocate' has not run"
+        return self.plan
+
+    @property
+    def zeros(self) -> Zeros | None:
+        """Zeros inside kept layers, asked for or brought along; None without, and before stage `recover`."""
+        return self.recovery.sparse
+
+    @property
+    def pattern(self) -> str:
+        """What the pruned artifacts are pruned by: "channel", "2:4", "channel + 2:4", "channel + given"."""
+        given = self.zeros is not None and self.zeros.pattern == GIVEN
+        return " + ".join((*self.recipe.prune.patterns, *((GIVEN,) if given else ())))
+
+    @property
+    def compiled(self) -> nn.Module:
+        """The pruned module, once there is one."""
+        assert self.module is not None, "stage 'remove' has not run"
+        return self.module

@@ -1,0 +1,59 @@
+"""The one place where a build learns how long anything takes, so that a test can say it instead."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from deploypruner.latency.build import build_latency_model
+from deploypruner.latency.kernel_rates import KernelRates, kernel_rates
+from deploypruner.latency.model import LatencyModel
+from deploypruner.latency.probes import Profile, profile
+from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
+from deploypruner.measure import Measured, time_artifacts
+from deploypruner.recover.budget import time_step
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Answers every question about time; the defaults ask this machine.
+
+    Args:
+        monotonic: Seconds since some moment.
+        artifacts: As `measure.time_artifacts`: files side by side.
+        profile: As `latency.profile`: the operations of one file.
+        latency_model: As `latency.build_latency_model`: any plan of one model.
+        kernel_rates: As `latency.kernel_rates.kernel_rates`: the sparse kernels.
+        layer_costs: As `latency.sparse_costs.measure_costs`: layers dense and sparse.
+        training_step: As `recover.budget.time_step`: seconds of one step of fine-tuning.
+    """
+
+    monotonic: Callable[[], float] = time.monotonic
+    artifacts: Callable[..., Measured] = time_artifacts
+    profile: Callable[..., Profile] = profile
+    latency_model: Callable[..., LatencyModel] = build_latency_model
+    kernel_rates: Callable[..., KernelRates] = kernel_rates
+    layer_costs: Callable[..., MeasuredCosts] = measure_costs
+    training_step: Callable[..., float] = time_step
+
+
+_MACHINE = Clock()
+_CURRENT = ContextVar("clock", default=_MACHINE)
+
+
+def current_clock() -> Clock:
+    """What a build that is begun now goes by."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def using(clock: Clock) -> Iterator[None]:
+    """Let builds that are begun in this block go by `clock`."""
+    token = _CURRENT.set(clock)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
