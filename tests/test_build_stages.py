@@ -29,6 +29,8 @@ from deploypruner.records import Check
 from tests.builds import IMAGE, known_rates, pretended_timings, run_cli, tiny
 from tests.recorded import Seen, recording
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_stage_comes_after_those_it_needs_and_there_are_no_others():
     order = [stage.name for stage in chain()]

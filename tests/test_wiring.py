@@ -35,6 +35,8 @@ from deploypruner.report.columns import table_rows
 from deploypruner.sparse.cost import Rates
 from deploypruner.target import detect
 
+pytestmark = pytest.mark.slow
+
 # ---------------------------------------------------------------------- records
 
 
