@@ -19,10 +19,10 @@ from deploypruner.graph import Graph
 from deploypruner.graph.holding import holding
 from deploypruner.measure import evaluate, outputs
 from deploypruner.quantize import quantize_static
-from deploypruner.recover.batches import Batch, Batches
+from deploypruner.recipe.finetune import Amp, FinetuneSettings
+from deploypruner.recover.batches import Batch, TrainingBatches
 from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.recover.finetune import FinetuneSettings, finetune
-from deploypruner.recover.precision import Amp
+from deploypruner.recover.finetune import finetune
 from deploypruner.recover.reconstruct import reconstruct
 from deploypruner.runtime import runtimes
 from deploypruner.sources.adapted import Unlabelled
@@ -52,7 +52,7 @@ RECOVERIES = {"short": Recovery(10_000, 2), "long": Recovery(None, 15), "tiny": 
 def repaired(
     graph: Graph,
     keep: Keep,
-    train: Batches,
+    train: TrainingBatches,
     *,
     seed: int = 0,
     reconstruction: bool = True,
@@ -78,7 +78,7 @@ def repaired(
 
 
 def trained(
-    graph: Graph, module: nn.Module, train: Batches, *, epochs: int, seed: int, amp: Amp = "bf16"
+    graph: Graph, module: nn.Module, train: TrainingBatches, *, epochs: int, seed: int, amp: Amp = "bf16"
 ) -> nn.Module:
     """The module after fine-tuning, half of the loss from the dense model; statistics set anew once more."""
     settings = FinetuneSettings(epochs=epochs, lr=0.02, amp=amp, channels_last=True, seed=1000 * seed)
@@ -88,7 +88,7 @@ def trained(
     return module.eval()
 
 
-def mimicked(graph: Graph, module: nn.Module, train: Batches, *, epochs: int, amp: Amp = "bf16") -> nn.Module:
+def mimicked(graph: Graph, module: nn.Module, train: TrainingBatches, *, epochs: int, amp: Amp = "bf16") -> nn.Module:
     """The module after learning the dense model's outputs, without labels."""
     settings = FinetuneSettings(epochs=epochs, lr=0.005, batch_size=32, amp=amp, channels_last=True)
     finetune(module, graph.module, Unlabelled(train), settings)
@@ -116,7 +116,7 @@ def judged(module: nn.Module, graph: Graph, data: Data, *, dense: Path | None = 
     return found
 
 
-def written(module: nn.Module, graph: Graph, train: Batches, folder: Path) -> dict[str, Path]:
+def written(module: nn.Module, graph: Graph, train: TrainingBatches, folder: Path) -> dict[str, Path]:
     """Precision -> ONNX file for any batch size, int8 calibrated on training samples."""
     fp32, int8 = folder / "fp32.onnx", folder / "int8.onnx"
     exporters.get("onnx")().write(module, graph.example_inputs, fp32, dynamic_batch=graph.dynamic_batch)
@@ -130,6 +130,6 @@ def _open(path: Path) -> Any:
     return runtimes.get("openvino")().open(path, threads=torch.get_num_threads())
 
 
-def _samples(val: Batches) -> Iterator[tuple[list[Any], Any]]:
+def _samples(val: TrainingBatches) -> Iterator[tuple[list[Any], Any]]:
     for inputs, labels in val.epoch(batch_size=50, seed=0, shuffle=False, augment=False):
         yield [np.ascontiguousarray(x.numpy()) for x in inputs], None if labels is None else labels.numpy()

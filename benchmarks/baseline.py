@@ -19,8 +19,8 @@ from benchmarks.cifar10 import SHARED, WORK, cifar10
 from benchmarks.models import NETS, PUBLISHED
 from deploypruner.errors import InputError
 from deploypruner.progress import progress_for
-from deploypruner.recover.finetune import FinetuneSettings, finetune
-from deploypruner.recover.precision import AMP, Amp
+from deploypruner.recipe.finetune import AMP, Amp, FinetuneSettings
+from deploypruner.recover.finetune import finetune
 from deploypruner.recover.validate import top1_percent
 
 

@@ -26,7 +26,6 @@ import torch
 
 from benchmarks.budgets_table import tables
 from benchmarks.lively import liven
-from deploypruner.budget import Budget
 from deploypruner.criteria import criteria
 from deploypruner.errors import BudgetError
 from deploypruner.graph import Graph, trace
@@ -35,10 +34,11 @@ from deploypruner.measure import compare, median_ms, time_artifacts
 from deploypruner.prune.allocate import allocate
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.room import by_importance, most_important
+from deploypruner.recipe.budget import Budget
 from deploypruner.records import Artifact, Precision, Setting
 from deploypruner.search.losses import kept_share, losses_from_scores, running_importance
 from deploypruner.search.meet import meet
-from deploypruner.search.request import Request
+from deploypruner.search.request import SearchRequest
 from deploypruner.search.solve import solve
 from deploypruner.sources.model import load_model
 
@@ -122,7 +122,7 @@ def run_network(name: str, missing: Sequence[tuple[Precision, float]]) -> None:
 def request(graph: Graph, scores: Mapping[str, torch.Tensor], dense: Artifact, speedup: float) -> dict[str, Any]:
     """One row: what was found, and what fresh processes say about it."""
     said: list[str] = []
-    asked = Request(
+    asked = SearchRequest(
         graph=graph,
         scores=scores,
         budget=Budget(speedup=speedup),

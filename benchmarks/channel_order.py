@@ -23,13 +23,13 @@ from benchmarks.baseline import baseline, path_of, start
 from benchmarks.cifar10 import cifar10
 from benchmarks.kept import changing, judged_lines, not_in, read
 from benchmarks.models import NETS
-from deploypruner.budget import Budget
 from deploypruner.criteria import criteria
 from deploypruner.graph import Graph, trace
 from deploypruner.learn.regime import settled
 from deploypruner.prune.allocate import allocate
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.room import by_importance
+from deploypruner.recipe.budget import Budget
 from deploypruner.recover.batches import Batch
 from deploypruner.recover.readers import order_by_readers
 from deploypruner.search.judge import Judge

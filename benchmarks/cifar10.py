@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deploypruner.errors import InputError
+from deploypruner.recipe.data import DataSettings
 from deploypruner.sources.arrays import from_arrays
-from deploypruner.sources.batches import Batches, Data, DataSettings
+from deploypruner.sources.batches import Batches, Data
 
 SHARED = Path(os.environ.get("BENCHMARK_DATA", Path(__file__).parent / "data"))
 WORK = Path(__file__).parent / "work"

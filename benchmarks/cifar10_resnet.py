@@ -25,8 +25,9 @@ from benchmarks.cifar10 import WORK, cifar10
 from benchmarks.models import PUBLISHED
 from benchmarks.pruners import IMPORTANCE, OURS, TOOLS, CannotPrune, Case, Job, Scoring, macs_of, params_of, prune
 from deploypruner.progress import progress_for
+from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.recover.finetune import FinetuneSettings, finetune
+from deploypruner.recover.finetune import finetune
 from deploypruner.recover.validate import top1_percent
 from deploypruner.sources.batches import Data
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from deploypruner.errors import MeasureError
 from deploypruner.measure.cores import pick_cores
 from deploypruner.measure.process import Worker
-from deploypruner.measure.rounds import Effort, block_calls, run_rounds
+from deploypruner.measure.rounds import MeasuringEffort, block_calls, run_rounds
 from deploypruner.records import Artifact
 
 # Made by: python3.11 -m venv DIR && DIR/bin/pip install deepsparse==1.8.0 psutil scipy
@@ -109,9 +109,9 @@ def time_files(files: Sequence[File], *, rounds: int, seconds: float = 1.0, seed
         seconds: At least for so long.
         seed: Of the order.
     """
-    effort = Effort(min_rounds=rounds, budget_s=max(seconds, 1e3), narrow=0.02)
+    effort = MeasuringEffort(min_rounds=rounds, budget_s=max(seconds, 1e3), narrow=0.02)
     calls = block_calls([file.call_ns for file in files], effort)
-    short = Effort(min_rounds=rounds, budget_s=seconds, narrow=1e-6)
+    short = MeasuringEffort(min_rounds=rounds, budget_s=seconds, narrow=1e-6)
     found = run_rounds(files, calls, [0] * len(files), effort=short, seed=seed)
     return {file.name: samples for file, samples in zip(files, found.samples_ns, strict=True) if samples.size}
 

@@ -29,11 +29,12 @@ from benchmarks.ours import measured_losses, searched
 from benchmarks.rivals import CRITERION, STEP, Keep, Subject
 from benchmarks.tuning import Track, kept_to_json, race
 from deploypruner.criteria import criteria
-from deploypruner.learn import ChannelRegime, LearnSettings, Shrinking, learn, learned_regime
-from deploypruner.prune.constraints import Constraints
+from deploypruner.learn import ChannelRegime, Shrinking, learn, learned_regime
 from deploypruner.prune.plan import make_plan
-from deploypruner.recover.finetune import FinetuneSettings
-from deploypruner.search.found import Found
+from deploypruner.recipe.constraints import Constraints
+from deploypruner.recipe.finetune import FinetuneSettings
+from deploypruner.recipe.learn import LearnSettings
+from deploypruner.search.found import SearchResult
 from deploypruner.search.gradual import Gradual
 from deploypruner.search.objectives import Space
 from deploypruner.sources.batches import Data
@@ -101,7 +102,7 @@ def run(
 
 
 def _choose(
-    name: str, subject: Subject, data: Data, one_shot: tuple[Keep, Found], how: tuple[int, int, Path]
+    name: str, subject: Subject, data: Data, one_shot: tuple[Keep, SearchResult], how: tuple[int, int, Path]
 ) -> tuple[Keep, Mapping[str, Tensor]]:
     """What stays, and the weights to remove the rest from; none of its own for one shot."""
     (keep, found), (epochs, seed, folder), graph = one_shot, how, subject.graph

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from benchmarks.cifar10 import SHARED, WORK
 from deploypruner.errors import InputError
+from deploypruner.recipe.data import DataSettings
 from deploypruner.sources.adapted import Unlabelled
 from deploypruner.sources.arrays import ArrayBatches
-from deploypruner.sources.batches import Data, DataSettings
+from deploypruner.sources.batches import Data
 from deploypruner.sources.pixels import decode
 
 # What the weights were trained with; torchvision's numbers cost them eight points.

@@ -28,7 +28,6 @@ from benchmarks.baseline import baseline
 from benchmarks.cifar10 import cifar10
 from benchmarks.curves import curves
 from benchmarks.models import NETS
-from deploypruner.budget import Budget
 from deploypruner.criteria import criteria
 from deploypruner.criteria.dtp import Dtp
 from deploypruner.criteria.pdp import Pdp
@@ -37,7 +36,8 @@ from deploypruner.learn import ChannelRegime, learn, learned_regime
 from deploypruner.prune.allocate import allocate
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.plan import Plan
-from deploypruner.recover.finetune import FinetuneSettings
+from deploypruner.recipe.budget import Budget
+from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recover.modes import evaluating
 from deploypruner.sources.batches import Data
 

@@ -10,22 +10,22 @@ import click
 
 from benchmarks.rivals import STEP, Keep, Subject
 from benchmarks.tuning import dense_artifact
-from deploypruner.budget import Budget
 from deploypruner.prune.room import by_importance
-from deploypruner.recover.batches import Batches
-from deploypruner.search.found import Found
+from deploypruner.recipe.budget import Budget
+from deploypruner.recover.batches import TrainingBatches
+from deploypruner.search.found import SearchResult
 from deploypruner.search.judge import Judge
 from deploypruner.search.losses import Losses
 from deploypruner.search.measured import losses_from_worth
 from deploypruner.search.meet import meet
-from deploypruner.search.request import Request
+from deploypruner.search.request import SearchRequest
 from deploypruner.search.worth import measure_worth
 
 _SOLVING = 256
 
 
 def pool(
-    train: Batches, folder: Path, *, batch: int, held_out: int, augment: bool
+    train: TrainingBatches, folder: Path, *, batch: int, held_out: int, augment: bool
 ) -> Callable[[Subject, float], Keep]:
     """The plan that the pool and the closed loop decide on, for a subject and a speed-up; see `searched`."""
 
@@ -47,14 +47,14 @@ def measured_losses(subject: Subject, folder: Path) -> Losses:
 def searched(
     subject: Subject,
     speedup: float,
-    train: Batches,
+    train: TrainingBatches,
     folder: Path,
     *,
     held_out: int,
     batch: int = 32,
     augment: bool = True,
     plans: int = 16,
-) -> tuple[Keep, Found]:
+) -> tuple[Keep, SearchResult]:
     """The plan that the pool and the closed loop decide on, and how.
 
     Args:
@@ -78,7 +78,7 @@ def searched(
 
     setting = subject.latency.setting
     return meet(
-        Request(
+        SearchRequest(
             graph=subject.graph,
             scores=subject.scores,
             budget=Budget(speedup=speedup),

@@ -27,17 +27,22 @@ from benchmarks.baseline import baseline
 from benchmarks.cifar10 import WORK, cifar10
 from deploypruner.graph import trace
 from deploypruner.patterns import make_pattern
+from deploypruner.recipe.finetune import FinetuneSettings
+from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.recover.finetune import FinetuneSettings, finetune
-from deploypruner.recover.sparse import SparseRegime, schedules
+from deploypruner.recover.finetune import finetune
+from deploypruner.recover.sparse import SparseRegime
 from deploypruner.recover.sparse.layers import choose_layers
-from deploypruner.recover.sparse.settings import SparseSettings
 from deploypruner.recover.validate import top1_percent
+from deploypruner.schedules import schedules, sparse_regime
 from deploypruner.sources.batches import Data
 
 RESULTS = Path(__file__).parent / "results"
 FREE, FIXED = ("unstructured", "nm64", "1x4"), ("2:4", "1:4")
 _STATISTICS_BATCHES, _BATCH = 20, 128
+
+
+_SCHEDULES = tuple(schedules.describe(to="weights"))
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def run(case: Case, net: str, data: Data, *, epochs: int, lr: float, checkpoint:
     student = copy.deepcopy(graph.module)  # the graph's weights are the teacher's own
     settings = SparseSettings(sparsity=case.sparsity, schedule=case.schedule, distribution=case.distribution)
     layers = choose_layers(graph, settings)
-    regime = schedules.get(case.schedule)([layer.weight for layer in layers], make_pattern(case.pattern), settings)
+    regime = sparse_regime(case.schedule)([layer.weight for layer in layers], make_pattern(case.pattern), settings)
     begun = time.perf_counter()
     if epochs:
         recipe = FinetuneSettings(epochs=epochs, lr=lr, batch_size=_BATCH, channels_last=True, seed=case.seed)
@@ -149,7 +154,7 @@ def _cell(values: list[float]) -> str:
 @click.option("--net", default="resnet20", show_default=True)
 @click.option("--pattern", "patterns", multiple=True, default=(*FREE, *FIXED), show_default=True)
 @click.option("--sparsity", "sparsities", multiple=True, type=float, default=(0.7, 0.8, 0.9), show_default=True)
-@click.option("--schedule", "names", multiple=True, default=tuple(schedules), show_default=True)
+@click.option("--schedule", "names", multiple=True, default=_SCHEDULES, show_default=True)
 @click.option("--distribution", default="global", show_default=True)
 @click.option("--epochs", default=10, show_default=True)
 @click.option("--lr", default=0.02, show_default=True)

@@ -19,20 +19,20 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import NETS, ResNet
-from deploypruner.budget import Budget
 from deploypruner.criteria import Criterion, criteria
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.holding import holding
-from deploypruner.learn.learned import is_learned, learned_regime
+from deploypruner.learn.learned import learned_regime
 from deploypruner.learn.run import learn
 from deploypruner.learn.schedules import Shrinking, toward_budget
-from deploypruner.learn.settings import LearnSettings
 from deploypruner.prune.allocate import allocate
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.remove import remove_and_prove
+from deploypruner.recipe.budget import Budget
+from deploypruner.recipe.finetune import FinetuneSettings
+from deploypruner.recipe.learn import LearnSettings
 from deploypruner.recover.reconstruct import reconstruct
-from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.sources.batches import Data
 
 Scoring = list[tuple[tuple[Tensor, ...], Tensor | None]]
@@ -189,7 +189,7 @@ def _learned(
     allocated: Callable[[dict[str, Tensor], float], Plan],
 ) -> Pruned:
     """Choose channels while the dense model trains."""
-    if is_learned(criterion):
+    if criterion.learned:
         regime = learned_regime(graph, plan, criterion)
     else:
         regime = Shrinking(

@@ -29,9 +29,10 @@ from benchmarks.cifar10 import WORK, cifar10
 from benchmarks.models import NETS
 from deploypruner.graph import Graph
 from deploypruner.progress import progress_for
+from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recover.batches import Batch
 from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.recover.finetune import FinetuneSettings, finetune
+from deploypruner.recover.finetune import finetune
 from deploypruner.recover.reconstruct import reconstruct
 from deploypruner.recover.validate import top1_percent
 from deploypruner.sources.adapted import Unlabelled

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.peer import CannotPrune, Peer
-from deploypruner.budget import Budget
 from deploypruner.errors import BudgetError
 from deploypruner.graph import Graph
 from deploypruner.latency import LatencyModel
 from deploypruner.prune.allocate import allocate
-from deploypruner.prune.constraints import Constraints, find_limits
+from deploypruner.prune.constraints import find_limits
 from deploypruner.prune.room import by_importance, most_important
+from deploypruner.recipe.budget import Budget
+from deploypruner.recipe.constraints import Constraints
 from deploypruner.recover.batches import Batch
 from deploypruner.search.solve import solve
 

@@ -78,9 +78,9 @@ def worker(family: str, size: str) -> dict[str, float]:
 
     from benchmarks.lively import liven
     from deploypruner import plan as make_plan
-    from deploypruner.budget import Budget
     from deploypruner.graph import trace
     from deploypruner.prune.remove import remove_and_prove
+    from deploypruner.recipe.budget import Budget
 
     torch.set_num_threads(1)
     model, inputs = FAMILIES[family](size)

@@ -34,8 +34,8 @@ from deploypruner.graph.module import get_state
 from deploypruner.patterns import make_pattern
 from deploypruner.patterns.distribution import units_to_keep
 from deploypruner.quantize import Placement, quantize_static
+from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.recover.sparse.layers import choose_layers
-from deploypruner.recover.sparse.settings import SparseSettings
 from deploypruner.sources.model import load_model
 from deploypruner.sparse.convert import sparsify
 

@@ -25,12 +25,13 @@ from benchmarks.cifar10 import WORK, cifar10
 from deploypruner.graph import Graph, trace
 from deploypruner.patterns import make_pattern
 from deploypruner.progress import progress_for
+from deploypruner.recipe.finetune import FinetuneSettings
+from deploypruner.recipe.sparse import KINDS, SparseSettings
 from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.recover.finetune import FinetuneSettings, finetune
+from deploypruner.recover.finetune import finetune
 from deploypruner.recover.sparse.layers import SparseLayer, choose_layers
-from deploypruner.recover.sparse.one_shot import OneShot
-from deploypruner.recover.sparse.settings import KINDS, SparseSettings
 from deploypruner.recover.validate import top1_percent
+from deploypruner.schedules.one_shot import OneShotMasks
 from deploypruner.sources.batches import Data
 
 RESULTS = Path(__file__).parent / "results"
@@ -122,7 +123,7 @@ def sparse(graph: Graph, settings: SparseSettings, data: Data) -> dict[str, Any]
     """One-shot unstructured zeros: their share by part of the net, and accuracy before and after batch norm."""
     layers = choose_layers(graph, settings)
     student = copy.deepcopy(graph.module)
-    regime = OneShot([layer.weight for layer in layers], make_pattern("unstructured"), settings)
+    regime = OneShotMasks([layer.weight for layer in layers], make_pattern("unstructured"), settings)
     regime.begin(student, 0)
     regime.finish(student)
     zeros: dict[str, int] = {}

@@ -25,13 +25,13 @@ from benchmarks.lively import noisy
 from benchmarks.peer import prune_by_torch_pruning
 from benchmarks.zoo_models import load
 from deploypruner import plan as make_plan
-from deploypruner.budget import Budget
 from deploypruner.errors import BudgetError, DeployPrunerError
 from deploypruner.export import exporters
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.inputs import Inputs, call, tensors
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.remove import remove_and_prove
+from deploypruner.recipe.budget import Budget
 from deploypruner.runtime import runtimes
 
 MACS = 0.5

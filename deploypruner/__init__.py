@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deploypruner.api import CompiledBuild, Pruned, compile, plan, prune
-    from deploypruner.budget import Budget
     from deploypruner.build.restore import restore
     from deploypruner.errors import DeployPrunerError
     from deploypruner.graph import Graph, trace
     from deploypruner.measure import measure
-    from deploypruner.prune.constraints import Constraints, LayerConstraint
     from deploypruner.prune.plan import Plan, make_plan
     from deploypruner.prune.remove import remove
+    from deploypruner.recipe.budget import Budget
+    from deploypruner.recipe.constraints import Constraints, LayerConstraint
     from deploypruner.records import Frozen, Group, Row
 
 __version__ = "0.1.0"
@@ -37,11 +37,11 @@ _HOMES = {
     "deploypruner.errors": ("DeployPrunerError",),
     "deploypruner.graph": ("Graph", "trace"),
     "deploypruner.measure": ("measure",),
-    "deploypruner.prune.constraints": ("Constraints", "LayerConstraint"),
+    "deploypruner.recipe.constraints": ("Constraints", "LayerConstraint"),
     "deploypruner.prune.plan": ("Plan", "make_plan"),
     "deploypruner.prune.remove": ("remove",),
     "deploypruner.build.restore": ("restore",),
-    "deploypruner.budget": ("Budget",),
+    "deploypruner.recipe.budget": ("Budget",),
     "deploypruner.records": ("Frozen", "Group", "Row"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

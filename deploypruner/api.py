@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
-from deploypruner.budget import Budget
 from deploypruner.build import pipeline
 from deploypruner.build.answering import Runner
 from deploypruner.build.choices import check_choices
@@ -18,18 +17,21 @@ from deploypruner.build.criterion import make_criterion
 from deploypruner.build.fitting import fit
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.state import Build, Given
-from deploypruner.config import overlay, read_recipe
 from deploypruner.criteria import Needs, criteria
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.inputs import as_inputs
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.prune.allocate import allocate
-from deploypruner.prune.constraints import Constraints
 from deploypruner.prune.evidence import Batch, score_groups
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.remove import remove
 from deploypruner.recipe import Recipe
+from deploypruner.recipe.budget import Budget
+from deploypruner.recipe.constraints import Constraints
+from deploypruner.recipe.option import with_help_of
+from deploypruner.recipe.overrides import overrides
+from deploypruner.recipe.reading import overlay, read_recipe
 from deploypruner.records import Row
 from deploypruner.report import Report, read_report
 from deploypruner.sources.data import as_data
@@ -44,9 +46,9 @@ class Pruned:
     """Result of `prune`.
 
     Args:
-        module: The smaller module.
-        plan: What was kept; `macs_before`, `macs_after`, `params_before`, `params_after`.
-        graph: The traced dense model.
+        module: Smaller module, in eval mode.
+        plan: Plan that was carried out: what was kept; `macs_before`, `macs_after`, `params_before`, `params_after`.
+        graph: Graph of the dense model.
     """
 
     module: nn.Module
@@ -59,10 +61,10 @@ class CompiledBuild:
     """Result of `compile`.
 
     Args:
-        folder: Where the artifacts are.
-        report: Everything in report.json.
-        module: The pruned and recovered module.
-        plan: What was kept.
+        folder: Folder with the artifacts.
+        report: Contents of report.json.
+        module: Pruned and recovered module, in eval mode.
+        plan: Plan that was carried out: what was kept.
     """
 
     folder: Path
@@ -93,19 +95,22 @@ def plan(
     """Choose the channels that stay.
 
     Args:
-        graph: From `trace`.
-        criterion: Registered name: "magnitude", "taylor", ...
-        budget: What may remain; may be left out where `widths` say it all.
-        data: Needed by criteria that look at gradients: a loader or iterable of (x, y) or x batches, a pair of
-            tensors, or a path. At most 512 samples are used of tensors and paths, 16 batches of a loader.
-        scope: "global", "uniform", "isomorphic" or "recipe".
-        normalizer: What makes scores comparable across groups, the criterion's own where None.
-        step: Widths become multiples of this.
-        constraints: What may be cut, and how far.
-        widths: Group id -> how many of its channels stay, the most important ones; the budget and the constraints
-            then decide about the other groups only. To say which channels stay, use `make_plan`.
-        seed: Decides which samples are scored.
-        parameters: Fields of the criterion.
+        graph: Graph of the dense model, from `trace`.
+        criterion: Name of what scores channels: "magnitude", "taylor", ...; `deploypruner list criteria`.
+        budget: Share of the multiply-adds that may remain, `Budget(macs=0.5)`; may be left out where `widths` say
+            it all.
+        data: Samples for criteria that look at gradients: a loader or iterable of (x, y) or x batches, x [B, ...] and
+            y class indices [B] int64; a pair of such tensors; or a path. At most 512 samples are used of tensors and
+            paths, 16 batches of a loader.
+        scope: Name of what competes with what: "global", "uniform", "isomorphic" or "recipe".
+        normalizer: Name of what makes scores comparable across groups, the criterion's own where None.
+        step: Number of channels that widths become multiples of, at least 1.
+        constraints: Limits of what may be cut, and how far.
+        widths: Widths by group id, 1 to the group's size: that many of its channels stay, the most important ones;
+            the budget and the constraints then decide about the other groups only. To say which channels stay, use
+            `make_plan`.
+        seed: Number that decides which samples are scored, 0 to 4294967295.
+        parameters: Fields of the criterion, by name.
 
     Raises:
         RecipeError: Unknown name, value out of range, or data that is needed and missing.
@@ -151,7 +156,23 @@ def prune(
     constraints: Constraints | None = None,
     seed: int = 0,
 ) -> Pruned:
-    """Trace, plan and remove in one call; see `trace`, `plan` and `remove`."""
+    """Trace, plan and remove in one call.
+
+    Args:
+        model: Module in any mode, or a program from torch.export; it is not changed.
+        example_inputs: Inputs the model can run on, batch on axis 0, as `trace` takes them.
+        criterion: Name of what scores channels, as `plan` takes it.
+        macs: Fraction of the dense model's multiply-adds that may remain, 0 < macs <= 1.
+        data: Samples for criteria that look at gradients, as `plan` takes them.
+        scope: Name of what competes with what.
+        normalizer: Name of what makes scores comparable across groups, the criterion's own where None.
+        step: Number of channels that widths become multiples of, at least 1.
+        constraints: Limits of what may be cut, and how far.
+        seed: Number that decides which samples are scored, 0 to 4294967295.
+
+    Raises:
+        DeployPrunerError: What `trace`, `plan` and `remove` raise.
+    """
     graph = trace(model, example_inputs)
     chosen = plan(
         graph,
@@ -167,6 +188,7 @@ def prune(
     return Pruned(remove(graph, chosen), chosen, graph)
 
 
+@with_help_of(Recipe)
 def compile(
     model: nn.Module | ExportedProgram | str,
     example_inputs: Any = None,
@@ -204,44 +226,40 @@ def compile(
     """Prune, recover, quantize, export, verify and measure a model; leave everything in one folder.
 
     Args:
-        model: A module, a program from torch.export, or MODEL as on the command line.
-        example_inputs: One tensor, a tuple of them, or a dict of keyword inputs, batch on axis 0; not needed where
-            `model` is a string.
+        model: Model: a module, a program from torch.export, or MODEL as on the command line.
+        example_inputs: Inputs the model can run on, batch on axis 0: one tensor, a tuple of them, or a dict of
+            keyword inputs; not needed where `model` is a string.
         out: Build folder; an earlier build in it is replaced, unless `resume`.
         data: Path, loader, pair of loaders or pair of tensors; None prunes by weights and recovers nothing.
-        target: Device to compile for, "cpu" by default.
-        latency: Of one inference on the target, measured: milliseconds or text such as "5ms@p95". One of this and the
-            next two.
-        speedup: Over the dense model in the same runtime, precision and threads, measured.
-        macs: Fraction of the multiply-adds that may remain; 0.5 without any of the three.
-        accuracy_drop: Points of accuracy that everything together may cost, of agreement with the dense model without
-            labels; 3 and 10 by default.
-        criterion: Registered name, "auto" by default.
-        scope: "global" by default, "uniform", "isomorphic" or "recipe".
-        normalizer: What makes scores comparable across groups, the criterion's own by default.
-        step: Widths become multiples of this.
-        constraints: What may be cut, and how far.
-        pattern: "channel" (the default), a sparse pattern such as "nm64" or "2:4", or both in a tuple; "auto" is the
-            best sparse pattern of each layer.
-        sparsity: Share of the weights the sparse pattern makes zero, 0.8 by default; N:M says its own. With "auto":
-            the model may take as long as with 1x4 at this share everywhere.
-        sparse_schedule: "one-shot", "gradual", "pdp" or "dtp".
-        epochs: Fine-tuning epochs.
-        train: `train(student, teacher, data)` in place of the built-in fine-tuning.
-        runtimes: Registered names, all that deployments use by default.
-        precision: "fp32", "int8" or "auto": what `latency` and `speedup` are for.
-        threads: Threads of every runtime while measuring.
-        seed: Decides every random choice.
-        task: What the outputs are, where labels and answers do not say: one for all ("regression"), or by name or
-            number of the output. `deploypruner list tasks` has them.
-        metric: `metric(outputs, labels) -> float` in place of the tasks' own, or "module:function"; see
+        target: --target
+        latency: --latency
+        speedup: --speedup
+        macs: --macs
+        accuracy_drop: --accuracy-drop
+        criterion: --criterion
+        scope: --scope
+        normalizer: --normalizer
+        step: --step
+        constraints: Limits of what may be cut, and how far.
+        pattern: --pattern
+        sparsity: --sparsity
+        sparse_schedule: --sparse-schedule
+        epochs: --epochs
+        train: Function `train(student, teacher, data)` in place of the built-in fine-tuning.
+        runtimes: --runtime
+        precision: --precision
+        threads: --threads
+        seed: --seed
+        task: Task of all outputs ("regression"), or tasks by name or number of the output, where labels and answers
+            do not say it. `deploypruner list tasks` has them.
+        metric: Function `metric(outputs, labels) -> float` in place of the tasks' own, or "module:function"; see
             `measure.own_metric`.
-        classes: File with the names of the model's classes in the order of its outputs.
-        allow_chance: Go on though the dense model does no better than chance on the labels.
-        recipe: A Recipe or a TOML file with the rest; arguments that are given win.
-        resume: Continue the build in `out`.
-        progress: Told about long work.
-        say: Called with one line per stage.
+        classes: --classes
+        allow_chance: --allow-chance
+        recipe: Recipe, or a TOML file with the rest; arguments that are given win.
+        resume: Whether the build in `out` is continued.
+        progress: Listener that is told about long work.
+        say: Function that is called with one line per stage.
 
     Raises:
         DeployPrunerError: Bad input, an unreachable budget, or a failed verification.
@@ -259,40 +277,25 @@ def compile(
     )
     if given.model is not None and not given.example_inputs:
         raise RecipeError("compile needs example_inputs for a module", hint="pass one batch the model can run on")
-    overrides: dict[str, Any] = {
-        "model": {"source": model if isinstance(model, str) else None},
-        "data": {
-            "source": str(data) if isinstance(data, str | Path) else None,
-            "classes": classes,
-            "allow_chance": allow_chance,
-        },
-        "prune": {
-            **{
-                "latency": latency,
-                "speedup": speedup,
-                "macs": macs,
-                "criterion": criterion,
-                "scope": scope,
-                "normalizer": normalizer,
-                "step": step,
-            },
-            **(asdict(constraints) if constraints else {}),
-            "patterns": (pattern,) if isinstance(pattern, str) else pattern,
-        },
-        "sparse": {"sparsity": sparsity, "schedule": sparse_schedule},
-        "recover": {"epochs": epochs},
-        "measure": {
-            **{"runtimes": runtimes, "threads": threads, "precision": precision, "accuracy_drop": accuracy_drop},
-            "tasks": _tasks(task),
-            "metric": metric if isinstance(metric, str) else None,
-        },
-        "target": target,
-        "seed": seed,
+    options = {
+        "model": model if isinstance(model, str) else None,
+        "data": str(data) if isinstance(data, str | Path) else None,
+        "pattern": (pattern,) if isinstance(pattern, str) else pattern,
+        "runtime": runtimes,
+        "task": _tasks(task),
+        "metric": metric if isinstance(metric, str) else None,
+        **{"latency": latency, "speedup": speedup, "macs": macs, "accuracy_drop": accuracy_drop},
+        **{"criterion": criterion, "scope": scope, "normalizer": normalizer, "step": step},
+        **{"sparsity": sparsity, "sparse_schedule": sparse_schedule, "epochs": epochs, "classes": classes},
+        **{"target": target, "precision": precision, "threads": threads, "seed": seed, "allow_chance": allow_chance},
     }
+    asked = overrides(options)
+    if constraints is not None:
+        asked["prune"] |= asdict(constraints)
     if isinstance(recipe, Recipe):
-        resolved = overlay(recipe, overrides)
+        resolved = overlay(recipe, asked)
     else:
-        resolved = read_recipe(Path(recipe) if recipe else None, overrides)
+        resolved = read_recipe(Path(recipe) if recipe else None, asked)
         if not resume:  # a build that goes on is asked for by its own recipe
             BuildFolder(Path(out)).require_apart(recipe)
     return run_recipe(

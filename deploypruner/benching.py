@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING
 import click
 
 from deploypruner.errors import InputError, MeasureError, RecipeError
-from deploypruner.options import RUNTIME, SECONDS, SEED, THREADS, Real, chosen_runtimes, colour, width
+from deploypruner.options import SEED, GroupedCommand, Real, colour, width
 from deploypruner.ranges import MOST
 from deploypruner.reading import status
+from deploypruner.recipe.option import MEASURING, MODEL
+from deploypruner.recipe.overrides import chosen_runtimes
+from deploypruner.recipe_options import command_option, recipe_option
+from deploypruner.registries import runtimes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,24 +34,30 @@ _BUILD_FILES = (
 )
 
 
-@click.command("bench")
+@click.command("bench", cls=GroupedCommand, example="deploypruner bench build/ other.onnx --seconds 30")
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
-@RUNTIME
-@THREADS
-@SECONDS
-@click.option(
+@recipe_option("runtime")
+@recipe_option("threads")
+@recipe_option("seconds")
+@command_option(
     "--interval",
+    group=MEASURING,
     type=Real(0, MOST, min_open=True),
     default=2.0,
     show_default=True,
     metavar="PERCENT",
     help="Stop when every ratio is known to ± this.",
 )
-@click.option("--input-shape", multiple=True, metavar="NAME=1,3,224,224", help="For dynamic dimensions.")
-@click.option(
-    "--data", metavar="FILE", help="Real inputs: an .npz with one array per input name, or what `compile` takes."
+@command_option(
+    "--input-shape", group=MODEL, multiple=True, metavar="NAME=1,3,224,224", help="For dynamic dimensions."
 )
-@click.option("--json", "document", metavar="FILE", help="Everything as JSON, raw samples too; - for stdout.")
+@command_option(
+    "--data",
+    group=MODEL,
+    metavar="FILE",
+    help="Real inputs: an .npz with one array per input name, or what `compile` takes.",
+)
+@command_option("--json", "document", metavar="FILE", help="Everything as JSON, raw samples too; - for stdout.")
 @SEED
 def bench_command(
     artifacts: tuple[Path, ...],
@@ -64,12 +74,16 @@ def bench_command(
 
     An artifact is an .onnx, .xml or .pt2 file, or a build folder, which stands for all its models.
     """
-    from deploypruner.measure import bench, openers
-
     shapes = _named_shapes(input_shape)
+    names = chosen_runtimes(runtime)
+    for name in names or ():
+        runtimes.check(name)
+    for path in artifacts:
+        _check_there(path)
     if document not in (None, "-"):
         _check_writable(Path(str(document)), artifacts)
-    names = chosen_runtimes(runtime)
+    from deploypruner.measure import bench, openers
+
     opened = openers(names)
     files = [file for path in artifacts for file in _artifact_files(path, opened)]
     found = bench(
@@ -95,8 +109,8 @@ def _real_inputs(file: Path, data: str, shapes: dict[str, tuple[int, ...]], seed
 
     from deploypruner.build.sparsify_inputs import named_arrays, one_batch
     from deploypruner.measure.bench import pair_up
+    from deploypruner.recipe.data import DataSettings
     from deploypruner.runtime import runtimes
-    from deploypruner.sources.data import DataSettings
 
     ((_, runtime), *_) = pair_up([file])
     specs = [
@@ -127,15 +141,19 @@ def _report_failures(found: Bench) -> None:
 
 def _artifact_files(path: Path, opened: frozenset[str]) -> list[Path]:
     """The file itself, or the models of a build folder that end in one of the suffixes `opened`."""
-    found = status(path, what="artifact")
-    if found is None:
-        raise InputError(f"there is no file or folder '{path}'", hint=f"looked in {path.absolute().parent}")
-    if not S_ISDIR(found.st_mode):
+    if not S_ISDIR(_check_there(path).st_mode):
         return [path]
     files = [path / name for name in _BUILD_FILES if (path / name).is_file() and Path(name).suffix in opened]
     if not files:
         raise InputError(f"{path} holds no artifact", hint="name a build folder, or .onnx, .xml and .pt2 files")
     return files
+
+
+def _check_there(path: Path) -> os.stat_result:
+    found = status(path, what="artifact")
+    if found is None:
+        raise InputError(f"there is no file or folder '{path}'", hint=f"looked in {path.absolute().parent}")
+    return found
 
 
 def _named_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

@@ -6,23 +6,35 @@ from pathlib import Path
 
 import click
 
+from deploypruner.options import GroupedCommand
 from deploypruner.ranges import MOST
+from deploypruner.recipe.option import CHANNELS, MODEL
+from deploypruner.recipe.overrides import overrides
+from deploypruner.recipe_options import command_option, recipe_option
+from deploypruner.registries import criteria
 from deploypruner.terminal import escaped_lines
 
 
-@click.command("criteria-check")
+@click.command("criteria-check", cls=GroupedCommand, example="deploypruner criteria-check model.pt2 --data photos/")
 @click.argument("model")
-@click.option(
-    "--data", required=True, metavar="DIR", help="Image folder, .npz, or package.module:factory of loaders."
+@recipe_option("data", required=True)
+@recipe_option("weights")
+@recipe_option("trust_pickle")
+@command_option(
+    "--recipe", group=MODEL, type=click.Path(path_type=Path), help="TOML file with any option of compile."
 )
-@click.option("--weights", type=click.Path(path_type=Path), help="Weights for package.module:factory.")
-@click.option("--trust-pickle", is_flag=True, default=None, help="Let a pickled module run its code.")
-@click.option("--recipe", type=click.Path(path_type=Path), help="TOML file with any option of compile.")
-@click.option("--criterion", multiple=True, metavar="NAME", help="Repeat for several.  [default: all]")
-@click.option(
-    "--samples", type=click.IntRange(1, MOST), default=128, show_default=True, help="Training samples to look at."
+@command_option(
+    "--criterion", group=CHANNELS, multiple=True, metavar="NAME", help="Repeat for several.  [default: all]"
 )
-@click.option("--seed", type=int, help="Decides every random choice.  [default: 0]")
+@command_option(
+    "--samples",
+    group=CHANNELS,
+    type=click.IntRange(1, MOST),
+    default=128,
+    show_default=True,
+    help="Training samples to look at.",
+)
+@recipe_option("seed")
 def check_command(
     model: str,
     data: str,
@@ -38,24 +50,21 @@ def check_command(
     The truth takes one pass over the samples per channel of MODEL: minutes for a small network, far too long for a
     large one.
     """
+    from deploypruner.recipe.reading import read_recipe
+
+    given = {"model": model, "data": data, "weights": weights, "trust_pickle": trust_pickle, "seed": seed}
+    chosen = read_recipe(recipe, overrides(given))
+    for name in criterion:
+        criteria.check(name)
     from deploypruner.build.criterion import make_criterion
     from deploypruner.build.feeds import training_batches
-    from deploypruner.config import read_recipe
-    from deploypruner.criteria import criteria
-    from deploypruner.learn.learned import is_learned
     from deploypruner.planning import loaded
     from deploypruner.progress import progress_for
     from deploypruner.prune.agreement import agreements, table
 
-    overrides = {
-        "model": {"source": model, "weights": weights, "trust_pickle": trust_pickle},
-        "data": {"source": data},
-        "seed": seed,
-    }
-    chosen = read_recipe(recipe, overrides)
     made = {name: make_criterion(name, {}) for name in criterion or criteria}
     if not criterion:  # the oracle is the yardstick, and learned criteria have no scores of their own before training
-        made = {name: one for name, one in made.items() if name != "oracle" and not is_learned(one)}
+        made = {name: one for name, one in made.items() if name != "oracle" and not one.learned}
     build, graph = loaded(chosen, "deploypruner criteria-check")
     size = min(chosen.prune.batch_size, samples)
     batches = list(training_batches(build, batch_size=size, count=max(1, samples // size)))

@@ -15,16 +15,18 @@ import click
 from deploypruner.benching import bench_command
 from deploypruner.checking import check_command
 from deploypruner.errors import DeployPrunerError, RecipeError, nearest
-from deploypruner.options import RUNTIME, SECONDS, SPINNING, THREADS, colour, width
-from deploypruner.recipe_options import budget_options, model_options, overrides, sparse_options, training_options
+from deploypruner.options import SPINNING, GroupedCommand, colour, width
+from deploypruner.recipe import Recipe
+from deploypruner.recipe.option import BUDGET, CHANNELS, GROUPS, MEASURING, MODEL
+from deploypruner.recipe.overrides import overrides
+from deploypruner.recipe_options import command_option, recipe_options
 from deploypruner.refusals import allow_open_files, native_refusal, refusal
+from deploypruner.registries import REGISTRIES, schedules
 from deploypruner.sparsifying import sparsify_command
 from deploypruner.terminal import escaped, escaped_lines, open_streams, reader_is_gone, silence, write_line
 
-_KINDS = (
-    *("criteria", "normalizers", "patterns", "runtimes", "schedules", "scopes"),
-    *("sparse-schedules", "targets", "tasks"),
-)
+# Beside the registries, what is chosen from one of them by another option.
+_KINDS = (*sorted({*REGISTRIES, "sparse-schedules"}),)
 
 
 def main() -> None:
@@ -136,28 +138,23 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-@cli.command("compile")
-@model_options
-@budget_options
-@training_options
-@sparse_options
-@RUNTIME
-@THREADS
-@SECONDS
-@click.option("--out", default="build", show_default=True, type=click.Path(path_type=Path), help="Build folder.")
-@click.option("--resume", is_flag=True, help="Go on with the build in --out.")
+@cli.command(
+    "compile", cls=GroupedCommand, example="deploypruner compile model.pt2 --data photos/ --latency 5ms --out build/"
+)
+@recipe_options(*GROUPS)
+@command_option("--out", default="build", show_default=True, type=click.Path(path_type=Path), help="Build folder.")
+@command_option("--resume", is_flag=True, help="Go on with the build in --out.")
 def compile_command(out: Path, resume: bool, **options: Any) -> None:
     """Prune, recover, quantize, export, verify and measure MODEL.
 
     MODEL is file.pt2, file.pt (with --trust-pickle), package.module:factory, timm:NAME, torchvision:NAME or
     transformers:DIR_OR_NAME.
     """
+    recipe = _checked_recipe(options)
     from deploypruner.api import run_recipe
     from deploypruner.build.folder import BuildFolder
-    from deploypruner.config import read_recipe
     from deploypruner.progress import progress_for
 
-    recipe = read_recipe(options["recipe"], overrides(options))
     if not resume:  # a build that goes on is asked for by its own recipe
         BuildFolder(out).require_apart(options["recipe"])
     command = shlex.join(["deploypruner", *sys.argv[1:]])
@@ -170,23 +167,19 @@ def compile_command(out: Path, resume: bool, **options: Any) -> None:
     _show(out)
 
 
-@cli.command("plan")
-@model_options
-@budget_options
-@RUNTIME
-@THREADS
-@click.option(
+@cli.command("plan", cls=GroupedCommand, example="deploypruner plan model.pt2 --macs 0.5 --frozen")
+@recipe_options(BUDGET, MODEL, CHANNELS, MEASURING, without=("schedule", "learn_epochs", "seconds"))
+@command_option(
     "--time", "with_times", is_flag=True, help="Predict milliseconds too; layers are timed once, then cached."
 )
-@click.option("--frozen", is_flag=True, help="List what cannot be pruned, why, and where in the code.")
-@click.option("--json", "as_document", is_flag=True, help="Everything as JSON, for a program.")
+@command_option("--frozen", is_flag=True, help="List what cannot be pruned, why, and where in the code.")
+@command_option("--json", "as_document", is_flag=True, help="Everything as JSON, for a program.")
 def plan_command(with_times: bool, frozen: bool, as_document: bool, **options: Any) -> None:
     """Dry run: groups, what is frozen and why, and the reachable budget; with a budget also the widths for it."""
+    recipe = _checked_recipe(options)
     from deploypruner import planning
-    from deploypruner.config import read_recipe
     from deploypruner.progress import progress_for
 
-    recipe = read_recipe(options["recipe"], overrides(options))
     asked = any(options[name] is not None for name in ("latency", "speedup", "macs"))
     found = planning.dry_run(recipe, with_widths=asked, with_times=with_times, progress=progress_for())
     if as_document:
@@ -228,41 +221,12 @@ def list_command(kind: str) -> None:
 
 
 def _described(kind: str) -> dict[str, str]:
-    if kind == "targets":
-        from deploypruner.target import TARGETS
-
-        return TARGETS
-    if kind == "runtimes":
-        from deploypruner.runtime import runtimes
-
-        return runtimes.describe()
-    if kind == "tasks":
-        from deploypruner.tasks import tasks
-
-        return tasks.describe()
-    if kind == "criteria":
-        from deploypruner.criteria import criteria
-
-        return criteria.describe()
+    """Name -> one line; of schedules those that the option of this name takes."""
     if kind == "schedules":
-        from deploypruner.learn.schedules import SCHEDULES
-
-        return SCHEDULES
-    if kind == "normalizers":
-        from deploypruner.prune.normalize import NORMALIZERS
-
-        return {name: found.about for name, found in NORMALIZERS.items()}
-    if kind == "patterns":
-        from deploypruner.patterns import described
-
-        return described()
+        return schedules.describe(to="channels")
     if kind == "sparse-schedules":
-        from deploypruner.recover.sparse import schedules
-
-        return schedules.describe()
-    from deploypruner.prune.allocate import SCOPES
-
-    return SCOPES
+        return schedules.describe(to="weights")
+    return REGISTRIES[kind].describe()
 
 
 @cli.command("demo")
@@ -274,6 +238,15 @@ def demo_command(out: Path) -> None:
 
     run_demo(out, progress=progress_for(), say=_say, command=shlex.join(["deploypruner", *sys.argv[1:]]))
     _show(out)
+
+
+def _checked_recipe(options: dict[str, Any]) -> Recipe:
+    """The recipe that was asked for, its numbers and names checked before anything heavy is loaded."""
+    from deploypruner.recipe.reading import read_recipe
+
+    recipe = read_recipe(options["recipe"], overrides(options))
+    recipe.model.require_source()
+    return recipe
 
 
 def _show(folder: Path) -> None:

@@ -17,9 +17,11 @@ from deploypruner.build.state import Given
 from deploypruner.errors import InputError
 from deploypruner.progress import Progress
 from deploypruner.recipe import MeasureRecipe, PruneRecipe, Recipe, RecoverRecipe
-from deploypruner.recover.finetune import FinetuneSettings, finetune
+from deploypruner.recipe.data import DataSettings
+from deploypruner.recipe.finetune import FinetuneSettings
+from deploypruner.recover.finetune import finetune
 from deploypruner.sources.arrays import from_arrays
-from deploypruner.sources.batches import Data, DataSettings
+from deploypruner.sources.batches import Data
 
 Digits: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]
 Widths: TypeAlias = tuple[int, int, int]

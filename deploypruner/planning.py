@@ -18,18 +18,19 @@ from deploypruner.build.state import Build, Given
 from deploypruner.graph import Graph, trace
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.prune.allocate import allocate, reachable
-from deploypruner.prune.constraints import STATISTICS_NOTE, Statistics, find_limits
+from deploypruner.prune.constraints import STATISTICS_NOTE, find_limits
 from deploypruner.prune.depth import held_branches
 from deploypruner.prune.evidence import Scores, score_groups
 from deploypruner.prune.given import given_widths
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.recipe import PruneRecipe, Recipe
+from deploypruner.recipe.constraints import Statistics
 from deploypruner.records import Precision, Setting
 from deploypruner.report.frozen import by_reason, frozen_details, frozen_summary
 from deploypruner.report.groups import BRANCH, GroupLine, group_table
 from deploypruner.report.terminal import wrap
 from deploypruner.report.units import scaled
-from deploypruner.search.outlook import Outlook, look_ahead
+from deploypruner.search.outlook import LatencyOutlook, look_ahead
 
 _IF_NEEDED = "statistics: cut if needed"
 _LEGEND = (
@@ -60,7 +61,7 @@ class DryRun:
     recipe: PruneRecipe
     plan: Plan | None
     remarks: tuple[str, ...]
-    outlook: Outlook | None = None
+    outlook: LatencyOutlook | None = None
 
     @property
     def reachable(self) -> dict[str, float]:
@@ -242,7 +243,7 @@ def as_json(found: DryRun) -> dict[str, Any]:
     }
 
 
-def _time_document(outlook: Outlook) -> dict[str, Any]:
+def _time_document(outlook: LatencyOutlook) -> dict[str, Any]:
     solution = outlook.solution
     return {
         "setting": asdict(outlook.setting),
@@ -264,7 +265,7 @@ def _range(found: DryRun) -> str:
     return f"{text} ({kept:.3f} where channels that a normalisation averages over stay)"
 
 
-def _times(outlook: Outlook) -> str:
+def _times(outlook: LatencyOutlook) -> str:
     dense, least = outlook.reach.dense_ms, outlook.reach.fastest_ms
     return (
         f"{least:.3g} to {dense:.3g} ms predicted for {outlook.setting}: up to --speedup {dense / least:.2f}; "
@@ -272,7 +273,7 @@ def _times(outlook: Outlook) -> str:
     )
 
 
-def _outcome(plan: Plan, outlook: Outlook | None) -> str:
+def _outcome(plan: Plan, outlook: LatencyOutlook | None) -> str:
     before, after = plan.macs_before, plan.macs_after
     text = ""
     if outlook is not None and outlook.solution is not None:
@@ -317,7 +318,7 @@ def _plan(build: Build, graph: Graph, scores: Scores, criterion: str) -> Plan:
 
 def _outlook(
     build: Build, graph: Graph, scores: Scores, criterion: str, with_widths: bool, progress: Progress | None
-) -> Outlook:
+) -> LatencyOutlook:
     """Predictions in the first runtime allowed; int8 where the recipe leaves the precision open."""
     recipe, measure = build.recipe.prune, build.recipe.measure
     precision: Precision = "int8" if measure.precision == "auto" else measure.precision

@@ -9,33 +9,35 @@ from pathlib import Path
 import click
 
 from deploypruner.errors import BudgetError
-from deploypruner.options import BATCH, SECONDS, SEED, THREADS, colour, width
-from deploypruner.recipe_options import numbers
+from deploypruner.options import BATCH, SEED, GroupedCommand, colour, width
+from deploypruner.reading import check_present
+from deploypruner.recipe.option import MEASURING
+from deploypruner.recipe_options import command_option, recipe_option
+from deploypruner.registries import tasks
 from deploypruner.terminal import write_line
 
 
-@click.command("sparsify")
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--data", metavar="DIR", help="Image folder, .npz or package.module:factory; ranges of fp32 models come from it."
+@click.command(
+    "sparsify", cls=GroupedCommand, example="deploypruner sparsify model.onnx --data photos/ --out sparse/"
 )
-@click.option("--mean", callback=numbers, metavar="R,G,B", help="Of images scaled to 0..1.  [default: ImageNet's]")
-@click.option("--std", callback=numbers, metavar="R,G,B", help="Of images scaled to 0..1.  [default: ImageNet's]")
-@THREADS
+@click.argument("model", type=click.Path(path_type=Path))
+@recipe_option("data")
+@recipe_option("mean")
+@recipe_option("std")
+@recipe_option("threads")
 @BATCH
-@SECONDS
-@click.option(
+@recipe_option("seconds")
+@command_option(
     "--accuracy-drop",
+    group=MEASURING,
     type=click.FloatRange(0),
     metavar="POINTS",
-    help="Of the metric, that int8 may cost against MODEL; without labels of agreement.  [default: 3; 10]",
+    help="Points that int8 may cost against MODEL; without labels of agreement.  [default: 3, of agreement 10]",
 )
-@click.option("--task", multiple=True, metavar="[OUTPUT=]TASK", help="What an output is. See `list tasks`; repeat.")
-@click.option("--metric", metavar="MODULE:FUNCTION", help="Your own metric(outputs, labels) -> float.")
-@click.option(
-    "--classes", type=click.Path(path_type=Path), metavar="FILE", help="Names of MODEL's classes, in order."
-)
-@click.option("--out", default="sparse", show_default=True, type=click.Path(path_type=Path), help="Folder.")
+@recipe_option("task")
+@recipe_option("metric")
+@recipe_option("classes")
+@command_option("--out", default="sparse", show_default=True, type=click.Path(path_type=Path), help="Folder.")
 @SEED
 def sparsify_command(
     model: Path,
@@ -59,13 +61,16 @@ def sparsify_command(
     form that loses more than --accuracy-drop is refused (exit code 3). Writes model.sparse.onnx and the library that
     runs it.
     """
-    from deploypruner.build.sparsified import Request, sparsified
+    check_present(model, what="model", hint="give an .onnx file", native=True)
+    for name in task:
+        tasks.check(name.rpartition("=")[2])
+    from deploypruner.build.sparsified import SparsifyRequest, sparsified
     from deploypruner.report import table_rows
     from deploypruner.report.outputs import outputs_text
     from deploypruner.report.sparse import sparse_sentence
     from deploypruner.report.terminal import wrap
 
-    request = Request(
+    request = SparsifyRequest(
         model,
         out,
         data=data,

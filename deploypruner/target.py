@@ -7,9 +7,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploypruner.errors import RecipeError, nearest
+from deploypruner.registries import targets
 
-TARGETS = {"cpu": "this machine's processor, through OpenVINO and ONNX Runtime"}
 # What the int8 kernels of both runtimes use; reported so that a slow int8 row can be explained.
 _INT8_FLAGS = ("avx2", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
@@ -45,12 +44,16 @@ def detect(name: str = "cpu") -> Target:
     Raises:
         RecipeError: No such target; the hint offers the nearest.
     """
-    if name not in TARGETS:
-        raise RecipeError(f"no target called '{name}'", hint=nearest(name, TARGETS))
+    return targets.get(name)()
+
+
+@targets.register("cpu", about="this machine's processor, through OpenVINO and ONNX Runtime")
+def this_machine() -> Target:
+    """Describe the machine we run on."""
     fields = _cpuinfo()
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     return Target(
-        name=name,
+        name="cpu",
         processor=fields.get("model name") or platform.processor() or platform.machine(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         int8_features=tuple(flag for flag in _INT8_FLAGS if flag in flags),

@@ -64,7 +64,7 @@ def replace_timer(monkeypatch: pytest.MonkeyPatch, graph) -> None:
     """Let latency models of this graph be built of made-up times."""
     monkeypatch.setattr(FakeTimer, "graph", graph, raising=False)
     monkeypatch.setattr(FakeTimer, "asked", 0)
-    monkeypatch.setattr(build, "Timer", FakeTimer)
+    monkeypatch.setattr(build, "ProbeTimer", FakeTimer)
     monkeypatch.setattr(build, "ProbeFiles", FakeFiles)
 
 

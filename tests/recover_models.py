@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recover.batches import Batch
-from deploypruner.recover.finetune import FinetuneSettings
 
 CLASSES = 3
 

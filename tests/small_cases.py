@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from deploypruner.search.choices import Choice
+from deploypruner.search.choices import WidthChoice
 
 KINDS = ("chain", "residual", "dense", "blocks")
 
@@ -27,7 +27,7 @@ class Layer:
 class Case:
     """Layers between groups of up to 48 channels that kernels see in blocks."""
 
-    choices: tuple[Choice, ...]
+    choices: tuple[WidthChoice, ...]
     layers: tuple[Layer, ...]
     block: int
 
@@ -119,8 +119,8 @@ def draw(rng: np.random.Generator, kind: str) -> Case:
         worth = np.cumsum(scores)[widths - 1]
         if kind == "blocks" and i:  # without the branch less is lost than with its narrowest width, now and then
             lost = float(rng.uniform(0.3, 1.5)) * float(worth[-1] - worth[0])
-            choice = Choice(f"g{i}", np.append(0, widths), np.append(worth[-1] - lost, worth), f"b{i}")
+            choice = WidthChoice(f"g{i}", np.append(0, widths), np.append(worth[-1] - lost, worth), f"b{i}")
         else:
-            choice = Choice(f"g{i}", widths, worth)
+            choice = WidthChoice(f"g{i}", widths, worth)
         choices.append(choice)
     return Case(tuple(choices), tuple(layer(*ends) for ends in layers), block)

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from deploypruner.budget import Budget, parse_latency
 from deploypruner.errors import RecipeError
+from deploypruner.recipe.budget import Budget, parse_latency
 
 
 @pytest.mark.parametrize(

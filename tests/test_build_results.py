@@ -11,6 +11,8 @@ from deploypruner.quantize.static import QuantizationSummary
 from deploypruner.records import Metric
 from deploypruner.search.assign import Assignment, LayerFilling
 
+pytestmark = pytest.mark.slow
+
 ZEROS = Zeros("2:4", "gradual", 0.5, "uniform", 10, 20, ("odd",), (ZeroLayer("a", "conv", 20, 10, "2:4"),))
 RECOVERY = Recovery(
     reconstructed_layers=1,

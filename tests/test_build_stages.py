@@ -16,7 +16,7 @@ import torch
 from deploypruner.build import pipeline
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.register import stages
-from deploypruner.build.stage import Stage, chain, registered
+from deploypruner.build.stage import Stage, chain
 from deploypruner.build.stages.learn import Learn
 from deploypruner.build.stages.load import Load
 from deploypruner.build.stages.score import Score
@@ -28,6 +28,8 @@ from deploypruner.recipe import PruneRecipe, Recipe
 from deploypruner.records import Check
 from tests.builds import IMAGE, known_rates, pretended_timings, run_cli, tiny
 from tests.recorded import Seen, recording
+
+pytestmark = pytest.mark.slow
 
 
 def test_every_stage_comes_after_those_it_needs_and_there_are_no_others():
@@ -52,7 +54,9 @@ def test_the_driver_names_no_stage():
 def only(*classes: type[Stage]) -> Iterator[None]:
     """Builds of these stages and those that the block registers."""
     assert list(stages)
-    with mock.patch.dict(stages._found, {cls.name: cls for cls in classes}, clear=True):
+    with mock.patch.multiple(stages, _read={}, _added={}, _found={}):
+        for cls in classes:
+            stages.register(cls.name)(cls)
         yield
 
 
@@ -65,7 +69,7 @@ def a_build(folder: Path, *, step: int = 8, samples: int = 512) -> Build:
 def count_stage() -> type[Stage]:
     """Counts the groups of the traced model; `ran` says how often."""
 
-    @registered
+    @stages.register("count")
     class Count(Stage):
         """Count groups."""
 

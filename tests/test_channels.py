@@ -18,6 +18,8 @@ from deploypruner.prune.room import by_importance
 from deploypruner.recipe import LearnRecipe, PruneRecipe, RecoverRecipe
 from tests.builds import run_cli, stopped_before
 
+pytestmark = pytest.mark.slow
+
 
 def test_values_stay_and_go_to_the_channels_in_their_new_order():
     score = torch.tensor([5.0, -1.0, 3.0, 3.0, 0.0])

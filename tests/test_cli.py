@@ -30,6 +30,8 @@ from tests.builds import (
     workshop,
 )
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -366,17 +368,6 @@ def test_without_a_command_the_help_is_shown():
     assert outcome.code == 0
     assert "Usage:" in outcome.out
     assert outcome.err == ""
-
-
-def test_help_needs_no_heavy_library():
-    code = (
-        "import sys\nsys.argv = ['deploypruner', 'compile', '--help']\n"
-        "from deploypruner import cli\ntry:\n    cli.main()\nexcept SystemExit:\n    pass\n"
-        "print([m for m in ('torch', 'numpy', 'onnx', 'openvino', 'pydantic', 'rich') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert "--macs FRACTION" in done.stdout
-    assert done.stdout.endswith("[]\n")
 
 
 @pytest.mark.parametrize(

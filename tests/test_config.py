@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deploypruner.config import overlay, read_recipe
 from deploypruner.errors import InputError, RecipeError
-from deploypruner.prune.constraints import Constraints, LayerConstraint
 from deploypruner.recipe import (
     DERIVED,
     MeasureRecipe,
@@ -16,7 +14,9 @@ from deploypruner.recipe import (
     RecoverRecipe,
     resolved_toml,
 )
-from deploypruner.sources.batches import DataSettings
+from deploypruner.recipe.constraints import Constraints, LayerConstraint
+from deploypruner.recipe.data import DataSettings
+from deploypruner.recipe.reading import overlay, read_recipe
 
 
 def recipe_file(tmp_path: Path, text: str) -> Path:

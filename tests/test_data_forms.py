@@ -12,6 +12,8 @@ from torch import nn
 
 from tests.builds import Tiny, run_cli, samples, save_program, stopped_before, tiny
 
+pytestmark = pytest.mark.slow
+
 
 class Baked(Tiny):
     """A batch size written into the graph."""

@@ -9,9 +9,11 @@ import torch
 
 from deploypruner.demo import DemoNet, demo_data, digits_data, train_demo_model
 from deploypruner.errors import InputError
+from deploypruner.recipe.data import DataSettings
 from deploypruner.recover.validate import top1_percent
 from deploypruner.sources.arrays import from_arrays
-from deploypruner.sources.batches import DataSettings
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,8 @@ from deploypruner.export.to_onnx import OPSET, Onnx
 from deploypruner.export.to_openvino import write_ir
 from deploypruner.runtime import runtimes
 
+pytestmark = pytest.mark.slow
+
 
 class Small(nn.Module):
     """Convolution, batch norm with moving statistics, hard-swish, residual, linear."""

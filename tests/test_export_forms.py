@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from deploypruner.errors import TraceError
 from deploypruner.export.to_onnx import Onnx
 
+pytestmark = pytest.mark.slow
+
 
 class Lambda(nn.Module):
     def __init__(self, function) -> None:

@@ -15,7 +15,7 @@ from deploypruner.build.answering import Runner
 from deploypruner.build.feeds import verification_feeds
 from deploypruner.build.fitting import Said, fit, require_better_than_chance, tasks_without_data
 from deploypruner.errors import InputError, RecipeError
-from deploypruner.sources.batches import DataSettings
+from deploypruner.recipe.data import DataSettings
 from deploypruner.sources.data import as_data, load_data
 from deploypruner.tasks.recognise import parse_tasks
 

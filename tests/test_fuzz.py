@@ -16,6 +16,8 @@ import pytest
 
 from tests.fuzzing import FAULTS, Case, classify, run_case
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 COUNT = int(os.environ.get("DEPLOYPRUNER_FUZZ", "60"))
 SEED = os.environ.get("DEPLOYPRUNER_FUZZ_SEED", "3")

@@ -16,6 +16,8 @@ from deploypruner.prune.plan import make_plan
 from deploypruner.prune.remove import remove_and_prove
 from tests.nets import conv_bn, make
 
+pytestmark = pytest.mark.slow
+
 
 class TwoPaths(nn.Module):
     """Either branch, by the sign of the input: an `if` on a value."""

@@ -14,10 +14,10 @@ from deploypruner.errors import PlanError, RecipeError
 from deploypruner.graph import trace
 from deploypruner.graph.observe import Products
 from deploypruner.graph.stand_ins import Dropped
-from deploypruner.prune.constraints import Constraints, LayerConstraint
 from deploypruner.prune.depth import floors, held_branches
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.prune.proof import prove
+from deploypruner.recipe.constraints import Constraints, LayerConstraint
 from tests.nets import NETS, conv_bn, make
 
 GONE = np.empty(0, np.int64)

@@ -21,6 +21,8 @@ from deploypruner.prune.remove import remove_and_prove
 from tests.nets import NETS, make
 from tests.test_graph_laws import random_plan
 
+pytestmark = pytest.mark.slow
+
 
 def seeded(make):
     with torch.random.fork_rng():

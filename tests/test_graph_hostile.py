@@ -17,6 +17,8 @@ from deploypruner.prune.remove import remove_and_prove
 from tests.hostile import CASES
 from tests.test_graph_random import random_plan
 
+pytestmark = pytest.mark.slow
+
 
 @functools.cache
 def traced(name: str) -> tuple[nn.Module, Any, Graph]:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 import deploypruner as dp
-from deploypruner.budget import Budget
 from deploypruner.criteria import criteria
 from deploypruner.errors import InputError
 from deploypruner.export import exporters
@@ -34,7 +33,10 @@ from deploypruner.prune.allocate import allocate
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.remove import remove_and_prove
+from deploypruner.recipe.budget import Budget
 from tests.builds import pretended_timings
+
+pytestmark = pytest.mark.slow
 
 Pair = namedtuple("Pair", "score features")
 

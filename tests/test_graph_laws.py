@@ -17,6 +17,8 @@ from deploypruner.prune.plan import Plan
 from deploypruner.prune.remove import remove_and_prove
 from tests.nets import NETS, make
 
+pytestmark = pytest.mark.slow
+
 
 def random_plan(graph: Graph, seed: int) -> Plan:
     """Remove half of every group, heads and columns alike, at random."""

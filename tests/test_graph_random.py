@@ -21,6 +21,8 @@ from deploypruner.prune.remove import remove_and_prove
 from tests.dealt import CARDS_PER_NET, dealt
 from tests.deck import DECK
 
+pytestmark = pytest.mark.slow
+
 SEED = 0
 HANDS = range(-(-len(DECK) // CARDS_PER_NET))
 # Rules that no network exported by torch can meet today, and why they are kept.

@@ -15,6 +15,8 @@ from deploypruner.graph.stochastic import StochasticDepth, keep_stochastic_depth
 from deploypruner.prune.remove import remove_and_prove
 from tests.test_graph_laws import random_plan
 
+pytestmark = pytest.mark.slow
+
 
 class DropPath(nn.Module):
     """Drops samples, or a whole batch; with `scaled=False` the survivors are not scaled up."""

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from deploypruner import Constraints, trace
-from deploypruner.budget import Budget
 from deploypruner.criteria.magnitude import Magnitude
 from deploypruner.errors import InputError
 from deploypruner.graph.module import TracedModule
@@ -19,8 +18,11 @@ from deploypruner.prune.allocate import allocate
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.plan import make_plan
 from deploypruner.prune.remove import remove
+from deploypruner.recipe.budget import Budget
 from deploypruner.recover.modes import outputs_as_evaluated
 from tests.training_nets import NETS, Auxiliary, Probabilities, inputs_of
+
+pytestmark = pytest.mark.slow
 
 
 def built(name: str) -> tuple[nn.Module, Tensor]:

@@ -26,10 +26,10 @@ from deploypruner.measure.files import check_external, describe_file
 from deploypruner.measure.inputs import random_feeds
 from deploypruner.measure.process import Worker
 from deploypruner.measure.trial import check_runs
+from deploypruner.recipe.data import DataSettings
 from deploypruner.records import TensorSpec
 from deploypruner.report import from_json, to_json
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
-from deploypruner.sources.batches import DataSettings
 from deploypruner.sources.data import load_data
 from deploypruner.sources.pixels import decode, image_size
 from deploypruner.sources.room import check_room
@@ -38,6 +38,8 @@ from deploypruner.sources.torch_file import Kind, kind_of
 from tests.builds import run_cli, tiny
 from tests.fuzz_cases import small_onnx
 from tests.test_report_examples import EXAMPLES
+
+pytestmark = pytest.mark.slow
 
 SETTINGS = DataSettings(size=(16, 16))
 

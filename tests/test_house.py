@@ -26,17 +26,21 @@ LAYERS = (
     {"checking"},
     {"demo", "planning", "benching", "sparsifying"},
     {"api"},
-    {"config", "build"},
-    {"report", "recipe"},
+    {"build"},
+    {"report"},
     {"verify", "search"},
     {"latency", "learn"},
+    {"schedules"},
     {"export", "quantize", "measure", "recover", "sources", "prune"},
     {"runtime", "criteria", "patterns", "tasks"},
     {"graph", "masks", "sparse", "pt2"},
     {"recipe_options"},
-    {"scratch", "progress", "options", "openvino_import"},
+    {"options"},
+    {"recipe"},
+    {"scratch", "progress", "openvino_import", "target"},
     {"atomic"},
-    {"target", "registry", "records", "budget", "locking", "reading"},
+    {"registries"},
+    {"registry", "records", "locking", "reading"},
     {"refusals", "ranges", "terminal"},
     {"errors"},
 )
@@ -188,3 +192,12 @@ def test_the_command_line_starts_without_heavy_libraries():
     code = f"import sys, deploypruner.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_class_names_are_unique_in_the_package():
+    homes: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: found for name, found in homes.items() if len(found) > 1} == {}

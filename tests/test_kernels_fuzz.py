@@ -13,6 +13,8 @@ import pytest
 
 from deploypruner.sparse.library import KERNELS, is_built, path_of, targets
 
+pytestmark = pytest.mark.slow
+
 KERNEL_SOURCES = Path(__file__).parents[1] / "kernels"
 CASES = 1500
 FEW_CASES, SANITIZED_CASES = 32, 300

@@ -15,7 +15,10 @@ from deploypruner.sparse.library import is_built, targets
 from tests.kernel_cases import DOMAIN
 from tests.test_kernels_openvino import compiled
 
-pytestmark = pytest.mark.skipif(not is_built(), reason="the package was built without its sparse kernels")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not is_built(), reason="the package was built without its sparse kernels"),
+]
 
 
 @dataclass(frozen=True)

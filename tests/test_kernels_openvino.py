@@ -14,7 +14,10 @@ from deploypruner.sparse import library
 from deploypruner.sparse.library import extension_path, is_built
 from tests.kernel_cases import Case, as_onnx, in_torch, random_case
 
-pytestmark = pytest.mark.skipif(not is_built(), reason="the package was built without its sparse kernels")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not is_built(), reason="the package was built without its sparse kernels"),
+]
 
 openvino = import_openvino()
 BIG = 11  # a seed whose convolution has more than one tile

@@ -15,7 +15,10 @@ from deploypruner.sparse.kernels import Conv, ConvShape, compress, create, from_
 from deploypruner.sparse.library import is_built, known_targets, targets
 from tests.kernel_cases import Case, in_torch, random_case
 
-pytestmark = pytest.mark.skipif(not is_built(), reason="the package was built without its sparse kernels")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not is_built(), reason="the package was built without its sparse kernels"),
+]
 
 
 def run(case: Case, target: str) -> np.ndarray:

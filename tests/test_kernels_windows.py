@@ -12,6 +12,8 @@ import pytest
 
 from deploypruner.sparse.library import KERNELS, is_built, known_targets, path_of, targets
 
+pytestmark = pytest.mark.slow
+
 SOURCES = Path(__file__).parents[1] / "kernels" / "tests"
 CASES = 800
 PASSES, VARIANTS = (4, 8, 12, 16, 20, 24), 4  # pixels of a pass; with and without a residual, a hard swish

@@ -27,6 +27,8 @@ from deploypruner.runtime.openvino_nodes import WARM_CALLS, mean_since
 from tests.made_up_times import FakeTimer, replace_timer, true_ms
 from tests.nets import IMAGE, Residual, SqueezeExcite, Vgg
 
+pytestmark = pytest.mark.slow
+
 SETTING = Setting("openvino", "fp32", 1)
 
 

@@ -27,6 +27,8 @@ from deploypruner.runtime import NodeTime, runtimes
 from tests.made_up_times import FakeTimer, fake_nodes, replace_timer, true_ms
 from tests.nets import conv_bn
 
+pytestmark = pytest.mark.slow
+
 GONE = np.array([], np.int64)
 SETTING = Setting("openvino", "fp32", 1)
 IMAGE = (1, 3, 8, 8)

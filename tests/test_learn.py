@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deploypruner.budget import Budget
 from deploypruner.build.learning import schedule_name
 from deploypruner.criteria import criteria
 from deploypruner.criteria.dtp import Dtp
@@ -19,15 +18,7 @@ from deploypruner.criteria.pdp import Pdp
 from deploypruner.errors import RecipeError
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.holding import holding
-from deploypruner.learn import (
-    ChannelRegime,
-    LearnSettings,
-    Shrinking,
-    learn,
-    learned_regime,
-    toward_budget,
-    toward_widths,
-)
+from deploypruner.learn import ChannelRegime, Shrinking, learn, learned_regime, toward_budget, toward_widths
 from deploypruner.learn.learned import TransportGates
 from deploypruner.learn.schedules import rankings
 from deploypruner.prune.allocate import allocate
@@ -35,10 +26,14 @@ from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.prune.remove import remove_and_prove
 from deploypruner.recipe import LearnRecipe
+from deploypruner.recipe.budget import Budget
+from deploypruner.recipe.finetune import FinetuneSettings
+from deploypruner.recipe.learn import LearnSettings
 from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.recover.finetune import FinetuneSettings
 from tests.nets import conv_bn
 from tests.recover_models import CLASSES, Images, interrupted_at
+
+pytestmark = pytest.mark.slow
 
 SETTINGS = FinetuneSettings(epochs=4, batch_size=8, lr=0.02, amp="off")
 KINDS = ("pdp", "dtp", "iterative", "iterative to widths", "gradual")
@@ -336,3 +331,14 @@ def test_the_last_tenth_of_a_training_has_hard_masks_that_do_not_change(kind):
         assert torch.equal(mask, seen[-2][1][group])
         assert set(mask.tolist()) <= {0.0, 1.0}
         assert int(mask.sum()) == chosen.chosen[group]
+
+
+@pytest.mark.parametrize("name", criteria)
+def test_a_criterion_that_says_it_is_learned_has_a_training_for_its_masks(name):
+    graph = small()
+    plan, criterion = regime(graph, "gradual").plan, criteria.get(name)()
+    if criterion.learned:
+        assert isinstance(learned_regime(graph, plan, criterion), ChannelRegime)
+    else:
+        with pytest.raises(AssertionError, match="no training of its masks"):
+            learned_regime(graph, plan, criterion)

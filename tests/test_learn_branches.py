@@ -13,15 +13,18 @@ from deploypruner.criteria import criteria
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.branch_gates import gate_name, with_branch_gates
 from deploypruner.graph.holding import holding
-from deploypruner.learn import ChannelRegime, LearnSettings, Shrinking, learn, learned_regime, toward_widths
+from deploypruner.learn import ChannelRegime, Shrinking, learn, learned_regime, toward_widths
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.plan import make_plan
 from deploypruner.prune.remove import remove_and_prove
-from deploypruner.recover.finetune import FinetuneSettings
+from deploypruner.recipe.finetune import FinetuneSettings
+from deploypruner.recipe.learn import LearnSettings
 from tests.nets import make
 from tests.recover_models import Images, interrupted_at
 from tests.test_learn import small
 from tests.test_search_worth import Overwritten, seeded
+
+pytestmark = pytest.mark.slow
 
 GONE = np.array([], np.int64)
 SETTINGS = FinetuneSettings(epochs=2, batch_size=8, lr=0.02, amp="off")

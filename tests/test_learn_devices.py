@@ -12,6 +12,8 @@ from deploypruner.prune.remove import remove_and_prove
 from tests.recover_models import Images
 from tests.test_learn import KINDS, SETTINGS, regime, small, widths
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("change", [{"ema": 0.9}, {"devices": 2, "amp": "bf16"}])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "iterative"])  # its widths are its own

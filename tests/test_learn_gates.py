@@ -17,6 +17,8 @@ from deploypruner.prune.plan import make_plan
 from deploypruner.prune.remove import remove_and_prove
 from tests.nets import NETS, conv_bn, make
 
+pytestmark = pytest.mark.slow
+
 # Where a gate on what writes a channel is not its removal: statistics over channels and a softmax see the zeros.
 ELSEWHERE = {"attention", "einsum", "unsupported", "in place"}
 

@@ -16,12 +16,14 @@ from deploypruner.build import gradual
 from deploypruner.build.stages import allocate
 from deploypruner.latency.clock import current_clock, using
 from deploypruner.records import Setting
-from deploypruner.search.found import Found
+from deploypruner.search.found import SearchResult
 from deploypruner.search.goal import Assessment, Goal
 from deploypruner.search.loop import Round, Trial
 from deploypruner.search.solve import solve
 from tests.builds import digests, run_cli, stopped_before
 from tests.staircase import Staircase
+
+pytestmark = pytest.mark.slow
 
 BUILD = (
     *("compile", "tiny.pt2", "--data", "labelled.npz", "--epochs", "0", "--speedup", "1.5", "--step", "2"),
@@ -41,7 +43,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, share: float = 1.0) -> None:
         self.share, self.graph = share, None
         monkeypatch.setattr(allocate, "meet", self.meet)
-        monkeypatch.setattr(gradual, "Bench", lambda *_, **__: self)
+        monkeypatch.setattr(gradual, "CandidateBench", lambda *_, **__: self)
 
     def __enter__(self) -> Clock:
         return self
@@ -53,14 +55,16 @@ class Clock:
         self.graph = graph
         return Staircase(graph, block=2, base=0.005, rate=1.0)
 
-    def meet(self, request: Any) -> tuple[Mapping[str, Any], Found]:
+    def meet(self, request: Any) -> tuple[Mapping[str, Any], SearchResult]:
         latency = self.of(request.graph)
         dense_ms = latency.ms({})
         limits = {"step": request.step, "constraints": request.constraints}
         solution = solve(request.graph, request.scores, latency.tally, dense_ms / 1.5, **limits)
         line = Round(dict(solution.widths), 0.5, solution.predicted_ms, solution.predicted_ms, 1.5, 1.5, met=True)
         setting = Setting("onnxruntime", "fp32", 1)
-        found = Found(setting, dense_ms, 1.0, 0.5, line.predicted_ms, line.measured_ms, (line,), objective="scores")
+        found = SearchResult(
+            setting, dense_ms, 1.0, 0.5, line.predicted_ms, line.measured_ms, (line,), objective="scores"
+        )
         return solution.keep, found
 
     def build(self, graph: Any, setting: Setting, **_: Any) -> Model:
@@ -160,7 +164,7 @@ def test_without_data_a_budget_of_time_refuses_to_train(tmp_path):
 class Dropping(Clock):
     """One shot leaves the only branch out and cuts widths for the rest of the time."""
 
-    def meet(self, request: Any) -> tuple[Mapping[str, Any], Found]:
+    def meet(self, request: Any) -> tuple[Mapping[str, Any], SearchResult]:
         keep, found = super().meet(request)
         (branch,) = request.graph.branches
         keep = {**keep, branch.id: np.array([], np.int64)}

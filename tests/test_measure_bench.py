@@ -19,6 +19,8 @@ from deploypruner.measure.rows import file_bytes
 from deploypruner.records import TensorSpec
 from tests.builds import run_cli
 
+pytestmark = pytest.mark.slow
+
 FLOAT, HALF, INT, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BOOL
 
 

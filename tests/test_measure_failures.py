@@ -9,8 +9,10 @@ import pytest
 
 from deploypruner.errors import MeasureError
 from deploypruner.measure import pair_up, time_artifacts
-from deploypruner.measure.rounds import Effort, run_rounds
+from deploypruner.measure.rounds import MeasuringEffort, run_rounds
 from tests.timed import Scripted, Unsteady, save_conv
+
+pytestmark = pytest.mark.slow
 
 
 class Crashing(Scripted):
@@ -25,7 +27,7 @@ class Crashing(Scripted):
 def test_a_worker_that_fails_is_left_out_and_the_others_go_on() -> None:
     log: list[str] = []
     workers = [Scripted("a", 100, log), Crashing("b", 200, log), Scripted("c", 300, log)]
-    rounds = run_rounds(workers, [10] * 3, [0] * 3, effort=Effort(min_rounds=10))
+    rounds = run_rounds(workers, [10] * 3, [0] * 3, effort=MeasuringEffort(min_rounds=10))
     assert {index: error.message for index, error in rounds.failed.items()} == {1: "b crashed"}
     assert [samples.shape for samples in rounds.samples_ns] == [(10, 10), (0,), (10, 10)]
     assert log.count("b") == 2
@@ -36,7 +38,9 @@ def test_those_whose_baseline_fails_are_compared_with_the_first_of_them() -> Non
     log: list[str] = []
     told: list[str] = []
     workers = [Crashing("a", 100, log), Unsteady("b", 100, log), Unsteady("c", 100, log)]
-    rounds = run_rounds(workers, [10] * 3, [0] * 3, effort=Effort(), progress=lambda _, text: told.append(text))
+    rounds = run_rounds(
+        workers, [10] * 3, [0] * 3, effort=MeasuringEffort(), progress=lambda _, text: told.append(text)
+    )
     # b and c are unsteady alike, so that only their ratio can be known.
     assert rounds.settled
     assert told[-1].endswith("widest interval ±0.0%")
@@ -44,7 +48,7 @@ def test_those_whose_baseline_fails_are_compared_with_the_first_of_them() -> Non
 
 def test_rounds_end_where_every_worker_has_failed() -> None:
     log: list[str] = []
-    rounds = run_rounds([Crashing("a", 100, log)], [1], [0], effort=Effort())
+    rounds = run_rounds([Crashing("a", 100, log)], [1], [0], effort=MeasuringEffort())
     assert list(rounds.failed) == [0]
     assert log == ["a", "a"]
 

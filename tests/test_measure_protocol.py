@@ -17,10 +17,12 @@ from deploypruner.measure import measure, pair_up, process, time_artifacts
 from deploypruner.measure.cores import pick_cores
 from deploypruner.measure.inputs import random_feeds
 from deploypruner.measure.process import Worker
-from deploypruner.measure.rounds import Effort, block_calls, run_rounds
+from deploypruner.measure.rounds import MeasuringEffort, block_calls, run_rounds
 from deploypruner.measure.worker import block, warm_up
 from deploypruner.records import TensorSpec
 from tests.timed import Scripted, Unsteady, save_conv
+
+pytestmark = pytest.mark.slow
 
 
 def open_worker(path: Path, runtime: str = "onnxruntime") -> Worker:
@@ -41,7 +43,7 @@ def is_running(pid: int) -> bool:
 def run_scripted(seed: int = 0, **effort: float) -> tuple[list[str], object]:
     log: list[str] = []
     workers = [Scripted(name, ns, log) for name, ns in (("a", 100), ("b", 200), ("c", 300))]
-    rounds = run_rounds(workers, [10, 10, 10], [0, 0, 0], effort=Effort(min_rounds=10, **effort), seed=seed)
+    rounds = run_rounds(workers, [10, 10, 10], [0, 0, 0], effort=MeasuringEffort(min_rounds=10, **effort), seed=seed)
     return log, rounds
 
 
@@ -68,7 +70,7 @@ def test_rounds_end_with_the_budget_where_no_interval_gets_narrow() -> None:
         [Scripted("a", 100, log), Unsteady("b", 100, log)],
         [5, 5],
         [0, 0],
-        effort=Effort(min_rounds=10, budget_s=60),
+        effort=MeasuringEffort(min_rounds=10, budget_s=60),
         progress=lambda fraction, text: told.append((fraction, text)),
         clock=lambda: float(next(seconds)),
     )
@@ -85,7 +87,7 @@ def test_the_fewest_rounds_are_run_whatever_they_take() -> None:
         [Scripted("a", 100, log), Unsteady("b", 100, log)],
         [1, 1],
         [0, 0],
-        effort=Effort(min_rounds=10, budget_s=1),
+        effort=MeasuringEffort(min_rounds=10, budget_s=1),
         clock=lambda: float(next(seconds)),
     )
     assert len(rounds.samples_ns[0]) == 10
@@ -93,7 +95,7 @@ def test_the_fewest_rounds_are_run_whatever_they_take() -> None:
 
 def test_rounds_go_on_until_a_p95_is_carried() -> None:
     log: list[str] = []
-    rounds = run_rounds([Scripted("a", 100, log)], [5], [0], effort=Effort(min_rounds=10))
+    rounds = run_rounds([Scripted("a", 100, log)], [5], [0], effort=MeasuringEffort(min_rounds=10))
     assert rounds.samples_ns[0].size == 100
 
 
@@ -102,19 +104,19 @@ def test_rounds_go_on_until_a_p95_is_carried() -> None:
     [(1.0, 20), (10.0, 3), (0.001, 1000)],
 )
 def test_a_block_lasts_about_20_ms(call_ms: float, calls: int) -> None:
-    assert block_calls([call_ms * 1e6], Effort()) == [calls]
+    assert block_calls([call_ms * 1e6], MeasuringEffort()) == [calls]
 
 
 def test_blocks_are_shortened_alike_to_fit_the_fewest_rounds() -> None:
     # 10 rounds x 2 jobs x (5 + 1) calls x 0.2 s = 24 s, twice the budget: 2 calls per block.
-    assert block_calls([2e8, 2e8], Effort(min_rounds=10, budget_s=12)) == [2, 2]
-    assert block_calls([6e10], Effort(min_rounds=10, budget_s=12)) == [1]
+    assert block_calls([2e8, 2e8], MeasuringEffort(min_rounds=10, budget_s=12)) == [2, 2]
+    assert block_calls([6e10], MeasuringEffort(min_rounds=10, budget_s=12)) == [1]
 
 
 @pytest.mark.parametrize(("effort", "message"), [({"min_rounds": 1}, "min_rounds"), ({"budget_s": 0}, "budget_s")])
 def test_an_effort_out_of_range_is_refused(effort: dict[str, float], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        Effort(**effort)
+        MeasuringEffort(**effort)
 
 
 def test_a_block_makes_one_call_that_is_not_counted() -> None:
@@ -290,14 +292,14 @@ def test_a_runtime_that_cannot_open_the_kind_is_refused(tmp_path: Path) -> None:
 )
 def test_an_interval_or_quantile_out_of_range_is_refused(effort: dict[str, float], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        Effort(**effort)
+        MeasuringEffort(**effort)
 
 
 def test_rounds_go_on_until_the_interval_asked_for_is_known() -> None:
     def count(narrow: float) -> int:
         seconds = iter(range(10_000))
         workers = [Scripted("a", 100, []), Unsteady("b", 100, [])]
-        effort = Effort(min_rounds=10, budget_s=60, narrow=narrow)
+        effort = MeasuringEffort(min_rounds=10, budget_s=60, narrow=narrow)
         rounds = run_rounds(workers, [10, 10], [0, 0], effort=effort, clock=lambda: float(next(seconds)))
         return len(rounds.samples_ns[0])
 

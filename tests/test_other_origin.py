@@ -19,8 +19,10 @@ from deploypruner.measure.inputs import random_feeds
 from deploypruner.quantize.preparing import prepared
 from deploypruner.records import TensorSpec
 from deploypruner.sparse.convert import check_convertible, sparsify
-from deploypruner.sparse.onnx_graph import Graph
+from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.reading import read_quantize
+
+pytestmark = pytest.mark.slow
 
 
 def model(nodes: list, consts: dict[str, np.ndarray], *, opset: int = 21) -> onnx.ModelProto:
@@ -55,7 +57,7 @@ def symmetric() -> onnx.ModelProto:
 
 
 def test_int8_said_by_output_dtype_is_int8():
-    graph = Graph(symmetric())
+    graph = OnnxGraph(symmetric())
     first = next(node for node in graph.nodes if node.op_type == "QuantizeLinear")
     assert read_quantize(graph, first, channels_last=False).zero_point == 128, "u8 is s8 moved by 128"
     assert sparsify(symmetric(), every=True).chosen == 1

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from deploypruner.errors import RecipeError
-from deploypruner.patterns import as_weight, by_tap, described, make_pattern, patterns, sparse_patterns
-from deploypruner.patterns.distribution import DISTRIBUTIONS, units_to_keep
+from deploypruner.patterns import as_weight, by_tap, make_pattern, patterns, sparse_patterns
+from deploypruner.patterns.distribution import units_to_keep
+from deploypruner.recipe.sparse import DISTRIBUTIONS
 
 NAMES = [*(name for name in patterns if name != "N:M"), "2:4", "1:4"]
 SHAPES = [(20, 72, 3, 3), (16, 64, 1, 1), (33, 128), (8, 12, 5)]
@@ -155,7 +156,7 @@ def test_ninety_percent_of_a_thousand_leaves_a_hundred() -> None:
 def test_a_list_names_one_sparse_pattern_beside_channel() -> None:
     assert sparse_patterns(("channel",)) == ()
     assert [str(p) for p in sparse_patterns(("channel", "2:4"))] == ["2:4"]
-    assert next(iter(described())) == "channel"
+    assert next(iter(patterns.describe())) == "channel"
     assert all(str(make_pattern(name)) == name for name in NAMES)
 
 

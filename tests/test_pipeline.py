@@ -47,6 +47,8 @@ from tests.builds import (
     workshop,
 )
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 STAGES = [stage.name for stage in chain()]
 SAVING = [stage.name for stage in chain() if stage.saves]

@@ -16,6 +16,8 @@ from deploypruner.report.ranges import collapse
 from tests.builds import run_cli, workshop
 from tests.staircase import Staircase
 
+pytestmark = pytest.mark.slow
+
 FACTORY = """
 import torch
 from torch import nn

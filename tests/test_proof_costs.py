@@ -19,6 +19,8 @@ from tests.nets import make
 from tests.proving import proved, random_plan
 from tests.statistics_nets import make_statistics
 
+pytestmark = pytest.mark.slow
+
 # ---------------------------------------------------------------------- cost, and what is left alone
 
 

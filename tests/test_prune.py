@@ -12,17 +12,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from deploypruner.budget import Budget
 from deploypruner.build.restore import restore
 from deploypruner.criteria.magnitude import Magnitude
 from deploypruner.errors import BudgetError, InputError, PlanError, RecipeError, VerificationError
 from deploypruner.graph import trace
 from deploypruner.prune.allocate import allocate, reachable
 from deploypruner.prune.evidence import score_groups
-from deploypruner.prune.normalize import NORMALIZERS
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.prune.remove import remove
-from deploypruner.prune.scope import SCOPES
+from deploypruner.recipe.budget import Budget
+from deploypruner.registries import normalizers, scopes
 from tests.nets import NETS, Residual, make
 
 
@@ -39,11 +38,11 @@ def plan_for(model: nn.Module, x: torch.Tensor, macs: float, **options) -> tuple
     return graph, allocate(graph, scores, Budget(macs), criterion="magnitude", **options)
 
 
-BUDGETED = sorted(set(SCOPES) - {"recipe"})
+BUDGETED = sorted(set(scopes) - {"recipe"})
 
 
 @pytest.mark.parametrize("scope", BUDGETED)
-@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("normalizer", normalizers)
 @pytest.mark.parametrize("macs", [0.9, 0.5, 0.3])
 def test_the_budget_is_met_to_one_channel_and_never_exceeded(scope, normalizer, macs):
     graph, plan = plan_for(wide(), torch.randn(2, 12), macs, scope=scope, normalizer=normalizer, step=1)

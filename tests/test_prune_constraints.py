@@ -11,14 +11,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import deploypruner as dp
-from deploypruner.budget import Budget
 from deploypruner.criteria.magnitude import Magnitude
 from deploypruner.errors import BudgetError, InputError, PlanError, RecipeError
 from deploypruner.graph import Graph, trace
 from deploypruner.prune.allocate import allocate, reachable
-from deploypruner.prune.constraints import Constraints, LayerConstraint, find_limits
+from deploypruner.prune.constraints import find_limits
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.plan import Plan, make_plan
+from deploypruner.recipe.budget import Budget
+from deploypruner.recipe.constraints import Constraints, LayerConstraint
 from tests.nets import NETS, make
 
 

@@ -37,6 +37,8 @@ from tests.hostile_programs import (
     write_earlier,
 )
 
+pytestmark = pytest.mark.slow
+
 FOUR = ("pickled sample inputs", "a pickled weight", "a size expression", "a guard")
 COMMANDS = {
     "plan": ("plan", "evil.pt2"),

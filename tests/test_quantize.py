@@ -20,6 +20,8 @@ from deploypruner.quantize import quantize_static
 from deploypruner.runtime import default_runtimes, runtimes
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (3, 8, 8)
 
 

@@ -9,6 +9,8 @@ from deploypruner.errors import InputError
 from deploypruner.quantize.preparing import prepared
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 
+pytestmark = pytest.mark.slow
+
 
 def foreign(*, opset=11, kind="BatchNormalization"):
     """A convolution and a batch norm without names, as old exporters wrote them."""

@@ -12,11 +12,14 @@ import torch
 from torch import nn
 
 from deploypruner.errors import InputError, RecipeError
+from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recover.batches import Batch
-from deploypruner.recover.finetune import FinetuneSettings, finetune
-from deploypruner.recover.settings import learning_rate
+from deploypruner.recover.finetune import finetune
+from deploypruner.recover.learning_rate import learning_rate
 from deploypruner.recover.validate import top1_percent
 from tests.recover_models import CLASSES, QUICK, Images, net, same
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,8 @@ from deploypruner.recover.batches import Batch
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from tests.recover_models import Images, Net, net, same
 
+pytestmark = pytest.mark.slow
+
 
 def test_statistics_of_two_batches_by_hand() -> None:
     bn = nn.BatchNorm1d(1)

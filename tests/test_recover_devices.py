@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.progress import Progress
+from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recover.batches import Batch
-from deploypruner.recover.finetune import FinetuneSettings, finetune
+from deploypruner.recover.finetune import finetune
 from deploypruner.recover.launch import run_together
 from deploypruner.recover.regime import Regime
 from deploypruner.recover.team import Team
 from tests.recover_models import CLASSES, Images, net, same
+
+pytestmark = pytest.mark.slow
 
 pytest.importorskip("lightning_fabric")
 

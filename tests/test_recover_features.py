@@ -15,12 +15,15 @@ from torch.nn import functional as F
 
 import deploypruner as dp
 from deploypruner.graph import Graph
+from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recover.batches import Batch
 from deploypruner.recover.features import WithFeatures, find_features
-from deploypruner.recover.finetune import FinetuneSettings, finetune
+from deploypruner.recover.finetune import finetune
+from deploypruner.recover.learning_rate import learning_rate
 from deploypruner.recover.losses import feature_loss
-from deploypruner.recover.settings import learning_rate
 from tests.recover_models import same
+
+pytestmark = pytest.mark.slow
 
 
 class Net(nn.Module):

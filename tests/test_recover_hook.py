@@ -12,6 +12,8 @@ from deploypruner.errors import InputError
 from deploypruner.recover.hook import load_hook, run_hook
 from tests.recover_models import CLASSES, net
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def training_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

@@ -13,6 +13,8 @@ from deploypruner.recover import readers
 from deploypruner.recover.obs import Reader, eliminate
 from deploypruner.recover.readers import order_by_readers
 
+pytestmark = pytest.mark.slow
+
 
 def layer(channels: int = 5, patch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     """Correlated inputs of a convolution with a bias column, its weights, and the rows of each channel."""

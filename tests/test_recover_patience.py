@@ -14,6 +14,8 @@ from deploypruner.recover.finetune import finetune
 from deploypruner.recover.precision import chosen_amp, cpu_has_bf16
 from tests.recover_models import QUICK, Images, net, same
 
+pytestmark = pytest.mark.slow
+
 PATIENT = replace(QUICK, epochs=8, patience=2, ema=0.5)
 
 

@@ -16,6 +16,8 @@ from deploypruner.graph import Graph
 from deploypruner.recover.least_squares import NormalEquations, columns, outputs
 from deploypruner.recover.reconstruct import reconstruct
 
+pytestmark = pytest.mark.slow
+
 SMALL = 1e-9  # a ridge that changes nothing
 
 

@@ -13,6 +13,8 @@ from deploypruner.recover.finetune import finetune
 from deploypruner.recover.regime import Regime
 from tests.recover_models import QUICK, Images, interrupted_at, net, same
 
+pytestmark = pytest.mark.slow
+
 
 class EvenChannels(Regime):
     """Keeps the even channels of the convolution, and learns one number: a common scale of them."""

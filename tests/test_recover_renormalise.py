@@ -17,6 +17,8 @@ from deploypruner.recover.renormalise import renormalise_batchnorm
 from tests.recover_models import same
 from tests.test_recover_batchnorm import Fixed
 
+pytestmark = pytest.mark.slow
+
 
 def two_layers() -> nn.Module:
     with torch.random.fork_rng():

@@ -23,11 +23,13 @@ from deploypruner.progress import SilentProgress
 from deploypruner.prune.plan import make_plan
 from deploypruner.prune.remove import remove
 from deploypruner.recipe import DataRecipe, PruneRecipe, Recipe, RecoverRecipe
+from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.sources.adapted import Unlabelled
 from deploypruner.sources.data import as_data
 from tests.nets import make
+
+pytestmark = pytest.mark.slow
 
 
 def test_statistics_are_those_of_the_batches_training_sees():

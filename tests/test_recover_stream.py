@@ -16,6 +16,8 @@ from deploypruner.graph import Graph
 from deploypruner.recover.reconstruct import reconstruct
 from tests.test_recover_reconstruct import SMALL, batches, drawn, images
 
+pytestmark = pytest.mark.slow
+
 ALL = 10**6  # positions: every one
 
 

@@ -17,6 +17,8 @@ from deploypruner.refusals import native_refusal, refusal
 from deploypruner.terminal import escaped, escaped_lines
 from tests.builds import run_cli, workshop
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

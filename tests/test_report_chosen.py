@@ -11,9 +11,9 @@ from deploypruner.build.stages.allocate import Allocate
 from deploypruner.records import Setting
 from deploypruner.report import LayerWidth, from_json, headline, render_html, table, to_json, units
 from deploypruner.report.chosen import branches_gone, chosen_sentence, objective_name, pool_lines
-from deploypruner.search.found import Found
+from deploypruner.search.found import SearchResult
 from deploypruner.search.loop import Round
-from deploypruner.search.pool import Entry
+from deploypruner.search.pool import PoolEntry
 from tests.test_report_examples import (
     EXAMPLES,
     a_cut_report,
@@ -251,9 +251,11 @@ def test_every_new_name_is_escaped():
     ],
 )
 def test_the_stage_says_in_one_line_what_is_gone_and_what_was_judged(judged, dropped, said):
-    entry = Entry("scores", 1.0, 0.9, (), loss=0.1, top1=None, full=True)
+    entry = PoolEntry("scores", 1.0, 0.9, (), loss=0.1, top1=None, full=True)
     line = Round({}, importance=0.9, predicted_ms=1.0, measured_ms=1.1, measured=2.0, bound=1.9, met=True)
-    found = Found(Setting("openvino", "int8"), 2.0, 1.0, measured_ms=1.1, rounds=(line, line), pool=(entry,) * judged)
+    found = SearchResult(
+        Setting("openvino", "int8"), 2.0, 1.0, measured_ms=1.1, rounds=(line, line), pool=(entry,) * judged
+    )
     plan = SimpleNamespace(groups=(), macs_before=20_000_000, macs_after=9_000_000, dropped=dropped)
     text = Allocate().document(SimpleNamespace(planned=plan, found=found))
     assert text == f"2 -> 1.1 ms (int8 on openvino, 1 thread) {said}"

@@ -18,6 +18,8 @@ from deploypruner.graph.resize import owned_copy, structural_copy
 from deploypruner.prune.plan import Plan, make_plan
 from tests.nets import conv_bn, make
 
+pytestmark = pytest.mark.slow
+
 
 class Sized(nn.Module):
     """Sizes in attributes: a number of heads, a width, and the widths of a split; the scale is left to torch."""

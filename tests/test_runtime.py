@@ -14,6 +14,8 @@ from deploypruner.records import TensorSpec
 from deploypruner.runtime import Session, check_feeds, runtimes
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 
+pytestmark = pytest.mark.slow
+
 X = np.array([[1.0, -2.0, 3.0]], dtype=np.float32)
 WEIGHT = np.array([[1, 0], [0, 1], [1, 1]], dtype=np.float32)
 BY_HAND = [[4.0, 1.0]]

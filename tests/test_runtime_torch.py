@@ -15,6 +15,8 @@ from deploypruner.errors import InputError, RecipeError
 from deploypruner.records import Artifact, TensorSpec
 from deploypruner.runtime import Session, default_runtimes, runtimes
 
+pytestmark = pytest.mark.slow
+
 X = np.array([[1.0, -2.0, 3.0]], dtype=np.float32)
 
 

@@ -8,17 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from deploypruner.budget import Budget
 from deploypruner.build.choices import check_choices
 from deploypruner.build.state import Given
 from deploypruner.errors import RecipeError
 from deploypruner.graph import Graph, trace
 from deploypruner.prune.allocate import allocate, reachable
-from deploypruner.prune.constraints import Constraints, LayerConstraint
 from deploypruner.prune.given import given_widths
-from deploypruner.prune.normalize import NORMALIZERS, comparable
-from deploypruner.prune.scope import SCOPES, layout
+from deploypruner.prune.normalize import comparable
+from deploypruner.prune.scope import layout
 from deploypruner.recipe import ModelRecipe, PruneRecipe, Recipe
+from deploypruner.recipe.budget import Budget
+from deploypruner.recipe.constraints import Constraints, LayerConstraint
+from deploypruner.registries import normalizers, scopes
 from deploypruner.search.losses import running_importance
 from tests.nets import conv_bn
 
@@ -69,7 +70,7 @@ def cut(match: str, share: float) -> LayerConstraint:
 # ---------------------------------------------------------------------- normalizers
 
 
-@pytest.mark.parametrize("name", NORMALIZERS)
+@pytest.mark.parametrize("name", normalizers)
 def test_a_normalizer_never_changes_the_order_within_a_group(name):
     group, score = stages().groups[0], torch.tensor([3.0, 1.0, 4.0, 1.5, 9.0, 2.0]).double()
     assert comparable(score, group, name).argsort().tolist() == score.argsort().tolist()
@@ -101,7 +102,7 @@ def test_per_mac_divides_by_what_a_channel_costs():
     assert comparable(torch.tensor([1.0]), group, "per_mac").item() == pytest.approx(1 / group.macs_per_channel)
 
 
-@pytest.mark.parametrize("name", sorted(NORMALIZERS))
+@pytest.mark.parametrize("name", sorted(normalizers))
 def test_scores_that_are_all_alike_stay_finite(name):
     for value in (0.0, 2.0):
         assert torch.isfinite(comparable(torch.full((4,), value), stages().groups[0], name)).all()
@@ -115,7 +116,7 @@ def test_normalizing_by_the_mean_undoes_the_scale_of_a_group():
         assert (widths(plans[0]) == widths(plans[1])) == same, name
 
 
-@pytest.mark.parametrize("name", sorted(n for n, way in NORMALIZERS.items() if way.adds_up))
+@pytest.mark.parametrize("name", sorted(n for n in normalizers if normalizers.get(n).adds_up))
 def test_importance_for_a_budget_of_time_grows_with_every_channel(name):
     graph = stages()
     scores = scores_of(graph)
@@ -237,8 +238,8 @@ def test_combinations_that_make_no_sense_are_refused_before_any_work(options, sa
         check_choices(recipe, Given())
 
 
-@pytest.mark.parametrize("scope", sorted(set(SCOPES) - {"recipe"}))
-@pytest.mark.parametrize("normalizer", sorted(NORMALIZERS))
+@pytest.mark.parametrize("scope", sorted(set(scopes) - {"recipe"}))
+@pytest.mark.parametrize("normalizer", sorted(normalizers))
 def test_everything_else_combines(scope, normalizer):
     recipe = Recipe(model=ModelRecipe(source="net.pt2"), prune=PruneRecipe(scope=scope, normalizer=normalizer))
     assert check_choices(recipe, Given()) is None

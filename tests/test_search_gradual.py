@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from deploypruner.criteria import criteria
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.holding import holding
-from deploypruner.learn import LearnSettings, Shrinking, learn
-from deploypruner.prune.constraints import Constraints
+from deploypruner.learn import Shrinking, learn
 from deploypruner.prune.evidence import score_groups
 from deploypruner.prune.plan import make_plan
 from deploypruner.prune.remove import remove_and_prove
-from deploypruner.recover.finetune import FinetuneSettings
+from deploypruner.recipe.constraints import Constraints
+from deploypruner.recipe.finetune import FinetuneSettings
+from deploypruner.recipe.learn import LearnSettings
 from deploypruner.search.gradual import Gradual
 from deploypruner.search.losses import Losses, losses_from_scores, running_importance
 from deploypruner.search.objectives import Space, named_objective, objectives, perturbed
@@ -29,6 +30,8 @@ from deploypruner.search.solve import with_branches
 from tests.nets import conv_bn
 from tests.recover_models import CLASSES, Images, interrupted_at
 from tests.staircase import Staircase
+
+pytestmark = pytest.mark.slow
 
 GONE = np.array([], np.int64)
 SETTINGS = FinetuneSettings(epochs=4, batch_size=8, lr=0.02, amp="off")

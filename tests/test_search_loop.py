@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploypruner.budget import Budget
 from deploypruner.errors import BudgetError, InputError
+from deploypruner.recipe.budget import Budget
 from deploypruner.records import Artifact, Metric, Quality, Setting, Timing
 from deploypruner.search.certify import certify
 from deploypruner.search.choose import choose_setting
-from deploypruner.search.found import Found
+from deploypruner.search.found import SearchResult
 from deploypruner.search.goal import Assessment, Goal
 from deploypruner.search.loop import RESERVE, Round, Trial, close_loop
 
@@ -257,7 +257,7 @@ def test_an_artifact_that_could_not_be_measured_is_not_certified():
 
 def test_a_search_survives_its_file():
     line = Round({"g": 8}, 0.5, 4.0, 4.1, 4.1, 4.2, True)
-    found = Found(Setting("openvino", "int8"), 10.0, 1.1, 0.5, 4.0, 4.1, (line,), "why", {"probes": 3})
-    assert Found.from_json(found.to_json()) == found
+    found = SearchResult(Setting("openvino", "int8"), 10.0, 1.1, 0.5, 4.0, 4.1, (line,), "why", {"probes": 3})
+    assert SearchResult.from_json(found.to_json()) == found
     with pytest.raises(InputError, match="damaged"):
-        Found.from_json({"setting": 3})
+        SearchResult.from_json({"setting": 3})

@@ -13,14 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from deploypruner.budget import Budget
 from deploypruner.graph import trace
 from deploypruner.latency import LayerTime
 from deploypruner.latency.clock import Clock
+from deploypruner.recipe.budget import Budget
 from deploypruner.records import Artifact, Quality, Timing
 from deploypruner.search import bench, meet
 from deploypruner.search.meet import OutOfReach
-from deploypruner.search.request import Request
+from deploypruner.search.request import SearchRequest
+
+pytestmark = pytest.mark.slow
 
 FIXED_MS = 1.0
 
@@ -46,10 +48,10 @@ class Machine:
         costs = self.graph.costs
         return FIXED_MS + 9 * costs.macs(self.graph.removed(keep)) / costs.macs()
 
-    def request(self, budget: Budget, **changes: Any) -> Request:
+    def request(self, budget: Budget, **changes: Any) -> SearchRequest:
         dense = Artifact("dense fp32", Path("dense.onnx"), "onnx", "fp32")
         scores = {g.id: torch.arange(g.size, dtype=torch.float32) + 1 for g in self.graph.groups}
-        return Request(
+        return SearchRequest(
             **{"graph": self.graph, "scores": scores, "budget": budget, "jobs": [(dense, "openvino")], "step": 4}
             | {"clock": self.clock}
             | changes

@@ -15,15 +15,17 @@ import torch
 from deploypruner.errors import BudgetError
 from deploypruner.latency.clock import Clock
 from deploypruner.latency.sparse_costs import MeasuredCosts
-from deploypruner.search.assign import Assignment, Request, assign
+from deploypruner.search.assign import Assignment, PatternRequest, assign
 from deploypruner.search.filling import Fillable
-from deploypruner.search.patterns import DENSE, Option, PatternWalk, fill, worthwhile
+from deploypruner.search.patterns import DENSE, PatternOption, PatternWalk, fill, worthwhile
 from deploypruner.sparse.choose import Sides
 from deploypruner.sparse.cost import Costs, Rates
-from deploypruner.sparse.layer import Activation, Layer
+from deploypruner.sparse.layer import Layer, QuantizedTensor
 from deploypruner.sparse.match import match
-from deploypruner.sparse.onnx_graph import Graph
+from deploypruner.sparse.onnx_graph import OnnxGraph
 from tests.qdq import chain
+
+pytestmark = pytest.mark.slow
 
 
 @dataclass
@@ -41,10 +43,10 @@ class Priced(Costs):
     def dense(self, layer: Layer) -> float:
         return self.dense_ns[layer.name]
 
-    def enter(self, activation: Activation) -> float:
+    def enter(self, activation: QuantizedTensor) -> float:
         return self.toll
 
-    def leave(self, activation: Activation) -> float:
+    def leave(self, activation: QuantizedTensor) -> float:
         return self.toll
 
 
@@ -52,15 +54,15 @@ class Priced(Costs):
 class Case:
     """Four layers, the first and the last of which have places."""
 
-    graph: Graph
+    graph: OnnxGraph
     layers: tuple[Layer, ...]
     costs: Priced
-    ladders: dict[int, list[Option]] = field(default_factory=dict)
+    ladders: dict[int, list[PatternOption]] = field(default_factory=dict)
 
     def sides(self) -> Sides:
         return Sides(self.graph, self.layers, self.costs)
 
-    def ns(self, options: dict[int, Option]) -> int:
+    def ns(self, options: dict[int, PatternOption]) -> int:
         """Of a filling, from a cut that nobody changed."""
         ours = {self.layers[number].name: option.ns for number, option in options.items()}
         costs = Priced(self.costs.dense_ns, {**self.costs.sparse_ns, **ours}, self.costs.toll)
@@ -68,23 +70,28 @@ class Case:
 
 
 def draw(rng: np.random.Generator) -> Case:
-    graph = Graph(chain())
+    graph = OnnxGraph(chain())
     prices = [dict(zip("abcd", map(float, rng.integers(20, 100, 4)), strict=True)) for _ in range(2)]
     case = Case(graph, match(graph).layers, Priced(*prices, float(rng.integers(0, 15))))
     for number in (0, 2, 3):
-        options = [Option(DENSE, 0.0, 1.0, float(rng.integers(50, 150)))]
+        options = [PatternOption(DENSE, 0.0, 1.0, float(rng.integers(50, 150)))]
         options += [
-            Option("1x4", share, float(rng.uniform(0, 1)), float(rng.integers(1, 100))) for share in (0.5, 0.7, 0.9)
+            PatternOption("1x4", share, float(rng.uniform(0, 1)), float(rng.integers(1, 100)))
+            for share in (0.5, 0.7, 0.9)
         ]
         case.ladders[number] = worthwhile(options)
     return case
 
 
 def test_only_what_nothing_beats_is_worth_choosing() -> None:
-    dense, half, most = Option(DENSE, 0, 1.0, 100), Option("1x4", 0.5, 0.8, 60), Option("1x4", 0.9, 0.3, 20)
-    slow, poor = Option("nm64", 0.5, 0.85, 120), Option("unstructured", 0.8, 0.5, 70)
+    dense, half, most = (
+        PatternOption(DENSE, 0, 1.0, 100),
+        PatternOption("1x4", 0.5, 0.8, 60),
+        PatternOption("1x4", 0.9, 0.3, 20),
+    )
+    slow, poor = PatternOption("nm64", 0.5, 0.85, 120), PatternOption("unstructured", 0.8, 0.5, 70)
     assert worthwhile([dense, half, slow, poor, most]) == [most, half, dense]
-    assert worthwhile([dense, Option("1x4", 0.5, 1.0, 50), most]) == [most, dense]
+    assert worthwhile([dense, PatternOption("1x4", 0.5, 1.0, 50), most]) == [most, dense]
 
 
 def test_times_of_every_place_are_those_of_a_new_cut() -> None:
@@ -137,7 +144,7 @@ def test_a_budget_out_of_reach_says_what_is_in_reach() -> None:
 def requested(tmp_path: Path, *, rates: Rates, factor: float = 1.0, speedup: float | None = None) -> Assignment:
     """`chain` with weights that differ in size, on a machine that takes `factor` times what the rates say."""
     onnx.save(chain(density=1.0), tmp_path / "dense.onnx")
-    layers = [x for x in match(Graph(chain(density=1.0))).layers if isinstance(x, Layer)]
+    layers = [x for x in match(OnnxGraph(chain(density=1.0))).layers if isinstance(x, Layer)]
     generator = torch.Generator().manual_seed(0)
     weights = {x.name: torch.rand(x.weights.shape, generator=generator) for x in layers if x.kind == "conv"}
 
@@ -147,7 +154,9 @@ def requested(tmp_path: Path, *, rates: Rates, factor: float = 1.0, speedup: flo
         return MeasuredCosts(ours, {x.name: rates.dense(x) for x in seen}, borders, borders, rest_ns=1000.0)
 
     clock = Clock(layer_costs=measured)
-    return assign(Request(tmp_path / "dense.onnx", weights, rates, [], sparsity=0.7, speedup=speedup, clock=clock))
+    return assign(
+        PatternRequest(tmp_path / "dense.onnx", weights, rates, [], sparsity=0.7, speedup=speedup, clock=clock)
+    )
 
 
 RATES = Rates(call=100, step=8.0, shared=18.0, requant=5.0, copy=0.0, dense_call=100, mac=0.25, depthwise_mac=1.0)
@@ -187,7 +196,7 @@ def test_where_kernels_are_slow_nothing_gets_zeros(tmp_path: Path) -> None:
 
 
 def test_a_correction_of_one_pattern_is_the_other_ones_until_they_are_timed() -> None:
-    (layer,) = [x for x in match(Graph(chain(density=1.0))).layers if x.name == "c"]
+    (layer,) = [x for x in match(OnnxGraph(chain(density=1.0))).layers if x.name == "c"]
     weight = torch.rand(layer.weights.shape, generator=torch.Generator().manual_seed(0))
     fillable = Fillable.of(layer, weight, RATES, reference=0.8)
     plain = {o.pattern: o.ns for o in fillable.options if o.sparsity == 0.9}

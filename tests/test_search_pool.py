@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from deploypruner.errors import BudgetError, InputError
 from deploypruner.graph import trace
-from deploypruner.prune.constraints import Constraints
 from deploypruner.prune.plan import make_plan
+from deploypruner.recipe.constraints import Constraints
 from deploypruner.records import Setting
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.kept import quality_kept
@@ -30,6 +30,8 @@ from tests.nets import conv_bn
 from tests.staircase import Staircase
 from tests.test_graph_branches import GONE, Basic
 from tests.test_report_examples import a_row
+
+pytestmark = pytest.mark.slow
 
 
 def net(blocks: int = 3) -> nn.Module:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deploypruner.budget import Budget
 from deploypruner.errors import BudgetError, InputError
 from deploypruner.graph import trace
-from deploypruner.prune.constraints import Constraints, find_limits
+from deploypruner.prune.constraints import find_limits
 from deploypruner.prune.plan import make_plan
+from deploypruner.recipe.budget import Budget
+from deploypruner.recipe.constraints import Constraints
 from deploypruner.records import Setting
 from deploypruner.search.choices import WidthWalk
 from deploypruner.search.obstacles import obstacles

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from deploypruner.budget import Budget
+from deploypruner.recipe.budget import Budget
 from deploypruner.search import meet
-from deploypruner.search.final import Judged, judge_final
-from deploypruner.search.found import Found
+from deploypruner.search.final import JudgedPlan, judge_final
+from deploypruner.search.found import SearchResult
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.losses import Losses
 from deploypruner.search.time_limit import TimeLimit
 from tests.test_search_meet import Machine
+
+pytestmark = pytest.mark.slow
 
 
 class Clocked(Machine):
@@ -69,7 +71,7 @@ class Clocked(Machine):
         groups = {g.id: np.linspace(1.0, 0.0, g.size + 1) ** 2 for g in self.graph.groups}
         return Losses(groups, {})
 
-    def searched(self, folder: Path | None = None, stop_at: int = 10**9, **changes: Any) -> tuple[Any, Found]:
+    def searched(self, folder: Path | None = None, stop_at: int = 10**9, **changes: Any) -> tuple[Any, SearchResult]:
         file = None if folder is None else folder / "looks.json"
         return meet.meet(
             self.request(
@@ -170,12 +172,12 @@ def test_the_plan_of_the_loop_is_judged_itself(monkeypatch):
     text = f"the plan: KL to the dense outputs {judged.verdict.loss:.3g}, top-1"
     assert any(line.startswith(text) for line in said)
     plain = replace(found, table={})
-    assert Found.from_json(json.loads(json.dumps(plain.to_json()))) == plain
+    assert SearchResult.from_json(json.loads(json.dumps(plain.to_json()))) == plain
 
 
 def test_an_endless_loss_survives_json():
     bad = Verdict("loss", float("inf"), 10.0, 64)
-    found = Found(None, 1.0, 1.0, judged=Judged(bad, Verdict("loss", 0.5, 90.0, 64)))
+    found = SearchResult(None, 1.0, 1.0, judged=JudgedPlan(bad, Verdict("loss", 0.5, 90.0, 64)))
     document = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert document["judged"]["verdict"]["loss"] is None
     assert Verdict.from_json(bad.to_json()) == bad

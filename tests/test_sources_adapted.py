@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from deploypruner.errors import InputError
+from deploypruner.recipe.data import DataSettings
 from deploypruner.sources.adapted import Unlabelled, WholeBatches
 from deploypruner.sources.arrays import ArrayBatches
-from deploypruner.sources.batches import Batches, DataSettings
+from deploypruner.sources.batches import Batches
 from deploypruner.sources.loaders import from_loader
 
 

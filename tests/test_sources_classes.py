@@ -12,7 +12,8 @@ from PIL import Image
 from torch import nn
 
 from deploypruner.errors import InputError
-from deploypruner.sources.batches import Data, DataSettings
+from deploypruner.recipe.data import DataSettings
+from deploypruner.sources.batches import Data
 from deploypruner.sources.classes import as_names, fit_classes, names_in, names_in_checkpoint, read_classes
 from deploypruner.sources.data import load_data
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from deploypruner.errors import InputError, RecipeError
+from deploypruner.recipe.data import IMAGENET_MEAN, IMAGENET_STD, DataSettings
 from deploypruner.sources.data import (
     Batch,
     Batches,
     Data,
-    DataSettings,
     as_data,
     check_labels,
     check_shapes,
@@ -28,7 +28,7 @@ from deploypruner.sources.data import (
     settings_for,
 )
 from deploypruner.sources.loaders import from_loader
-from deploypruner.sources.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from deploypruner.sources.preprocessing import Preprocessing
 
 _NUMBERS = itertools.count()
 

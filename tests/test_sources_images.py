@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from deploypruner.errors import InputError
+from deploypruner.recipe.data import IMAGENET_MEAN, IMAGENET_STD, DataSettings
 from deploypruner.sources import image_folder
-from deploypruner.sources.data import Data, DataSettings, check_labels, load_data, peek_shape
+from deploypruner.sources.data import Data, check_labels, load_data, peek_shape
 from deploypruner.sources.pixels import augmented, decode, flipped, normalise, random_boxes
-from deploypruner.sources.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 
 def draw(path: Path, *, size: tuple[int, int] = (8, 8), seed: int = 0, mode: str = "RGB") -> Path:

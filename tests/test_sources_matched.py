@@ -15,9 +15,10 @@ from deploypruner.build.fitting import Said
 from deploypruner.build.sparsify_inputs import sparsify_inputs
 from deploypruner.errors import InputError
 from deploypruner.graph.inputs import as_inputs
+from deploypruner.recipe.data import DataSettings
 from deploypruner.records import TensorSpec
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
-from deploypruner.sources.data import DataSettings, as_data
+from deploypruner.sources.data import as_data
 from deploypruner.sources.matched import input_names, matched
 from deploypruner.sources.model import load_model
 

@@ -16,6 +16,8 @@ from deploypruner.errors import InputError, RecipeError
 from deploypruner.sources.model import LoadedModel, check_finite, fingerprint, load_model
 from deploypruner.sources.soundness import check_dense, check_runs, to_cpu_float32
 
+pytestmark = pytest.mark.slow
+
 _NUMBERS = itertools.count()
 
 FACTORY = """

@@ -13,12 +13,15 @@ import pytest
 import torch
 
 from deploypruner.errors import InputError
+from deploypruner.recipe.data import IMAGENET_MEAN
 from deploypruner.sources.model import LoadedModel, load_model
-from deploypruner.sources.preprocessing import IMAGENET_MEAN
 from deploypruner.sources.torchvision_ops import import_torchvision
 
 torch.set_num_threads(1)
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
 needs_zoo = pytest.mark.skipif(
     any(find_spec(package) is None for package in ("timm", "torchvision")),
     reason="timm and torchvision are not installed: pip install 'deploypruner[zoo]'",

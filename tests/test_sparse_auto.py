@@ -22,13 +22,15 @@ from deploypruner.latency.sparse_costs import MeasuredCosts
 from deploypruner.measure import Job, Measured
 from deploypruner.patterns import CANDIDATES, sparse_patterns
 from deploypruner.recipe import PruneRecipe, Recipe
-from deploypruner.recover.sparse.settings import SparseSettings
+from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.report import read_report
 from deploypruner.report.sparse import assigned_table, sparse_lines
 from deploypruner.sparse import library
 from deploypruner.sparse.cost import Rates
 from deploypruner.sparse.layer import Operation
 from tests.builds import Outcome, known_rates, pretended, pretended_timings, run_cli, workshop
+
+pytestmark = pytest.mark.slow
 
 needs_library = pytest.mark.skipif(
     not library.is_built(), reason="the package was installed without its sparse kernels"

@@ -24,7 +24,10 @@ from deploypruner.verify.sparse import verify_operations
 from tests.builds import IMAGE, known_rates, pretended_timings, run_cli, save_program, tiny
 from tests.qdq import chain, images
 
-pytestmark = pytest.mark.skipif(not library.is_built(), reason="the package was installed without its sparse kernels")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not library.is_built(), reason="the package was installed without its sparse kernels"),
+]
 
 
 def of_batch(size):

@@ -18,11 +18,13 @@ from deploypruner.sparse.convert import sparsify
 from deploypruner.sparse.cost import Rates
 from deploypruner.sparse.layer import NO_LIMIT, Layer
 from deploypruner.sparse.match import match
-from deploypruner.sparse.onnx_graph import Graph
+from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.packed import pack
 from deploypruner.verify.sparse import verify_operations
 from tests.qdq import Qdq, chain, images
 from tests.sparse_reference import from_c4, run_reference, to_c4, unpack
+
+pytestmark = pytest.mark.slow
 
 
 class Reference:
@@ -284,7 +286,7 @@ def price(sides, costs):
 
 
 def test_the_choice_is_the_cheapest_of_all():
-    graph = Graph(chain())
+    graph = OnnxGraph(chain())
     layers = match(graph).layers
     rng = np.random.default_rng(0)
     mixed = 0
@@ -304,7 +306,7 @@ def test_the_choice_is_the_cheapest_of_all():
 
 
 def test_a_layer_that_gains_less_than_its_borders_stays_dense_and_says_so():
-    graph = Graph(chain())
+    graph = OnnxGraph(chain())
     layers = match(graph).layers
     toll = {f"{name}_q {way}": 50 for name in "xabsd" for way in ("in", "out")}
     choices = choose(graph, layers, Priced(dict.fromkeys("abcd", (10, 9)), toll))

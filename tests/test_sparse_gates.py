@@ -20,11 +20,13 @@ from deploypruner.sparse.cost import Rates
 from deploypruner.sparse.gates import Pool, Scale, find_gates
 from deploypruner.sparse.layer import Layer
 from deploypruner.sparse.library import is_built
-from deploypruner.sparse.onnx_graph import Graph
+from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.target import detect
 from deploypruner.verify.sparse import verify_operations
 from tests.qdq import Qdq, images
 from tests.test_sparse_convert import Reference
+
+pytestmark = pytest.mark.slow
 
 
 class Squeeze(nn.Module):
@@ -147,7 +149,7 @@ def test_only_the_sparse_placement_has_gated_swishes_in_u8_and_no_factor_is(tmp_
     scales = {}
     for placement in ("openvino", "sparse"):
         (tmp_path / placement).mkdir()
-        graph = Graph(onnx.load(quantized(tmp_path / placement, "silu", placement)[0]))
+        graph = OnnxGraph(onnx.load(quantized(tmp_path / placement, "silu", placement)[0]))
         gates = list(find_gates(graph))
         scales[placement] = [gate.kind for gate in gates]
         for gate in gates:
@@ -174,7 +176,7 @@ def gated(*, by=(1, 16, 1, 1), product="Mul", axes=(2, 3), keepdims=1):
 
 
 def gates_of(model):
-    return {gate.name: gate for gate in find_gates(Graph(model))}
+    return {gate.name: gate for gate in find_gates(OnnxGraph(model))}
 
 
 def test_a_gate_by_hand_has_the_graphs_own_numbers():

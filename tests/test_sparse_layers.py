@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph import Graph, trace
 from deploypruner.patterns import make_pattern
+from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.recover.sparse.layers import check_sizes, choose_layers, weighted_layers
-from deploypruner.recover.sparse.settings import SparseSettings
 
 
 class Zoo(nn.Module):

@@ -8,12 +8,14 @@ from onnx import helper, numpy_helper
 from deploypruner.errors import InputError
 from deploypruner.sparse.convert import sparsify
 from deploypruner.sparse.match import match
-from deploypruner.sparse.onnx_graph import Graph
+from deploypruner.sparse.onnx_graph import OnnxGraph
 from tests.qdq import Qdq, chain
+
+pytestmark = pytest.mark.slow
 
 
 def matched(model):
-    return match(Graph(model))
+    return match(OnnxGraph(model))
 
 
 def only(model):
@@ -233,7 +235,7 @@ def test_a_graph_that_is_a_circle_is_refused():
     value = [helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, [1, 2])]
     model = helper.make_model(helper.make_graph(nodes, "g", [], value))
     with pytest.raises(InputError, match=r"circle through Relu 'first'|not sound ONNX"):
-        Graph(model)
+        OnnxGraph(model)
 
 
 def test_what_a_branch_reads_stays_in_float():

@@ -24,8 +24,10 @@ from deploypruner.sparse.cost import Rates, dense_counts, sparse_counts
 from deploypruner.sparse.cut import SINK, SOURCE, Network
 from deploypruner.sparse.layer import Layer
 from deploypruner.sparse.match import match
-from deploypruner.sparse.onnx_graph import Graph
+from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.rewrite import c4_name
+
+pytestmark = pytest.mark.slow
 
 needs_library = pytest.mark.skipif(
     not library.is_built(), reason="the package was installed without its sparse kernels"
@@ -39,7 +41,7 @@ TRUE = Rates(2000, 0.5, 0.25, 6, 2, 0.3, 1500, 0.004, 0.03, 0.05, 2500, 0.1)
 
 
 def probes() -> list[Layer]:
-    found = match(Graph(probe_model(CHAINS))).layers
+    found = match(OnnxGraph(probe_model(CHAINS))).layers
     return [x for x in found if isinstance(x, Layer) and not x.name.endswith((HEAD, TAIL))]
 
 

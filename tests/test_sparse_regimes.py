@@ -12,16 +12,20 @@ from torch import Tensor, nn
 from deploypruner.errors import RecipeError
 from deploypruner.patterns import make_pattern
 from deploypruner.patterns.distribution import units_to_keep
+from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.recover.finetune import finetune
-from deploypruner.recover.sparse import SparseRegime, schedules
-from deploypruner.recover.sparse.dtp import Dtp
-from deploypruner.recover.sparse.pdp import Pdp
-from deploypruner.recover.sparse.settings import Assigned, SparseSettings
+from deploypruner.recover.sparse import Assigned, SparseRegime
+from deploypruner.registries import schedules
+from deploypruner.schedules import sparse_regime
+from deploypruner.schedules.dtp import DtpMasks
+from deploypruner.schedules.pdp import PdpMasks
 from tests.recover_models import QUICK, Images, interrupted_at, same
+
+pytestmark = pytest.mark.slow
 
 PATTERNS = ("unstructured", "1x4", "nm64", "2:4")
 LAYERS = ("body.weight", "wide.weight")
-SCHEDULES = tuple(schedules)
+SCHEDULES = tuple(schedules.describe(to="weights"))
 QUICKLY = SparseSettings(every=2)
 
 
@@ -43,7 +47,7 @@ def net() -> Net:
 
 
 def regime(schedule: str, pattern: str = "unstructured", settings: SparseSettings = QUICKLY) -> SparseRegime:
-    return schedules.get(schedule)(LAYERS, make_pattern(pattern), settings)
+    return sparse_regime(schedule)(LAYERS, make_pattern(pattern), settings)
 
 
 def wanted(pattern: str) -> dict[str, int]:
@@ -73,7 +77,7 @@ def test_every_layer_may_have_a_pattern_and_a_share_of_its_own(schedule: str) ->
         "wide.weight": Assigned(make_pattern("unstructured"), 0.9),
     }
     student = net()
-    chosen = schedules.get(schedule)(LAYERS, own, QUICKLY)
+    chosen = sparse_regime(schedule)(LAYERS, own, QUICKLY)
     finetune(student, None, Images(), QUICK, regime=chosen)
     body, wide = (student.get_parameter(name).detach() for name in LAYERS)
     blocks = (body != 0).permute(0, 2, 3, 1).reshape(-1, 4)
@@ -142,7 +146,7 @@ def noise(like: Tensor, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_gradients_of_dtp_scores_are_those_of_finite_differences(pattern: str) -> None:
-    chosen = Dtp(LAYERS, make_pattern(pattern), SparseSettings(hardness=5.0))
+    chosen = DtpMasks(LAYERS, make_pattern(pattern), SparseSettings(hardness=5.0))
     chosen.begin(net(), 100)
     kept, step = chosen.state(), 1e-2
     towards = noise(chosen.weight("body.weight"), 2)
@@ -162,7 +166,7 @@ def test_gradients_of_dtp_scores_are_those_of_finite_differences(pattern: str) -
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_gradients_of_pdp_are_those_of_its_formula_with_a_fixed_threshold(pattern: str) -> None:
     student = net().double()
-    chosen = Pdp(LAYERS, make_pattern(pattern), SparseSettings(temperature=2.0))
+    chosen = PdpMasks(LAYERS, make_pattern(pattern), SparseSettings(temperature=2.0))
     chosen.begin(student, 100)
     weight, units = student.body.weight, chosen.units("body.weight")
     values = (units.total(weight.detach().square()) / units.sizes()).sqrt()
@@ -210,7 +214,7 @@ def test_dtp_learns_to_keep_what_the_loss_needs_and_decides() -> None:
     torch.manual_seed(0)
     student = nn.Linear(16, 1, bias=False)
     student.weight.data.fill_(1.0).add_(0.01 * torch.randn(1, 16))
-    chosen = Dtp(("weight",), make_pattern("unstructured"), SparseSettings(sparsity=0.5, start=0.0, reached=0.1))
+    chosen = DtpMasks(("weight",), make_pattern("unstructured"), SparseSettings(sparsity=0.5, start=0.0, reached=0.1))
     chosen.begin(student, 400)
     for step in range(400):
         x = torch.randn(32, 16)

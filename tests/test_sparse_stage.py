@@ -34,6 +34,8 @@ from deploypruner.verify.sparse import verify_operations
 from tests.builds import IMAGE, known_rates, pretended_timings, run_cli, save_program, tiny, workshop
 from tests.qdq import Qdq, chain, images
 
+pytestmark = pytest.mark.slow
+
 needs_library = pytest.mark.skipif(
     not library.is_built(), reason="the package was installed without its sparse kernels"
 )

@@ -10,10 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploypruner.build.fitting import Said
-from deploypruner.build.sparsified import Request, Sparsified, judged, quality_of
+from deploypruner.build.sparsified import Sparsified, SparsifyRequest, judged, quality_of
 from deploypruner.build.sparsify_inputs import sparsify_inputs
+from deploypruner.recipe.data import DataSettings
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
-from deploypruner.sources.batches import DataSettings
+
+pytestmark = pytest.mark.slow
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((200, 6)).astype(np.float32)
@@ -38,7 +40,7 @@ def judge(tmp_path: Path, weight: np.ndarray, *, labelled: bool, drop: float | N
     given, form = linear(tmp_path / "given.onnx", WEIGHT), linear(tmp_path / "form.onnx", weight)
     labels = {"y": (X @ WEIGHT).argmax(axis=1)} if labelled else {}
     np.savez(tmp_path / "d.npz", x=X, **labels)
-    request = Request(given, tmp_path, data=str(tmp_path / "d.npz"), drop=drop)
+    request = SparsifyRequest(given, tmp_path, data=str(tmp_path / "d.npz"), drop=drop)
     session = OnnxRuntime().open(given)
     inputs = sparsify_inputs(session, request.data, DataSettings(), batch=None, said=Said({}))
     qualities = judged(request, {"dense fp32": given, "dense int8": form}, inputs)

@@ -17,6 +17,8 @@ from deploypruner.quantize import quantize_static
 from deploypruner.target import detect
 from deploypruner.verify import compare_outputs, compare_relative, flatten_outputs, verify_exports
 
+pytestmark = pytest.mark.slow
+
 
 def array(*values: float) -> np.ndarray:
     return np.array(values, dtype=np.float32)

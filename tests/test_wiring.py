@@ -15,7 +15,6 @@ from onnx import numpy_helper
 from torch import nn
 
 from deploypruner import target
-from deploypruner.budget import Budget
 from deploypruner.build import sparsified
 from deploypruner.build.allocation import plan_in_macs
 from deploypruner.build.artifacts import write_both
@@ -28,12 +27,15 @@ from deploypruner.latency.kernel_rates import KernelRates
 from deploypruner.measure import make_rows
 from deploypruner.progress import SilentProgress
 from deploypruner.prune.allocate import allocate
-from deploypruner.prune.normalize import NORMALIZERS
 from deploypruner.recipe import PruneRecipe, Recipe
+from deploypruner.recipe.budget import Budget
 from deploypruner.records import Artifact, Cost, Quality, Row, Timing
+from deploypruner.registries import normalizers
 from deploypruner.report.columns import table_rows
 from deploypruner.sparse.cost import Rates
 from deploypruner.target import detect
+
+pytestmark = pytest.mark.slow
 
 # ---------------------------------------------------------------------- records
 
@@ -195,7 +197,7 @@ def test_a_plan_is_made_with_the_normaliser_of_its_criterion():
     build = SimpleNamespace(traced=graph, criterion="taylor", recipe=Recipe(prune=PruneRecipe(macs=0.5, step=1)))
     widths = {
         name: allocate(graph, scores, Budget(0.5), criterion="taylor", normalizer=name, step=1).keep
-        for name in NORMALIZERS
+        for name in normalizers
     }
     shown = {name: [len(kept) for kept in keep.values()] for name, keep in widths.items()}
     assert [n for n, found in shown.items() if found == shown["per_mac"]] == ["per_mac"]  # else this proves nothing

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from deploypruner.budget import Budget
 from deploypruner.build.criterion import normalizer_name
 from deploypruner.build.feeds import training_batches
 from deploypruner.build.stage import stage_file
@@ -16,6 +15,7 @@ from deploypruner.measure import Job
 from deploypruner.prune.allocate import allocate
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.room import by_importance
+from deploypruner.recipe.budget import Budget
 from deploypruner.runtime import default_runtimes, runtimes
 from deploypruner.search.measured import MeasuredWorth
 from deploypruner.search.worth import measure_worth

@@ -9,11 +9,9 @@ from deploypruner.build.state import Given
 from deploypruner.errors import RecipeError
 from deploypruner.prune.allocate import check_recipe_scope
 from deploypruner.prune.evidence import require_data
-from deploypruner.prune.normalize import find_normalizer
-from deploypruner.prune.scope import check_scope
 from deploypruner.recipe import PruneRecipe, Recipe
 from deploypruner.recover.hook import SIGNATURE, hook_name, load_hook
-from deploypruner.runtime import runtimes
+from deploypruner.registries import normalizers, runtimes, scopes
 from deploypruner.sources.foreign import foreign
 from deploypruner.target import detect
 
@@ -29,8 +27,8 @@ def check_choices(recipe: Recipe, given: Given) -> None:
         RecipeError: An unknown name, a choice that needs data without data.
         InputError: The training function cannot be imported.
     """
-    if given.model is None and not recipe.model.source:
-        raise RecipeError("no MODEL given", hint="name it first, or as source under [model] of the recipe")
+    if given.model is None:
+        recipe.model.require_source()
     detect(recipe.target)
     for name in recipe.measure.runtimes:
         runtimes.get(name)
@@ -58,9 +56,9 @@ def _check_axes(recipe: PruneRecipe, criterion: str) -> None:
     Raises:
         RecipeError: An unknown name, or a combination that makes no sense.
     """
-    check_scope(recipe.scope)
+    scopes.check(recipe.scope)
     normalizer = normalizer_name(recipe, criterion)
-    adds_up = find_normalizer(normalizer).adds_up
+    adds_up = normalizers.get(normalizer).adds_up
     if recipe.scope == "recipe":
         check_recipe_scope(recipe.constraints, recipe.budget)
     if recipe.budget.kind == "macs":

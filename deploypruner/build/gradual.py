@@ -17,8 +17,8 @@ from deploypruner.graph.atoms import IntArray
 from deploypruner.latency import LatencyModel
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.prune.room import by_importance
-from deploypruner.search.bench import Bench
-from deploypruner.search.found import Found
+from deploypruner.search.bench import CandidateBench
+from deploypruner.search.found import SearchResult
 from deploypruner.search.gradual import Gradual
 from deploypruner.search.loop import RESERVE, Round, close_loop
 from deploypruner.search.measured import losses_from_worth
@@ -37,7 +37,7 @@ class Toward:
 
     gradual: Gradual
     model: LatencyModel
-    found: Found
+    found: SearchResult
 
 
 def toward_time(build: Build) -> Toward | None:
@@ -75,7 +75,7 @@ def toward_time(build: Build) -> Toward | None:
 
 def arrived(
     build: Build, toward: Toward, keep: Mapping[str, IntArray], scores: Mapping[str, Tensor]
-) -> tuple[Build, Plan, Found]:
+) -> tuple[Build, Plan, SearchResult]:
     """Measure the plan that training ended in, and cut a little more of it where it misses the budget.
 
     What is cut here is not trained for any more; `recover` follows. Where no plan is measured within the budget the
@@ -95,7 +95,7 @@ def arrived(
     goal, setting = found.goal(recipe.budget), found.setting
     dense = next(a for a, r in dense_jobs(build) if (a.precision, r) == (setting.precision, setting.runtime))
     rounds: list[Round] = []
-    with Bench(
+    with CandidateBench(
         build.traced, setting, dense, feeds=timing_feeds(build), seed=build.recipe.seed, clock=build.clock
     ) as bench:
         try:

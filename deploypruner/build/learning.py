@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from deploypruner.criteria import Criterion
-from deploypruner.errors import RecipeError, nearest
-from deploypruner.learn.learned import is_learned
+from deploypruner.errors import RecipeError
 from deploypruner.learn.schedules import (
-    SCHEDULES,
     can_score_while_training,
 )
 from deploypruner.recipe import LearnRecipe
+from deploypruner.registries import schedules
 
 
 def schedule_name(recipe: LearnRecipe, criterion: Criterion) -> str:
@@ -18,11 +17,10 @@ def schedule_name(recipe: LearnRecipe, criterion: Criterion) -> str:
     Raises:
         RecipeError: No such schedule, or one that makes no sense with this criterion.
     """
-    named, learned = type(criterion).__name__.lower(), is_learned(criterion)
+    named, learned = type(criterion).__name__.lower(), criterion.learned
     if recipe.schedule == "auto":
         return "learned" if learned else "one-shot"
-    if recipe.schedule not in SCHEDULES:
-        raise RecipeError(f"no schedule called '{recipe.schedule}'", hint=nearest(recipe.schedule, SCHEDULES))
+    schedules.check(recipe.schedule, to="channels")
     if learned and recipe.schedule != "learned":
         raise RecipeError(
             f"criterion '{named}' trains its masks and has a schedule of its own, not '{recipe.schedule}'",

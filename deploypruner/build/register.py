@@ -1,4 +1,4 @@
-"""Which stages there are: each file of `build.stages` registers one."""
+"""Which stages there are: each file of `build.stages` registers one, under its `name`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from deploypruner.registry import Registry
 
-stages: Registry[Any] = Registry("stage", "deploypruner.build.stages")
+stages: Registry[Any] = Registry("stage", "stages", "deploypruner.build.stages")
 
 
 def stage_files() -> frozenset[str]:

@@ -26,9 +26,9 @@ def restore(model: nn.Module, folder: str | Path, *, as_graph: bool = False) -> 
     as auxiliary heads. A model that was traced in part is put together again around that part.
 
     Args:
-        model: The dense model the build started from; its weights do not matter, and it is not changed.
+        model: Dense model the build started from; its weights do not matter, and it is not changed.
         folder: Build folder with `plan.json` and `weights.safetensors`.
-        as_graph: Give the traced graph in any case.
+        as_graph: Whether the traced graph is given in any case.
 
     Returns:
         The pruned and recovered module in eval mode, trainable.

@@ -14,7 +14,7 @@ from deploypruner.build.state import Feeds
 from deploypruner.errors import InputError, KernelError
 from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.records import Check
-from deploypruner.sparse.choose import Choice
+from deploypruner.sparse.choose import LayerDecision
 from deploypruner.sparse.convert import SparseModel, sparsify
 from deploypruner.sparse.gates import Gate
 from deploypruner.sparse.layer import Layer
@@ -115,7 +115,7 @@ def _document(found: SparseModel, *, reason: str, target: str = "") -> dict[str,
     }
 
 
-def _layer(choice: Choice, *, measured: bool) -> dict[str, Any]:
+def _layer(choice: LayerDecision, *, measured: bool) -> dict[str, Any]:
     layer = choice.layer
     assert isinstance(layer, Layer), "gates have no weights"
     return {
@@ -130,13 +130,13 @@ def _layer(choice: Choice, *, measured: bool) -> dict[str, Any]:
     }
 
 
-def _gate(choice: Choice, *, measured: bool) -> dict[str, Any]:
+def _gate(choice: LayerDecision, *, measured: bool) -> dict[str, Any]:
     gate = choice.layer
     sizes = {"channels": gate.x.channels, "pixels": gate.x.pixels}
     return {"name": gate.name, "kind": gate.kind, **sizes, **_times(choice, measured=measured)}
 
 
-def _times(choice: Choice, *, measured: bool) -> dict[str, Any]:
+def _times(choice: LayerDecision, *, measured: bool) -> dict[str, Any]:
     return {
         "sparse_us": choice.sparse_ns / 1e3 if measured else None,
         "dense_us": choice.dense_ns / 1e3 if measured else None,

@@ -27,6 +27,7 @@ from deploypruner.measure.statistics import compare
 from deploypruner.quantize.preparing import prepared
 from deploypruner.quantize.static import quantize_static
 from deploypruner.reading import check_present
+from deploypruner.recipe.data import DataSettings
 from deploypruner.records import Artifact, Quality, Row
 from deploypruner.report.units import quality_sentence
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
@@ -35,7 +36,6 @@ from deploypruner.scratch import scratch
 from deploypruner.search.gaps import gaps, largest
 from deploypruner.search.kept import AGREEMENT_DROP, Kept, allowed_points
 from deploypruner.sources.classes import read_classes
-from deploypruner.sources.data import DataSettings
 from deploypruner.sparse.convert import check_convertible
 from deploypruner.sparse.library import EXTENSION, check_forced_target, extension_path
 from deploypruner.target import detect
@@ -49,7 +49,7 @@ _RANDOM_INT8 = "no --data: the agreement and the proof are those of random input
 
 
 @dataclass(frozen=True)
-class Request:
+class SparsifyRequest:
     """What `sparsify` was asked for.
 
     Args:
@@ -115,7 +115,7 @@ class Sparsified:
         return not found["kept"]
 
 
-def sparsified(request: Request, *, say: Say) -> Sparsified:
+def sparsified(request: SparsifyRequest, *, say: Say) -> Sparsified:
     """Write model.sparse.onnx, its library, the dense model.int8.onnx and sparsify.json to the folder.
 
     Args:
@@ -145,7 +145,7 @@ def sparsified(request: Request, *, say: Say) -> Sparsified:
 
 
 def _sparsified(
-    request: Request, model: onnx.ModelProto, inputs: Inputs, folder: BuildFolder, *, library: Path, say: Say
+    request: SparsifyRequest, model: onnx.ModelProto, inputs: Inputs, folder: BuildFolder, *, library: Path, say: Say
 ) -> Sparsified:
     remarks = inputs.remarks
     is_int8 = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
@@ -210,7 +210,7 @@ def _read(path: Path) -> onnx.ModelProto:
         ) from error
 
 
-def _inputs(request: Request) -> Inputs:
+def _inputs(request: SparsifyRequest) -> Inputs:
     settings = DataSettings(mean=request.mean, std=request.std, augment=False, seed=request.seed)
     session = OnnxRuntime().open(request.model)
     said = Said(
@@ -240,7 +240,7 @@ def _require_zeros(path: Path, document: dict[str, Any]) -> None:
         )
 
 
-def judged(request: Request, files: Mapping[str, Path], inputs: Inputs) -> dict[str, Quality]:
+def judged(request: SparsifyRequest, files: Mapping[str, Path], inputs: Inputs) -> dict[str, Quality]:
     """The quality of every form, each against the file that the user gave, which is the first.
 
     Args:
@@ -263,7 +263,7 @@ def judged(request: Request, files: Mapping[str, Path], inputs: Inputs) -> dict[
     }
 
 
-def quality_of(qualities: Mapping[str, Quality], request: Request) -> dict[str, Any]:
+def quality_of(qualities: Mapping[str, Quality], request: SparsifyRequest) -> dict[str, Any]:
     """The int8 form that loses most against the given model, as a report has it; empty where nothing is known."""
     given, *forms = qualities
     found = [
@@ -288,7 +288,7 @@ def _doubtful(qualities: Mapping[str, Quality]) -> list[str]:
 
 
 def _measured(
-    request: Request,
+    request: SparsifyRequest,
     files: Mapping[str, Path],
     qualities: Mapping[str, Quality],
     inputs: Inputs,

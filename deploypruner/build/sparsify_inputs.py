@@ -18,10 +18,11 @@ from deploypruner.build.state import Feeds
 from deploypruner.errors import InputError
 from deploypruner.measure.inputs import random_feeds
 from deploypruner.measure.quality import Batch
+from deploypruner.recipe.data import DataSettings
 from deploypruner.records import TensorSpec
 from deploypruner.runtime import Session, shape_text
 from deploypruner.sources.adapted import ChannelsLast
-from deploypruner.sources.data import Data, DataSettings, check_shapes, load_data, settings_for
+from deploypruner.sources.data import Data, check_shapes, load_data, settings_for
 from deploypruner.sources.matched import cast, matched
 from deploypruner.tasks.recognise import OutputTask
 

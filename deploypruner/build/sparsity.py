@@ -14,10 +14,11 @@ from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph.module import get_state
 from deploypruner.patterns import AUTO, sparse_patterns
 from deploypruner.recipe import Recipe
-from deploypruner.recover.sparse import SparseRegime, schedules
+from deploypruner.recipe.sparse import SparseSettings
+from deploypruner.recover.sparse import SparseRegime
 from deploypruner.recover.sparse.existing import ExistingZeros, weights_with_zeros
 from deploypruner.recover.sparse.layers import SparseLayer, check_sizes, choose_layers, weighted_layers
-from deploypruner.recover.sparse.settings import SparseSettings
+from deploypruner.schedules import schedules, sparse_regime
 from deploypruner.sparse.library import check_forced_target
 
 # Share of a layer's weights that somebody must have made zero for a purpose.
@@ -62,7 +63,7 @@ def check_sparse(recipe: Recipe, *, trains: bool) -> None:
         )
     _check_time(recipe)
     name = schedule_name(settings, trains=trains)
-    if schedules.get(name).trains and not trains:
+    if sparse_regime(name).trains and not trains:
         raise RecipeError(
             f"sparse schedule '{name}' works while fine-tuning, and there is none",
             hint="pass --data DIR and --epochs, without --train; or use --sparse-schedule one-shot",
@@ -136,7 +137,7 @@ def make_regime(build: Build, *, trains: bool) -> SparseRegime | None:
     settings, patterns = build.recipe.sparse, sparse_patterns(build.recipe.prune.patterns)
     if not patterns:
         return None
-    schedule = schedules.get(schedule_name(settings, trains=trains))
+    schedule = sparse_regime(schedule_name(settings, trains=trains))
     if AUTO in build.recipe.prune.patterns:
         return schedule(list(build.assigned), build.assigned, settings) if build.assigned else None
     layers = remaining(build, choose_layers(build.traced, settings))
@@ -183,7 +184,7 @@ def find_zeros(build: Build, regime: SparseRegime) -> Zeros:
     weights = sum(layer.weights for layer in layers)
     return Zeros(
         pattern=GIVEN if given else AUTO if auto else layers[0].pattern,
-        schedule="kept" if given else next(n for n in schedules if schedules.get(n) is type(regime)),
+        schedule="kept" if given else next(n for n in schedules if schedules.get(n).weights is type(regime)),
         sparsity=asked / weights,
         distribution=AUTO if auto else regime.settings.distribution,
         zeros=sum(layer.zeros for layer in layers),

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from graphlib import TopologicalSorter
 from heapq import heapify, heappop, heappush
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from deploypruner.build.register import stages
 from deploypruner.build.state import Build
@@ -70,15 +70,6 @@ class Stage(ABC):
     def lets_change(cls, key: str) -> bool:
         """May a resumed build have another value of this key?"""
         return _within(key, cls.changeable)
-
-
-S = TypeVar("S", bound=type[Stage])
-
-
-def registered(cls: S) -> S:
-    """Class decorator: makes a stage part of every build."""
-    stages.register(cls.name)(cls)
-    return cls
 
 
 def chain() -> tuple[type[Stage], ...]:

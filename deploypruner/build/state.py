@@ -20,9 +20,9 @@ from deploypruner.progress import Progress
 from deploypruner.prune.plan import Plan
 from deploypruner.recipe import Recipe
 from deploypruner.records import Artifact, Check, Cost, Row, Timing
-from deploypruner.recover.sparse.settings import Assigned
+from deploypruner.recover.sparse import Assigned
 from deploypruner.search.certify import Certificate
-from deploypruner.search.found import Found
+from deploypruner.search.found import SearchResult
 from deploypruner.sources.batches import Data
 from deploypruner.tasks.recognise import OutputTask
 
@@ -116,7 +116,7 @@ class Build:
     scores: dict[str, Tensor] | None = None
     criterion: str = ""
     plan: Plan | None = None
-    found: Found | None = None
+    found: SearchResult | None = None
     learning: Learning = field(default_factory=lambda: Learning("one-shot"))
     learned: dict[str, Tensor] = field(default_factory=dict)
     patterns: LayerPatterns | None = None

@@ -10,7 +10,7 @@ from deploypruner.build.state import Build
 from deploypruner.errors import MeasureError
 from deploypruner.records import Setting
 from deploypruner.search.assign import Assignment
-from deploypruner.search.found import Found
+from deploypruner.search.found import SearchResult
 from deploypruner.search.goal import Goal
 from deploypruner.search.meet import OutOfReach
 
@@ -41,7 +41,7 @@ def time_goal(build: Build) -> Goal | None:
     return Goal.of(recipe.prune.budget, measured.timings[0])
 
 
-def promise(build: Build, goal: Goal, assigned: Assignment) -> Found:
+def promise(build: Build, goal: Goal, assigned: Assignment) -> SearchResult:
     """What the final artifact is held to.
 
     Args:
@@ -49,7 +49,7 @@ def promise(build: Build, goal: Goal, assigned: Assignment) -> Found:
         goal: From `time_goal`.
         assigned: What every layer gets.
     """
-    return Found(
+    return SearchResult(
         Setting(_RUNTIME, "int8", build.recipe.measure.threads),
         goal.dense_ms,
         goal.tail,

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from deploypruner.errors import RecipeError
 from deploypruner.records import MemberView
-from deploypruner.registry import Registry
+from deploypruner.registries import criteria as criteria
 
-# The name of one of `prune.normalize.NORMALIZERS`.
+# A registered name, see `prune.normalize`.
 Normalizer: TypeAlias = str
 
 
@@ -65,9 +65,12 @@ class Criterion(ABC):
 
     Attributes:
         normalizer: Name of what makes its scores comparable across groups unless the recipe says otherwise.
+        learned: Are masks trained with the weights, which then say what stays? `learn.learned.gates` has a training
+            for every criterion that says so; its `score` only chooses the widths.
     """
 
     normalizer: ClassVar[Normalizer]
+    learned: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -89,9 +92,6 @@ class Criterion(ABC):
         Returns:
             `[C]` float32, finite; larger means keep.
         """
-
-
-criteria: Registry[Criterion] = Registry("criterion", "deploypruner.criteria")
 
 
 def layers(members: tuple[MemberView, ...], *roles: str) -> tuple[MemberView, ...]:

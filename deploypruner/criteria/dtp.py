@@ -37,6 +37,7 @@ class Dtp(Criterion):
 
     needs: ClassVar[Needs] = Needs.GATES
     normalizer: ClassVar[Normalizer] = Taylor.normalizer
+    learned: ClassVar[bool] = True
 
     lr: float = 0.01
     beta: float = 0.0

@@ -43,6 +43,7 @@ class Pdp(Criterion):
 
     needs: ClassVar[Needs] = Needs.GATES
     normalizer: ClassVar[Normalizer] = Taylor.normalizer
+    learned: ClassVar[bool] = True
 
     temperature: float = 0.04
     start: float = 0.16

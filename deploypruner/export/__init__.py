@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from deploypruner.graph.inputs import Inputs
-from deploypruner.registry import Registry
+from deploypruner.registries import exporters
 
 
 class Exporter(ABC):
@@ -45,7 +45,5 @@ class Exporter(ABC):
             TraceError: The module cannot be captured, or has no counterpart in this format.
         """
 
-
-exporters: Registry[Exporter] = Registry("exporter", "deploypruner.export")
 
 __all__ = ["Exporter", "exporters"]

@@ -68,7 +68,9 @@ class Carried:
             if isinstance(self._module, GraphModule):
                 placeholders = self._module.graph.find_nodes(op="placeholder")
                 names = [str(node.target) for node in placeholders][len(args) :]
-                return _Watching(self._module, self._places, self._note).run(*args, *(kwargs[n] for n in names))
+                return _WatchingInterpreter(self._module, self._places, self._note).run(
+                    *args, *(kwargs[n] for n in names)
+                )
             handles = list(_hooked(self._graph, self._module, self._note))
             try:
                 return self._module(*args, **kwargs)
@@ -94,7 +96,7 @@ class Carried:
         return self._known
 
 
-class _Watching(Interpreter):
+class _WatchingInterpreter(Interpreter):
     """Runs a graph and shows values to `note` when a layer is about to read them, or has made them."""
 
     def __init__(self, module: GraphModule, places: Places, note: Any) -> None:

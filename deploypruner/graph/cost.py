@@ -88,7 +88,7 @@ def _branches(labelling: Labelling) -> tuple[dict[Node | None, list[_Axis]], dic
     return nodes, names
 
 
-class Tally:
+class MacsTally:
     """MACs of a plan that changes group by group: each change recounts only the axes and layers it touches.
 
     Args:

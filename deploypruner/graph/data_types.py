@@ -82,7 +82,7 @@ def _line(node: Node) -> Line:
 def _heard(model: nn.Module, inputs: Inputs, dtype: torch.dtype, training: bool) -> dict[Line, list[torch.dtype]]:
     """Line of code -> the data types it asks for in this precision, in order; empty where the model does not run."""
     for device in ("meta", None):
-        listener, moved = _Listener(), sharing_copy(model)
+        listener, moved = _TypeListener(), sharing_copy(model)
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 moved.to(device=device, dtype=dtype).train(training)
@@ -99,7 +99,7 @@ def _moved(tensor: Tensor, device: Any, dtype: torch.dtype) -> Tensor:
     return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
 
-class _Listener(TorchFunctionMode):
+class _TypeListener(TorchFunctionMode):
     """Hears which floating-point data types are asked for, and where."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.axes import Axes, Stack
 from deploypruner.graph.branches import parameters_of
-from deploypruner.graph.cost import CostModel, Tally
+from deploypruner.graph.cost import CostModel, MacsTally
 from deploypruner.graph.groups import find_frozen, find_groups, group_kinds
 from deploypruner.graph.inputs import Inputs, batch_size
 from deploypruner.graph.joint import JointAxis
@@ -119,9 +119,9 @@ class Graph:
         params = self.costs.params(removed)
         return Cost(self.costs.macs(removed), params, params)
 
-    def tally(self) -> Tally:
+    def tally(self) -> MacsTally:
         """A running count of the MACs for plans that change group by group; every group is whole at first."""
-        return Tally(self.costs, self.atoms)
+        return MacsTally(self.costs, self.atoms)
 
     def emptied(self, keep: Keep, order: Keep | None = None) -> dict[str, set[int]]:
         """Channels that must stay so that no axis of any tensor ends up without an index.
@@ -231,7 +231,7 @@ def _groups(labelling: Labelling, axes: Axes, costs: CostModel) -> tuple[tuple[G
         on_axis[name] += 1
         names[name if on_axis[name] == 1 else f"{name}#{on_axis[name]}"] = i
     atoms = {name: found[i].atoms for name, i in names.items()}
-    ids, tally, statistics = list(names), Tally(costs, atoms), _statistics(labelling, axes)
+    ids, tally, statistics = list(names), MacsTally(costs, atoms), _statistics(labelling, axes)
     whole, groups = costs.macs(), []
     for (name, i), kind in zip(names.items(), group_kinds(found), strict=True):
         group, size = found[i], len(found[i].atoms)

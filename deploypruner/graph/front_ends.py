@@ -34,8 +34,9 @@ def trace(model: nn.Module | ExportedProgram, example_inputs: Any, *, dynamic_sh
     """Find out which channels of a model can be removed, and what must go with each of them.
 
     Args:
-        model: A module in any mode, or a program from torch.export; it is not changed.
-        example_inputs: One tensor, a tuple of positional inputs or a dict of keyword inputs, batch on axis 0.
+        model: Module in any mode, or a program from torch.export; it is not changed.
+        example_inputs: Inputs the model can run on: one tensor [B, ...], a tuple of positional inputs or a dict of
+            keyword inputs, batch on axis 0.
         dynamic_shapes: Axes that stay open beside the batch: as torch.export wants them, or "sizes" for every size
             the model leaves open. By default the graph takes other sizes where it is right there, else refuses them.
 

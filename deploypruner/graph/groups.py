@@ -19,7 +19,7 @@ _CHANNEL_ROLES = ("producer", "consumer")
 
 
 @dataclass
-class Found:
+class GroupInMaking:
     """A group in the making.
 
     Args:
@@ -37,7 +37,7 @@ class Found:
     counted: set[str] = field(default_factory=set)
 
 
-def find_groups(labelling: Labelling, axes: Axes) -> list[Found]:
+def find_groups(labelling: Labelling, axes: Axes) -> list[GroupInMaking]:
     """Sort all removable atoms into groups of two or more.
 
     Two atoms are interchangeable when they come from the same axis (family) and occupy the same parameter axes
@@ -50,14 +50,14 @@ def find_groups(labelling: Labelling, axes: Axes) -> list[Found]:
     slots = list(_slots(labelling, axes))
     classes = _classes(labelling, axes, dict.fromkeys(number for _, _, number in slots))
     positions: dict[int, list[tuple[int, IntArray, IntArray]]] = {}
-    groups: dict[int, Found] = {}
+    groups: dict[int, GroupInMaking] = {}
     indices: dict[tuple[int, int], IntArray] = {}  # members on equal axes share one array
     for state, axis, number in slots:
         if number not in positions:
             positions[number] = list(_positions(axes.rows[number], classes))
         for name, atoms, index in positions[number]:
             if name not in groups:
-                groups[name] = Found(atoms[np.argsort(index[:, 0], kind="stable")], [])
+                groups[name] = GroupInMaking(atoms[np.argsort(index[:, 0], kind="stable")], [])
             if (number, name) not in indices:
                 indices[number, name] = index[np.searchsorted(atoms, groups[name].atoms)]
             groups[name].members.append(Member(state.names[0], axis, indices[number, name]))
@@ -90,7 +90,7 @@ def find_frozen(labelling: Labelling, axes: Axes) -> list[Frozen]:
     return found
 
 
-def group_kinds(found: Sequence[Found]) -> list[GroupKind]:
+def group_kinds(found: Sequence[GroupInMaking]) -> list[GroupKind]:
     """What the channels of each group are, by how they overlap with others and what counts them."""
     outer: list[GroupKind] = [
         "channels"
@@ -148,7 +148,7 @@ def _positions(rows: IntArray, classes: IntArray) -> Iterator[tuple[int, IntArra
         yield int(kind[part[0]]), distinct, position[part].reshape(len(distinct), -1)
 
 
-def _relate(labelling: Labelling, axes: Axes, found: list[Found]) -> None:
+def _relate(labelling: Labelling, axes: Axes, found: list[GroupInMaking]) -> None:
     """Fill in which groups share entries of a parameter axis, the outer and the inner one, and what counts them."""
     owner = np.full(axes.count, -1)
     for i, group in enumerate(found):
@@ -166,7 +166,7 @@ def _relate(labelling: Labelling, axes: Axes, found: list[Found]) -> None:
                 found[i].counted.add(argument)
 
 
-def _relate_columns(rows: IntArray, owner: IntArray, found: list[Found]) -> None:
+def _relate_columns(rows: IntArray, owner: IntArray, found: list[GroupInMaking]) -> None:
     """Two atoms per index: pairs of groups that meet there, the one in contiguous blocks being the outer one."""
     left, right = owner[rows[:, 0]], owner[rows[:, 1]]
     lower, upper = np.minimum(left, right), np.maximum(left, right)

@@ -20,7 +20,7 @@ _SMALLEST_SHARE, _MOST_ATTEMPTS = 0.5, 6
 
 
 @dataclass(frozen=True)
-class Part:
+class ExportablePart:
     """A sub-module that can be exported.
 
     Args:
@@ -66,7 +66,7 @@ class Holder(nn.Module):
     forward = _call
 
 
-def largest_part(model: nn.Module, inputs: Inputs, attempt: Callable[[nn.Module, Inputs], Any]) -> Part:
+def largest_part(model: nn.Module, inputs: Inputs, attempt: Callable[[nn.Module, Inputs], Any]) -> ExportablePart:
     """Try the sub-modules of a model, the one with the most parameters first, until one can be traced.
 
     Args:
@@ -92,7 +92,7 @@ def largest_part(model: nn.Module, inputs: Inputs, attempt: Callable[[nn.Module,
             tried += 1
             holder = Holder(name, part)
             try:
-                return Part(name, holder, calls[name], share, attempt(holder, calls[name]))
+                return ExportablePart(name, holder, calls[name], share, attempt(holder, calls[name]))
             except TraceError:
                 pass
         for child_name, child in part.named_children():

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from deploypruner.errors import PlanError
 from deploypruner.graph.labelling import Labelling
-from deploypruner.graph.sizes import Choice, Renames, choices, group_counts
+from deploypruner.graph.sizes import Renames, SizeChoice, choices, group_counts
 from deploypruner.graph.stand_ins import within
 
 # Of 2^k ways to read k ambiguous attributes, as many as this are tried.
@@ -70,7 +70,7 @@ class Resized:
         for choice in certain:
             choice.apply(choice.options[0])
         # One reading serves all modules of a class: what `window` means does not differ from block to block.
-        kinds: dict[tuple[Any, ...], list[Choice]] = {}
+        kinds: dict[tuple[Any, ...], list[SizeChoice]] = {}
         for choice in doubtful:
             kinds.setdefault(choice.kind, []).append(choice)
         every = itertools.product(*(range(len(members[0].options)) for members in kinds.values()))

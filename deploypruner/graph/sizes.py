@@ -32,7 +32,7 @@ _TORCH_LAYERS = (
 
 
 @dataclass(frozen=True)
-class Choice:
+class SizeChoice:
     """An attribute whose value may have to change.
 
     Args:
@@ -118,16 +118,16 @@ class Renames:
         return self._lost[id(axis)]
 
 
-def choices(model: nn.Module, renames: Renames) -> tuple[list[Choice], list[Choice]]:
+def choices(model: nn.Module, renames: Renames) -> tuple[list[SizeChoice], list[SizeChoice]]:
     """Every attribute that may hold a length that shrank: those with one reading, and those with several."""
-    certain: list[Choice] = []
-    doubtful: list[Choice] = []
+    certain: list[SizeChoice] = []
+    doubtful: list[SizeChoice] = []
     for path, module in model.named_modules():
         if isinstance(module, _TORCH_LAYERS) or path not in renames.lengths:
             continue
         for name, value, options in _readings(module, path, renames):
             kind = (type(module), name, repr(value), repr(options))
-            (certain if len(options) == 1 else doubtful).append(Choice(module, name, kind, options))
+            (certain if len(options) == 1 else doubtful).append(SizeChoice(module, name, kind, options))
     return certain, doubtful
 
 

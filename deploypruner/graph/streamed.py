@@ -28,14 +28,14 @@ _NOISE = frozenset("rand randn rand_like randn_like normal uniform".split())
 _CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16, torch.Tensor.double)
 
 
-class Runner(Protocol):
+class TensorRunner(Protocol):
     """Something that turns inputs into output tensors in one precision."""
 
     def outputs(self, inputs: Inputs) -> list[Tensor]:
         """All tensors of the output, in order, detached."""
 
 
-def runner(module: nn.Module, dtype: torch.dtype) -> Runner:
+def runner(module: nn.Module, dtype: torch.dtype) -> TensorRunner:
     """The cheapest way to run this module in that precision; the module is not changed."""
     return Streamed(module, dtype) if isinstance(module, TracedModule) else Converted(module, dtype)
 

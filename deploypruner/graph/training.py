@@ -35,7 +35,7 @@ _OTHER = 0.5
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """What a module returned in training mode, and its buffers after that."""
 
     outputs: list[Tensor]
@@ -101,7 +101,9 @@ def _remark(gap: str, why: str) -> str:
 # ---------------------------------------------------------------------- running
 
 
-def _run(module: nn.Module, inputs: Inputs, listener: TorchFunctionMode | None = None, seed: int = 0) -> Outcome:
+def _run(
+    module: nn.Module, inputs: Inputs, listener: TorchFunctionMode | None = None, seed: int = 0
+) -> TrainingOutcome:
     """One forward pass in training mode; mode and buffers are as they were after it."""
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     module.train()
@@ -112,7 +114,7 @@ def _run(module: nn.Module, inputs: Inputs, listener: TorchFunctionMode | None =
             else:
                 with listener:
                     outputs = tensors(call(module, inputs))
-        return Outcome([t.clone() for t in outputs], {n: b.clone() for n, b in module.named_buffers()})
+        return TrainingOutcome([t.clone() for t in outputs], {n: b.clone() for n, b in module.named_buffers()})
     finally:
         module.eval()
         with torch.no_grad():
@@ -121,7 +123,7 @@ def _run(module: nn.Module, inputs: Inputs, listener: TorchFunctionMode | None =
                     buffer.copy_(before[name])
 
 
-def _frozen_layers(module: TracedModule, model: nn.Module, run: Callable[[], Outcome]) -> Outcome:
+def _frozen_layers(module: TracedModule, model: nn.Module, run: Callable[[], TrainingOutcome]) -> TrainingOutcome:
     """Run the model; calls of layers that its train() leaves in evaluation mode are marked to stay there."""
     model.train()
     frozen = {name for name, part in model.named_modules() if not part.training}
@@ -161,7 +163,7 @@ class _Listener(TorchFunctionMode):
 # ---------------------------------------------------------------------- comparing
 
 
-def _gap(module: TracedModule, inputs: Inputs, wanted: Outcome, reference: Reference) -> str:
+def _gap(module: TracedModule, inputs: Inputs, wanted: TrainingOutcome, reference: Reference) -> str:
     """How the graph differs from its model in training mode, "" where it does not."""
     try:
         got = _run(module, inputs)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from deploypruner.latency.build import build_latency_model, build_latency_models
 from deploypruner.latency.model import LatencyModel, LayerTime
 from deploypruner.latency.probes import Profile, profile, write_candidate
-from deploypruner.latency.quality import Quality
+from deploypruner.latency.quality import LatencyQuality
 from deploypruner.latency.tally import LatencyTally
 
 __all__ = [
     "LatencyModel",
+    "LatencyQuality",
     "LatencyTally",
     "LayerTime",
     "Profile",
-    "Quality",
     "build_latency_model",
     "build_latency_models",
     "profile",

@@ -14,8 +14,8 @@ from deploypruner.latency.model import LatencyModel
 from deploypruner.latency.nodes import bind
 from deploypruner.latency.overhead import NODE, find_overhead
 from deploypruner.latency.plans import probe_plans, reference_plan
-from deploypruner.latency.probes import ProbeFiles, Profile, Timer, one_sample, undisturbed_ns
-from deploypruner.latency.quality import Quality
+from deploypruner.latency.probes import ProbeFiles, ProbeTimer, Profile, one_sample, undisturbed_ns
+from deploypruner.latency.quality import LatencyQuality
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.records import Setting
 from deploypruner.scratch import scratch
@@ -114,7 +114,7 @@ def _build(work: _Work, setting: Setting, cache: Cache, *, name: str, seconds: f
     probes = work.plans if files.drops(setting.precision) else [_whole(graph, keep) for keep in work.plans]
     plans, timed = [*files.learnt, *files.without(setting.precision)], list[Profile]()
     branches = files.lengths.branches
-    with Timer(setting, one_sample(graph)) as timer:
+    with ProbeTimer(setting, one_sample(graph)) as timer:
         known = [timer.profile(files.write(keep, setting.precision), seconds=0) for keep in plans]
         nodes = bind([profile.nodes for profile in known], files.counts(plans), branches)
         if any(cache.points.count(node.key) < ENOUGH for node in nodes):
@@ -135,7 +135,7 @@ def _build(work: _Work, setting: Setting, cache: Cache, *, name: str, seconds: f
     nodes = (*nodes, NODE) if points.has(NODE.key) else nodes
     short = 0 < len(timed) < len(probes)
     remarks = [f"{len(timed)} of {len(probes)} probes fitted into the time"] if short else []
-    model = LatencyModel(graph, setting, nodes=nodes, points=points, quality=Quality(None, 0, 0.0))
+    model = LatencyModel(graph, setting, nodes=nodes, points=points, quality=LatencyQuality(None, 0, 0.0))
     quality = replace(model.judged(probes[: len(timed)], ms), remarks=tuple(remarks))
     if not short:
         cache.write(name, nodes, quality, points)
@@ -150,7 +150,7 @@ def _whole(graph: Graph, keep: Keep) -> Keep:
     return {name: kept for name, kept in keep.items() if name not in gone}
 
 
-def _time(work: _Work, plans: Sequence[Keep], setting: Setting, timer: Timer, *, end: float) -> list[Profile]:
+def _time(work: _Work, plans: Sequence[Keep], setting: Setting, timer: ProbeTimer, *, end: float) -> list[Profile]:
     """Time probes until all are done or the time is over."""
     timer.refer_to(work.files.write(reference_plan(work.graph, work.step), setting.precision))
     timed: list[Profile] = []

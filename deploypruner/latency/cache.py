@@ -20,7 +20,7 @@ from deploypruner.graph.inputs import tensors
 from deploypruner.latency.matching import Follows
 from deploypruner.latency.nodes import Node
 from deploypruner.latency.points import Points
-from deploypruner.latency.quality import Quality
+from deploypruner.latency.quality import LatencyQuality
 from deploypruner.reading import read_json
 from deploypruner.records import Setting
 from deploypruner.target import detect
@@ -58,12 +58,12 @@ class Cache:
         self._models: dict[str, Any] = {}
         self._read()
 
-    def model(self, fingerprint: str) -> tuple[tuple[Node, ...], Quality] | None:
+    def model(self, fingerprint: str) -> tuple[tuple[Node, ...], LatencyQuality] | None:
         """Operations and quality of a model that was built before."""
         found = self._models.get(fingerprint)
         return None if found is None else (tuple(map(_node, found["nodes"])), _quality(found["quality"]))
 
-    def write(self, fingerprint: str, nodes: Sequence[Node], quality: Quality, points: Points) -> None:
+    def write(self, fingerprint: str, nodes: Sequence[Node], quality: LatencyQuality, points: Points) -> None:
         """Keep a model and all points; a folder that cannot be written to is a remark, no error."""
         self.points = points
         self._models[fingerprint] = {"nodes": [asdict(node) for node in nodes], "quality": asdict(quality)}
@@ -137,5 +137,5 @@ def _node(found: dict[str, Any]) -> Node:
     return Node(**{**found, "sizes": sizes, "places": places})
 
 
-def _quality(found: dict[str, Any]) -> Quality:
-    return Quality(**{**found, "remarks": tuple(found["remarks"])})
+def _quality(found: dict[str, Any]) -> LatencyQuality:
+    return LatencyQuality(**{**found, "remarks": tuple(found["remarks"])})

@@ -30,7 +30,7 @@ from deploypruner.sparse.cost import Counts, Rates, border_counts, dense_counts,
 from deploypruner.sparse.layer import Layer
 from deploypruner.sparse.library import EXTENSION, active_target, path_of
 from deploypruner.sparse.match import match
-from deploypruner.sparse.onnx_graph import Graph
+from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.rewrite import c4_name, rewrite
 
 FORMAT = 1
@@ -111,7 +111,7 @@ def measured_rates(threads: int, chains: Sequence[Chain] = CHAINS) -> KernelRate
     """
     begin = time.perf_counter()
     model = probe_model(chains)
-    graph = Graph(model)
+    graph = OnnxGraph(model)
     layers = [x for x in match(graph).layers if isinstance(x, Layer) and not x.name.endswith((HEAD, TAIL))]
     with scratch() as folder:
         dense, sparse = folder / "dense.onnx", folder / "sparse.onnx"

@@ -17,7 +17,7 @@ from deploypruner.latency.overhead import KEY as OVERHEAD
 from deploypruner.latency.overhead import Overhead
 from deploypruner.latency.points import Points
 from deploypruner.latency.probes import Profile
-from deploypruner.latency.quality import Quality
+from deploypruner.latency.quality import LatencyQuality
 from deploypruner.latency.surface import Floats, Surface
 from deploypruner.latency.tally import LatencyTally
 from deploypruner.latency.terms import Term
@@ -67,7 +67,7 @@ class LatencyModel:
         *,
         nodes: Sequence[Node],
         points: Points,
-        quality: Quality,
+        quality: LatencyQuality,
         scale: float = 1.0,
     ) -> None:
         self.graph, self.setting, self.quality, self.scale = graph, setting, quality, scale
@@ -147,7 +147,7 @@ class LatencyModel:
             scale=self.scale * factor,
         )
 
-    def judged(self, plans: Sequence[Keep], ms: Sequence[float]) -> Quality:
+    def judged(self, plans: Sequence[Keep], ms: Sequence[float]) -> LatencyQuality:
         """How well the probes it was made of are predicted, each without its own points.
 
         Args:
@@ -166,7 +166,7 @@ class LatencyModel:
         whole = self.layers({})
         guessed = sum(layer.ms for layer, t in zip(whole, self.terms, strict=True) if not t.node.understood)
         total = sum(layer.ms for layer in whole)
-        return Quality(float(np.median(errors)) if errors else None, len(errors), guessed / total)
+        return LatencyQuality(float(np.median(errors)) if errors else None, len(errors), guessed / total)
 
     def term_ms(self, term: Term, sizes: IntArray) -> Floats:
         """Milliseconds `[m]` of an operation at sizes `[m, k]`; remembered."""

@@ -15,7 +15,8 @@ from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.dependency import Keep
 from deploypruner.latency.matching import runs
-from deploypruner.prune.constraints import Constraints, find_limits
+from deploypruner.prune.constraints import find_limits
+from deploypruner.recipe.constraints import Constraints
 
 # How often a probe cuts what is left whole by default: the smaller of two coupled groups, channels of a layer norm.
 _RARELY = 1 / 3

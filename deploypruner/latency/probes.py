@@ -199,11 +199,11 @@ def profile(path: Path, setting: Setting, *, feeds: Sequence[Array] | None = Non
     Raises:
         MeasureError: As `Timer.profile`.
     """
-    with Timer(setting, feeds) as timer:
+    with ProbeTimer(setting, feeds) as timer:
         return timer.profile(path, seconds=seconds)
 
 
-class Timer:
+class ProbeTimer:
     """A worker that times probe files of one setting; a context manager.
 
     Args:
@@ -214,7 +214,7 @@ class Timer:
     def __init__(self, setting: Setting, feeds: Sequence[Array] | None) -> None:
         self._setting, self._feeds, self._stack = setting, feeds, ExitStack()
 
-    def __enter__(self) -> Timer:
+    def __enter__(self) -> ProbeTimer:
         folder = self._stack.enter_context(scratch())
         self._saved: str | None = None
         if self._feeds is not None:

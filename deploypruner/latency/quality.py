@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Quality:
+class LatencyQuality:
     """How far a latency model can be trusted.
 
     Args:

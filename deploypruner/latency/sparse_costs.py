@@ -12,7 +12,7 @@ import numpy as np
 from deploypruner.runtime import Array, NodeTime
 from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.sparse.cost import Costs, Rates
-from deploypruner.sparse.layer import Activation, Operation
+from deploypruner.sparse.layer import Operation, QuantizedTensor
 from deploypruner.sparse.rewrite import c4_name
 
 # Short turns: where the machine changes its speed, both models see the same of it.
@@ -51,11 +51,11 @@ class MeasuredCosts(Costs):
         """See `Costs.dense`."""
         return self.dense_ns.get(layer.name, self.rates.dense(layer))
 
-    def enter(self, activation: Activation) -> float:
+    def enter(self, activation: QuantizedTensor) -> float:
         """See `Costs.enter`."""
         return self.enter_ns.get(c4_name(activation), self.rates.enter(activation))
 
-    def leave(self, activation: Activation) -> float:
+    def leave(self, activation: QuantizedTensor) -> float:
         """See `Costs.leave`."""
         return self.leave_ns.get(c4_name(activation), self.rates.leave(activation))
 

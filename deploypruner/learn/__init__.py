@@ -6,21 +6,19 @@ and other channels, and the weights to remove them from.
 
 from __future__ import annotations
 
-from deploypruner.learn.learned import is_learned, learned_regime
+from deploypruner.learn.learned import learned_regime
 from deploypruner.learn.regime import ChannelRegime, closed, settled
 from deploypruner.learn.run import Learned, learn
-from deploypruner.learn.schedules import SCHEDULES, Shrinking, can_score_while_training, toward_budget, toward_widths
-from deploypruner.learn.settings import LearnSettings
+from deploypruner.learn.schedules import Shrinking, can_score_while_training, toward_budget, toward_widths
+from deploypruner.recipe.learn import LearnSettings
 
 __all__ = [
-    "SCHEDULES",
     "ChannelRegime",
     "LearnSettings",
     "Learned",
     "Shrinking",
     "can_score_while_training",
     "closed",
-    "is_learned",
     "learn",
     "learned_regime",
     "settled",

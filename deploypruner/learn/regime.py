@@ -14,10 +14,10 @@ from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.branch_gates import gate_name
 from deploypruner.graph.gates import gated
-from deploypruner.prune.constraints import Constraints
 from deploypruner.prune.oracle import removed_slices
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.room import Order, find_room, most_important
+from deploypruner.recipe.constraints import Constraints
 from deploypruner.recover.regime import Regime, under
 
 

@@ -13,8 +13,9 @@ from deploypruner.graph.branch_gates import with_branch_gates
 from deploypruner.learn.regime import ChannelRegime
 from deploypruner.progress import Progress
 from deploypruner.prune.plan import Plan, make_plan
-from deploypruner.recover.batches import Batches
-from deploypruner.recover.finetune import FinetuneHistory, FinetuneSettings, finetune
+from deploypruner.recipe.finetune import FinetuneSettings
+from deploypruner.recover.batches import TrainingBatches
+from deploypruner.recover.finetune import FinetuneHistory, finetune
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Learned:
 
 def learn(
     graph: Graph,
-    batches: Batches,
+    batches: TrainingBatches,
     regime: ChannelRegime,
     settings: FinetuneSettings,
     *,

@@ -1,4 +1,4 @@
-"""Schedules: channels go little by little while the network trains, ranked anew each time by any criterion."""
+"""Channels go little by little while the network trains, ranked anew each time by any criterion."""
 
 from __future__ import annotations
 
@@ -15,21 +15,14 @@ from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
 from deploypruner.learn.gathering import AVAILABLE, Gathering
 from deploypruner.learn.regime import ChannelRegime, closed, nothing_of, settled
-from deploypruner.learn.settings import LearnSettings
-from deploypruner.masks import cubic_ramp, ramped_keep
+from deploypruner.masks import ramped_keep
 from deploypruner.prune.plan import Plan
 from deploypruner.prune.room import by_importance
+from deploypruner.recipe.learn import LearnSettings
 from deploypruner.recover.regime import under
+from deploypruner.registries import schedules
 
-SCHEDULES = {
-    "one-shot": "score once, remove everything, then train",
-    "iterative": "a few channels every few minibatches, chosen anew each time",
-    "gradual": "widths shrink to the plan's on a cubic ramp while training, ranked anew at every change",
-    "learned": "masks are trained with the weights; the one of pdp and dtp",
-}
 _RANKINGS = 30
-# Of the training: where the last channel goes. The rest of it is fine-tuning.
-_END = {"iterative": 0.5, "gradual": 0.7}
 
 Scores = dict[str, Tensor]
 # Share of the removal in (0, 1], scores, what is left so far -> group id -> what stays.
@@ -45,7 +38,7 @@ def rankings(schedule: str, settings: LearnSettings, steps: int, going: int) -> 
     """Step -> share of the removal that is in force after it.
 
     Args:
-        schedule: "iterative" or "gradual".
+        schedule: Name of one that ranks channels anew while training: "iterative", "gradual".
         settings: Pace.
         steps: Of the training.
         going: Channels that go in all.
@@ -53,8 +46,11 @@ def rankings(schedule: str, settings: LearnSettings, steps: int, going: int) -> 
     Raises:
         RecipeError: The training has too few steps.
     """
-    last = max(1, int(_END[schedule] * steps))
-    if schedule == "iterative" and settings.channels:
+    chosen = schedules.get(schedule)
+    assert chosen.last_ranking is not None, f"schedule '{schedule}' ranks no channels while training"
+    last = max(1, int(chosen.last_ranking * steps))
+    by_count = chosen.by_count and settings.channels
+    if by_count:
         count = max(1, ceil(going / settings.channels))
     else:
         count = max(1, last // settings.every) if settings.every else min(_RANKINGS, last)
@@ -67,11 +63,7 @@ def rankings(schedule: str, settings: LearnSettings, steps: int, going: int) -> 
         )
     found = {}
     for number in range(1, count + 1):
-        share = number / count
-        if schedule == "gradual":
-            share = cubic_ramp(share, start=0, end=1)
-        elif settings.channels:
-            share = min(1.0, number * settings.channels / max(going, 1))
+        share = min(1.0, number * settings.channels / max(going, 1)) if by_count else chosen.ramp(number / count)
         found[number * every - 1] = share
     return found
 
@@ -83,7 +75,7 @@ class Shrinking(ChannelRegime):
         graph: The traced dense model.
         plan: From the dense model; says how many channels go.
         criterion: Scores channels; see `can_score_while_training`.
-        schedule: "iterative" or "gradual".
+        schedule: Name of one that ranks channels anew while training: "iterative", "gradual".
         settings: Pace.
         narrow: Which channels stay at a share of the removal.
         before: Scores of the dense model, for a ranking at which the training's loss has no gradient at all.

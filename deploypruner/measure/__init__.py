@@ -49,14 +49,14 @@ def measure(
     `bench` returns the same rows with raw samples, warnings and environment, and goes on without what fails.
 
     Args:
-        paths: .onnx, .xml or .pt2 files.
-        runtime: Registered runtime name, or several; each file is timed on those that open its kind.
-        threads: Threads of every runtime.
+        paths: Files: .onnx, .xml or .pt2.
+        runtime: Name of a runtime, or several; each file is timed on those that open its kind.
+        threads: Number of threads of every runtime, 1 to 1024.
         input_shapes: Full shapes by input name, for dynamic dimensions; a batch that is not named is 1.
-        feeds: One array per input, for every file; random ones where None.
+        feeds: Arrays, one per declared input in its shape and dtype, for every file; random ones where None.
         budget_s: Seconds of measuring, loading and warm-up not counted.
-        seed: Seed of random inputs, order and bootstrap.
-        progress: Told after every round: fraction of the budget, one line of text.
+        seed: Number that decides random inputs, order and bootstrap, 0 to 4294967295.
+        progress: Listener that is told after every round: fraction of the budget, one line of text.
 
     Raises:
         InputError: No file, or one that none of the runtimes can open.

@@ -19,7 +19,7 @@ _WARM_CALLS = 2000
 
 
 @dataclass(frozen=True, eq=False)
-class Member:
+class CrewMember:
     """A worker that has opened its artifact and is warm.
 
     Args:
@@ -45,13 +45,13 @@ class Crew:
 
     def __init__(self, stack: ExitStack, folder: Path, message: Mapping[str, Any], *, cores: Sequence[int]) -> None:
         self.failures: list[Failure] = []
-        self.gone: set[Member] = set()
+        self.gone: set[CrewMember] = set()
         self.threads: int = message["threads"]
         self._stack, self._folder = stack, folder
         self._message, self._cores = message, list(cores)
         self._hired = 0
 
-    def hire(self, jobs: Sequence[Job]) -> list[Member]:
+    def hire(self, jobs: Sequence[Job]) -> list[CrewMember]:
         """Start, open and warm up one worker per job; those that could.
 
         Libraries are loaded by all workers at once, artifacts one at a time, so that load times are true.
@@ -67,12 +67,12 @@ class Crew:
             (job, worker, self._try(job, worker, self._open)) for job, worker, said in loaded if said is not None
         ]
         return [
-            Member(job, worker, {**said, **warm})
+            CrewMember(job, worker, {**said, **warm})
             for job, worker, said in opened
             if said is not None and (warm := self._try(job, worker, self._warm)) is not None
         ]
 
-    def hire_twin(self, partner: Member) -> Member | None:
+    def hire_twin(self, partner: CrewMember) -> CrewMember | None:
         """A second worker of the same job; where it fails, so has the job."""
         twins = self.hire([partner.job])
         if not twins:
@@ -80,13 +80,13 @@ class Crew:
             return None
         return twins[0]
 
-    def fail(self, member: Member, error: MeasureError) -> None:
+    def fail(self, member: CrewMember, error: MeasureError) -> None:
         """Let a member go."""
         self.gone.add(member)
         self._note(member.job, error)
         member.worker.close()
 
-    def memory(self, member: Member) -> int | None:
+    def memory(self, member: CrewMember) -> int | None:
         """Peak resident bytes of a member's process, None where it fails at last."""
         try:
             return int(member.worker.ask(do="memory")["peak_rss_bytes"])

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.measure.baselines import Job, baseline_index
 from deploypruner.measure.cores import pick_cores
-from deploypruner.measure.crew import Crew, Member
+from deploypruner.measure.crew import Crew, CrewMember
 from deploypruner.measure.failure import Failure, as_error
-from deploypruner.measure.rounds import NARROW, Effort, Progress, block_calls, run_rounds
+from deploypruner.measure.rounds import NARROW, MeasuringEffort, Progress, block_calls, run_rounds
 from deploypruner.measure.statistics import noise_floor
 from deploypruner.measure.watch import Conditions, Watch, read_counters
 from deploypruner.records import Timing
@@ -105,7 +105,7 @@ def time_artifacts(
             worker said last.
     """
     _check(jobs, threads)
-    effort = Effort(min_rounds=min_rounds, budget_s=budget_s, narrow=narrow, quantile=quantile)
+    effort = MeasuringEffort(min_rounds=min_rounds, budget_s=budget_s, narrow=narrow, quantile=quantile)
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
         message = {"threads": threads, "seed": seed, "shapes": _plain(input_shapes), "feeds": _saved(feeds, folder)}
@@ -125,10 +125,10 @@ def time_artifacts(
 
 def _attempt(
     crew: Crew,
-    members: Sequence[Member],
-    pair: tuple[Member, Member],
+    members: Sequence[CrewMember],
+    pair: tuple[CrewMember, CrewMember],
     *,
-    effort: Effort,
+    effort: MeasuringEffort,
     seed: int,
     progress: Progress | None,
 ) -> Measured | None:
@@ -199,7 +199,7 @@ def _saved(feeds: Sequence[Array] | None, folder: Path) -> str | None:
     return str(path)
 
 
-def _timing(member: Member, samples_ns: NDArray[np.int64], *, threads: int, peak_rss_bytes: int) -> Timing:
+def _timing(member: CrewMember, samples_ns: NDArray[np.int64], *, threads: int, peak_rss_bytes: int) -> Timing:
     artifact, runtime = member.job
     return Timing(
         artifact=artifact,

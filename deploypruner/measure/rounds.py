@@ -32,7 +32,7 @@ class Timeable(Protocol):
 
 
 @dataclass(frozen=True)
-class Effort:
+class MeasuringEffort:
     """How long rounds go on.
 
     Args:
@@ -76,7 +76,7 @@ class Rounds:
     failed: dict[int, MeasureError] = field(default_factory=dict)
 
 
-def block_calls(call_ns: Sequence[float], effort: Effort) -> list[int]:
+def block_calls(call_ns: Sequence[float], effort: MeasuringEffort) -> list[int]:
     """Calls per block for each job: about 20 ms, 3 to 1000 calls.
 
     Where even that would not fit `min_rounds` rounds into the budget, blocks are shortened alike,
@@ -98,7 +98,7 @@ def run_rounds(
     calls: Sequence[int],
     baselines: Sequence[int],
     *,
-    effort: Effort,
+    effort: MeasuringEffort,
     seed: int = 0,
     progress: Progress | None = None,
     each_round: Callable[[], None] | None = None,

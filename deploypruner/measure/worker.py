@@ -72,7 +72,7 @@ class Engine:
         return None
 
 
-class Timer:
+class WorkerState:
     """What a worker holds between messages; `answer` serves one."""
 
     def __init__(self) -> None:
@@ -250,4 +250,4 @@ def serve(answer: Callable[[Message], Message]) -> None:
 
 
 if __name__ == "__main__":
-    serve(Timer().answer)
+    serve(WorkerState().answer)

@@ -19,14 +19,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from deploypruner.errors import RecipeError, nearest
+from deploypruner.errors import RecipeError
 from deploypruner.masks import top_mask
-from deploypruner.registry import Registry
-
-CHANNEL = "channel"
-AUTO = "auto"
-# What each layer may follow under "auto": all that the kernels run in place of dense weights.
-CANDIDATES = ("1x4", "nm64", "unstructured")
+from deploypruner.registries import AUTO, CANDIDATES, CHANNEL, patterns
 
 
 @dataclass(frozen=True)
@@ -99,8 +94,6 @@ class Pattern(ABC):
         return ""
 
 
-patterns: Registry[Pattern] = Registry("pattern", "deploypruner.patterns")
-
 _N_OF_M = "N:M"  # registered under this name, chosen as 2:4
 
 
@@ -115,9 +108,7 @@ def make_pattern(name: str) -> Pattern:
         make: type = patterns.get(_N_OF_M)
         made: Pattern = make(*map(int, numbers.groups()))
         return made
-    if name == _N_OF_M or name not in list(patterns):
-        known = [CHANNEL, AUTO, "2:4", *(n for n in patterns if n != _N_OF_M)]
-        raise RecipeError(f"no pattern called '{name}'", hint=nearest(name, known))
+    patterns.check(name)
     return patterns.get(name)()
 
 
@@ -140,15 +131,6 @@ def sparse_patterns(names: Iterable[str]) -> tuple[Pattern, ...]:
     if AUTO in sparse:
         sparse = list(CANDIDATES)
     return tuple(make_pattern(name) for name in sparse)
-
-
-def described() -> dict[str, str]:
-    """Name -> what it is, `channel` and `auto` first."""
-    return {
-        CHANNEL: "Whole channels, physically removed: the model stays dense and smaller.",
-        AUTO: f"For each layer the best of dense, {', '.join(CANDIDATES)} and how many zeros, by predicted time.",
-        **patterns.describe(),
-    }
 
 
 def by_tap(weight: Tensor) -> Tensor:

@@ -14,11 +14,7 @@ from torch import Tensor
 
 from deploypruner.errors import RecipeError, nearest
 from deploypruner.patterns import Pattern
-
-DISTRIBUTIONS = {
-    "global": "one threshold for the whole network: layers that matter little lose more",
-    "uniform": "the same sparsity in every layer",
-}
+from deploypruner.recipe.sparse import DISTRIBUTIONS
 
 
 def units_to_keep(pattern: Pattern, saliencies: Sequence[Tensor], sparsity: float, *, distribution: str) -> list[int]:

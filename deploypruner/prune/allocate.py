@@ -15,19 +15,20 @@ from math import ceil
 import numpy as np
 from torch import Tensor
 
-from deploypruner.budget import Budget
 from deploypruner.criteria import Normalizer
 from deploypruner.errors import BudgetError, InputError, RecipeError
 from deploypruner.graph import Graph
-from deploypruner.prune.constraints import NARROW, STATISTICS_NOTE, Constraints, Limit, check_widths, find_limits
+from deploypruner.prune.constraints import NARROW, STATISTICS_NOTE, Limit, check_widths, find_limits
 from deploypruner.prune.given import given_widths
-from deploypruner.prune.normalize import find_normalizer
 from deploypruner.prune.pieces import equalised
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.prune.room import CostOf, Order, by_importance, find_room, most_important
-from deploypruner.prune.scope import SCOPES, Move, check_scope, ordered_moves
+from deploypruner.prune.scope import Move, ordered_moves
+from deploypruner.recipe.budget import Budget
+from deploypruner.recipe.constraints import Constraints
+from deploypruner.registries import normalizers, scopes
 
-__all__ = ["SCOPES", "allocate", "reachable", "require_movable"]
+__all__ = ["allocate", "reachable", "require_movable"]
 
 
 _NOTHING = Constraints(max_cut=0, statistics="keep")
@@ -52,8 +53,8 @@ def allocate(
         scores: Group id -> `[C]`, larger means keep.
         budget: Fraction of the MACs that may remain.
         criterion: Name to record in the plan.
-        scope: A name of `SCOPES`.
-        normalizer: A name of `prune.normalize.NORMALIZERS`; how to compare scores across groups.
+        scope: A registered name.
+        normalizer: A registered name; how to compare scores across groups.
         step: Widths become multiples of this, counted in output channels of the layers concerned.
         constraints: What may be cut, and how far.
         widths: Group id -> exactly this many channels stay; constraints do not apply to these groups.
@@ -69,8 +70,8 @@ def allocate(
         PlanError: `widths` names no group, or a width it cannot have.
     """
     assert budget.macs is not None, "a budget of milliseconds is met by `search`, which measures"
-    check_scope(scope)
-    find_normalizer(normalizer)
+    scopes.check(scope)
+    normalizers.check(normalizer)
     if step < 1:
         raise RecipeError(f"--step must be at least 1 channel, got {step}", hint="8, 16 or 32 suit int8 kernels")
     constraints = constraints or Constraints()

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from math import ceil
 
 from deploypruner.graph import Graph
-from deploypruner.prune.constraints import Constraints, LayerConstraint, parameters_named
+from deploypruner.prune.constraints import parameters_named
+from deploypruner.recipe.constraints import Constraints, LayerConstraint
 
 # Of every group's channels; see `floors`.
 _QUARTER = 0.25

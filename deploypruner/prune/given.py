@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deploypruner.graph import Graph
-from deploypruner.prune.constraints import Constraints, find_limits, tables_of
+from deploypruner.prune.constraints import find_limits, tables_of
+from deploypruner.recipe.constraints import Constraints
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenWidths:
     """What the `cut` of [[prune.layers]] tables comes to.
 
     Args:
@@ -21,7 +22,7 @@ class Given:
     remarks: tuple[str, ...]
 
 
-def given_widths(graph: Graph, constraints: Constraints, *, step: int) -> Given:
+def given_widths(graph: Graph, constraints: Constraints, *, step: int) -> GivenWidths:
     """The widths of all groups that a `cut` names; where several tables name one group the smallest cut counts.
 
     A table names the groups that are the output of its layers, so that a list of layers and shares, as papers print
@@ -41,7 +42,7 @@ def given_widths(graph: Graph, constraints: Constraints, *, step: int) -> Given:
     """
     tables = [table for table in constraints.layers if table.cut is not None]
     if not tables:
-        return Given({}, ())
+        return GivenWidths({}, ())
     limits = find_limits(graph, constraints, step=step, statistics=constraints.statistics == "prune")
     widths, remarks = {}, []
     for group, mine in tables_of(graph, tables, outputs=True).items():
@@ -60,4 +61,4 @@ def given_widths(graph: Graph, constraints: Constraints, *, step: int) -> Given:
                 f"a cut of {min(cuts):g} would leave {stay} of {size} channels of '{group}'; it keeps {least}, the "
                 f"least that --step {step} allows"
             )
-    return Given(widths, tuple(remarks))
+    return GivenWidths(widths, tuple(remarks))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from deploypruner.criteria import Normalizer
-from deploypruner.errors import RecipeError, nearest
 from deploypruner.records import Group
+from deploypruner.registries import normalizers
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,12 @@ class Normalization:
     """One way to do it.
 
     Args:
-        about: One line for `deploypruner list normalizers`.
         apply: (`[C]` scores, group) -> `[C]`; the order within a group never changes. Negative scores (of criteria
             that keep a sign) count by their size where a group is divided by something.
         adds_up: Are the results amounts that may be summed over channels? A budget of time is met by the largest sum,
             a budget of multiply-adds by a threshold.
     """
 
-    about: str
     apply: Callable[[Tensor, Group], Tensor]
     adds_up: bool = True
 
@@ -48,26 +46,25 @@ def _standard(score: Tensor, group: Group) -> Tensor:
     return _divided(score - score.mean(), score.std(correction=0))
 
 
-NORMALIZERS: dict[str, Normalization] = {
-    "none": Normalization("scores as they are", lambda score, group: score),
-    "mean": Normalization(
-        "divided by the mean of the group", lambda score, group: _divided(score, score.abs().mean())
-    ),
-    "max": Normalization(
-        "divided by the largest of the group", lambda score, group: _divided(score, score.abs().max())
-    ),
-    "sum": Normalization(
-        "divided by the sum over the group", lambda score, group: _divided(score, score.abs().sum())
-    ),
-    "standard": Normalization("mean 0 and standard deviation 1 in every group", _standard, adds_up=False),
-    "lamp": Normalization(
-        "divided by the sum of all scores of the group that are not smaller (LAMP, arXiv:2010.07611)", _lamp
-    ),
-    "per_mac": Normalization(
-        "divided by the multiply-adds one channel costs: the least loss per multiply-add goes first",
-        lambda score, group: score / max(group.macs_per_channel, 1.0),
-    ),
-}
+normalizers.register("none", about="scores as they are")(Normalization(lambda score, group: score))
+normalizers.register("mean", about="divided by the mean of the group")(
+    Normalization(lambda score, group: _divided(score, score.abs().mean()))
+)
+normalizers.register("max", about="divided by the largest of the group")(
+    Normalization(lambda score, group: _divided(score, score.abs().max()))
+)
+normalizers.register("sum", about="divided by the sum over the group")(
+    Normalization(lambda score, group: _divided(score, score.abs().sum()))
+)
+normalizers.register("standard", about="mean 0 and standard deviation 1 in every group")(
+    Normalization(_standard, adds_up=False)
+)
+normalizers.register(
+    "lamp", about="divided by the sum of all scores of the group that are not smaller (LAMP, arXiv:2010.07611)"
+)(Normalization(_lamp))
+normalizers.register(
+    "per_mac", about="divided by the multiply-adds one channel costs: the least loss per multiply-add goes first"
+)(Normalization(lambda score, group: score / max(group.macs_per_channel, 1.0)))
 
 
 def comparable(score: Tensor, group: Group, normalizer: Normalizer) -> Tensor:
@@ -76,7 +73,7 @@ def comparable(score: Tensor, group: Group, normalizer: Normalizer) -> Tensor:
     Args:
         score: `[C]`, larger means keep.
         group: What they belong to.
-        normalizer: A name of `NORMALIZERS`.
+        normalizer: A registered name.
 
     Source:
         LAMP is Lee et al., "Layer-adaptive sparsity for the magnitude-based pruning", ICLR 2021, arXiv:2010.07611,
@@ -85,15 +82,4 @@ def comparable(score: Tensor, group: Group, normalizer: Normalizer) -> Tensor:
     Raises:
         RecipeError: No such normalizer.
     """
-    return find_normalizer(normalizer).apply(score, group)
-
-
-def find_normalizer(name: Normalizer) -> Normalization:
-    """The normalizer called `name`.
-
-    Raises:
-        RecipeError: There is none; the nearest is offered.
-    """
-    if name not in NORMALIZERS:
-        raise RecipeError(f"no normalizer called '{name}'", hint=nearest(name, NORMALIZERS))
-    return NORMALIZERS[name]
+    return normalizers.get(normalizer).apply(score, group)

@@ -185,12 +185,12 @@ def make_plan(
     """A plan from kept channels, however they were chosen.
 
     Args:
-        graph: The traced model.
-        keep: Group id -> channels that stay; groups it does not name stay whole. Branch id -> nothing, for a residual
-            branch that goes; groups inside it then stay as they are.
-        criterion: How they were chosen, for the record.
-        scope: The same.
-        step: The same.
+        graph: Graph of the dense model, from `trace`.
+        keep: Channels that stay by group id, [n] int64 from 0 to the group's size - 1; groups it does not name stay
+            whole. Nothing by branch id, for a residual branch that goes; groups inside it then stay as they are.
+        criterion: Name of how they were chosen, for the record.
+        scope: Name of the scope they were chosen in, for the record.
+        step: Number of channels that widths are multiples of, for the record.
 
     Raises:
         PlanError: No such group or channel, a group without any channel, or a tensor that would have none left.

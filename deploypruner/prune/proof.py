@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import Inputs
 from deploypruner.graph.reference import said
-from deploypruner.graph.streamed import Runner, Streamed, runner
+from deploypruner.graph.streamed import Streamed, TensorRunner, runner
 from deploypruner.prune.blame import first_difference, place
 from deploypruner.prune.masking import masked_module
 from deploypruner.prune.memory import fits, lacks_memory
@@ -107,7 +107,7 @@ def _in_memory(name: str, attempt: Callable[[torch.dtype], tuple[Check, ...]], *
     return (_failed(name, f"not enough memory to compare: {reason}"),)
 
 
-def _checks(graph: Graph, masked: Runner, removed: Runner, dtype: torch.dtype) -> tuple[Check, ...]:
+def _checks(graph: Graph, masked: TensorRunner, removed: TensorRunner, dtype: torch.dtype) -> tuple[Check, ...]:
     sizes = _SAMPLES if graph.dynamic_batch else (None, None)
     second = f", batch of {sizes[1]}" if graph.dynamic_batch else ", other inputs"
     kind = str(dtype).removeprefix("torch.")
@@ -132,7 +132,7 @@ def _checks(graph: Graph, masked: Runner, removed: Runner, dtype: torch.dtype) -
     return tuple(checks)
 
 
-def _run(names: tuple[str, str], forms: Callable[[], tuple[Runner, Runner]], inputs: Inputs) -> _Outcome:
+def _run(names: tuple[str, str], forms: Callable[[], tuple[TensorRunner, TensorRunner]], inputs: Inputs) -> _Outcome:
     """Run what is wanted and what is judged, in this order."""
     outputs: list[list[Tensor]] = []
     at = None

@@ -17,6 +17,10 @@ def remove(graph: Graph, plan: Plan) -> nn.Module:
 
     Where only a part of the model could be traced, the module is the whole model with that part pruned.
 
+    Args:
+        graph: Graph of the dense model, from `trace`.
+        plan: Plan for this graph: which channels stay, and which residual branches go.
+
     Raises:
         PlanError: The plan belongs to another model.
         VerificationError: Masked and removed outputs disagree (our bug; nothing wrong is returned). The message

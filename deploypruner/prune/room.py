@@ -13,9 +13,10 @@ from torch import Tensor
 from deploypruner.errors import PlanError
 from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
-from deploypruner.prune.constraints import Constraints, Limit, find_limits
+from deploypruner.prune.constraints import Limit, find_limits
 from deploypruner.prune.depth import floors, held_branches
 from deploypruner.prune.pieces import equal_pieces
+from deploypruner.recipe.constraints import Constraints
 
 Order = Mapping[str, IntArray]
 # What keeping exactly these channels costs, in the unit of the budget, with those orders of channels.

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deploypruner.criteria import Normalizer
-from deploypruner.errors import RecipeError, nearest
 from deploypruner.graph import Graph
 from deploypruner.graph.module import get_state
 from deploypruner.prune.constraints import Limit
 from deploypruner.prune.normalize import comparable
 from deploypruner.records import Group
-
-SCOPES = {
-    "uniform": "the same fraction of channels of every group",
-    "global": "the least important channels of the whole network, wherever they are",
-    "isomorphic": "the same fraction of every class of groups with alike layers, the least important of each",
-    "recipe": "what the `cut` of each [[prune.layers]] table says; all else stays whole; no budget",
-}
+from deploypruner.registries import scopes
 
 
 @dataclass(frozen=True)
@@ -35,14 +29,10 @@ class Move:
     rank: float
 
 
-def check_scope(name: str) -> None:
-    """Make sure there is a scope of this name.
-
-    Raises:
-        RecipeError: There is none; the nearest is offered.
-    """
-    if name not in SCOPES:
-        raise RecipeError(f"no scope called '{name}'", hint=nearest(name, SCOPES))
+# Graph, scores, limits, normalizer -> every cut that is allowed, with its rank.
+Scope = Callable[[Graph, Mapping[str, Tensor], Mapping[str, Limit], Normalizer], list[Move]]
+# Group, its widths from the whole down [W] -> ranks of the cuts from each to the next [W - 1].
+Ranks = Callable[[Group, NDArray[np.int64]], NDArray[np.float64]]
 
 
 def ordered_moves(
@@ -54,33 +44,74 @@ def ordered_moves(
         graph: The traced model.
         scores: Group id -> `[C]`, larger means keep.
         limits: How far each group may be cut.
-        scope: A name of `SCOPES`; "recipe" leaves nothing to order.
+        scope: A registered name; "recipe" leaves nothing to order.
         normalizer: How to compare scores across groups.
 
-    Source:
-        "isomorphic" follows the idea of Fang et al., "Isomorphic Pruning for Vision Models", ECCV 2024,
-        arXiv:2407.04616: only sub-structures of the same topology compete, and each set of them is pruned at one
-        ratio. Ours: what counts as the same (`layout`), and that a budget decides the ratio.
+    Raises:
+        RecipeError: No such scope; the nearest is offered.
     """
-    if scope == "recipe":
-        return []
+    return sorted(scopes.get(scope)(graph, scores, limits, normalizer), key=_key)
+
+
+@scopes.register("uniform", about="the same fraction of channels of every group")
+def uniform(
+    graph: Graph, scores: Mapping[str, Tensor], limits: Mapping[str, Limit], normalizer: Normalizer
+) -> list[Move]:
+    """Every cut, ranked by the share of its group that is gone after it."""
+    return _moves(graph, limits, lambda group, widths: 1 - widths[1:] / group.size)
+
+
+@scopes.register("global", about="the least important channels of the whole network, wherever they are")
+def anywhere(
+    graph: Graph, scores: Mapping[str, Tensor], limits: Mapping[str, Limit], normalizer: Normalizer
+) -> list[Move]:
+    """Every cut, ranked by the mean comparable score of the channels that go."""
+
+    def ranks(group: Group, widths: NDArray[np.int64]) -> NDArray[np.float64]:
+        ascending = np.sort(comparable(scores[group.id].double(), group, normalizer).numpy())
+        blocks = np.add.reduceat(ascending[: group.size - widths[-1]], group.size - widths[:-1])
+        # A block is never less important than the one before it, except by rounding.
+        found: NDArray[np.float64] = np.maximum.accumulate(blocks / -np.diff(widths))
+        return found
+
+    return _moves(graph, limits, ranks)
+
+
+@scopes.register(
+    "isomorphic", about="the same fraction of every class of groups with alike layers, the least important of each"
+)
+def isomorphic(
+    graph: Graph, scores: Mapping[str, Tensor], limits: Mapping[str, Limit], normalizer: Normalizer
+) -> list[Move]:
+    """Every cut, ranked by the share of its class that is gone after it; within a class as `anywhere` ranks.
+
+    Source:
+        The idea of Fang et al., "Isomorphic Pruning for Vision Models", ECCV 2024, arXiv:2407.04616: only
+        sub-structures of the same topology compete, and each set of them is pruned at one ratio. Ours: what counts
+        as the same (`layout`), and that a budget decides the ratio.
+    """
+    return _by_share_of_class(graph, anywhere(graph, scores, limits, normalizer))
+
+
+@scopes.register(
+    "recipe", about="what the `cut` of each [[prune.layers]] table says; all else stays whole; no budget"
+)
+def recipe(
+    graph: Graph, scores: Mapping[str, Tensor], limits: Mapping[str, Limit], normalizer: Normalizer
+) -> list[Move]:
+    """Nothing is left to order."""
+    return []
+
+
+def _moves(graph: Graph, limits: Mapping[str, Limit], ranks: Ranks) -> list[Move]:
     moves = []
     for group in graph.groups:
         widths = np.array([group.size, *limits[group.id].narrower(group.size)])
         if len(widths) == 1:
             continue
-        if scope == "uniform":
-            ranks = 1 - widths[1:] / group.size
-        else:
-            ascending = np.sort(comparable(scores[group.id].double(), group, normalizer).numpy())
-            blocks = np.add.reduceat(ascending[: group.size - widths[-1]], group.size - widths[:-1])
-            # A block is never less important than the one before it, except by rounding.
-            ranks = np.maximum.accumulate(blocks / -np.diff(widths))
-        steps = zip(widths[:-1].tolist(), widths[1:].tolist(), ranks.tolist(), strict=True)
+        steps = zip(widths[:-1].tolist(), widths[1:].tolist(), ranks(group, widths).tolist(), strict=True)
         moves += [Move(group.id, before, width, rank) for before, width, rank in steps]
-    if scope == "isomorphic":
-        moves = _by_share_of_class(graph, moves)
-    return sorted(moves, key=_key)
+    return moves
 
 
 def layout(graph: Graph, group: Group) -> tuple[object, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from deploypruner.quantize.calibrate import Method
 from deploypruner.quantize.placement import Placement
 from deploypruner.quantize.static import QuantizationSummary, quantize_static
+from deploypruner.recipe.sections import Method
 
 __all__ = ["Method", "Placement", "QuantizationSummary", "quantize_static"]

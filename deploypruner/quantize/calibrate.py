@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,6 @@ from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 
 from deploypruner.errors import InputError, RecipeError, nearest
 
-Method = Literal["minmax", "percentile", "entropy"]
 Feeds = Sequence[NDArray[Any]]
 
 _METHODS = {

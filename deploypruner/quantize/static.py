@@ -23,7 +23,7 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from deploypruner.errors import InputError, RecipeError, nearest, said_by
-from deploypruner.quantize.calibrate import Feeds, Method, activation_ranges
+from deploypruner.quantize.calibrate import Feeds, activation_ranges
 from deploypruner.quantize.placement import (
     WEIGHTED,
     Placement,
@@ -32,6 +32,7 @@ from deploypruner.quantize.placement import (
     op_types,
     remove_pairs,
 )
+from deploypruner.recipe.sections import Method
 
 _PLACEMENTS = ("openvino", "onnxruntime", "sparse")
 

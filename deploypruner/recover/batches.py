@@ -12,7 +12,7 @@ from torch import Tensor
 Batch = tuple[tuple[Tensor, ...], Tensor | None]
 
 
-class Batches(Protocol):
+class TrainingBatches(Protocol):
     """A data set that can be read any number of times, in batches."""
 
     @property
@@ -36,7 +36,7 @@ class FirstBatches:
         count: How many batches.
     """
 
-    whole: Batches
+    whole: TrainingBatches
     count: int
 
     @property

@@ -15,10 +15,10 @@ from math import ceil
 
 from torch import nn
 
-from deploypruner.recover.batches import Batches, FirstBatches
+from deploypruner.recipe.finetune import FinetuneSettings
+from deploypruner.recover.batches import FirstBatches, TrainingBatches
 from deploypruner.recover.features import Features
 from deploypruner.recover.finetune import finetune
-from deploypruner.recover.settings import FinetuneSettings
 
 FEW = 2000
 _STEPS, _FEW_MINUTES, _FEW_BATCH = 2000, 20.0, 32
@@ -29,7 +29,7 @@ _TIMED = 3  # steps; the first warms up
 
 
 @dataclass(frozen=True)
-class Outlook:
+class TrainingOutlook:
     """What training is going to be.
 
     Args:
@@ -58,7 +58,7 @@ def recovery_defaults(
     gap: float | None,
     seconds_per_step: Callable[[FinetuneSettings], float],
     minutes: float = 60.0,
-) -> Outlook:
+) -> TrainingOutlook:
     """Epochs, learning rate and kind of training; whatever `settings` has that is not the default stays.
 
     Args:
@@ -88,13 +88,13 @@ def recovery_defaults(
     epochs = max(1, min(epochs, int(60 * minutes / (steps * max(step, 1e-9)))))
     if labelled:
         settings = _filled(settings, patience=max(3, ceil(epochs / 3)))
-    return Outlook(replace(settings, epochs=epochs), steps, epochs * steps * step)
+    return TrainingOutlook(replace(settings, epochs=epochs), steps, epochs * steps * step)
 
 
 def time_step(
     student: nn.Module,
     teacher: nn.Module | None,
-    batches: Batches,
+    batches: TrainingBatches,
     settings: FinetuneSettings,
     *,
     features: Features | None = None,

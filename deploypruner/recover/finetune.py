@@ -15,8 +15,9 @@ from torch import nn
 
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.progress import Progress, SilentProgress
+from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recover import checkpoint as saved
-from deploypruner.recover.batches import Batches
+from deploypruner.recover.batches import TrainingBatches
 from deploypruner.recover.checkpoint import EpochRecord, Identity, State
 from deploypruner.recover.features import Features
 from deploypruner.recover.launch import run_together
@@ -24,7 +25,6 @@ from deploypruner.recover.loop import Loop, best_epoch, steps_per_epoch
 from deploypruner.recover.modes import device_of
 from deploypruner.recover.precision import chosen_amp
 from deploypruner.recover.regime import Regime
-from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.recover.team import Team
 
 __all__ = ["EpochRecord", "FinetuneHistory", "FinetuneSettings", "finetune"]
@@ -59,7 +59,7 @@ class FinetuneHistory:
 def finetune(
     student: nn.Module,
     teacher: nn.Module | None,
-    batches: Batches,
+    batches: TrainingBatches,
     settings: FinetuneSettings,
     *,
     checkpoint: Path | None = None,
@@ -118,7 +118,7 @@ class _Job:
 
     student: nn.Module
     teacher: nn.Module | None
-    batches: Batches
+    batches: TrainingBatches
     settings: FinetuneSettings
     checkpoint: Path | None
     label: str

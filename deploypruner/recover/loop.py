@@ -15,16 +15,17 @@ from deploypruner.errors import InputError
 from deploypruner.graph.inputs import call
 from deploypruner.graph.module import TracedModule
 from deploypruner.progress import Progress
+from deploypruner.recipe.finetune import FinetuneSettings
+from deploypruner.recipe.optimizers import make_optimizer
 from deploypruner.recover.average import WeightAverage
-from deploypruner.recover.batches import Batch, Batches
+from deploypruner.recover.batches import Batch, TrainingBatches
 from deploypruner.recover.checkpoint import EpochRecord, State, load_optimizer, optimizer_state
 from deploypruner.recover.features import Features, WithFeatures
+from deploypruner.recover.learning_rate import learning_rate
 from deploypruner.recover.losses import distillation_loss, every_output, feature_loss, recovery_loss
 from deploypruner.recover.modes import device_of, mode_kept, outputs_as_evaluated
-from deploypruner.recover.optimizers import make_optimizer
 from deploypruner.recover.precision import Precision, chosen_amp
 from deploypruner.recover.regime import Regime
-from deploypruner.recover.settings import FinetuneSettings, learning_rate
 from deploypruner.recover.team import Team
 
 
@@ -47,7 +48,7 @@ class Loop:
 
     student: nn.Module
     teacher: nn.Module | None
-    batches: Batches
+    batches: TrainingBatches
     settings: FinetuneSettings
     steps: int
     regime: Regime
@@ -282,7 +283,7 @@ def best_epoch(epochs: Sequence[EpochRecord]) -> int | None:
     return -max(scored)[1] if scored else None
 
 
-def steps_per_epoch(batches: Batches, settings: FinetuneSettings, *, least: int = 1) -> int:
+def steps_per_epoch(batches: TrainingBatches, settings: FinetuneSettings, *, least: int = 1) -> int:
     """How many usable batches an epoch has for `least` processes, counted by reading one.
 
     Raises:

@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deploypruner.errors import InputError
+from deploypruner.recipe.finetune import Amp
 from deploypruner.recover.modes import device_of
-
-Amp = Literal["auto", "off", "bf16", "fp16"]
-AMP: tuple[Amp, ...] = get_args(Amp)
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # A gradient that overflows even so is not finite for another reason.

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from deploypruner.errors import InputError
-from deploypruner.recover.batches import Batches
+from deploypruner.recover.batches import TrainingBatches
 from deploypruner.recover.losses import first_output
 from deploypruner.recover.modes import device_of, evaluating
 
 
-def top1_percent(module: nn.Module, batches: Batches, *, batch_size: int = 256) -> float:
+def top1_percent(module: nn.Module, batches: TrainingBatches, *, batch_size: int = 256) -> float:
     """Share of samples, in percent, whose largest output [N, K] is at the label.
 
     The module runs in evaluation mode without gradients and gets its mode back.

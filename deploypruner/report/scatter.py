@@ -22,7 +22,7 @@ _LOG_FROM = 12.0  # slowest / fastest beyond which a linear axis crowds the fast
 
 
 @dataclass(frozen=True)
-class Quality:
+class QualityAxis:
     """The vertical axis: what it says, the number of a row, the number as text, and whether better is up."""
 
     title: str
@@ -33,23 +33,27 @@ class Quality:
     upward: bool = True
 
 
-def quality_axis(rows: Sequence[Row]) -> Quality | None:
+def quality_axis(rows: Sequence[Row]) -> QualityAxis | None:
     """Accuracy where every row has it, else agreement, else None."""
     if all(row.accuracy is not None for row in rows):
         metric = rows[0].metric
         if metric.unit == "%":
-            return Quality(f"{metric.name}, %", lambda row: row.accuracy, lambda value: f"{value:.1f} %", 100.0, 0.5)
+            return QualityAxis(
+                f"{metric.name}, %", lambda row: row.accuracy, lambda value: f"{value:.1f} %", 100.0, 0.5
+            )
         worst = max(abs(row.accuracy or 0.0) for row in rows)
         slack, upward = 0.01 * worst or 0.01, metric.higher_is_better
-        return Quality(
+        return QualityAxis(
             *(metric.name, lambda row: row.accuracy, lambda value: units.accuracy(value, ""), math.inf, slack, upward)
         )
     kinds = list(dict.fromkeys(row.agreement_kind for row in rows if row.agreement is not None))
     if kinds == ["cosine"]:
-        return Quality("cosine agreement with dense", lambda row: row.agreement, lambda v: f"{v:.4f}", 1.0, 0.0002)
+        return QualityAxis(
+            "cosine agreement with dense", lambda row: row.agreement, lambda v: f"{v:.4f}", 1.0, 0.0002
+        )
     if kinds:
         name = f"{' or '.join(kinds)} agreement with dense, %".replace(units.RELATIVE_ERROR, "100 - relative error")
-        return Quality(name, _agreement_percent, lambda value: f"{value:.1f} %", 100.0, 0.5)
+        return QualityAxis(name, _agreement_percent, lambda value: f"{value:.1f} %", 100.0, 0.5)
     return None
 
 
@@ -100,7 +104,7 @@ def _agreement_percent(row: Row) -> float | None:
     return None if row.agreement is None else 100 * row.agreement
 
 
-def _value(quality: Quality, row: Row) -> float:
+def _value(quality: QualityAxis, row: Row) -> float:
     value = quality.value(row)
     assert value is not None, f"row '{row.name}' has no {quality.title}"
     return value
@@ -116,13 +120,13 @@ def _x_axis(rows: Sequence[Row], width: float) -> Axis:
     return Axis(0.0, high, _LEFT, width - _RIGHT)
 
 
-def _y_axis(rows: Sequence[Row], quality: Quality, height: float) -> Axis:
+def _y_axis(rows: Sequence[Row], quality: QualityAxis, height: float) -> Axis:
     values = [_value(quality, row) for row in rows]
     pad = max(0.2 * (max(values) - min(values)), quality.slack)
     return Axis(min(values) - pad, max(values) + pad, height - _BOTTOM, _TOP)
 
 
-def _grid(x: Axis, y: Axis, quality: Quality, size: tuple[float, float]) -> Markup:
+def _grid(x: Axis, y: Axis, quality: QualityAxis, size: tuple[float, float]) -> Markup:
     width, height = size
     parts = []
     ticks = [tick for tick in y.ticks(5) if tick <= quality.best]
@@ -143,7 +147,7 @@ def _grid(x: Axis, y: Axis, quality: Quality, size: tuple[float, float]) -> Mark
     return Markup("").join(parts)
 
 
-def _spread_line(row: Row, rows: Sequence[Row], *, x: Axis, y: Axis, quality: Quality) -> Markup:
+def _spread_line(row: Row, rows: Sequence[Row], *, x: Axis, y: Axis, quality: QualityAxis) -> Markup:
     reach = spread(row, rows)
     if reach is None:
         return Markup("")
@@ -154,7 +158,7 @@ def _spread_line(row: Row, rows: Sequence[Row], *, x: Axis, y: Axis, quality: Qu
 
 
 def _labels(
-    rows: Sequence[Row], x: Axis, y: Axis, *, quality: Quality, size: tuple[float, float], emphasis: Row | None
+    rows: Sequence[Row], x: Axis, y: Axis, *, quality: QualityAxis, size: tuple[float, float], emphasis: Row | None
 ) -> Markup:
     several = len({row.runtime for row in rows}) > 1
     longest = int((x.end - x.start) / _LETTER) - 2
@@ -191,7 +195,7 @@ def _shorten(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 2] + ".."
 
 
-def _tooltip(row: Row, quality: Quality) -> str:
+def _tooltip(row: Row, quality: QualityAxis) -> str:
     p95 = f", p95 {units.significant(row.p95_ms)} ms" if row.p95_ms is not None else ""
     latency = f"median {units.significant(row.median_ms)} ms{p95}"
     value = quality.text(_value(quality, row))

@@ -68,7 +68,7 @@ class _Gate(TypedDict):
     reason: _Text
 
 
-class _Layer(_Gate):
+class _LayerRow(_Gate):
     kernel: list[_Int]
     pattern: NotRequired[_Text]
     density: _Number
@@ -93,9 +93,9 @@ class _AgainstDense(TypedDict):
     against: _Text
 
 
-class _Sparse(TypedDict):
+class _SparseSection(TypedDict):
     chosen: _Int
-    layers: list[_Layer]
+    layers: list[_LayerRow]
     gates: NotRequired[list[_Gate]]
     refused: NotRequired[dict[str, _Text]]
     reason: NotRequired[_Text]
@@ -104,7 +104,7 @@ class _Sparse(TypedDict):
     against_dense: NotRequired[_AgainstDense]
 
 
-_ADAPTERS: dict[str, TypeAdapter[Any]] = {"budget": TypeAdapter(_Budget), "sparse": TypeAdapter(_Sparse)}
+_ADAPTERS: dict[str, TypeAdapter[Any]] = {"budget": TypeAdapter(_Budget), "sparse": TypeAdapter(_SparseSection)}
 # Sections of these that may be empty in every way JSON has.
 _MAY_BE_EMPTY = ("quality", "pool", "dropped", "assigned", "against_dense")
 

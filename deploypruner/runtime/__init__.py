@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from deploypruner.errors import InputError, RecipeError, said_by
 from deploypruner.reading import check_present
 from deploypruner.records import TensorSpec
-from deploypruner.registry import Registry
+from deploypruner.registries import runtimes
 from deploypruner.sparse.marks import uses_sparse_operations
 
 Array = NDArray[Any]
@@ -132,9 +132,6 @@ class Profiler(ABC):
         Raises:
             InputError: As `Runtime.open` and `Session.run`.
         """
-
-
-runtimes: Registry[Runtime] = Registry("runtime", "deploypruner.runtime")
 
 
 def default_runtimes() -> tuple[str, ...]:

@@ -26,19 +26,19 @@ from deploypruner.runtime import Array
 from deploypruner.scratch import scratch
 from deploypruner.search.filling import REFERENCE, Fillable
 from deploypruner.search.meet import OutOfReach
-from deploypruner.search.patterns import Filling, Option, fastest_ns, fill
+from deploypruner.search.patterns import Filling, PatternOption, fastest_ns, fill
 from deploypruner.sparse.choose import Sides
 from deploypruner.sparse.cost import Rates
 from deploypruner.sparse.layer import Layer, Operation
 from deploypruner.sparse.match import match
-from deploypruner.sparse.onnx_graph import Graph
+from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.rewrite import rewrite
 
 _ROUNDS = 2
 
 
 @dataclass(frozen=True)
-class Request:
+class PatternRequest:
     """What is to be filled.
 
     Args:
@@ -119,7 +119,7 @@ class Assignment:
         return self.dense_ms / self.predicted_ms
 
 
-def assign(request: Request) -> Assignment:
+def assign(request: PatternRequest) -> Assignment:
     """Choose pattern and share of zeros of every layer so that most saliency is kept within the budget.
 
     The saliency of a weight is its square, as for every mask, and counts in shares of its layer's.
@@ -135,10 +135,10 @@ def assign(request: Request) -> Assignment:
 class _Search:
     """Everything that is known so far."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: PatternRequest) -> None:
         self._request = request
         rates = replace(request.rates, images=request.feeds[0].shape[0] if request.feeds else 1)
-        self._graph = Graph(onnx.load(request.dense))
+        self._graph = OnnxGraph(onnx.load(request.dense))
         self._layers = match(self._graph).layers
         names = {layer.name for layer in self._layers}
         self._fillable = {
@@ -217,14 +217,14 @@ class _Search:
                 request.dense, path, layers, feeds=request.feeds, threads=request.threads, rates=request.rates
             )
 
-    def _layer(self, number: int, options: Mapping[int, Option]) -> Operation:
+    def _layer(self, number: int, options: Mapping[int, PatternOption]) -> Operation:
         """A layer as the options fill it."""
         return self._fillable[number].filled(options[number]) if number in options else self._layers[number]
 
     def _sides(self) -> Sides:
         return Sides(self._graph, self._layers, self._costs)
 
-    def _ladders(self) -> dict[int, list[Option]]:
+    def _ladders(self) -> dict[int, list[PatternOption]]:
         return {number: fillable.ladder() for number, fillable in self._fillable.items()}
 
     @property

@@ -20,7 +20,7 @@ from deploypruner.search.loop import Keep, Trial
 SECONDS = 6.0
 
 
-class Bench:
+class CandidateBench:
     """Times candidates of one graph in one setting; a context manager that keeps their files while it is open.
 
     Args:
@@ -50,7 +50,7 @@ class Bench:
         self._files = ExitStack()
         self._count = 0
 
-    def __enter__(self) -> Bench:
+    def __enter__(self) -> CandidateBench:
         self._folder = self._files.enter_context(scratch())
         return self
 

@@ -39,7 +39,7 @@ def certify(
         timings: Of one run.
         doubt: Why they certify nothing, "" where they do.
         seed: Of the bootstrap.
-        artifact: As in `Found`.
+        artifact: As in `SearchResult`.
     """
     pruned, dense = (in_setting(timings, setting, dense=dense, artifact=artifact) for dense in (False, True))
     if pruned is None or dense is None:

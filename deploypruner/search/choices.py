@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 Order = Mapping[str, IntArray]
 
 
-class Tally(Protocol):
+class MillisecondsTally(Protocol):
     """Predicted milliseconds of a plan that changes group by group; every group is whole at first."""
 
     @property
@@ -30,14 +30,14 @@ class Tally(Protocol):
         """Milliseconds if the group kept the first `width` channels of its order, for each; changes nothing."""
 
 
-TallyOf = Callable[[Order], Tally]
+TallyOf = Callable[[Order], MillisecondsTally]
 
 
 _GONE, _STAYS = np.empty(0, np.int64), np.zeros(1, np.int64)
 
 
 @dataclass(frozen=True)
-class Choice:
+class WidthChoice:
     """Widths one group may have, or whether a residual branch stays.
 
     Args:
@@ -139,7 +139,7 @@ class WidthWalk(Walk):
         order: Group id -> channels, those that stay longest first.
     """
 
-    def __init__(self, choices: Sequence[Choice], tally: Tally, order: Order) -> None:
+    def __init__(self, choices: Sequence[WidthChoice], tally: MillisecondsTally, order: Order) -> None:
         super().__init__([choice.worth for choice in choices])
         self.choices, self._tally, self._order = choices, tally, order
         self._drops = {c.branch: i for i, c in enumerate(choices) if c.drops}
@@ -198,7 +198,7 @@ class WidthWalk(Walk):
             self._tally.keep(choice.branch, _GONE)
         return np.array([without, *stays], dtype=np.float64)
 
-    def _keep(self, choice: Choice, width: int) -> None:
+    def _keep(self, choice: WidthChoice, width: int) -> None:
         for group in (choice.group, *choice.tied):
             self._tally.keep(group, np.sort(self._order[group][:width]))
 

@@ -15,7 +15,7 @@ INT8_DROP, INT8_AGREEMENT_DROP = 1.0, 5.0
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenSetting:
     """A setting, and why.
 
     Args:
@@ -29,7 +29,7 @@ class Choice:
     remark: str
 
 
-def choose_setting(timings: Sequence[Timing], qualities: Sequence[Quality | None], *, drop: float) -> Choice:
+def choose_setting(timings: Sequence[Timing], qualities: Sequence[Quality | None], *, drop: float) -> ChosenSetting:
     """Choose the setting in which the dense model is fastest and keeps its quality.
 
     Args:
@@ -63,7 +63,7 @@ def choose_setting(timings: Sequence[Timing], qualities: Sequence[Quality | None
         remark = f"the budget is for {setting}"
     else:
         remark = f"the budget is for {setting}, where the dense model is fastest"
-    return Choice(setting, timings[chosen], remark)
+    return ChosenSetting(setting, timings[chosen], remark)
 
 
 def _best(qualities: Sequence[Quality | None]) -> Quality | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deploypruner.patterns import CANDIDATES, make_pattern
 from deploypruner.patterns.ladder import Rung, ladder
-from deploypruner.search.patterns import DENSE, Option, worthwhile
+from deploypruner.search.patterns import DENSE, PatternOption, worthwhile
 from deploypruner.sparse.cost import Rates
 from deploypruner.sparse.layer import Layer
 
@@ -32,7 +32,7 @@ class Fillable:
     """
 
     layer: Layer
-    options: tuple[Option, ...]
+    options: tuple[PatternOption, ...]
     weight: Tensor
     factors: dict[str, float] = field(default_factory=dict)
 
@@ -40,13 +40,13 @@ class Fillable:
     def of(layer: Layer, weight: Tensor, rates: Rates, *, reference: float) -> Fillable:
         """Project the weight onto every pattern at every sparsity, that of the reference among them."""
         zeros = (
-            Option(name, rung.sparsity, rung.kept, rates.sparse(_projected(layer, rung)))
+            PatternOption(name, rung.sparsity, rung.kept, rates.sparse(_projected(layer, rung)))
             for name in CANDIDATES
             for rung in _rungs(name, weight, sorted({*SPARSITIES, reference}))
         )
-        return Fillable(layer, (Option(DENSE, 0.0, 1.0, rates.sparse(layer)), *zeros), weight)
+        return Fillable(layer, (PatternOption(DENSE, 0.0, 1.0, rates.sparse(layer)), *zeros), weight)
 
-    def ladder(self) -> list[Option]:
+    def ladder(self) -> list[PatternOption]:
         """Options worth choosing, at corrected prices."""
         return worthwhile([replace(option, ns=option.ns * self.factor(option.pattern)) for option in self.options])
 
@@ -54,19 +54,19 @@ class Fillable:
         """Measured / predicted."""
         return self.factors.get(pattern, self.factors.get(REFERENCE, 1.0))
 
-    def option(self, pattern: str, sparsity: float) -> Option:
+    def option(self, pattern: str, sparsity: float) -> PatternOption:
         """One of all options, at its corrected price."""
         found = next(o for o in self.options if (o.pattern, o.sparsity) == (pattern, sparsity))
         return replace(found, ns=found.ns * self.factor(pattern))
 
-    def filled(self, option: Option) -> Layer:
+    def filled(self, option: PatternOption) -> Layer:
         """The layer with the zeros of an option."""
         if option.pattern == DENSE:
             return self.layer
         (rung,) = _rungs(option.pattern, self.weight, [option.sparsity])
         return _projected(self.layer, rung)
 
-    def correct(self, option: Option, ns: float) -> None:
+    def correct(self, option: PatternOption, ns: float) -> None:
         """Learn what the layer takes with an option."""
         plain = next(o.ns for o in self.options if (o.pattern, o.sparsity) == (option.pattern, option.sparsity))
         self.factors[option.pattern] = float(np.clip(ns / plain, *_CORRECTION))

@@ -7,9 +7,9 @@ from typing import Any
 
 from deploypruner.latency import LatencyModel
 from deploypruner.search.judge import Judge, Verdict
-from deploypruner.search.loop import Outcome
+from deploypruner.search.loop import LoopOutcome
 from deploypruner.search.objectives import Objective
-from deploypruner.search.request import Request
+from deploypruner.search.request import SearchRequest
 from deploypruner.search.solve import Solution
 from deploypruner.search.time_limit import TimeLimit
 
@@ -20,7 +20,7 @@ _KEEPING_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedPlan:
     """What became of the plan before any training.
 
     Args:
@@ -47,13 +47,13 @@ class Judged:
 
 
 def judge_final(
-    request: Request,
+    request: SearchRequest,
     judge: Judge,
-    outcome: Outcome,
+    outcome: LoopOutcome,
     *,
     objective: Objective,
     limit: TimeLimit,
-) -> Judged:
+) -> JudgedPlan:
     """Look at the plan, and where it loses too much without training, for the fastest that does not.
 
     Args:
@@ -65,18 +65,18 @@ def judge_final(
     """
     plan: Solution = outcome.solution
     verdict = judge.look(plan.keep)
-    judged = Judged(verdict, judge.dense, request.keeping)
+    judged = JudgedPlan(verdict, judge.dense, request.keeping)
     request.say(f"the plan: {_text(verdict)} before training; the dense model: {_text(judge.dense)}")
     if judged.accepted:
         return judged
     keeps = _fastest_keeping(request, judge, objective, model=outcome.model, plan=plan, limit=limit)
     reached = "no plan that was looked at keeps it" if keeps is None else f"{keeps:.3g} ms are predicted to keep it"
     request.say(f"without training this loses more than {request.keeping:g} points; {reached}")
-    return Judged(verdict, judge.dense, request.keeping, keeps)
+    return JudgedPlan(verdict, judge.dense, request.keeping, keeps)
 
 
 def _fastest_keeping(
-    request: Request,
+    request: SearchRequest,
     judge: Judge,
     objective: Objective,
     *,

@@ -10,17 +10,17 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from deploypruner.budget import Budget
 from deploypruner.errors import InputError
+from deploypruner.recipe.budget import Budget
 from deploypruner.records import Setting
-from deploypruner.search.final import Judged
+from deploypruner.search.final import JudgedPlan
 from deploypruner.search.goal import Goal
 from deploypruner.search.loop import Round
-from deploypruner.search.pool import Entry
+from deploypruner.search.pool import PoolEntry
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The outcome of a search under a budget of time.
 
     Args:
@@ -51,9 +51,9 @@ class Found:
     remark: str = ""
     table: dict[str, Any] = field(default_factory=dict)
     objective: str = ""
-    pool: tuple[Entry, ...] = ()
+    pool: tuple[PoolEntry, ...] = ()
     judged_by: str = ""
-    judged: Judged | None = None
+    judged: JudgedPlan | None = None
     cut: str = ""
     artifact: str = ""
 
@@ -69,7 +69,7 @@ class Found:
         return document
 
     @staticmethod
-    def from_json(document: Mapping[str, Any]) -> Found:
+    def from_json(document: Mapping[str, Any]) -> SearchResult:
         """Read what `to_json` wrote.
 
         Raises:
@@ -79,7 +79,7 @@ class Found:
         try:
             for part in _judged_parts(document):
                 part["loss"] = inf if part["loss"] is None else part["loss"]
-            return TypeAdapter(Found).validate_python(document)
+            return TypeAdapter(SearchResult).validate_python(document)
         except (ValidationError, KeyError, TypeError) as error:
             why = error.errors()[0]["msg"].lower() if isinstance(error, ValidationError) else f"{error} is missing"
             raise InputError(f"the saved search is damaged: {why}", hint="leave out --resume") from error

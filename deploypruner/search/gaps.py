@@ -9,7 +9,7 @@ from typing import Protocol
 from deploypruner.records import Metric, OutputQuality
 
 
-class Judged(Protocol):
+class JudgedRow(Protocol):
     """What a report's row and a `Quality` have in common."""
 
     @property
@@ -60,7 +60,7 @@ class Gap:
     output: str = ""
 
 
-def gaps(found: Judged, dense: Judged | None) -> list[Gap]:
+def gaps(found: JudgedRow, dense: JudgedRow | None) -> list[Gap]:
     """Every regard in which an artifact is judged.
 
     Outputs with labels are judged by their metric against the dense model's, the others by their agreement with it; a
@@ -84,7 +84,7 @@ def largest(found: list[Gap]) -> Gap | None:
     return max(found, key=lambda gap: gap.lost if gap.lost == gap.lost else float("inf"), default=None)
 
 
-def _by_output(found: Judged, dense: Judged | None) -> Iterator[Gap]:
+def _by_output(found: JudgedRow, dense: JudgedRow | None) -> Iterator[Gap]:
     theirs = {} if dense is None else {output.output: output for output in dense.outputs}
     for output in found.outputs:
         name = output.output if len(found.outputs) > 1 else ""

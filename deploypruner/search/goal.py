@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deploypruner.budget import Budget
 from deploypruner.measure import median_ms, paired_ratio, quantile_ms, upper_bound_ms
+from deploypruner.recipe.budget import Budget
 from deploypruner.records import Timing
 
 

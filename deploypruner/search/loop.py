@@ -98,7 +98,7 @@ _M = TypeVar("_M", bound=Predicting)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class LoopOutcome:
     """What the loop ends with.
 
     Args:
@@ -126,7 +126,7 @@ def close_loop(
     measure: Callable[[_S], Trial],
     on_round: Callable[[Round], None] = lambda line: None,
     over: Callable[[], bool] = lambda: False,
-) -> Outcome:
+) -> LoopOutcome:
     """Find the plan of the greatest merit that is measured within the goal.
 
     Each round solves for what the goal leaves after the reserve and the width of the last interval, measures the
@@ -185,7 +185,7 @@ def close_loop(
             f"{closest.measured_ms:.3g} ms",
             hint="measure on a quieter machine, or ask for a little more time",
         )
-    return Outcome(best[0], _line(best[0], best[1].assessment), tuple(rounds), best[1].doubt, model, cut)
+    return LoopOutcome(best[0], _line(best[0], best[1].assessment), tuple(rounds), best[1].doubt, model, cut)
 
 
 def _line(solution: Solved, found: Assessment) -> Round:

@@ -12,7 +12,7 @@ from deploypruner.criteria import Normalizer
 from deploypruner.graph import Graph
 from deploypruner.prune.normalize import comparable
 from deploypruner.prune.room import Order, Room
-from deploypruner.search.choices import Choice, Floats
+from deploypruner.search.choices import Floats, WidthChoice
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def losses_from_scores(graph: Graph, running: Mapping[str, Floats]) -> Losses:
     return Losses(groups, inside)
 
 
-def make_choices(graph: Graph, room: Room, losses: Losses) -> list[Choice]:
+def make_choices(graph: Graph, room: Room, losses: Losses) -> list[WidthChoice]:
     """Widths and what they are worth, for every group that may be cut and every branch that may go.
 
     The widest group inside a branch carries the choice to leave the whole branch out. Tied groups are one choice.
@@ -83,10 +83,10 @@ def make_choices(graph: Graph, room: Room, losses: Losses) -> list[Choice]:
         worth = -sum((losses.groups[name][widths] for name in others), losses.groups[group.id][widths])
         if carrier.get(branch) == group.id:
             widths, worth = [0, *widths], np.append(-losses.branches[branch], worth)
-        found.append(Choice(group.id, np.array(widths, np.int64), worth, branch, others))
+        found.append(WidthChoice(group.id, np.array(widths, np.int64), worth, branch, others))
     for branch, why in room.held.items():
         if not why and branch not in carrier:
-            found.append(Choice(branch, np.array([0, 1]), np.array([-losses.branches[branch], 0.0]), branch))
+            found.append(WidthChoice(branch, np.array([0, 1]), np.array([-losses.branches[branch], 0.0]), branch))
     return found
 
 

@@ -6,18 +6,18 @@ from dataclasses import replace
 from math import ceil, floor
 from typing import Any
 
-from deploypruner.budget import Budget
 from deploypruner.errors import BudgetError
 from deploypruner.latency import LatencyModel, LayerTime, Profile
 from deploypruner.prune.room import Room, by_importance, find_room
-from deploypruner.search.bench import Bench
-from deploypruner.search.choose import Choice, choose_setting
+from deploypruner.recipe.budget import Budget
+from deploypruner.search.bench import CandidateBench
+from deploypruner.search.choose import ChosenSetting, choose_setting
 from deploypruner.search.final import judge_final
-from deploypruner.search.found import Found
+from deploypruner.search.found import SearchResult
 from deploypruner.search.goal import Goal
 from deploypruner.search.loop import Keep, Round, Trial, close_loop
 from deploypruner.search.obstacles import obstacles
-from deploypruner.search.request import Request
+from deploypruner.search.request import SearchRequest
 from deploypruner.search.selection import choose_objective
 from deploypruner.search.time_limit import TimeLimit
 
@@ -40,7 +40,7 @@ class OutOfReach(BudgetError):
         self.numbers = numbers
 
 
-def meet(request: Request) -> tuple[Keep, Found]:
+def meet(request: SearchRequest) -> tuple[Keep, SearchResult]:
     """Find the plan that keeps the most importance within the budget, by measurement.
 
     Returns:
@@ -55,14 +55,14 @@ def meet(request: Request) -> tuple[Keep, Found]:
     limit = TimeLimit(request.minutes, request.clock.monotonic)
     choice = _choose(request)
     goal = Goal.of(budget, choice.timing)
-    found = Found(choice.setting, goal.dense_ms, goal.tail, remark=choice.remark)
+    found = SearchResult(choice.setting, goal.dense_ms, goal.tail, remark=choice.remark)
     request.say(f"{choice.remark}: {goal.dense_ms:.3g} ms")
     if goal.assess(choice.timing, choice.timing).met:
         whole = f"the dense model keeps {budget} already, so nothing is cut"
         return {}, replace(
             found, predicted_ms=goal.dense_ms, measured_ms=goal.dense_ms, remark=f"{choice.remark}; {whole}"
         )
-    with Bench(
+    with CandidateBench(
         graph, choice.setting, choice.timing.artifact, feeds=request.feeds, seed=request.seed, clock=request.clock
     ) as bench:
         room = narrowest(request)
@@ -105,7 +105,7 @@ def meet(request: Request) -> tuple[Keep, Found]:
     )
 
 
-def _latency_model(request: Request, choice: Choice, goal: Goal, limit: TimeLimit) -> LatencyModel:
+def _latency_model(request: SearchRequest, choice: ChosenSetting, goal: Goal, limit: TimeLimit) -> LatencyModel:
     """Of this machine as it is now; from fewer probes where little time is left."""
     seconds = min(request.table_seconds, max(0.0, _TABLE_SHARE * limit.left))
     model = request.clock.latency_model(
@@ -123,7 +123,7 @@ def _latency_model(request: Request, choice: Choice, goal: Goal, limit: TimeLimi
     return model.calibrated({}, goal.dense_ms)
 
 
-def narrowest(request: Request) -> Room:
+def narrowest(request: SearchRequest) -> Room:
     """How far every group may be cut, and what it keeps then."""
     graph = request.graph
     room, _ = find_room(
@@ -137,7 +137,7 @@ def narrowest(request: Request) -> Room:
     return room
 
 
-def _choose(request: Request) -> Choice:
+def _choose(request: SearchRequest) -> ChosenSetting:
     measured = request.clock.artifacts(
         request.jobs, threads=request.threads, budget_s=_DENSE_SECONDS, seed=request.seed, feeds=request.feeds
     )
@@ -147,7 +147,7 @@ def _choose(request: Request) -> Choice:
     return choose_setting(measured.timings, qualities, drop=request.accuracy_drop)
 
 
-def _out_of_reach(request: Request, choice: Choice, trial: Trial, room: Room) -> OutOfReach:
+def _out_of_reach(request: SearchRequest, choice: ChosenSetting, trial: Trial, room: Room) -> OutOfReach:
     """Say how fast the narrowest plan is, and what its time goes into."""
     budget, least = request.budget, trial.assessment
     dense = request.clock.profile(choice.timing.artifact.path, choice.setting, feeds=request.feeds)
@@ -181,7 +181,7 @@ def _shallowest(room: Room) -> str:
     return f" and without {gone} residual branch{'' if gone == 1 else 'es'}" if gone else ""
 
 
-def _further(request: Request, room: Room) -> str:
+def _further(request: SearchRequest, room: Room) -> str:
     """What may reach further, as the command line calls it."""
     held = sum(bool(why) for why in room.held.values())
     depth = (

@@ -13,14 +13,14 @@ from itertools import islice
 import numpy as np
 from torch import Tensor
 
-from deploypruner.budget import Budget
 from deploypruner.criteria import Normalizer
 from deploypruner.errors import BudgetError, InputError
 from deploypruner.graph import Graph
 from deploypruner.prune.allocate import allocate
-from deploypruner.prune.constraints import Constraints
 from deploypruner.prune.depth import held_branches
 from deploypruner.prune.room import Order, by_importance
+from deploypruner.recipe.budget import Budget
+from deploypruner.recipe.constraints import Constraints
 from deploypruner.search.choices import TallyOf
 from deploypruner.search.losses import Losses, kept_share, losses_from_scores, running_importance
 from deploypruner.search.solve import Solution, solve

@@ -16,7 +16,7 @@ _STUBBORN = 0.8
 _REASONS = 3
 
 
-class LayerTime(Protocol):
+class TimedLayer(Protocol):
     """Predicted time of one executed layer."""
 
     @property
@@ -35,8 +35,8 @@ class LayerTime(Protocol):
 def obstacles(
     graph: Graph,
     limits: Mapping[str, Limit],
-    fastest: Sequence[LayerTime],
-    dense: Sequence[LayerTime] = (),
+    fastest: Sequence[TimedLayer],
+    dense: Sequence[TimedLayer] = (),
 ) -> list[str]:
     """Why no plan is faster than the fastest.
 
@@ -52,11 +52,11 @@ def obstacles(
     return [*_slow(fastest), *_stubborn(fastest, dense), *_whole(graph, limits), *_frozen(graph)]
 
 
-def _slow(layers: Sequence[LayerTime]) -> list[str]:
+def _slow(layers: Sequence[TimedLayer]) -> list[str]:
     total = sum(layer.ms for layer in layers)
     if total <= 0:
         return []
-    slowest, shown = sorted(layers, key=lambda layer: -layer.ms), list[LayerTime]()
+    slowest, shown = sorted(layers, key=lambda layer: -layer.ms), list[TimedLayer]()
     for layer in slowest[:_NAMED]:
         shown.append(layer)
         if sum(x.ms for x in shown) >= _EXPLAINED * total:
@@ -65,7 +65,7 @@ def _slow(layers: Sequence[LayerTime]) -> list[str]:
     return [f"{share:.0%} of its time is in {_listed(shown)}, of {len(layers)} layers"]
 
 
-def _stubborn(fastest: Sequence[LayerTime], dense: Sequence[LayerTime]) -> list[str]:
+def _stubborn(fastest: Sequence[TimedLayer], dense: Sequence[TimedLayer]) -> list[str]:
     total, before = sum(layer.ms for layer in fastest), dict[str, float]()
     for layer in dense:
         before[layer.name] = before.get(layer.name, 0.0) + layer.ms
@@ -98,7 +98,7 @@ def _frozen(graph: Graph) -> list[str]:
     return [f"channels that cannot be removed: {told}"]
 
 
-def _listed(layers: Sequence[LayerTime]) -> str:
+def _listed(layers: Sequence[TimedLayer]) -> str:
     return ", ".join(f"{layer.name} ({layer.ms:.3g} ms)" for layer in layers)
 
 

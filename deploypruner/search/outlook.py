@@ -9,18 +9,18 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from deploypruner.budget import Budget
 from deploypruner.criteria import Normalizer
 from deploypruner.graph import Graph
-from deploypruner.prune.constraints import Constraints
 from deploypruner.prune.room import by_importance
+from deploypruner.recipe.budget import Budget
+from deploypruner.recipe.constraints import Constraints
 from deploypruner.records import Setting
 from deploypruner.search.choices import TallyOf
 from deploypruner.search.losses import losses_from_scores, running_importance
 from deploypruner.search.solve import LayersOf, Reach, Solution, reach, solve, with_branches
 
 
-class Predicts(Protocol):
+class PredictsPlans(Protocol):
     """The part of a latency model this needs."""
 
     @property
@@ -48,7 +48,7 @@ class GroupTime:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class LatencyOutlook:
     """Predicted milliseconds of a model and its plans in one setting.
 
     Args:
@@ -67,7 +67,7 @@ class Outlook:
 def look_ahead(
     graph: Graph,
     scores: Mapping[str, Tensor],
-    model: Predicts,
+    model: PredictsPlans,
     setting: Setting,
     *,
     budget: Budget | None = None,
@@ -75,7 +75,7 @@ def look_ahead(
     step: int = 8,
     constraints: Constraints | None = None,
     seed: int = 0,
-) -> Outlook:
+) -> LatencyOutlook:
     """Predict the range of reach, what each group contributes, and the plan for a budget.
 
     A quantile is not predicted: a latency counts as that of the median.
@@ -83,7 +83,7 @@ def look_ahead(
     Args:
         graph: The traced model.
         scores: Group id -> `[C]`, larger means keep.
-        model: Predicts.
+        model: PredictsPlans.
         setting: What it predicts for.
         budget: Of kind "latency" or "speedup", or None.
         normalizer: As in `solve`.
@@ -123,4 +123,4 @@ def look_ahead(
             layers_of=model.layers,
             seed=seed,
         )
-    return Outlook(setting, found, groups, solution)
+    return LatencyOutlook(setting, found, groups, solution)

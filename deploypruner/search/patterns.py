@@ -22,7 +22,7 @@ DENSE = "dense"
 
 
 @dataclass(frozen=True)
-class Option:
+class PatternOption:
     """One way to fill a layer.
 
     Args:
@@ -49,7 +49,7 @@ class Filling:
         kept: Mean of the layers' shares of saliency, over those that may have zeros.
     """
 
-    options: Mapping[int, Option]
+    options: Mapping[int, PatternOption]
     sparse: tuple[bool, ...]
     ns: float
     kept: float
@@ -63,7 +63,7 @@ class PatternWalk(Walk):
         ladders: Layer number -> its options, from `worthwhile`.
     """
 
-    def __init__(self, sides: Sides, ladders: Mapping[int, Sequence[Option]]) -> None:
+    def __init__(self, sides: Sides, ladders: Mapping[int, Sequence[PatternOption]]) -> None:
         super().__init__([np.array([option.kept for option in ladder]) for ladder in ladders.values()])
         self._sides, self._layers = sides, list(ladders)
         self._prices = [np.rint([option.ns for option in ladder]) for ladder in ladders.values()]
@@ -89,9 +89,9 @@ class PatternWalk(Walk):
         return self._known[number]
 
 
-def worthwhile(options: Sequence[Option]) -> list[Option]:
+def worthwhile(options: Sequence[PatternOption]) -> list[PatternOption]:
     """Those that nothing beats in both saliency and time, by rising saliency; the last is the dense one."""
-    found: list[Option] = []
+    found: list[PatternOption] = []
     for option in sorted(options, key=lambda o: (-o.kept, o.ns, o.pattern)):
         if not found or (option.ns < found[-1].ns and option.kept < found[-1].kept):
             found.append(option)
@@ -101,7 +101,7 @@ def worthwhile(options: Sequence[Option]) -> list[Option]:
     return found[::-1]
 
 
-def fill(sides: Sides, ladders: Mapping[int, Sequence[Option]], budget_ns: float, *, seed: int = 0) -> Filling:
+def fill(sides: Sides, ladders: Mapping[int, Sequence[PatternOption]], budget_ns: float, *, seed: int = 0) -> Filling:
     """The filling that keeps the most saliency within a time.
 
     Args:
@@ -131,7 +131,7 @@ def fill(sides: Sides, ladders: Mapping[int, Sequence[Option]], budget_ns: float
     return Filling(options, tuple(ours), float(sides.ns), kept)
 
 
-def fastest_ns(sides: Sides, ladders: Mapping[int, Sequence[Option]]) -> float:
+def fastest_ns(sides: Sides, ladders: Mapping[int, Sequence[PatternOption]]) -> float:
     """Nanoseconds of the fastest filling there is; `sides` is changed."""
     return _fastest_ms(PatternWalk(sides, ladders)) * 1e6
 

@@ -28,7 +28,7 @@ _CLOSE, _CONTENDERS = 1.2, 3
 
 
 @dataclass(frozen=True)
-class Entry:
+class PoolEntry:
     """One plan of the pool.
 
     Args:
@@ -65,7 +65,7 @@ class Selection:
 
     objectives: tuple[Objective, ...]
     solutions: tuple[Solution, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[PoolEntry, ...]
     kind: str
 
 
@@ -167,8 +167,8 @@ def train_contenders(
     )
 
 
-def _entry(objective: Objective, solution: Solution, verdict: Verdict, full: bool) -> Entry:
-    return Entry(
+def _entry(objective: Objective, solution: Solution, verdict: Verdict, full: bool) -> PoolEntry:
+    return PoolEntry(
         objective.name,
         solution.predicted_ms,
         solution.importance,

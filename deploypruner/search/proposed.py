@@ -10,7 +10,7 @@ import numpy as np
 
 from deploypruner.records import Setting
 from deploypruner.search.objectives import Objective, Space, named_objective
-from deploypruner.search.request import Request
+from deploypruner.search.request import SearchRequest
 from deploypruner.search.saved import Saved, identity_of
 from deploypruner.search.solve import Solution
 
@@ -29,7 +29,7 @@ class Proposed:
         self._saved = saved
 
     @staticmethod
-    def of(request: Request, space: Space, setting: Setting) -> Proposed:
+    def of(request: SearchRequest, space: Space, setting: Setting) -> Proposed:
         """The file of a search; of another model, budget, setting or worth nothing in it counts."""
         path = None if request.folder is None else request.folder / "pool.json"
         if path is None:

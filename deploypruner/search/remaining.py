@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from deploypruner.graph.atoms import IntArray
-from deploypruner.search.choices import Floats, Order, Tally, TallyOf
+from deploypruner.search.choices import Floats, MillisecondsTally, Order, TallyOf
 
 
 class Remaining:
@@ -30,7 +30,7 @@ class Remaining:
             here = np.isin(order[name], kept)
             first[name] = np.concatenate([order[name][here], order[name][~here]])
             self._counts[name] = np.maximum(np.append(0, np.cumsum(here)), min(1, len(kept)))
-        self._tally: Tally = tally_of(first)
+        self._tally: MillisecondsTally = tally_of(first)
         for name, kept in self._left.items():
             self._tally.keep(name, np.sort(kept))
 

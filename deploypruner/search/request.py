@@ -8,13 +8,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from deploypruner.budget import Budget
 from deploypruner.criteria import Normalizer
 from deploypruner.graph import Graph, Keep
 from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.measure import Job
 from deploypruner.progress import Progress
-from deploypruner.prune.constraints import Constraints
+from deploypruner.recipe.budget import Budget
+from deploypruner.recipe.constraints import Constraints
 from deploypruner.records import Quality
 from deploypruner.runtime import Array
 from deploypruner.search.judge import Judge, Verdict
@@ -22,7 +22,7 @@ from deploypruner.search.losses import Losses
 
 
 @dataclass(frozen=True)
-class Request:
+class SearchRequest:
     """Everything the search needs to know.
 
     Args:

@@ -11,14 +11,14 @@ from functools import partial
 from deploypruner.errors import BudgetError
 from deploypruner.graph import Keep
 from deploypruner.latency import LatencyModel
-from deploypruner.search.bench import Bench
+from deploypruner.search.bench import CandidateBench
 from deploypruner.search.goal import Goal
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.loop import RESERVE
 from deploypruner.search.objectives import Objective, Space, objectives, perturbed, proposals
 from deploypruner.search.pool import Selection, select, train_contenders
 from deploypruner.search.proposed import Proposed
-from deploypruner.search.request import Request
+from deploypruner.search.request import SearchRequest
 from deploypruner.search.solve import Solution
 from deploypruner.search.time_limit import TimeLimit
 
@@ -45,7 +45,9 @@ class Chosen:
     selection: Selection | None = None
 
 
-def choose_objective(request: Request, goal: Goal, model: LatencyModel, bench: Bench, *, limit: TimeLimit) -> Chosen:
+def choose_objective(
+    request: SearchRequest, goal: Goal, model: LatencyModel, bench: CandidateBench, *, limit: TimeLimit
+) -> Chosen:
     """The objective whose plan does best before training; without data, where nothing can be judged, the first.
 
     Args:
@@ -112,7 +114,7 @@ def choose_objective(request: Request, goal: Goal, model: LatencyModel, bench: B
 
 
 def _selected(
-    request: Request, plans: Sequence[tuple[Objective, Solution]], judge: Judge, limit: TimeLimit
+    request: SearchRequest, plans: Sequence[tuple[Objective, Solution]], judge: Judge, limit: TimeLimit
 ) -> Selection:
     selection = select(plans, judge, limit=limit, progress=request.progress)
     if request.train is None:

@@ -58,7 +58,7 @@ class Sweep:
         self._beginning: dict[Node, list[tuple[Cut, _Branching]]] = {}
         if not isinstance(graph.module, GraphModule):
             return
-        self._dense = _Dense(graph.module, self._dtype, mixed=self._mixed)
+        self._dense = _DenseOutputs(graph.module, self._dtype, mixed=self._mixed)
         self._channels_last = self._dense._movable
         for cut in self._cuts:
             runner = _runner(graph, cut, self._dtype, mixed=self._mixed)
@@ -106,7 +106,7 @@ class Sweep:
 # ---------------------------------------------------------------------- the ways through the graph
 
 
-class _Dense(Streamed):
+class _DenseOutputs(Streamed):
     """The dense network; values keep the precision that autocast gives them.
 
     Args:
@@ -135,7 +135,7 @@ class _Dense(Streamed):
         return result if self._mixed else super().finish(result)
 
 
-class _Branching(_Dense):
+class _Branching(_DenseOutputs):
     """A way of its own from some node on."""
 
     _held: dict[Node, Any]
@@ -250,7 +250,7 @@ def _runner(graph: Graph, cut: Cut, dtype: torch.dtype, *, mixed: bool) -> _Bran
 # ---------------------------------------------------------------------- helpers
 
 
-def _prepare(runner: _Dense, *, mixed: bool) -> None:
+def _prepare(runner: _DenseOutputs, *, mixed: bool) -> None:
     output = next(iter(runner.module.graph.find_nodes(op="output")))
     runner._mixed, runner._last = mixed, frozenset(output.all_input_nodes)
     runner._movable = not _aliased(runner.module)

@@ -15,15 +15,15 @@ from deploypruner.errors import BudgetError
 from deploypruner.graph import Graph
 from deploypruner.graph.atoms import IntArray
 from deploypruner.prune.allocate import require_movable
-from deploypruner.prune.constraints import Constraints
 from deploypruner.prune.room import Order, Room, by_importance, find_room, most_important
+from deploypruner.recipe.constraints import Constraints
 from deploypruner.search.choices import TallyOf, WidthWalk
 from deploypruner.search.losses import Losses, kept_share, losses_from_scores, make_choices, running_importance
-from deploypruner.search.obstacles import LayerTime, obstacles
+from deploypruner.search.obstacles import TimedLayer, obstacles
 from deploypruner.search.optimise import best_places, fastest
 
 Keep = Mapping[str, IntArray]
-LayersOf = Callable[[Keep], Sequence[LayerTime]]
+LayersOf = Callable[[Keep], Sequence[TimedLayer]]
 
 
 @dataclass(frozen=True)

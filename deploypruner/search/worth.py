@@ -24,7 +24,7 @@ from deploypruner.prune.room import Order
 from deploypruner.search.measured import BranchWorth, GroupWorth, Kind, MeasuredWorth
 from deploypruner.search.sample_losses import kind_of, sample_losses
 from deploypruner.search.sensitivity import Cut, Sweep
-from deploypruner.search.worth_file import Measured, WorthFile
+from deploypruner.search.worth_file import MeasuredCuts, WorthFile
 
 Batch = tuple[tuple[Any, ...], Tensor | None]
 
@@ -71,7 +71,7 @@ def measure_worth(
     sweep = Sweep(graph, cuts, dtype=dtype)
     progress = progress or SilentProgress()
     saved = WorthFile(file, graph.module, {cut.id: cut.keep for cut in cuts}, str(dtype))
-    found = list[Measured]()
+    found = list[MeasuredCuts]()
     progress.start(max(1, len(batches) * len(cuts)), "worth")
     try:
         for number, (inputs, labels) in enumerate(batches, start=1):
@@ -131,7 +131,7 @@ def _measured(
     number: int,
     progress: Progress,
     cuts: Sequence[Cut],
-) -> Measured:
+) -> MeasuredCuts:
     """All cuts on one batch, some samples at a time where the model runs at any batch size."""
     began = time.monotonic()
     samples = batch_size(inputs)
@@ -151,7 +151,7 @@ def _measured(
             changes[cut.id] += (after - before).tolist()
             if start == starts[-1]:
                 progress.advance()
-    return Measured(kind, samples, time.monotonic() - began, {name: _moments(c) for name, c in changes.items()})
+    return MeasuredCuts(kind, samples, time.monotonic() - began, {name: _moments(c) for name, c in changes.items()})
 
 
 def _check(values: Tensor, number: int, said: str, *, hint: str) -> None:
@@ -174,7 +174,7 @@ def _moments(changes: Sequence[float]) -> tuple[float, float]:
     return float(values.sum()), float(np.square(values).sum())
 
 
-def _joined(found: Sequence[Measured], cuts: Sequence[Cut]) -> MeasuredWorth:
+def _joined(found: Sequence[MeasuredCuts], cuts: Sequence[Cut]) -> MeasuredWorth:
     """Means and standard errors over all batches."""
     if not found:
         raise InputError("there are no images to measure the worth of widths and branches on", hint="check --data")

@@ -20,7 +20,7 @@ _FORMAT = 2
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredCuts:
     """All cuts on one batch.
 
     Args:
@@ -50,19 +50,19 @@ class WorthFile:
         said = [(name, [(key, kept.tolist()) for key, kept in keep.items()]) for name, keep in cuts.items()]
         self._saved = Saved(path, "" if path is None else identity_of(module, _FORMAT, how, said))
 
-    def find(self, inputs: Inputs, labels: Tensor | None) -> Measured | None:
+    def find(self, inputs: Inputs, labels: Tensor | None) -> MeasuredCuts | None:
         """What was measured on this batch."""
         entries = self._saved.entries
         return _measured(entries.get(batch_hash(inputs, labels))) if entries else None
 
-    def add(self, inputs: Inputs, labels: Tensor | None, measured: Measured) -> None:
+    def add(self, inputs: Inputs, labels: Tensor | None, measured: MeasuredCuts) -> None:
         """Remember a batch."""
         if self._saved.path is not None:
             self._saved.add(batch_hash(inputs, labels), asdict(measured))
 
 
-def _measured(saved: Any) -> Measured | None:
+def _measured(saved: Any) -> MeasuredCuts | None:
     if saved is None:
         return None
     moments = {name: (float(total), float(squares)) for name, (total, squares) in saved["moments"].items()}
-    return Measured(saved["kind"], saved["samples"], saved["seconds"], moments)
+    return MeasuredCuts(saved["kind"], saved["samples"], saved["seconds"], moments)

@@ -14,16 +14,8 @@ from torch import Tensor
 
 from deploypruner.errors import InputError
 from deploypruner.reading import open_archive
-from deploypruner.sources.batches import (
-    Batch,
-    Batches,
-    Data,
-    DataSettings,
-    Judgeable,
-    limited,
-    sample_order,
-    split,
-)
+from deploypruner.recipe.data import DataSettings
+from deploypruner.sources.batches import Batch, Batches, Data, Judgeable, limited, sample_order, split
 from deploypruner.sources.foreign import first_line, foreign
 from deploypruner.sources.pixels import augmented, normalise
 

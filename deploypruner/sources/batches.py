@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,12 +10,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from deploypruner.errors import InputError, RecipeError
-from deploypruner.ranges import check_number, check_shape
-from deploypruner.sources.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Interpolation
+from deploypruner.errors import InputError
+from deploypruner.recipe.data import DataSettings
 
 # (one tensor per model input, class indices [B] int64 or None without labels)
-_MOST_SIDE = 1 << 15
 Batch: TypeAlias = tuple[tuple[Tensor, ...], Tensor | None]
 # (one tensor per model input, labels of any kind or None)
 Judgeable: TypeAlias = tuple[tuple[Tensor, ...], Any]
@@ -109,70 +106,6 @@ class Data:
     def labelled(self) -> bool:
         """Whether the validation split has class indices, which training and scoring can use."""
         return self.val.labelled
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """How samples are prepared.
-
-    Args:
-        mean: Per channel, of pixels scaled to [0, 1]; None = ImageNet's for 3 channels, else 0.5.
-        std: Per channel, same unit; None = ImageNet's for 3 channels, else 0.5.
-        size: (height, width) of the model's input; None = the size of the first image, which every image
-            must then have.
-        channels: 3 = RGB, 1 = grayscale.
-        resize: Pixels of the shorter side before the centre crop; None = 256/224 of the crop from 128
-            pixels on, and no crop below.
-        interpolation: Filter of that resize.
-        augment: Whether images may be augmented at all; off for digits and text, which must not be flipped.
-        val_fraction: Part of the training samples set aside where the source has no validation split.
-        limit: Largest number of samples per split, taken from a shuffle with `seed`; None = all.
-        seed: Decides the split and the limit.
-
-    Raises:
-        RecipeError: A value out of its range.
-    """
-
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    size: tuple[int, int] | None = None
-    channels: int = 3
-    resize: int | None = None
-    interpolation: Interpolation = "bilinear"
-    augment: bool = True
-    val_fraction: float = 0.1
-    limit: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.val_fraction < 1:
-            raise RecipeError(f"val_fraction must lie between 0 and 1, got {self.val_fraction}", hint="0.1")
-        if self.limit is not None and self.limit < 1:
-            raise RecipeError(f"limit must be at least 1, got {self.limit}", hint="leave it out for all samples")
-        if self.channels not in (1, 3):
-            raise RecipeError(f"images have 1 or 3 channels, got {self.channels}", hint="give the data as .npz")
-        if self.size is not None:
-            check_shape("image size", (*self.size, self.channels), hint="224,224 suits many models")
-        check_number("resize", self.resize, least=1, most=_MOST_SIDE, hint="256 goes with images of 224")
-        if any(not math.isfinite(value) for value in (*(self.mean or ()), *(self.std or ()))):
-            raise RecipeError(f"mean and std must be finite, got {self.mean} and {self.std}", hint=f"{IMAGENET_MEAN}")
-        if self.std is not None and not all(value > 0 for value in self.std):
-            raise RecipeError(f"std must be > 0, got {self.std}", hint=f"{IMAGENET_STD}")
-
-    def normalisation(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and std for images of `channels` channels.
-
-        Raises:
-            InputError: The given mean or std has another length.
-        """
-        default_mean, default_std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels,) * 2
-        mean, std = self.mean or default_mean, self.std or default_std
-        if len(mean) != channels or len(std) != channels:
-            raise InputError(
-                f"mean has {len(mean)} and std {len(std)} values, but images have {channels} channels",
-                hint="give one value per channel",
-            )
-        return mean, std
 
 
 def sample_order(count: int, *, generator: torch.Generator, shuffle: bool) -> Tensor:

@@ -14,8 +14,9 @@ from torch import Tensor
 from deploypruner.atomic import file_sha256
 from deploypruner.errors import InputError
 from deploypruner.reading import status, walk
+from deploypruner.recipe.data import DataSettings
 from deploypruner.sources.arrays import from_arrays, load_npz
-from deploypruner.sources.batches import Batch, Batches, Data, DataSettings
+from deploypruner.sources.batches import Batch, Batches, Data
 from deploypruner.sources.factory import call_factory
 from deploypruner.sources.image_folder import first_images, load_image_folder
 from deploypruner.sources.loaders import from_loader

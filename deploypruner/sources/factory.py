@@ -12,10 +12,10 @@ from torch import nn
 
 from deploypruner.errors import InputError, nearest
 from deploypruner.sources.foreign import foreign, working_folder_importable
-from deploypruner.sources.found import Found, Request
+from deploypruner.sources.found import FoundModel, ModelRequest
 
 
-def load_factory(request: Request) -> Found:
+def load_factory(request: ModelRequest) -> FoundModel:
     """Build the model that a factory (or class) without arguments returns.
 
     Raises:
@@ -29,7 +29,7 @@ def load_factory(request: Request) -> Found:
         )
     if isinstance(module, nn.DataParallel):
         module = module.module
-    return Found(module, request.source.partition(":")[2])
+    return FoundModel(module, request.source.partition(":")[2])
 
 
 def call_factory(source: str) -> object:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from deploypruner.errors import InputError
 from deploypruner.reading import refuse_folder, walk
-from deploypruner.sources.batches import DataSettings, split
+from deploypruner.recipe.data import DataSettings
+from deploypruner.sources.batches import split
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # Names of splits in any case, in the order in which one is preferred to validate on.

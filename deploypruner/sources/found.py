@@ -15,7 +15,7 @@ Shapes = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
-class Request:
+class ModelRequest:
     """What the user asked for.
 
     Args:
@@ -32,7 +32,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundModel:
     """A model as its source gave it.
 
     Args:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deploypruner.errors import InputError
+from deploypruner.recipe.data import DataSettings
 from deploypruner.sources.arrays import ArrayBatches
-from deploypruner.sources.batches import Batch, Batches, Data, DataSettings, limited, sample_order
+from deploypruner.sources.batches import Batch, Batches, Data, limited, sample_order
 from deploypruner.sources.folder_layout import Finder, Listing, find_splits
 from deploypruner.sources.pixels import SMALL, augmented, decode, flipped, image_size, normalise, random_boxes
 

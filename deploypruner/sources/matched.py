@@ -20,7 +20,7 @@ _WHOLE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class Matched(Adapted):
+class MatchedBatches(Adapted):
     """A split whose inputs are picked and cast for a model.
 
     Args:
@@ -123,7 +123,7 @@ def _split(batches: Batches, taken: list[Tensor], names: tuple[str, ...], remark
             )
     if order == tuple(range(len(first[0]))) and given == dtypes:
         return batches
-    made = Matched(batches, order, dtypes, names)
+    made = MatchedBatches(batches, order, dtypes, names)
     next(made.epoch(batch_size=1), None)  # a wrong type is said here, not in the middle of training
     return made
 

@@ -17,7 +17,7 @@ from deploypruner.graph.inputs import Inputs
 from deploypruner.ranges import check_shape
 from deploypruner.sources.classes import names_in, names_in_checkpoint
 from deploypruner.sources.factory import load_factory
-from deploypruner.sources.found import Found, Request, Shapes
+from deploypruner.sources.found import FoundModel, ModelRequest, Shapes
 from deploypruner.sources.pickle_file import load_pickled
 from deploypruner.sources.preprocessing import Preprocessing
 from deploypruner.sources.program_file import load_program
@@ -33,7 +33,7 @@ from deploypruner.sources.zoo import load_timm, load_torchvision, load_transform
 
 __all__ = ["LoadedModel", "Preprocessing", "check_finite", "fingerprint", "load_model"]
 
-Loader = Callable[[Request], Found]
+Loader = Callable[[ModelRequest], FoundModel]
 
 _BY_SUFFIX: dict[str, Loader] = {".pt2": load_program, ".pt": load_pickled, ".pth": load_pickled}
 _BY_PREFIX: dict[str, Loader] = {
@@ -97,7 +97,7 @@ def load_model(
     Raises:
         InputError: Anything that makes the model unusable, in the user's names and numbers.
     """
-    request = Request(source, weights, input_shapes, trust_pickle)
+    request = ModelRequest(source, weights, input_shapes, trust_pickle)
     loader = _loader_of(source)
     if weights is not None and loader in _CARRIES_WEIGHTS:
         raise InputError(
@@ -161,7 +161,7 @@ def _loader_of(source: str) -> Loader:
     raise InputError(f"'{source}' is no kind of model that can be loaded", hint=f"give {_FORMS}")
 
 
-def _example_inputs(found: Found, request: Request, data_shape: tuple[int, ...] | None) -> Inputs:
+def _example_inputs(found: FoundModel, request: ModelRequest, data_shape: tuple[int, ...] | None) -> Inputs:
     shapes = request.input_shapes
     if shapes is None and found.input_shape is not None:
         shapes = (found.input_shape,)

@@ -10,7 +10,7 @@ from torch import nn
 
 from deploypruner.errors import InputError
 from deploypruner.sources.foreign import first_line, foreign, working_folder_importable
-from deploypruner.sources.found import Found, Request
+from deploypruner.sources.found import FoundModel, ModelRequest
 from deploypruner.sources.state_dict import holds_weights, load_plain, unknown_type
 from deploypruner.sources.torch_file import DAMAGE, Kind, check_present, kind_of
 
@@ -23,7 +23,7 @@ _REFUSED = {
 }
 
 
-def load_pickled(request: Request) -> Found:
+def load_pickled(request: ModelRequest) -> FoundModel:
     """Load a pickled nn.Module, if the user trusts it.
 
     Raises:
@@ -45,7 +45,7 @@ def load_pickled(request: Request) -> Found:
         raise InputError(
             f"'{path}' holds a {type(held).__name__}, not a model", hint="save the model itself, or name its factory"
         )
-    return Found(held.module if isinstance(held, nn.DataParallel) else held, path.stem)
+    return FoundModel(held.module if isinstance(held, nn.DataParallel) else held, path.stem)
 
 
 def _read(path: Path, *, trusted: bool) -> object:

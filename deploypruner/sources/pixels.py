@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deploypruner.errors import InputError
-from deploypruner.sources.batches import DataSettings
+from deploypruner.recipe.data import DataSettings
 from deploypruner.sources.foreign import first_line
 
 SMALL = 64  # up to here: pad, shift and flip; beyond: a random part, resized

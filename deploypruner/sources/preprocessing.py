@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-Interpolation = Literal["bilinear", "bicubic"]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from deploypruner.recipe.data import IMAGENET_MEAN, IMAGENET_STD, Interpolation
 
 
 @dataclass(frozen=True)

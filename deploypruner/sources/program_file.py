@@ -14,7 +14,7 @@ from deploypruner.graph.inputs import Inputs
 from deploypruner.pt2 import read_program
 from deploypruner.ranges import check_shape
 from deploypruner.reading import check_present
-from deploypruner.sources.found import Found, Request, Shapes
+from deploypruner.sources.found import FoundModel, ModelRequest, Shapes
 from deploypruner.sources.torch_file import Kind, kind_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _TRAINING_ARGUMENT = {torch.ops.aten.dropout.default: 2, torch.ops.aten.batch_norm.default: 5}
 
 
-def load_program(request: Request) -> Found:
+def load_program(request: ModelRequest) -> FoundModel:
     """Load a .pt2 file.
 
     Raises:
@@ -41,7 +41,7 @@ def load_program(request: Request) -> Found:
         raise InputError(f"'{path}' is {kind.value}, not a torch.export program", hint=hint)
     program = read_program(path)
     _check_exported_for_inference(program, path)
-    return Found(program, path.stem, example_inputs=_example_inputs(program, request))
+    return FoundModel(program, path.stem, example_inputs=_example_inputs(program, request))
 
 
 def _check_exported_for_inference(program: ExportedProgram, path: Path) -> None:
@@ -60,7 +60,7 @@ def _check_exported_for_inference(program: ExportedProgram, path: Path) -> None:
             )
 
 
-def _example_inputs(program: ExportedProgram, request: Request) -> Inputs:
+def _example_inputs(program: ExportedProgram, request: ModelRequest) -> Inputs:
     """The program's own inputs, or new ones of the asked shape where its dynamic dimensions allow that."""
     nodes = _inputs(program)
     keywords = _keywords(program, request.source)

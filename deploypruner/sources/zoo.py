@@ -18,7 +18,7 @@ from torch import nn
 from deploypruner.errors import InputError, nearest
 from deploypruner.reading import check_present, read_json, status
 from deploypruner.sources.foreign import foreign, require
-from deploypruner.sources.found import Found, Request
+from deploypruner.sources.found import FoundModel, ModelRequest
 from deploypruner.sources.preprocessing import Preprocessing
 from deploypruner.sources.torchvision_ops import import_torchvision
 
@@ -63,7 +63,7 @@ class _Order:
         return {} if self.num_classes is None else {"num_classes": self.num_classes}
 
 
-def load_timm(request: Request) -> Found:
+def load_timm(request: ModelRequest) -> FoundModel:
     """Build a timm model; input size, mean and std come from its pretrained configuration.
 
     Raises:
@@ -78,7 +78,7 @@ def load_timm(request: Request) -> Found:
         module = timm.create_model(order.name, pretrained=order.pretrained, **order.arguments())
     settings: Mapping[str, Any] = getattr(module, "pretrained_cfg", {})
     channels, height, width = settings.get("input_size", (3, 224, 224))
-    return Found(
+    return FoundModel(
         module,
         order.name,
         input_shape=(1, channels, height, width),
@@ -93,7 +93,7 @@ def load_timm(request: Request) -> Found:
     )
 
 
-def load_torchvision(request: Request) -> Found:
+def load_torchvision(request: ModelRequest) -> FoundModel:
     """Build a torchvision model; size, mean and std are those its default weights were evaluated with.
 
     Raises:
@@ -115,7 +115,7 @@ def load_torchvision(request: Request) -> Found:
     size, preprocessing = _torchvision_evaluation(models, order.name)
     kind = models.get_model_builder(order.name).__module__
     task = next((task for part, task in _TORCHVISION_TASKS.items() if part in kind), "classification")
-    return Found(
+    return FoundModel(
         module,
         order.name,
         input_shape=(1, 3, size, size),
@@ -125,7 +125,7 @@ def load_torchvision(request: Request) -> Found:
     )
 
 
-def load_transformers(request: Request) -> Found:
+def load_transformers(request: ModelRequest) -> FoundModel:
     """Build the class that a transformers configuration names, from a folder (no network) or the hub.
 
     Raises:
@@ -151,7 +151,7 @@ def load_transformers(request: Request) -> Found:
         builder = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
         module = _build_transformers(builder, config, order, local)
     shape, integers_below = _transformers_input(module, config)
-    return Found(
+    return FoundModel(
         module,
         folder.name,
         input_shape=shape,
@@ -161,7 +161,7 @@ def load_transformers(request: Request) -> Found:
     )
 
 
-def _order(request: Request) -> _Order:
+def _order(request: ModelRequest) -> _Order:
     zoo, _, rest = request.source.partition(":")
     name, _, query = rest.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))

@@ -19,15 +19,15 @@ from dataclasses import dataclass
 
 from deploypruner.sparse.cost import Costs
 from deploypruner.sparse.cut import SINK, SOURCE, Network
-from deploypruner.sparse.layer import Activation, Operation
-from deploypruner.sparse.onnx_graph import Graph
+from deploypruner.sparse.layer import Operation, QuantizedTensor
+from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.rewrite import needed_outside
 
 Key = tuple[str, bool]
 
 
 @dataclass(frozen=True)
-class Choice:
+class LayerDecision:
     """What was decided about one layer or gate.
 
     Args:
@@ -54,7 +54,7 @@ class Sides:
         costs: Of layers and borders.
     """
 
-    def __init__(self, graph: Graph, layers: Sequence[Operation], costs: Costs) -> None:
+    def __init__(self, graph: OnnxGraph, layers: Sequence[Operation], costs: Costs) -> None:
         self._network = network = Network()
         self._ours: list[bool] | None = None
         places = {layer.name: network.node() for layer in layers}
@@ -102,16 +102,16 @@ class Sides:
         return self._ours
 
 
-def choose(graph: Graph, layers: Sequence[Operation], costs: Costs) -> tuple[Choice, ...]:
+def choose(graph: OnnxGraph, layers: Sequence[Operation], costs: Costs) -> tuple[LayerDecision, ...]:
     """Decide about every layer so that the predicted time of all of them and their borders is least."""
     sides = Sides(graph, layers, costs).sparse()
     return tuple(_explained(layer, ours, costs) for layer, ours in zip(layers, sides, strict=True))
 
 
-def _tensors(graph: Graph, layers: Sequence[Operation]) -> list[tuple[Activation, list[Operation], bool]]:
+def _tensors(graph: OnnxGraph, layers: Sequence[Operation]) -> list[tuple[QuantizedTensor, list[Operation], bool]]:
     """Every activation a layer reads or writes, the layers that read it, and whether others do."""
     readers: dict[Key, list[Operation]] = defaultdict(list)
-    known: dict[Key, Activation] = {}
+    known: dict[Key, QuantizedTensor] = {}
     for layer in layers:
         for touched in layer.touches:
             known.setdefault(touched.key, touched)
@@ -120,10 +120,10 @@ def _tensors(graph: Graph, layers: Sequence[Operation]) -> list[tuple[Activation
     return [(known[key], readers[key], bool(needed_outside(graph, known[key], layers))) for key in known]
 
 
-def _explained(layer: Operation, sparse: bool, costs: Costs) -> Choice:
+def _explained(layer: Operation, sparse: bool, costs: Costs) -> LayerDecision:
     ours, dense = costs.sparse(layer), costs.dense(layer)
     if sparse:
         reason = "faster sparse" if ours < dense else "no faster itself, but its neighbours are in C4"
     else:
         reason = "faster dense" if dense <= ours else "faster sparse, but not by what entering and leaving C4 costs"
-    return Choice(layer, sparse, ours, dense, reason)
+    return LayerDecision(layer, sparse, ours, dense, reason)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import onnx
 
 from deploypruner.errors import InputError
-from deploypruner.sparse.choose import Choice, choose
+from deploypruner.sparse.choose import LayerDecision, choose
 from deploypruner.sparse.cost import Costs, Rates
 from deploypruner.sparse.layer import Layer
 from deploypruner.sparse.marks import DOMAIN
 from deploypruner.sparse.match import match
-from deploypruner.sparse.onnx_graph import Graph
+from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.rewrite import rewrite
 
 
@@ -28,7 +28,7 @@ class SparseModel:
     """
 
     model: onnx.ModelProto | None
-    choices: tuple[Choice, ...]
+    choices: tuple[LayerDecision, ...]
     refused: dict[str, str]
     costs: Costs
 
@@ -51,14 +51,14 @@ def sparsify(model: onnx.ModelProto, *, costs: Costs | None = None, every: bool 
         InputError: The model is not sound ONNX, is sparse already, has open sizes, or no quantized layer.
     """
     check_convertible(model)
-    graph = Graph(model)
+    graph = OnnxGraph(model)
     if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
         raise InputError("the model is not quantized", hint="`deploypruner sparsify MODEL --data DIR` does it first")
     found = match(graph)
     costs = costs or Rates()
     choices = choose(graph, found.layers, costs)
     if every:
-        choices = tuple(Choice(c.layer, True, c.sparse_ns, c.dense_ns, "asked for") for c in choices)
+        choices = tuple(LayerDecision(c.layer, True, c.sparse_ns, c.dense_ns, "asked for") for c in choices)
     chosen = [choice.layer for choice in choices if choice.sparse]
     if not any(isinstance(layer, Layer) for layer in chosen):  # gates alone are no sparse model
         chosen, choices = [], tuple(replace(c, sparse=False) if c.sparse else c for c in choices)

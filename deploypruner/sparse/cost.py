@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from deploypruner.sparse.kernels import Conv, ConvShape
-from deploypruner.sparse.layer import QUAD, Activation, Layer, Operation
+from deploypruner.sparse.layer import QUAD, Layer, Operation, QuantizedTensor
 
 Counts = dict[str, float]
 
@@ -43,11 +43,11 @@ class Costs(ABC):
         """Of a layer in OpenVINO, zeros included."""
 
     @abstractmethod
-    def enter(self, activation: Activation) -> float:
+    def enter(self, activation: QuantizedTensor) -> float:
         """Of bringing an activation into C4."""
 
     @abstractmethod
-    def leave(self, activation: Activation) -> float:
+    def leave(self, activation: QuantizedTensor) -> float:
         """Of bringing an activation back out of C4."""
 
 
@@ -103,11 +103,11 @@ class Rates(Costs):
         """See `Costs.dense`."""
         return self._sum(dense_counts(layer), once="dense_call")
 
-    def enter(self, activation: Activation) -> float:
+    def enter(self, activation: QuantizedTensor) -> float:
         """See `Costs.enter`."""
         return self._sum(border_counts(activation), once="border_call")
 
-    def leave(self, activation: Activation) -> float:
+    def leave(self, activation: QuantizedTensor) -> float:
         """See `Costs.leave`."""
         return self.enter(activation)
 
@@ -146,7 +146,7 @@ def dense_counts(layer: Operation) -> Counts:
     }
 
 
-def border_counts(activation: Activation) -> Counts:
+def border_counts(activation: QuantizedTensor) -> Counts:
     """Name of a rate -> how often entering or leaving C4 pays it, for one image."""
     return {"border_call": 1, "move": activation.channels * activation.pixels}
 

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 
-from deploypruner.sparse.layer import QUAD, Activation, Operation
-from deploypruner.sparse.onnx_graph import Graph, attribute
+from deploypruner.sparse.layer import QUAD, Operation, QuantizedTensor
+from deploypruner.sparse.onnx_graph import OnnxGraph, attribute
 from deploypruner.sparse.reading import NoMatch, read_activation, read_quantize
 
 _SPATIAL = (2, 3)
@@ -78,7 +78,7 @@ class Scale(Gate):
 
     op_type: ClassVar[str] = "ScaleC4"
 
-    y: Activation
+    y: QuantizedTensor
     by: str
 
     def attributes(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Scale(Gate):
         return super().attributes() | {"output_zero_point": self.y.zero_point, "ratio": ratio}
 
 
-def find_gates(graph: Graph) -> Iterator[Gate]:
+def find_gates(graph: OnnxGraph) -> Iterator[Gate]:
     """Every pool and every scaled activation that our kernels can compute."""
     for node in graph.nodes:
         find = _FINDERS.get(node.op_type)
@@ -98,7 +98,7 @@ def find_gates(graph: Graph) -> Iterator[Gate]:
                 continue
 
 
-def _pool(graph: Graph, node: onnx.NodeProto) -> Pool:
+def _pool(graph: OnnxGraph, node: onnx.NodeProto) -> Pool:
     x = _image(graph, node.input[0])
     keeps = True
     if node.op_type == "ReduceMean":
@@ -111,7 +111,7 @@ def _pool(graph: Graph, node: onnx.NodeProto) -> Pool:
     return Pool(name=mean, kind="pool", x=x, mean=mean, flat=not keeps, nodes=(node,))
 
 
-def _scale(graph: Graph, node: onnx.NodeProto) -> Scale:
+def _scale(graph: OnnxGraph, node: onnx.NodeProto) -> Scale:
     readers = graph.readers(node.output[0])
     if node.output[0] in graph.outputs or [reader.op_type for reader in readers] != ["QuantizeLinear"]:
         raise NoMatch("its product is needed in float")
@@ -131,13 +131,13 @@ def _scale(graph: Graph, node: onnx.NodeProto) -> Scale:
 _FINDERS = {"ReduceMean": _pool, "GlobalAveragePool": _pool, "Mul": _scale}
 
 
-def _image(graph: Graph, name: str) -> Activation:
+def _image(graph: OnnxGraph, name: str) -> QuantizedTensor:
     if len(graph.shape(name) or ()) != 4:
         raise NoMatch("it is no image")
     return read_activation(graph, name, channels_last=False)
 
 
-def _axes(graph: Graph, node: onnx.NodeProto) -> tuple[int, ...]:
+def _axes(graph: OnnxGraph, node: onnx.NodeProto) -> tuple[int, ...]:
     """Sorted axes of a ReduceMean over [N, C, H, W]; an attribute up to opset 17, an input since."""
     axes = attribute(node, "axes", None)
     if axes is None and len(node.input) > 1 and node.input[1]:

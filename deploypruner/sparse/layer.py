@@ -22,7 +22,7 @@ Words = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
-class Activation:
+class QuantizedTensor:
     """A quantized tensor between layers; real value = (u8 - zero_point) * scale.
 
     Args:
@@ -106,17 +106,17 @@ class Operation(ABC):
 
     name: str
     kind: str
-    x: Activation
-    y: Activation | None = None
+    x: QuantizedTensor
+    y: QuantizedTensor | None = None
     nodes: tuple[onnx.NodeProto, ...] = field(default=(), repr=False)
 
     @property
-    def reads(self) -> tuple[Activation, ...]:
+    def reads(self) -> tuple[QuantizedTensor, ...]:
         """Every activation it reads."""
         return (self.x,)
 
     @property
-    def touches(self) -> tuple[Activation, ...]:
+    def touches(self) -> tuple[QuantizedTensor, ...]:
         """Every activation it reads or gives."""
         return self.reads if self.y is None else (*self.reads, self.y)
 
@@ -164,7 +164,7 @@ class Layer(Operation):
 
     op_type: ClassVar[str] = "SparseConv"
 
-    y: Activation
+    y: QuantizedTensor
     geometry: Geometry
     weights: NDArray[np.int8]
     scale: Floats
@@ -172,8 +172,8 @@ class Layer(Operation):
     low: int = 0
     high: int = 255
     swish: Swish = ""
-    residual: Activation | None = None
-    skipped: Activation | None = None
+    residual: QuantizedTensor | None = None
+    skipped: QuantizedTensor | None = None
 
     @property
     def macs(self) -> int:
@@ -213,7 +213,7 @@ class Layer(Operation):
         return self.steps / (outputs * -(-inputs // QUAD) * int(np.prod(taps)))
 
     @property
-    def reads(self) -> tuple[Activation, ...]:
+    def reads(self) -> tuple[QuantizedTensor, ...]:
         """Every activation it reads."""
         return (self.x,) if self.residual is None else (self.x, self.residual)
 

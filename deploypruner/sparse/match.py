@@ -10,8 +10,8 @@ import onnx
 from numpy.typing import NDArray
 
 from deploypruner.sparse.gates import find_gates
-from deploypruner.sparse.layer import Activation, Geometry, Layer, Operation
-from deploypruner.sparse.onnx_graph import Graph, attribute
+from deploypruner.sparse.layer import Geometry, Layer, Operation, QuantizedTensor
+from deploypruner.sparse.onnx_graph import OnnxGraph, attribute
 from deploypruner.sparse.reading import NoMatch, Weights, read_activation, read_bias, read_weights
 from deploypruner.sparse.tail import Tail, follow
 
@@ -24,7 +24,7 @@ _FREE_BIAS = 2**14
 
 
 @dataclass(frozen=True)
-class Matched:
+class MatchedOperations:
     """Operations in the graph's order.
 
     Args:
@@ -36,7 +36,7 @@ class Matched:
     refused: dict[str, str]
 
 
-def match(graph: Graph) -> Matched:
+def match(graph: OnnxGraph) -> MatchedOperations:
     """Look at every convolution, matrix product with stored weights, and squeeze and excitation.
 
     Args:
@@ -59,10 +59,10 @@ def match(graph: Graph) -> Matched:
         taken |= {passed.output[0] for passed in layer.nodes if passed.op_type == "Add"}
     place = {id(node): index for index, node in enumerate(graph.nodes)}
     found = sorted((*layers, *find_gates(graph)), key=lambda operation: place[id(operation.nodes[0])])
-    return Matched(tuple(found), dict(reversed(refused.items())))
+    return MatchedOperations(tuple(found), dict(reversed(refused.items())))
 
 
-def _layer(graph: Graph, node: onnx.NodeProto, name: str, *, taken: frozenset[str]) -> Layer:
+def _layer(graph: OnnxGraph, node: onnx.NodeProto, name: str, *, taken: frozenset[str]) -> Layer:
     linear = node.op_type in ("Gemm", "MatMul")
     if node.op_type == "ConvTranspose":
         raise NoMatch("it is a transposed convolution")
@@ -99,7 +99,7 @@ def _layer(graph: Graph, node: onnx.NodeProto, name: str, *, taken: frozenset[st
     )
 
 
-def _conv(graph: Graph, node: onnx.NodeProto) -> tuple[Weights, NDArray[np.float64]]:
+def _conv(graph: OnnxGraph, node: onnx.NodeProto) -> tuple[Weights, NDArray[np.float64]]:
     dims = len(graph.shape(node.input[0]) or ())
     if dims != 4:
         raise NoMatch(f"it is a {dims - 2}-D convolution" if dims > 2 else "its input's sizes are open")
@@ -113,7 +113,7 @@ def _conv(graph: Graph, node: onnx.NodeProto) -> tuple[Weights, NDArray[np.float
     return weights, bias
 
 
-def _linear(graph: Graph, node: onnx.NodeProto) -> tuple[Weights, NDArray[np.float64]]:
+def _linear(graph: OnnxGraph, node: onnx.NodeProto) -> tuple[Weights, NDArray[np.float64]]:
     """A Gemm or MatMul as a 1x1 convolution: weights [O, I, 1, 1]."""
     shape = graph.shape(node.input[1])
     if shape is None or len(shape) != 2 or None in shape:
@@ -132,7 +132,7 @@ def _linear(graph: Graph, node: onnx.NodeProto) -> tuple[Weights, NDArray[np.flo
     return Weights(np.ascontiguousarray(values)[:, :, None, None], found.scale, found.constant), bias
 
 
-def _geometry(node: onnx.NodeProto, weights: Weights, x: Activation) -> Geometry:
+def _geometry(node: onnx.NodeProto, weights: Weights, x: QuantizedTensor) -> Geometry:
     kernel = weights.values.shape[2:]
     strides = attribute(node, "strides", [1, 1])
     dilations = attribute(node, "dilations", [1, 1])
@@ -165,7 +165,7 @@ def _same(size: tuple[int, int], kernel: Any, steps: tuple[Any, Any], *, upper: 
 
 
 def _steps(
-    weights: Weights, bias: NDArray[np.float64], x: Activation, y: Activation
+    weights: Weights, bias: NDArray[np.float64], x: QuantizedTensor, y: QuantizedTensor
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Scale and bias of every output channel, as the formula in kernels.h has them."""
     by_row = weights.values.reshape(len(weights.values), -1).astype(np.int64)
@@ -183,13 +183,13 @@ def _steps(
     return (step / y.scale).astype(np.float32), words.astype(np.int32)
 
 
-def _bounds(tail: Tail, y: Activation) -> tuple[int, int]:
+def _bounds(tail: Tail, y: QuantizedTensor) -> tuple[int, int]:
     """Relu and clip in steps of the output."""
     least, most = (np.rint(bound / y.scale) + y.zero_point for bound in (tail.least, tail.most))
     return int(np.clip(least, 0, 255)), int(np.clip(most, 0, 255))
 
 
-def _name(graph: Graph, node: onnx.NodeProto) -> str:
+def _name(graph: OnnxGraph, node: onnx.NodeProto) -> str:
     """What the user calls a layer: its weight's name without what quantizers and modules append."""
     name = node.input[1]
     for _ in range(2):  # behind a pair, or half a pair

@@ -16,7 +16,7 @@ Array = NDArray[Any]
 Shape = tuple[int | None, ...]
 
 
-class Graph:
+class OnnxGraph:
     """A read-only view of a model's main graph.
 
     Args:

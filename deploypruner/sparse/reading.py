@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from deploypruner.sparse.layer import Activation
-from deploypruner.sparse.onnx_graph import Array, Graph, attribute, scalar
+from deploypruner.sparse.layer import QuantizedTensor
+from deploypruner.sparse.onnx_graph import Array, OnnxGraph, attribute, scalar
 
 _ZERO_POINTS = {np.dtype(np.uint8): 0, np.dtype(np.int8): 128}
 
@@ -34,7 +34,7 @@ class Weights:
     constant: str
 
 
-def read_activation(graph: Graph, name: str, *, channels_last: bool) -> Activation:
+def read_activation(graph: OnnxGraph, name: str, *, channels_last: bool) -> QuantizedTensor:
     """The quantized tensor that the float tensor `name` was restored from.
 
     Raises:
@@ -49,7 +49,7 @@ def read_activation(graph: Graph, name: str, *, channels_last: bool) -> Activati
     return read_quantize(graph, quantize, channels_last=channels_last)
 
 
-def read_quantize(graph: Graph, quantize: onnx.NodeProto, *, channels_last: bool) -> Activation:
+def read_quantize(graph: OnnxGraph, quantize: onnx.NodeProto, *, channels_last: bool) -> QuantizedTensor:
     """What a QuantizeLinear node gives, every DequantizeLinear that reads it included.
 
     Raises:
@@ -72,7 +72,7 @@ def read_quantize(graph: Graph, quantize: onnx.NodeProto, *, channels_last: bool
     step = scalar(scale)
     if step is None or not np.isfinite(step) or step <= 0:
         raise NoMatch(f"an activation has scale {step}")
-    return Activation(
+    return QuantizedTensor(
         name=quantize.output[0],
         source=quantize.input[0],
         scale=step,
@@ -82,7 +82,7 @@ def read_quantize(graph: Graph, quantize: onnx.NodeProto, *, channels_last: bool
     )
 
 
-def read_weights(graph: Graph, name: str, *, axis: int, channels: int) -> Weights:
+def read_weights(graph: OnnxGraph, name: str, *, axis: int, channels: int) -> Weights:
     """Stored weights behind the float tensor `name`: integers, or floats that the graph itself quantizes.
 
     Args:
@@ -117,7 +117,7 @@ def read_weights(graph: Graph, name: str, *, axis: int, channels: int) -> Weight
     return Weights(shifted.astype(np.int8), steps, constant)
 
 
-def read_bias(graph: Graph, name: str, channels: int) -> NDArray[np.float64]:
+def read_bias(graph: OnnxGraph, name: str, channels: int) -> NDArray[np.float64]:
     """A bias in real numbers, [channels]: stored as float, or as integers with a scale.
 
     Raises:
@@ -145,7 +145,7 @@ def along(values: Array, dims: int, axis: int) -> Array:
     return values.reshape([-1 if d == axis else 1 for d in range(dims)])
 
 
-def _step(graph: Graph, node: onnx.NodeProto) -> tuple[Array, Array]:
+def _step(graph: OnnxGraph, node: onnx.NodeProto) -> tuple[Array, Array]:
     """Scale and zero point of a QuantizeLinear or DequantizeLinear."""
     scale = graph.constant(node.input[1])
     if len(node.input) > 2 and node.input[2]:
@@ -159,7 +159,7 @@ def _step(graph: Graph, node: onnx.NodeProto) -> tuple[Array, Array]:
     return scale, point
 
 
-def _stored_type(graph: Graph, node: onnx.NodeProto) -> Any:
+def _stored_type(graph: OnnxGraph, node: onnx.NodeProto) -> Any:
     """What is stored between a QuantizeLinear without a zero point and a DequantizeLinear: said, or uint8."""
     if node.op_type == "QuantizeLinear":
         named = attribute(node, "output_dtype", 0)
@@ -170,7 +170,7 @@ def _stored_type(graph: Graph, node: onnx.NodeProto) -> Any:
     return _step(graph, maker)[1].dtype if maker is not None and maker.op_type == "QuantizeLinear" else np.uint8
 
 
-def _fold(graph: Graph, name: str, scale: Array, point: Array) -> tuple[str, Array]:
+def _fold(graph: OnnxGraph, name: str, scale: Array, point: Array) -> tuple[str, Array]:
     """Weights that the graph quantizes itself: (name of the float weights, what QuantizeLinear gives)."""
     quantize: Any = graph.maker(name)
     if quantize is None or quantize.op_type != "QuantizeLinear":

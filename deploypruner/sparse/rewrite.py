@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from deploypruner.sparse.gates import Pool, Scale
-from deploypruner.sparse.layer import Activation, Layer, Operation
+from deploypruner.sparse.layer import Layer, Operation, QuantizedTensor
 from deploypruner.sparse.marks import DOMAIN
-from deploypruner.sparse.onnx_graph import Graph, reads
+from deploypruner.sparse.onnx_graph import OnnxGraph, reads
 from deploypruner.sparse.packed import pack
 
 VERSION = 1
 
 
-def rewrite(graph: Graph, layers: Sequence[Operation]) -> onnx.ModelProto:
+def rewrite(graph: OnnxGraph, layers: Sequence[Operation]) -> onnx.ModelProto:
     """Replace `layers`, which must come from `match` on the same graph; the rest of the graph is untouched."""
     return _Rewriting(graph, layers).model()
 
@@ -37,7 +37,7 @@ def rewrite(graph: Graph, layers: Sequence[Operation]) -> onnx.ModelProto:
 class _Rewriting:
     """New nodes and initializers, each made once."""
 
-    def __init__(self, graph: Graph, layers: Sequence[Operation]) -> None:
+    def __init__(self, graph: OnnxGraph, layers: Sequence[Operation]) -> None:
         self._graph = graph
         self._layers = layers
         self._made = {layer.y.key for layer in layers if layer.y is not None}
@@ -69,7 +69,7 @@ class _Rewriting:
                 self._after[read.source] += self._entry(read)
                 self._entered.add(read.key)
 
-    def _entry(self, read: Activation) -> list[onnx.NodeProto]:
+    def _entry(self, read: QuantizedTensor) -> list[onnx.NodeProto]:
         stem = c4_name(read)
         enter, last, quantized = f"{stem}_enter", f"{stem}_nhwc", f"{stem}_u8"
         if read.channels_last:
@@ -132,7 +132,7 @@ class _Rewriting:
         names = [self._constant(f"{layer.name}/sparse_{key}", value) for key, value in stored.items()]
         return names if layer.residual is None else [*names, c4_name(layer.residual)]
 
-    def _step(self, activation: Activation) -> tuple[str, str]:
+    def _step(self, activation: QuantizedTensor) -> tuple[str, str]:
         """Names of an activation's scale and u8 zero point."""
         stem = c4_name(activation)
         return (
@@ -167,7 +167,7 @@ class _Rewriting:
         return model
 
 
-def from_c4(c4: str, target: str, activation: Activation) -> onnx.NodeProto:
+def from_c4(c4: str, target: str, activation: QuantizedTensor) -> onnx.NodeProto:
     """The node that brings the tensor `c4` back to [N, height, width, channels]."""
     height, width = activation.size
     sizes = {"channels": activation.channels, "height": height, "width": width}
@@ -186,7 +186,9 @@ def _reaching(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[o
     return kept[::-1]
 
 
-def needed_outside(graph: Graph, activation: Activation, layers: Sequence[Operation]) -> list[onnx.NodeProto]:
+def needed_outside(
+    graph: OnnxGraph, activation: QuantizedTensor, layers: Sequence[Operation]
+) -> list[onnx.NodeProto]:
     """The DequantizeLinear nodes of an activation that anything but `layers` reads."""
     inside = {
         id(node)
@@ -201,7 +203,7 @@ def needed_outside(graph: Graph, activation: Activation, layers: Sequence[Operat
     return [restore for restore in graph.readers(activation.name) if is_needed(restore.output[0])]
 
 
-def c4_name(activation: Activation) -> str:
+def c4_name(activation: QuantizedTensor) -> str:
     """What an activation's C4 form is called; nodes of its borders begin so, "..._enter" and "..._leave"."""
     return f"{activation.name}_{'tokens' if activation.channels_last else 'c4'}"
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from deploypruner.sparse.layer import Activation, Swish
-from deploypruner.sparse.onnx_graph import Graph, attribute, scalar
+from deploypruner.sparse.layer import QuantizedTensor, Swish
+from deploypruner.sparse.onnx_graph import OnnxGraph, attribute, scalar
 from deploypruner.sparse.reading import NoMatch, read_activation, read_quantize
 
 # A swish in one node, and what it is a product with otherwise.
@@ -44,9 +44,9 @@ class Tail:
     swish: Swish = ""
     least: float = -np.inf
     most: float = np.inf
-    residual: Activation | None = None
-    skipped: Activation | None = None
-    y: Activation | None = None
+    residual: QuantizedTensor | None = None
+    skipped: QuantizedTensor | None = None
+    y: QuantizedTensor | None = None
 
     def past(self, *nodes: onnx.NodeProto) -> Tail:
         """The same after `nodes`, the last of which gives one tensor."""
@@ -58,7 +58,7 @@ class Tail:
         return bool(self.least > -np.inf or self.most < np.inf)
 
 
-def follow(graph: Graph, node: onnx.NodeProto, *, channels_last: bool, taken: frozenset[str]) -> Tail:
+def follow(graph: OnnxGraph, node: onnx.NodeProto, *, channels_last: bool, taken: frozenset[str]) -> Tail:
     """Everything after `node` that one kernel computes.
 
     Args:
@@ -83,7 +83,7 @@ def follow(graph: Graph, node: onnx.NodeProto, *, channels_last: bool, taken: fr
         return plain
 
 
-def _with_bias(graph: Graph, tail: Tail, node: onnx.NodeProto) -> Tail:
+def _with_bias(graph: OnnxGraph, tail: Tail, node: onnx.NodeProto) -> Tail:
     """Pass the addition of a constant after a MatMul."""
     if node.op_type != "MatMul":
         return tail
@@ -94,13 +94,13 @@ def _with_bias(graph: Graph, tail: Tail, node: onnx.NodeProto) -> Tail:
     return replace(tail.past(reader), bias=other) if _is_stored(graph, other) else tail
 
 
-def _is_stored(graph: Graph, name: str) -> bool:
+def _is_stored(graph: OnnxGraph, name: str) -> bool:
     maker = graph.maker(name)
     restored = maker is not None and maker.op_type == "DequantizeLinear"
     return graph.constant(maker.input[0] if restored and maker is not None else name) is not None
 
 
-def _with_activation(graph: Graph, tail: Tail) -> Tail:
+def _with_activation(graph: OnnxGraph, tail: Tail) -> Tail:
     """Pass relu, clip or swish."""
     kind, nodes = _swish(graph, tail.end)
     if kind:
@@ -114,7 +114,7 @@ def _with_activation(graph: Graph, tail: Tail) -> Tail:
     return tail
 
 
-def _swish(graph: Graph, name: str) -> tuple[Swish, tuple[onnx.NodeProto, ...]]:
+def _swish(graph: OnnxGraph, name: str) -> tuple[Swish, tuple[onnx.NodeProto, ...]]:
     """Which swish follows, and its nodes: one, or a product of x with clip(x / 6 + 1 / 2, 0, 1) or sigmoid(x)."""
     readers = graph.readers(name)
     if name in graph.outputs:
@@ -135,7 +135,7 @@ def _swish(graph: Graph, name: str) -> tuple[Swish, tuple[onnx.NodeProto, ...]]:
     return _GATES[gate.op_type], (gate, product)
 
 
-def _clip_bounds(graph: Graph, node: onnx.NodeProto) -> tuple[float, float]:
+def _clip_bounds(graph: OnnxGraph, node: onnx.NodeProto) -> tuple[float, float]:
     found = []
     for index, (name, default) in enumerate((("min", -np.inf), ("max", np.inf)), start=1):
         value: float | None = attribute(node, name, default)
@@ -147,7 +147,7 @@ def _clip_bounds(graph: Graph, node: onnx.NodeProto) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def _with_residual(graph: Graph, tail: Tail, *, channels_last: bool, taken: frozenset[str]) -> Tail:
+def _with_residual(graph: OnnxGraph, tail: Tail, *, channels_last: bool, taken: frozenset[str]) -> Tail:
     """Pass a residual addition and what follows, up to its quantization."""
     if tail.clips:
         raise NoMatch("a relu or clip stands between it and a residual addition")
@@ -172,7 +172,7 @@ def _with_residual(graph: Graph, tail: Tail, *, channels_last: bool, taken: froz
 
 
 def _past_pair(
-    graph: Graph, tail: Tail, quantize: onnx.NodeProto, channels_last: bool
+    graph: OnnxGraph, tail: Tail, quantize: onnx.NodeProto, channels_last: bool
 ) -> tuple[Tail, onnx.NodeProto]:
     """Skip a pair, and give what reads it."""
     pair = read_quantize(graph, quantize, channels_last=channels_last)
@@ -183,21 +183,21 @@ def _past_pair(
     return tail, _only_reader(graph, tail.end)
 
 
-def _end(graph: Graph, tail: Tail, quantize: onnx.NodeProto, channels_last: bool) -> Tail:
+def _end(graph: OnnxGraph, tail: Tail, quantize: onnx.NodeProto, channels_last: bool) -> Tail:
     y = read_quantize(graph, quantize, channels_last=channels_last)
     if y.name in graph.outputs:
         raise NoMatch("its quantized form is an output of the model")
     return replace(tail, nodes=(*tail.nodes, quantize), y=y)
 
 
-def _only_reader(graph: Graph, name: str) -> onnx.NodeProto:
+def _only_reader(graph: OnnxGraph, name: str) -> onnx.NodeProto:
     readers = graph.readers(name)
     if name in graph.outputs or len(readers) != 1:
         raise NoMatch(_stays_float(graph, name))
     return readers[0]
 
 
-def _stays_float(graph: Graph, name: str) -> str:
+def _stays_float(graph: OnnxGraph, name: str) -> str:
     readers = list(dict.fromkeys(reader.op_type for reader in graph.readers(name)))
     if name in graph.outputs:
         return "its output is an output of the model"

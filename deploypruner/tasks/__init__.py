@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 
 from deploypruner.records import Metric
-from deploypruner.registry import Registry
+from deploypruner.registries import tasks
 
 Array = NDArray[Any]
 
@@ -63,9 +63,6 @@ class Task(ABC):
     def by_chance(self, output: Array, labels: Array) -> str:
         """Why the dense model's answers are no better than chance, "" where they are."""
         return ""
-
-
-tasks: Registry[Task] = Registry("task", "deploypruner.tasks")
 
 
 def in_order() -> Mapping[str, Task]:

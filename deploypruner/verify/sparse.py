@@ -24,7 +24,7 @@ from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.scratch import scratch
 from deploypruner.sparse.gates import Pool, Scale
-from deploypruner.sparse.layer import Activation, Layer, Operation
+from deploypruner.sparse.layer import Layer, Operation, QuantizedTensor
 from deploypruner.sparse.marks import DOMAIN
 from deploypruner.sparse.rewrite import VERSION, from_c4
 
@@ -120,7 +120,7 @@ def _literal(dense: Path, layers: Sequence[Operation]) -> Iterator[Callable[[Fee
         yield lambda batch: dict(zip(names, session.run(batch), strict=True))
 
 
-def _images(name: str, activation: Activation) -> onnx.ValueInfoProto:
+def _images(name: str, activation: QuantizedTensor) -> onnx.ValueInfoProto:
     height, width = activation.size
     return helper.make_tensor_value_info(name, TensorProto.UINT8, ["batch", height, width, activation.channels])
 
@@ -145,7 +145,7 @@ def _with_outputs(dense: onnx.ModelProto, layers: Sequence[Operation]) -> onnx.M
     return dense
 
 
-def _last(values: Array, activation: Activation) -> NDArray[np.uint8]:
+def _last(values: Array, activation: QuantizedTensor) -> NDArray[np.uint8]:
     """An integer tensor of the QDQ model as u8 [N, height, width, channels]."""
     u8 = values if values.dtype == np.uint8 else (values.astype(np.int16) + 128).astype(np.uint8)
     if not activation.channels_last:

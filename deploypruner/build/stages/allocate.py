@@ -16,8 +16,9 @@ from deploypruner.build.evaluate import judge, validation_samples
 from deploypruner.build.feeds import timing_feeds
 from deploypruner.build.judging import can_train_briefly, make_judge, trained_briefly
 from deploypruner.build.reach import REACHABLE, save_reachable
+from deploypruner.build.register import stages
 from deploypruner.build.sparsity import check_widths
-from deploypruner.build.stage import Stage, registered, stage_file
+from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.measure import Job
 from deploypruner.patterns import CHANNEL
@@ -27,17 +28,17 @@ from deploypruner.prune.room import by_importance
 from deploypruner.recipe import BUDGETS
 from deploypruner.records import Quality
 from deploypruner.search.choose import INT8_AGREEMENT_DROP, INT8_DROP
-from deploypruner.search.found import Found
+from deploypruner.search.found import SearchResult
 from deploypruner.search.kept import ACCURACY_DROP, AGREEMENT_DROP
 from deploypruner.search.losses import Losses
 from deploypruner.search.measured import losses_from_worth
 from deploypruner.search.meet import OutOfReach, meet
-from deploypruner.search.request import Request
+from deploypruner.search.request import SearchRequest
 
 _FOUND = stage_file("search.json")
 
 
-@registered
+@stages.register("allocate")
 class Allocate(Stage):
     """Choose the width of every group under the budget."""
 
@@ -82,7 +83,7 @@ class Allocate(Stage):
         plan = Plan.from_json(build.folder.read_json(self.saves[0]))
         plan.check(build.traced)
         found = build.folder.read_json(_FOUND)
-        return replace(build, plan=plan, found=None if found is None else Found.from_json(found))
+        return replace(build, plan=plan, found=None if found is None else SearchResult.from_json(found))
 
     def validate(self, build: Build) -> None:
         """Refuse widths that the sparse pattern does not divide."""
@@ -126,7 +127,7 @@ def _in_time(build: Build) -> Build:
     scores = build.scores
     build = with_dense(build)
     recipe, measure = build.recipe.prune, build.recipe.measure
-    request = Request(
+    request = SearchRequest(
         graph=build.traced,
         scores=choosing_scores(build),
         budget=recipe.budget,

@@ -16,22 +16,22 @@ from torch import Tensor
 from deploypruner.build.artifacts import with_dense, write_int8
 from deploypruner.build.feeds import timing_feeds, verification_feeds
 from deploypruner.build.reach import REACHABLE
+from deploypruner.build.register import stages
 from deploypruner.build.results import LayerPatterns
 from deploypruner.build.sparsity import remaining
-from deploypruner.build.stage import Stage, registered, stage_file
+from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.build.zeros_in_time import out_of_reach, promise, time_goal
 from deploypruner.errors import BudgetError, InputError, KernelError
 from deploypruner.graph.module import get_state
 from deploypruner.patterns import AUTO, make_pattern
 from deploypruner.recipe import BUDGETS
-from deploypruner.recover.sparse import DEFAULT_SPARSITY
+from deploypruner.recover.sparse import DEFAULT_SPARSITY, Assigned
 from deploypruner.recover.sparse.layers import choose_layers
-from deploypruner.recover.sparse.settings import Assigned
 from deploypruner.scratch import scratch
-from deploypruner.search.assign import Request, assign
+from deploypruner.search.assign import PatternRequest, assign
 from deploypruner.search.filling import REFERENCE
-from deploypruner.search.found import Found
+from deploypruner.search.found import SearchResult
 from deploypruner.search.goal import Goal
 from deploypruner.search.loop import RESERVE
 from deploypruner.search.meet import OutOfReach
@@ -42,7 +42,7 @@ from deploypruner.sparse.library import extension_path, targets
 _CALIBRATION = 1
 
 
-@registered
+@stages.register("assign")
 class Assign(Stage):
     """Quantize the pruned model as it is, time it, and fill its layers within the time of 1x4 everywhere."""
 
@@ -98,7 +98,7 @@ class Assign(Stage):
         }
         remarks = [f"--pattern {AUTO} leaves every layer dense: {found.reason}"] if not given else []
         remarks += [found.remark] if found.remark else []
-        promise = Found.from_json(document["found"]) if "found" in document else build.found
+        promise = SearchResult.from_json(document["found"]) if "found" in document else build.found
         return replace(build, assigned=given, found=promise, patterns=found, remarks=(*build.remarks, *remarks))
 
     def document(self, build: Build) -> str | None:
@@ -138,7 +138,7 @@ def _assigned(build: Build, goal: Goal | None) -> LayerPatterns:
         parameters = _parameters(build, fp32)
         weights = {name: get_state(build.compiled, parameter).detach() for name, parameter in parameters.items()}
         found = assign(
-            Request(
+            PatternRequest(
                 dense=int8,
                 weights=weights,
                 rates=rates.rates,

@@ -8,7 +8,8 @@ from typing import ClassVar
 from torch import nn
 
 from deploypruner.build.artifacts import write_state
-from deploypruner.build.stage import Stage, registered, stage_file
+from deploypruner.build.register import stages
+from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.export import exporters
 from deploypruner.export.to_openvino import write_ir
@@ -18,7 +19,7 @@ from deploypruner.runtime import runtimes
 _PRUNED_PROGRAM, _DENSE_PROGRAM = "model.pt2", stage_file("dense.pt2")
 
 
-@registered
+@stages.register("export")
 class Export(Stage):
     """Write OpenVINO IR, the torch program and the plain weights."""
 

@@ -8,14 +8,14 @@ from typing import ClassVar
 from safetensors.torch import load_file, save_file
 
 from deploypruner.atomic import os_errors
-from deploypruner.budget import Budget
 from deploypruner.build.allocation import plan_in_macs
 from deploypruner.build.criterion import make_criterion
 from deploypruner.build.evaluate import classes_of, validation
 from deploypruner.build.gradual import Toward, arrived, toward_time
 from deploypruner.build.learning import schedule_name
+from deploypruner.build.register import stages
 from deploypruner.build.results import Learning
-from deploypruner.build.stage import Stage, registered, stage_file
+from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.criteria import Criterion
 from deploypruner.learn.learned import TransportGates, learned_regime
@@ -28,15 +28,16 @@ from deploypruner.learn.schedules import (
     toward_widths,
 )
 from deploypruner.prune.plan import Plan
+from deploypruner.recipe.budget import Budget
 from deploypruner.records import ACCURACY
-from deploypruner.search.found import Found
+from deploypruner.search.found import SearchResult
 
 _CHECKPOINT = stage_file("learning.safetensors")
 _WEIGHTS, _LEARNING = stage_file("learned.safetensors"), stage_file("learn.json")
 _FOUND = stage_file("learned_search.json")
 
 
-@registered
+@stages.register("learn")
 class Learn(Stage):
     """Train the dense model with gates on its channels until the plan's widths are left; nothing for one-shot."""
 
@@ -70,7 +71,7 @@ class Learn(Stage):
         return replace(
             build,
             plan=plan,
-            found=None if found is None else Found.from_json(found),
+            found=None if found is None else SearchResult.from_json(found),
             learned=learned,
             learning=learning,
         )

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from deploypruner.build.answering import Runner
 from deploypruner.build.fitting import Said, fit, tasks_without_data
 from deploypruner.build.metric import own_metric
-from deploypruner.build.stage import Stage, registered
+from deploypruner.build.register import stages
+from deploypruner.build.stage import Stage
 from deploypruner.build.state import Build
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.export.program import evaluating
@@ -24,7 +25,7 @@ from deploypruner.sources.soundness import check_dense, check_finite, check_runs
 from deploypruner.tasks.recognise import parse_tasks
 
 
-@registered
+@stages.register("load")
 class Load(Stage):
     """Load the model and the data, and check that they are sound and belong together."""
 

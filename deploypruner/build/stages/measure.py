@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from deploypruner.build.evaluate import judge, validation_samples
 from deploypruner.build.feeds import timing_feeds
-from deploypruner.build.stage import Stage, registered
+from deploypruner.build.register import stages
+from deploypruner.build.stage import Stage
 from deploypruner.build.state import Build, Feeds
 from deploypruner.errors import InputError
 from deploypruner.measure import (
@@ -23,10 +24,10 @@ from deploypruner.recipe import BUDGETS
 from deploypruner.records import Artifact
 from deploypruner.runtime import default_runtimes, opens, runtimes
 from deploypruner.search.certify import Certificate, certify, in_setting
-from deploypruner.search.found import Found
+from deploypruner.search.found import SearchResult
 
 
-@registered
+@stages.register("measure")
 class Measure(Stage):
     """Evaluate each artifact on validation data, then time all of them in interleaved rounds."""
 
@@ -92,7 +93,7 @@ class Measure(Stage):
         return f"{len(build.rows)} rows, {samples:,} timed inferences, noise floor {build.noise_floor:.1%}"
 
 
-def _certify(build: Build, found: Found, measured: Measured, *, feeds: Feeds | None) -> Certificate:
+def _certify(build: Build, found: SearchResult, measured: Measured, *, feeds: Feeds | None) -> Certificate:
     """Judge the budget by this run; one that cannot tell is followed by another of the two artifacts alone."""
     goal, recipe = found.goal(build.recipe.prune.budget), build.recipe
     setting, name = found.setting, found.artifact

@@ -6,15 +6,16 @@ from dataclasses import replace
 from typing import ClassVar
 
 from deploypruner.build.artifacts import DENSE, dense_artifacts, with_dense, write_both, write_state
+from deploypruner.build.register import stages
 from deploypruner.build.results import Quantized
-from deploypruner.build.stage import Stage, registered, stage_file
+from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.records import Artifact
 
 _PRUNED = ("model.fp32.onnx", "model.int8.onnx")
 
 
-@registered
+@stages.register("quantize")
 class Quantize(Stage):
     """Write both precisions of both models; the dense ones are what the pruned ones are compared with."""
 

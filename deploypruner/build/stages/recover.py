@@ -14,11 +14,13 @@ from deploypruner.build.artifacts import write_state
 from deploypruner.build.evaluate import Validation, classes_of, validation
 from deploypruner.build.feeds import training_batches
 from deploypruner.build.judging import make_judge
+from deploypruner.build.register import stages
 from deploypruner.build.results import Recovery
 from deploypruner.build.sparsity import describe_zeros, existing_zeros, find_zeros, make_regime
-from deploypruner.build.stage import Stage, registered, stage_file
+from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.errors import InputError
+from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.records import ACCURACY, Cost
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.budget import recovery_defaults
@@ -28,7 +30,6 @@ from deploypruner.recover.hook import SIGNATURE, hook_name, load_hook, run_hook
 from deploypruner.recover.loop import steps_per_epoch
 from deploypruner.recover.reconstruct import can_reconstruct
 from deploypruner.recover.renormalise import renormalise_batchnorm
-from deploypruner.recover.settings import FinetuneSettings
 from deploypruner.recover.sparse import SparseRegime
 from deploypruner.recover.sparse.existing import ExistingZeros
 from deploypruner.sources.foreign import foreign
@@ -38,7 +39,7 @@ _OUTLOOK = stage_file("finetune.json")
 _BATCH = 64
 
 
-@registered
+@stages.register("recover")
 class Recover(Stage):
     """Reconstruct layers, re-estimate batch norm, fine-tune with the dense model as teacher, re-estimate again."""
 

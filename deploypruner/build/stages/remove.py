@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from deploypruner.build.stage import Stage, registered
+from deploypruner.build.register import stages
+from deploypruner.build.stage import Stage
 from deploypruner.build.state import Build
 from deploypruner.graph.holding import holding
 from deploypruner.prune.remove import remove_and_prove
 
 
-@registered
+@stages.register("remove")
 class Remove(Stage):
     """Remove what the plan does not keep; masked and removed must agree."""
 

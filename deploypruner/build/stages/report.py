@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from deploypruner.build.folder import MANIFEST
 from deploypruner.build.promise import kept_of, require_met, require_verified
-from deploypruner.build.stage import Stage, registered
+from deploypruner.build.register import stages
+from deploypruner.build.stage import Stage
 from deploypruner.build.state import Build
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import tensors
@@ -23,7 +24,7 @@ from deploypruner.target import detect
 _MORE = {"macs": "larger --macs", "latency": "longer --latency", "speedup": "smaller --speedup"}
 
 
-@registered
+@stages.register("report")
 class WriteReport(Stage):
     """Write report.json, report.html, recipe.toml and manifest.json."""
 

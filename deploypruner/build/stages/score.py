@@ -9,13 +9,14 @@ from safetensors.torch import load_file, save_file
 
 from deploypruner.build.criterion import criterion_name, make_criterion
 from deploypruner.build.feeds import training_batches
-from deploypruner.build.stage import Stage, registered, stage_file
+from deploypruner.build.register import stages
+from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.criteria import Needs
 from deploypruner.prune.evidence import score_groups
 
 
-@registered
+@stages.register("score")
 class Score(Stage):
     """Ask the criterion how much every channel matters."""
 

@@ -7,15 +7,16 @@ from dataclasses import asdict, replace
 from typing import ClassVar
 
 from deploypruner.build.feeds import timing_feeds, verification_feeds
+from deploypruner.build.register import stages
 from deploypruner.build.sparse_model import MODEL, make_sparse
-from deploypruner.build.stage import Stage, registered, stage_file
+from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.records import Artifact, Check
 from deploypruner.scratch import scratch
 from deploypruner.sparse.library import EXTENSION, extension_path
 
 
-@registered
+@stages.register("sparse")
 class Sparse(Stage):
     """Write model.sparse.onnx and the library that runs it, where weights are zero and that is faster."""
 

@@ -11,8 +11,9 @@ import torch
 from deploypruner.build.answering import Runner
 from deploypruner.build.fitting import require_better_than_chance
 from deploypruner.build.reach import REACHABLE, require_reachable
+from deploypruner.build.register import stages
 from deploypruner.build.sparsity import check_layers
-from deploypruner.build.stage import Stage, registered
+from deploypruner.build.stage import Stage
 from deploypruner.build.state import Build
 from deploypruner.errors import InputError
 from deploypruner.graph import Graph, trace
@@ -24,7 +25,7 @@ from deploypruner.verify.compare import compare_outputs, flatten_outputs
 _RELATIVE = 1e-5
 
 
-@registered
+@stages.register("trace")
 class Trace(Stage):
     """Find the groups of channels, and check that the graph computes what the model does."""
 

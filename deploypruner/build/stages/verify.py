@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from deploypruner.build.feeds import verification_feeds
+from deploypruner.build.register import stages
 from deploypruner.build.sparsity import sparse_weights
-from deploypruner.build.stage import Stage, registered, stage_file
+from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.records import Check
 from deploypruner.verify.exported import verify_exports
@@ -18,7 +19,7 @@ from deploypruner.verify.zeros import verify_zeros
 _FILES = ("model.fp32.onnx", "model.int8.onnx", "model.int8.xml", "model.sparse.onnx", "model.pt2")
 
 
-@registered
+@stages.register("verify")
 class Verify(Stage):
     """Compare the pruned module with each file made from it."""
 

@@ -16,7 +16,7 @@ from deploypruner.graph.views import Evidence, member_views
 from deploypruner.prune.evidence.activity import Activity
 from deploypruner.prune.evidence.closing import Closing
 from deploypruner.prune.evidence.curvature import GateCurvature, WeightCurvature
-from deploypruner.prune.evidence.passes import Batch, Part, Passes
+from deploypruner.prune.evidence.passes import Batch, BatchPart, Passes
 from deploypruner.prune.evidence.slopes import Slopes
 
 __all__ = ["Batch", "Scores", "require_data", "score_groups"]
@@ -107,7 +107,7 @@ class Collector(Protocol):
 
     holds: float  # bytes of a pass / bytes a backward pass needs of one forward pass; 0 where nothing is kept
 
-    def add(self, number: int, parts: Sequence[Part]) -> None:
+    def add(self, number: int, parts: Sequence[BatchPart]) -> None:
         """Learn from one minibatch."""
 
     def evidence(self) -> Evidence:

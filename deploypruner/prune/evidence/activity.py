@@ -9,7 +9,7 @@ import torch
 from deploypruner.errors import InputError
 from deploypruner.graph.carried import Carried
 from deploypruner.graph.views import Evidence
-from deploypruner.prune.evidence.passes import Part, Passes
+from deploypruner.prune.evidence.passes import BatchPart, Passes
 from deploypruner.records import ChannelEvidence
 
 
@@ -25,7 +25,7 @@ class Activity:
     def __init__(self, passes: Passes) -> None:
         self._passes, self._carried = passes, Carried(passes.graph, passes.module)
 
-    def add(self, number: int, parts: Sequence[Part]) -> None:
+    def add(self, number: int, parts: Sequence[BatchPart]) -> None:
         """One minibatch.
 
         Raises:

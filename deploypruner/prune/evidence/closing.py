@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from deploypruner.graph.inputs import as_arguments
 from deploypruner.graph.views import Evidence
-from deploypruner.prune.evidence.passes import Part, Passes, checked
+from deploypruner.prune.evidence.passes import BatchPart, Passes, checked
 from deploypruner.records import ChannelEvidence, Group
 
 
@@ -29,7 +29,7 @@ class Closing:
         self._passes = passes
         self._found: dict[str, list[Tensor]] = {group.id: [] for group in passes.graph.groups}
 
-    def add(self, number: int, parts: Sequence[Part]) -> None:
+    def add(self, number: int, parts: Sequence[BatchPart]) -> None:
         """One minibatch.
 
         Raises:
@@ -45,7 +45,7 @@ class Closing:
         """Loss of each minibatch without a channel, minus the loss with it."""
         return Evidence(channels={g: ChannelEvidence(closing=torch.stack(rows)) for g, rows in self._found.items()})
 
-    def _loss(self, parts: Sequence[Part], replaced: Mapping[str, Tensor]) -> float:
+    def _loss(self, parts: Sequence[BatchPart], replaced: Mapping[str, Tensor]) -> float:
         total = 0.0
         for part in parts:
             args, kwargs = as_arguments(part.inputs)

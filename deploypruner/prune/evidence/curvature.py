@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from deploypruner.graph.gates import gated
 from deploypruner.graph.inputs import as_arguments, call
 from deploypruner.graph.views import Evidence
-from deploypruner.prune.evidence.passes import Part, Passes, checked, differentiate
+from deploypruner.prune.evidence.passes import BatchPart, Passes, checked, differentiate
 from deploypruner.records import ChannelEvidence
 
 # How much more than a forward pass a gradient holds that can be differentiated again.
@@ -36,7 +36,7 @@ class WeightCurvature:
         self._passes, self._probes, self._count = passes, probes, 0
         self._total = {name: torch.zeros_like(w, requires_grad=False) for name, w in passes.weights.items()}
 
-    def add(self, number: int, parts: Sequence[Part]) -> None:
+    def add(self, number: int, parts: Sequence[BatchPart]) -> None:
         """One minibatch.
 
         Raises:
@@ -76,7 +76,7 @@ class GateCurvature:
         self._total = {g.id: torch.zeros(g.size, device=device) for g in groups}
         self._first: dict[str, list[Tensor]] = {g.id: [] for g in groups}
 
-    def add(self, number: int, parts: Sequence[Part]) -> None:
+    def add(self, number: int, parts: Sequence[BatchPart]) -> None:
         """One minibatch.
 
         Raises:

@@ -25,7 +25,7 @@ _SHARE = 0.25
 
 
 @dataclass
-class Part:
+class BatchPart:
     """Some samples of a minibatch.
 
     Args:
@@ -76,7 +76,7 @@ class Passes:
         self._on_batch = on_batch
         self._held = held or _limit(self.device)
 
-    def minibatches(self, *, holds: float = 1) -> Iterator[tuple[int, list[Part]]]:
+    def minibatches(self, *, holds: float = 1) -> Iterator[tuple[int, list[BatchPart]]]:
         """Number (from 1) and parts of each minibatch.
 
         Args:
@@ -93,7 +93,7 @@ class Passes:
         if not number:
             raise InputError("the scoring data has no batches", hint="check --data")
 
-    def loss(self, part: Part, output: Any) -> Tensor:
+    def loss(self, part: BatchPart, output: Any) -> Tensor:
         """Mean loss of a part, weighted with its share."""
         if part.target is None:
             part.target = target_of(output, part.labels, self.generator)
@@ -106,14 +106,14 @@ class Passes:
     def _placed(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self._dtype if tensor.is_floating_point() else tensor.dtype)
 
-    def _parts(self, inputs: Inputs, labels: Tensor | None, holds: float) -> Iterator[Part]:
+    def _parts(self, inputs: Inputs, labels: Tensor | None, holds: float) -> Iterator[BatchPart]:
         samples = batch_size(inputs)
         size = samples
         if holds and samples > 1 and self.graph.dynamic_batch:
             size = max(1, min(samples, int(self._held / max(1, holds * self._bytes(inputs)))))
         for start in range(0, samples, size):
             stop = min(start + size, samples)
-            yield Part(
+            yield BatchPart(
                 _samples(inputs, start, stop),
                 None if labels is None else labels[start:stop],
                 (stop - start) / samples,

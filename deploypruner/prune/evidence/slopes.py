@@ -10,7 +10,7 @@ from torch import Tensor
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import call
 from deploypruner.graph.views import Evidence, gate_rows
-from deploypruner.prune.evidence.passes import Part, Passes, checked, differentiate
+from deploypruner.prune.evidence.passes import BatchPart, Passes, checked, differentiate
 
 
 class SlopeSums:
@@ -95,7 +95,7 @@ class Slopes:
         self._passes = passes
         self._sums = SlopeSums(passes.graph, passes.weights, gates=gates, weights=weights)
 
-    def add(self, number: int, parts: Sequence[Part]) -> None:
+    def add(self, number: int, parts: Sequence[BatchPart]) -> None:
         """One minibatch.
 
         Raises:

@@ -1,9 +1,10 @@
-"""Sparse weights while training: masks of a pattern as a regime, one file for each schedule."""
+"""Sparse weights while training: masks of a pattern as a regime; `deploypruner.schedules` has one for each."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,11 +13,23 @@ from torch import Tensor, nn
 from deploypruner.graph.module import get_state
 from deploypruner.patterns import Pattern, Units
 from deploypruner.patterns.distribution import units_to_keep
+from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.recover.regime import Regime
-from deploypruner.recover.sparse.settings import Assigned, SparseSettings
-from deploypruner.registry import Registry
 
 DEFAULT_SPARSITY = 0.8
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """What one layer was assigned under "auto".
+
+    Args:
+        pattern: One whose sparsity is chosen.
+        sparsity: Share of the layer's weights that become zero, in (0, 1).
+    """
+
+    pattern: Pattern
+    sparsity: float
 
 
 class SparseRegime(Regime):
@@ -154,6 +167,3 @@ class SparseRegime(Regime):
 def _where(mask: Tensor, weight: Tensor) -> Tensor:
     """Plain zeros, never -0, where the mask is False."""
     return torch.where(mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
-
-
-schedules: Registry[SparseRegime] = Registry("sparse schedule", "deploypruner.recover.sparse")

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from deploypruner.graph.module import get_state
 from deploypruner.patterns import make_pattern
+from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.recover.sparse import SparseRegime
-from deploypruner.recover.sparse.settings import SparseSettings
 
 
 class ExistingZeros(SparseRegime):

@@ -15,7 +15,7 @@ from deploypruner.graph import Graph
 from deploypruner.graph.module import get_state
 from deploypruner.graph.nodes import op_name
 from deploypruner.patterns import Pattern
-from deploypruner.recover.sparse.settings import KINDS, SparseSettings
+from deploypruner.recipe.sparse import KINDS, SparseSettings
 
 
 @dataclass(frozen=True)

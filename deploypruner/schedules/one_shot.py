@@ -1,4 +1,4 @@
-"""one-shot: the masks of the first step, for good."""
+"""one-shot: everything at once, channels and weights alike."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from deploypruner.recover.sparse import SparseRegime, schedules
+from deploypruner.recover.sparse import SparseRegime
+from deploypruner.schedules import Schedule, schedules
 
 
-@schedules.register("one-shot")
-class OneShot(SparseRegime):
+class OneShotMasks(SparseRegime):
     """All weights go before the first step; works without training too."""
 
     trains: ClassVar[bool] = False
@@ -23,3 +23,10 @@ class OneShot(SparseRegime):
     def soft(self, name: str, progress: float) -> Tensor:
         """Never called: masks are fixed from the start."""
         raise AssertionError(f"one-shot masks are hard, {name} at {progress}")
+
+
+@schedules.register("one-shot", applies_to=("channels", "weights"))
+class OneShotSchedule(Schedule):
+    """Score once, then everything goes before the first step; weights need no training for it."""
+
+    weights: ClassVar[type[SparseRegime] | None] = OneShotMasks

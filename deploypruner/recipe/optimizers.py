@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from deploypruner.errors import RecipeError, nearest
+
+if TYPE_CHECKING:
+    import torch
 
 Value = float | int | str | bool | list[float]
 
@@ -31,6 +32,8 @@ _NOT_SET_HERE = {
 
 def optimizers() -> dict[str, type[torch.optim.Optimizer]]:
     """Name in lower case -> class, of every optimizer of this torch that trains any network."""
+    import torch
+
     found = {name.lower(): cls for name, cls in vars(torch.optim).items() if _is_optimizer(cls)}
     return {name: found[name] for name in sorted(found) if name not in _UNFIT}
 
@@ -46,6 +49,10 @@ def check_optimizer(name: str, parameters: Mapping[str, Value], *, momentum: flo
     Raises:
         RecipeError: It does not; says what it takes.
     """
+    if name.lower() == "sgd" and not parameters:  # nothing to ask torch, which takes seconds to load
+        return
+    import torch
+
     cls = _class(name)
     known = [key for key in inspect.signature(cls).parameters if key not in _NOT_SET_HERE]
     for key in parameters:
@@ -75,6 +82,8 @@ def make_optimizer(
         parameters: Keyword arguments of its constructor; lists become tuples.
         momentum: Of SGD; the other optimizers have momenta of their own among their parameters.
     """
+    import torch
+
     cls: Any = _class(name)
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, Sequence) and not isinstance(v, str) else v
                              for k, v in parameters.items()}  # fmt: skip
@@ -93,5 +102,7 @@ def _class(name: str) -> type[torch.optim.Optimizer]:
 
 
 def _is_optimizer(value: object) -> bool:
+    import torch
+
     base = torch.optim.Optimizer
     return isinstance(value, type) and issubclass(value, base) and value is not base

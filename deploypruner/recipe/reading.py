@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from deploypruner.errors import RecipeError, nearest
 from deploypruner.reading import read_toml, shortened
-from deploypruner.recipe import BUDGETS, DERIVED, Recipe
+from deploypruner.recipe.whole import BUDGETS, DERIVED, Recipe
 
 _KINDS = ("int", "bool", "literal['auto']")
 

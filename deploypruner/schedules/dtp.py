@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from deploypruner.masks import TransportMask, linear_ramp
 from deploypruner.patterns import Units
 from deploypruner.recover.regime import under
-from deploypruner.recover.sparse import SparseRegime, schedules
+from deploypruner.recover.sparse import SparseRegime
+from deploypruner.schedules import Schedule, schedules
 
 _SCORE_RATE = 1e-2
 
 
-@schedules.register("dtp")
-class Dtp(SparseRegime):
+class DtpMasks(SparseRegime):
     """Soft masks of learned scores: a transport plan between units and "so many stay", one Sinkhorn step a step.
 
         w' = (1 - a) w + a m w,   m from `masks.TransportMask` of the units' mean scores
@@ -98,3 +98,10 @@ class Dtp(SparseRegime):
         """[R, n] mean score of every unit, and the units: those of the scores, shifted to be positive."""
         units = self.pattern_of(name).units(score.detach() - score.detach().min())
         return units.total(score) / units.sizes(), units
+
+
+@schedules.register("dtp", applies_to=("weights",))
+class DtpSchedule(Schedule):
+    """Soft masks of learned scores: a transport plan between units and "so many stay", one Sinkhorn step a step."""
+
+    weights: ClassVar[type[SparseRegime] | None] = DtpMasks

@@ -5,18 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deploypruner.errors import RecipeError
+from deploypruner.recipe.option import documented, option
 
 
+@documented
 @dataclass(frozen=True)
 class LearnSettings:
     """Pace of the schedules that remove channels while training; 0 lets the length of the training decide.
-
-    Args:
-        every: Minibatches from one ranking of the channels to the next. By default there are 30 rankings, over the
-            first half of the training (iterative) or its first 70 % (gradual).
-        channels: Channels that the iterative schedule removes at each ranking; under a budget of time the way is as
-            long as the channels that one shot removes. By default it is spread evenly over the rankings.
-        momentum: Share of the earlier scores in each ranking, in [0, 1).
 
     Raises:
         RecipeError: A value out of its range.
@@ -26,9 +21,20 @@ class LearnSettings:
         code says that momentum "turned to be useless", so the default is none. The default pace is ours.
     """
 
-    every: int = 0
-    channels: int = 0
-    momentum: float = 0.0
+    every: int = option(
+        0,
+        "Minibatches from one ranking of the channels to the next. By default there are 30 rankings, over the "
+        "first half of the training (iterative) or its first 70 % (gradual).",
+    )
+    channels: int = option(
+        0,
+        "Channels that the iterative schedule removes at each ranking; under a budget of time the way is as "
+        "long as the channels that one shot removes. By default it is spread evenly over the rankings.",
+    )
+    momentum: float = option(
+        0.0,
+        "Share of the earlier scores in each ranking, in [0, 1).",
+    )
 
     def __post_init__(self) -> None:
         for name in ("every", "channels"):

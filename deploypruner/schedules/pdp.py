@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from deploypruner.masks import linear_ramp, pdp_mask, pdp_temperature, ramped_keep
-from deploypruner.recover.sparse import SparseRegime, schedules
+from deploypruner.recover.sparse import SparseRegime
+from deploypruner.schedules import Schedule, schedules
 
 _LEAST = 1e-30  # of a mean square, so that its root has a gradient
 
 
-@schedules.register("pdp")
-class Pdp(SparseRegime):
+class PdpMasks(SparseRegime):
     """Soft masks around a magnitude threshold that is found anew in every step, on a linear ramp.
 
         w' = m w,   m = sigmoid((q^2 - t^2) / tau),   q = root mean square of the weight's unit
@@ -38,3 +40,10 @@ class Pdp(SparseRegime):
         tau = pdp_temperature(size, share=self.settings.temperature)
         masked = units.spread(pdp_mask(size, keep, tau)) * weight
         return torch.lerp(weight, masked, share) if blend else masked
+
+
+@schedules.register("pdp", applies_to=("weights",))
+class PdpSchedule(Schedule):
+    """Soft masks around a magnitude threshold that is found anew in every step, on a linear ramp."""
+
+    weights: ClassVar[type[SparseRegime] | None] = PdpMasks

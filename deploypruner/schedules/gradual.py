@@ -1,16 +1,18 @@
-"""gradual: magnitude pruning on a cubic ramp."""
+"""gradual: on a cubic ramp, channels and weights alike."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from deploypruner.masks import cubic_ramp, ramped_keep
-from deploypruner.recover.sparse import SparseRegime, schedules
+from deploypruner.recover.sparse import SparseRegime
+from deploypruner.schedules import Schedule, schedules
 
 
-@schedules.register("gradual")
-class Gradual(SparseRegime):
+class GradualMasks(SparseRegime):
     """Sparsity grows along a cubic ramp while training; masks are chosen anew by magnitude at every change.
 
         s(x) = s_final (1 - (1 - x)^3),   x from 0 at `start` to 1 at `reached`
@@ -40,3 +42,20 @@ class Gradual(SparseRegime):
         """The weight under the mask in force."""
         weight = self.weight(name)
         return torch.where(self.masks[name], weight, torch.zeros_like(weight))
+
+
+@schedules.register("gradual", applies_to=("channels", "weights"))
+class GradualSchedule(Schedule):
+    """On a cubic ramp while training, ranked anew at every change: widths shrink to the plan's, or zeros grow.
+
+    Source:
+        The ramp is that of `GradualMasks`. Ours: 70 % of the training for channels.
+    """
+
+    weights: ClassVar[type[SparseRegime] | None] = GradualMasks
+    last_ranking: ClassVar[float | None] = 0.7
+
+    @classmethod
+    def ramp(cls, share: float) -> float:
+        """1 - (1 - share)^3."""
+        return cubic_ramp(share, start=0, end=1)

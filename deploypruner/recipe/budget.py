@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deploypruner.errors import RecipeError
+from deploypruner.recipe.option import BUDGET, documented, option
 
 Kind = Literal["macs", "latency", "speedup"]
 
@@ -19,23 +20,38 @@ _QUANTILES = {"median": 0.5, "p50": 0.5, "p95": 0.95, "p99": 0.99}
 _HINT = "write it as 5ms, 800us or 5ms@p95"
 
 
+@documented
 @dataclass(frozen=True)
 class Budget:
     """What the compiled model may cost: exactly one of the first three.
-
-    Args:
-        macs: Fraction of the dense model's multiply-adds that may remain, 0 < macs <= 1.
-        latency: Of one inference at batch 1 on the target: milliseconds, or text such as "5ms", "800us" or "5ms@p95"
-            (a quantile of single inferences; the median without one).
-        speedup: Dense latency / compiled latency in the same runtime, precision and threads, at least this.
 
     Raises:
         RecipeError: None or several of them, or a value out of range.
     """
 
-    macs: float | None = None
-    latency: float | str | None = None
-    speedup: float | None = None
+    macs: float | None = option(
+        None,
+        "Fraction of the dense model's multiply-adds that may remain, 0 < macs <= 1; predicted.",
+        flag="--macs",
+        metavar="FRACTION",
+        shown="0.5",
+        group=BUDGET,
+    )
+    latency: float | str | None = option(
+        None,
+        "Time of one inference at batch 1 on the target, measured: 5ms, 800us, or 5ms@p95 for a quantile; a "
+        "number is milliseconds.",
+        flag="--latency",
+        metavar="5ms",
+        group=BUDGET,
+    )
+    speedup: float | None = option(
+        None,
+        "Factor over the dense model's speed, at least, in the same runtime, precision and threads; measured.",
+        flag="--speedup",
+        metavar="TIMES",
+        group=BUDGET,
+    )
 
     def __post_init__(self) -> None:
         given = [name for name in ("macs", "latency", "speedup") if getattr(self, name) is not None]

@@ -1,0 +1,51 @@
+"""The registries: every kind of thing that a user chooses by name, where its implementations are, and nothing heavy.
+
+A new implementation is one file in the package named here; `deploypruner list KIND` shows it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from deploypruner.registry import Family, Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from deploypruner.criteria import Criterion
+    from deploypruner.export import Exporter
+    from deploypruner.patterns import Pattern
+    from deploypruner.prune.normalize import Normalization
+    from deploypruner.prune.scope import Scope
+    from deploypruner.runtime import Runtime
+    from deploypruner.schedules import Schedule
+    from deploypruner.target import Target
+    from deploypruner.tasks import Task
+
+# Names of patterns that are no masks: channels are removed, and "auto" chooses among patterns.
+CHANNEL = "channel"
+AUTO = "auto"
+# What each layer may follow under "auto": all that the kernels run in place of dense weights.
+CANDIDATES = ("1x4", "nm64", "unstructured")
+
+criteria: Registry[type[Criterion]] = Registry("criterion", "criteria", "deploypruner.criteria")
+exporters: Registry[type[Exporter]] = Registry("exporter", "exporters", "deploypruner.export")
+normalizers: Registry[Normalization] = Registry("normalizer", "normalizers", "deploypruner.prune.normalize")
+patterns: Registry[type[Pattern]] = Registry(
+    "pattern",
+    "patterns",
+    "deploypruner.patterns",
+    special={
+        CHANNEL: "Whole channels, physically removed: the model stays dense and smaller.",
+        AUTO: f"For each layer the best of dense, {', '.join(CANDIDATES)} and how many zeros, by predicted time.",
+    },
+    family=Family("N:M", r"(\d+):(\d+)", "2:4"),
+)
+runtimes: Registry[type[Runtime]] = Registry("runtime", "runtimes", "deploypruner.runtime")
+schedules: Registry[type[Schedule]] = Registry("schedule", "schedules", "deploypruner.schedules")
+scopes: Registry[Scope] = Registry("scope", "scopes", "deploypruner.prune.scope")
+targets: Registry[Callable[[], Target]] = Registry("target", "targets", "deploypruner.target")
+tasks: Registry[type[Task]] = Registry("task", "tasks", "deploypruner.tasks")
+
+_ALL = (criteria, exporters, normalizers, patterns, runtimes, schedules, scopes, targets, tasks)
+REGISTRIES: dict[str, Registry[Any]] = {registry.plural: registry for registry in _ALL}

@@ -1,0 +1,157 @@
+"""The front: help in groups from the recipe's own fields, and quick answers without heavy libraries."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import deploypruner as dp
+from deploypruner.cli import _KINDS, cli
+from deploypruner.options import Grouped
+from deploypruner.recipe import Recipe
+from deploypruner.recipe.option import GROUPS, flags
+from deploypruner.recipe.overrides import overrides
+from deploypruner.recipe.reading import read_recipe
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "scipy", "PIL", "numpy")
+MISTAKES = (
+    ("compile", "m.pt2", "--target", "gpu"),
+    ("compile", "m.pt2", "--criterion", "tailor"),
+    ("compile", "m.pt2", "--normalizer", "men"),
+    ("compile", "m.pt2", "--scope", "globl"),
+    ("compile", "m.pt2", "--schedule", "graduall"),
+    ("compile", "m.pt2", "--sparse-schedule", "pdpp"),
+    ("compile", "m.pt2", "--pattern", "nm46"),
+    ("compile", "m.pt2", "--runtime", "openvin"),
+    ("compile", "m.pt2", "--task", "logits=classificaton"),
+    ("compile", "m.pt2", "--sparse-layers", "con"),
+    ("compile", "m.pt2", "--macs", "0"),
+    ("compile", "m.pt2", "--macs", "0.5", "--latency", "5ms"),
+    ("compile", "m.pt2", "--latency", "5 parsecs"),
+    ("compile", "m.pt2", "--lr", "-1"),
+    ("compile", "m.pt2", "--step", "0"),
+    ("compile", "m.pt2", "--epochs", "many"),
+    ("compile", "m.pt2", "--recipe", "nothing.toml"),
+    ("compile", "m.pt2", "--bogus"),
+    ("compile",),
+    ("plan",),
+    ("plan", "m.pt2", "--max-cut", "2"),
+    ("bench", "nothing.onnx"),
+    ("bench", "nothing.onnx", "--runtime", "onnx"),
+    ("criteria-check", "m.pt2", "--data", "d", "--criterion", "tailor"),
+    ("sparsify", "nothing.onnx"),
+    ("sparsify", "nothing.onnx", "--threads", "0"),
+    ("list", "criterias"),
+    ("compil",),
+)
+# Every command line in one fresh process: what one of them loads stays loaded.
+_RUN = """
+import json, sys
+from deploypruner import cli
+codes = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["deploypruner", *arguments]
+    try:
+        cli.main()
+        codes.append(0)
+    except SystemExit as done:
+        codes.append(done.code)
+    codes.append([name for name in json.loads(%r) if name in sys.modules])
+print("\\n" + json.dumps(codes))
+"""
+
+
+def loaded_by(commands: list[tuple[str, ...]]) -> tuple[list[int], list[list[str]]]:
+    """Exit code of each command line, and which heavy libraries are loaded after it."""
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN % json.dumps(HEAVY), json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found[::2], found[1::2]
+
+
+def test_help_and_lists_load_no_heavy_library():
+    commands = [(), *((name, "--help") for name in cli.commands), *(("list", kind) for kind in _KINDS)]
+    codes, loaded = loaded_by(commands)
+    assert codes == [0] * len(commands)
+    assert {name: found for name, found in zip(commands, loaded, strict=True) if found} == {}
+
+
+def test_a_mistake_in_the_arguments_is_answered_without_a_heavy_library():
+    codes, loaded = loaded_by(list(MISTAKES))
+    assert codes == [2] * len(MISTAKES)
+    assert {name: found for name, found in zip(MISTAKES, loaded, strict=True) if found} == {}
+
+
+def test_importing_the_package_loads_no_heavy_library():
+    code = f"import sys, deploypruner as dp; dp.Budget(macs=0.5); print([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "[]\n"
+
+
+def test_the_help_of_compile_begins_with_an_example_and_the_budget():
+    text = CliRunner().invoke(cli, ["compile", "--help"]).output
+    heads = [line.rstrip(":") for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert heads == ["Example", *GROUPS]
+    assert "deploypruner compile model.pt2 --data photos/ --latency 5ms" in text
+
+
+def test_every_flag_of_the_recipe_is_an_option_of_compile_with_the_help_of_its_field():
+    options = {o.name: o for o in cli.commands["compile"].params if isinstance(o, click.Option)}
+    for name, flag in flags(Recipe).items():
+        assert flag.option.group in GROUPS
+        assert flag.option.help.endswith("."), name
+        assert isinstance(options[name], Grouped)
+        assert options[name].help.startswith(flag.option.help)
+    assert set(options) - set(flags(Recipe)) == {"recipe", "out", "resume"}
+
+
+def test_options_of_a_command_line_and_arguments_of_compile_make_the_same_recipe():
+    seen = {}
+
+    @click.command()
+    @click.pass_context
+    def spy(context: click.Context, **options: object) -> None:
+        seen.update(options)
+
+    spy.params = [p for p in cli.commands["compile"].params if p.name not in ("out", "resume", "recipe")]
+    line = "m.pt2 --macs 0.3 --pattern channel,2:4 --sparse-layers conv --mean 0.5,0.25,0.125 --no-reconstruct"
+    line += " --input-shape 1x3x8x8 --learn-epochs 2 --ema 0.5 --runtime auto --task regression --seed 7"
+    assert CliRunner().invoke(spy, line.split()).exit_code == 0
+    recipe = read_recipe(None, overrides(seen))
+    assert (recipe.model.source, recipe.model.input_shapes) == ("m.pt2", ((1, 3, 8, 8),))
+    assert (recipe.prune.macs, recipe.prune.patterns, recipe.sparse.layers) == (0.3, ("channel", "2:4"), ("conv",))
+    assert (recipe.data.settings.mean, recipe.recover.reconstruct) == ((0.5, 0.25, 0.125), False)
+    assert (recipe.learn.epochs, recipe.recover.settings.ema, recipe.learn.settings.ema) == (2, 0.5, 0.0)
+    assert (recipe.measure.runtimes, recipe.measure.tasks, recipe.seed) == ((), ("regression",), 7)
+
+
+def test_compile_is_documented_by_the_fields_it_sets():
+    text = inspect.getdoc(dp.compile)
+    for name in inspect.signature(dp.compile).parameters:
+        assert f"\n    {name}: " in text, name
+        assert f"{name}: --" not in text
+    assert f"sparsity: {flags(Recipe)['sparsity'].option.help} [default: 0.8]" in text
+
+
+@pytest.mark.parametrize("cls", [dp.Budget, dp.Constraints, Recipe, type(Recipe().recover.settings)])
+def test_a_record_of_the_recipe_is_documented_by_its_fields(cls):
+    text = inspect.getdoc(cls)
+    assert [name for name in (f.name for f in fields(cls)) if f"    {name}: " not in text] == []
+
+
+def test_the_guide_names_every_kind_that_can_be_listed():
+    assert f"deploypruner list {'|'.join(_KINDS)}" in (ROOT / "docs" / "guide.md").read_text()
