@@ -31,6 +31,7 @@ LAYERS = (
     {"verify", "search"},
     {"latency", "learn"},
     {"export", "quantize", "measure", "recover", "sources", "prune"},
+    {"losses"},
     {"runtime", "criteria", "patterns", "tasks"},
     {"graph", "masks", "sparse", "pt2"},
     {"recipe_options"},
