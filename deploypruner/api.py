@@ -123,13 +123,14 @@ def plan(
     budget = budget or Budget(macs=1.0)
     chosen = make_criterion(criterion, parameters or {})
     batches: Iterable[Batch] | None = None
+    loss = None
     if data is not None and chosen.needs != Needs.WEIGHTS:
         inputs = graph.example_inputs
         given, _ = matched(as_data(data), inputs, input_names(graph.module, inputs))
-        known = fit(given, Runner(graph.module, inputs)).data
-        epoch = known.train.epoch(batch_size=_BATCH, seed=seed, shuffle=True)
+        fitted = fit(given, Runner(graph.module, inputs))
+        loss, epoch = fitted.loss, fitted.data.train.epoch(batch_size=_BATCH, seed=seed, shuffle=True)
         batches = (batch for batch, _ in zip(epoch, range(_STEPS), strict=False))
-    scores = score_groups(graph, chosen, batches, seed=seed)
+    scores = score_groups(graph, chosen, batches, seed=seed, loss=loss)
     return allocate(
         graph,
         scores,

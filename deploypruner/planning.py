@@ -299,7 +299,9 @@ def _scores(build: Build, graph: Graph, criterion: str) -> Scores:
         batches = training_batches(
             build, batch_size=recipe.batch_size, count=max(1, recipe.samples // recipe.batch_size)
         )
-    return score_groups(graph, make_criterion(criterion, recipe.parameters), batches, seed=build.recipe.seed)
+    return score_groups(
+        graph, make_criterion(criterion, recipe.parameters), batches, seed=build.recipe.seed, loss=build.loss
+    )
 
 
 def _plan(build: Build, graph: Graph, scores: Scores, criterion: str) -> Plan:

@@ -16,6 +16,7 @@ from deploypruner.build.feeds import verification_feeds
 from deploypruner.build.fitting import Said, fit, require_better_than_chance, tasks_without_data
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.recipe.data import DataSettings
+from deploypruner.sources.adapted import Targeted
 from deploypruner.sources.data import as_data, load_data
 from deploypruner.tasks.recognise import parse_tasks
 
@@ -49,16 +50,48 @@ def fitted(net: nn.Module, y: np.ndarray, said: Said | None = None):
     return fit(as_data([(torch.from_numpy(X), torch.from_numpy(y))]), runner(net), said)
 
 
-def test_class_numbers_train_and_other_labels_only_judge():
+def test_class_numbers_and_other_labels_that_fit_train():
     found = fitted(Scores(), CLASS)
     assert found.data.labelled
     assert [(o.task, o.label) for o in found.tasks] == [("classification", 0)]
     assert found.remarks == ()
     numbers = fitted(Scores(), X * 10)
-    assert not numbers.data.labelled
-    assert numbers.data.val.has_targets
     assert numbers.tasks[0].task == "regression"
-    assert "judge output (regression); training goes by the dense model's outputs" in numbers.remarks[0]
+    ((inputs, labels),) = numbers.data.train.epoch(batch_size=60)
+    torch.testing.assert_close(labels[0], torch.from_numpy(10 * X).double(), check_dtype=False)
+    assert numbers.loss.of_batch([10 * inputs[0]], [], labels, distill=0.0).item() == pytest.approx(0, abs=1e-9)
+    # The mean of the labels is off by their whole variance, whatever their unit.
+    mean = torch.from_numpy(10 * X).mean(dim=0).expand(60, 4)
+    assert numbers.loss.of_batch([mean], [], labels, distill=0.0).item() == pytest.approx(1)
+
+
+def test_each_output_is_trained_by_its_own_labels():
+    data = [(torch.from_numpy(X), (torch.from_numpy(X.sum(axis=1)), torch.from_numpy(CLASS)))]
+    found = fit(as_data(data), runner(Heads()))
+    assert [(o.kind, o.label) for o in found.loss.outputs] == [("values", 0), ("classes", 1)]
+    ((inputs, labels),) = found.data.train.epoch(batch_size=60)
+    outputs = [inputs[0].sum(dim=1, keepdim=True), 10 * inputs[0]]
+    wanted = torch.nn.functional.cross_entropy(outputs[1], labels[1]) / 2  # the sum is right, and half of the loss
+    assert found.loss.of_batch(outputs, [], labels, distill=0.0).item() == pytest.approx(wanted.item())
+    assert found.loss.trained_by(labelled=True, taught=False) == "output_0: squared error, output_1: cross-entropy"
+
+
+def test_images_with_masks_are_not_augmented_and_the_build_says_so():
+    x = torch.rand(12, 3, 8, 8)
+    masks = (x[:, 0] > 0.5).long()
+    net = torch.nn.Conv2d(3, 2, 1)
+    found = fit(as_data([(x, masks)]), Runner(net.eval(), (x[:2],)))
+    assert [(o.kind, o.label) for o in found.loss.outputs] == [("classes", 0)]
+    ((inputs, labels),) = found.data.train.epoch(batch_size=12, augment=True)
+    assert torch.equal(inputs[0], x)
+    assert torch.equal(labels[0], masks)
+    assert "judge and train output (segmentation); images are not augmented" in found.remarks[0]
+
+
+def test_a_later_batch_without_labels_is_said():
+    data = [(torch.from_numpy(X), torch.from_numpy(10 * X)), torch.from_numpy(X)]
+    with pytest.raises(InputError, match="a batch of the data has no labels"):
+        list(Targeted(as_data(data).train, (0,)).epoch(batch_size=60))
 
 
 def test_labels_that_fit_nothing_are_said():

@@ -32,6 +32,7 @@ LAYERS = (
     {"latency", "learn"},
     {"schedules"},
     {"export", "quantize", "measure", "recover", "sources", "prune"},
+    {"losses"},
     {"runtime", "criteria", "patterns", "tasks"},
     {"graph", "masks", "sparse", "pt2"},
     {"recipe_options"},

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from deploypruner.records import Check, Frozen
+from deploypruner.records import ACCURACY, Check, Frozen
 from deploypruner.report import LayerWidth, render_html
 from deploypruner.report.axis import Axis, tick_labels
 from deploypruner.report.bars import width_bars
@@ -155,3 +155,10 @@ def test_of_300_layers_the_40_that_lost_most_are_shown_and_all_are_kept():
     assert [bar.layer.name for bar in bars.shown] == [f"l{i}" for i in range(260, 300)]
     assert len(bars.everything) == 300
     assert "<summary>All 300 layers</summary>" in page_of("300 layers")
+
+
+def test_a_metric_keeps_its_spelling_at_the_start_of_a_heading():
+    masks = replace(ACCURACY, name="mIoU")
+    page = render_html(a_report([replace(row, metric=masks) for row in eight_rows()]))
+    assert "<h2>mIoU against latency</h2>" in page
+    assert "<h2>Accuracy against latency</h2>" in render_html(a_report())

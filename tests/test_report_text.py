@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from deploypruner.records import Check, Comparison
+from deploypruner.records import ACCURACY, Check, Comparison, Metric, OutputQuality
 from deploypruner.report import headline, table, table_rows, units
+from deploypruner.report.scatter import quality_axis
 from tests.test_report_examples import EXAMPLES, a_report, a_row, eight_rows, rows_on, without_labels
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -43,6 +44,44 @@ def test_other_units_by_hand():
     assert [units.seconds(s) for s in (0.03, 12.34, 125, 3840)] == ["30.0 ms", "12.3 s", "2 min 05 s", "1 h 04 min"]
     assert [units.change(64, after) for after in (64, 40, 80)] == ["unchanged", "−38 %", "+25 %"]
     assert units.plain_text([[1, 3, 32, 32]]) == "1x3x32x32"
+    assert units.plain_text({"accuracy": 77.60000000000001, "epochs": 2}) == "accuracy=77.6, epochs=2"
+
+
+def test_a_number_of_one_output_of_several_says_of_which_and_an_error_is_no_agreement():
+    outputs = (
+        OutputQuality("kind", "classification", 0.88, "top-1", metric=ACCURACY, accuracy=77.6),
+        OutputQuality("size", "regression", 0.75, "relative error"),
+    )
+    rows = [
+        a_row(accuracy=77.6, agreement=1.0, agreement_kind="top-1", outputs=outputs),
+        a_row("pruned fp32", accuracy=77.6, agreement=0.75, agreement_kind="relative error", outputs=outputs),
+    ]
+    assert units.metric_unit(rows) == "%, of kind"
+    assert units.agreement_head(rows) == ("agreement", "")
+    assert [units.agreement_cell(row, rows) for row in rows] == ["top-1 100.0 %", "relative error 25.0 %"]
+    assert units.agreement_cell(rows[1], rows[1:]) == "25.0 %"
+    assert units.metric_unit([replace(row, outputs=outputs[:1]) for row in rows]) == "%"
+    assert headline(a_report(rows)).sentence.endswith("accuracy of kind 77.6 % (dense 77.6 %)")
+    own = replace(rows[0], metric=Metric("mAP", "", None))
+    assert units.of_output(own) == ""
+    text = table_rows(rows, colour=False)
+    assert "%, of kind" in text
+    assert "relative error 25.0 %" in text
+
+
+def test_where_nothing_is_labelled_there_is_no_column_of_accuracy_and_an_error_is_called_that():
+    rows = [a_row(accuracy=None, agreement=agreed, agreement_kind="relative error") for agreed in (1.0, 0.797)]
+    text = table_rows(rows, colour=False)
+    assert "accuracy" not in text
+    assert "20.3 %" in text
+    quality = {"kind": "relative error", "output": "boxes", "dense": 100.0, "pruned": 79.7, "lost": 20.3}
+    assert units.quality_sentence({**quality, "allowed": 25.0, "labelled": False, "kept": True}) == (
+        "relative error against the dense model of output 'boxes' is 20.3 % where 25 are allowed"
+    )
+    axis = quality_axis(rows)
+    assert axis.title == "relative error, % (against dense)"
+    assert not axis.upward
+    assert axis.value(rows[1]) == pytest.approx(20.3)
 
 
 def test_budgets_are_stated_in_their_own_unit():

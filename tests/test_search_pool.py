@@ -153,7 +153,7 @@ def test_the_dense_model_is_judged_by_labels_or_by_itself():
     with torch.no_grad():
         outputs = torch.cat([graph.module(x[0]) for x, _ in batches(2)])
     labels = torch.cat([y for _, y in batches(2)])
-    assert labelled.dense.kind == "loss"
+    assert labelled.dense.kind == "cross-entropy"
     assert labelled.dense.loss == pytest.approx(float(F.cross_entropy(outputs, labels)), rel=1e-5)
     assert labelled.dense.top1 == pytest.approx(100 * float((outputs.argmax(1) == labels).float().mean()))
     unlabelled = Judge(graph, solving=batches(1, labelled=False), held_out=batches(2, labelled=False))
@@ -197,7 +197,7 @@ def test_labels_of_every_pixel_are_judged_by_their_loss_and_share_of_right_pixel
     judge = Judge(graph, solving=[(x, labels)], held_out=[(x, labels)])
     with torch.no_grad():
         outputs = segmenter(x[0])
-    assert judge.dense.kind == "loss"
+    assert judge.dense.kind == "cross-entropy"
     assert judge.dense.loss == pytest.approx(float(F.cross_entropy(outputs, labels)), rel=1e-5)
     assert judge.dense.top1 == pytest.approx(100 * float((outputs.argmax(1) == labels).double().mean()))
 

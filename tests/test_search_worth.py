@@ -137,7 +137,7 @@ def test_changes_and_their_errors_are_those_of_the_samples(labels):
     worth = measure_worth(graph, order, data, dtype=torch.float64)
     x, y = torch.cat([b[0][0] for b in data]), torch.cat([b[1] for b in batches(40, 7)])
     assert worth.samples == 47
-    assert worth.kind == ("loss" if labels else "KL to the dense outputs")
+    assert worth.kind == ("cross-entropy" if labels else "KL to the dense outputs")
     assert set(worth.groups) == {g.id for g in graph.groups}
     assert set(worth.branches) == {"block"}
     dense = runner(graph.module, torch.float64).outputs((x,))[0].log_softmax(1)

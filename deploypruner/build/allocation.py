@@ -47,6 +47,7 @@ def measured_worth(
         build.traced,
         by_importance(scores),
         list(training_batches(build, batch_size=_WORTH_BATCH, count=count)),
+        loss=build.loss,
         branches=build.recipe.prune.depth == "auto",
         file=build.folder.claim(stage_file("worth.json")),
         progress=build.progress,

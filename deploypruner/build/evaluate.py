@@ -90,15 +90,19 @@ class Validation:
     """How well a module does on the validation data, for training to go by.
 
     Args:
-        metric: What is counted.
+        metric: What is counted, on the first output with labels.
         value: Gives it for a module.
+        all_outputs: Where several outputs have labels, the mean of their metrics in points.
     """
 
     metric: Metric
     value: Callable[[nn.Module], float]
+    all_outputs: Callable[[nn.Module], float] | None = None
 
     def score(self, module: nn.Module) -> float:
-        """The value, with its sign turned where lower is better."""
+        """What the best epoch has most of: every output counts, and the sign is turned where lower is better."""
+        if self.all_outputs is not None:
+            return self.all_outputs(module)
         found = self.value(module)
         return found if self.metric.higher_is_better else -found
 
@@ -110,18 +114,18 @@ def validation(build: Build) -> Validation | None:
         return None
     first = next((output for output in build.tasks if output.label is not None), None)
     classes = first is not None and first.task == "classification" and first == build.tasks[0]
-    if build.metric is None and (data.labelled and (classes or not build.tasks)):
+    if build.metric is None and (data.val.known_labels() is not None and (classes or not build.tasks)):
         return Validation(ACCURACY, lambda module: top1_percent(module, data.val))
     if not data.val.has_targets or (build.metric is None and first is None):
         return None
     samples = validation_samples(build)
-    metric = module_quality(build, build.traced.module, samples).metric
-    return Validation(metric, lambda module: _accuracy(module_quality(build, module, samples)))
-
-
-def classes_of(build: Build) -> tuple[bool, ...]:
-    """Whether each output of floats is scores of classes, for training; () where tasks were not looked at."""
-    return tuple(output.task == "classification" for output in build.tasks if output.task != "ids")
+    quality = module_quality(build, build.traced.module, samples)
+    several = sum(output.accuracy is not None for output in quality.outputs) > 1
+    return Validation(
+        quality.metric,
+        lambda module: _accuracy(module_quality(build, module, samples)),
+        (lambda module: _in_points(module_quality(build, module, samples))) if several else None,
+    )
 
 
 def module_quality(build: Build, module: nn.Module, samples: Samples) -> Quality:
@@ -142,6 +146,16 @@ def module_quality(build: Build, module: nn.Module, samples: Samples) -> Quality
     first = next(quality for quality in judged if quality.metric is not None)
     assert first.metric is not None, "it is the first with a metric"
     return Quality(first.accuracy, None, "", len(joined[0]), first.metric, tuple(judged))
+
+
+def _in_points(quality: Quality) -> float:
+    """Mean over the outputs with labels, each metric in its points and higher for better."""
+    found = []
+    for output in quality.outputs:
+        if output.metric is not None and output.accuracy is not None:
+            points = output.accuracy * (output.metric.points or 1.0)
+            found.append(points if output.metric.higher_is_better else -points)
+    return float(np.mean(found))
 
 
 def _accuracy(quality: Quality) -> float:

@@ -13,13 +13,15 @@ import torch
 from deploypruner.build.answering import Runner
 from deploypruner.errors import InputError
 from deploypruner.graph.inputs import noise_like, tensors
+from deploypruner.losses import ModelLoss, OutputLoss
 from deploypruner.measure.quality import label_list
-from deploypruner.sources.adapted import Unlabelled
-from deploypruner.sources.batches import Data, Judgeable
+from deploypruner.sources.adapted import Targeted, Unlabelled
+from deploypruner.sources.batches import Batches, Data, Judgeable
 from deploypruner.sources.classes import Names, fit_classes
 from deploypruner.sources.data import check_labels, check_shapes
 from deploypruner.tasks import Array, tasks
 from deploypruner.tasks.recognise import OutputTask, recognise
+from deploypruner.tasks.relative import variance
 
 # Samples whose answers say what an output is; samples and seconds for seeing whether they are better than chance;
 # bytes of answers that are held.
@@ -51,11 +53,13 @@ class Fitted:
     Args:
         data: With the model's class numbers; labels that nothing can be trained on only judge.
         tasks: What every output is.
+        loss: What every output is trained and compared by.
         remarks: What was decided.
     """
 
     data: Data
     tasks: tuple[OutputTask, ...]
+    loss: ModelLoss
     remarks: tuple[str, ...] = ()
 
 
@@ -89,10 +93,46 @@ def fit(data: Data, runner: Runner, said: Said | None = None) -> Fitted:
             "--classes names classes, and no output of the model has labels of classes",
             hint="--classes is for class folders and an output [batch, classes]",
         )
-    if labelled and not (classes == 0 and found[0].label is not None):
-        data = replace(data, train=Unlabelled(data.train), val=Unlabelled(data.val))
+    data, used = _trainable(data, found)
+    loss = ModelLoss(
+        tuple(_loss(o, a, known, used) for o, a in zip(found, answers, strict=True) if a.dtype.kind == "f")
+    )
     told = _about_labels(data, found, answers, labels, labelled=labelled)
-    return Fitted(data, found, (*remarks, *told, *_about_tasks(found, answers)))
+    return Fitted(data, found, loss, (*remarks, *told, *_about_tasks(found, answers)))
+
+
+def _trainable(data: Data, found: Sequence[OutputTask]) -> tuple[Data, tuple[int, ...]]:
+    """The data with the labels that train, and which of the given ones those are, in the order they come in.
+
+    One class per sample stays as it is, for images are augmented then; other labels come without that. Integers that
+    the model has decided on itself have no gradient.
+    """
+    trained = [output for output in found if output.label is not None and output.task != "ids"]
+    used = tuple(sorted({output.label for output in trained if output.label is not None}))
+    plain = all(output.task in ("classification", "binary") for output in trained)
+
+    def adapted(split: Batches) -> Batches:
+        if not used or not split.has_targets:
+            return Unlabelled(split)
+        return split if split.labelled and plain else Targeted(split, used)
+
+    return replace(data, train=adapted(data.train), val=adapted(data.val)), used
+
+
+def _loss(output: OutputTask, answer: Array, labels: Sequence[Array | None], used: Sequence[int]) -> OutputLoss:
+    """What an output is trained and compared by."""
+    task = tasks.get(output.task)()
+    trained = output.label is not None and output.label in used
+    own = labels[output.label] if trained and output.label is not None else None
+    return OutputLoss(
+        output.output,
+        task.loss,
+        label=None if own is None or output.label is None else used.index(output.label),
+        class_axis=task.class_axis,
+        probabilities=task.probabilities(answer),
+        spread=variance(answer),
+        label_spread=None if own is None else variance(own),
+    )
 
 
 def tasks_without_data(runner: Runner, said: Said, *, seed: int) -> tuple[OutputTask, ...]:
@@ -169,10 +209,12 @@ def _about_labels(
         kind = f"{labels.dtype}, shape {_shape(labels)}" if isinstance(labels, np.ndarray) else type(labels).__name__
         shapes = ", ".join(_shape(answer) for answer in answers)
         return (f"the labels of '{data.name}' ({kind}) fit no output of the model ({shapes}): treated as unlabelled",)
-    if data.train.labelled:
-        return ()
     said = ", ".join(f"{output.output} ({output.task})" for output in judged)
-    return (f"the labels of '{data.name}' judge {said}; training goes by the dense model's outputs",)
+    if not data.train.labelled:
+        return (f"the labels of '{data.name}' judge {said}; training goes by the dense model's outputs",)
+    unmoved = isinstance(data.train, Targeted) and any(len(shape) == 3 for shape in data.train.input_shapes or ())
+    plain = "; images are not augmented, as such labels can depend on where things lie" if unmoved else ""
+    return (f"the labels of '{data.name}' judge and train {said}{plain}",) if plain else ()
 
 
 def _about_tasks(found: Sequence[OutputTask], answers: Sequence[Array]) -> tuple[str, ...]:

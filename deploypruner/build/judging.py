@@ -36,7 +36,7 @@ def make_judge(build: Build, *, remark: bool = False) -> Judge:
     augment = recover.settings.augment
     solving = training_batches(build, batch_size=_BATCH, count=solved or 1, augment=augment)
     file = build.folder.claim(stage_file("looks.json"))
-    return Judge(build.traced, solving=list(solving), held_out=plain[solved:], file=file)
+    return Judge(build.traced, solving=list(solving), held_out=plain[solved:], loss=build.loss, file=file)
 
 
 def trained_briefly(build: Build, judge: Judge, keep: Keep) -> Verdict:
@@ -48,7 +48,7 @@ def trained_briefly(build: Build, judge: Judge, keep: Keep) -> Verdict:
     def found() -> Verdict:
         module = build.traced.cut(build.traced.removed(keep)).eval()
         judge.repair(module, keep)
-        finetune(module, build.traced.module, train, settings)
+        finetune(module, build.traced.module, train, settings, loss=build.loss)
         return judge.verdict(module)
 
     return judge.remembered(keep, f"trained for {_STEPS} steps, {settings}", found)

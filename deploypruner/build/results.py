@@ -98,6 +98,7 @@ class Recovery:
         metric: What these values are, where it is not accuracy in percent.
         train: Name of the user's training function.
         epochs: Of fine-tuning.
+        loss: What it made small, in words.
         best_epoch: Whose weights were kept, where it is not the last.
         mimicked: Whether dense features were mimicked.
         accuracy_recovered: Of the pruned model in the end.
@@ -111,6 +112,7 @@ class Recovery:
     metric: Metric | None = None
     train: str | None = None
     epochs: int | None = None
+    loss: str | None = None
     best_epoch: int | None = None
     mimicked: bool | None = None
     accuracy_recovered: float | None = None

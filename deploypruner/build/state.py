@@ -15,6 +15,7 @@ from deploypruner.build.results import LayerPatterns, Learning, Quantized, Recov
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import Inputs
 from deploypruner.latency.clock import Clock, current_clock
+from deploypruner.losses import BY_SHAPE, ModelLoss
 from deploypruner.measure.own_metric import OwnMetric
 from deploypruner.progress import Progress
 from deploypruner.prune.plan import Plan
@@ -70,6 +71,7 @@ class Build:
         example_inputs: Its example inputs (load).
         data: Training and validation data, None without (load).
         tasks: What every output is (load).
+        loss: What every output is trained and compared by (load).
         metric: Of the user's, None without (load).
         graph: Traced model (trace).
         scores: Group id -> `[C]` (score).
@@ -111,6 +113,7 @@ class Build:
     example_inputs: Inputs = ()
     data: Data | None = None
     tasks: tuple[OutputTask, ...] = ()
+    loss: ModelLoss = BY_SHAPE
     metric: OwnMetric | None = None
     graph: Graph | None = None
     scores: dict[str, Tensor] | None = None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from deploypruner.graph import Graph
 from deploypruner.graph.branch_gates import with_branch_gates
 from deploypruner.learn.regime import ChannelRegime
+from deploypruner.losses import ModelLoss
 from deploypruner.progress import Progress
 from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.recipe.finetune import FinetuneSettings
@@ -45,7 +46,7 @@ def learn(
     checkpoint: Path | None = None,
     progress: Progress | None = None,
     validate: Callable[[nn.Module], float] | None = None,
-    classes: tuple[bool, ...] = (),
+    loss: ModelLoss | None = None,
 ) -> Learned:
     """Train a copy of the dense model with gates on its channels; the dense model itself is the teacher.
 
@@ -57,7 +58,7 @@ def learn(
         checkpoint: File written after every epoch.
         progress: Told about every step and epoch.
         validate: Called after each epoch with the weights that training would end in.
-        classes: Whether each output of floats is scores of classes, see `finetune`.
+        loss: Of every output, see `finetune`.
 
     Raises:
         RecipeError: The schedule does not fit into the training.
@@ -74,7 +75,7 @@ def learn(
         label="learn",
         validate=validate,
         regime=regime,
-        classes=classes,
+        loss=loss,
     )
     result, planned = regime.result, regime.plan
     assert result is not None, "a training that ended has a result"

@@ -9,7 +9,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-Batch = tuple[tuple[Tensor, ...], Tensor | None]
+from deploypruner.losses import Labels
+
+Batch = tuple[tuple[Tensor, ...], Labels]
 
 
 class TrainingBatches(Protocol):
@@ -17,7 +19,7 @@ class TrainingBatches(Protocol):
 
     @property
     def labelled(self) -> bool:
-        """True where every batch carries class labels."""
+        """True where every batch carries labels to train by."""
 
     @property
     def samples(self) -> int | None:

@@ -15,6 +15,7 @@ from math import ceil
 
 from torch import nn
 
+from deploypruner.losses import ModelLoss
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recover.batches import FirstBatches, TrainingBatches
 from deploypruner.recover.features import Features
@@ -98,12 +99,13 @@ def time_step(
     settings: FinetuneSettings,
     *,
     features: Features | None = None,
+    loss: ModelLoss | None = None,
 ) -> float:
     """Seconds of one training step, the faster of two real ones on a copy of the student."""
     watch = _Watch()
     few = FirstBatches(batches, _TIMED)
     plain = replace(settings, epochs=1, devices=1, hosts=1, patience=0)
-    finetune(copy.deepcopy(student), teacher, few, plain, progress=watch, features=features)
+    finetune(copy.deepcopy(student), teacher, few, plain, progress=watch, features=features, loss=loss)
     passed = [later - earlier for earlier, later in zip(watch.times, watch.times[1:], strict=False)]
     return min(passed[1:] or passed)
 

@@ -14,6 +14,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from deploypruner.errors import InputError, RecipeError
+from deploypruner.losses import BY_SHAPE, ModelLoss
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recover import checkpoint as saved
@@ -68,7 +69,7 @@ def finetune(
     validate: Callable[[nn.Module], float] | None = None,
     regime: Regime | None = None,
     features: Features | None = None,
-    classes: tuple[bool, ...] = (),
+    loss: ModelLoss | None = None,
 ) -> FinetuneHistory:
     """Train `student` in place; it holds the last epoch's weights afterwards. The teacher does not change.
 
@@ -94,7 +95,7 @@ def finetune(
         validate: Called with the model in evaluation mode after each epoch; its result is the epoch's score.
         regime: Masks that go with the training; None for none. The student ends with its hard weights.
         features: What both networks decide from (`find_features`), for `settings.mimic`; without, outputs alone.
-        classes: Whether each output of floats is scores of classes; going by its shape where that is not said.
+        loss: Of every output; by shape where None.
 
     Raises:
         RecipeError: Neither labels nor a teacher.
@@ -107,7 +108,7 @@ def finetune(
         )
     progress = progress or SilentProgress()
     device = _device(settings, student)
-    about = (validate, regime or Regime(), features, classes)
+    about = (validate, regime or Regime(), features, loss or BY_SHAPE)
     job = _Job(student, teacher, batches, settings, checkpoint, label, *about)
     return (job.together if settings.devices * settings.hosts > 1 else job.alone)(progress, device)
 
@@ -125,7 +126,7 @@ class _Job:
     validate: Callable[[nn.Module], float] | None
     regime: Regime
     features: Features | None
-    classes: tuple[bool, ...]
+    loss: ModelLoss
 
     def together(self, progress: Progress, device: torch.device) -> FinetuneHistory:
         """Train in several processes, and take over what they made."""
@@ -175,7 +176,7 @@ class _Job:
         loop = Loop(
             *(self.student, self.teacher, self.batches, self.settings, steps, self.regime, team, progress),
             features=self.features,
-            classes=self.classes,
+            loss=self.loss,
         )
         state = None if path is None else saved.load(path, identity)
         done = [] if state is None else loop.load(state)
@@ -203,8 +204,14 @@ class _Job:
         return FinetuneHistory(tuple(done), resumed, self.settings.patience > 0)
 
     def _identity(self, steps: int) -> Identity:
-        classes = self.classes if not all(self.classes) else ()
-        about = (self.batches.labelled, steps, self.validate is None, self.regime.describe(), self.features, classes)
+        about = (
+            self.batches.labelled,
+            steps,
+            self.validate is None,
+            self.regime.describe(),
+            self.features,
+            self.loss,
+        )
         amp = chosen_amp(self.settings.amp, self.student)
         text = repr(replace(self.settings, lr=None, amp=amp))
         return Identity(saved.fingerprint(text, self.student, self.teacher, about), self.settings.peak_lr)

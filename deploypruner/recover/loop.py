@@ -14,6 +14,7 @@ from torch.func import functional_call
 from deploypruner.errors import InputError
 from deploypruner.graph.inputs import call
 from deploypruner.graph.module import TracedModule
+from deploypruner.losses import BY_SHAPE, ModelLoss, map_labels
 from deploypruner.progress import Progress
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recipe.optimizers import make_optimizer
@@ -22,7 +23,7 @@ from deploypruner.recover.batches import Batch, TrainingBatches
 from deploypruner.recover.checkpoint import EpochRecord, State, load_optimizer, optimizer_state
 from deploypruner.recover.features import Features, WithFeatures
 from deploypruner.recover.learning_rate import learning_rate
-from deploypruner.recover.losses import distillation_loss, every_output, feature_loss, recovery_loss
+from deploypruner.recover.losses import every_output, feature_loss
 from deploypruner.recover.modes import device_of, mode_kept, outputs_as_evaluated
 from deploypruner.recover.precision import Precision, chosen_amp
 from deploypruner.recover.regime import Regime
@@ -43,7 +44,7 @@ class Loop:
         team: The processes that train together.
         progress: Told about every step and epoch.
         features: What both networks decide from, for `mimic`; None where that is not known.
-        classes: Whether each output is scores of classes, as far as that is known; going by the shape beyond.
+        loss: Of every output; by shape where nothing is known.
     """
 
     student: nn.Module
@@ -55,7 +56,7 @@ class Loop:
     team: Team
     progress: Progress
     features: Features | None = None
-    classes: tuple[bool, ...] = ()
+    loss: ModelLoss = BY_SHAPE
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -205,17 +206,14 @@ class Loop:
             outputs, targets, ours, theirs = self._run(self.regime.weights(step), inputs)
         if self._precision.mixed:
             outputs, targets = [t.float() for t in outputs], [t.float() for t in targets]
-        loss = recovery_loss(
-            outputs[0],
-            targets[0] if targets else None,
-            labels.to(self._device) if labels is not None and self.batches.labelled else None,
+        loss = self.loss.of_batch(
+            outputs,
+            targets,
+            map_labels(lambda part: part.to(self._device), labels if self.batches.labelled else None),
             distill=self.settings.distill,
             temperature=self.settings.temperature,
             smoothing=self.settings.label_smoothing,
-            classes=self._is_classes(0),
         )
-        if len(targets) > 1:
-            loss = (loss + self._beside(outputs, targets)) / len(targets)
         if ours is None or theirs is None or self.features is None:
             return loss
         return loss + self.settings.mimic * feature_loss(ours.float(), self.features.of_dense(theirs.float()))
@@ -237,20 +235,6 @@ class Loop:
             return outputs, [], None, None
         with torch.no_grad():
             return outputs, every_output(call(self.teacher, inputs)), None, None
-
-    def _beside(self, outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
-        """What the outputs beside the first are off by: each has to stay what the dense model says, labels or not."""
-        pairs = list(zip(outputs, targets, strict=True))[1:]
-        temperature = self.settings.temperature
-        return torch.stack(
-            [
-                distillation_loss(ours, theirs, temperature=temperature, classes=self._is_classes(number))
-                for number, (ours, theirs) in enumerate(pairs, start=1)
-            ]
-        ).sum()
-
-    def _is_classes(self, output: int) -> bool | None:
-        return self.classes[output] if output < len(self.classes) else None
 
     def _share_statistics(self) -> None:
         """Average the running statistics, which each process took of its own samples."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deploypruner.errors import InputError
+from deploypruner.losses import labels_at
 from deploypruner.recover.batches import Batch
 
 
@@ -36,7 +37,7 @@ class Team:
         inputs, labels = batch
         whole = len(inputs[0])
         mine = torch.arange(whole).tensor_split(self.size)[self.rank]
-        own = tuple(x[mine] for x in inputs), None if labels is None else labels[mine]
+        own = tuple(x[mine] for x in inputs), labels_at(labels, mine)
         return own, len(mine) * self.size / whole
 
     def mean_gradients(self, parameters: Sequence[nn.Parameter]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deploypruner.errors import InputError
 from deploypruner.recover.batches import TrainingBatches
@@ -25,7 +25,7 @@ def top1_percent(module: nn.Module, batches: TrainingBatches, *, batch_size: int
     device = device_of(module)
     with evaluating(module), torch.no_grad():
         for inputs, labels in batches.epoch(batch_size=batch_size, seed=0, shuffle=False, augment=False):
-            assert labels is not None, "labelled batches carry labels"
+            assert isinstance(labels, Tensor), "class indices are one tensor"
             output = first_output(module(*(x.to(device) for x in inputs)))
             right += int((output.argmax(dim=1) == labels.to(device)).sum())
             seen += len(labels)

@@ -77,9 +77,10 @@ def table_rows(rows: Sequence[Row], *, colour: bool, width: int | None = None) -
 def _layout(rows: Sequence[Row], groups: Sequence[RuntimeGroup]) -> _Layout:
     metric = next((row.metric for row in rows if row.accuracy is not None), ACCURACY)
     agreed, kinds = units.agreement_head(rows)
+    scored = _Column(metric.name, units.metric_unit(rows), lambda row: units.accuracy(row.accuracy, row.metric.unit))
     left = (
-        _Column(metric.name, metric.unit, lambda row: units.accuracy(row.accuracy, row.metric.unit)),
-        _Column(agreed, kinds, lambda row: units.agreement(row.agreement, row.agreement_kind)),
+        *([scored] if any(row.accuracy is not None for row in rows) or not kinds else []),
+        _Column(agreed, kinds, lambda row: units.agreement_cell(row, rows)),
         _Column("median", "ms", lambda row: units.significant(row.median_ms)),
         _Column("p95", "ms", lambda row: units.significant(row.p95_ms), spare=1),
     )

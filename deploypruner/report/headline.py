@@ -152,7 +152,8 @@ def _quality(row: Row, baseline: Row | None) -> str:
         sign = " %" if unit == "%" else ""
         dense = baseline.accuracy if baseline else None
         beside = f" (dense {units.accuracy(dense, unit)}{sign})" if dense is not None else ""
-        return f"{name} {units.accuracy(row.accuracy, unit)}{sign}{beside}"
+        named = " ".join(filter(None, (name, units.of_output(row))))
+        return f"{named} {units.accuracy(row.accuracy, unit)}{sign}{beside}"
     if row.agreement is not None:
         return units.agreement_text(row.agreement, row.agreement_kind)
     return "accuracy not measured"

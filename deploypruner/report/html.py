@@ -76,6 +76,7 @@ def render_html(report: Report) -> str:
         threads=_threads(report.rows),
         labelled=any(row.accuracy is not None for row in report.rows),
         metric=next((row.metric for row in report.rows if row.accuracy is not None), ACCURACY),
+        metric_unit=units.metric_unit(report.rows),
         agreement_column=units.agreement_head(report.rows),
         by_output=output_lines(report.rows),
         picture=_picture(report.rows, result),
@@ -167,7 +168,10 @@ def _picture(rows: Sequence[Row], result: Headline) -> dict[str, Any] | None:
 
 def _spread_caption(rows: Sequence[Row]) -> str:
     if any(row.p95_ms is not None for row in rows):
-        return "The line beside a marker reaches from the median to the 95th percentile."
+        return (
+            "The line beside a marker reaches from the median to the 95th percentile; one without an end mark leaves "
+            "the picture."
+        )
     if any(spread(row, rows) is not None for row in rows):
         return "The line through a marker is the 95 % interval of its speed-up, applied to the baseline's median."
     return ""

@@ -31,25 +31,31 @@ class QualityAxis:
     best: float
     slack: float
     upward: bool = True
+    least: float = -math.inf
 
 
 def quality_axis(rows: Sequence[Row]) -> QualityAxis | None:
     """Accuracy where every row has it, else agreement, else None."""
     if all(row.accuracy is not None for row in rows):
-        metric = rows[0].metric
+        metric, unit = rows[0].metric, units.metric_unit(rows)
+        name = f"{metric.name}, {unit}" if unit else metric.name
         if metric.unit == "%":
-            return QualityAxis(
-                f"{metric.name}, %", lambda row: row.accuracy, lambda value: f"{value:.1f} %", 100.0, 0.5
-            )
+            return QualityAxis(name, lambda row: row.accuracy, lambda value: f"{value:.1f} %", 100.0, 0.5)
         worst = max(abs(row.accuracy or 0.0) for row in rows)
         slack, upward = 0.01 * worst or 0.01, metric.higher_is_better
         return QualityAxis(
-            *(metric.name, lambda row: row.accuracy, lambda value: units.accuracy(value, ""), math.inf, slack, upward)
+            *(name, lambda row: row.accuracy, lambda value: units.accuracy(value, ""), math.inf, slack, upward)
         )
     kinds = list(dict.fromkeys(row.agreement_kind for row in rows if row.agreement is not None))
     if kinds == ["cosine"]:
         return QualityAxis(
             "cosine agreement with dense", lambda row: row.agreement, lambda v: f"{v:.4f}", 1.0, 0.0002
+        )
+    if kinds == [units.RELATIVE_ERROR]:
+        # Of the dense model itself it is 0, and nothing is below that.
+        name = "relative error, % (against dense)"
+        return QualityAxis(
+            name, _error_percent, lambda value: f"{value:.1f} %", math.inf, 0.5, upward=False, least=0.0
         )
     if kinds:
         name = f"{' or '.join(kinds)} agreement with dense, %".replace(units.RELATIVE_ERROR, "100 - relative error")
@@ -104,6 +110,10 @@ def _agreement_percent(row: Row) -> float | None:
     return None if row.agreement is None else 100 * row.agreement
 
 
+def _error_percent(row: Row) -> float | None:
+    return None if row.agreement is None else 100 * (1 - row.agreement)
+
+
 def _value(quality: QualityAxis, row: Row) -> float:
     value = quality.value(row)
     assert value is not None, f"row '{row.name}' has no {quality.title}"
@@ -129,7 +139,7 @@ def _y_axis(rows: Sequence[Row], quality: QualityAxis, height: float) -> Axis:
 def _grid(x: Axis, y: Axis, quality: QualityAxis, size: tuple[float, float]) -> Markup:
     width, height = size
     parts = []
-    ticks = [tick for tick in y.ticks(5) if tick <= quality.best]
+    ticks = [tick for tick in y.ticks(5) if quality.least <= tick <= quality.best]
     for tick, label in zip(ticks, tick_labels(ticks), strict=True):
         at = y.pixel(tick)
         parts.append(svg.line("grid", (x.start, at), (x.end, at)))

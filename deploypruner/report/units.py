@@ -57,8 +57,33 @@ def agreement(value: float | None, kind: str) -> str:
 
 def agreement_head(rows: Iterable[Row]) -> tuple[str, str]:
     """Heading of the column, and what the numbers in it are: "agreement" and "top-1", "difference" for errors."""
-    kinds = list(dict.fromkeys(row.agreement_kind for row in rows if row.agreement is not None))
-    return "difference" if kinds == [RELATIVE_ERROR] else "agreement", " or ".join(kinds)
+    kinds = _kinds(rows)
+    return "difference" if kinds == [RELATIVE_ERROR] else "agreement", kinds[0] if len(kinds) == 1 else ""
+
+
+def agreement_cell(row: Row, rows: Iterable[Row]) -> str:
+    """What a row has in that column; with its kind where those of the rows differ, for an error is no agreement."""
+    text = agreement(row.agreement, row.agreement_kind)
+    return text if len(_kinds(rows)) < 2 or text == UNKNOWN else f"{row.agreement_kind} {text}"
+
+
+def metric_unit(rows: Iterable[Row]) -> str:
+    """What stands under the name of the metric: its unit, and of several outputs the one it is of."""
+    row = next((row for row in rows if row.accuracy is not None), None)
+    if row is None:
+        return ""
+    return ", ".join(filter(None, (row.metric.unit, of_output(row))))
+
+
+def of_output(row: Row) -> str:
+    """ "of OUTPUT" that the metric of a row is about, "" where there is one output only or it is the user's own."""
+    scored = [output.output for output in row.outputs if output.accuracy is not None]
+    own = row.metric.points is None
+    return f"of {scored[0]}" if len(row.outputs) > 1 and scored and not own else ""
+
+
+def _kinds(rows: Iterable[Row]) -> list[str]:
+    return list(dict.fromkeys(row.agreement_kind for row in rows if row.agreement is not None))
 
 
 def agreement_text(value: float | None, kind: str) -> str:
@@ -148,7 +173,7 @@ def plain_text(value: object) -> str:
         if all(isinstance(item, int) for item in value):
             return "x".join(str(item) for item in value) if len(value) > 1 else str(value[0])
         return ", ".join(plain_text(item) for item in value)
-    return str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def budget_sentence(budget: dict[str, Any]) -> str:
@@ -181,14 +206,15 @@ def quality_sentence(quality: dict[str, Any]) -> str:
     """What was lost and what may be: "accuracy fell from 88.0 to 2.4 %, 85.6 points where 3 are allowed"."""
     kind, unit = quality["kind"], quality.get("unit", "%")
     labelled = is_labelled(quality)
+    error = not labelled and kind == RELATIVE_ERROR
     name = kind if labelled else f"agreement with the dense model ({kind})"
+    name = "relative error against the dense model" if error else name
     name += f" of output '{quality['output']}'" if quality.get("output") else ""
     dense, pruned, lost = (quality[key] for key in ("dense", "pruned", "lost"))
     allowed = f"{quality['allowed']:g} {'is' if quality['allowed'] == 1 else 'are'} allowed"
     if pruned is None or lost is None or not math.isfinite(lost):
         return f"{name} is not a number any more, where {quality['allowed']:g} points may be lost"
-    if not labelled and kind == RELATIVE_ERROR:
-        name = name.replace("agreement with", "relative error against").removesuffix(f" ({kind})")
+    if error:
         grew = f"{name} is {100 - pruned:.1f} %"
         return f"{grew} where {quality['allowed']:g} {'is' if quality['allowed'] == 1 else 'are'} allowed"
     before, after = (accuracy(value, unit) for value in (dense, pruned))

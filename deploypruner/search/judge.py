@@ -22,12 +22,11 @@ from torch import Tensor, nn
 from deploypruner.errors import InputError
 from deploypruner.graph import Graph, Keep
 from deploypruner.graph.inputs import call, tensors
+from deploypruner.losses import BY_SHAPE, ModelLoss, label_of
 from deploypruner.recover.batches import Batch
 from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.recover.modes import evaluating
 from deploypruner.recover.reconstruct import Reconstruction, can_reconstruct, reconstruct
-from deploypruner.search.measured import Kind
-from deploypruner.search.sample_losses import kind_of, sample_losses
 from deploypruner.search.saved import Saved, batches_hash, identity_of
 
 _T = TypeVar("_T")
@@ -39,14 +38,14 @@ class Verdict:
     """How a plan does on images that nothing was adapted to.
 
     Args:
-        kind: What `loss` is.
-        loss: Nats with classes, a share without; smaller is better.
+        kind: What `loss` is, in words: see `ModelLoss.measured`.
+        loss: Nats with classes and decisions, a share of the variance with values; smaller is better.
         top1: Percent of samples with the label, or without labels with the dense network's class; None without
             classes.
         samples: Behind both.
     """
 
-    kind: Kind
+    kind: str
     loss: float
     top1: float | None
     samples: int
@@ -68,7 +67,8 @@ class Judge:
         graph: The traced model; it is not changed.
         solving: Batches that layers are reconstructed on; where they cannot be, batch norm is measured on them.
         held_out: Batches that plans are judged on, with or without labels.
-        file: Verdicts are kept here, and not found anew for the same weights and batches.
+        loss: What an output is off by; by shape where None.
+        file: Verdicts are kept here, and not found anew for the same weights, batches and loss.
 
     Attributes:
         dense: Verdict on the model as it is.
@@ -78,15 +78,21 @@ class Judge:
     """
 
     def __init__(
-        self, graph: Graph, *, solving: Sequence[Batch], held_out: Sequence[Batch], file: Path | None = None
+        self,
+        graph: Graph,
+        *,
+        solving: Sequence[Batch],
+        held_out: Sequence[Batch],
+        loss: ModelLoss | None = None,
+        file: Path | None = None,
     ) -> None:
         if not held_out:
             raise InputError("there are no images to judge plans on", hint="check --data")
-        self.graph, self._solving, self._held_out = graph, solving, held_out
+        self.graph, self._solving, self._held_out, self._loss = graph, solving, held_out, loss or BY_SHAPE
         self._dense = [_outputs(graph.module, inputs) for inputs, _ in held_out]
         self.dense = self.dense_on(1.0)
         samples = "" if file is None else (batches_hash(solving), batches_hash(held_out))
-        self._saved = Saved(file, "" if file is None else identity_of(graph.module, _FORMAT, samples))
+        self._saved = Saved(file, "" if file is None else identity_of(graph.module, _FORMAT, samples, self._loss))
 
     def look(self, keep: Keep, *, share: float = 1.0) -> Verdict:
         """Judge a plan.
@@ -160,16 +166,17 @@ class Judge:
 
     def _of(self, found: Iterable[list[Tensor]], share: float) -> Verdict:
         """Of outputs on the first part of the held-out batches; what is not finite counts as infinitely bad."""
-        total, right, seen, kind = 0.0, 0.0, 0, kind_of(self._dense[0], self._held_out[0][1])
-        classes = kind != "relative error of the outputs"
+        total, right, seen = 0.0, 0.0, 0
+        kind = self._loss.measured(self._dense[0], self._held_out[0][1])
+        first = self._loss.known(self._dense[0], self._held_out[0][1])[0]
         asked = zip(found, _part(self._dense, share), _part(self._held_out, share), strict=True)
         for outputs, dense, (_, labels) in asked:
-            losses = sample_losses(outputs, dense, labels).nan_to_num(nan=float("inf"))
+            losses = self._loss.of_samples(outputs, dense, labels).nan_to_num(nan=float("inf"))
             total, seen = total + float(losses.sum()), seen + len(losses)
-            if classes:
-                target = dense[0].argmax(dim=1) if labels is None else labels
-                right += float((outputs[0].argmax(dim=1) == target).double().mean()) * len(losses)
-        return Verdict(kind, total / seen, 100 * right / seen if classes else None, seen)
+            if first.kind == "classes":
+                own = label_of(labels, first.label)
+                right += float(first.right(outputs[0], first.answers(dense[0]) if own is None else own).sum())
+        return Verdict(kind, total / seen, 100 * right / seen if first.kind == "classes" else None, seen)
 
 
 def _part(batches: Sequence[_T], share: float) -> list[_T]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -17,8 +17,6 @@ from deploypruner.graph import Graph
 from deploypruner.prune.room import Order
 from deploypruner.search.choices import Floats
 from deploypruner.search.losses import Losses
-
-Kind = Literal["loss", "KL to the dense outputs", "relative error of the outputs"]
 
 # What a measured width costs at the least, in nats: 256 samples do not tell less from nothing.
 _LEAST = 1e-4
@@ -59,15 +57,14 @@ class MeasuredWorth:
     """Every cut alone, measured on data with batch-norm statistics as they were.
 
     Args:
-        kind: What changed: the cross-entropy with the labels, in nats; the divergence from the dense network's class
-            probabilities, in nats; or the squared error of all outputs over the mean square of the dense ones.
+        kind: What changed, in words: see `ModelLoss.measured`.
         samples: It was measured on.
         groups: Group id -> at one width.
         branches: Branch id -> without it.
         seconds: It took, pauses left out.
     """
 
-    kind: Kind
+    kind: str
     samples: int
     groups: Mapping[str, GroupWorth]
     branches: Mapping[str, BranchWorth]

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deploypruner.errors import InputError
 from deploypruner.graph.inputs import Inputs, raw_bytes, tensors
+from deploypruner.losses import Labels, label_parts
 from deploypruner.reading import read_json
 from deploypruner.sources.soundness import fingerprint
 
@@ -54,16 +55,16 @@ def identity_of(module: nn.Module, *others: object) -> str:
     return hashlib.sha256(repr((torch.__version__, fingerprint(module), *others)).encode()).hexdigest()
 
 
-def batch_hash(inputs: Inputs, labels: Tensor | None) -> str:
+def batch_hash(inputs: Inputs, labels: Labels) -> str:
     """Of one batch of samples."""
     digest = hashlib.sha256()
-    for tensor in [*tensors(inputs), *([] if labels is None else [labels])]:
+    for tensor in [*tensors(inputs), *label_parts(labels)]:
         digest.update(f"{tensor.dtype} {list(tensor.shape)} {labels is None}".encode())
         digest.update(raw_bytes(tensor))
     return digest.hexdigest()
 
 
-def batches_hash(batches: Iterable[tuple[Inputs, Tensor | None]]) -> str:
+def batches_hash(batches: Iterable[tuple[Inputs, Labels]]) -> str:
     """Of several, in their order."""
     return hashlib.sha256(" ".join(batch_hash(tuple(x), y) for x, y in batches).encode()).hexdigest()
 

@@ -19,14 +19,14 @@ from torch import Tensor
 from deploypruner.errors import InputError
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import Inputs, batch_size, carries_batch, map_tensors, tensors
+from deploypruner.losses import BY_SHAPE, Labels, ModelLoss, labels_at
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.prune.room import Order
-from deploypruner.search.measured import BranchWorth, GroupWorth, Kind, MeasuredWorth
-from deploypruner.search.sample_losses import kind_of, sample_losses
+from deploypruner.search.measured import BranchWorth, GroupWorth, MeasuredWorth
 from deploypruner.search.sensitivity import Cut, Sweep
 from deploypruner.search.worth_file import MeasuredCuts, WorthFile
 
-Batch = tuple[tuple[Any, ...], Tensor | None]
+Batch = tuple[tuple[Any, ...], Labels]
 
 # Numbers of the inputs that are run at a time: 16 images of 224 x 224, and never more than 32 samples.
 _AT_A_TIME = 16 * 3 * 224 * 224
@@ -38,6 +38,7 @@ def measure_worth(
     order: Order,
     batches: Collection[Batch],
     *,
+    loss: ModelLoss | None = None,
     widths: Mapping[str, int] | None = None,
     branches: bool = True,
     file: Path | None = None,
@@ -50,8 +51,8 @@ def measure_worth(
     Args:
         graph: The traced model; it is not changed.
         order: Group id -> all its channels, the most important first.
-        batches: (inputs, labels or None); with labels the loss is the cross-entropy, without it is the distance from
-            the dense network's outputs. 256 to 512 samples.
+        batches: (inputs, labels or None). 256 to 512 samples.
+        loss: What an output is off by, from its labels or from the dense network's answer; by shape where None.
         widths: Group id -> channels to leave, 1 to C - 1; the groups to measure. None: half of every group.
         branches: Measure those, too.
         file: Batches that are finished are kept here, and not measured again for the same weights and cuts.
@@ -68,9 +69,10 @@ def measure_worth(
     """
     cuts = [*_group_cuts(graph, order, widths), *(_branch_cuts(graph) if branches else ())]
     dtype = dtype or best_dtype()
+    loss = loss or BY_SHAPE
     sweep = Sweep(graph, cuts, dtype=dtype)
     progress = progress or SilentProgress()
-    saved = WorthFile(file, graph.module, {cut.id: cut.keep for cut in cuts}, str(dtype))
+    saved = WorthFile(file, graph.module, {cut.id: cut.keep for cut in cuts}, f"{dtype} {loss}")
     found = list[MeasuredCuts]()
     progress.start(max(1, len(batches) * len(cuts)), "worth")
     try:
@@ -79,7 +81,8 @@ def measure_worth(
             if measured is None and found and enough(found[-1].seconds):
                 break
             if measured is None:
-                measured = _measured(graph, sweep, inputs, labels, number=number, progress=progress, cuts=cuts)
+                about = (number, progress, cuts)
+                measured = _measured(graph, sweep, (inputs, labels), loss, about=about)
                 saved.add(inputs, labels, measured)
             else:
                 progress.advance(len(cuts))
@@ -125,28 +128,27 @@ def _branch_cuts(graph: Graph) -> Iterator[Cut]:
 def _measured(
     graph: Graph,
     sweep: Sweep,
-    inputs: Inputs,
-    labels: Tensor | None,
+    batch: Batch,
+    loss: ModelLoss,
     *,
-    number: int,
-    progress: Progress,
-    cuts: Sequence[Cut],
+    about: tuple[int, Progress, Sequence[Cut]],
 ) -> MeasuredCuts:
     """All cuts on one batch, some samples at a time where the model runs at any batch size."""
+    (inputs, labels), (number, progress, cuts) = batch, about
     began = time.monotonic()
     samples = batch_size(inputs)
     size = _samples_at_a_time(inputs) if graph.dynamic_batch else samples
-    kind: Kind = "loss"
+    kind = ""
     changes: dict[str, list[float]] = {cut.id: [] for cut in cuts}
     starts = range(0, samples, size)
     for start in starts:
         some = _samples(inputs, start, start + size)
-        some_labels = None if labels is None else labels[start : start + size]
+        some_labels = labels_at(labels, slice(start, start + size))
         dense = sweep.dense(some)
-        kind, before = kind_of(dense, some_labels), sample_losses(dense, dense, some_labels)
+        kind, before = loss.measured(dense, some_labels), loss.of_samples(dense, dense, some_labels)
         _check(before, number, "all channels", hint="check the data for NaN, and that it is normalised as expected")
         for cut, outputs in sweep.cuts(some):
-            after = sample_losses(outputs, dense, some_labels)
+            after = loss.of_samples(outputs, dense, some_labels)
             _check(after, number, cut.said, hint=f"leave it whole with --exclude '{cut.id.partition(':')[0]}'")
             changes[cut.id] += (after - before).tolist()
             if start == starts[-1]:

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from deploypruner.graph.inputs import Inputs
+from deploypruner.losses import Labels
 from deploypruner.search.saved import Saved, batch_hash, identity_of
 
 if TYPE_CHECKING:
     from deploypruner.graph import Keep
-    from deploypruner.search.measured import Kind
 
 _FORMAT = 2
 
@@ -30,7 +30,7 @@ class MeasuredCuts:
         moments: Id of the cut -> sum and sum of squares of the changes of its samples' losses.
     """
 
-    kind: Kind
+    kind: str
     samples: int
     seconds: float
     moments: Mapping[str, tuple[float, float]]
@@ -50,12 +50,12 @@ class WorthFile:
         said = [(name, [(key, kept.tolist()) for key, kept in keep.items()]) for name, keep in cuts.items()]
         self._saved = Saved(path, "" if path is None else identity_of(module, _FORMAT, how, said))
 
-    def find(self, inputs: Inputs, labels: Tensor | None) -> MeasuredCuts | None:
+    def find(self, inputs: Inputs, labels: Labels) -> MeasuredCuts | None:
         """What was measured on this batch."""
         entries = self._saved.entries
         return _measured(entries.get(batch_hash(inputs, labels))) if entries else None
 
-    def add(self, inputs: Inputs, labels: Tensor | None, measured: MeasuredCuts) -> None:
+    def add(self, inputs: Inputs, labels: Labels, measured: MeasuredCuts) -> None:
         """Remember a batch."""
         if self._saved.path is not None:
             self._saved.add(batch_hash(inputs, labels), asdict(measured))

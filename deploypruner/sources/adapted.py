@@ -82,6 +82,46 @@ class Unlabelled(Adapted):
 
 
 @dataclass(frozen=True, eq=False)
+class Targeted(Adapted):
+    """A split that trains by labels of other kinds than one class per sample: numbers, masks, several per sample.
+
+    Images are not augmented here: a mask or a place would have to be moved with them.
+
+    Args:
+        inner: The split, with targets that are tensors, or tuples of tensors.
+        used: Which of them are trained by; they come as a tuple in this order.
+    """
+
+    used: tuple[int, ...]
+
+    @property
+    def labelled(self) -> bool:
+        """Always."""
+        return True
+
+    def epoch(
+        self, *, batch_size: int, seed: int = 0, shuffle: bool = False, augment: bool = False
+    ) -> Iterator[Judgeable]:
+        """See `Batches`; with the targets for labels."""
+        for inputs, target in self.inner.with_targets(batch_size=batch_size, seed=seed, shuffle=shuffle):
+            parts = target if isinstance(target, tuple) else (target,)
+            if len(parts) <= max(self.used) or not all(isinstance(parts[number], Tensor) for number in self.used):
+                raise InputError(
+                    "a batch of the data has no labels, or others than the first batch has",
+                    hint="label all batches alike, or none",
+                )
+            yield inputs, tuple(parts[number] for number in self.used)
+
+    def with_targets(self, *, batch_size: int, seed: int = 0, shuffle: bool = False) -> Iterator[Judgeable]:
+        """Those of the split, all of them."""
+        yield from self.inner.with_targets(batch_size=batch_size, seed=seed, shuffle=shuffle)
+
+    def known_labels(self) -> Tensor | None:
+        """None: no class indices."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
 class Relabelled(Adapted):
     """A split with other class numbers.
 

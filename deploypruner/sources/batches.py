@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from deploypruner.errors import InputError
+from deploypruner.losses import Labels
 from deploypruner.recipe.data import DataSettings
 
-# (one tensor per model input, class indices [B] int64 or None without labels)
-Batch: TypeAlias = tuple[tuple[Tensor, ...], Tensor | None]
+# (one tensor per model input, labels to train by or None)
+Batch: TypeAlias = tuple[tuple[Tensor, ...], Labels]
 # (one tensor per model input, labels of any kind or None)
 Judgeable: TypeAlias = tuple[tuple[Tensor, ...], Any]
 
@@ -25,7 +26,7 @@ class Batches(ABC):
     @property
     @abstractmethod
     def labelled(self) -> bool:
-        """Whether batches carry class indices."""
+        """Whether batches of an epoch carry labels to train by: class indices, unless it is `Targeted`."""
 
     @property
     @abstractmethod
@@ -53,7 +54,7 @@ class Batches(ABC):
             augment: Random crops and flips, where the data are images and the settings allow it.
 
         Yields:
-            Inputs, each [B, ...], and class indices [B] int64 or None.
+            Inputs, each [B, ...], and class indices [B] int64, labels of other kinds (`Targeted`), or None.
         """
 
     @property
@@ -104,7 +105,7 @@ class Data:
 
     @property
     def labelled(self) -> bool:
-        """Whether the validation split has class indices, which training and scoring can use."""
+        """Whether the validation split has labels that training and scoring can use."""
         return self.val.labelled
 
 

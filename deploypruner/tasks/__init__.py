@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from numpy.typing import NDArray
 
@@ -15,6 +15,12 @@ from deploypruner.records import Metric
 from deploypruner.registries import tasks
 
 Array = NDArray[Any]
+
+LossKind = Literal["classes", "decisions", "direction", "values"]
+"""What an output is trained by, with labels and towards the dense model's answer: see `deploypruner.losses`.
+
+Classes exclude each other, a decision is yes or no, the length of a direction does not matter; values are the rest.
+"""
 
 
 class Task(ABC):
@@ -24,11 +30,19 @@ class Task(ABC):
         order: Tasks are asked in this order whether an output is theirs; the first that says yes has it.
         metric: What its accuracy is counted in; None where labels say nothing about it.
         agreement_kind: What its agreement with the dense model is.
+        loss: What it is trained by.
+        class_axis: Where its classes lie, if it has any.
     """
 
     order: ClassVar[int]
     metric: ClassVar[Metric | None] = None
     agreement_kind: ClassVar[str]
+    loss: ClassVar[LossKind] = "values"
+    class_axis: ClassVar[int] = 1
+
+    def probabilities(self, output: Array) -> bool:
+        """Are the dense model's answers probabilities already, and not scores or logits?"""
+        return False
 
     @abstractmethod
     def takes(self, output: Array) -> bool:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from deploypruner.records import ACCURACY, Metric
-from deploypruner.tasks import Array, Task, tasks
+from deploypruner.tasks import Array, LossKind, Task, tasks
 from deploypruner.tasks.classification import is_luck, valid
 from deploypruner.tasks.relative import relative_error
 
@@ -22,6 +22,7 @@ class Binary(Task):
     order: ClassVar[int] = 10
     metric: ClassVar[Metric | None] = ACCURACY
     agreement_kind: ClassVar[str] = "same decision"
+    loss: ClassVar[LossKind] = "decisions"
 
     def takes(self, output: Array) -> bool:
         """One float per sample."""
@@ -30,6 +31,10 @@ class Binary(Task):
     def fits(self, output: Array, labels: Array) -> bool:
         """Both 0 and 1, and nothing else."""
         return labels.size == len(output) and set(np.unique(labels).tolist()) == {0, 1}
+
+    def probabilities(self, output: Array) -> bool:
+        """All of them in [0, 1]."""
+        return between_0_and_1(output)
 
     def scores(self, output: Array, labels: Array, dense: Array | None = None) -> dict[str, float]:
         """Percent of samples with the right decision."""
@@ -58,6 +63,10 @@ class Binary(Task):
 
 def decisions(output: Array, reference: Array) -> Array:
     """Yes or no for every score; the reference says whether scores are probabilities."""
-    finite = reference[np.isfinite(reference)]
-    probabilities = bool(finite.size) and finite.min() >= 0 and finite.max() <= 1
-    return np.asarray(output > (0.5 if probabilities else 0))
+    return np.asarray(output > (0.5 if between_0_and_1(reference) else 0))
+
+
+def between_0_and_1(scores: Array) -> bool:
+    """Do all scores that are finite lie where probabilities do?"""
+    finite = scores[np.isfinite(scores)]
+    return bool(finite.size) and bool(finite.min() >= 0) and bool(finite.max() <= 1)

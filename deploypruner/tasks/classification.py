@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from deploypruner.records import ACCURACY, Metric
-from deploypruner.tasks import Array, Task, tasks
+from deploypruner.tasks import Array, LossKind, Task, tasks
 from deploypruner.tasks.relative import relative_error
 
 # Where there are no labels: share of samples with one answer and share of variance between classes rather than
@@ -27,6 +27,7 @@ class Classification(Task):
     order: ClassVar[int] = 20
     metric: ClassVar[Metric | None] = ACCURACY
     agreement_kind: ClassVar[str] = "top-1"
+    loss: ClassVar[LossKind] = "classes"
 
     def takes(self, output: Array) -> bool:
         """Floats `[N, K]`, K > 1."""
@@ -41,6 +42,10 @@ class Classification(Task):
     def resembles(self, output: Array) -> bool:
         """Are these scores of a trained classifier, going by their values?"""
         return resembles_classes(output)
+
+    def probabilities(self, output: Array) -> bool:
+        """Rows that add up to 1."""
+        return are_shares(output)
 
     def scores(self, output: Array, labels: Array, dense: Array | None = None) -> dict[str, float]:
         """Percent of samples whose largest score is at the label; NaN is never right."""
@@ -81,7 +86,7 @@ def resembles_classes(scores: Array) -> bool:
     shares = np.bincount(scores.argmax(axis=1), minlength=scores.shape[1]) / len(scores)
     if len(scores) >= 8 and shares.max() >= _SAME_ANSWER:
         return False
-    if (scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=1e-3):
+    if are_shares(scores):
         return True
     centred = scores - scores.mean(axis=1, keepdims=True)  # adding a number to all scores changes no class
     total = float(np.square(centred).sum())
@@ -90,6 +95,11 @@ def resembles_classes(scores: Array) -> bool:
         return False
     largest = 1 / np.exp(scores - scores.max(axis=1, keepdims=True)).sum(axis=1)
     return float(largest.mean()) >= max(_UNSURE, min(0.5, 1.5 / scores.shape[1]))
+
+
+def are_shares(scores: Array) -> bool:
+    """Are these `[..., K]` at least 0, and 1 together along the last axis?"""
+    return bool((scores >= 0).all()) and np.allclose(scores.sum(axis=-1, dtype=np.float64), 1, atol=1e-3)
 
 
 def is_luck(right: int, count: int, chance: float) -> bool:

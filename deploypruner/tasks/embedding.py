@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from deploypruner.tasks import Array, Task, tasks
+from deploypruner.tasks import Array, LossKind, Task, tasks
+from deploypruner.tasks.classification import are_shares
 from deploypruner.tasks.relative import relative_error
 
 _DIMENSIONS = 8
@@ -23,6 +24,7 @@ class Embedding(Task):
 
     order: ClassVar[int] = 15
     agreement_kind: ClassVar[str] = "cosine"
+    loss: ClassVar[LossKind] = "direction"
 
     def takes(self, output: Array) -> bool:
         """Floats, more than one per sample."""
@@ -33,8 +35,7 @@ class Embedding(Task):
         if output.ndim != 2 or output.shape[1] < _DIMENSIONS:
             return False
         lengths = np.linalg.norm(output.astype(np.float64), axis=1)
-        one_hot = bool((output >= 0).all()) and np.allclose(output.sum(axis=1), 1, atol=1e-3)
-        return bool(np.allclose(lengths, 1, atol=1e-3)) and not one_hot
+        return bool(np.allclose(lengths, 1, atol=1e-3)) and not are_shares(output)
 
     def agreement(self, output: Array, reference: Array) -> float:
         """Mean cosine; 0 for a model that ignores its input."""

@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 
 from deploypruner.records import Metric
-from deploypruner.tasks import Array, Task, tasks
-from deploypruner.tasks.binary import decisions
+from deploypruner.tasks import Array, LossKind, Task, tasks
+from deploypruner.tasks.binary import between_0_and_1, decisions
 from deploypruner.tasks.classification import FEWEST
 from deploypruner.tasks.relative import relative_error
 
@@ -24,6 +24,7 @@ class Multilabel(Task):
     order: ClassVar[int] = 30
     metric: ClassVar[Metric | None] = Metric("F1")
     agreement_kind: ClassVar[str] = "F1"
+    loss: ClassVar[LossKind] = "decisions"
 
     def takes(self, output: Array) -> bool:
         """Floats `[N, K]`."""
@@ -32,6 +33,10 @@ class Multilabel(Task):
     def fits(self, output: Array, labels: Array) -> bool:
         """0 and 1 for every label of every sample."""
         return labels.shape == output.shape and output.shape[1] > 1 and bool(np.isin(labels, (0, 1)).all())
+
+    def probabilities(self, output: Array) -> bool:
+        """All of them in [0, 1]."""
+        return between_0_and_1(output)
 
     def scores(self, output: Array, labels: Array, dense: Array | None = None) -> dict[str, float]:
         """F1 over all labels of all samples, and the share of right decisions, both in percent."""

@@ -29,7 +29,7 @@ def relative_error(output: Array, reference: Array) -> float:
         The square root of the relative squared error, 1 - R2; Witten, Frank, Hall, "Data Mining", 3rd ed., sec. 5.8.
     """
     error, spread, size = _sums(output, reference)
-    scale = spread if spread > 1e-12 * size else size
+    scale = _scale(spread, size)
     if error == 0:
         return 0.0
     return float(np.sqrt(error / scale)) if scale > 0 and np.isfinite(error) else float("inf")
@@ -49,6 +49,12 @@ def r2(output: Array, labels: Array) -> float:
     return float(1 - error / spread)
 
 
+def variance(numbers: Array) -> float:
+    """Mean square of `[N, ...]` around their mean over the samples, what `relative_error` divides by; 0 of zeros."""
+    _, spread, size = _sums(numbers, numbers)
+    return _scale(spread, size) / max(1, numbers.size)
+
+
 def mean_absolute_error(output: Array, labels: Array) -> float:
     """Mean of |a - b| over all numbers, in the unit of the labels."""
     total = sum(float(np.abs(a - b).sum()) for a, b in _chunks(output, labels))
@@ -58,6 +64,10 @@ def mean_absolute_error(output: Array, labels: Array) -> float:
 def agreement_of(error: float) -> float:
     """1 - relative error; 0 where that is not finite."""
     return float(1 - error) if np.isfinite(error) else 0.0
+
+
+def _scale(spread: float, size: float) -> float:
+    return spread if spread > 1e-12 * size else size
 
 
 def _sums(output: Array, reference: Array) -> tuple[float, float, float]:

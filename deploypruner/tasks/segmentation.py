@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 
 from deploypruner.records import Metric
-from deploypruner.tasks import Array, Task, tasks
-from deploypruner.tasks.classification import resembles_classes
+from deploypruner.tasks import Array, LossKind, Task, tasks
+from deploypruner.tasks.classification import are_shares, resembles_classes
 from deploypruner.tasks.relative import relative_error
 
 IGNORED = 255
@@ -31,6 +31,7 @@ class Segmentation(Task):
     order: ClassVar[int] = 40
     metric: ClassVar[Metric | None] = Metric("mIoU")
     agreement_kind: ClassVar[str] = "mIoU"
+    loss: ClassVar[LossKind] = "classes"
 
     def takes(self, output: Array) -> bool:
         """Floats `[N, K, ...]`, K > 1, with at least one axis of places."""
@@ -50,6 +51,10 @@ class Segmentation(Task):
             return False
         places = np.moveaxis(output, 1, -1).reshape(-1, output.shape[1])
         return resembles_classes(places[:: max(1, len(places) // _PIXELS)])
+
+    def probabilities(self, output: Array) -> bool:
+        """Classes of a place add up to 1."""
+        return are_shares(np.moveaxis(output, 1, -1))
 
     def scores(self, output: Array, labels: Array, dense: Array | None = None) -> dict[str, float]:
         """The mIoU and the share of right pixels, both in percent."""

@@ -7,7 +7,8 @@ from typing import ClassVar
 import numpy as np
 
 from deploypruner.records import ACCURACY, Metric
-from deploypruner.tasks import Array, Task, tasks
+from deploypruner.tasks import Array, LossKind, Task, tasks
+from deploypruner.tasks.classification import are_shares
 from deploypruner.tasks.relative import relative_error
 
 
@@ -21,6 +22,8 @@ class Tokens(Task):
     order: ClassVar[int] = 50
     metric: ClassVar[Metric | None] = ACCURACY
     agreement_kind: ClassVar[str] = "top-1"
+    loss: ClassVar[LossKind] = "classes"
+    class_axis: ClassVar[int] = -1
 
     def takes(self, output: Array) -> bool:
         """Floats `[N, ..., K]`, K > 1, with at least one axis of positions."""
@@ -31,6 +34,10 @@ class Tokens(Task):
         if labels.shape != output.shape[:-1] or labels.dtype.kind not in "iub":
             return False
         return bool((labels >= 0).any()) and int(labels.max()) < output.shape[-1]
+
+    def probabilities(self, output: Array) -> bool:
+        """Classes of a position add up to 1."""
+        return are_shares(output)
 
     def scores(self, output: Array, labels: Array, dense: Array | None = None) -> dict[str, float]:
         """Percent of labelled positions whose largest score is at the label."""

@@ -181,7 +181,7 @@ def _keeping(build: Build) -> float | None:
         return None
     if asked is not None:
         return asked
-    return ACCURACY_DROP if build.data.labelled else AGREEMENT_DROP
+    return ACCURACY_DROP if _judged(build) else AGREEMENT_DROP
 
 
 def _int8_drop(build: Build) -> float:
@@ -189,8 +189,12 @@ def _int8_drop(build: Build) -> float:
     asked = build.recipe.measure.accuracy_drop
     if asked is not None:
         return asked
-    judged = build.metric is not None or any(output.label is not None for output in build.tasks)
-    return INT8_DROP if judged else INT8_AGREEMENT_DROP
+    return INT8_DROP if _judged(build) else INT8_AGREEMENT_DROP
+
+
+def _judged(build: Build) -> bool:
+    """Is quality a metric on labels, and not agreement?"""
+    return build.metric is not None or any(output.label is not None for output in build.tasks)
 
 
 def _qualities(build: Build, jobs: Sequence[Job]) -> list[Quality | None]:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from deploypruner.atomic import os_errors
 from deploypruner.build.allocation import plan_in_macs
 from deploypruner.build.criterion import make_criterion
-from deploypruner.build.evaluate import classes_of, validation
+from deploypruner.build.evaluate import validation
 from deploypruner.build.gradual import Toward, arrived, toward_time
 from deploypruner.build.learning import schedule_name
 from deploypruner.build.register import stages
@@ -113,18 +113,19 @@ def _learn(build: Build, criterion: Criterion, schedule: str) -> tuple[Build, Le
             checkpoint=checkpoint,
             progress=build.progress,
             validate=None if found is None else found.score,
-            classes=classes_of(build),
+            loss=build.loss,
         )
     build = replace(build, plan=learned.plan)
     if toward is not None and isinstance(regime, Shrinking):
         build, plan, met = arrived(build, toward, learned.plan.keep, regime.scores)
         build = replace(build, plan=plan, found=met)
     checkpoint.unlink(missing_ok=True)
+    plain = found is not None and found.metric == ACCURACY and found.all_outputs is None
     learning = Learning(
         schedule,
         learn_epochs=recipe.epochs,
         undecided=learned.undecided,
-        accuracy_learned=learned.history.score if found is not None and found.metric == ACCURACY else None,
+        accuracy_learned=learned.history.score if plain else None,
         beta_halvings=regime.halvings if isinstance(regime, TransportGates) else None,
     )
     return build, learned, learning

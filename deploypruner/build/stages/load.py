@@ -16,6 +16,7 @@ from deploypruner.build.state import Build
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.export.program import evaluating
 from deploypruner.graph.inputs import Inputs, tensors
+from deploypruner.losses import BY_SHAPE
 from deploypruner.measure.own_metric import OwnMetric
 from deploypruner.sources.classes import names_in, read_classes
 from deploypruner.sources.data import as_data, peek_shape, settings_for
@@ -36,7 +37,7 @@ class Load(Stage):
         """Give model, example inputs and data."""
         loaded, recipe = _model(build), build.recipe
         given = build.given.data if build.given.data is not None else recipe.data.source
-        data, remarks = None, loaded.remarks
+        data, remarks, loss = None, loaded.remarks, BY_SHAPE
         said = Said(
             parse_tasks(recipe.measure.tasks),
             loaded.task,
@@ -53,7 +54,8 @@ class Load(Stage):
             remarks += data.remarks
             data, cast = matched(data, loaded.example_inputs, input_names(loaded.module, loaded.example_inputs))
             fitted = fit(data, runner, said)
-            data, found, remarks = fitted.data, fitted.tasks, remarks + cast + fitted.remarks
+            data, found, loss = fitted.data, fitted.tasks, fitted.loss
+            remarks += cast + fitted.remarks
         return replace(
             build,
             name=loaded.name,
@@ -63,6 +65,7 @@ class Load(Stage):
             example_inputs=loaded.example_inputs,
             data=data,
             tasks=found,
+            loss=loss,
             metric=metric,
             remarks=build.remarks + remarks,
         )

@@ -11,7 +11,7 @@ from torch import nn
 
 from deploypruner.atomic import os_errors
 from deploypruner.build.artifacts import write_state
-from deploypruner.build.evaluate import Validation, classes_of, validation
+from deploypruner.build.evaluate import Validation, validation
 from deploypruner.build.feeds import training_batches
 from deploypruner.build.judging import make_judge
 from deploypruner.build.register import stages
@@ -89,7 +89,8 @@ class Recover(Stage):
         solved = [] if done.reconstructed_layers is None else [f"{done.reconstructed_layers} layers reconstructed"]
         steps = [*solved, *sparse, f"batch norm re-estimated over {done.batchnorm_layers} layers"]
         if done.epochs:
-            steps.append(f"{done.epochs} epoch{'' if done.epochs == 1 else 's'}")
+            by = f" by {done.loss}" if done.loss else ""
+            steps.append(f"{done.epochs} epoch{'' if done.epochs == 1 else 's'}{by}")
         if done.best_epoch is not None:
             steps.append(f"the weights of epoch {done.best_epoch}")
         if done.mimicked:
@@ -162,7 +163,7 @@ def _train(
             validate=None if found is None else found.score,
             regime=regime,
             features=features,
-            classes=classes_of(build),
+            loss=build.loss,
         )
     path.unlink(missing_ok=True)
     build.folder.discard(_OUTLOOK)
@@ -170,6 +171,7 @@ def _train(
     return replace(
         done,
         epochs=ran,
+        loss=build.loss.trained_by(labelled=data.train.labelled) or None,
         best_epoch=None if history.held == ran else history.held,
         mimicked=True if settings.freeze_batchnorm else None,
     )

@@ -41,7 +41,12 @@ class Score(Stage):
             build.progress.start(steps, f"score ({name})")
         try:
             scores = score_groups(
-                build.traced, criterion, batches, seed=build.recipe.seed, on_batch=build.progress.advance
+                build.traced,
+                criterion,
+                batches,
+                seed=build.recipe.seed,
+                on_batch=build.progress.advance,
+                loss=build.loss,
             )
         finally:
             build.progress.close()

@@ -13,6 +13,7 @@ from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph import Graph
 from deploypruner.graph.effective import with_effective_weights
 from deploypruner.graph.views import Evidence, member_views
+from deploypruner.losses import ModelLoss
 from deploypruner.prune.evidence.activity import Activity
 from deploypruner.prune.evidence.closing import Closing
 from deploypruner.prune.evidence.curvature import GateCurvature, WeightCurvature
@@ -31,6 +32,7 @@ def score_groups(
     *,
     seed: int = 0,
     on_batch: Callable[[], None] = lambda: None,
+    loss: ModelLoss | None = None,
 ) -> Scores:
     """Score every channel of every group.
 
@@ -40,6 +42,7 @@ def score_groups(
         batches: (inputs, labels or None); may be None for a criterion that looks at weights only.
         seed: For the labels drawn where there are none, and for probes.
         on_batch: Called after each batch.
+        loss: Of every output; by shape where None.
 
     Returns:
         Group id -> `[C]` float32 scores, larger means keep.
@@ -52,26 +55,32 @@ def score_groups(
     require_data(criterion, name, has_data=batches is not None)
     effective = with_effective_weights(graph)
     if effective is None:
-        return _scored(graph, criterion, batches, seed=seed, on_batch=on_batch)
+        return _scored(graph, criterion, batches, seed=seed, on_batch=on_batch, loss=loss)
     kept = list(batches) if batches is not None and len(effective.places) < len(graph.groups) else batches
-    found = _scored(effective.graph, criterion, kept, seed=seed, on_batch=on_batch)
+    found = _scored(effective.graph, criterion, kept, seed=seed, on_batch=on_batch, loss=loss)
     scores = {
         group: torch.stack([found[owner][channel] for owner, channel in places])
         for group, places in effective.places.items()
     }
     if len(scores) < len(graph.groups):
-        scores = {**_scored(graph, criterion, kept, seed=seed, on_batch=lambda: None), **scores}
+        scores = {**_scored(graph, criterion, kept, seed=seed, on_batch=lambda: None, loss=loss), **scores}
     return {group.id: scores[group.id] for group in graph.groups}
 
 
 def _scored(
-    graph: Graph, criterion: Criterion, batches: Iterable[Batch] | None, *, seed: int, on_batch: Callable[[], None]
+    graph: Graph,
+    criterion: Criterion,
+    batches: Iterable[Batch] | None,
+    *,
+    seed: int,
+    on_batch: Callable[[], None],
+    loss: ModelLoss | None,
 ) -> Scores:
     """Scores of a graph whose parameters are the weights of its layers."""
     name, evidence = _name(criterion), None
     if batches is not None and criterion.needs != Needs.WEIGHTS:
         effort = criterion.effort
-        passes = Passes(graph, batches, seed=seed, on_batch=on_batch, limit=effort.batches)
+        passes = Passes(graph, batches, seed=seed, on_batch=on_batch, limit=effort.batches, loss=loss)
         evidence = collect(passes, criterion.needs, effort)
     scores = {}
     for group in graph.groups:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from deploypruner.errors import InputError
 from deploypruner.graph import Graph
-from deploypruner.graph.inputs import Inputs, batch_size, call, carries_batch, map_tensors, resized
+from deploypruner.graph.inputs import Inputs, batch_size, call, carries_batch, map_tensors, resized, tensors
 from deploypruner.graph.sharing import sharing_copy
-from deploypruner.prune.evidence.losses import loss_of, target_of
+from deploypruner.losses import BY_SHAPE, Labels, ModelLoss, labels_at
 
-Batch = tuple[tuple[Any, ...], Tensor | None]
+Batch = tuple[tuple[Any, ...], Labels]
 
 # Bytes a backward pass may hold at one time on a CPU, so that ResNet-50 at 224 scores within 2 GB. A constant: the
 # numbers must not depend on what else runs. Of a GPU's memory it is this share.
@@ -30,15 +30,15 @@ class BatchPart:
 
     Args:
         inputs: On the device of the model.
-        labels: `[n]` or None.
+        labels: Of these samples, or None.
         share: Of the minibatch's samples, so that losses and gradients weighted with it add up to the mean.
-        target: What the output is compared with; drawn once, so that every pass has the same loss.
+        targets: What the outputs are compared with; drawn once, so that every pass has the same loss.
     """
 
     inputs: Inputs
-    labels: Tensor | None
+    labels: Labels
     share: float
-    target: Tensor | None = None
+    targets: list[Tensor] | None = None
 
 
 class Passes:
@@ -54,6 +54,7 @@ class Passes:
         on_batch: Called after each minibatch.
         limit: Minibatches to look at, None for all.
         held: Bytes a backward pass may hold, None for the device's own limit.
+        loss: Of every output; by shape where None.
     """
 
     def __init__(
@@ -65,7 +66,9 @@ class Passes:
         on_batch: Callable[[], None] = lambda: None,
         limit: int | None = None,
         held: int | None = None,
+        loss: ModelLoss | None = None,
     ) -> None:
+        self._loss = loss or BY_SHAPE
         self.graph = graph
         self.module = _computing(sharing_copy(graph.module)).requires_grad_(True)
         self.weights = dict(self.module.named_parameters(remove_duplicate=False))
@@ -95,9 +98,10 @@ class Passes:
 
     def loss(self, part: BatchPart, output: Any) -> Tensor:
         """Mean loss of a part, weighted with its share."""
-        if part.target is None:
-            part.target = target_of(output, part.labels, self.generator)
-        return loss_of(output, part.target) * part.share
+        outputs = [leaf for leaf in tensors(output) if leaf.is_floating_point()]
+        if part.targets is None:
+            part.targets = self._loss.targets(outputs, part.labels, self.generator)
+        return self._loss.against(outputs, part.targets, part.labels) * part.share
 
     def signs(self, like: Tensor) -> Tensor:
         """A tensor of random signs, the same on every device."""
@@ -106,7 +110,7 @@ class Passes:
     def _placed(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self._dtype if tensor.is_floating_point() else tensor.dtype)
 
-    def _parts(self, inputs: Inputs, labels: Tensor | None, holds: float) -> Iterator[BatchPart]:
+    def _parts(self, inputs: Inputs, labels: Labels, holds: float) -> Iterator[BatchPart]:
         samples = batch_size(inputs)
         size = samples
         if holds and samples > 1 and self.graph.dynamic_batch:
@@ -115,7 +119,7 @@ class Passes:
             stop = min(start + size, samples)
             yield BatchPart(
                 _samples(inputs, start, stop),
-                None if labels is None else labels[start:stop],
+                labels_at(labels, slice(start, stop)),
                 (stop - start) / samples,
             )
 
