@@ -22,6 +22,7 @@ from deploypruner.config import overlay, read_recipe
 from deploypruner.criteria import Needs, criteria
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph import Graph, trace
+from deploypruner.graph.asked_axes import requested
 from deploypruner.graph.inputs import as_inputs
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.prune.allocate import allocate
@@ -150,9 +151,10 @@ def prune(
     step: int = 8,
     constraints: Constraints | None = None,
     seed: int = 0,
+    dynamic_shapes: Any = None,
 ) -> Pruned:
     """Trace, plan and remove in one call; see `trace`, `plan` and `remove`."""
-    graph = trace(model, example_inputs)
+    graph = trace(model, example_inputs, dynamic_shapes=dynamic_shapes)
     chosen = plan(
         graph,
         criterion=criterion,
@@ -196,6 +198,7 @@ def compile(
     metric: str | Callable[..., float] | None = None,
     classes: str | Path | None = None,
     allow_chance: bool | None = None,
+    dynamic_shapes: Any = None,
     recipe: str | Path | Recipe | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -238,6 +241,7 @@ def compile(
             `measure.own_metric`.
         classes: File with the names of the model's classes in the order of its outputs.
         allow_chance: Go on though the dense model does no better than chance on the labels.
+        dynamic_shapes: Axes that stay open beside the batch, in every artifact; see `trace`.
         recipe: A Recipe or a TOML file with the rest; arguments that are given win.
         resume: Continue the build in `out`.
         progress: Told about long work.
@@ -260,7 +264,7 @@ def compile(
     if given.model is not None and not given.example_inputs:
         raise RecipeError("compile needs example_inputs for a module", hint="pass one batch the model can run on")
     overrides: dict[str, Any] = {
-        "model": {"source": model if isinstance(model, str) else None},
+        "model": {"source": model if isinstance(model, str) else None, "dynamic": _dynamic(dynamic_shapes, given)},
         "data": {
             "source": str(data) if isinstance(data, str | Path) else None,
             "classes": classes,
@@ -304,6 +308,14 @@ def compile(
         progress=progress,
         say=say,
     )
+
+
+def _dynamic(dynamic_shapes: Any, given: Given) -> tuple[str, ...] | None:
+    """Open axes as a recipe has them."""
+    request = requested(dynamic_shapes, given.model, given.example_inputs)
+    if request is None or isinstance(request, str):
+        return None if request is None else (request,)
+    return tuple(map(str, request))
 
 
 def _tasks(task: str | Mapping[str | int, str] | None) -> tuple[str, ...] | None:

@@ -66,12 +66,17 @@ def bench_command(
     """
     from deploypruner.measure import bench, openers
 
-    shapes = _named_shapes(input_shape)
+    asked = _named_shapes(input_shape)
     if document not in (None, "-"):
         _check_writable(Path(str(document)), artifacts)
     names = chosen_runtimes(runtime)
     opened = openers(names)
     files = [file for path in artifacts for file in _artifact_files(path, opened)]
+    examples = {name: shape for name, shape in _example_shapes(files).items() if name not in asked}
+    shapes = {**examples, **asked}
+    if examples:
+        sizes = ", ".join(f"{name}={','.join(map(str, shape))}" for name, shape in examples.items())
+        click.echo(f"sizes are open: timed at the build's example, --input-shape {sizes}", err=True)
     found = bench(
         files,
         runtimes=names,
@@ -136,6 +141,22 @@ def _artifact_files(path: Path, opened: frozenset[str]) -> list[Path]:
     if not files:
         raise InputError(f"{path} holds no artifact", hint="name a build folder, or .onnx, .xml and .pt2 files")
     return files
+
+
+def _example_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+    """Input name -> shape of the example, for inputs that files of a build leave open; the first build's."""
+    from deploypruner.build.folder import BuildFolder
+
+    found: dict[str, tuple[int, ...]] = {}
+    for root in dict.fromkeys(folder for file in files for folder in (file.parent, file.parent.parent)):
+        try:
+            inputs = BuildFolder(root).manifest().get("inputs") or ()
+        except InputError:  # no build's
+            continue
+        for given in inputs:
+            if given.get("open_axes"):
+                found.setdefault(str(given["name"]), tuple(map(int, given["example"])))
+    return found
 
 
 def _named_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

@@ -12,6 +12,7 @@ import tomli_w
 
 from deploypruner.budget import Budget
 from deploypruner.errors import RecipeError
+from deploypruner.graph.asked_axes import parse
 from deploypruner.learn.settings import LearnSettings
 from deploypruner.patterns import AUTO, CHANNEL
 from deploypruner.prune.constraints import Constraints, Depth, Heads, LayerConstraint, Pieces, Statistics
@@ -44,12 +45,18 @@ class ModelRecipe:
         weights: Safetensors or state dict for a factory's model.
         input_shapes: One shape per input, batch included; empty where the source or the data says.
         trust_pickle: Allow a pickled module to run its code.
+        dynamic: Axes of the inputs that stay open beside the batch: "2,3", "NAME:AXIS=MIN..MAX", or "auto" or "none"
+            alone; empty for those that a .pt2 file leaves open.
     """
 
     source: str = ""
     weights: Path | None = None
     input_shapes: tuple[tuple[int, ...], ...] = ()
     trust_pickle: bool = False
+    dynamic: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        parse(self.dynamic)  # checks it
 
 
 @dataclass(frozen=True)

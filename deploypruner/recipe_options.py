@@ -66,6 +66,12 @@ def model_options(command: Command) -> Command:
                 metavar="1,3,224,224",
                 help="Shape of each input, batch included.",
             ),
+            click.option(
+                "--dynamic",
+                multiple=True,
+                metavar="2,3",
+                help="Axes open beside the batch: 2,3 or NAME:AXIS=MIN..MAX, auto, none.  [default: a .pt2's own]",
+            ),
             click.option("--trust-pickle", is_flag=True, default=None, help="Let a pickled module run its code."),
             click.option("--mean", callback=numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
             click.option("--std", callback=numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
@@ -257,6 +263,7 @@ def overrides(options: dict[str, Any]) -> dict[str, Any]:
             "weights": options["weights"],
             "input_shapes": options["input_shape"] or None,
             "trust_pickle": options["trust_pickle"],
+            "dynamic": options["dynamic"] or None,
         },
         "data": {
             "source": options["data"],
