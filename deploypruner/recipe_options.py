@@ -53,25 +53,12 @@ def _epochs(_: click.Context, __: click.Parameter, value: str | None) -> int | s
 
 def model_options(command: Command) -> Command:
     """MODEL and everything about loading it and its data."""
-    command = quality_options(command)
+    command = input_options(quality_options(command))
     for option in reversed(
         (
             click.argument("model", required=False),
             click.option("--data", metavar="DIR", help="Image folder, .npz, or package.module:factory of loaders."),
             click.option("--weights", type=click.Path(path_type=Path), help="Weights for package.module:factory."),
-            click.option(
-                "--input-shape",
-                multiple=True,
-                callback=_shape,
-                metavar="1,3,224,224",
-                help="Shape of each input, batch included.",
-            ),
-            click.option(
-                "--dynamic",
-                multiple=True,
-                metavar="2,3",
-                help="Axes open beside the batch: 2,3 or NAME:AXIS=MIN..MAX, auto, none.  [default: a .pt2's own]",
-            ),
             click.option("--trust-pickle", is_flag=True, default=None, help="Let a pickled module run its code."),
             click.option("--mean", callback=numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
             click.option("--std", callback=numbers, metavar="R,G,B", help="Of images scaled to 0..1."),
@@ -114,6 +101,29 @@ def model_options(command: Command) -> Command:
             click.option("--target", metavar="NAME", help="Device to compile for.  [default: cpu]"),
             click.option("--recipe", type=click.Path(path_type=Path), help="TOML file with any option."),
             click.option("--seed", type=int, help="Decides every random choice.  [default: 0]"),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def input_options(command: Command) -> Command:
+    """Shapes of the example inputs, and which of their axes stay open."""
+    for option in reversed(
+        (
+            click.option(
+                "--input-shape",
+                multiple=True,
+                callback=_shape,
+                metavar="1,3,224,224",
+                help="Shape of each input, batch included.",
+            ),
+            click.option(
+                "--dynamic",
+                multiple=True,
+                metavar="2,3",
+                help="Axes open beside the batch: 2,3 or NAME:AXIS=MIN..MAX, auto, none.  [default: a .pt2's own]",
+            ),
         )
     ):
         command = option(command)

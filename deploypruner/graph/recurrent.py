@@ -40,7 +40,9 @@ def open_sequences() -> Iterator[None]:
 
 
 def _shaped(usual: Any) -> Any:
-    def shaped(input: Tensor, hx: Any, params: Sequence[Tensor], *rest: Any, **named: Any) -> Any:
+    """A layer that tells its shape where the number of steps is open, and does as `usual` elsewhere."""
+
+    def _told(input: Tensor, hx: Any, params: Sequence[Tensor], *rest: Any, **named: Any) -> Any:
         if all(isinstance(size, int) for size in input.shape[:2]):
             return usual(input, hx, params, *rest, **named)
         _, _, _, _, bidirectional, _ = rest
@@ -49,4 +51,4 @@ def _shaped(usual: Any) -> Any:
         output = input.new_empty((*input.shape[:2], columns))
         return (output, *(state.new_empty(state.shape) for state in states))
 
-    return shaped
+    return _told
