@@ -20,6 +20,7 @@ from deploypruner.build.state import Build, Given
 from deploypruner.criteria import Needs, criteria
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph import Graph, trace
+from deploypruner.graph.asked_axes import requested
 from deploypruner.graph.inputs import as_inputs
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.prune.allocate import allocate
@@ -156,6 +157,7 @@ def prune(
     step: int = 8,
     constraints: Constraints | None = None,
     seed: int = 0,
+    dynamic_shapes: Any = None,
 ) -> Pruned:
     """Trace, plan and remove in one call.
 
@@ -170,11 +172,12 @@ def prune(
         step: Number of channels that widths become multiples of, at least 1.
         constraints: Limits of what may be cut, and how far.
         seed: Number that decides which samples are scored, 0 to 4294967295.
+        dynamic_shapes: Axes that stay open beside the batch, as `trace` takes them.
 
     Raises:
         DeployPrunerError: What `trace`, `plan` and `remove` raise.
     """
-    graph = trace(model, example_inputs)
+    graph = trace(model, example_inputs, dynamic_shapes=dynamic_shapes)
     chosen = plan(
         graph,
         criterion=criterion,
@@ -219,6 +222,7 @@ def compile(
     metric: str | Callable[..., float] | None = None,
     classes: str | Path | None = None,
     allow_chance: bool | None = None,
+    dynamic_shapes: Any = None,
     recipe: str | Path | Recipe | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -257,6 +261,7 @@ def compile(
             `measure.own_metric`.
         classes: --classes
         allow_chance: --allow-chance
+        dynamic_shapes: Axes that stay open beside the batch, in every artifact, as `trace` takes them.
         recipe: Recipe, or a TOML file with the rest; arguments that are given win.
         resume: Whether the build in `out` is continued.
         progress: Listener that is told about long work.
@@ -280,6 +285,7 @@ def compile(
         raise RecipeError("compile needs example_inputs for a module", hint="pass one batch the model can run on")
     options = {
         "model": model if isinstance(model, str) else None,
+        "dynamic": _dynamic(dynamic_shapes, given),
         "data": str(data) if isinstance(data, str | Path) else None,
         "pattern": (pattern,) if isinstance(pattern, str) else pattern,
         "runtime": runtimes,
@@ -308,6 +314,14 @@ def compile(
         progress=progress,
         say=say,
     )
+
+
+def _dynamic(dynamic_shapes: Any, given: Given) -> tuple[str, ...] | None:
+    """Open axes as a recipe has them."""
+    request = requested(dynamic_shapes, given.model, given.example_inputs)
+    if request is None or isinstance(request, str):
+        return None if request is None else (request,)
+    return tuple(map(str, request))
 
 
 def _tasks(task: str | Mapping[str | int, str] | None) -> tuple[str, ...] | None:

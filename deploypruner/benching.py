@@ -74,7 +74,7 @@ def bench_command(
 
     An artifact is an .onnx, .xml or .pt2 file, or a build folder, which stands for all its models.
     """
-    shapes = _named_shapes(input_shape)
+    asked = _named_shapes(input_shape)
     names = chosen_runtimes(runtime)
     for name in names or ():
         runtimes.check(name)
@@ -86,6 +86,11 @@ def bench_command(
 
     opened = openers(names)
     files = [file for path in artifacts for file in _artifact_files(path, opened)]
+    examples = {name: shape for name, shape in _example_shapes(files).items() if name not in asked}
+    shapes = {**examples, **asked}
+    if examples:
+        sizes = ", ".join(f"{name}={','.join(map(str, shape))}" for name, shape in examples.items())
+        click.echo(f"sizes are open: timed at the build's example, --input-shape {sizes}", err=True)
     found = bench(
         files,
         runtimes=names,
@@ -153,6 +158,22 @@ def _check_there(path: Path) -> os.stat_result:
     found = status(path, what="artifact")
     if found is None:
         raise InputError(f"there is no file or folder '{path}'", hint=f"looked in {path.absolute().parent}")
+    return found
+
+
+def _example_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+    """Input name -> shape of the example, for inputs that files of a build leave open; the first build's."""
+    from deploypruner.build.folder import BuildFolder
+
+    found: dict[str, tuple[int, ...]] = {}
+    for root in dict.fromkeys(folder for file in files for folder in (file.parent, file.parent.parent)):
+        try:
+            inputs = BuildFolder(root).manifest().get("inputs") or ()
+        except InputError:  # no build's
+            continue
+        for given in inputs:
+            if given.get("open_axes"):
+                found.setdefault(str(given["name"]), tuple(map(int, given["example"])))
     return found
 
 

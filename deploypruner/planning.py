@@ -16,6 +16,7 @@ from deploypruner.build.folder import BuildFolder
 from deploypruner.build.stages.load import Load
 from deploypruner.build.state import Build, Given
 from deploypruner.graph import Graph, trace
+from deploypruner.graph.open_axes import as_json as as_open_axes
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.prune.allocate import allocate, reachable
 from deploypruner.prune.constraints import STATISTICS_NOTE, find_limits
@@ -156,7 +157,7 @@ def loaded(recipe: Recipe, command: str) -> tuple[Build, Graph]:
     check_choices(recipe, Given())
     build = Load().run(Build(recipe, BuildFolder(Path("build")), command, Given(), SilentProgress()))
     assert build.model is not None, "stage 'load' gives a model"
-    return build, trace(build.model, build.example_inputs)
+    return build, trace(build.model, build.example_inputs, dynamic_shapes=recipe.model.dynamic or None)
 
 
 def describe(found: DryRun, *, frozen: bool, width: int | None = None) -> str:
@@ -199,6 +200,7 @@ def as_json(found: DryRun) -> dict[str, Any]:
         "model": found.name,
         "front_end": graph.front_end,
         "dynamic_batch": graph.dynamic_batch,
+        "open_axes": as_open_axes(graph.open_axes),
         "macs": graph.costs.macs(),
         "params": graph.costs.params(),
         "macs_after": found.plan.macs_after if found.plan else None,

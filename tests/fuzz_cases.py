@@ -217,7 +217,18 @@ def bomb(name: str, count: int = 1 << 32) -> bytes:
 
 
 _OPTIONS = (
-    *("--data", "--weights", "--input-shape", "--mean", "--std", "--criterion", "--normalizer", "--scope", "--step"),
+    *(
+        "--data",
+        "--weights",
+        "--input-shape",
+        "--dynamic",
+        "--mean",
+        "--std",
+        "--criterion",
+        "--normalizer",
+        "--scope",
+        "--step",
+    ),
     *(
         "--exclude",
         "--min-width",

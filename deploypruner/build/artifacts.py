@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from deploypruner.build.folder import BuildFolder
 from deploypruner.build.stage import stage_file
 from deploypruner.build.state import Build, Feeds
 from deploypruner.export import exporters
+from deploypruner.graph.open_axes import OpenAxis
 from deploypruner.quantize.placement import Placement
 from deploypruner.quantize.static import QuantizationSummary, quantize_static
 from deploypruner.records import Artifact
@@ -38,7 +39,7 @@ def write_int8(build: Build, module: nn.Module, folder: Path, *, batches: int) -
         The fp32 and the int8 file.
     """
     fp32, int8 = folder / "model.fp32.onnx", folder / "model.int8.onnx"
-    _export(build, module, fp32)
+    _export(build, module, fp32, open_axes=())
     _quantize(build, fp32, int8, calibration=islice(calibration_feeds(build), batches), placement="sparse")
     return fp32, int8
 
@@ -47,15 +48,17 @@ def write_both(build: Build, module: nn.Module, names: tuple[str, str], placemen
     """Write a module in both precisions to the build folder, under the names of the two files."""
     fp32, int8 = names
     with build.folder.writing(fp32) as path:
-        _export(build, module, path)
+        _export(build, module, path, open_axes=build.traced.open_axes)
     with build.folder.writing(int8) as path:
         feeds = calibration_feeds(build)
         return _quantize(build, build.folder.path(fp32), path, calibration=feeds, placement=placement)
 
 
-def _export(build: Build, module: nn.Module, fp32: Path) -> None:
+def _export(build: Build, module: nn.Module, fp32: Path, *, open_axes: Sequence[OpenAxis]) -> None:
     graph = build.traced
-    exporters.get("onnx")().write(module, graph.example_inputs, fp32, dynamic_batch=graph.dynamic_batch)
+    exporters.get("onnx")().write(
+        module, graph.example_inputs, fp32, dynamic_batch=graph.dynamic_batch, open_axes=open_axes
+    )
 
 
 def _quantize(

@@ -62,5 +62,8 @@ def verification_feeds(build: Build) -> list[Feeds]:
 
 
 def timing_feeds(build: Build) -> Feeds | None:
-    """One real sample, None where artifacts take only the example's batch."""
-    return [array[:1] for array in verification_feeds(build)[0]] if build.traced.dynamic_batch else None
+    """One real sample of the example's size, None where artifacts take only the example's batch and size."""
+    graph = build.traced
+    if graph.dynamic_batch:
+        return [array[:1] for array in verification_feeds(build)[0]]
+    return verification_feeds(build)[0] if graph.open_axes else None

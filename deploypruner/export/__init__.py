@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
 from deploypruner.graph.inputs import Inputs
+from deploypruner.graph.open_axes import OpenAxis
 from deploypruner.registries import exporters
 
 
@@ -31,6 +33,7 @@ class Exporter(ABC):
         path: Path,
         *,
         dynamic_batch: bool,
+        open_axes: Sequence[OpenAxis] = (),
     ) -> None:
         """Write `module` in evaluation mode to `path`; the module itself is not changed.
 
@@ -40,6 +43,7 @@ class Exporter(ABC):
                 called as the arguments are.
             path: File to write, ending in `suffix`. The caller makes it atomic.
             dynamic_batch: Leave the batch of every input open. False bakes the example's batch in.
+            open_axes: Other axes that stay open. All that are not named here have the example's length in the file.
 
         Raises:
             TraceError: The module cannot be captured, or has no counterpart in this format.

@@ -3,39 +3,43 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from deploypruner.errors import TraceError, said_by
 from deploypruner.export.spelled_out import spell_out
 from deploypruner.graph.exporting import quiet
-from deploypruner.graph.inputs import Inputs, as_arguments, as_inputs, batch_size, carries_batch, map_tensors, resized
+from deploypruner.graph.inputs import Inputs, as_arguments, as_inputs, batch_size, resized
+from deploypruner.graph.open_axes import OpenAxis, export_shapes
+from deploypruner.graph.recurrent import open_sequences
 from deploypruner.graph.stochastic import without_stochastic_depth
 
 _aten = torch.ops.aten
 
 
-def capture(module: torch.nn.Module, example_inputs: Inputs, *, dynamic_batch: bool) -> ExportedProgram:
+def capture(
+    module: torch.nn.Module, example_inputs: Inputs, *, dynamic_batch: bool, open_axes: Sequence[OpenAxis] = ()
+) -> ExportedProgram:
     """Capture `module` as a program; `module` keeps its mode and its state.
 
     Args:
         module: float32 module on the CPU.
         example_inputs: Positional or keyword inputs of `forward`, batch on axis 0.
         dynamic_batch: Leave the batch of every input open.
+        open_axes: Other axes that stay open.
 
     Raises:
         TraceError: torch.export refused, for example because the batch size is baked into the model.
     """
     inputs = as_inputs(example_inputs)
-    shapes: Any = None
     if dynamic_batch:
         # torch.export treats sizes 0 and 1 as constants.
         inputs = resized(inputs, max(2, batch_size(inputs)))
-        shapes = map_tensors(lambda t: {0: Dim.DYNAMIC} if carries_batch(t, inputs) else None, inputs)
+    shapes = export_shapes(inputs, open_axes, batch=dynamic_batch)
     args, kwargs = as_arguments(inputs)
-    with quiet():
+    with quiet(), open_sequences():
         try:
             return torch.export.export(evaluating(module), args, kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:

@@ -22,6 +22,8 @@ from deploypruner.export.known_faults import avoid_known_faults
 from deploypruner.export.program import capture, quiet, with_reshapes
 from deploypruner.graph.inputs import Inputs
 from deploypruner.graph.nodes import op_name, where
+from deploypruner.graph.open_axes import OpenAxis
+from deploypruner.graph.recurrent import open_sequences
 
 # 20 is the first opset with Gelu as one operator, which both runtimes fuse; 18 spells it out in five.
 OPSET = 20
@@ -43,6 +45,7 @@ class Onnx(Exporter):
         path: Path,
         *,
         dynamic_batch: bool,
+        open_axes: Sequence[OpenAxis] = (),
     ) -> None:
         """See `Exporter.write`; inputs keep their argument names, outputs are "output" or "output_0", ...
 
@@ -55,19 +58,20 @@ class Onnx(Exporter):
         """
         _check_size(module)
         try:
-            program = capture(module, example_inputs, dynamic_batch=dynamic_batch)
+            program = capture(module, example_inputs, dynamic_batch=dynamic_batch, open_axes=open_axes)
         except TraceError as error:
-            if isinstance(module, torch.fx.GraphModule):
+            if isinstance(module, torch.fx.GraphModule) or open_axes:
                 raise
             model = onnx_by_running(module, example_inputs, dynamic_batch=dynamic_batch, refused=error.message)
         else:
-            model = _convert(with_reshapes(program))
+            model = _convert(with_reshapes(program), open_axes)
+        _name_axes(model, open_axes)
         onnx.save(avoid_known_faults(_tidy(model)), path)
 
 
-def _convert(program: ExportedProgram) -> onnx.ModelProto:
+def _convert(program: ExportedProgram, open_axes: Sequence[OpenAxis]) -> onnx.ModelProto:
     inputs = _user_inputs(program)
-    with quiet(), redirect_stdout(io.StringIO()):
+    with quiet(), open_sequences(), redirect_stdout(io.StringIO()):
         try:
             converted = torch.onnx.export(
                 program,
@@ -79,19 +83,24 @@ def _convert(program: ExportedProgram) -> onnx.ModelProto:
                 verbose=False,
             )
         except Exception as error:
-            raise _refused(program, error) from error
+            raise _refused(program, error, open_axes) from error
     assert converted is not None, "torch.onnx.export returned nothing"
     return converted.model_proto
 
 
-def _refused(program: ExportedProgram, error: Exception) -> TraceError:
+def _refused(program: ExportedProgram, error: Exception, open_axes: Sequence[OpenAxis]) -> TraceError:
     """What the exporter could not translate, and where in the user's code it stands."""
     said = str(error.__cause__ or error).strip()
     named = re.search(r"target=torch\.ops\.([\w.]+)", said)
+    hint = "the pruned weights are saved; dp.restore puts them into your class"
+    while_open = ""
+    if open_axes:
+        axes = " and ".join(dict.fromkeys(a.where for a in open_axes))
+        while_open = f" with {axes} open"
+        hint = f"--dynamic none fixes {axes} at the example's length; other operations may do with open ones"
     if named is None:
         return TraceError(
-            f"the model cannot be converted to ONNX: {said_by(error.__cause__ or error)}",
-            hint="the pruned weights are saved; dp.restore puts them into your class",
+            f"the model cannot be converted to ONNX{while_open}: {said_by(error.__cause__ or error)}", hint=hint
         )
     operation = named[1].removesuffix(".default")
     kind = operation.split(".")[1].strip("_")
@@ -101,8 +110,10 @@ def _refused(program: ExportedProgram, error: Exception) -> TraceError:
     ]
     place = f" at {where(nodes[0])}" if nodes and where(nodes[0]) else ""
     return TraceError(
-        f"the model cannot be converted to ONNX: it has no counterpart of {operation}{place}",
-        hint="write it with other operations; the pruned weights are saved, and dp.restore puts them into your class",
+        f"the model cannot be converted to ONNX{while_open}: it has no counterpart of {operation}{place}",
+        hint=hint
+        if open_axes
+        else "write it with other operations; the pruned weights are saved, and dp.restore puts them into your class",
     )
 
 
@@ -127,16 +138,35 @@ def _check_size(module: torch.nn.Module) -> None:
         )
 
 
-def _tidy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Name the open batch axis "batch" and drop source paths and stack traces, in place."""
+def _name_axes(model: onnx.ModelProto, open_axes: Sequence[OpenAxis]) -> None:
+    """Call open axes by their names, in place, wherever torch.export's symbols stand.
+
+    Raises:
+        TraceError: The conversion made a number of one of them.
+    """
     graph = model.graph
-    symbols = [d.dim_param for value in graph.input for d in value.type.tensor_type.shape.dim if d.dim_param]
-    names = {symbol: f"batch_{i}" if i else "batch" for i, symbol in enumerate(dict.fromkeys(symbols))}
+    shapes = [value.type.tensor_type.shape.dim for value in graph.input]
+    symbols = {shapes[a.tensor][a.axis].dim_param: a for a in reversed(open_axes)}
+    for symbol, axis in symbols.items():
+        if not symbol or symbol.isdigit():
+            raise TraceError(
+                f"{axis.where} does not stay open on the way to ONNX: it becomes {axis.length}",
+                hint="--dynamic none fixes all sizes at the example's; or leave this axis out of --dynamic",
+            )
+    first = [dims[0].dim_param for dims in shapes if dims and dims[0].dim_param]
+    batches = {s: f"batch_{i}" if i else "batch" for i, s in enumerate(dict.fromkeys(first))}
+    names = {**batches, **{symbol: axis.name for symbol, axis in symbols.items()}}
     for value in (*graph.input, *graph.output, *graph.value_info):
-        del value.metadata_props[:]
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
                 dim.dim_param = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), dim.dim_param)
+
+
+def _tidy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop source paths and stack traces, in place."""
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        del value.metadata_props[:]
     for holder in (model, graph, *graph.node, *graph.initializer):
         del holder.metadata_props[:]
     for node in graph.node:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from deploypruner.errors import InputError, TraceError
 from deploypruner.export import Exporter, exporters
 from deploypruner.export.to_onnx import Onnx
 from deploypruner.graph.inputs import Inputs
+from deploypruner.graph.open_axes import OpenAxis
 from deploypruner.openvino_import import import_openvino, openvino_core
 
 
@@ -59,11 +61,12 @@ class OpenVinoIr(Exporter):
         path: Path,
         *,
         dynamic_batch: bool,
+        open_axes: Sequence[OpenAxis] = (),
     ) -> None:
         """See `Exporter.write`. Where the ONNX file exists already, `write_ir` alone is faster."""
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ir-") as folder:
             between = Path(folder) / "model.onnx"
-            Onnx().write(module, example_inputs, between, dynamic_batch=dynamic_batch)
+            Onnx().write(module, example_inputs, between, dynamic_batch=dynamic_batch, open_axes=open_axes)
             try:
                 write_ir(between, path)
             except InputError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ import torch
 from deploypruner.export import Exporter, exporters
 from deploypruner.export.program import capture, quiet
 from deploypruner.graph.inputs import Inputs
+from deploypruner.graph.open_axes import OpenAxis
 
 
 @exporters.register("pt2")
@@ -26,9 +28,10 @@ class Pt2(Exporter):
         path: Path,
         *,
         dynamic_batch: bool,
+        open_axes: Sequence[OpenAxis] = (),
     ) -> None:
         """See `Exporter.write`."""
-        program = capture(module, example_inputs, dynamic_batch=dynamic_batch)
+        program = capture(module, example_inputs, dynamic_batch=dynamic_batch, open_axes=open_axes)
         # Example inputs and source lines would otherwise travel with the file.
         program.example_inputs = None
         _forget_history(program)

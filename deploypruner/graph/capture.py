@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from deploypruner.errors import InputError, TraceError
+from deploypruner.graph.asked_axes import Asked, Request, argument_names, resolve
 from deploypruner.graph.batch import Uncertain, checked_run, marked, marker, open_batch, rescale
 from deploypruner.graph.captured import Capture, aliases_of, has_state, some, traced_module, unused_state
 from deploypruner.graph.captured_program import capture_program
@@ -28,7 +28,9 @@ from deploypruner.graph.exporting import export, quiet, unlifted, without_collec
 from deploypruner.graph.inputs import Inputs, batch_size, call, carries_batch, map_tensors, resized, tensors
 from deploypruner.graph.modes import mark_always_training
 from deploypruner.graph.module import TracedModule
-from deploypruner.graph.other_sizes import agrees, open_sizes, sizes_taken
+from deploypruner.graph.open_axes import Place
+from deploypruner.graph.opening import Length, Opened, Opening, lengths_of
+from deploypruner.graph.other_sizes import agrees, agrees_at, all_sizes, open_sizes, sizes_taken
 from deploypruner.graph.reference import Reference, register_dataclasses, said, seeded, without_opaque_outputs
 from deploypruner.graph.regions import clean, stops_gradients
 from deploypruner.graph.sharing import sharing_copy
@@ -47,18 +49,19 @@ _FROM_DATA = ("u", "zuf")
 _Way = Callable[[], tuple[TracedModule, Check]]
 
 
-def capture(model: nn.Module | ExportedProgram, example_inputs: Inputs, dynamic_shapes: Any = None) -> Capture:
+def capture(model: nn.Module | ExportedProgram, example_inputs: Inputs, request: Request = None) -> Capture:
     """Export `model`, clean the graph and compare it with the model; the model itself is not touched.
 
     Args:
         model: A module in any mode, on any device, of any floating dtype, or a program saved by torch.export.
         example_inputs: A tuple of positional or a dict of keyword arguments. The batch is axis 0 of the first
             tensor, and of every tensor with an axis 0 of the same length.
-        dynamic_shapes: Axes that stay open, as torch.export wants them, or "sizes" for every size the model leaves
-            open. None keeps sizes open only where they would otherwise be numbers in the graph of an image model.
+        request: Axes that stay open beside the batch. None keeps sizes open only where they would
+            otherwise be numbers in the graph of an image model.
 
     Raises:
-        InputError: The model is none, or is scripted, quantized, masked, lazy, or holds NaN; or there is no sample.
+        InputError: The model is none, or is scripted, quantized, masked, lazy, or holds NaN; or there is no sample;
+            or an axis that was asked for cannot stay open.
         TraceError: It does not run on these inputs, cannot be exported, or the graph computes something else.
     """
     check_model(model)
@@ -69,22 +72,29 @@ def capture(model: nn.Module | ExportedProgram, example_inputs: Inputs, dynamic_
         raise InputError("the example inputs hold no sample", hint="pass a batch of at least one sample")
     with without_collection():
         if isinstance(model, ExportedProgram):
-            return capture_program(model, example_inputs)
-        return _Capturing(model, example_inputs, dynamic_shapes).run()
+            return capture_program(model, example_inputs, request)
+        return _Capturing(model, example_inputs, request).run()
 
 
 class _Capturing:
     """The ways to a graph of one model, and the model's own outputs to judge them by."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs, dynamic_shapes: Any = None) -> None:
-        self.model, self.shapes = model, dynamic_shapes
-        self.given = inputs
+    def __init__(self, model: nn.Module, inputs: Inputs, request: Request = None) -> None:
+        self.model, self.given = model, inputs
+        self.names = argument_names(model, inputs)
+        self.asked: dict[Place, Asked | None] = {}
+        if request == "auto":
+            self.asked = all_sizes(inputs)
+        elif isinstance(request, tuple):
+            self.asked = {**resolve(request, self.names, inputs)}
+        self.lengths: dict[Place, Length] = {}
+        self.opened = Opened()
         self.reference = Reference(sharing_copy(model))
         # As few samples as will do: more only make everything after this slower.
         self.small = resized(inputs, min(_BATCH, batch_size(inputs)))
         self.ways: tuple[_Way, ...] = (self.marked, self.symbolic, self.static)
-        if dynamic_shapes is not None:
-            self.ways = (self.open,)
+        if self.asked:
+            self.ways = (self.open, self.static)
         self.reasons: list[str] = []
         try:
             self.wanted = self.reference.outputs(self.small)
@@ -111,16 +121,18 @@ class _Capturing:
                 reasons.append(str(raised) if isinstance(raised, Uncertain) else said(raised))
                 continue
             if check.passed:
-                return self._capture(
-                    *self._at_other_sizes(module, check), reasons[-1] if way == self.static and reasons else ""
-                )
+                fixed = reasons[-1] if way == self.static and reasons else ""
+                settled = self._settle(module, fixed=bool(fixed)) if self.asked else self._at_other_sizes(module)
+                return self._capture(settled, check, fixed)
             failed = check
             reasons.append("at other sizes the model does something else")
         if failed is not None:
             raise self._disagreement(failed)
         raise TraceError(
             f"torch.export cannot trace this model: {reasons[-1]}",
-            hint="control flow that depends on tensor values must be written with torch.where or torch.cond",
+            hint="without --dynamic it may be traced with the example's sizes"
+            if self.asked
+            else "control flow that depends on tensor values must be written with torch.where or torch.cond",
         ) from error
 
     def marked(self) -> tuple[TracedModule, Check]:
@@ -153,41 +165,52 @@ class _Capturing:
 
     def open(self) -> tuple[TracedModule, Check]:
         """Let torch.export carry the batch and the sizes as symbols."""
-        traced = self._traced(self._with_symbolic_batch(self._open_shapes()))
+        traced = self._traced(self._with_symbolic_batch(open_sizes(resized(self.given, _BATCH), self.asked)))
         check = self._compare(traced, self.small, self.wanted)
         return traced, check if check.passed else self._on_two(traced, check)
 
-    def _open_shapes(self) -> Any:
-        asked = self.shapes is not None and not isinstance(self.shapes, str)
-        return self.shapes if asked else open_sizes(resized(self.given, _BATCH))
+    def _settle(self, module: TracedModule, *, fixed: bool) -> TracedModule:
+        """The graph with its open axes, and guards for lengths that it is not right for.
 
-    def _at_other_sizes(self, module: TracedModule, check: Check) -> tuple[TracedModule, Check]:
+        Raises:
+            InputError: An axis that was asked for cannot stay open.
+        """
+        inputs = self.given if fixed else resized(self.given, _BATCH)
+        self.opened = Opening(
+            *(self.lengths, self.asked, inputs, self.names),
+            agrees=lambda case: agrees_at(module, self.reference, case),
+        ).settle()
+        return module.specialise(sizes=sizes_taken(module, inputs, self.opened.axes))
+
+    def _at_other_sizes(self, module: TracedModule) -> TracedModule:
         """A graph that is right at other sizes, or one that refuses them.
 
         Images of another size are common, so sizes that are numbers in their graph are opened without being asked.
         """
         right = agrees(module, self.reference, self.small)
         if right:
-            return module, check
-        images = any(t.ndim >= 4 for t in tensors(self.given))
-        if right is False and self.shapes is None and images:
+            return module
+        if right is False and any(t.ndim >= 4 for t in tensors(self.given)):
             state = (self.unused, self.aliases, self.lost, self.stops)
+            self.asked = all_sizes(self.given)
             try:
                 opened, found = self.open()
                 if found.passed and agrees(opened, self.reference, self.small):
-                    self.shapes = "sizes"
-                    return opened, found
+                    return opened
             except Exception:  # noqa: BLE001 - torch.export raises anything a model raises
                 pass
+            self.asked = {}
             self.unused, self.aliases, self.lost, self.stops = state
-        if right is False or self.shapes is None:
-            module.specialise(sizes=sizes_taken(module, self.small))
-        return module, check
+        return module.specialise(sizes=sizes_taken(module, self.small))
 
     def static(self) -> tuple[TracedModule, Check]:
         """Export with the batch as given."""
-        traced = self._traced(self._exported(self.given))
+        traced = self._traced(self._exported(self.given, self._closed_batch()))
         return traced, self._compare(traced, self.given, self.reference.outputs(self.given))
+
+    def _closed_batch(self) -> Any:
+        """Dynamic shapes of the asked axes alone, None where there are none."""
+        return open_sizes(self.given, self.asked, batch=False) if self.asked else None
 
     def _with_symbolic_batch(self, shapes: Any = None, *, training: bool = False) -> GraphModule:
         two = resized(self.given, _BATCH)
@@ -200,9 +223,10 @@ class _Capturing:
             Exception: Whatever the model or torch.export raises.
         """
         if not dynamic:
-            return self._exported(self.given, training=True)
-        if self.shapes is not None:
-            return self._with_symbolic_batch(self._open_shapes(), training=True)
+            return self._exported(self.given, self._closed_batch(), training=True)
+        if self.asked:
+            shapes = open_sizes(resized(self.given, _BATCH), self.asked)
+            return self._with_symbolic_batch(shapes, training=True)
         try:
             return self._with_marked_batch(training=True)[0]
         except Uncertain:
@@ -211,7 +235,6 @@ class _Capturing:
     def _exported(
         self, inputs: Inputs, dynamic_shapes: Inputs | None = None, *, training: bool = False
     ) -> GraphModule:
-        opened = dynamic_shapes is not None and _opens_sizes(dynamic_shapes)
         copied = sharing_copy(self.model)
         lost = keep_stochastic_depth(copied)
         if self.reference.left_out:
@@ -221,8 +244,13 @@ class _Capturing:
         program = export(copied, inputs, dynamic_shapes)
         if any(str(symbol).startswith(_FROM_DATA) for symbol in program.range_constraints):
             raise Uncertain("the size of a tensor depends on the values of another (nonzero, boolean indexing)")
-        bounded = [r for r in program.range_constraints.values() if r.upper < 2**31 or r.lower > _BATCH]
-        if bounded and self.shapes is None and not opened:
+        limits = program.range_constraints
+        if self.asked and not training:
+            self.lengths = lengths_of(program)
+            sizes = {self.lengths[place].symbol for place in self.asked}
+            limits = {symbol: limit for symbol, limit in limits.items() if str(symbol) not in sizes}
+        bounded = [r for r in limits.values() if r.upper < 2**31 or r.lower > _BATCH]
+        if bounded and not training:
             raise Uncertain(f"the model takes batches of {bounded[0].lower} to {bounded[0].upper} only")
         module = unlifted(program)
         if not training:
@@ -273,7 +301,8 @@ class _Capturing:
                 "module; recovery trains what evaluation returns, with dropouts and norms as in training"
             )
         inputs = self.given if fixed_because else resized(self.given, _BATCH)
-        return Capture(module, inputs, not fixed_because, tuple(remarks), check, training)
+        remarks += self.opened.remarks
+        return Capture(module, inputs, not fixed_because, tuple(remarks), check, training, self.opened.axes)
 
     def _learn_training(self, module: TracedModule, *, dynamic: bool) -> str:
         def exported() -> GraphModule:
@@ -299,11 +328,3 @@ class _Capturing:
 
 def _open_axis(inputs: Inputs) -> Callable[[Tensor], object]:
     return lambda tensor: {0: Dim.DYNAMIC} if carries_batch(tensor, inputs) else None
-
-
-def _opens_sizes(dynamic_shapes: Any) -> bool:
-    """Is any axis but the batch open?"""
-    leaves = pytree.tree_leaves(
-        dynamic_shapes, is_leaf=lambda v: isinstance(v, dict) and all(isinstance(k, int) for k in v)
-    )
-    return any(isinstance(leaf, dict) and any(axis > 0 for axis in leaf) for leaf in leaves)

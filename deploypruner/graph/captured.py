@@ -9,6 +9,7 @@ from torch.fx import GraphModule
 
 from deploypruner.graph.inputs import Inputs
 from deploypruner.graph.module import TracedModule, get_state, set_state
+from deploypruner.graph.open_axes import OpenAxis
 from deploypruner.records import Check
 
 
@@ -26,6 +27,7 @@ class Capture:
         check: Traced graph against the model, on the example inputs.
         trains_differently: How it differs from the model in training mode, or why that is not known; "" where it
             does not differ.
+        open_axes: Axes beside the batch that are open, because they were asked for or are in the program.
     """
 
     module: TracedModule
@@ -34,6 +36,7 @@ class Capture:
     remarks: tuple[str, ...]
     check: Check
     trains_differently: str = ""
+    open_axes: tuple[OpenAxis, ...] = ()
 
 
 def traced_module(module: GraphModule, aliases: dict[str, str]) -> TracedModule:

@@ -7,12 +7,16 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from deploypruner.errors import InputError
+from deploypruner.graph.asked_axes import Asked, Request, argument_names, resolve
 from deploypruner.graph.captured import Capture, aliases_of, some, traced_module, unused_state
 from deploypruner.graph.exporting import quiet
 from deploypruner.graph.inputs import Inputs, call, resized, tensors
-from deploypruner.graph.module import set_state
+from deploypruner.graph.module import TracedModule, set_state
 from deploypruner.graph.nodes import is_tensor
-from deploypruner.graph.other_sizes import sizes_taken
+from deploypruner.graph.open_axes import Place
+from deploypruner.graph.opening import Opened, Opening, lengths_of
+from deploypruner.graph.other_sizes import agrees_at, sizes_taken
 from deploypruner.graph.reference import Reference, seeded
 from deploypruner.graph.regions import clean
 
@@ -20,8 +24,12 @@ from deploypruner.graph.regions import clean
 _BATCH = 2
 
 
-def capture_program(program: ExportedProgram, given: Inputs) -> Capture:
-    """A program is a graph already."""
+def capture_program(program: ExportedProgram, given: Inputs, request: Request = None) -> Capture:
+    """A program is a graph already; what it leaves open stays open, unless "none" or fewer axes are asked for.
+
+    Raises:
+        InputError: An axis that was asked for is a number in the program.
+    """
     dynamic = _is_dynamic(program)
     inputs = resized(given, _BATCH) if dynamic else given
     with quiet():
@@ -35,27 +43,37 @@ def capture_program(program: ExportedProgram, given: Inputs) -> Capture:
     with torch.no_grad(), seeded(inputs, 0):
         check = reference.compare(tensors(call(traced, inputs)), wanted)
     remarks = [f"{len(unused)} tensors are not used at inference and were dropped: {some(unused)}"] if unused else []
-    opened = _open_sizes_of(program)
-    if opened:
-        remarks.append(
-            f"the program leaves sizes open ({', '.join(opened)}): so does the pruned module, and the exported files "
-            f"are fixed at the example's"
-        )
-    else:
-        traced.specialise(sizes=sizes_taken(traced, inputs))
-    return Capture(traced, inputs, dynamic, tuple(remarks), check)
+    opened = _opened(program, traced, inputs, request)
+    traced.specialise(sizes=sizes_taken(traced, inputs, opened.axes))
+    return Capture(traced, inputs, dynamic, (*remarks, *opened.remarks), check, open_axes=opened.axes)
 
 
-def _open_sizes_of(program: ExportedProgram) -> list[str]:
-    """Open axes of the inputs beside the batch, in a person's words: "axis 2 of 'x'"."""
-    names = set(program.graph_signature.user_inputs)
-    user = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in names and is_tensor(n)]
-    return [
-        f"axis {axis} of '{node.name}'"
-        for node in user
-        for axis, size in enumerate(node.meta["val"].shape)
-        if axis and isinstance(size, torch.SymInt)
-    ]
+def _opened(program: ExportedProgram, traced: TracedModule, inputs: Inputs, request: Request) -> Opened:
+    """The open axes of a program that were not asked to be closed, and the lengths that it runs with."""
+    lengths, names = lengths_of(program), argument_names(program, inputs)
+    own: dict[Place, Asked | None] = {
+        place: None
+        for place, length in lengths.items()
+        if place[1] and length.symbol and tensors(inputs)[place[0]].shape[place[1]] > 1
+    }
+    if request == "none":
+        return Opened(remarks=(f"{len(own)} open sizes are fixed at the example's",) if own else ())
+    if isinstance(request, tuple):
+        asked = resolve(request, names, inputs)
+        for tensor, axis in asked:
+            if (tensor, axis) not in own:
+                raise InputError(
+                    f"axis {axis} of '{names[tensor]}' cannot stay open: the program was exported with "
+                    f"{tensors(inputs)[tensor].shape[axis]} there",
+                    hint="export it again with this axis in dynamic_shapes, or leave it out of --dynamic",
+                )
+        own = {**asked}
+    if not own:
+        return Opened()
+    # With its guards on: they know for which lengths the path was taken that the program holds.
+    with quiet():
+        reference = Reference(program.module())
+    return Opening(lengths, own, inputs, names, agrees=lambda case: agrees_at(traced, reference, case)).settle()
 
 
 def _own_objects(module: GraphModule) -> None:

@@ -25,6 +25,7 @@ from deploypruner.graph.joint import JointAxis
 from deploypruner.graph.labelling import Affine, Labelling, Residual
 from deploypruner.graph.leaving import find_last_affines
 from deploypruner.graph.nodes import where
+from deploypruner.graph.open_axes import OpenAxis
 from deploypruner.records import Branch, Check, Cost, Frozen, Group
 
 FrontEnd = Literal["torch.export", "torch-pruning"]
@@ -56,6 +57,7 @@ class Graph:
         whole: The model around the part, in eval mode and with shared weights; None without a part.
         trains_differently: How `module` differs from the user's in training mode, or why that is not known; "" where
             it does not differ.
+        open_axes: Axes of the inputs beside the batch that stay open in everything made from the graph.
     """
 
     module: nn.Module
@@ -75,6 +77,7 @@ class Graph:
     part: str = ""
     whole: nn.Module | None = None
     trains_differently: str = ""
+    open_axes: tuple[OpenAxis, ...] = ()
 
     def group(self, group_id: str) -> Group:
         """The group called `group_id`."""
@@ -195,6 +198,7 @@ def assemble(
     cut: Callable[[NDArray[np.bool_]], nn.Module],
     check: Check | None = None,
     trains_differently: str = "",
+    open_axes: tuple[OpenAxis, ...] = (),
 ) -> Graph:
     """What a front end learnt, as a graph; see `Graph` for the arguments."""
     axes = Axes(labelling.atoms)
@@ -218,6 +222,7 @@ def assemble(
         cut=cut,
         check=check,
         trains_differently=trains_differently,
+        open_axes=open_axes,
     )
 
 

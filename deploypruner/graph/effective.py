@@ -59,6 +59,7 @@ def with_effective_weights(graph: Graph) -> Effective | None:
         tracing,
         example_inputs=graph.example_inputs,
         dynamic_batch=graph.dynamic_batch,
+        open_axes=graph.open_axes,
         remarks=graph.remarks,
         front_end=graph.front_end,
         cut=graph.cut,

@@ -24,6 +24,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from deploypruner.graph.inputs import Inputs, as_arguments, map_tensors
 from deploypruner.graph.module import get_state
+from deploypruner.graph.recurrent import open_sequences
 
 _TORCH = str(Path(torch.__file__).parent)
 _STATE = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR, InputKind.CUSTOM_OBJ}
@@ -47,7 +48,7 @@ def export(model: nn.Module, inputs: Inputs, dynamic_shapes: Any = None) -> Expo
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         # Lazily: the code of the graphs in between is never run.
-        with quiet(), _light_stacks(), _use_lazy_graph_module(True):
+        with quiet(), _light_stacks(), open_sequences(), _use_lazy_graph_module(True):
             return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

@@ -17,6 +17,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from deploypruner.errors import TraceError
+from deploypruner.graph.asked_axes import Request, requested
 from deploypruner.graph.autograd import trace_autograd
 from deploypruner.graph.branches import find_residuals, pair_residuals
 from deploypruner.graph.capture import capture
@@ -37,22 +38,25 @@ def trace(model: nn.Module | ExportedProgram, example_inputs: Any, *, dynamic_sh
         model: Module in any mode, or a program from torch.export; it is not changed.
         example_inputs: Inputs the model can run on: one tensor [B, ...], a tuple of positional inputs or a dict of
             keyword inputs, batch on axis 0.
-        dynamic_shapes: Axes that stay open beside the batch: as torch.export wants them, or "sizes" for every size
-            the model leaves open. By default the graph takes other sizes where it is right there, else refuses them.
+        dynamic_shapes: Axes that stay open beside the batch, in the graph and in what is exported from it: text as
+            for `--dynamic` ("2,3", "ids:1=8..512", "auto" for every size that the model leaves open, "none"), or as
+            torch.export wants them. By default those of a program, and otherwise none: the graph takes other sizes
+            where it is right there, else refuses them.
 
     Returns:
         The graph: `graph.groups` can be pruned, `graph.frozen` cannot, each entry with its reason. Where the model
         cannot be exported, `graph.front_end` and `graph.part` say what was done instead, and `graph.remarks` why.
 
     Raises:
-        InputError: The model cannot be pruned as it is.
+        InputError: The model cannot be pruned as it is, or cannot keep an axis open that was asked for.
         TraceError: It does not run on these inputs, or no front end can trace it; carries every reason.
     """
     inputs = as_inputs(example_inputs)
+    request = requested(dynamic_shapes, model, inputs)
     try:
-        return _exported(model, inputs, dynamic_shapes)
+        return _exported(model, inputs, request)
     except TraceError as error:
-        if isinstance(model, ExportedProgram) or dynamic_shapes is not None or not _runs(model, inputs):
+        if isinstance(model, ExportedProgram) or request not in (None, "none") or not _runs(model, inputs):
             raise
         refused = error
     found, reasons = [], [refused.message]
@@ -66,8 +70,8 @@ def trace(model: nn.Module | ExportedProgram, example_inputs: Any, *, dynamic_sh
     return max(found, key=_removable)
 
 
-def _exported(model: nn.Module | ExportedProgram, inputs: Inputs, dynamic_shapes: Any = None) -> Graph:
-    captured = capture(model, inputs, dynamic_shapes)
+def _exported(model: nn.Module | ExportedProgram, inputs: Inputs, request: Request = None) -> Graph:
+    captured = capture(model, inputs, request)
     module = captured.module
     for graph in module.graphs:
         untie(module, graph)
@@ -86,6 +90,7 @@ def _exported(model: nn.Module | ExportedProgram, inputs: Inputs, dynamic_shapes
         cut=partial(rewrite, tracing),
         check=captured.check,
         trains_differently=captured.trains_differently,
+        open_axes=captured.open_axes,
     )
 
 

@@ -17,10 +17,11 @@ from torch.utils import _pytree as pytree
 from deploypruner.errors import InputError
 from deploypruner.graph.following import follow, kind_of
 from deploypruner.graph.modes import switch
+from deploypruner.graph.open_axes import OpenAxis
 from deploypruner.graph.plain_form import Plain, nodes_of, to_plain
 
-# Per argument of forward, per tensor in it: the length of every axis, None where any will do.
-Sizes = Mapping[str, tuple[tuple[int | None, ...], ...]]
+# Per argument of forward, per tensor in it: the length of every axis, or those it may have; None where any will do.
+Sizes = Mapping[str, tuple[tuple[int | OpenAxis | None, ...], ...]]
 
 
 class TracedModule(GraphModule):
@@ -196,13 +197,21 @@ def _check_sizes(forward: Callable[..., Any], sizes: Sizes, args: tuple[Any, ...
         found = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
         for tensor, taken in zip(found, sizes.get(name, ()), strict=False):
             shape = tuple(tensor.shape)
-            if len(shape) == len(taken) and any(t is not None and s != t for s, t in zip(shape, taken, strict=True)):
-                had = "x".join(str(t) for t in taken if t is not None)
-                got = "x".join(str(s) for s, t in zip(shape, taken, strict=True) if t is not None)
+            if len(shape) != len(taken):
+                continue
+            for axis, length in zip(taken, shape, strict=True):
+                if isinstance(axis, OpenAxis) and not axis.takes(length):
+                    raise InputError(
+                        f"{axis.where} is {length} long, and the graph is for {axis.lengths}",
+                        hint="pad or cut the input to such a length, or trace with an example of this one",
+                    )
+            fixed = [(s, t) for s, t in zip(shape, taken, strict=True) if isinstance(t, int)]
+            if any(s != t for s, t in fixed):
+                got, had = ("x".join(str(pair[i]) for pair in fixed) for i in (0, 1))
                 raise InputError(
                     f"input '{name}' of this graph was traced with {had}, got {got}: "
                     "sizes are written into the graph, and it would compute something else",
-                    hint='trace with dynamic_shapes="sizes" to keep them open, or with inputs of this size',
+                    hint='trace with dynamic_shapes="auto" to keep them open, or with inputs of this size',
                 )
 
 

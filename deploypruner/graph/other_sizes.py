@@ -7,15 +7,17 @@ may only be given what it was traced with. "Sizes" are all axes of an input but 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import Dim
 
-from deploypruner.graph.inputs import Inputs, batch_size, call, map_tensors, resized, tensors
+from deploypruner.graph.asked_axes import Asked
+from deploypruner.graph.inputs import Inputs, batch_size, call, carries_batch, map_tensors, resized, tensors
 from deploypruner.graph.module import Sizes, TracedModule
+from deploypruner.graph.open_axes import OpenAxis, Place
 from deploypruner.graph.reference import Reference, seeded
 
 # Images have a channel axis before their sizes; strides are powers of two up to this.
@@ -42,13 +44,27 @@ def other_sizes(inputs: Inputs) -> Iterator[Inputs]:
             yield _with(inputs, {n: other})
 
 
-def open_sizes(inputs: Inputs) -> Any:
-    """Dynamic shapes for torch.export: an open batch, and every size that the model leaves open."""
-    size = batch_size(inputs)
+def all_sizes(inputs: Inputs) -> dict[Place, Asked | None]:
+    """Every size that torch.export may leave open; it takes a length of 1 for a constant."""
+    return {
+        (number, axis): None
+        for number, tensor in enumerate(tensors(inputs))
+        for axis in size_axes(tensor)
+        if tensor.shape[axis] > 1
+    }
+
+
+def open_sizes(inputs: Inputs, asked: Mapping[Place, Asked | None], *, batch: bool = True) -> Any:
+    """Dynamic shapes for torch.export: the batch, and the asked axes as far as the model leaves them open."""
+    counted = iter(range(len(tensors(inputs))))
 
     def axes(tensor: Tensor) -> dict[int, Any] | None:
-        found: dict[int, Any] = {axis: Dim.AUTO for axis in size_axes(tensor) if tensor.shape[axis] > 1}
-        if tensor.ndim and tensor.shape[0] == size:
+        number = next(counted)
+        found: dict[int, Any] = {}
+        for (place, axis), one in asked.items():
+            if place == number:
+                found[axis] = Dim.AUTO if one is None else Dim.AUTO(min=one.least, max=one.most)
+        if batch and carries_batch(tensor, inputs):
             found[0] = Dim.DYNAMIC
         return found or None
 
@@ -57,29 +73,35 @@ def open_sizes(inputs: Inputs) -> Any:
 
 def agrees(module: TracedModule, reference: Reference, inputs: Inputs) -> bool | None:
     """Does the graph compute what the model does at every other size the model takes? None where it takes none."""
-    found: bool | None = None
-    for case in other_sizes(resized(inputs, max(2, batch_size(inputs)))):
-        try:
-            with torch.no_grad(), seeded(case, 0):
-                wanted = tensors(call(reference.module, case))
-        except Exception:  # noqa: BLE001 - the model may not take this size, whatever it then raises
-            continue
-        try:
-            with torch.no_grad(), seeded(case, 0):
-                got = tensors(call(module, case))
-        except Exception:  # noqa: BLE001 - a constant does not fit
-            return False
-        if not reference.compare(got, wanted).passed:
-            return False
-        found = True
-    return found
+    found = [agrees_at(module, reference, c) for c in other_sizes(resized(inputs, max(2, batch_size(inputs))))]
+    return False if False in found else True if True in found else None
 
 
-def sizes_taken(module: TracedModule, inputs: Inputs) -> Sizes:
-    """Name of an argument -> the lengths of the size axes of its tensors, everything else open."""
+def agrees_at(module: TracedModule, reference: Reference, inputs: Inputs) -> bool | None:
+    """Does the graph compute on these inputs what the model does? None where the model does not take them."""
+    try:
+        with torch.no_grad(), seeded(inputs, 0):
+            wanted = tensors(call(reference.module, inputs))
+    except Exception:  # noqa: BLE001 - the model may not take this size, whatever it then raises
+        return None
+    try:
+        with torch.no_grad(), seeded(inputs, 0):
+            got = tensors(call(module, inputs))
+    except Exception:  # noqa: BLE001 - a constant does not fit
+        return False
+    return reference.compare(got, wanted).passed
+
+
+def sizes_taken(module: TracedModule, inputs: Inputs, axes: Sequence[OpenAxis] = ()) -> Sizes:
+    """Name of an argument -> the lengths of the size axes of its tensors; everything else is open, and `axes` are."""
     names = list(inputs) if isinstance(inputs, dict) else _argument_names(module)
     values = inputs.values() if isinstance(inputs, dict) else inputs
-    return {name: tuple(_lengths(t) for t in tensors(value)) for name, value in zip(names, values, strict=False)}
+    opened = {(a.tensor, a.axis): a if a.limited else None for a in axes}
+    counted = iter(range(len(tensors(inputs))))
+    return {
+        name: tuple(_lengths(t, next(counted), opened) for t in tensors(value))
+        for name, value in zip(names, values, strict=False)
+    }
 
 
 def _argument_names(module: TracedModule) -> list[str]:
@@ -87,9 +109,14 @@ def _argument_names(module: TracedModule) -> list[str]:
     return names[1:] if names[:1] == ["self"] else names
 
 
-def _lengths(tensor: Tensor) -> tuple[int | None, ...]:
+def _lengths(
+    tensor: Tensor, number: int, opened: Mapping[Place, OpenAxis | None]
+) -> tuple[int | OpenAxis | None, ...]:
     sizes = set(size_axes(tensor))
-    return tuple(int(n) if axis in sizes else None for axis, n in enumerate(tensor.shape))
+    return tuple(
+        opened[number, axis] if (number, axis) in opened else int(n) if axis in sizes else None
+        for axis, n in enumerate(tensor.shape)
+    )
 
 
 def _with(inputs: Inputs, new: dict[int, int], last: dict[int, int] | None = None) -> Inputs:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import Inputs
+from deploypruner.graph.open_axes import at_other_lengths, at_text
 from deploypruner.graph.reference import said
 from deploypruner.graph.streamed import Streamed, TensorRunner, runner
 from deploypruner.prune.blame import first_difference, place
@@ -51,7 +52,8 @@ def prove(graph: Graph, plan: Planned, module: nn.Module) -> tuple[Check, ...]:
     """Compare the dense model in which everything the plan removes counts for nothing with the module without it.
 
     Inputs are the example's with noise added (a batch of equal samples proves little): 2 and 3 samples where the
-    batch is dynamic, twice the example's number where it is not. For a traced graph the masked form is
+    batch is dynamic, twice the example's number where it is not; where other axes are open, a third set has other
+    lengths there. For a traced graph the masked form is
     `oracle.Masked`; for a model that torch-pruning traced it is a copy with zeros in its parameters. Neither
     `graph.module` nor `module` is changed. Where float64 does not fit in memory float32 is used, and the names of
     the checks say so.
@@ -111,18 +113,18 @@ def _checks(graph: Graph, masked: TensorRunner, removed: TensorRunner, dtype: to
     sizes = _SAMPLES if graph.dynamic_batch else (None, None)
     second = f", batch of {sizes[1]}" if graph.dynamic_batch else ", other inputs"
     kind = str(dtype).removeprefix("torch.")
-    names = ("the masked model", "the removed module")
-    outcomes = []
-    for seed, samples in enumerate(sizes):
-        outcome = _run(names, lambda: (masked, removed), probe(graph.example_inputs, samples, seed))
-        if not outcome.problem and not all(_is_finite(t) for t in outcome.wanted):
-            # Noise took a value out of the range of a logarithm or a root.
-            milder = probe(graph.example_inputs, samples, seed, "scaled")
-            outcome = _run(names, lambda: (masked, removed), milder)
-        outcomes.append(outcome)
+    outcomes = [
+        _compared(masked, removed, graph.example_inputs, samples=samples, seed=seed)
+        for seed, samples in enumerate(sizes)
+    ]
     signal = _signal(outcomes[0].wanted, outcomes[1].wanted)
+    suffixes = ["", second]
+    if graph.open_axes:
+        other = at_other_lengths(graph.example_inputs, graph.open_axes)
+        outcomes.append(_compared(masked, removed, other, samples=None, seed=2))
+        suffixes.append(f", {at_text(graph.open_axes)}")
     checks = []
-    for suffix, outcome in zip(("", second), outcomes, strict=True):
+    for suffix, outcome in zip(suffixes, outcomes, strict=True):
         slack = _ROUNDED[dtype] if graph.labelling.normed else 1.0
         check = _check(f"masked = removed ({kind}{suffix})", outcome, dtype, signal, slack)
         if not check.passed and not outcome.problem and isinstance(masked, Masked) and isinstance(removed, Streamed):
@@ -130,6 +132,18 @@ def _checks(graph: Graph, masked: TensorRunner, removed: TensorRunner, dtype: to
             check = Check(check.name, check.max_abs_diff, check.tolerance, passed=False, detail=found or check.detail)
         checks.append(check)
     return tuple(checks)
+
+
+def _compared(
+    masked: TensorRunner, removed: TensorRunner, example: Inputs, *, samples: int | None, seed: int
+) -> _Outcome:
+    names = ("the masked model", "the removed module")
+    outcome = _run(names, lambda: (masked, removed), probe(example, samples, seed))
+    if not outcome.problem and not all(_is_finite(t) for t in outcome.wanted):
+        # Noise took a value out of the range of a logarithm or a root.
+        milder = probe(example, samples, seed, "scaled")
+        outcome = _run(names, lambda: (masked, removed), milder)
+    return outcome
 
 
 def _run(names: tuple[str, str], forms: Callable[[], tuple[TensorRunner, TensorRunner]], inputs: Inputs) -> _Outcome:

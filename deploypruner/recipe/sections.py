@@ -10,6 +10,7 @@ from deploypruner import registries
 from deploypruner.errors import RecipeError
 from deploypruner.ranges import THREADS, check_number
 from deploypruner.recipe.data import DataSettings
+from deploypruner.recipe.dynamic import parse
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recipe.learn import LearnSettings
 from deploypruner.recipe.option import (
@@ -55,6 +56,17 @@ class ModelRecipe:
         flag="--trust-pickle",
         group=MODEL,
     )
+    dynamic: tuple[str, ...] = option(
+        (),
+        "Axes of the inputs that stay open beside the batch: 2,3, or NAME:AXIS=MIN..MAX, auto or none; repeat.",
+        flag="--dynamic",
+        metavar="2,3",
+        shown="a .pt2's own",
+        group=MODEL,
+    )
+
+    def __post_init__(self) -> None:
+        parse(self.dynamic)  # checks it
 
     def require_source(self) -> None:
         """Make sure that a model is named.

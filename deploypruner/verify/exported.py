@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from deploypruner.errors import InputError
 from deploypruner.export.program import evaluating, quiet
-from deploypruner.graph.inputs import Inputs, call, filled
+from deploypruner.graph.inputs import Inputs, call, filled, tensors
+from deploypruner.graph.open_axes import OpenAxis, at_other_lengths, at_text
 from deploypruner.pt2 import read_program
 from deploypruner.records import Check
 from deploypruner.runtime import opens, runtimes
@@ -51,6 +52,7 @@ def verify_exports(
     dynamic_batch: bool = True,
     threads: int = 1,
     example_inputs: Inputs | None = None,
+    open_axes: Sequence[OpenAxis] = (),
 ) -> list[Check]:
     """Compare `module` with each exported file in every runtime that opens it.
 
@@ -66,6 +68,8 @@ def verify_exports(
         dynamic_batch: Also run batches of 1 and of 3, made from the first feeds.
         threads: Threads per runtime.
         example_inputs: How torch is given the arrays: by keyword where this is a dict; None = by position.
+        open_axes: Axes of which the files leave the length open: also run them at another one, but for the file with
+            sparse operations, which are for one size.
 
     Raises:
         InputError: No feeds, or a runtime that cannot load a file.
@@ -73,7 +77,15 @@ def verify_exports(
     if not feeds:
         raise InputError("verification has no inputs", hint="pass at least one batch")
     batches = [*([_batch_of(feeds[0], 1), _batch_of(feeds[0], 3)] if dynamic_batch else []), *feeds]
-    subject = _Subject(files, batches, threads, want=_run_torch(evaluating(module), batches, example_inputs))
+    if open_axes:
+        batches.append(_at_other_lengths(feeds[0], open_axes))
+    subject = _Subject(
+        files,
+        batches,
+        threads,
+        want=_run_torch(evaluating(module), batches, example_inputs),
+        other=at_text(open_axes),
+    )
     checks = []
     for name, path in files.items():
         if path.suffix == ".pt2":
@@ -107,16 +119,20 @@ class _Subject:
         batches: Inputs.
         threads: Threads per runtime.
         want: torch's outputs, batch after batch.
+        other: What is different in the last batch, "" where it is of the same size as the others.
     """
 
-    def __init__(self, files: Mapping[str, Path], batches: Sequence[Feeds], threads: int, want: list[Array]) -> None:
+    def __init__(
+        self, files: Mapping[str, Path], batches: Sequence[Feeds], threads: int, *, want: list[Array], other: str = ""
+    ) -> None:
         self.want = want
+        self._other = bool(other)
         self._files = files
         self._batches = batches
         self._threads = threads
         sizes = dict.fromkeys(str(len(feeds[0])) for feeds in batches)
         self._literals: dict[Path, list[Array]] = {}
-        self._detail = f"batch {', '.join(sizes)}"
+        self._detail = f"batch {', '.join(sizes)}" + (f"; {other}" if other else "")
 
     def same(self, name: str, got: Sequence[Array], want: Sequence[Array]) -> Check:
         """Equal up to fp32 rounding; the tolerance is absolute, from the size of `want`."""
@@ -151,9 +167,13 @@ class _Subject:
         """OpenVINO with our kernels against the literal int8 twin, within what `int8` allows."""
         twin = next(n for n, p in self._files.items() if p.name == path.name.replace(".sparse.", ".int8."))
         literal = self._literal(self._files[twin])
+        batches = self._batches
+        if self._other:
+            batches = batches[:-1]
+            literal = literal[: len(literal) // len(self._batches) * len(batches)]
         return compare_relative(
             f"{twin} literal = {name} (OpenVINO)",
-            self._run("openvino", path),
+            self._run("openvino", path, batches),
             literal,
             tolerance=self._allowed(literal),
             detail=f"relative L2 error, {self._detail}",
@@ -178,9 +198,9 @@ class _Subject:
                 return self.same(f"{twin} = {name} ({label})", got, self._run("openvino", twin_path))
         return self.same(f"torch = {name} ({label})", got, self.want)
 
-    def _run(self, key: str, path: Path) -> list[Array]:
+    def _run(self, key: str, path: Path, batches: Sequence[Feeds] | None = None) -> list[Array]:
         session = runtimes.get(key)().open(path, threads=self._threads)
-        return [output for feeds in self._batches for output in session.run(feeds)]
+        return [output for feeds in batches or self._batches for output in session.run(feeds)]
 
 
 def _runtimes_for(path: Path) -> list[str]:
@@ -196,6 +216,12 @@ def _worst(got: Sequence[Array], want: Sequence[Array]) -> float:
 def _batch_of(feeds: Feeds, size: int) -> list[Array]:
     """Repeat or cut every array to `size` samples."""
     return [np.take(array, np.arange(size) % len(array), axis=0) for array in feeds]
+
+
+def _at_other_lengths(feeds: Feeds, open_axes: Sequence[OpenAxis]) -> list[Array]:
+    """The same values, cut or repeated from the first one on."""
+    given = tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in feeds)
+    return [tensor.numpy() for tensor in tensors(at_other_lengths(given, open_axes))]
 
 
 def _run_torch(module: torch.nn.Module, batches: Sequence[Feeds], example_inputs: Inputs | None) -> list[Array]:

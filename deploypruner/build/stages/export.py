@@ -68,7 +68,9 @@ def _runs_programs(build: Build) -> bool:
 def _write_program(build: Build, module: nn.Module, name: str) -> None:
     graph = build.traced
     with build.folder.writing(name) as path:
-        exporters.get("pt2")().write(module, graph.example_inputs, path, dynamic_batch=graph.dynamic_batch)
+        exporters.get("pt2")().write(
+            module, graph.example_inputs, path, dynamic_batch=graph.dynamic_batch, open_axes=graph.open_axes
+        )
 
 
 def _programs(build: Build) -> tuple[Artifact, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
@@ -11,8 +12,10 @@ from deploypruner.build.register import stages
 from deploypruner.build.stage import Stage
 from deploypruner.build.state import Build
 from deploypruner.graph import Graph
-from deploypruner.graph.inputs import tensors
+from deploypruner.graph.asked_axes import argument_names
+from deploypruner.graph.inputs import carries_batch, tensors
 from deploypruner.graph.module import get_state
+from deploypruner.graph.open_axes import as_json
 from deploypruner.measure import environment
 from deploypruner.measure.statistics import compare
 from deploypruner.recipe import Recipe, resolved_toml
@@ -44,6 +47,7 @@ class WriteReport(Stage):
                 "command": build.command,
                 "model_sha256": build.sha256,
                 "versions": _environment(build)["versions"],
+                "inputs": inputs_of(build),
             }
         )
         return build
@@ -67,6 +71,7 @@ def make_report(build: Build) -> Report:
             "source": build.source,
             "sha256": build.sha256,
             "inputs": [list(t.shape) for t in tensors(build.example_inputs)],
+            "open_axes": as_json(graph.open_axes),
         },
         settings=_settings(build),
         budget=budget_of(build),
@@ -81,6 +86,24 @@ def make_report(build: Build) -> Report:
         pruned=build.pruned or dense,
         sparse=sparse_of(build),
     )
+
+
+def inputs_of(build: Build) -> list[dict[str, Any]]:
+    """What the artifacts take: names, the example's shapes and types, and which axes may have other lengths."""
+    graph = build.traced
+    given = tensors(graph.example_inputs)
+    names = argument_names(graph.module, graph.example_inputs)
+    count = Counter(names)
+    return [
+        {
+            "name": name if count[name] == 1 else f"{name}[{number - names.index(name)}]",
+            "example": [1, *t.shape[1:]] if graph.dynamic_batch and t.ndim else list(t.shape),
+            "dtype": str(t.dtype).removeprefix("torch."),
+            "open_batch": graph.dynamic_batch and carries_batch(t, graph.example_inputs),
+            "open_axes": as_json([a for a in graph.open_axes if a.tensor == number]),
+        }
+        for number, (name, t) in enumerate(zip(names, given, strict=True))
+    ]
 
 
 def budget_of(build: Build) -> dict[str, Any]:

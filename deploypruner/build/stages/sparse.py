@@ -6,6 +6,8 @@ import shutil
 from dataclasses import asdict, replace
 from typing import ClassVar
 
+import onnx
+
 from deploypruner.build.feeds import timing_feeds, verification_feeds
 from deploypruner.build.register import stages
 from deploypruner.build.sparse_model import MODEL, make_sparse
@@ -13,6 +15,7 @@ from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.records import Artifact, Check
 from deploypruner.scratch import scratch
+from deploypruner.sparse.fixing import fixed_at
 from deploypruner.sparse.library import EXTENSION, extension_path
 
 
@@ -29,8 +32,12 @@ class Sparse(Stage):
         """Give the artifact, its proof, and what was decided about each layer."""
         if build.zeros is None:  # no zeros, neither asked for nor brought along
             return build
-        dense = build.folder.path("model.int8.onnx")
+        dense, lengths = build.folder.path("model.int8.onnx"), _lengths(build)
         with scratch() as folder:
+            if lengths:
+                fixed = fixed_at(onnx.load(dense), lengths)
+                dense = folder / "model.int8.onnx"
+                onnx.save(fixed, dense)
             made = make_sparse(
                 dense,
                 folder / MODEL,
@@ -59,6 +66,10 @@ class Sparse(Stage):
         if found is None:
             return replace(build, remarks=(*build.remarks, f"no sparse model: {document['reason']}"))
         artifact = Artifact("sparse int8", build.folder.path(MODEL), "onnx", "int8", build.pattern, build.pruned)
+        if lengths := _lengths(build):
+            only = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            remark = f"{MODEL} is for {only} only: sparse kernels are made for one size; the other files stay open"
+            build = replace(build, remarks=(*build.remarks, remark))
         return replace(build, artifacts=(*build.artifacts, artifact), checks=(*build.checks, Check(**found)))
 
     def document(self, build: Build) -> str | None:
@@ -69,3 +80,8 @@ class Sparse(Stage):
         if not found["chosen"]:
             return f"stays dense: {found['reason']}"
         return f"{found['chosen']} of {len(found['layers'])} layers in sparse kernels ({found['target']})"
+
+
+def _lengths(build: Build) -> dict[str, int]:
+    """Name of each open axis -> the example's length."""
+    return {axis.name: axis.length for axis in build.traced.open_axes}

@@ -17,7 +17,8 @@ from deploypruner.build.stage import Stage
 from deploypruner.build.state import Build
 from deploypruner.errors import InputError
 from deploypruner.graph import Graph, trace
-from deploypruner.graph.inputs import batch_size, call, resized
+from deploypruner.graph.inputs import batch_size, call, resized, tensors
+from deploypruner.graph.open_axes import at_text
 from deploypruner.sources.adapted import WholeBatches
 from deploypruner.sources.batches import Data
 from deploypruner.verify.compare import compare_outputs, flatten_outputs
@@ -31,15 +32,22 @@ class Trace(Stage):
 
     name: ClassVar[str] = "trace"
     needs: ClassVar[tuple[str, ...]] = ("load",)
+    reads: ClassVar[tuple[str, ...]] = ("model.dynamic",)
     writes: ClassVar[tuple[str, ...]] = (REACHABLE,)
     fatal: ClassVar[bool] = True
 
     def run(self, build: Build) -> Build:
         """Give the graph."""
         assert build.model is not None, "stage 'load' has not run"
-        graph = trace(build.model, build.example_inputs)
+        graph = trace(build.model, build.example_inputs, dynamic_shapes=build.recipe.model.dynamic or None)
         data, remarks = _in_batches(build.data, graph)
         checks = () if graph.check is None else (graph.check,)
+        if graph.open_axes:
+            example = " ".join("x".join(map(str, t.shape[1:])) for t in tensors(graph.example_inputs))
+            remarks += (
+                f"everything was timed at the example's size {example}; files were checked at "
+                f"{at_text(graph.open_axes)}, too",
+            )
         return replace(build, graph=graph, data=data, checks=checks, remarks=build.remarks + graph.remarks + remarks)
 
     def validate(self, build: Build) -> None:

@@ -37,6 +37,7 @@ class Verify(Stage):
             verification_feeds(build),
             dynamic_batch=build.traced.dynamic_batch,
             example_inputs=build.traced.example_inputs,
+            open_axes=build.traced.open_axes,
         )
         weights = sparse_weights(build)
         if weights:
