@@ -30,7 +30,7 @@ from deploypruner.graph.modes import mark_always_training
 from deploypruner.graph.module import TracedModule
 from deploypruner.graph.other_sizes import agrees, open_sizes, sizes_taken
 from deploypruner.graph.reference import Reference, register_dataclasses, said, seeded, without_opaque_outputs
-from deploypruner.graph.regions import clean, stops_gradients
+from deploypruner.graph.regions import clean
 from deploypruner.graph.sharing import sharing_copy
 from deploypruner.graph.sound import check_model
 from deploypruner.graph.stochastic import keep_stochastic_depth
@@ -96,7 +96,6 @@ class _Capturing:
         self.unused: list[str] = []
         self.aliases: dict[str, str] = {}
         self.lost: list[str] = []
-        self.stops = False
 
     def run(self) -> Capture:
         """The first way whose graph agrees with the model."""
@@ -171,7 +170,7 @@ class _Capturing:
             return module, check
         images = any(t.ndim >= 4 for t in tensors(self.given))
         if right is False and self.shapes is None and images:
-            state = (self.unused, self.aliases, self.lost, self.stops)
+            state = (self.unused, self.aliases, self.lost)
             try:
                 opened, found = self.open()
                 if found.passed and agrees(opened, self.reference, self.small):
@@ -179,7 +178,7 @@ class _Capturing:
                     return opened, found
             except Exception:  # noqa: BLE001 - torch.export raises anything a model raises
                 pass
-            self.unused, self.aliases, self.lost, self.stops = state
+            self.unused, self.aliases, self.lost = state
         if right is False or self.shapes is None:
             module.specialise(sizes=sizes_taken(module, self.small))
         return module, check
@@ -213,20 +212,19 @@ class _Capturing:
     ) -> GraphModule:
         opened = dynamic_shapes is not None and _opens_sizes(dynamic_shapes)
         copied = sharing_copy(self.model)
-        lost = keep_stochastic_depth(copied)
-        if self.reference.left_out:
-            without_opaque_outputs(copied)
-        if training:
-            exportable_in_training(copied).train()
-        program = export(copied, inputs, dynamic_shapes)
+        with seeded(inputs, 0):
+            lost = keep_stochastic_depth(copied)
+            if self.reference.left_out:
+                without_opaque_outputs(copied)
+            if training:
+                exportable_in_training(copied).train()
+            program = export(copied, inputs, dynamic_shapes)
         if any(str(symbol).startswith(_FROM_DATA) for symbol in program.range_constraints):
             raise Uncertain("the size of a tensor depends on the values of another (nonzero, boolean indexing)")
         bounded = [r for r in program.range_constraints.values() if r.upper < 2**31 or r.lower > _BATCH]
         if bounded and self.shapes is None and not opened:
             raise Uncertain(f"the model takes batches of {bounded[0].lower} to {bounded[0].upper} only")
         module = unlifted(program)
-        if not training:
-            self.stops = stops_gradients(module)
         clean(module, detach=training)
         if not training:
             mark_always_training(module.graph)
@@ -282,7 +280,7 @@ class _Capturing:
             return graph
 
         inputs = self.small if dynamic else self.given
-        return learn_training(module, self.reference, inputs, exported, stops_gradients=self.stops)
+        return learn_training(module, self.reference, inputs, exported)
 
     def _disagreement(self, check: Check) -> TraceError:
         if self.reference.is_random(self.small):
