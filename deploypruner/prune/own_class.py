@@ -151,7 +151,7 @@ def _training_difference(module: nn.Module, pruned: nn.Module, inputs: Inputs, s
                     before = torch.get_rng_state()
                     found.append(call(own, case))
                     drawn = drawn or not torch.equal(before, torch.get_rng_state())
-            off = _off(*found, min(slack * tolerance, _TOLERANCE[torch.float32]))
+            off = _off(found[0], found[1], min(slack * tolerance, _TOLERANCE[torch.float32]))
         except Exception as error:  # noqa: BLE001 - the user's forward raises anything when a size is wrong
             reason = f"in training mode: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
             continue
