@@ -79,6 +79,7 @@ APART: dict[str, Two] = {
     "grid_sample": lambda a, b: gap(F.grid_sample(a, b[:, :2].permute(0, 2, 3, 1).tanh(), align_corners=False)),
     "tril of space": lambda a, b: gap(torch.tril(a)),
     "cummax of space": lambda a, b: flat(a).cummax(2).values.mean(2),
+    "parts of fft over space": lambda a, b: (lambda z: z.real + z.imag)(torch.fft.fft(flat(a)).conj()).mean(2),
     "rot90": lambda a, b: torch.rot90(a, 1, [2, 3])[:, :, 0].mean(2),
 }
 MIXED: dict[str, tuple[Two, str]] = {

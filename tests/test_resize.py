@@ -62,6 +62,18 @@ class Auxiliary(nn.Module):
         return (self.b(y), self.aux(y)) if self.training else self.b(y)
 
 
+class Scaled(nn.Module):
+    """Divides by a constant in training only, behind a dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.strength = nn.Linear(6, 8), nn.Linear(8, 2), 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        return self.b(F.dropout(y, 0.1) / self.strength if self.training else y)
+
+
 def half(graph: dp.Graph, *, secondary: bool = False) -> Plan:
     generator = np.random.default_rng(0)
     groups = [g for g in graph.groups if secondary or not g.secondary]
@@ -120,10 +132,19 @@ def test_a_size_written_into_the_code_is_refused_with_what_it_leads_to():
     assert "dp.remove" in error.value.hint
 
 
-def test_a_head_that_only_training_sees_is_refused():
-    net = Auxiliary().eval()
+def test_a_head_that_only_training_sees_is_cut_with_the_rest():
+    net, x = Auxiliary().eval(), torch.randn(2, 6)
+    graph, own, _ = pruned(net, x)
+    assert own.aux.weight.shape == (2, 4)
+    torch.testing.assert_close(own.train()(x), graph.train()(x))
+
+
+def test_an_attribute_that_only_a_random_training_sees_is_not_changed_without_a_word():
+    """Its value is that of a width by chance; dropout hid what came of reading it as one."""
+    net = Scaled().eval()
     graph = dp.trace(net, torch.randn(2, 6))
-    with pytest.raises(PlanError, match="in training mode: RuntimeError"):
+    assert not graph.trains_differently
+    with pytest.raises(PlanError, match="in training mode outputs are off"):
         half(graph).apply_to(net)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -87,6 +91,101 @@ class FrozenTrunk(Conv):
         return self.head(self.b(x).mean((2, 3)))
 
 
+class MovingAverage(Conv):
+    """Keeps an average that only training writes to, and that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(16))
+        self.register_buffer("steps", torch.tensor(0))
+
+    def between(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.lerp_(x.detach().mean((0, 2, 3)), 0.1)
+            self.steps += 1
+        return self.norm(x)
+
+
+class StoppedGradient(Conv):
+    """What it returns is the same in both modes; what it learns is not."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.norm(x.detach() if self.training else x)
+
+
+class ScaledGradient(Conv):
+    def between(self, x: Tensor) -> Tensor:
+        return self.norm(0.1 * x + 0.9 * x.detach() if self.training else x)
+
+
+class Skipping(nn.Module):
+    """Skips a layer by a coin that no graph can hold; in most steps it does not."""
+
+    def __init__(self, coin: Callable[[], object]) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.coin = nn.Linear(12, 16), nn.Linear(16, 16), nn.Linear(16, 3), coin
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        return self.c(x if self.training and self.coin() < 0.1 else x + self.b(x))
+
+
+class Changing(Skipping):
+    """Something else than a coin, that subclasses define."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: 1.0)
+        self.shift, self.steps = nn.Parameter(torch.zeros(16)), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.between(self.a(x).relu()) + self.shift)
+
+
+class SetAtFirst(Changing):
+    """Writes to its own parameter in its first step."""
+
+    def between(self, x: Tensor) -> Tensor:
+        if self.training and self.steps == 0:
+            self.shift.data.copy_(-x.mean((0, 1)))
+            self.steps = 1
+        return x
+
+
+class OwnGenerator(Changing):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = np.random.default_rng(0)
+
+    def between(self, x: Tensor) -> Tensor:
+        return x if self.training and self.generator.random() < 0.1 else x + self.b(x)
+
+
+class WarmingUp(Changing):
+    def between(self, x: Tensor) -> Tensor:
+        self.steps += self.training
+        return x * min(1.0, self.steps / 10) if self.training else x
+
+
+class OnValues(Changing):
+    def between(self, x: Tensor) -> Tensor:
+        return x / 10 if self.training and x.abs().max() > 50 else x
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+class ReversedGradient(Changing):
+    def between(self, x: Tensor) -> Tensor:
+        return Reversed.apply(x)
+
+
 class Recurrent(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -133,11 +232,27 @@ NETS = {
     "frozen norm": FrozenNorm,
     "frozen trunk": FrozenTrunk,
     "dropout written out": MonteCarlo,
+    "moving average": MovingAverage,
+    "stopped gradient": StoppedGradient,
+    "scaled gradient": ScaledGradient,
     "lstm": lambda: Recurrent("LSTM"),
     "gru": lambda: Recurrent("GRU"),
     "attention with weights": lambda: Attention(weights=True),
     "attention, fused": lambda: Attention(weights=False),
     "encoder layer": encoder,
+}
+
+
+# What no graph can do, and what the tool says about it.
+BEYOND = {
+    "a coin of torch": (lambda: Skipping(lambda: torch.rand(())), "random numbers"),
+    "a coin of Python": (lambda: Skipping(random.random), "Python's random"),
+    "a coin of NumPy": (lambda: Skipping(lambda: np.random.uniform(0, 1)), "numpy.random"),
+    "a generator of its own": (OwnGenerator, "'generator' changes with every step"),
+    "set at first": (SetAtFirst, "'steps'"),
+    "warming up": (WarmingUp, "'steps' changes with every step"),
+    "on values": (OnValues, "value of a tensor \\(at tests/training_nets.py"),
+    "reversed gradient": (ReversedGradient, "the gradient of 'a.bias' differs"),
 }
 
 

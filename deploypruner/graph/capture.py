@@ -32,7 +32,7 @@ from deploypruner.graph.open_axes import Place
 from deploypruner.graph.opening import Length, Opened, Opening, lengths_of
 from deploypruner.graph.other_sizes import agrees, agrees_at, all_sizes, open_sizes, sizes_taken
 from deploypruner.graph.reference import Reference, register_dataclasses, said, seeded, without_opaque_outputs
-from deploypruner.graph.regions import clean, stops_gradients
+from deploypruner.graph.regions import clean
 from deploypruner.graph.sharing import sharing_copy
 from deploypruner.graph.sound import check_model
 from deploypruner.graph.stochastic import keep_stochastic_depth
@@ -106,7 +106,6 @@ class _Capturing:
         self.unused: list[str] = []
         self.aliases: dict[str, str] = {}
         self.lost: list[str] = []
-        self.stops = False
 
     def run(self) -> Capture:
         """The first way whose graph agrees with the model."""
@@ -191,7 +190,7 @@ class _Capturing:
         if right:
             return module
         if right is False and any(t.ndim >= 4 for t in tensors(self.given)):
-            state = (self.unused, self.aliases, self.lost, self.stops)
+            state = (self.unused, self.aliases, self.lost)
             self.asked = all_sizes(self.given)
             try:
                 opened, found = self.open()
@@ -200,7 +199,7 @@ class _Capturing:
             except Exception:  # noqa: BLE001 - torch.export raises anything a model raises
                 pass
             self.asked = {}
-            self.unused, self.aliases, self.lost, self.stops = state
+            self.unused, self.aliases, self.lost = state
         return module.specialise(sizes=sizes_taken(module, self.small))
 
     def static(self) -> tuple[TracedModule, Check]:
@@ -236,12 +235,13 @@ class _Capturing:
         self, inputs: Inputs, dynamic_shapes: Inputs | None = None, *, training: bool = False
     ) -> GraphModule:
         copied = sharing_copy(self.model)
-        lost = keep_stochastic_depth(copied)
-        if self.reference.left_out:
-            without_opaque_outputs(copied)
-        if training:
-            exportable_in_training(copied).train()
-        program = export(copied, inputs, dynamic_shapes)
+        with seeded(inputs, 0):
+            lost = keep_stochastic_depth(copied)
+            if self.reference.left_out:
+                without_opaque_outputs(copied)
+            if training:
+                exportable_in_training(copied).train()
+            program = export(copied, inputs, dynamic_shapes)
         if any(str(symbol).startswith(_FROM_DATA) for symbol in program.range_constraints):
             raise Uncertain("the size of a tensor depends on the values of another (nonzero, boolean indexing)")
         limits = program.range_constraints
@@ -253,8 +253,6 @@ class _Capturing:
         if bounded and not training:
             raise Uncertain(f"the model takes batches of {bounded[0].lower} to {bounded[0].upper} only")
         module = unlifted(program)
-        if not training:
-            self.stops = stops_gradients(module)
         clean(module, detach=training)
         if not training:
             mark_always_training(module.graph)
@@ -311,7 +309,7 @@ class _Capturing:
             return graph
 
         inputs = self.small if dynamic else self.given
-        return learn_training(module, self.reference, inputs, exported, stops_gradients=self.stops)
+        return learn_training(module, self.reference, inputs, exported)
 
     def _disagreement(self, check: Check) -> TraceError:
         if self.reference.is_random(self.small):

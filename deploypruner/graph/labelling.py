@@ -123,6 +123,11 @@ class Labelling:
         self.residuals: dict[str, Residual] = {}
         self.counts: dict[Node | str, tuple[str, Labels]] = {}
 
+    @property
+    def all_state(self) -> dict[int, StateTensor]:
+        """`state`, and what only training reads."""
+        return self.state
+
     def dropped_nodes(self, removed: NDArray[np.bool_]) -> set[Node]:
         """Nodes of the branches that are gone with the atoms marked in `removed` (bool over atoms)."""
         return {node for r in self.residuals.values() if removed[r.atom] for node in r.region}

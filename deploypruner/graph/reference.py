@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import random
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -65,9 +67,7 @@ class Reference:
 
     def compare(self, got: list[Tensor], wanted: list[Tensor]) -> Check:
         """Does the graph compute what the model does? Every output, relative to the largest value."""
-        kinds = [t.dtype for t in (*self.module.parameters(), *wanted) if t.is_floating_point()]
-        kind = max(kinds, key=lambda d: torch.finfo(d).eps, default=torch.float32)
-        relative = _RELATIVE.get(kind, 16 * torch.finfo(kind).eps)
+        kind, relative = self._precision(wanted)
         name = f"traced graph = model ({str(kind).removeprefix('torch.')})"
         if [t.shape for t in got] != [t.shape for t in wanted]:
             shapes = " and ".join(str([list(t.shape) for t in side]) for side in (got, wanted))
@@ -76,6 +76,15 @@ class Reference:
         difference = max((_difference(a, b) for a, b in zip(got, wanted, strict=True)), default=0.0)
         tolerance = relative * largest
         return Check(name, difference, tolerance, difference <= tolerance)
+
+    def relative(self, wanted: list[Tensor]) -> float:
+        """By which part of the largest value these may differ."""
+        return self._precision(wanted)[1]
+
+    def _precision(self, wanted: list[Tensor]) -> tuple[torch.dtype, float]:
+        kinds = [t.dtype for t in (*self.module.parameters(), *wanted) if t.is_floating_point()]
+        kind = max(kinds, key=lambda d: torch.finfo(d).eps, default=torch.float32)
+        return kind, _RELATIVE.get(kind, 16 * torch.finfo(kind).eps)
 
     def is_random(self, inputs: Inputs) -> bool:
         """Does the model return something else on the same inputs after another seed?"""
@@ -107,19 +116,36 @@ def register_dataclasses(value: Any) -> None:
 
 @contextmanager
 def seeded(inputs: Inputs, seed: int) -> Iterator[None]:
-    """Draw random numbers from `seed`, and leave the caller's sequence alone."""
+    """Draw random numbers of torch, NumPy and Python from `seed`, and leave the caller's sequences alone."""
     devices = sorted({t.device.index or 0 for t in tensors(inputs) if t.device.type == "cuda"})
+    python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        yield
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def said(error: BaseException) -> str:
     """What an exception says in one line, and the user's line that raised it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_OURS, _TORCH, "<"))]
-    return f"{text} (at {'/'.join(Path(frames[-1].filename).parts[-2:])}:{frames[-1].lineno})" if frames else text
+    line = _users(traceback.extract_tb(error.__traceback__))
+    return f"{text} (at {line})" if line else text
+
+
+def users_line() -> str:
+    """The user's line that is being run, "" outside of any."""
+    return _users(traceback.extract_stack())
+
+
+def _users(stack: traceback.StackSummary) -> str:
+    frames = [f for f in stack if not f.filename.startswith((_OURS, _TORCH, "<"))]
+    return f"{'/'.join(Path(frames[-1].filename).parts[-2:])}:{frames[-1].lineno}" if frames else ""
 
 
 def _misfit(module: nn.Module, inputs: Inputs) -> str:

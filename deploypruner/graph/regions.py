@@ -6,7 +6,7 @@ import operator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from deploypruner.graph.module import get_state
@@ -16,21 +16,6 @@ def clean(module: GraphModule, *, detach: bool = False) -> None:
     """Inline regions and erase what computes nothing, in place; see `inline_regions` for `detach`."""
     inline_regions(module, detach=detach)
     _erase_unused(module)
-
-
-def stops_gradients(module: GraphModule) -> bool:
-    """Before `clean`: does a no_grad region work on parameters that learn?"""
-    return any(
-        str(node.target).startswith("wrap_with_set_grad_enabled")
-        and node.args[0] is False
-        and _reads_weights(module, node)
-        for node in module.graph.nodes
-    )
-
-
-def _reads_weights(module: GraphModule, region: Node) -> bool:
-    read = (get_state(module, str(n.target)) for n in region.all_input_nodes if n.op == "get_attr")
-    return any(isinstance(value, nn.Parameter) and value.requires_grad for value in read)
 
 
 def inline_regions(module: GraphModule, *, detach: bool = False) -> None:

@@ -118,7 +118,7 @@ def _cut_state(
     names = state_names(module)
     owners = {name: tensor_id for tensor_id, (_, ns) in names.items() for name in ns}
     axes = {}
-    for state in labelling.state.values():
+    for state in labelling.all_state.values():
         known = next((name for name in state.names if name in owners), None)
         gone = [labelling.atoms.gone(labels, removed) for labels in state.axes]
         if known is not None:

@@ -69,7 +69,7 @@ class Renames:
         )
         for node, values in labelling.values.items():
             self._tensor(node, values)
-        for state in labelling.state.values():
+        for state in labelling.all_state.values():
             shape = tuple(state.tensor.shape)
             new = self._kept(state.axes, shape)
             for name in state.names:

@@ -1,15 +1,16 @@
 """How a model trains, and a graph that does the same: checked by running both in training mode.
 
-One run of the model and one of the graph, with the same seed, on the same few samples: outputs and running
-statistics have to agree. Switching the calls of the graph (`graph.modes`) is enough for most models. Where it is not
-(dropout that only training has, a branch on `self.training`, a batch norm with a cumulative average, power
-iterations of a spectral norm), the model is exported once more, in training mode, and that graph is what trains.
+One step of the model and one of the graph, with the same seed, on the same few samples: outputs, gradients, buffers
+and what was drawn from the random generators have to agree. Switching the calls of the graph (`graph.modes`) is
+enough for most models. Where it is not (dropout that only training has, a branch on `self.training`, a batch norm
+with a cumulative average, power iterations of a spectral norm, a gradient that stops in training only), the model is
+exported once more, in training mode, and that graph is what trains.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -25,21 +26,18 @@ from deploypruner.graph.modes import DROPOUT, FIXED, mode_argument, switch
 from deploypruner.graph.module import TracedModule, get_state, set_state
 from deploypruner.graph.nodes import op_name
 from deploypruner.graph.reference import Reference, said, seeded
+from deploypruner.graph.sharing import sharing_copy
 from deploypruner.graph.sizes import module_path
+from deploypruner.graph.training_step import Step, same_draws, training_step
 
 # Two samples, because batch norm refuses one.
 _SAMPLES = 2
 # Outputs of the two graphs that differ by more than this share of their size mean different things: logits and
 # probabilities do, the next step of a power iteration does not.
 _OTHER = 0.5
-
-
-@dataclass(frozen=True)
-class TrainingOutcome:
-    """What a module returned in training mode, and its buffers after that."""
-
-    outputs: list[Tensor]
-    buffers: dict[str, Tensor]
+# Gradients are sums over samples and positions, taken backwards through all that was rounded: this many times the
+# tolerance of an output. One that is tiny beside the largest is rounding (a bias in front of a batch norm).
+_ROUNDED_BACKWARDS, _SMALL_GRADIENT = 10, 1e-3
 
 
 def learn_training(
@@ -47,8 +45,6 @@ def learn_training(
     reference: Reference,
     inputs: Inputs,
     exported: Callable[[], GraphModule],
-    *,
-    stops_gradients: bool = False,
 ) -> str:
     """Let a graph train as its model does.
 
@@ -57,7 +53,6 @@ def learn_training(
         reference: The model; it is left in evaluation mode, with the buffers it had.
         inputs: What it runs on.
         exported: Gives the model exported in training mode, or raises anything.
-        stops_gradients: Does the model run layers without gradients, which the graph does not?
 
     Returns:
         A remark where the graph trains differently or that could not be found out, "" where it trains alike.
@@ -65,21 +60,20 @@ def learn_training(
     inputs = resized(inputs, max(_SAMPLES, batch_size(inputs)))
     listener = _Listener()
     try:
-        wanted = _frozen_layers(module, reference.module, lambda: _run(reference.module, inputs, listener))
+        wanted = _model_step(reference, inputs, listener)
     except Exception as error:  # noqa: BLE001 - a training forward may want labels, whatever it then raises
         return (
             f"what the model does in training could not be compared: it does not run on these inputs then "
             f"({said(error)}); the pruned graph trains with its dropouts and norms on, and else as in evaluation"
         )
+    _frozen_layers(module, reference.module)
     _set_attention_dropout(module, listener.heard)
-    gap = _gap(module, inputs, wanted, reference)
-    if not gap and stops_gradients:
-        gap = "it has layers inside torch.no_grad, through which its own gradients do not flow"
+    gap = wanted.beyond or _gap(module, inputs, wanted.step, reference) or _branches(wanted.step, reference, inputs)
     if not gap:
         return ""
     try:
         _adopt(module, exported())
-        left = _gap(module, inputs, wanted, reference)
+        left = wanted.beyond or _gap(module, inputs, wanted.step, reference)
         why = f"its graph in training mode does not either ({left})" if left else ""
     except Exception as error:  # noqa: BLE001 - torch.export raises anything a model raises
         why = f"torch.export cannot trace it in training mode ({said(error)})"
@@ -98,40 +92,47 @@ def _remark(gap: str, why: str) -> str:
     )
 
 
-# ---------------------------------------------------------------------- running
+# ---------------------------------------------------------------------- the model
 
 
-def _run(
-    module: nn.Module, inputs: Inputs, listener: TorchFunctionMode | None = None, seed: int = 0
-) -> TrainingOutcome:
-    """One forward pass in training mode; mode and buffers are as they were after it."""
-    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    module.train()
+@dataclass(frozen=True)
+class _Wanted:
+    """The model's step, and what no graph could do of it."""
+
+    step: Step
+    beyond: str = ""
+
+
+def _model_step(reference: Reference, inputs: Inputs, listener: _Listener) -> _Wanted:
+    """What the model does in a step: on a copy, because it may count its steps in plain attributes."""
+    model = sharing_copy(reference.module)
     try:
-        with torch.no_grad(), seeded(inputs, seed):
-            if listener is None:
-                outputs = tensors(call(module, inputs))
-            else:
-                with listener:
-                    outputs = tensors(call(module, inputs))
-        return TrainingOutcome([t.clone() for t in outputs], {n: b.clone() for n, b in module.named_buffers()})
-    finally:
-        module.eval()
-        with torch.no_grad():
-            for name, buffer in module.named_buffers():
-                if name in before and before[name].shape == buffer.shape:
-                    buffer.copy_(before[name])
+        step = training_step(model, inputs, gradients=True, listener=listener)
+    except Exception:  # noqa: BLE001 - a model may run forwards only
+        listener.heard.clear()
+        model = sharing_copy(reference.module)
+        step = training_step(model, inputs, listener=listener)
+    foreign = [name for name in step.generators if "torch" not in name]
+    if foreign:
+        return _Wanted(step, f"it draws from {foreign[0]}")
+    if step.counted:
+        again = training_step(model, inputs)
+        name = min(again.counted or step.counted)
+        if again.counted:
+            return _Wanted(step, f"'{name}' changes with every step and is no buffer")
+        if not reference.compare(again.outputs, step.outputs).passed:
+            return _Wanted(step, f"its first step is another than its second: it sets '{name}'")
+    return _Wanted(step)
 
 
-def _frozen_layers(module: TracedModule, model: nn.Module, run: Callable[[], TrainingOutcome]) -> TrainingOutcome:
-    """Run the model; calls of layers that its train() leaves in evaluation mode are marked to stay there."""
+def _frozen_layers(module: TracedModule, model: nn.Module) -> None:
+    """Mark calls of layers that the model's train() leaves in evaluation mode, to stay there."""
     model.train()
     frozen = {name for name, part in model.named_modules() if not part.training}
     model.eval()
     for node in module.graph.nodes if frozen else ():
         if mode_argument(node, True)[0] and module_path(node) in frozen:
             node.meta[FIXED] = True
-    return run()
 
 
 def _set_attention_dropout(module: TracedModule, heard: list[float]) -> None:
@@ -163,10 +164,19 @@ class _Listener(TorchFunctionMode):
 # ---------------------------------------------------------------------- comparing
 
 
-def _gap(module: TracedModule, inputs: Inputs, wanted: TrainingOutcome, reference: Reference) -> str:
+def _branches(step: Step, reference: Reference, inputs: Inputs) -> str:
+    """Does a step read values of tensors that evaluation does not: does it branch on them?"""
+    if not step.read:
+        return ""
+    usual = training_step(sharing_copy(reference.module), inputs, mode=False)
+    more = [line for line in step.read if line not in usual.read]
+    return f"what it does depends on the value of a tensor (at {more[0]})" if more else ""
+
+
+def _gap(module: TracedModule, inputs: Inputs, wanted: Step, reference: Reference) -> str:
     """How the graph differs from its model in training mode, "" where it does not."""
     try:
-        got = _run(module, inputs)
+        got = training_step(module, inputs, gradients=wanted.gradients is not None)
     except Exception as error:  # noqa: BLE001 - an operator may refuse what training gives it
         return f"it raises {said(error)}"
     check = reference.compare(got.outputs, wanted.outputs)
@@ -176,15 +186,49 @@ def _gap(module: TracedModule, inputs: Inputs, wanted: TrainingOutcome, referenc
             if check.max_abs_diff == check.max_abs_diff
             else check.detail
         )
-    for name, buffer in wanted.buffers.items():
-        if not buffer.is_floating_point() or not buffer.numel():
+    return (
+        _state_gap(got, wanted, reference)
+        or _gradient_gap(got.gradients, wanted.gradients, reference)
+        or ("" if same_draws(got, wanted) else "the model draws random numbers that it does not")
+    )
+
+
+def _state_gap(got: Step, wanted: Step, reference: Reference) -> str:
+    counters = {
+        f"{name}.num_batches_tracked".lstrip(".")
+        for name, part in reference.module.named_modules()
+        if getattr(part, "momentum", None) is not None
+    }
+    for name, value in wanted.state.items():
+        mine = got.state.get(name)
+        if name in counters:  # nothing reads it where the momentum is a number
             continue
-        mine = got.buffers.get(name)
         if mine is None:
+            if name not in wanted.unchanged:
+                return f"the model writes to '{name}', and it does not"
             continue
-        check = reference.compare([mine], [buffer])
+        check = reference.compare([mine], [value])
         if not check.passed:
             return f"'{name}' differs by {check.max_abs_diff:.1e} after one step"
+    return ""
+
+
+def _gradient_gap(got: Mapping[str, Tensor] | None, wanted: Mapping[str, Tensor] | None, reference: Reference) -> str:
+    """Which gradient differs by more than rounding; one that is missing is zero."""
+    if wanted is None:
+        return ""
+    got = got or {}
+    sizes = {name: float(value[:-1].abs().max()) for name, value in {**got, **wanted}.items()}
+    floor = _SMALL_GRADIENT * max(sizes.values(), default=0.0)
+    for name in sizes:
+        one, two = got.get(name), wanted.get(name)
+        present = two if one is None else one
+        assert present is not None, "the name is from one of them"
+        one, two = (torch.zeros_like(present) if g is None else g for g in (one, two))
+        difference = float((one - two)[:-1].abs().max())
+        tolerance = reference.relative([two]) * _ROUNDED_BACKWARDS * max(sizes[name], floor)
+        if not difference <= tolerance:
+            return f"the gradient of '{name}' differs by {difference:.1e}, the largest is {sizes[name]:.1e}"
     return ""
 
 
@@ -199,7 +243,7 @@ def _returns_something_else(module: TracedModule, inputs: Inputs) -> bool:
     assert quiet.training_graph is not None, "it was adopted"
     switch(quiet.training_graph, False)
     quiet.recompile()
-    runs = [_run(quiet, inputs, seed=seed).outputs for seed in range(2)]
+    runs = [training_step(quiet, inputs, seed=seed).outputs for seed in range(2)]
     if [t.shape for t in usual] != [t.shape for t in runs[0]]:
         return True
     first, one, two = (outputs[0].double() for outputs in (usual, *runs))

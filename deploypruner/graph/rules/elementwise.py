@@ -22,7 +22,7 @@ _UNTAGGED = frozenset(
 
 @rule(
     *"dropout feature_dropout alpha_dropout feature_alpha_dropout contiguous clone alias detach lift_fresh_copy to "
-    "_to_copy type_as float double half requires_grad_ positive".split()
+    "_to_copy type_as float double half requires_grad_ positive real imag _conj resolve_conj resolve_neg".split()
 )
 def same_axes(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Any]:
     """The output is the input, index by index; a joint split passes through."""
