@@ -34,7 +34,7 @@ LAYERS = (
     {"runtime", "criteria", "patterns", "tasks"},
     {"graph", "masks", "sparse", "pt2"},
     {"recipe_options"},
-    {"scratch", "progress", "options", "openvino_import"},
+    {"scratch", "progress", "options", "openvino_import", "onnx_file"},
     {"atomic"},
     {"target", "registry", "records", "budget", "locking", "reading"},
     {"refusals", "ranges", "terminal"},

@@ -20,10 +20,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from deploypruner.onnx_file import reads
 from deploypruner.sparse.gates import Pool, Scale
 from deploypruner.sparse.layer import Activation, Layer, Operation
 from deploypruner.sparse.marks import DOMAIN
-from deploypruner.sparse.onnx_graph import Graph, reads
+from deploypruner.sparse.onnx_graph import Graph
 from deploypruner.sparse.packed import pack
 
 VERSION = 1

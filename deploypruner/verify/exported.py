@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from deploypruner.errors import InputError
 from deploypruner.export.program import evaluating, quiet
 from deploypruner.graph.inputs import Inputs, call, filled
+from deploypruner.onnx_file import onnx_fault
 from deploypruner.pt2 import read_program
 from deploypruner.records import Check
 from deploypruner.runtime import opens, runtimes
@@ -57,6 +58,7 @@ def verify_exports(
     - fp32 .onnx: each runtime against torch; .pt2: reloaded, against torch.
     - int8 .onnx (recognised by its QDQ nodes): literal execution against torch, each runtime against literal.
     - .onnx with sparse operations: OpenVINO against the literal execution of the int8 .onnx among `files`.
+    - every .onnx: onnx's checker, by which nodes stand in topological order and shapes and types fit together.
     - .xml: against the .onnx of the same stem in OpenVINO if `files` has it, else as an .onnx would be.
 
     Args:
@@ -76,6 +78,8 @@ def verify_exports(
     subject = _Subject(files, batches, threads, want=_run_torch(evaluating(module), batches, example_inputs))
     checks = []
     for name, path in files.items():
+        if path.suffix == ".onnx":
+            checks.append(_valid(name, path))
         if path.suffix == ".pt2":
             checks.append(
                 subject.same(
@@ -91,6 +95,13 @@ def verify_exports(
         else:
             checks += subject.fp32(name, path)
     return checks
+
+
+def _valid(name: str, path: Path) -> Check:
+    fault = onnx_fault(path)
+    return Check(
+        f"{name} is valid ONNX", float(bool(fault)), 0.0, not fault, fault or "faults that onnx's checker finds"
+    )
 
 
 def is_quantized(path: Path) -> bool:
