@@ -260,6 +260,8 @@ def changed(name: str, *path: object, to: object) -> dict[str, object]:
         (("budget", "dropped"), [["a"]]),
         (("budget", "quality"), {"kept": False}),
         (("budget", "setting"), {"threads": 1}),
+        (("loop",), [{"predicted_ms": "0.4"}]),
+        (("loop",), [{"met": True}, {"importance": [1]}]),
         (("sparse",), {"chosen": 0}),
         (("sparse",), {"chosen": 2, "layers": [{"name": "a"}], "target": "avx2"}),
     ],
