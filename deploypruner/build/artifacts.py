@@ -14,7 +14,9 @@ from deploypruner.build.feeds import calibration_feeds
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.stage import stage_file
 from deploypruner.build.state import Build, Feeds
+from deploypruner.errors import TraceError
 from deploypruner.export import exporters
+from deploypruner.export.offered import with_offer
 from deploypruner.quantize.placement import Placement
 from deploypruner.quantize.static import QuantizationSummary, quantize_static
 from deploypruner.records import Artifact
@@ -54,8 +56,13 @@ def write_both(build: Build, module: nn.Module, names: tuple[str, str], placemen
 
 
 def _export(build: Build, module: nn.Module, fp32: Path) -> None:
-    graph = build.traced
-    exporters.get("onnx")().write(module, graph.example_inputs, fp32, dynamic_batch=graph.dynamic_batch)
+    graph, exporter = build.traced, exporters.get("onnx")()
+    try:
+        exporter.write(module, graph.example_inputs, fp32, dynamic_batch=graph.dynamic_batch)
+    except TraceError as error:
+        if build.model is None or graph.front_end != "torch.export":
+            raise
+        raise with_offer(error, exporter, build.model, build.example_inputs) from error
 
 
 def _quantize(
