@@ -20,12 +20,12 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from deploypruner.budget import Budget
 from torch import Tensor, nn
 
 from benchmarks.kept import changing, read
 from benchmarks.train_mode_models import CASES, load
 from deploypruner import plan as make_plan
-from deploypruner.budget import Budget
 from deploypruner.errors import BudgetError, DeployPrunerError
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.inputs import Inputs, call, tensors

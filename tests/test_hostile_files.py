@@ -200,6 +200,21 @@ def test_a_file_that_declares_such_an_input_is_not_fed():
 # ---------------------------------------------------------------------- ONNX
 
 
+@pytest.mark.parametrize("place", ["../w.bin", "sub/../../w.bin", "/etc/passwd", "..", "sub/w.bin", "w.bin"])
+def test_external_weights_outside_of_the_folder_of_a_model_are_refused(place, tmp_path):
+    model = small_onnx(zeros=False)
+    tensor = model.graph.initializer[0]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=place)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "m.onnx").write_bytes(model.SerializeToString())
+    if place.endswith("w.bin") and ".." not in place:
+        assert check_external(tmp_path / "models" / "m.onnx") is None
+        return
+    with pytest.raises(InputError, match="names weights outside of its folder"):
+        check_external(tmp_path / "models" / "m.onnx")
+
+
 def test_a_pipe_in_place_of_external_weights_is_named(tmp_path):
     model = small_onnx(zeros=False)
     tensor = model.graph.initializer[0]
@@ -262,6 +277,8 @@ def changed(name: str, *path: object, to: object) -> dict[str, object]:
         (("budget", "dropped"), [["a"]]),
         (("budget", "quality"), {"kept": False}),
         (("budget", "setting"), {"threads": 1}),
+        (("loop",), [{"predicted_ms": "0.4"}]),
+        (("loop",), [{"met": True}, {"importance": [1]}]),
         (("sparse",), {"chosen": 0}),
         (("sparse",), {"chosen": 2, "layers": [{"name": "a"}], "target": "avx2"}),
     ],

@@ -38,7 +38,7 @@ LAYERS = (
     {"recipe_options"},
     {"options"},
     {"recipe"},
-    {"scratch", "progress", "openvino_import", "target"},
+    {"scratch", "progress", "openvino_import", "target", "onnx_file"},
     {"atomic"},
     {"registries"},
     {"registry", "records", "locking", "reading"},

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -123,8 +124,10 @@ def test_every_form_is_compared_in_every_runtime_and_passes(built: tuple[Net, di
     model, files = built
     checks = verify_exports(model, files, FEEDS)
     assert [check.name for check in checks] == [
+        "model.fp32.onnx is valid ONNX",
         "torch = model.fp32.onnx (ONNX Runtime)",
         "torch = model.fp32.onnx (OpenVINO)",
+        "model.int8.onnx is valid ONNX",
         "torch ~ model.int8.onnx literal",
         "model.int8.onnx literal = ONNX Runtime",
         "model.int8.onnx literal = OpenVINO",
@@ -132,7 +135,7 @@ def test_every_form_is_compared_in_every_runtime_and_passes(built: tuple[Net, di
         "torch = model.pt2 (torch)",
     ]
     assert [check.name for check in checks if not check.passed] == []
-    assert checks[0].detail == "batch 1, 3, 2"
+    assert checks[1].detail == "batch 1, 3, 2"
 
 
 def test_an_ir_without_its_onnx_is_compared_with_torch(built: tuple[Net, dict[str, Path]], tmp_path: Path) -> None:
@@ -146,13 +149,26 @@ def test_a_weight_off_by_a_thousandth_fails_fp32(built: tuple[Net, dict[str, Pat
     model, files = built
     path = scaled(files["model.fp32.onnx"], tmp_path / "off.onnx", "head.weight", 1.001)
     checks = verify_exports(model, {"off.onnx": path}, FEEDS)
-    assert [check.passed for check in checks] == [False, False]
+    assert [check.passed for check in checks] == [True, False, False]  # it is valid, and wrong
+
+
+def test_a_file_that_is_not_valid_fails_its_check(built: tuple[Net, dict[str, Path]], tmp_path: Path) -> None:
+    model, files = built
+    unsorted = onnx.load(files["model.fp32.onnx"])
+    nodes = [copy.deepcopy(node) for node in unsorted.graph.node]
+    del unsorted.graph.node[:]
+    unsorted.graph.node.extend(nodes[::-1])
+    onnx.save(unsorted, tmp_path / "off.onnx")
+    first, *others = verify_exports(model, {"off.onnx": tmp_path / "off.onnx"}, FEEDS)
+    assert (first.name, first.passed, first.max_abs_diff) == ("off.onnx is valid ONNX", False, 1.0)
+    assert "topologically sorted" in first.detail
+    assert all(check.passed for check in others)  # both runtimes sort for themselves
 
 
 def test_a_wrong_scale_fails_the_literal_int8_check(built: tuple[Net, dict[str, Path]], tmp_path: Path) -> None:
     model, files = built
     path = scaled(files["model.int8.onnx"], tmp_path / "off.onnx", "head.weight_scale", 10.0)
-    literal = verify_exports(model, {"off.onnx": path}, FEEDS)[0]
+    literal = verify_exports(model, {"off.onnx": path}, FEEDS)[1]
     assert literal.name == "torch ~ off.onnx literal"
     assert not literal.passed
     assert literal.max_abs_diff > literal.tolerance

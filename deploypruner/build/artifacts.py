@@ -14,7 +14,9 @@ from deploypruner.build.feeds import calibration_feeds
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.stage import stage_file
 from deploypruner.build.state import Build, Feeds
+from deploypruner.errors import TraceError
 from deploypruner.export import exporters
+from deploypruner.export.offered import with_offer
 from deploypruner.graph.open_axes import OpenAxis
 from deploypruner.quantize.placement import Placement
 from deploypruner.quantize.static import QuantizationSummary, quantize_static
@@ -55,10 +57,13 @@ def write_both(build: Build, module: nn.Module, names: tuple[str, str], placemen
 
 
 def _export(build: Build, module: nn.Module, fp32: Path, *, open_axes: Sequence[OpenAxis]) -> None:
-    graph = build.traced
-    exporters.get("onnx")().write(
-        module, graph.example_inputs, fp32, dynamic_batch=graph.dynamic_batch, open_axes=open_axes
-    )
+    graph, exporter = build.traced, exporters.get("onnx")()
+    try:
+        exporter.write(module, graph.example_inputs, fp32, dynamic_batch=graph.dynamic_batch, open_axes=open_axes)
+    except TraceError as error:
+        if build.model is None or graph.front_end != "torch.export":
+            raise
+        raise with_offer(error, exporter, build.model, build.example_inputs) from error
 
 
 def _quantize(

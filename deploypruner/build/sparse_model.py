@@ -13,6 +13,7 @@ import onnx
 from deploypruner.build.state import Feeds
 from deploypruner.errors import InputError, KernelError
 from deploypruner.latency.clock import Clock, current_clock
+from deploypruner.onnx_file import write_onnx
 from deploypruner.records import Check
 from deploypruner.sparse.choose import LayerDecision
 from deploypruner.sparse.convert import SparseModel, sparsify
@@ -72,7 +73,7 @@ def make_sparse(
         return Made(None, _document(every, reason="this CPU has neither AVX2 nor AVX-512 VNNI for the kernels"))
     if every.model is None:
         return Made(None, _document(every, reason=f"no layer fits the kernels{_for_example(every.refused)}"))
-    onnx.save(every.model, sparse)
+    write_onnx(every.model, sparse)
     layers = [choice.layer for choice in every.choices]
     timed = feeds[0] if timed is None else timed
     clock = clock or current_clock()
@@ -86,7 +87,7 @@ def make_sparse(
     if found.model is None:
         sparse.unlink()
         return Made(None, _document(found, reason="no layer is faster sparse", target=target) | setting)
-    onnx.save(found.model, sparse)
+    write_onnx(found.model, sparse)
     check = verify_operations(dense, sparse, [choice.layer for choice in found.choices if choice.sparse], feeds)
     return Made(check, _document(found, reason="", target=target) | setting | {"library": library.name})
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from deploypruner.build.fitting import Said
@@ -19,11 +18,12 @@ from deploypruner.build.metric import own_metric
 from deploypruner.build.sparse_model import MODEL, make_sparse
 from deploypruner.build.sparsify_inputs import Inputs, sparsify_inputs
 from deploypruner.build.state import Feeds
-from deploypruner.errors import InputError, MeasureError, VerificationError, said_by
+from deploypruner.errors import InputError, MeasureError, VerificationError
 from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.measure import environment, evaluate, find_warnings, make_rows, outputs, trial
 from deploypruner.measure.files import check_external
 from deploypruner.measure.statistics import compare
+from deploypruner.onnx_file import read_onnx, write_onnx
 from deploypruner.quantize.preparing import prepared
 from deploypruner.quantize.static import quantize_static
 from deploypruner.reading import check_present
@@ -153,7 +153,7 @@ def _sparsified(
         remarks = (*remarks, _RANDOM_INT8 if is_int8 else _RANDOM_FP32)
     if is_int8:
         with folder.writing(_INT8) as path:
-            onnx.save(model, path)
+            write_onnx(model, path)
     else:
         say(f"quantizing {request.model}: it is fp32")
         _quantize(model, folder, inputs.calibration)
@@ -195,19 +195,14 @@ def _read(path: Path) -> onnx.ModelProto:
     """The model, weights included."""
     check_present(path, what="model", hint="give an .onnx file", native=True)
     check_external(path)
-    try:
-        model = onnx.load(path)
-        for tensor in model.graph.initializer:
-            values = numpy_helper.to_array(tensor)
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                raise InputError(
-                    f"'{tensor.name}' of '{path}' holds NaN or Inf", hint="use an earlier checkpoint of the model"
-                )
-        return model
-    except (OSError, ValueError, TypeError, KeyError, DecodeError, onnx.checker.ValidationError) as error:
-        raise InputError(
-            f"cannot read '{path}' as ONNX: {said_by(error)}", hint="give a complete .onnx file"
-        ) from error
+    model = read_onnx(path)
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise InputError(
+                f"'{tensor.name}' of '{path}' holds NaN or Inf", hint="use an earlier checkpoint of the model"
+            )
+    return model
 
 
 def _inputs(request: SparsifyRequest) -> Inputs:
@@ -222,7 +217,7 @@ def _inputs(request: SparsifyRequest) -> Inputs:
 def _quantize(model: onnx.ModelProto, folder: BuildFolder, calibration: list[Feeds]) -> None:
     with scratch() as apart:
         fp32 = apart / "model.fp32.onnx"
-        onnx.save(prepared(model), fp32)
+        write_onnx(prepared(model), fp32)
         with folder.writing(_INT8) as path:
             quantize_static(fp32, path, calibration=calibration, placement="sparse", reduce_range=detect().saturates)
 

@@ -24,11 +24,10 @@ from deploypruner.graph.inputs import Inputs
 from deploypruner.graph.nodes import op_name, where
 from deploypruner.graph.open_axes import OpenAxis
 from deploypruner.graph.recurrent import open_sequences
+from deploypruner.onnx_file import LARGEST_BYTES, write_onnx
 
 # 20 is the first opset with Gelu as one operator, which both runtimes fuse; 18 spells it out in five.
 OPSET = 20
-# A protobuf message may not reach 2 GiB.
-_LARGEST_BYTES = 2**31 - 2**20
 
 
 @exporters.register("onnx")
@@ -66,7 +65,7 @@ class Onnx(Exporter):
         else:
             model = _convert(with_reshapes(program), open_axes)
         _name_axes(model, open_axes)
-        onnx.save(avoid_known_faults(_tidy(model)), path)
+        write_onnx(avoid_known_faults(_tidy(model)), path)
 
 
 def _convert(program: ExportedProgram, open_axes: Sequence[OpenAxis]) -> onnx.ModelProto:
@@ -131,7 +130,7 @@ def _output_names(program: ExportedProgram, *, taken: Sequence[str]) -> list[str
 
 def _check_size(module: torch.nn.Module) -> None:
     size = sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
-    if size > _LARGEST_BYTES:
+    if size > LARGEST_BYTES:
         raise TraceError(
             f"the model holds {size / 1e9:.1f} GB of weights, and one ONNX file ends at 2 GB",
             hint="prune it further, or export pt2 only",

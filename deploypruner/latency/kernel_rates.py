@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from scipy.optimize import nnls
 
 from deploypruner.atomic import file_sha256, write_json
@@ -23,6 +22,7 @@ from deploypruner.errors import InputError, said_by
 from deploypruner.latency.cache import default_folder, device
 from deploypruner.latency.kernel_probes import CHAINS, HEAD, TAIL, Chain, probe_feeds, probe_model
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
+from deploypruner.onnx_file import write_onnx
 from deploypruner.reading import read_json
 from deploypruner.records import Setting
 from deploypruner.scratch import scratch
@@ -115,8 +115,8 @@ def measured_rates(threads: int, chains: Sequence[Chain] = CHAINS) -> KernelRate
     layers = [x for x in match(graph).layers if isinstance(x, Layer) and not x.name.endswith((HEAD, TAIL))]
     with scratch() as folder:
         dense, sparse = folder / "dense.onnx", folder / "sparse.onnx"
-        onnx.save(model, dense)
-        onnx.save(rewrite(graph, layers), sparse)
+        write_onnx(model, dense)
+        write_onnx(rewrite(graph, layers), sparse)
         costs = measure_costs(dense, sparse, layers, feeds=probe_feeds(chains), threads=threads)
     fitted = fit_rates(layers, costs, packed=active_target() in _WINDOWED)
     return KernelRates(**{**vars(fitted), "seconds": time.perf_counter() - begin})

@@ -26,6 +26,7 @@ from deploypruner.latency.template import Template, learn
 from deploypruner.measure.cores import pick_cores
 from deploypruner.measure.process import Worker
 from deploypruner.measure.profiling import from_lists
+from deploypruner.onnx_file import write_onnx
 from deploypruner.quantize.static import quantize_static
 from deploypruner.records import Artifact, Precision, Setting
 from deploypruner.runtime import Array, NodeTime
@@ -145,7 +146,7 @@ class ProbeFiles:
             model = onnx.load(path)
             additions = unmark(model, len(graph.branches))
             if additions is not None:
-                onnx.save(model, path)
+                write_onnx(model, path)
                 axes = (self.lengths.branches.axes[branch.id] for branch in graph.branches)
                 return path, dict(zip(axes, additions, strict=True))
         return self._export({}, path), {}

@@ -21,6 +21,7 @@ from onnx import numpy_helper
 from deploypruner.graph.atoms import IntArray
 from deploypruner.latency.dropping import Addition, drop
 from deploypruner.latency.matching import Follows, Matcher
+from deploypruner.onnx_file import write_onnx
 
 _INTEGERS = (onnx.AttributeProto.INT, onnx.AttributeProto.INTS)
 _Place = tuple[int, ...]
@@ -65,7 +66,7 @@ class Template:
         for (node, attribute, index), follows in self.numbers.items():
             _set(model.graph.node[node].attribute[attribute], index, follows.value(lengths))
         drop(model, [addition for axis, addition in self.additions.items() if not lengths[axis]])
-        onnx.save(model, path)
+        write_onnx(model, path)
 
 
 def learn(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -102,12 +103,17 @@ def denormal_weights(path: Path) -> int:
 
 
 def check_external(path: Path) -> None:
-    """Check that no runtime would wait for ever for what an .onnx file names beside it.
+    """Check that an .onnx file names weights beside it only, and nothing that a runtime would wait for for ever.
 
     Raises:
-        InputError: It names a pipe or a device; what is missing is for the runtime to say.
+        InputError: It names a file outside of its folder, a pipe or a device; what is missing the runtime says.
     """
     for file in external_files(path):
+        # By the name, not by where links lead: who keeps weights elsewhere has linked them himself.
+        if os.path.relpath(file, path.parent).split(os.sep)[0] == os.pardir:
+            raise InputError(
+                f"'{path}' names weights outside of its folder: {file}", hint="keep the weights of a model beside it"
+            )
         if status(file, what="weights") is not None:
             check_present(file, what="weights", native=True)
 

@@ -29,14 +29,13 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
         model = _raised(model, opset)
     _flatten_biases(model.graph)
     with scratch() as folder:
-        given, folded = folder / "given.onnx", folder / "folded.onnx"
-        onnx.save(model, given)
+        folded = folder / "folded.onnx"
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(folded)
         options.log_severity_level = 4  # errors are raised as well
         try:
-            onnxruntime.InferenceSession(str(given), options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except load_errors() as error:
             raise InputError(
                 f"ONNX Runtime cannot load the model: {said_by(error)}", hint="export it again"

@@ -23,6 +23,7 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from deploypruner.errors import InputError, RecipeError, nearest, said_by
+from deploypruner.onnx_file import write_onnx
 from deploypruner.quantize.calibrate import Feeds, activation_ranges
 from deploypruner.quantize.placement import (
     WEIGHTED,
@@ -83,10 +84,10 @@ def quantize_static(
     with tempfile.TemporaryDirectory(dir=int8.parent, prefix=".quantize-") as folder, _quiet_logging():
         model = _load(fp32)
         ready = Path(folder) / "fp32.onnx"
-        onnx.save(model, ready)
+        write_onnx(model, ready)
         ranges, samples = activation_ranges(ready, calibration, method=method, op_types=op_types(placement))
     result = _quantize(model, ranges, placement=placement, reduce_range=reduce_range)
-    onnx.save(result, int8)
+    write_onnx(result, int8)
     quantized, left_float = _account(result)
     return QuantizationSummary(method=method, samples=samples, quantized=quantized, left_float=left_float)
 

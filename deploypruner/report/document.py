@@ -147,6 +147,9 @@ def from_json(data: object, *, source: str = "report.json") -> Report:
         report = _ADAPTER.validate_python({**data, **_with_nan(data)})
         for section in ("budget", "sparse"):
             check_section(section, getattr(report, section))
+        section = "loop"
+        for held in report.loop:
+            check_section(section, held)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in ((section,) if section else ()) + first["loc"]) or "the top level"

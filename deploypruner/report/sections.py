@@ -1,4 +1,4 @@
-"""What the forms of a report read of its free sections, `budget` and `sparse`: the shapes those must have."""
+"""What the forms of a report read of its free sections, `budget`, `loop` and `sparse`: the shapes those must have."""
 
 from __future__ import annotations
 
@@ -104,7 +104,18 @@ class _SparseSection(TypedDict):
     against_dense: NotRequired[_AgainstDense]
 
 
-_ADAPTERS: dict[str, TypeAdapter[Any]] = {"budget": TypeAdapter(_Budget), "sparse": TypeAdapter(_SparseSection)}
+class _Round(TypedDict, total=False):
+    predicted_ms: _Measured
+    measured_ms: _Measured
+    importance: _Measured
+    met: _Bool | None
+
+
+_ADAPTERS: dict[str, TypeAdapter[Any]] = {
+    "budget": TypeAdapter(_Budget),
+    "loop": TypeAdapter(_Round),
+    "sparse": TypeAdapter(_SparseSection),
+}
 # Sections of these that may be empty in every way JSON has.
 _MAY_BE_EMPTY = ("quality", "pool", "dropped", "assigned", "against_dense")
 
@@ -113,8 +124,8 @@ def check_section(name: str, held: dict[str, Any]) -> None:
     """Check what is read of one section; whatever else stands in it is left alone.
 
     Args:
-        name: "budget" or "sparse".
-        held: What report.json has there; empty where nothing is said.
+        name: "budget", "sparse" or "loop".
+        held: What report.json has there, of a loop one round; empty where nothing is said.
 
     Raises:
         ValidationError: Something that is read is missing, or of another type.

@@ -22,6 +22,7 @@ from torch import Tensor
 from deploypruner.errors import BudgetError, InputError
 from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.latency.sparse_costs import MeasuredCosts
+from deploypruner.onnx_file import write_onnx
 from deploypruner.runtime import Array
 from deploypruner.scratch import scratch
 from deploypruner.search.filling import REFERENCE, Fillable
@@ -212,7 +213,7 @@ class _Search:
         request = self._request
         with scratch() as folder:
             path = folder / "sparse.onnx"
-            onnx.save(rewrite(self._graph, layers), path)
+            write_onnx(rewrite(self._graph, layers), path)
             return request.clock.layer_costs(
                 request.dense, path, layers, feeds=request.feeds, threads=request.threads, rates=request.rates
             )

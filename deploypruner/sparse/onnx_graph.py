@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from deploypruner.errors import InputError
+from deploypruner.onnx_file import reads, topological
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
@@ -52,7 +53,7 @@ class OnnxGraph:
         values = (*graph.input, *graph.output, *graph.value_info)
         self._shapes = {value.name: _shape(value) for value in values}
         self._check_inputs()
-        self.nodes = self._sorted()
+        self.nodes = topological(self._unsorted)
 
     def maker(self, name: str) -> onnx.NodeProto | None:
         """The node that computes `name`, None for an input or an initializer."""
@@ -86,41 +87,6 @@ class OnnxGraph:
                     "computed nor stored",
                     hint="export it again, weights included",
                 )
-
-    def _sorted(self) -> list[onnx.NodeProto]:
-        """Every node after those it reads from; subgraphs see the outer tensors, so they wait for all of these."""
-        waiting = {id(node): self._sources(node) for node in self._unsorted}
-        found: list[onnx.NodeProto] = []
-        done: set[int] = set()
-        left = self._unsorted
-        while left:
-            held = []
-            for node in left:
-                if waiting[id(node)] <= done:
-                    found.append(node)
-                    done.add(id(node))
-                else:
-                    held.append(node)
-            if len(held) == len(left):
-                raise InputError(
-                    f"the model's graph is a circle through {held[0].op_type} '{held[0].name}'",
-                    hint="export it again",
-                )
-            left = held
-        return found
-
-    def _sources(self, node: onnx.NodeProto) -> set[int]:
-        return {id(self._makers[name]) for name in reads(node) if name in self._makers}
-
-
-def reads(node: onnx.NodeProto) -> list[str]:
-    """Names a node reads, those of the graphs inside it (If, Loop) included."""
-    inner = [graph for a in node.attribute for graph in (*([a.g] if a.HasField("g") else []), *a.graphs)]
-    names = [name for name in node.input if name]
-    for graph in inner:
-        names += [name for inside in graph.node for name in reads(inside)]
-        names += [value.name for value in graph.output]
-    return names
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:

@@ -20,10 +20,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from deploypruner.onnx_file import reads
 from deploypruner.sparse.gates import Pool, Scale
 from deploypruner.sparse.layer import Layer, Operation, QuantizedTensor
 from deploypruner.sparse.marks import DOMAIN
-from deploypruner.sparse.onnx_graph import OnnxGraph, reads
+from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.packed import pack
 
 VERSION = 1

@@ -19,6 +19,7 @@ from deploypruner.errors import InputError
 from deploypruner.export.program import evaluating, quiet
 from deploypruner.graph.inputs import Inputs, call, filled, tensors
 from deploypruner.graph.open_axes import OpenAxis, at_other_lengths, at_text
+from deploypruner.onnx_file import onnx_fault
 from deploypruner.pt2 import read_program
 from deploypruner.records import Check
 from deploypruner.runtime import opens, runtimes
@@ -59,6 +60,7 @@ def verify_exports(
     - fp32 .onnx: each runtime against torch; .pt2: reloaded, against torch.
     - int8 .onnx (recognised by its QDQ nodes): literal execution against torch, each runtime against literal.
     - .onnx with sparse operations: OpenVINO against the literal execution of the int8 .onnx among `files`.
+    - every .onnx: onnx's checker, by which nodes stand in topological order and shapes and types fit together.
     - .xml: against the .onnx of the same stem in OpenVINO if `files` has it, else as an .onnx would be.
 
     Args:
@@ -88,6 +90,8 @@ def verify_exports(
     )
     checks = []
     for name, path in files.items():
+        if path.suffix == ".onnx":
+            checks.append(_valid(name, path))
         if path.suffix == ".pt2":
             checks.append(
                 subject.same(
@@ -103,6 +107,13 @@ def verify_exports(
         else:
             checks += subject.fp32(name, path)
     return checks
+
+
+def _valid(name: str, path: Path) -> Check:
+    fault = onnx_fault(path)
+    return Check(
+        f"{name} is valid ONNX", float(bool(fault)), 0.0, not fault, fault or "faults that onnx's checker finds"
+    )
 
 
 def is_quantized(path: Path) -> bool:

@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from deploypruner.onnx_file import write_onnx
 from deploypruner.records import Check
 from deploypruner.runtime import Session
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
@@ -64,7 +65,7 @@ def verify_operations(
     open_sparse = open_sparse or (lambda path: OpenVino().open(path))
     with scratch() as folder, _literal(dense, layers) as read:
         apart = folder / "operations.onnx"
-        onnx.save(operations_apart(onnx.load(sparse), layers), apart)
+        write_onnx(operations_apart(onnx.load(sparse), layers), apart)
         session = open_sparse(apart)
         found = {layer.name: _Seen() for layer in layers}
         for batch in feeds:
@@ -114,7 +115,7 @@ def _literal(dense: Path, layers: Sequence[Operation]) -> Iterator[Callable[[Fee
     """What runs the QDQ model exactly as written and gives every tensor that `layers` touch, by name."""
     with scratch() as folder:
         path = folder / "literal.onnx"
-        onnx.save(_with_outputs(onnx.load(dense), layers), path)
+        write_onnx(_with_outputs(onnx.load(dense), layers), path)
         session = OnnxRuntime().open(path, literal=True)
         names = [spec.name for spec in session.outputs]
         yield lambda batch: dict(zip(names, session.run(batch), strict=True))
@@ -140,8 +141,10 @@ def _with_outputs(dense: onnx.ModelProto, layers: Sequence[Operation]) -> onnx.M
     wanted = [activation.name for layer in layers for activation in layer.touches]
     wanted += [layer.by for layer in layers if isinstance(layer, Scale)]
     wanted += [layer.mean for layer in layers if isinstance(layer, Pool)]
+    graph = onnx.shape_inference.infer_shapes(dense, data_prop=True).graph
+    known = {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
     del dense.graph.output[:]
-    dense.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(wanted))
+    dense.graph.output.extend(known[name] for name in dict.fromkeys(wanted))
     return dense
 
 

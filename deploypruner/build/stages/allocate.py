@@ -69,6 +69,8 @@ class Allocate(Stage):
         recipe = build.recipe.prune
         if recipe.budget.kind == "macs":
             build = _in_macs(build)
+            if build.traced.front_end == "torch.export":  # a model that ONNX cannot hold is refused before it trains
+                build = with_dense(build)
         elif CHANNEL in recipe.patterns:
             build = _in_time(build)
         else:  # zeros have to meet it, see `assign`
