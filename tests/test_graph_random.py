@@ -29,6 +29,7 @@ HANDS = range(-(-len(DECK) // CARDS_PER_NET))
 UNMET = {
     **dict.fromkeys(("float", "double", "half"), "export writes these as aten.to"),
     "requires_grad_": "export drops it",
+    **dict.fromkeys(("_conj", "imag", "real", "resolve_conj", "resolve_neg"), "complex: see test_graph_observed.py"),
 }
 
 

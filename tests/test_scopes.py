@@ -233,9 +233,8 @@ def test_a_share_out_of_range_is_refused(share):
     ],
 )
 def test_combinations_that_make_no_sense_are_refused_before_any_work(options, said):
-    recipe = Recipe(model=ModelRecipe(source="net.pt2"), prune=PruneRecipe(**options))
     with pytest.raises(RecipeError, match=said):
-        check_choices(recipe, Given())
+        check_choices(Recipe(model=ModelRecipe(source="net.pt2"), prune=PruneRecipe(**options)), Given())
 
 
 @pytest.mark.parametrize("scope", sorted(set(scopes) - {"recipe"}))

@@ -211,7 +211,8 @@ def test_what_a_pair_before_an_addition_clips_the_operation_clips_too(tmp_path, 
     checks = []
     for limits in ({}, {"sum_low": -NO_LIMIT, "sum_high": NO_LIMIT}):
         for attribute in node.attribute:
-            attribute.f = limits.get(attribute.name, attribute.f)
+            if attribute.name in limits:
+                attribute.f = limits[attribute.name]
         onnx.save(found.model, tmp_path / "sparse.onnx")
         layers = [choice.layer for choice in found.choices]
         files = tmp_path / "int8.onnx", tmp_path / "sparse.onnx"

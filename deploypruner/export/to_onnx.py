@@ -63,9 +63,26 @@ class Onnx(Exporter):
                 raise
             model = onnx_by_running(module, example_inputs, dynamic_batch=dynamic_batch, refused=error.message)
         else:
+            _check_pooling(program, open_axes)
             model = _convert(with_reshapes(program), open_axes)
         _name_axes(model, open_axes)
         write_onnx(avoid_known_faults(_tidy(model)), path)
+
+
+def _check_pooling(program: ExportedProgram, open_axes: Sequence[OpenAxis]) -> None:
+    """Refuse what torch.onnx writes with the window of the example's size, without a word: wrong at any other."""
+    for node in program.graph.nodes:
+        if not open_axes or "adaptive" not in op_name(node):
+            continue
+        read, sizes = node.args[0].meta["val"], node.args[1]
+        lengths = read.shape[-len(sizes) :]
+        if any(isinstance(length, torch.SymInt) and size != 1 for length, size in zip(lengths, sizes, strict=True)):
+            axes = " and ".join(dict.fromkeys(a.where for a in open_axes))
+            raise TraceError(
+                f"the model cannot be converted to ONNX with {axes} open: the windows of {op_name(node)} to "
+                f"{list(sizes)} at {where(node) or node.name} depend on the size",
+                hint=f"--dynamic none fixes {axes} at the example's length; pooling to 1 may do with open ones",
+            )
 
 
 def _convert(program: ExportedProgram, open_axes: Sequence[OpenAxis]) -> onnx.ModelProto:

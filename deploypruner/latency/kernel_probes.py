@@ -112,7 +112,7 @@ class _Building:
             name, shape = f"x{number}", [1, _OUTSIDE, chain.side, chain.side]
             inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
             last = self._chain(chain, name)
-            outputs.append(helper.make_tensor_value_info(f"y{number}", TensorProto.FLOAT, None))
+            outputs.append(helper.make_tensor_value_info(f"y{number}", TensorProto.FLOAT, [1, f"c{number}", 1, 1]))
             self._node("GlobalAveragePool", [last], f"y{number}")
         graph = helper.make_graph(self._nodes, "probes", inputs, outputs, self._tensors)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -102,7 +102,7 @@ def time_step(
     loss: ModelLoss | None = None,
 ) -> float:
     """Seconds of one training step, the faster of two real ones on a copy of the student."""
-    watch = _Watch()
+    watch = _StepTimes()
     few = FirstBatches(batches, _TIMED)
     plain = replace(settings, epochs=1, devices=1, hosts=1, patience=0)
     finetune(copy.deepcopy(student), teacher, few, plain, progress=watch, features=features, loss=loss)
@@ -110,7 +110,7 @@ def time_step(
     return min(passed[1:] or passed)
 
 
-class _Watch:
+class _StepTimes:
     """A progress that notes when each step was done."""
 
     def __init__(self) -> None:

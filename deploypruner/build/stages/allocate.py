@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from deploypruner.build.allocation import dense_jobs, measured_worth, plan_in_macs
-from deploypruner.build.artifacts import with_dense
+from deploypruner.build.artifacts import DENSE, with_dense
 from deploypruner.build.channels import choosing_scores
 from deploypruner.build.criterion import normalizer_name
 from deploypruner.build.evaluate import judge, validation_samples
@@ -62,7 +62,8 @@ class Allocate(Stage):
         *("measure.precision", "measure.accuracy_drop", "search.minutes"),
     )
     writes: ClassVar[tuple[str, ...]] = (REACHABLE,)
-    saves: ClassVar[tuple[str, ...]] = (stage_file("allocated.json"), _FOUND)
+    # The dense files are written where the plan is timed beside them, or to see that ONNX can hold the model.
+    saves: ClassVar[tuple[str, ...]] = (stage_file("allocated.json"), _FOUND, *DENSE)
 
     def run(self, build: Build) -> Build:
         """Give the plan and save it."""

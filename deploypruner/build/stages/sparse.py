@@ -13,6 +13,7 @@ from deploypruner.build.register import stages
 from deploypruner.build.sparse_model import MODEL, make_sparse
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
+from deploypruner.onnx_file import write_onnx
 from deploypruner.records import Artifact, Check
 from deploypruner.scratch import scratch
 from deploypruner.sparse.fixing import fixed_at
@@ -37,7 +38,7 @@ class Sparse(Stage):
             if lengths:
                 fixed = fixed_at(onnx.load(dense), lengths)
                 dense = folder / "model.int8.onnx"
-                onnx.save(fixed, dense)
+                write_onnx(fixed, dense)
             made = make_sparse(
                 dense,
                 folder / MODEL,
