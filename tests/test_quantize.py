@@ -161,7 +161,7 @@ def test_no_pair_stands_between_a_convolution_and_its_swish(mixed: Path, tmp_pat
 
 def test_a_clip_read_only_by_float_operators_still_clips(tmp_path: Path) -> None:
     # The quantizer drops Relu and lets the pair saturate: that pair must not count as idle.
-    tail = "r = Relu (y) axes = Constant <value_ints = [2, 3]> () z = ReduceMean <keepdims = 0> (r, axes)"
+    tail = "r = Relu (y) axes = Constant <value_ints = [2, 3]> () z = ReduceMean <keepdims = 1> (r, axes)"
     fp32, int8 = conv_file(tmp_path / "fp32.onnx", weights(), tail=tail), tmp_path / "int8.onnx"
     quantize_static(fp32, int8, calibration=batches())
     feeds = next(batches(1, seed=1))
