@@ -132,7 +132,10 @@ class Constraints:
     )
     pieces: Pieces = option(
         "equal",
-        "Fate of groups that are the equal parts of one tensor, see `PIECES`.",
+        "Widths of groups that are the equal parts of one tensor (chunk): equal, so that the model's own code can cut "
+        "it again; free, each its own.",
+        flag="--pieces",
+        group=CHANNELS,
     )
 
     def __post_init__(self) -> None:
