@@ -19,6 +19,7 @@ from deploypruner.options import SPINNING, GroupedCommand, colour, width
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.option import BUDGET, CHANNELS, GROUPS, MEASURING, MODEL
 from deploypruner.recipe.overrides import overrides
+from deploypruner.recipe.sections import ModelRecipe
 from deploypruner.recipe_options import command_option, recipe_options
 from deploypruner.refusals import allow_open_files, native_refusal, refusal
 from deploypruner.registries import REGISTRIES, schedules
@@ -242,9 +243,12 @@ def demo_command(out: Path) -> None:
 
 def _checked_recipe(options: dict[str, Any]) -> Recipe:
     """The recipe that was asked for, its numbers and names checked before anything heavy is loaded."""
+    given = overrides(options)
+    if options["recipe"] is None:
+        ModelRecipe(options["model"] or "").require_source()
     from deploypruner.recipe.reading import read_recipe
 
-    recipe = read_recipe(options["recipe"], overrides(options))
+    recipe = read_recipe(options["recipe"], given)
     recipe.model.require_source()
     return recipe
 

@@ -132,8 +132,8 @@ class Constraints:
     )
     pieces: Pieces = option(
         "equal",
-        "Widths of groups that are the equal parts of one tensor (chunk): equal, so that the model's own code can cut "
-        "it again; free, each its own.",
+        "Widths of groups that are the equal parts of one tensor (chunk): equal, so that the model's own code can "
+        "cut it again; free, each its own.",
         flag="--pieces",
         group=CHANNELS,
     )

@@ -59,6 +59,18 @@ class Option:
     to: str = ""
     also: tuple[str, ...] = ()
 
+    def check(self, value: Any) -> None:
+        """Check a value, or several, where it is chosen by name.
+
+        Raises:
+            RecipeError: An unknown name; the nearest is offered.
+        """
+        if self.names is None:
+            return
+        called = f"sparse {self.names.kind}" if self.to == "weights" else ""
+        for chosen in (value,) if isinstance(value, str) else value or ():
+            self.names.check(chosen, to=self.to, also=self.also, called=called)
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -152,11 +164,7 @@ def check_names(record: Any) -> None:
         RecipeError: An unknown name; the nearest is offered.
     """
     for name, about in _options(type(record)):
-        value = getattr(record, name)
-        for chosen in () if about.names is None else (value,) if isinstance(value, str) else value or ():
-            assert about.names is not None, f"{name} has no names to check"
-            called = f"sparse {about.names.kind}" if about.to == "weights" else ""
-            about.names.check(chosen, to=about.to, also=about.also, called=called)
+        about.check(getattr(record, name))
 
 
 @cache

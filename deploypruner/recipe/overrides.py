@@ -18,13 +18,18 @@ def overrides(options: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         options: Value by the name of the option as a Python argument; "model" is MODEL.
+
+    Raises:
+        RecipeError: Something that is chosen by name has none of the names there are.
     """
     document: dict[str, Any] = {}
     for name, value in options.items():
         if name == "model":
             _put(document, _SOURCE, value)
         elif name in _FLAGS:
-            _put(document, _FLAGS[name].path, _given(_FLAGS[name], value))
+            given = _given(_FLAGS[name], value)
+            _FLAGS[name].option.check(given)  # at once: what reads the rest of a recipe takes a while to load
+            _put(document, _FLAGS[name].path, given)
     return document
 
 
