@@ -23,10 +23,10 @@ from benchmarks.baseline import baseline
 from benchmarks.engines import Engines, ratio, time_files
 from deploypruner.build.sparse_model import make_sparse
 from deploypruner.export import exporters
-from deploypruner.graph.module import get_state
+from deploypruner.graph.execute.module import get_state
 from deploypruner.measure import environment
-from deploypruner.patterns import make_pattern
 from deploypruner.quantize import quantize_static
+from deploypruner.sparsity.patterns import make_pattern
 
 RESULTS = Path(__file__).parent / "results" / "accuracy_at_latency.json"
 WORK = Path(__file__).parent / "work" / "accuracy_at_latency"

@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from benchmarks.rivals import Keep
 from deploypruner.export import exporters
 from deploypruner.graph import Graph
-from deploypruner.graph.holding import holding
+from deploypruner.graph.execute.parameter_override import holding
 from deploypruner.measure import evaluate, outputs
 from deploypruner.quantize import quantize_static
 from deploypruner.recipe.finetune import Amp, FinetuneSettings
-from deploypruner.recover.batches import Batch, TrainingBatches
-from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.recover.finetune import finetune
-from deploypruner.recover.reconstruct import reconstruct
 from deploypruner.runtime import runtimes
 from deploypruner.sources.adapted import Unlabelled
 from deploypruner.sources.batches import Data
 from deploypruner.target import detect
+from deploypruner.train.batches import Batch, TrainingBatches
+from deploypruner.train.batchnorm import reestimate_batchnorm
+from deploypruner.train.finetune import finetune
+from deploypruner.train.reconstruct import reconstruct
 
 _RECONSTRUCTED, _CALIBRATED, _STATISTICS_BATCHES = 256, 256, 50
 _BATCH = 64

@@ -20,8 +20,8 @@ from benchmarks.models import NETS, PUBLISHED
 from deploypruner.errors import InputError
 from deploypruner.progress import progress_for
 from deploypruner.recipe.finetune import AMP, Amp, FinetuneSettings
-from deploypruner.recover.finetune import finetune
-from deploypruner.recover.validate import top1_percent
+from deploypruner.train.finetune import finetune
+from deploypruner.train.validate import top1_percent
 
 
 def start(net: str) -> nn.Module:

@@ -26,18 +26,18 @@ import torch
 
 from benchmarks.budgets_table import tables
 from benchmarks.lively import liven
-from deploypruner.criteria import criteria
+from deploypruner.channels.allocate import allocate
+from deploypruner.channels.criteria import criteria
+from deploypruner.channels.feasible_widths import by_importance, most_important
+from deploypruner.channels.statistics import score_groups
 from deploypruner.errors import BudgetError
 from deploypruner.graph import Graph, trace
 from deploypruner.latency import LatencyModel, build_latency_model, write_candidate
 from deploypruner.measure import compare, median_ms, time_artifacts
-from deploypruner.prune.allocate import allocate
-from deploypruner.prune.evidence import score_groups
-from deploypruner.prune.room import by_importance, most_important
 from deploypruner.recipe.budget import Budget
 from deploypruner.records import Artifact, Precision, Setting
+from deploypruner.search.latency_search import meet
 from deploypruner.search.losses import kept_share, losses_from_scores, running_importance
-from deploypruner.search.meet import meet
 from deploypruner.search.request import SearchRequest
 from deploypruner.search.solve import solve
 from deploypruner.sources.model import load_model

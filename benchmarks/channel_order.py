@@ -23,16 +23,16 @@ from benchmarks.baseline import baseline, path_of, start
 from benchmarks.cifar10 import cifar10
 from benchmarks.kept import changing, judged_lines, not_in, read
 from benchmarks.models import NETS
-from deploypruner.criteria import criteria
+from deploypruner.channels.allocate import allocate
+from deploypruner.channels.criteria import criteria
+from deploypruner.channels.feasible_widths import by_importance
+from deploypruner.channels.learned.regime import settled
+from deploypruner.channels.statistics import score_groups
 from deploypruner.graph import Graph, trace
-from deploypruner.learn.regime import settled
-from deploypruner.prune.allocate import allocate
-from deploypruner.prune.evidence import score_groups
-from deploypruner.prune.room import by_importance
 from deploypruner.recipe.budget import Budget
-from deploypruner.recover.batches import Batch
-from deploypruner.recover.readers import order_by_readers
 from deploypruner.search.judge import Judge
+from deploypruner.train.batches import Batch
+from deploypruner.train.readers import order_by_readers
 
 RESULTS = Path(__file__).parent / "results" / "channel_order.json"
 BUDGETS, SCOPES = (0.7, 0.5, 0.35), ("uniform", "global")

@@ -26,10 +26,10 @@ from benchmarks.models import PUBLISHED
 from benchmarks.pruners import IMPORTANCE, OURS, TOOLS, CannotPrune, Case, Job, Scoring, macs_of, params_of, prune
 from deploypruner.progress import progress_for
 from deploypruner.recipe.finetune import FinetuneSettings
-from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.recover.finetune import finetune
-from deploypruner.recover.validate import top1_percent
 from deploypruner.sources.batches import Data
+from deploypruner.train.batchnorm import reestimate_batchnorm
+from deploypruner.train.finetune import finetune
+from deploypruner.train.validate import top1_percent
 
 RESULTS = Path(__file__).parent / "results"
 SCORING_SAMPLES, SCORING_BATCH = 512, 32

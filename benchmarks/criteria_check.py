@@ -19,15 +19,15 @@ import torch
 
 from benchmarks.baseline import baseline
 from benchmarks.cifar10 import cifar10
-from deploypruner.criteria import Criterion, criteria
-from deploypruner.criteria.activation import Activation
-from deploypruner.criteria.hessian import Hessian
-from deploypruner.criteria.taylor import Taylor
+from deploypruner.channels.criteria import Criterion, criteria
+from deploypruner.channels.criteria.activation import Activation
+from deploypruner.channels.criteria.hessian import Hessian
+from deploypruner.channels.criteria.taylor import Taylor
+from deploypruner.channels.rank_agreement import agreements, oracle, table
+from deploypruner.channels.statistics import score_groups
+from deploypruner.channels.statistics.passes import Batch, Passes, differentiate
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.inputs import call
-from deploypruner.prune.agreement import agreements, oracle, table
-from deploypruner.prune.evidence import score_groups
-from deploypruner.prune.evidence.passes import Batch, Passes, differentiate
 from deploypruner.sources.torchvision_ops import import_torchvision
 
 RESULTS = Path(__file__).parent / "results"

@@ -28,9 +28,9 @@ from benchmarks.models import NETS
 from benchmarks.ours import measured_losses, searched
 from benchmarks.rivals import CRITERION, STEP, Keep, Subject
 from benchmarks.tuning import Track, kept_to_json, race
-from deploypruner.criteria import criteria
-from deploypruner.learn import ChannelRegime, Shrinking, learn, learned_regime
-from deploypruner.prune.plan import make_plan
+from deploypruner.channels.criteria import criteria
+from deploypruner.channels.learned import ChannelRegime, Shrinking, learn, learned_regime
+from deploypruner.channels.plan import make_plan
 from deploypruner.recipe.constraints import Constraints
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recipe.learn import LearnSettings

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 
 import deploypruner as dp
+from deploypruner.channels.constraints import find_limits
 from deploypruner.graph import Graph
 from deploypruner.graph.dependency import Keep
 from deploypruner.latency import build_latency_model, write_candidate
 from deploypruner.latency.plans import candidate_widths, keep_first
 from deploypruner.measure import paired_ratio, time_artifacts
-from deploypruner.prune.constraints import find_limits
 from deploypruner.recipe.constraints import Constraints
 from deploypruner.records import Artifact, Precision, Setting
 from deploypruner.sources.model import load_model

@@ -28,18 +28,18 @@ from benchmarks.baseline import baseline
 from benchmarks.cifar10 import cifar10
 from benchmarks.curves import curves
 from benchmarks.models import NETS
-from deploypruner.criteria import criteria
-from deploypruner.criteria.dtp import Dtp
-from deploypruner.criteria.pdp import Pdp
+from deploypruner.channels.allocate import allocate
+from deploypruner.channels.criteria import criteria
+from deploypruner.channels.criteria.dtp import Dtp
+from deploypruner.channels.criteria.pdp import Pdp
+from deploypruner.channels.learned import ChannelRegime, learn, learned_regime
+from deploypruner.channels.plan import Plan
+from deploypruner.channels.statistics import score_groups
 from deploypruner.graph import Graph, trace
-from deploypruner.learn import ChannelRegime, learn, learned_regime
-from deploypruner.prune.allocate import allocate
-from deploypruner.prune.evidence import score_groups
-from deploypruner.prune.plan import Plan
 from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.finetune import FinetuneSettings
-from deploypruner.recover.modes import evaluating
 from deploypruner.sources.batches import Data
+from deploypruner.train.modes import evaluating
 
 RESULTS = Path(__file__).parent / "results" / "masks_over_training.json"
 _BATCH = 128

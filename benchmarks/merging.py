@@ -26,8 +26,8 @@ from benchmarks.baseline import baseline, path_of, start
 from benchmarks.cifar10 import cifar10
 from benchmarks.kept import changing, judged_lines, not_in, read
 from benchmarks.models import PUBLISHED, Block, ResNet
-from deploypruner.recover.least_squares import NormalEquations, columns, outputs
-from deploypruner.recover.obs import Reader, eliminate
+from deploypruner.train.least_squares import NormalEquations, columns, outputs
+from deploypruner.train.obs import Reader, eliminate
 
 RESULTS = Path(__file__).parent / "results" / "merging.json"
 _POSITIONS, _RIDGE = 64, 1e-3

@@ -10,16 +10,16 @@ import click
 
 from benchmarks.rivals import STEP, Keep, Subject
 from benchmarks.tuning import dense_artifact
-from deploypruner.prune.room import by_importance
+from deploypruner.channels.feasible_widths import by_importance
 from deploypruner.recipe.budget import Budget
-from deploypruner.recover.batches import TrainingBatches
 from deploypruner.search.found import SearchResult
 from deploypruner.search.judge import Judge
+from deploypruner.search.latency_search import meet
 from deploypruner.search.losses import Losses
 from deploypruner.search.measured import losses_from_worth
-from deploypruner.search.meet import meet
 from deploypruner.search.request import SearchRequest
 from deploypruner.search.worth import measure_worth
+from deploypruner.train.batches import TrainingBatches
 
 _SOLVING = 256
 

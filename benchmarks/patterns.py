@@ -26,16 +26,16 @@ import torch
 from benchmarks.baseline import baseline
 from benchmarks.cifar10 import WORK, cifar10
 from deploypruner.graph import trace
-from deploypruner.patterns import make_pattern
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recipe.sparse import SparseSettings
-from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.recover.finetune import finetune
-from deploypruner.recover.sparse import SparseRegime
-from deploypruner.recover.sparse.layers import choose_layers
-from deploypruner.recover.validate import top1_percent
 from deploypruner.schedules import schedules, sparse_regime
 from deploypruner.sources.batches import Data
+from deploypruner.sparsity.patterns import make_pattern
+from deploypruner.sparsity.training import SparseRegime
+from deploypruner.sparsity.training.layers import choose_layers
+from deploypruner.train.batchnorm import reestimate_batchnorm
+from deploypruner.train.finetune import finetune
+from deploypruner.train.validate import top1_percent
 
 RESULTS = Path(__file__).parent / "results"
 FREE, FIXED = ("unstructured", "nm64", "1x4"), ("2:4", "1:4")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.baseline import baseline
-from deploypruner.patterns import make_pattern
-from deploypruner.patterns.distribution import units_to_keep
+from deploypruner.sparsity.patterns import make_pattern
+from deploypruner.sparsity.patterns.distribution import units_to_keep
 
 PATTERNS, SPARSITIES = ("unstructured", "nm64", "1x4"), (0.7, 0.8, 0.9)
 WIDTHS = (16, 32, 64, 256)

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.models import ResNet
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import Inputs, call
-from deploypruner.recover.batches import Batch
+from deploypruner.train.batches import Batch
 
 _IMAGENET = 1000
 _CLOSE = 1e-3  # relative difference between its pruned model and ours of the same channels

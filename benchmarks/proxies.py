@@ -28,15 +28,15 @@ from benchmarks.kept import changing, not_in, read
 from benchmarks.models import NETS
 from benchmarks.rivals import STEP, WAYS, Keep, Plans, Subject, by_kl, mean_kl, measured_kl, outputs_of, shares
 from benchmarks.tuning import keep_of, kept_to_json
+from deploypruner.channels.feasible_widths import by_importance
+from deploypruner.channels.rank_agreement import rank_correlation
 from deploypruner.errors import BudgetError
-from deploypruner.prune.agreement import rank_correlation
-from deploypruner.prune.room import by_importance
-from deploypruner.recover.batches import Batch
-from deploypruner.recover.validate import top1_percent
 from deploypruner.search.losses import kept_share, losses_from_scores, running_importance
 from deploypruner.search.measured import MeasuredWorth, losses_from_worth
 from deploypruner.search.solve import solve
 from deploypruner.search.worth import measure_worth
+from deploypruner.train.batches import Batch
+from deploypruner.train.validate import top1_percent
 
 RESULTS = Path(__file__).parent / "results" / "proxies.json"
 HELD_OUT, _ATTEMPTS = 1000, 10

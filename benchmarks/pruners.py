@@ -19,21 +19,21 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import NETS, ResNet
-from deploypruner.criteria import Criterion, criteria
+from deploypruner.channels.allocate import allocate
+from deploypruner.channels.criteria import Criterion, criteria
+from deploypruner.channels.learned.learned import learned_regime
+from deploypruner.channels.learned.run import learn
+from deploypruner.channels.learned.schedules import Shrinking, toward_budget
+from deploypruner.channels.plan import Plan
+from deploypruner.channels.remove import remove_and_prove
+from deploypruner.channels.statistics import score_groups
 from deploypruner.graph import Graph, trace
-from deploypruner.graph.holding import holding
-from deploypruner.learn.learned import learned_regime
-from deploypruner.learn.run import learn
-from deploypruner.learn.schedules import Shrinking, toward_budget
-from deploypruner.prune.allocate import allocate
-from deploypruner.prune.evidence import score_groups
-from deploypruner.prune.plan import Plan
-from deploypruner.prune.remove import remove_and_prove
+from deploypruner.graph.execute.parameter_override import holding
 from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recipe.learn import LearnSettings
-from deploypruner.recover.reconstruct import reconstruct
 from deploypruner.sources.batches import Data
+from deploypruner.train.reconstruct import reconstruct
 
 Scoring = list[tuple[tuple[Tensor, ...], Tensor | None]]
 History = list[tuple[str, bool, list[int]]]  # layer, whether its outputs, removed channels

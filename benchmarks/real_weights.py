@@ -29,10 +29,10 @@ from benchmarks.kept import changing, not_in, read
 from benchmarks.ours import pool
 from benchmarks.rivals import CRITERION, STEP, WAYS, Plans, Subject, by_kl, measured_kl
 from benchmarks.tuning import OURS, Track, keep_of, tune_row
-from deploypruner.criteria import criteria
+from deploypruner.channels.criteria import criteria
+from deploypruner.channels.statistics import score_groups
 from deploypruner.graph import Graph, trace
 from deploypruner.latency import build_latency_model
-from deploypruner.prune.evidence import score_groups
 from deploypruner.records import Setting
 from deploypruner.sources.batches import Data
 

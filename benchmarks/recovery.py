@@ -30,12 +30,12 @@ from benchmarks.models import NETS
 from deploypruner.graph import Graph
 from deploypruner.progress import progress_for
 from deploypruner.recipe.finetune import FinetuneSettings
-from deploypruner.recover.batches import Batch
-from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.recover.finetune import finetune
-from deploypruner.recover.reconstruct import reconstruct
-from deploypruner.recover.validate import top1_percent
 from deploypruner.sources.adapted import Unlabelled
+from deploypruner.train.batches import Batch
+from deploypruner.train.batchnorm import reestimate_batchnorm
+from deploypruner.train.finetune import finetune
+from deploypruner.train.reconstruct import reconstruct
+from deploypruner.train.validate import top1_percent
 
 RESULTS = Path(__file__).parent / "results" / "recovery.json"
 _BATCH, _STATISTICS_BATCHES, _STEP = 64, 50, 4

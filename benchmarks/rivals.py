@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.peer import CannotPrune, Peer
+from deploypruner.channels.allocate import allocate
+from deploypruner.channels.constraints import find_limits
+from deploypruner.channels.feasible_widths import by_importance, most_important
 from deploypruner.errors import BudgetError
 from deploypruner.graph import Graph
 from deploypruner.latency import LatencyModel
-from deploypruner.prune.allocate import allocate
-from deploypruner.prune.constraints import find_limits
-from deploypruner.prune.room import by_importance, most_important
 from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.constraints import Constraints
-from deploypruner.recover.batches import Batch
 from deploypruner.search.solve import solve
+from deploypruner.train.batches import Batch
 
 Keep = Mapping[str, NDArray[np.int64]]
 STEP, CRITERION = 8, "taylor"

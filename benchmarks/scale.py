@@ -78,8 +78,8 @@ def worker(family: str, size: str) -> dict[str, float]:
 
     from benchmarks.lively import liven
     from deploypruner import plan as make_plan
+    from deploypruner.channels.remove import remove_and_prove
     from deploypruner.graph import trace
-    from deploypruner.prune.remove import remove_and_prove
     from deploypruner.recipe.budget import Budget
 
     torch.set_num_threads(1)

@@ -17,12 +17,12 @@ import click
 import numpy as np
 import torch
 
+from deploypruner.channels.feasible_widths import by_importance
 from deploypruner.graph import trace
-from deploypruner.prune.room import by_importance
 from deploypruner.search.choices import WidthWalk
 from deploypruner.search.losses import make_choices, running_importance
-from deploypruner.search.optimise import best_places, fastest
 from deploypruner.search.solve import reach, solve
+from deploypruner.search.solver import best_places, fastest
 from deploypruner.sources.model import load_model
 from tests.small_cases import KINDS, draw
 from tests.staircase import Staircase

@@ -30,14 +30,14 @@ from deploypruner.build.sparse_model import make_sparse
 from deploypruner.errors import VerificationError
 from deploypruner.export import exporters
 from deploypruner.graph import trace
-from deploypruner.graph.module import get_state
-from deploypruner.patterns import make_pattern
-from deploypruner.patterns.distribution import units_to_keep
+from deploypruner.graph.execute.module import get_state
 from deploypruner.quantize import Placement, quantize_static
 from deploypruner.recipe.sparse import SparseSettings
-from deploypruner.recover.sparse.layers import choose_layers
 from deploypruner.sources.model import load_model
-from deploypruner.sparse.convert import sparsify
+from deploypruner.sparse_ops.convert import sparsify
+from deploypruner.sparsity.patterns import make_pattern
+from deploypruner.sparsity.patterns.distribution import units_to_keep
+from deploypruner.sparsity.training.layers import choose_layers
 
 WORK = Path(__file__).parent / "work" / "sparse"
 NETS = ("resnet50", "mobilenet_v2", "efficientnet_b0", "mobilenet_v3_large", "regnet_y_400mf")

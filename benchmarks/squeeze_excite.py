@@ -23,16 +23,16 @@ from torch.nn import functional as F
 
 from benchmarks.cifar10 import WORK, cifar10
 from deploypruner.graph import Graph, trace
-from deploypruner.patterns import make_pattern
 from deploypruner.progress import progress_for
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recipe.sparse import KINDS, SparseSettings
-from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.recover.finetune import finetune
-from deploypruner.recover.sparse.layers import SparseLayer, choose_layers
-from deploypruner.recover.validate import top1_percent
 from deploypruner.schedules.one_shot import OneShotMasks
 from deploypruner.sources.batches import Data
+from deploypruner.sparsity.patterns import make_pattern
+from deploypruner.sparsity.training.layers import SparseLayer, choose_layers
+from deploypruner.train.batchnorm import reestimate_batchnorm
+from deploypruner.train.finetune import finetune
+from deploypruner.train.validate import top1_percent
 
 RESULTS = Path(__file__).parent / "results"
 GLOBAL, ONLY_SE = (0.5, 0.7, 0.8, 0.9), (0.9, 0.95, 0.99, 0.999)

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from benchmarks.kept import changing, read
 from benchmarks.train_mode_models import CASES, load
 from deploypruner import plan as make_plan
+from deploypruner.channels.remove import remove
 from deploypruner.errors import BudgetError, DeployPrunerError
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.inputs import Inputs, call, tensors
-from deploypruner.prune.remove import remove
 
 RESULTS = Path(__file__).parent / "results" / "train_mode.json"
 _SEEDS, _STEPS = 3, 2

@@ -25,12 +25,12 @@ from benchmarks.lively import noisy
 from benchmarks.peer import prune_by_torch_pruning
 from benchmarks.zoo_models import load
 from deploypruner import plan as make_plan
+from deploypruner.channels.plan import Plan
+from deploypruner.channels.remove import remove_and_prove
 from deploypruner.errors import BudgetError, DeployPrunerError
 from deploypruner.export import exporters
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.inputs import Inputs, call, tensors
-from deploypruner.prune.plan import Plan
-from deploypruner.prune.remove import remove_and_prove
 from deploypruner.recipe.budget import Budget
 from deploypruner.runtime import runtimes
 

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deploypruner.api import CompiledBuild, Pruned, compile, plan, prune
     from deploypruner.build.restore import restore
+    from deploypruner.channels.plan import Plan, make_plan
+    from deploypruner.channels.remove import remove
     from deploypruner.errors import DeployPrunerError
     from deploypruner.graph import Graph, trace
     from deploypruner.measure import measure
-    from deploypruner.prune.plan import Plan, make_plan
-    from deploypruner.prune.remove import remove
     from deploypruner.recipe.budget import Budget
     from deploypruner.recipe.constraints import Constraints, LayerConstraint
     from deploypruner.records import Frozen, Group, Row
@@ -38,8 +38,8 @@ _HOMES = {
     "deploypruner.graph": ("Graph", "trace"),
     "deploypruner.measure": ("measure",),
     "deploypruner.recipe.constraints": ("Constraints", "LayerConstraint"),
-    "deploypruner.prune.plan": ("Plan", "make_plan"),
-    "deploypruner.prune.remove": ("remove",),
+    "deploypruner.channels.plan": ("Plan", "make_plan"),
+    "deploypruner.channels.remove": ("remove",),
     "deploypruner.build.restore": ("restore",),
     "deploypruner.recipe.budget": ("Budget",),
     "deploypruner.records": ("Frozen", "Group", "Row"),

@@ -17,16 +17,16 @@ from deploypruner.build.criterion import make_criterion
 from deploypruner.build.fitting import fit
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.state import Build, Given
-from deploypruner.criteria import Needs, criteria
+from deploypruner.channels.allocate import allocate
+from deploypruner.channels.criteria import Needs, criteria
+from deploypruner.channels.plan import Plan
+from deploypruner.channels.remove import remove
+from deploypruner.channels.statistics import Batch, score_groups
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph import Graph, trace
-from deploypruner.graph.asked_axes import requested
+from deploypruner.graph.capture.asked_axes import requested
 from deploypruner.graph.inputs import as_inputs
 from deploypruner.progress import Progress, SilentProgress
-from deploypruner.prune.allocate import allocate
-from deploypruner.prune.evidence import Batch, score_groups
-from deploypruner.prune.plan import Plan
-from deploypruner.prune.remove import remove
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.constraints import Constraints

@@ -12,13 +12,13 @@ from deploypruner.registry import Family, Registry
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from deploypruner.criteria import Criterion
+    from deploypruner.channels.criteria import Criterion
+    from deploypruner.channels.normalize import Normalization
+    from deploypruner.channels.scope import Scope
     from deploypruner.export import Exporter
-    from deploypruner.patterns import Pattern
-    from deploypruner.prune.normalize import Normalization
-    from deploypruner.prune.scope import Scope
     from deploypruner.runtime import Runtime
     from deploypruner.schedules import Schedule
+    from deploypruner.sparsity.patterns import Pattern
     from deploypruner.target import Target
     from deploypruner.tasks import Task
 
@@ -28,13 +28,13 @@ AUTO = "auto"
 # What each layer may follow under "auto": all that the kernels run in place of dense weights.
 CANDIDATES = ("1x4", "nm64", "unstructured")
 
-criteria: Registry[type[Criterion]] = Registry("criterion", "criteria", "deploypruner.criteria")
+criteria: Registry[type[Criterion]] = Registry("criterion", "criteria", "deploypruner.channels.criteria")
 exporters: Registry[type[Exporter]] = Registry("exporter", "exporters", "deploypruner.export")
-normalizers: Registry[Normalization] = Registry("normalizer", "normalizers", "deploypruner.prune.normalize")
+normalizers: Registry[Normalization] = Registry("normalizer", "normalizers", "deploypruner.channels.normalize")
 patterns: Registry[type[Pattern]] = Registry(
     "pattern",
     "patterns",
-    "deploypruner.patterns",
+    "deploypruner.sparsity.patterns",
     special={
         CHANNEL: "Whole channels, physically removed: the model stays dense and smaller.",
         AUTO: f"For each layer the best of dense, {', '.join(CANDIDATES)} and how many zeros, by predicted time.",
@@ -43,7 +43,7 @@ patterns: Registry[type[Pattern]] = Registry(
 )
 runtimes: Registry[type[Runtime]] = Registry("runtime", "runtimes", "deploypruner.runtime")
 schedules: Registry[type[Schedule]] = Registry("schedule", "schedules", "deploypruner.schedules")
-scopes: Registry[Scope] = Registry("scope", "scopes", "deploypruner.prune.scope")
+scopes: Registry[Scope] = Registry("scope", "scopes", "deploypruner.channels.scope")
 targets: Registry[Callable[[], Target]] = Registry("target", "targets", "deploypruner.target")
 tasks: Registry[type[Task]] = Registry("task", "tasks", "deploypruner.tasks")
 

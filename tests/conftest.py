@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from deploypruner.graph.tracing import Tracing
+from deploypruner.graph.labels.tracing import Tracing
 
 # A shell that starts pytest in the background makes it ignore SIGINT, and its children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -24,11 +24,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import deploypruner as dp
-from deploypruner import cli, planning
 from deploypruner.build import pipeline  # noqa: F401 - the same
+from deploypruner.channels.remove import remove
+from deploypruner.cli import main as cli
+from deploypruner.cli import plan as planning
 from deploypruner.errors import DeployPrunerError
 from deploypruner.measure import trial
-from deploypruner.prune.remove import remove
 from deploypruner.recipe import Recipe, resolved_toml
 from deploypruner.report import render_json
 from tests.builds import FACTORIES, IMAGE, samples, save_program, tiny

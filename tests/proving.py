@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
+from deploypruner.channels.allocate import make_plan
+from deploypruner.channels.plan import Plan
+from deploypruner.channels.proof.removal import prove
 from deploypruner.graph import Graph
-from deploypruner.prune.allocate import make_plan
-from deploypruner.prune.plan import Plan
-from deploypruner.prune.proof import prove
 from deploypruner.records import Check
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deploypruner.recipe.finetune import FinetuneSettings
-from deploypruner.recover.batches import Batch
+from deploypruner.train.batches import Batch
 
 CLASSES = 3
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from deploypruner.build.criterion import normalizer_name
-from deploypruner.criteria import criteria
-from deploypruner.criteria.magnitude import Magnitude
-from deploypruner.criteria.oracle import Oracle
-from deploypruner.criteria.random import Random
+from deploypruner.channels.criteria import criteria
+from deploypruner.channels.criteria.magnitude import Magnitude
+from deploypruner.channels.criteria.oracle import Oracle
+from deploypruner.channels.criteria.random import Random
+from deploypruner.channels.rank_agreement import Agreement, agreements, rank_correlation, table
+from deploypruner.channels.statistics import score_groups
 from deploypruner.graph import trace
-from deploypruner.prune.agreement import Agreement, agreements, rank_correlation, table
-from deploypruner.prune.evidence import score_groups
 from deploypruner.recipe import PruneRecipe
 from tests.builds import run_cli
 from tests.nets import make

@@ -9,7 +9,7 @@ import pytest
 from deploypruner.build.results import LayerPatterns, Learning, Quantized, Recovery, ZeroLayer, Zeros
 from deploypruner.quantize.static import QuantizationSummary
 from deploypruner.records import Metric
-from deploypruner.search.assign import Assignment, LayerFilling
+from deploypruner.sparsity.assign.in_time import Assignment, LayerFilling
 
 pytestmark = pytest.mark.slow
 

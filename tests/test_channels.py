@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from deploypruner.build.channels import chosen_by_readers, reordered
+from deploypruner.channels.feasible_widths import by_importance
 from deploypruner.errors import RecipeError
 from deploypruner.graph import trace
-from deploypruner.prune.room import by_importance
 from deploypruner.recipe import LearnRecipe, PruneRecipe, RecoverRecipe
 from tests.builds import run_cli, stopped_before
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from deploypruner import options
+from deploypruner.cli import options
 from tests.builds import (
     Outcome,
     copy_of_finished,
@@ -398,12 +398,12 @@ def test_a_reader_that_stops_reading_is_no_error():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_dry_run_offers_no_resume(monkeypatch, number):
-    monkeypatch.setattr("deploypruner.planning.describe", lambda *_, **__: signal.raise_signal(number))
+    monkeypatch.setattr("deploypruner.cli.plan.describe", lambda *_, **__: signal.raise_signal(number))
     outcome: Outcome = run_cli("plan", "tiny.pt2")
     assert (outcome.code, outcome.err) == (130, "error: interrupted\n")
 
 
 def test_the_bug_of_ours_is_not_dressed_up(monkeypatch):
-    monkeypatch.setattr("deploypruner.planning.describe", lambda *_, **__: {}["key"])
+    monkeypatch.setattr("deploypruner.cli.plan.describe", lambda *_, **__: {}["key"])
     with pytest.raises(KeyError):
         run_cli("plan", "tiny.pt2")

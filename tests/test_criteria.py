@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from deploypruner.build.criterion import make_criterion
-from deploypruner.criteria import Needs, criteria
-from deploypruner.criteria.activation import Activation
-from deploypruner.criteria.bn_scale import BatchNormScale
-from deploypruner.criteria.fpgm import Fpgm
-from deploypruner.criteria.hessian import Hessian
-from deploypruner.criteria.magnitude import Magnitude
-from deploypruner.criteria.oracle import Oracle
-from deploypruner.criteria.random import Random
-from deploypruner.criteria.taylor import Taylor
+from deploypruner.channels.criteria import Needs, criteria
+from deploypruner.channels.criteria.activation import Activation
+from deploypruner.channels.criteria.bn_scale import BatchNormScale
+from deploypruner.channels.criteria.fpgm import Fpgm
+from deploypruner.channels.criteria.hessian import Hessian
+from deploypruner.channels.criteria.magnitude import Magnitude
+from deploypruner.channels.criteria.oracle import Oracle
+from deploypruner.channels.criteria.random import Random
+from deploypruner.channels.criteria.taylor import Taylor
+from deploypruner.channels.statistics import curvature, passes, score_groups
+from deploypruner.channels.statistics.passes import Passes, differentiate
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph import Graph, trace
-from deploypruner.prune.evidence import curvature, passes, score_groups
-from deploypruner.prune.evidence.passes import Passes, differentiate
 from deploypruner.records import ChannelEvidence, MemberView
 from tests.nets import NETS, make
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from deploypruner.cli.demo import DemoNet, demo_data, digits_data, train_demo_model
 
-from deploypruner.demo import DemoNet, demo_data, digits_data, train_demo_model
 from deploypruner.errors import InputError
 from deploypruner.recipe.data import DataSettings
-from deploypruner.recover.validate import top1_percent
 from deploypruner.sources.arrays import from_arrays
+from deploypruner.train.validate import top1_percent
 
 pytestmark = pytest.mark.slow
 

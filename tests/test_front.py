@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 import deploypruner as dp
-from deploypruner.cli import _KINDS, cli
-from deploypruner.options import Grouped
+from deploypruner.cli.main import _KINDS, cli
+from deploypruner.cli.options import Grouped
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.option import GROUPS, flags
 from deploypruner.recipe.overrides import overrides
@@ -56,7 +56,7 @@ MISTAKES = (
 # Every command line in one fresh process: what one of them loads stays loaded.
 _RUN = """
 import json, sys
-from deploypruner import cli
+from deploypruner.cli import main as cli
 codes = []
 for arguments in json.loads(sys.argv[1]):
     sys.argv = ["deploypruner", *arguments]

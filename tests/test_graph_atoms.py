@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deploypruner.graph.atoms import Atoms
+from deploypruner.graph.labels.atoms import Atoms
 
 
 def rows(atoms: Atoms, labels):

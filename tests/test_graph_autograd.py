@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 import deploypruner as dp
+from deploypruner.channels.plan import make_plan
+from deploypruner.channels.remove import remove_and_prove
 from deploypruner.errors import TraceError
-from deploypruner.graph import front_ends
-from deploypruner.graph.autograd import trace_autograd
+from deploypruner.graph.capture import front_ends
+from deploypruner.graph.capture.from_autograd import trace_autograd
 from deploypruner.graph.dependency import Graph, assemble
-from deploypruner.prune.plan import make_plan
-from deploypruner.prune.remove import remove_and_prove
 from tests.nets import conv_bn, make
 
 pytestmark = pytest.mark.slow

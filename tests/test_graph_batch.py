@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deploypruner.graph.batch import Uncertain, _looks_like, marker, scaled
-from deploypruner.graph.capture import _Capturing, capture
+from deploypruner.graph.capture.dynamic_batch import Uncertain, _looks_like, marker, scaled
+from deploypruner.graph.capture.from_model import _Capturing, capture
 from deploypruner.graph.nodes import shape_of
 from tests.nets import NETS, make
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deploypruner.channels.depth import floors, held_branches
+from deploypruner.channels.plan import Plan, make_plan
+from deploypruner.channels.proof.removal import prove
 from deploypruner.errors import PlanError, RecipeError
 from deploypruner.graph import trace
-from deploypruner.graph.observe import Products
-from deploypruner.graph.stand_ins import Dropped
-from deploypruner.prune.depth import floors, held_branches
-from deploypruner.prune.plan import Plan, make_plan
-from deploypruner.prune.proof import prove
+from deploypruner.graph.capture.observe import Products
+from deploypruner.graph.rewrite.branch_stand_ins import Dropped
 from deploypruner.recipe.constraints import Constraints, LayerConstraint
 from tests.nets import NETS, conv_bn, make
 

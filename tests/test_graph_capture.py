@@ -12,12 +12,12 @@ from torch.ao.nn.quantized import Linear as QuantizedLinear
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
+from deploypruner.channels.remove import remove_and_prove
 from deploypruner.errors import DeployPrunerError, InputError, TraceError
 from deploypruner.graph import trace
-from deploypruner.graph.capture import _Capturing, capture
+from deploypruner.graph.capture.from_model import _Capturing, capture
+from deploypruner.graph.execute.shared_weights import sharing_copy
 from deploypruner.graph.inputs import tensors
-from deploypruner.graph.sharing import sharing_copy
-from deploypruner.prune.remove import remove_and_prove
 from tests.nets import NETS, make
 from tests.test_graph_laws import random_plan
 

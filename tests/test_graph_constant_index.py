@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deploypruner.channels.remove import remove_and_prove
 from deploypruner.graph import trace
-from deploypruner.prune.remove import remove_and_prove
 from tests.test_graph_laws import random_plan
 
 PERMUTATION, CHOICE = [3, 0, 7, 1, 6, 2, 5, 4], [5, 1, 2]

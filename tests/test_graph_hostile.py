@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from deploypruner.channels.remove import remove_and_prove
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.inputs import as_inputs, call, tensors
-from deploypruner.prune.remove import remove_and_prove
 from tests.hostile import CASES
 from tests.test_graph_random import random_plan
 

@@ -14,7 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import deploypruner as dp
-from deploypruner.criteria import criteria
+from deploypruner.channels.allocate import allocate
+from deploypruner.channels.criteria import criteria
+from deploypruner.channels.plan import Plan
+from deploypruner.channels.remove import remove_and_prove
+from deploypruner.channels.statistics import score_groups
 from deploypruner.errors import InputError
 from deploypruner.export import exporters
 from deploypruner.graph import trace
@@ -29,10 +33,6 @@ from deploypruner.graph.inputs import (
     tensors,
     to_json,
 )
-from deploypruner.prune.allocate import allocate
-from deploypruner.prune.evidence import score_groups
-from deploypruner.prune.plan import Plan
-from deploypruner.prune.remove import remove_and_prove
 from deploypruner.recipe.budget import Budget
 from tests.builds import pretended_timings
 

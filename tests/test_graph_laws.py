@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from deploypruner.channels.allocate import make_plan
+from deploypruner.channels.plan import Plan
+from deploypruner.channels.remove import remove_and_prove
 from deploypruner.errors import TraceError
 from deploypruner.graph import Graph, trace
-from deploypruner.prune.allocate import make_plan
-from deploypruner.prune.plan import Plan
-from deploypruner.prune.remove import remove_and_prove
 from tests.nets import NETS, make
 
 pytestmark = pytest.mark.slow

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deploypruner as dp
+from deploypruner.channels.remove import remove_and_prove
 from deploypruner.graph import trace
-from deploypruner.graph.tracing import Tracing
-from deploypruner.prune.remove import remove_and_prove
+from deploypruner.graph.labels.tracing import Tracing
 from tests.test_graph_laws import random_plan
 
 Two = Callable[[Tensor, Tensor], Tensor]

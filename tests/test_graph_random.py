@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from deploypruner.graph import Graph, rules, trace
+from deploypruner.channels.allocate import make_plan
+from deploypruner.channels.plan import Plan
+from deploypruner.channels.remove import remove_and_prove
+from deploypruner.graph import Graph, trace
+from deploypruner.graph.labels import rules
+from deploypruner.graph.labels.rules import RULES
 from deploypruner.graph.nodes import op_name
-from deploypruner.graph.rules import RULES
-from deploypruner.prune.allocate import make_plan
-from deploypruner.prune.plan import Plan
-from deploypruner.prune.remove import remove_and_prove
 from tests.dealt import CARDS_PER_NET, dealt
 from tests.deck import DECK
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deploypruner.channels.remove import remove_and_prove
 from deploypruner.graph import trace
-from deploypruner.graph.rules import RULES
-from deploypruner.graph.tracing import Tracing
-from deploypruner.prune.remove import remove_and_prove
+from deploypruner.graph.labels.rules import RULES
+from deploypruner.graph.labels.tracing import Tracing
 from tests.test_graph_laws import random_plan
 
 
@@ -44,7 +44,7 @@ def test_a_rule_that_fails_freezes_what_it_touches_and_says_so(monkeypatch):
         raise IndexError("off by one")
 
     monkeypatch.setattr(Tracing, "strict", False)
-    monkeypatch.setattr("deploypruner.graph.rules._FOUND", {torch.ops.aten.cumsum.default: broken})
+    monkeypatch.setattr("deploypruner.graph.labels.rules._FOUND", {torch.ops.aten.cumsum.default: broken})
     graph = trace(Lambda(lambda x, p: x.cumsum(1)).eval(), X)
     assert graph.groups == ()
     reason = "the rule for aten.cumsum.default does not apply (IndexError)"

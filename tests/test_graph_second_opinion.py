@@ -10,9 +10,9 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
+from deploypruner.channels.allocate import make_plan
+from deploypruner.channels.remove import remove_and_prove
 from deploypruner.graph import Graph, trace
-from deploypruner.prune.allocate import make_plan
-from deploypruner.prune.remove import remove_and_prove
 from deploypruner.records import Group
 from tests.nets import make
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deploypruner.channels.remove import remove_and_prove
 from deploypruner.export.program import capture as program_of
 from deploypruner.export.program import with_reshapes
 from deploypruner.graph import trace
-from deploypruner.graph.stochastic import StochasticDepth, keep_stochastic_depth
-from deploypruner.prune.remove import remove_and_prove
+from deploypruner.graph.capture.stochastic_depth import StochasticDepth, keep_stochastic_depth
 from tests.test_graph_laws import random_plan
 
 pytestmark = pytest.mark.slow

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from deploypruner import Constraints, trace
-from deploypruner.criteria.magnitude import Magnitude
+from deploypruner.channels.allocate import allocate
+from deploypruner.channels.criteria.magnitude import Magnitude
+from deploypruner.channels.plan import make_plan
+from deploypruner.channels.remove import remove
+from deploypruner.channels.statistics import score_groups
 from deploypruner.errors import InputError
-from deploypruner.graph.module import TracedModule
-from deploypruner.prune.allocate import allocate
-from deploypruner.prune.evidence import score_groups
-from deploypruner.prune.plan import make_plan
-from deploypruner.prune.remove import remove
+from deploypruner.graph.execute.module import TracedModule
 from deploypruner.recipe.budget import Budget
-from deploypruner.recover.modes import outputs_as_evaluated
+from deploypruner.train.modes import outputs_as_evaluated
 from tests.training_nets import BEYOND, NETS, Auxiliary, Probabilities, Skipping, inputs_of
 
 pytestmark = pytest.mark.slow

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deploypruner.channels.remove import remove_and_prove
 from deploypruner.graph import trace
-from deploypruner.graph.capture import capture
-from deploypruner.graph.module import TracedModule
-from deploypruner.graph.untie import untie
-from deploypruner.prune.remove import remove_and_prove
+from deploypruner.graph.capture.from_model import capture
+from deploypruner.graph.capture.split_qkv import untie
+from deploypruner.graph.execute.module import TracedModule
 from tests.test_graph_laws import random_plan
 
 

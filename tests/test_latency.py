@@ -14,11 +14,11 @@ from deploypruner.errors import MeasureError
 from deploypruner.export import exporters
 from deploypruner.latency import LatencyModel, Profile, build
 from deploypruner.latency.cache import Cache, fingerprint
+from deploypruner.latency.cost_surface import Surface
 from deploypruner.latency.matching import Follows, Lengths, Matcher
 from deploypruner.latency.nodes import bind
 from deploypruner.latency.plans import candidate_widths, plans_needed, probe_plans, scattered_plans
 from deploypruner.latency.probes import ProbeFiles, undisturbed_ns, write_candidate
-from deploypruner.latency.surface import Surface
 from deploypruner.measure.profiling import as_lists, from_lists, profile_file
 from deploypruner.records import Setting
 from deploypruner.runtime import NodeTime, runtimes

@@ -12,24 +12,31 @@ import torch
 from torch import Tensor, nn
 
 from deploypruner.build.learning import schedule_name
-from deploypruner.criteria import criteria
-from deploypruner.criteria.dtp import Dtp
-from deploypruner.criteria.pdp import Pdp
+from deploypruner.channels.allocate import allocate
+from deploypruner.channels.criteria import criteria
+from deploypruner.channels.criteria.dtp import Dtp
+from deploypruner.channels.criteria.pdp import Pdp
+from deploypruner.channels.learned import (
+    ChannelRegime,
+    Shrinking,
+    learn,
+    learned_regime,
+    toward_budget,
+    toward_widths,
+)
+from deploypruner.channels.learned.learned import TransportGates
+from deploypruner.channels.learned.schedules import rankings
+from deploypruner.channels.plan import Plan, make_plan
+from deploypruner.channels.remove import remove_and_prove
+from deploypruner.channels.statistics import score_groups
 from deploypruner.errors import RecipeError
 from deploypruner.graph import Graph, trace
-from deploypruner.graph.holding import holding
-from deploypruner.learn import ChannelRegime, Shrinking, learn, learned_regime, toward_budget, toward_widths
-from deploypruner.learn.learned import TransportGates
-from deploypruner.learn.schedules import rankings
-from deploypruner.prune.allocate import allocate
-from deploypruner.prune.evidence import score_groups
-from deploypruner.prune.plan import Plan, make_plan
-from deploypruner.prune.remove import remove_and_prove
+from deploypruner.graph.execute.parameter_override import holding
 from deploypruner.recipe import LearnRecipe
 from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recipe.learn import LearnSettings
-from deploypruner.recover.batchnorm import reestimate_batchnorm
+from deploypruner.train.batchnorm import reestimate_batchnorm
 from tests.nets import conv_bn
 from tests.recover_models import CLASSES, Images, interrupted_at
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from deploypruner.criteria import criteria
+from deploypruner.channels.criteria import criteria
+from deploypruner.channels.learned import ChannelRegime, Shrinking, learn, learned_regime, toward_widths
+from deploypruner.channels.plan import make_plan
+from deploypruner.channels.remove import remove_and_prove
+from deploypruner.channels.statistics import score_groups
 from deploypruner.graph import Graph, trace
-from deploypruner.graph.branch_gates import gate_name, with_branch_gates
-from deploypruner.graph.holding import holding
-from deploypruner.learn import ChannelRegime, Shrinking, learn, learned_regime, toward_widths
-from deploypruner.prune.evidence import score_groups
-from deploypruner.prune.plan import make_plan
-from deploypruner.prune.remove import remove_and_prove
+from deploypruner.graph.execute.branch_gates import gate_name, with_branch_gates
+from deploypruner.graph.execute.parameter_override import holding
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recipe.learn import LearnSettings
 from tests.nets import make

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from deploypruner.graph.holding import holding
-from deploypruner.learn import learn
-from deploypruner.prune.remove import remove_and_prove
+from deploypruner.channels.learned import learn
+from deploypruner.channels.remove import remove_and_prove
+from deploypruner.graph.execute.parameter_override import holding
 from tests.recover_models import Images
 from tests.test_learn import KINDS, SETTINGS, regime, small, widths
 

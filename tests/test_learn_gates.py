@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from deploypruner.channels.learned import closed
+from deploypruner.channels.plan import make_plan
+from deploypruner.channels.remove import remove_and_prove
 from deploypruner.graph import Graph, trace
-from deploypruner.graph.gates import gated
-from deploypruner.graph.holding import holding
-from deploypruner.learn import closed
-from deploypruner.prune.plan import make_plan
-from deploypruner.prune.remove import remove_and_prove
+from deploypruner.graph.execute.gates import gated
+from deploypruner.graph.execute.parameter_override import holding
 from tests.nets import NETS, conv_bn, make
 
 pytestmark = pytest.mark.slow

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.losses import BY_SHAPE, ModelLoss, OutputLoss
-from deploypruner.recover.losses import first_output
 from deploypruner.tasks import tasks
 from deploypruner.tasks.relative import r2, relative_error, variance
+from deploypruner.train.losses import first_output
 from tests.recover_models import CLASSES
 
 CLASS, DECIDE, DIRECT = OutputLoss("y", "classes", 0), OutputLoss("y", "decisions", 0), OutputLoss("y", "direction")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deploypruner.masks import (
+from deploypruner.sparsity.masks import (
     TransportMask,
     cubic_ramp,
     linear_ramp,

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from deploypruner.measure import Measured, find_warnings
-from deploypruner.measure import watch as watch_module
-from deploypruner.measure.watch import Conditions, Reading, Watch, Window, read_counters
+from deploypruner.measure import interference as watch_module
+from deploypruner.measure.interference import Conditions, Reading, Watch, Window, read_counters
 from deploypruner.records import Artifact, Timing
 
 QUIET = Window(seconds=1.0, others_cores=0.02, stolen=0.0, waited=0.001, mhz=2500.0)

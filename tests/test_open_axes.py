@@ -17,14 +17,14 @@ from torch import nn
 from torch.export import Dim
 
 import deploypruner as dp
+from deploypruner.channels.remove import remove_and_prove
 from deploypruner.errors import InputError, RecipeError, TraceError
 from deploypruner.export import exporters
 from deploypruner.graph import Graph
-from deploypruner.graph.asked_axes import Asked, parse, requested
+from deploypruner.graph.capture.asked_axes import Asked, parse, requested
 from deploypruner.graph.open_axes import as_json
-from deploypruner.prune.remove import remove_and_prove
 from deploypruner.recipe import ModelRecipe
-from deploypruner.sparse.fixing import fixed_at
+from deploypruner.sparse_ops.fixing import fixed_at
 from deploypruner.verify.exported import verify_exports
 from tests.builds import run_cli
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from deploypruner.errors import RecipeError
-from deploypruner.patterns import as_weight, by_tap, make_pattern, patterns, sparse_patterns
-from deploypruner.patterns.distribution import units_to_keep
 from deploypruner.recipe.sparse import DISTRIBUTIONS
+from deploypruner.sparsity.patterns import as_weight, by_tap, make_pattern, patterns, sparse_patterns
+from deploypruner.sparsity.patterns.distribution import units_to_keep
 
 NAMES = [*(name for name in patterns if name != "N:M"), "2:4", "1:4"]
 SHAPES = [(20, 72, 3, 3), (16, 64, 1, 1), (33, 128), (8, 12, 5)]

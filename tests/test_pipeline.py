@@ -106,8 +106,8 @@ def test_a_build_interrupted_in_every_stage_and_resumed_each_time_ends_in_the_sa
 KILLED = """
 import os, signal, sys, torch
 torch.set_num_threads(1)
-from deploypruner import cli
-from deploypruner.recover import checkpoint
+from deploypruner.cli import main as cli
+from deploypruner.train import checkpoint
 save = checkpoint.save
 def save_and_die(path, identity, state):
     save(path, identity, state)

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from deploypruner.progress import BarProgress, LineProgress, progress_for
-from deploypruner.recover.finetune import finetune
+from deploypruner.train.finetune import finetune
 from tests.recover_models import QUICK, Images, net
 
 

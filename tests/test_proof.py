@@ -13,15 +13,15 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from deploypruner.channels.allocate import make_plan
+from deploypruner.channels.plan import Plan
+from deploypruner.channels.proof.masked_reference import Masked
+from deploypruner.channels.proof.removal import compare_modules, prove
+from deploypruner.channels.remove import remove, remove_and_prove
 from deploypruner.errors import VerificationError
 from deploypruner.graph import Graph, trace
+from deploypruner.graph.execute.float64_interpreter import Streamed
 from deploypruner.graph.nodes import op_name, set_argument
-from deploypruner.graph.streamed import Streamed
-from deploypruner.prune.allocate import make_plan
-from deploypruner.prune.oracle import Masked
-from deploypruner.prune.plan import Plan
-from deploypruner.prune.proof import compare_modules, prove
-from deploypruner.prune.remove import remove, remove_and_prove
 from deploypruner.records import Check
 from tests.builds import COMPILE, run_cli
 from tests.nets import NETS, make

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from deploypruner.channels.proof import memory
+from deploypruner.channels.proof import removal as proof
+from deploypruner.channels.proof.probes import probe
+from deploypruner.channels.proof.removal import compare_modules, prove
 from deploypruner.graph import trace
-from deploypruner.graph.module import get_state
-from deploypruner.graph.streamed import Converted, Streamed
-from deploypruner.prune import memory, proof
-from deploypruner.prune.probes import probe
-from deploypruner.prune.proof import compare_modules, prove
+from deploypruner.graph.execute.float64_interpreter import Converted, Streamed
+from deploypruner.graph.execute.module import get_state
 from tests.nets import make
 from tests.proving import proved, random_plan
 from tests.statistics_nets import make_statistics

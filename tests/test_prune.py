@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from deploypruner.build.restore import restore
-from deploypruner.criteria.magnitude import Magnitude
+from deploypruner.channels.allocate import allocate, reachable
+from deploypruner.channels.criteria.magnitude import Magnitude
+from deploypruner.channels.plan import Plan, make_plan
+from deploypruner.channels.remove import remove
+from deploypruner.channels.statistics import score_groups
 from deploypruner.errors import BudgetError, InputError, PlanError, RecipeError, VerificationError
 from deploypruner.graph import trace
-from deploypruner.prune.allocate import allocate, reachable
-from deploypruner.prune.evidence import score_groups
-from deploypruner.prune.plan import Plan, make_plan
-from deploypruner.prune.remove import remove
 from deploypruner.recipe.budget import Budget
 from deploypruner.registries import normalizers, scopes
 from tests.nets import NETS, Residual, make

@@ -11,13 +11,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import deploypruner as dp
-from deploypruner.criteria.magnitude import Magnitude
+from deploypruner.channels.allocate import allocate, reachable
+from deploypruner.channels.constraints import find_limits
+from deploypruner.channels.criteria.magnitude import Magnitude
+from deploypruner.channels.plan import Plan, make_plan
+from deploypruner.channels.statistics import score_groups
 from deploypruner.errors import BudgetError, InputError, PlanError, RecipeError
 from deploypruner.graph import Graph, trace
-from deploypruner.prune.allocate import allocate, reachable
-from deploypruner.prune.constraints import find_limits
-from deploypruner.prune.evidence import score_groups
-from deploypruner.prune.plan import Plan, make_plan
 from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.constraints import Constraints, LayerConstraint
 from tests.nets import NETS, make

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import deploypruner as dp
-from deploypruner.cli import cli
+from deploypruner.cli.main import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.relative_to(ROOT): path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]}

@@ -13,10 +13,10 @@ from torch import nn
 
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.recipe.finetune import FinetuneSettings
-from deploypruner.recover.batches import Batch
-from deploypruner.recover.finetune import finetune
-from deploypruner.recover.learning_rate import learning_rate
-from deploypruner.recover.validate import top1_percent
+from deploypruner.train.batches import Batch
+from deploypruner.train.finetune import finetune
+from deploypruner.train.learning_rate import learning_rate
+from deploypruner.train.validate import top1_percent
 from tests.recover_models import CLASSES, QUICK, Images, net, same
 
 pytestmark = pytest.mark.slow

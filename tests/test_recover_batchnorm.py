@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deploypruner.errors import InputError
-from deploypruner.recover.batches import Batch
-from deploypruner.recover.batchnorm import reestimate_batchnorm
+from deploypruner.train.batches import Batch
+from deploypruner.train.batchnorm import reestimate_batchnorm
 from tests.recover_models import Images, Net, net, same
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recipe.optimizers import default_rate
-from deploypruner.recover.budget import recovery_defaults, time_step
+from deploypruner.train.budget import recovery_defaults, time_step
 from tests.recover_models import QUICK, Images, net, same
 
 

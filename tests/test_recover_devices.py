@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.progress import Progress
 from deploypruner.recipe.finetune import FinetuneSettings
-from deploypruner.recover.batches import Batch
-from deploypruner.recover.finetune import finetune
-from deploypruner.recover.launch import run_together
-from deploypruner.recover.regime import Regime
-from deploypruner.recover.team import Team
+from deploypruner.train.batches import Batch
+from deploypruner.train.finetune import finetune
+from deploypruner.train.launch import run_together
+from deploypruner.train.process_group import Team
+from deploypruner.train.regime import Regime
 from tests.recover_models import CLASSES, Images, net, same
 
 pytestmark = pytest.mark.slow

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 import deploypruner as dp
 from deploypruner.graph import Graph
 from deploypruner.recipe.finetune import FinetuneSettings
-from deploypruner.recover.batches import Batch
-from deploypruner.recover.features import WithFeatures, find_features
-from deploypruner.recover.finetune import finetune
-from deploypruner.recover.learning_rate import learning_rate
-from deploypruner.recover.losses import feature_loss
+from deploypruner.train.batches import Batch
+from deploypruner.train.features import WithFeatures, find_features
+from deploypruner.train.finetune import finetune
+from deploypruner.train.learning_rate import learning_rate
+from deploypruner.train.losses import feature_loss
 from tests.recover_models import same
 
 pytestmark = pytest.mark.slow

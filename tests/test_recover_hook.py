@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from deploypruner.errors import InputError
-from deploypruner.recover.hook import load_hook, run_hook
+from deploypruner.train.hook import load_hook, run_hook
 from tests.recover_models import CLASSES, net
 
 pytestmark = pytest.mark.slow

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recipe.optimizers import optimizers
-from deploypruner.recover import checkpoint
-from deploypruner.recover.average import WeightAverage
-from deploypruner.recover.finetune import finetune
-from deploypruner.recover.regime import Regime
+from deploypruner.train import checkpoint
+from deploypruner.train.ema import WeightAverage
+from deploypruner.train.finetune import finetune
+from deploypruner.train.regime import Regime
 from tests.recover_models import QUICK, Images, interrupted_at, net, same
 
 pytestmark = pytest.mark.slow

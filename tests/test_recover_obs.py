@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from deploypruner.errors import InputError
 from deploypruner.graph import trace
-from deploypruner.recover import readers
-from deploypruner.recover.obs import Reader, eliminate
-from deploypruner.recover.readers import order_by_readers
+from deploypruner.train import readers
+from deploypruner.train.obs import Reader, eliminate
+from deploypruner.train.readers import order_by_readers
 
 pytestmark = pytest.mark.slow
 

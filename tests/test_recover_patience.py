@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from deploypruner.recover.finetune import finetune
-from deploypruner.recover.precision import chosen_amp, cpu_has_bf16
+from deploypruner.train.finetune import finetune
+from deploypruner.train.precision import chosen_amp, cpu_has_bf16
 from tests.recover_models import QUICK, Images, net, same
 
 pytestmark = pytest.mark.slow

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 import deploypruner as dp
 from deploypruner.errors import InputError
 from deploypruner.graph import Graph
-from deploypruner.recover.least_squares import NormalEquations, columns, outputs
-from deploypruner.recover.reconstruct import reconstruct
+from deploypruner.train.least_squares import NormalEquations, columns, outputs
+from deploypruner.train.reconstruct import reconstruct
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deploypruner.recover.finetune import finetune
-from deploypruner.recover.regime import Regime
+from deploypruner.train.finetune import finetune
+from deploypruner.train.regime import Regime
 from tests.recover_models import QUICK, Images, interrupted_at, net, same
 
 pytestmark = pytest.mark.slow

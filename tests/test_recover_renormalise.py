@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import deploypruner as dp
 from deploypruner.errors import InputError
-from deploypruner.recover.batches import Batch
-from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.recover.renormalise import renormalise_batchnorm
+from deploypruner.train.batches import Batch
+from deploypruner.train.batchnorm import reestimate_batchnorm
+from deploypruner.train.renormalise import renormalise_batchnorm
 from tests.recover_models import same
 from tests.test_recover_batchnorm import Fixed
 

@@ -16,17 +16,17 @@ from deploypruner.build.folder import BuildFolder
 from deploypruner.build.stages import recover as stage
 from deploypruner.build.stages.recover import Recover, reestimate
 from deploypruner.build.state import Build, Given
+from deploypruner.channels.plan import make_plan
+from deploypruner.channels.remove import remove
 from deploypruner.errors import RecipeError
 from deploypruner.graph import Graph, trace
 from deploypruner.latency.clock import Clock
 from deploypruner.progress import SilentProgress
-from deploypruner.prune.plan import make_plan
-from deploypruner.prune.remove import remove
 from deploypruner.recipe import DataRecipe, PruneRecipe, Recipe, RecoverRecipe
 from deploypruner.recipe.finetune import FinetuneSettings
-from deploypruner.recover.batchnorm import reestimate_batchnorm
 from deploypruner.sources.adapted import Unlabelled
 from deploypruner.sources.data import as_data
+from deploypruner.train.batchnorm import reestimate_batchnorm
 from tests.nets import make
 
 pytestmark = pytest.mark.slow

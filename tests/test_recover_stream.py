@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import deploypruner as dp
 from deploypruner.graph import Graph
-from deploypruner.recover.reconstruct import reconstruct
+from deploypruner.train.reconstruct import reconstruct
 from tests.test_recover_reconstruct import SMALL, batches, drawn, images
 
 pytestmark = pytest.mark.slow

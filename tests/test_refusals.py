@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deploypruner import cli
+from deploypruner.cli import main as cli
 from deploypruner.refusals import native_refusal, refusal
 from deploypruner.terminal import escaped, escaped_lines
 from tests.builds import run_cli, workshop
@@ -44,7 +44,7 @@ def test_what_the_system_refuses_ends_with_words_and_a_hint(monkeypatch, number,
     def fails(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number), "a/b")
 
-    monkeypatch.setattr("deploypruner.planning.describe", fails)
+    monkeypatch.setattr("deploypruner.cli.plan.describe", fails)
     run_cli("plan", "tiny.pt2").assert_error(2, said, hint)
 
 
@@ -61,7 +61,7 @@ def test_too_little_memory_is_said(monkeypatch, error):
     def fails(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("deploypruner.planning.describe", fails)
+    monkeypatch.setattr("deploypruner.cli.plan.describe", fails)
     run_cli("plan", "tiny.pt2").assert_error(2, "not enough memory", "close other programs")
 
 
@@ -122,7 +122,7 @@ def test_a_pipe_of_our_own_that_breaks_is_not_taken_for_a_reader_that_has_seen_e
     def fails(*_: object, **__: object) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr("deploypruner.planning.describe", fails)
+    monkeypatch.setattr("deploypruner.cli.plan.describe", fails)
     monkeypatch.setattr(cli, "reader_is_gone", lambda stream: False)
     with pytest.raises(BrokenPipeError):
         run_cli("plan", "tiny.pt2")
@@ -142,7 +142,7 @@ def test_a_file_that_grows_beyond_the_limit_is_an_error(tmp_path):
 
     code = (
         "import sys, pathlib\nfrom deploypruner.build.folder import BuildFolder\n"
-        "from deploypruner import cli\nsys.argv = ['deploypruner', 'list', 'targets']\n"
+        "from deploypruner.cli import main as cli\nsys.argv = ['deploypruner', 'list', 'targets']\n"
         f"cli._described = lambda kind: BuildFolder(pathlib.Path({str(tmp_path)!r})).write_text('a', 'x' * 5000)\n"
         "cli.main()"
     )

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 import deploypruner as dp
 from deploypruner.build.restore import restore
+from deploypruner.channels.plan import Plan, make_plan
 from deploypruner.errors import PlanError
-from deploypruner.graph.resize import owned_copy, structural_copy
-from deploypruner.prune.plan import Plan, make_plan
+from deploypruner.graph.rewrite.resize import owned_copy, structural_copy
 from tests.nets import conv_bn, make
 
 pytestmark = pytest.mark.slow

@@ -10,12 +10,12 @@ from torch import nn
 
 from deploypruner.build.choices import check_choices
 from deploypruner.build.state import Given
+from deploypruner.channels.allocate import allocate, reachable
+from deploypruner.channels.given_widths import given_widths
+from deploypruner.channels.normalize import comparable
+from deploypruner.channels.scope import layout
 from deploypruner.errors import RecipeError
 from deploypruner.graph import Graph, trace
-from deploypruner.prune.allocate import allocate, reachable
-from deploypruner.prune.given import given_widths
-from deploypruner.prune.normalize import comparable
-from deploypruner.prune.scope import layout
 from deploypruner.recipe import ModelRecipe, PruneRecipe, Recipe
 from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.constraints import Constraints, LayerConstraint

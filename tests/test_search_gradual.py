@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deploypruner.criteria import criteria
+from deploypruner.channels.criteria import criteria
+from deploypruner.channels.learned import Shrinking, learn
+from deploypruner.channels.plan import make_plan
+from deploypruner.channels.remove import remove_and_prove
+from deploypruner.channels.statistics import score_groups
 from deploypruner.graph import Graph, trace
-from deploypruner.graph.holding import holding
-from deploypruner.learn import Shrinking, learn
-from deploypruner.prune.evidence import score_groups
-from deploypruner.prune.plan import make_plan
-from deploypruner.prune.remove import remove_and_prove
+from deploypruner.graph.execute.parameter_override import holding
 from deploypruner.recipe.constraints import Constraints
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recipe.learn import LearnSettings

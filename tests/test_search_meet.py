@@ -18,8 +18,9 @@ from deploypruner.latency import LayerTime
 from deploypruner.latency.clock import Clock
 from deploypruner.recipe.budget import Budget
 from deploypruner.records import Artifact, Quality, Timing
-from deploypruner.search import bench, meet
-from deploypruner.search.meet import OutOfReach
+from deploypruner.search import bench
+from deploypruner.search import latency_search as meet
+from deploypruner.search.latency_search import OutOfReach
 from deploypruner.search.request import SearchRequest
 
 pytestmark = pytest.mark.slow

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from deploypruner.channels.plan import make_plan
 from deploypruner.errors import BudgetError, InputError
 from deploypruner.graph import trace
-from deploypruner.prune.plan import make_plan
 from deploypruner.recipe.constraints import Constraints
 from deploypruner.records import Setting
 from deploypruner.search.judge import Judge, Verdict

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deploypruner.channels.constraints import find_limits
+from deploypruner.channels.plan import make_plan
 from deploypruner.errors import BudgetError, InputError
 from deploypruner.graph import trace
-from deploypruner.prune.constraints import find_limits
-from deploypruner.prune.plan import make_plan
 from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.constraints import Constraints
 from deploypruner.records import Setting
+from deploypruner.search.bottlenecks import obstacles
 from deploypruner.search.choices import WidthWalk
-from deploypruner.search.obstacles import obstacles
-from deploypruner.search.optimise import best_places, fastest
-from deploypruner.search.outlook import look_ahead
+from deploypruner.search.preview import look_ahead
 from deploypruner.search.solve import reach, solve
+from deploypruner.search.solver import best_places, fastest
 from tests.nets import NETS, make
 from tests.small_cases import KINDS, draw
 from tests.staircase import Layer, Staircase

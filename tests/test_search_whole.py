@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from deploypruner.recipe.budget import Budget
-from deploypruner.search import meet
+from deploypruner.search import latency_search as meet
 from deploypruner.search.final import JudgedPlan, judge_final
 from deploypruner.search.found import SearchResult
 from deploypruner.search.judge import Judge, Verdict

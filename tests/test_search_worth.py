@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from deploypruner.errors import InputError
 from deploypruner.graph import Graph, trace
-from deploypruner.graph.streamed import runner
+from deploypruner.graph.execute.float64_interpreter import runner
 from deploypruner.progress import SilentProgress
 from deploypruner.search.measured import BranchWorth, GroupWorth, MeasuredWorth, losses_from_worth
 from deploypruner.search.sensitivity import Cut, Sweep

@@ -20,14 +20,14 @@ from deploypruner.errors import InputError, RecipeError
 from deploypruner.latency.clock import current_clock, using
 from deploypruner.latency.sparse_costs import MeasuredCosts
 from deploypruner.measure import Job, Measured
-from deploypruner.patterns import CANDIDATES, sparse_patterns
 from deploypruner.recipe import PruneRecipe, Recipe
 from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.report import read_report
 from deploypruner.report.sparse import assigned_table, sparse_lines
-from deploypruner.sparse import library
-from deploypruner.sparse.cost import Rates
-from deploypruner.sparse.layer import Operation
+from deploypruner.sparse_ops import library
+from deploypruner.sparse_ops.cost import Rates
+from deploypruner.sparse_ops.layer import Operation
+from deploypruner.sparsity.patterns import CANDIDATES, sparse_patterns
 from tests.builds import Outcome, known_rates, pretended, pretended_timings, run_cli, workshop
 
 pytestmark = pytest.mark.slow

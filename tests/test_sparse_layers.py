@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph import Graph, trace
-from deploypruner.patterns import make_pattern
 from deploypruner.recipe.sparse import SparseSettings
-from deploypruner.recover.sparse.layers import check_sizes, choose_layers, weighted_layers
+from deploypruner.sparsity.patterns import make_pattern
+from deploypruner.sparsity.training.layers import check_sizes, choose_layers, weighted_layers
 
 
 class Zoo(nn.Module):

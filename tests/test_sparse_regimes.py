@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from deploypruner.errors import RecipeError
-from deploypruner.patterns import make_pattern
-from deploypruner.patterns.distribution import units_to_keep
 from deploypruner.recipe.sparse import SparseSettings
-from deploypruner.recover.finetune import finetune
-from deploypruner.recover.sparse import Assigned, SparseRegime
 from deploypruner.registries import schedules
 from deploypruner.schedules import sparse_regime
 from deploypruner.schedules.dtp import DtpMasks
 from deploypruner.schedules.pdp import PdpMasks
+from deploypruner.sparsity.patterns import make_pattern
+from deploypruner.sparsity.patterns.distribution import units_to_keep
+from deploypruner.sparsity.training import Assigned, SparseRegime
+from deploypruner.train.finetune import finetune
 from tests.recover_models import QUICK, Images, interrupted_at, same
 
 pytestmark = pytest.mark.slow

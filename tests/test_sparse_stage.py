@@ -15,22 +15,22 @@ import torch
 from onnx import numpy_helper
 
 from deploypruner.build.sparsity import existing_zeros, remaining
+from deploypruner.channels.plan import make_plan
 from deploypruner.errors import InputError, KernelError
 from deploypruner.graph import trace
 from deploypruner.latency.clock import current_clock, using
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
 from deploypruner.measure import pair_up
 from deploypruner.openvino_import import import_openvino
-from deploypruner.prune.plan import make_plan
 from deploypruner.recipe import PruneRecipe
-from deploypruner.recover.sparse.layers import weighted_layers
 from deploypruner.report import read_report
 from deploypruner.report.sparse import sparse_lines, sparse_sentence
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
-from deploypruner.sparse import library
-from deploypruner.sparse.convert import sparsify
-from deploypruner.verify.sparse import verify_operations
+from deploypruner.sparse_ops import library
+from deploypruner.sparse_ops.convert import sparsify
+from deploypruner.sparse_ops.verify import verify_operations
+from deploypruner.sparsity.training.layers import weighted_layers
 from tests.builds import IMAGE, known_rates, pretended_timings, run_cli, save_program, tiny, workshop
 from tests.qdq import Qdq, chain, images
 

@@ -20,19 +20,19 @@ from deploypruner.build.allocation import plan_in_macs
 from deploypruner.build.artifacts import write_both
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.state import Build, Given
+from deploypruner.channels.allocate import allocate
 from deploypruner.graph import trace
-from deploypruner.graph.autograd import trace_autograd
+from deploypruner.graph.capture.from_autograd import trace_autograd
 from deploypruner.latency import cache, kernel_rates
 from deploypruner.latency.kernel_rates import KernelRates
 from deploypruner.measure import make_rows
 from deploypruner.progress import SilentProgress
-from deploypruner.prune.allocate import allocate
 from deploypruner.recipe import PruneRecipe, Recipe
 from deploypruner.recipe.budget import Budget
 from deploypruner.records import Artifact, Cost, Quality, Row, Timing
 from deploypruner.registries import normalizers
 from deploypruner.report.columns import table_rows
-from deploypruner.sparse.cost import Rates
+from deploypruner.sparse_ops.cost import Rates
 from deploypruner.target import detect
 
 pytestmark = pytest.mark.slow

@@ -10,11 +10,11 @@ from deploypruner.build.criterion import normalizer_name
 from deploypruner.build.feeds import training_batches
 from deploypruner.build.stage import stage_file
 from deploypruner.build.state import Build
+from deploypruner.channels.allocate import allocate
+from deploypruner.channels.feasible_widths import by_importance
+from deploypruner.channels.plan import Plan
 from deploypruner.errors import RecipeError
 from deploypruner.measure import Job
-from deploypruner.prune.allocate import allocate
-from deploypruner.prune.plan import Plan
-from deploypruner.prune.room import by_importance
 from deploypruner.recipe.budget import Budget
 from deploypruner.runtime import default_runtimes, runtimes
 from deploypruner.search.measured import MeasuredWorth

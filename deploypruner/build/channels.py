@@ -9,11 +9,11 @@ from torch import Tensor
 from deploypruner.build.feeds import training_batches
 from deploypruner.build.sparsity import brought_zeros
 from deploypruner.build.state import Build
+from deploypruner.channels.feasible_widths import by_importance
 from deploypruner.errors import RecipeError
-from deploypruner.graph.atoms import IntArray
-from deploypruner.prune.room import by_importance
-from deploypruner.recover.readers import order_by_readers
-from deploypruner.recover.reconstruct import can_reconstruct
+from deploypruner.graph.labels.atoms import IntArray
+from deploypruner.train.readers import order_by_readers
+from deploypruner.train.reconstruct import can_reconstruct
 
 _BATCH = 64
 

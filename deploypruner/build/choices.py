@@ -6,14 +6,14 @@ from deploypruner.build.criterion import criterion_name, make_criterion, normali
 from deploypruner.build.learning import check_learning
 from deploypruner.build.sparsity import check_sparse
 from deploypruner.build.state import Given
+from deploypruner.channels.allocate import check_recipe_scope
+from deploypruner.channels.statistics import require_data
 from deploypruner.errors import RecipeError
-from deploypruner.prune.allocate import check_recipe_scope
-from deploypruner.prune.evidence import require_data
 from deploypruner.recipe import PruneRecipe, Recipe
-from deploypruner.recover.hook import SIGNATURE, hook_name, load_hook
 from deploypruner.registries import normalizers, runtimes, scopes
 from deploypruner.sources.foreign import foreign
 from deploypruner.target import detect
+from deploypruner.train.hook import SIGNATURE, hook_name, load_hook
 
 
 def check_choices(recipe: Recipe, given: Given) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from deploypruner.criteria import Criterion, criteria
+from deploypruner.channels.criteria import Criterion, criteria
 from deploypruner.errors import RecipeError, nearest
 from deploypruner.recipe import PruneRecipe
 

@@ -16,9 +16,9 @@ from deploypruner.graph.inputs import batch_size, call, filled, noise_like, tens
 from deploypruner.measure import Job, evaluate, outputs
 from deploypruner.measure.quality import Batch, judge_output, label_list
 from deploypruner.records import ACCURACY, Artifact, Metric, Quality
-from deploypruner.recover.modes import evaluating
-from deploypruner.recover.validate import top1_percent
 from deploypruner.runtime import default_runtimes, opens, runtimes
+from deploypruner.train.modes import evaluating
+from deploypruner.train.validate import top1_percent
 
 # Validation inputs and the dense model's outputs are held while all artifacts are judged, so they have to fit into
 # memory.

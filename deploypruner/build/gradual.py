@@ -12,11 +12,11 @@ from deploypruner.build.artifacts import with_dense
 from deploypruner.build.criterion import normalizer_name
 from deploypruner.build.feeds import timing_feeds
 from deploypruner.build.state import Build
+from deploypruner.channels.feasible_widths import by_importance
+from deploypruner.channels.plan import Plan, make_plan
 from deploypruner.errors import BudgetError
-from deploypruner.graph.atoms import IntArray
+from deploypruner.graph.labels.atoms import IntArray
 from deploypruner.latency import LatencyModel
-from deploypruner.prune.plan import Plan, make_plan
-from deploypruner.prune.room import by_importance
 from deploypruner.search.bench import CandidateBench
 from deploypruner.search.found import SearchResult
 from deploypruner.search.gradual import Gradual

@@ -8,9 +8,9 @@ from deploypruner.build.feeds import training_batches
 from deploypruner.build.stage import stage_file
 from deploypruner.build.state import Build
 from deploypruner.graph import Keep
-from deploypruner.recover.batches import FirstBatches
-from deploypruner.recover.finetune import finetune
 from deploypruner.search.judge import Judge, Verdict
+from deploypruner.train.batches import FirstBatches
+from deploypruner.train.finetune import finetune
 
 _BATCH = 64
 # Of a brief training; fewer samples than this many steps use are not worth one.

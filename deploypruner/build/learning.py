@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from deploypruner.criteria import Criterion
-from deploypruner.errors import RecipeError
-from deploypruner.learn.schedules import (
+from deploypruner.channels.criteria import Criterion
+from deploypruner.channels.learned.schedules import (
     can_score_while_training,
 )
+from deploypruner.errors import RecipeError
 from deploypruner.recipe import LearnRecipe
 from deploypruner.registries import schedules
 

@@ -12,7 +12,7 @@ from deploypruner.build.folder import BuildFolder
 from deploypruner.build.resume import Marks, open_folder
 from deploypruner.build.stage import Stage, chain
 from deploypruner.build.state import Build
-from deploypruner.prune.remove import require
+from deploypruner.channels.remove import require
 
 Say = Callable[[str], None]
 

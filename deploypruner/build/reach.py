@@ -9,8 +9,8 @@ import torch
 
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.state import Build
+from deploypruner.channels.allocate import allocate, reachable
 from deploypruner.errors import BudgetError, DeployPrunerError, InputError
-from deploypruner.prune.allocate import allocate, reachable
 
 REACHABLE = "reachable.json"
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from deploypruner.atomic import file_sha256
 from deploypruner.build.folder import BuildFolder
+from deploypruner.channels.own_class import in_place_of_part, own_class
+from deploypruner.channels.plan import Plan
+from deploypruner.channels.retrace import retrace
 from deploypruner.errors import InputError, PlanError, said_by
-from deploypruner.prune.own_class import in_place_of_part, own_class
-from deploypruner.prune.plan import Plan
-from deploypruner.prune.retrace import retrace
 from deploypruner.reading import check_present, read_json
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from deploypruner.quantize.static import QuantizationSummary
 from deploypruner.records import Metric
-from deploypruner.search.assign import Assignment, LayerFilling
+from deploypruner.sparsity.assign.in_time import Assignment, LayerFilling
 
 # Of a choice of patterns, in the order of the file.
 _SAID = ("reference", "budget", "reason", "rates", "rates_error", "remark")

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from deploypruner.build.results import ZeroLayer, Zeros
 from deploypruner.build.state import GIVEN, Build
 from deploypruner.errors import InputError, RecipeError
-from deploypruner.graph.module import get_state
-from deploypruner.patterns import AUTO, sparse_patterns
+from deploypruner.graph.execute.module import get_state
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.sparse import SparseSettings
-from deploypruner.recover.sparse import SparseRegime
-from deploypruner.recover.sparse.existing import ExistingZeros, weights_with_zeros
-from deploypruner.recover.sparse.layers import SparseLayer, check_sizes, choose_layers, weighted_layers
 from deploypruner.schedules import schedules, sparse_regime
-from deploypruner.sparse.library import check_forced_target
+from deploypruner.sparse_ops.library import check_forced_target
+from deploypruner.sparsity.patterns import AUTO, sparse_patterns
+from deploypruner.sparsity.training import SparseRegime
+from deploypruner.sparsity.training.existing import ExistingZeros, weights_with_zeros
+from deploypruner.sparsity.training.layers import SparseLayer, check_sizes, choose_layers, weighted_layers
 
 # Share of a layer's weights that somebody must have made zero for a purpose.
 _ENOUGH = 0.3

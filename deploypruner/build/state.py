@@ -12,19 +12,19 @@ from torch.export import ExportedProgram
 
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.results import LayerPatterns, Learning, Quantized, Recovery, Zeros
+from deploypruner.channels.plan import Plan
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import Inputs
 from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.losses import BY_SHAPE, ModelLoss
 from deploypruner.measure.own_metric import OwnMetric
 from deploypruner.progress import Progress
-from deploypruner.prune.plan import Plan
 from deploypruner.recipe import Recipe
 from deploypruner.records import Artifact, Check, Cost, Row, Timing
-from deploypruner.recover.sparse import Assigned
 from deploypruner.search.certify import Certificate
 from deploypruner.search.found import SearchResult
 from deploypruner.sources.batches import Data
+from deploypruner.sparsity.training import Assigned
 from deploypruner.tasks.recognise import OutputTask
 
 Feeds = list[np.ndarray]

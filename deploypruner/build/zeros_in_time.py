@@ -9,10 +9,10 @@ from deploypruner.build.reach import save_reachable
 from deploypruner.build.state import Build
 from deploypruner.errors import MeasureError
 from deploypruner.records import Setting
-from deploypruner.search.assign import Assignment
 from deploypruner.search.found import SearchResult
 from deploypruner.search.goal import Goal
-from deploypruner.search.meet import OutOfReach
+from deploypruner.search.latency_search import OutOfReach
+from deploypruner.sparsity.assign.in_time import Assignment
 
 _RUNTIME, _SECONDS = "openvino", 8.0
 # Of what is predicted to be the fastest, for an offer that can be kept.

@@ -15,8 +15,8 @@ import torch
 
 from deploypruner.errors import TraceError, said_by
 from deploypruner.export.program import evaluating, quiet
+from deploypruner.graph.capture.observe import variations
 from deploypruner.graph.inputs import Inputs, as_arguments, batch_size, call, carries_batch, tensors
-from deploypruner.graph.observe import variations
 
 # The last opset of the exporter that works by running.
 _OPSET = 20

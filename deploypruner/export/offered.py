@@ -10,8 +10,8 @@ from torch.export import ExportedProgram
 
 from deploypruner.errors import TraceError
 from deploypruner.export import Exporter
+from deploypruner.graph.capture.exportable_part import largest_part
 from deploypruner.graph.inputs import Inputs
-from deploypruner.graph.part import largest_part
 
 
 def with_offer(

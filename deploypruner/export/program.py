@@ -10,11 +10,11 @@ from torch.export import ExportedProgram
 
 from deploypruner.errors import TraceError, said_by
 from deploypruner.export.spelled_out import spell_out
-from deploypruner.graph.exporting import quiet
+from deploypruner.graph.capture.stochastic_depth import without_stochastic_depth
+from deploypruner.graph.capture.torch_export import quiet
 from deploypruner.graph.inputs import Inputs, as_arguments, as_inputs, batch_size, resized
 from deploypruner.graph.open_axes import OpenAxis, export_shapes
 from deploypruner.graph.recurrent import open_sequences
-from deploypruner.graph.stochastic import without_stochastic_depth
 
 _aten = torch.ops.aten
 

@@ -15,15 +15,15 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from deploypruner.graph.atoms import IntArray
-from deploypruner.graph.axes import Axes, Stack
-from deploypruner.graph.branches import parameters_of
-from deploypruner.graph.cost import CostModel, MacsTally
-from deploypruner.graph.groups import find_frozen, find_groups, group_kinds
 from deploypruner.graph.inputs import Inputs, batch_size
-from deploypruner.graph.joint import JointAxis
-from deploypruner.graph.labelling import Affine, Labelling, Residual
-from deploypruner.graph.leaving import find_last_affines
+from deploypruner.graph.labels.atoms import IntArray
+from deploypruner.graph.labels.axes import Axes, Stack
+from deploypruner.graph.labels.branches import parameters_of
+from deploypruner.graph.labels.cost import CostModel, MacsTally
+from deploypruner.graph.labels.groups import find_frozen, find_groups, group_kinds
+from deploypruner.graph.labels.labelling import Affine, Labelling, Residual
+from deploypruner.graph.labels.lazy_axes import JointAxis
+from deploypruner.graph.labels.output_layers import find_last_affines
 from deploypruner.graph.nodes import where
 from deploypruner.graph.open_axes import OpenAxis
 from deploypruner.records import Branch, Check, Cost, Frozen, Group

@@ -14,7 +14,7 @@ from deploypruner.latency.model import LatencyModel
 from deploypruner.latency.probes import Profile, profile
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
 from deploypruner.measure import Measured, time_artifacts
-from deploypruner.recover.budget import time_step
+from deploypruner.train.budget import time_step
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Clock:
         latency_model: As `latency.build_latency_model`: any plan of one model.
         kernel_rates: As `latency.kernel_rates.kernel_rates`: the sparse kernels.
         layer_costs: As `latency.sparse_costs.measure_costs`: layers dense and sparse.
-        training_step: As `recover.budget.time_step`: seconds of one step of fine-tuning.
+        training_step: As `train.budget.time_step`: seconds of one step of fine-tuning.
     """
 
     monotonic: Callable[[], float] = time.monotonic

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from deploypruner.patterns import make_pattern
-from deploypruner.patterns.ladder import ladder
+from deploypruner.sparsity.patterns import make_pattern
+from deploypruner.sparsity.patterns.ladder import ladder
 
 _STEP = 0.05
 # Channels of every input and output, and what the dense layers at the ends are called.

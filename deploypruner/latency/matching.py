@@ -15,9 +15,9 @@ from math import gcd
 import numpy as np
 
 from deploypruner.graph import Graph
-from deploypruner.graph.atoms import IntArray
-from deploypruner.graph.axes import Stack
 from deploypruner.graph.dependency import Keep
+from deploypruner.graph.labels.atoms import IntArray
+from deploypruner.graph.labels.axes import Stack
 
 # More parts than this are an axis on which channels were shuffled.
 _MOST_RUNS = 32

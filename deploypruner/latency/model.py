@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from deploypruner.graph import Graph
-from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.dependency import Keep
+from deploypruner.graph.labels.atoms import IntArray
+from deploypruner.latency.cost_surface import Floats, Surface
 from deploypruner.latency.matching import Follows, Lengths
 from deploypruner.latency.nodes import Node, shared
 from deploypruner.latency.overhead import KEY as OVERHEAD
@@ -18,7 +19,6 @@ from deploypruner.latency.overhead import Overhead
 from deploypruner.latency.points import Points
 from deploypruner.latency.probes import Profile
 from deploypruner.latency.quality import LatencyQuality
-from deploypruner.latency.surface import Floats, Surface
 from deploypruner.latency.tally import LatencyTally
 from deploypruner.latency.terms import Term
 from deploypruner.records import Setting

@@ -8,7 +8,7 @@ from itertools import groupby
 
 import numpy as np
 
-from deploypruner.graph.atoms import IntArray
+from deploypruner.graph.labels.atoms import IntArray
 from deploypruner.latency.matching import NO_BRANCHES, Branches, Follows, Matcher
 from deploypruner.runtime import NodeTime
 

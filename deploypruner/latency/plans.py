@@ -11,11 +11,11 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
+from deploypruner.channels.constraints import find_limits
 from deploypruner.graph import Graph
-from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.dependency import Keep
+from deploypruner.graph.labels.atoms import IntArray
 from deploypruner.latency.matching import runs
-from deploypruner.prune.constraints import find_limits
 from deploypruner.recipe.constraints import Constraints
 
 # How often a probe cuts what is left whole by default: the smaller of two coupled groups, channels of a layer norm.

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from deploypruner.graph.atoms import IntArray
+from deploypruner.graph.labels.atoms import IntArray
+from deploypruner.latency.cost_surface import Floats
 from deploypruner.latency.nodes import Node, key_of, sizes_of
-from deploypruner.latency.surface import Floats
 from deploypruner.runtime import NodeTime
 
 

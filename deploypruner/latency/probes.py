@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from deploypruner.errors import MeasureError, TraceError
 from deploypruner.export import exporters
 from deploypruner.graph import Graph
-from deploypruner.graph.atoms import IntArray
 from deploypruner.graph.dependency import Keep
 from deploypruner.graph.inputs import batch_size, noise_like, resized
+from deploypruner.graph.labels.atoms import IntArray
 from deploypruner.latency.dropping import Addition, marked, unmark
 from deploypruner.latency.matching import Lengths
 from deploypruner.latency.plans import dropping_plans, plans_needed, probe_plans, scattered_plans

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploypruner.graph import Graph
-from deploypruner.graph.atoms import IntArray
+from deploypruner.graph.labels.atoms import IntArray
+from deploypruner.latency.cost_surface import Floats
 from deploypruner.latency.matching import Lengths
-from deploypruner.latency.surface import Floats
 from deploypruner.latency.terms import Term
 
 

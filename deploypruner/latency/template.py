@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from deploypruner.graph.atoms import IntArray
+from deploypruner.graph.labels.atoms import IntArray
 from deploypruner.latency.dropping import Addition, drop
 from deploypruner.latency.matching import Follows, Matcher
 from deploypruner.onnx_file import write_onnx

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deploypruner.graph.atoms import IntArray
+from deploypruner.graph.labels.atoms import IntArray
 from deploypruner.latency.nodes import Node
 
 

@@ -13,6 +13,7 @@ from deploypruner.measure.bench import Bench, bench, openers, pair_up
 from deploypruner.measure.environment import environment
 from deploypruner.measure.failure import Failure, as_error
 from deploypruner.measure.files import describe_file, detect_precision, read_timing, write_timing
+from deploypruner.measure.interference import Conditions
 from deploypruner.measure.protocol import Measured, time_artifacts
 from deploypruner.measure.quality import Batch, evaluate, outputs
 from deploypruner.measure.rounds import Progress
@@ -26,7 +27,6 @@ from deploypruner.measure.statistics import (
     upper_bound_ms,
 )
 from deploypruner.measure.warnings import find_warnings
-from deploypruner.measure.watch import Conditions
 from deploypruner.records import Row
 from deploypruner.runtime import Array
 

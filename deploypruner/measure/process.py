@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deploypruner.errors import MeasureError
-from deploypruner.options import SPINNING
+from deploypruner.openmp import SPINNING
 from deploypruner.records import Artifact
 
 # Seconds a worker may take for each kind of message. Compiling a large model takes a minute on a small machine, and

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.measure.baselines import Job, baseline_index
 from deploypruner.measure.cores import pick_cores
-from deploypruner.measure.crew import Crew, CrewMember
 from deploypruner.measure.failure import Failure, as_error
+from deploypruner.measure.interference import Conditions, Watch, read_counters
 from deploypruner.measure.rounds import NARROW, MeasuringEffort, Progress, block_calls, run_rounds
 from deploypruner.measure.statistics import noise_floor
-from deploypruner.measure.watch import Conditions, Watch, read_counters
+from deploypruner.measure.worker_pool import Crew, CrewMember
 from deploypruner.records import Timing
 from deploypruner.runtime import Array, runtimes
 from deploypruner.scratch import scratch

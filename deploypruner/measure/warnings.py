@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deploypruner.measure.interference import Conditions
 from deploypruner.measure.rounds import NARROW
 from deploypruner.measure.statistics import median_ms, quantile_ms
-from deploypruner.measure.watch import Conditions
 from deploypruner.records import Timing
 
 _LONG_TAIL = 1.5

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from deploypruner.recover.sparse import SparseRegime
 from deploypruner.registries import schedules
+from deploypruner.sparsity.training import SparseRegime
 
 
 class Schedule:

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from deploypruner.masks import TransportMask, linear_ramp
-from deploypruner.patterns import Units
-from deploypruner.recover.regime import under
-from deploypruner.recover.sparse import SparseRegime
 from deploypruner.schedules import Schedule, schedules
+from deploypruner.sparsity.masks import TransportMask, linear_ramp
+from deploypruner.sparsity.patterns import Units
+from deploypruner.sparsity.training import SparseRegime
+from deploypruner.train.regime import under
 
 _SCORE_RATE = 1e-2
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from deploypruner.masks import cubic_ramp, ramped_keep
-from deploypruner.recover.sparse import SparseRegime
 from deploypruner.schedules import Schedule, schedules
+from deploypruner.sparsity.masks import cubic_ramp, ramped_keep
+from deploypruner.sparsity.training import SparseRegime
 
 
 class GradualMasks(SparseRegime):

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from deploypruner.recover.sparse import SparseRegime
 from deploypruner.schedules import Schedule, schedules
+from deploypruner.sparsity.training import SparseRegime
 
 
 class OneShotMasks(SparseRegime):

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from deploypruner.masks import linear_ramp, pdp_mask, pdp_temperature, ramped_keep
-from deploypruner.recover.sparse import SparseRegime
 from deploypruner.schedules import Schedule, schedules
+from deploypruner.sparsity.masks import linear_ramp, pdp_mask, pdp_temperature, ramped_keep
+from deploypruner.sparsity.training import SparseRegime
 
 _LEAST = 1e-30  # of a mean square, so that its root has a gradient
 

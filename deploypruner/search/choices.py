@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deploypruner.graph.atoms import IntArray
+from deploypruner.graph.labels.atoms import IntArray
 
 Floats = NDArray[np.float64]
 Order = Mapping[str, IntArray]
@@ -46,7 +46,7 @@ class WidthChoice:
         worth: `[n]` of each, the last the highest.
         branch: Id of the residual branch that the group lives in and that may go, "" for none. Exactly one choice of
             a branch has the width 0; with it the others of the same branch neither cost nor matter.
-        tied: Ids of groups that always have the width of this one, see `prune.pieces`; their worth is in `worth`.
+        tied: Ids of groups that always have the width of this one (`channels.equal_pieces`); `worth` is of all.
     """
 
     group: str

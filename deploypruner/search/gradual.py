@@ -20,11 +20,11 @@ from math import exp, log
 import numpy as np
 from torch import Tensor
 
+from deploypruner.channels.feasible_widths import by_importance
+from deploypruner.channels.learned.regime import nothing_of, settled
+from deploypruner.channels.plan import Plan
 from deploypruner.errors import BudgetError, InputError
-from deploypruner.graph.atoms import IntArray
-from deploypruner.learn.regime import nothing_of, settled
-from deploypruner.prune.plan import Plan
-from deploypruner.prune.room import by_importance
+from deploypruner.graph.labels.atoms import IntArray
 from deploypruner.search.choices import TallyOf
 from deploypruner.search.losses import Losses, kept_share, losses_from_scores, running_importance
 from deploypruner.search.objectives import Objective, Space, named_objective, objectives
@@ -58,7 +58,7 @@ class Gradual:
         return exp(share * log(self.final_ms) + (1 - share) * log(start))
 
     def narrow(self, share: float, scores: Mapping[str, Tensor], left: Left) -> Left:
-        """What stays of what is left at a share of the way; a `learn.Narrow`.
+        """What stays of what is left at a share of the way; a `channels.learned.Narrow`.
 
         Where the last step finds nothing fast enough, every group becomes as narrow as in the plan of one shot.
 

@@ -23,11 +23,11 @@ from deploypruner.errors import InputError
 from deploypruner.graph import Graph, Keep
 from deploypruner.graph.inputs import call, tensors
 from deploypruner.losses import BY_SHAPE, ModelLoss, label_of
-from deploypruner.recover.batches import Batch
-from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.recover.modes import evaluating
-from deploypruner.recover.reconstruct import Reconstruction, can_reconstruct, reconstruct
 from deploypruner.search.saved import Saved, batches_hash, identity_of
+from deploypruner.train.batches import Batch
+from deploypruner.train.batchnorm import reestimate_batchnorm
+from deploypruner.train.modes import evaluating
+from deploypruner.train.reconstruct import Reconstruction, can_reconstruct, reconstruct
 
 _T = TypeVar("_T")
 _FORMAT = 1

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from deploypruner.criteria import Normalizer
+from deploypruner.channels.criteria import Normalizer
+from deploypruner.channels.feasible_widths import Order, Room
+from deploypruner.channels.normalize import comparable
 from deploypruner.graph import Graph
-from deploypruner.prune.normalize import comparable
-from deploypruner.prune.room import Order, Room
 from deploypruner.search.choices import Floats, WidthChoice
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from deploypruner.channels.feasible_widths import Order
 from deploypruner.graph import Graph
-from deploypruner.prune.room import Order
 from deploypruner.search.choices import Floats
 from deploypruner.search.losses import Losses
 

@@ -13,12 +13,12 @@ from itertools import islice
 import numpy as np
 from torch import Tensor
 
-from deploypruner.criteria import Normalizer
+from deploypruner.channels.allocate import allocate
+from deploypruner.channels.criteria import Normalizer
+from deploypruner.channels.depth import held_branches
+from deploypruner.channels.feasible_widths import Order, by_importance
 from deploypruner.errors import BudgetError, InputError
 from deploypruner.graph import Graph
-from deploypruner.prune.allocate import allocate
-from deploypruner.prune.depth import held_branches
-from deploypruner.prune.room import Order, by_importance
 from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.constraints import Constraints
 from deploypruner.search.choices import TallyOf

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from deploypruner.graph.atoms import IntArray
+from deploypruner.graph.labels.atoms import IntArray
 from deploypruner.search.choices import Floats, MillisecondsTally, Order, TallyOf
 
 

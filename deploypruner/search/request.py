@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from deploypruner.criteria import Normalizer
+from deploypruner.channels.criteria import Normalizer
 from deploypruner.graph import Graph, Keep
 from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.measure import Job

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from deploypruner.channels.proof.masked_reference import Masked
 from deploypruner.graph import Graph, Keep
+from deploypruner.graph.execute.float64_interpreter import Streamed, Value, cast, writes
 from deploypruner.graph.inputs import Inputs, call, map_tensors, tensors
 from deploypruner.graph.nodes import writes_into
-from deploypruner.graph.streamed import Streamed, Value, cast, writes
-from deploypruner.prune.oracle import Masked
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class Cut:
 class Sweep:
     """Runs the dense network and every cut of it on the same inputs.
 
-    A cut group counts for nothing, exactly as if it were removed (`prune.oracle`); a branch that is gone leaves its
-    shortcut. A graph that torch.export did not make has no nodes to walk: there every cut is made and run whole.
+    A cut group counts for nothing, exactly as if it were removed (`channels.proof.masked_reference`); a branch that
+    is gone leaves its shortcut. A graph that torch.export did not make has no nodes to walk: there every cut is made
+    and run whole.
 
     Args:
         graph: The traced model; it is not changed.

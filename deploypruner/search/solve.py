@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploypruner.criteria import Normalizer
+from deploypruner.channels.allocate import require_movable
+from deploypruner.channels.criteria import Normalizer
+from deploypruner.channels.feasible_widths import Order, Room, by_importance, find_room, most_important
 from deploypruner.errors import BudgetError
 from deploypruner.graph import Graph
-from deploypruner.graph.atoms import IntArray
-from deploypruner.prune.allocate import require_movable
-from deploypruner.prune.room import Order, Room, by_importance, find_room, most_important
+from deploypruner.graph.labels.atoms import IntArray
 from deploypruner.recipe.constraints import Constraints
+from deploypruner.search.bottlenecks import TimedLayer, obstacles
 from deploypruner.search.choices import TallyOf, WidthWalk
 from deploypruner.search.losses import Losses, kept_share, losses_from_scores, make_choices, running_importance
-from deploypruner.search.obstacles import TimedLayer, obstacles
-from deploypruner.search.optimise import best_places, fastest
+from deploypruner.search.solver import best_places, fastest
 
 Keep = Mapping[str, IntArray]
 LayersOf = Callable[[Keep], Sequence[TimedLayer]]

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deploypruner.channels.feasible_widths import Order
 from deploypruner.errors import InputError
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import Inputs, batch_size, carries_batch, map_tensors, tensors
 from deploypruner.losses import BY_SHAPE, Labels, ModelLoss, labels_at
 from deploypruner.progress import Progress, SilentProgress
-from deploypruner.prune.room import Order
 from deploypruner.search.measured import BranchWorth, GroupWorth, MeasuredWorth
 from deploypruner.search.sensitivity import Cut, Sweep
 from deploypruner.search.worth_file import MeasuredCuts, WorthFile

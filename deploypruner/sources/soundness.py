@@ -13,8 +13,8 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from deploypruner.errors import InputError
+from deploypruner.graph.capture.input_checks import check_dense, check_finite, state_tensors
 from deploypruner.graph.inputs import Inputs, call, described, raw_bytes
-from deploypruner.graph.sound import check_dense, check_finite, state_tensors
 from deploypruner.sources.foreign import first_line, foreign
 from deploypruner.sources.room import check_room
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from deploypruner.sparsity.zeros_check import verify_zeros
 from deploypruner.verify.compare import compare_outputs, compare_relative, flatten_outputs, relative_error
 from deploypruner.verify.exported import verify_exports
-from deploypruner.verify.zeros import verify_zeros
 
 __all__ = [
     "compare_outputs",

@@ -20,20 +20,20 @@ from deploypruner.build.register import stages
 from deploypruner.build.sparsity import check_widths
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
+from deploypruner.channels.feasible_widths import by_importance
+from deploypruner.channels.given_widths import given_widths
+from deploypruner.channels.plan import Plan, make_plan
 from deploypruner.measure import Job
-from deploypruner.patterns import CHANNEL
-from deploypruner.prune.given import given_widths
-from deploypruner.prune.plan import Plan, make_plan
-from deploypruner.prune.room import by_importance
 from deploypruner.recipe import BUDGETS
 from deploypruner.records import Quality
 from deploypruner.search.choose import INT8_AGREEMENT_DROP, INT8_DROP
 from deploypruner.search.found import SearchResult
 from deploypruner.search.kept import ACCURACY_DROP, AGREEMENT_DROP
+from deploypruner.search.latency_search import OutOfReach, meet
 from deploypruner.search.losses import Losses
 from deploypruner.search.measured import losses_from_worth
-from deploypruner.search.meet import OutOfReach, meet
 from deploypruner.search.request import SearchRequest
+from deploypruner.sparsity.patterns import CHANNEL
 
 _FOUND = stage_file("search.json")
 

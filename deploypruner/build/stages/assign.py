@@ -23,20 +23,20 @@ from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.build.zeros_in_time import out_of_reach, promise, time_goal
 from deploypruner.errors import BudgetError, InputError, KernelError
-from deploypruner.graph.module import get_state
-from deploypruner.patterns import AUTO, make_pattern
+from deploypruner.graph.execute.module import get_state
 from deploypruner.recipe import BUDGETS
-from deploypruner.recover.sparse import DEFAULT_SPARSITY, Assigned
-from deploypruner.recover.sparse.layers import choose_layers
 from deploypruner.scratch import scratch
-from deploypruner.search.assign import PatternRequest, assign
-from deploypruner.search.filling import REFERENCE
 from deploypruner.search.found import SearchResult
 from deploypruner.search.goal import Goal
+from deploypruner.search.latency_search import OutOfReach
 from deploypruner.search.loop import RESERVE
-from deploypruner.search.meet import OutOfReach
-from deploypruner.search.patterns import DENSE
-from deploypruner.sparse.library import extension_path, targets
+from deploypruner.sparse_ops.library import extension_path, targets
+from deploypruner.sparsity.assign.filling import REFERENCE
+from deploypruner.sparsity.assign.in_time import PatternRequest, assign
+from deploypruner.sparsity.assign.solver import DENSE
+from deploypruner.sparsity.patterns import AUTO, make_pattern
+from deploypruner.sparsity.training import DEFAULT_SPARSITY, Assigned
+from deploypruner.sparsity.training.layers import choose_layers
 
 # Ranges do not change times, so that a batch will do.
 _CALIBRATION = 1

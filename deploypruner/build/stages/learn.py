@@ -17,17 +17,17 @@ from deploypruner.build.register import stages
 from deploypruner.build.results import Learning
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
-from deploypruner.criteria import Criterion
-from deploypruner.learn.learned import TransportGates, learned_regime
-from deploypruner.learn.regime import ChannelRegime
-from deploypruner.learn.run import Learned, learn
-from deploypruner.learn.schedules import (
+from deploypruner.channels.criteria import Criterion
+from deploypruner.channels.learned.learned import TransportGates, learned_regime
+from deploypruner.channels.learned.regime import ChannelRegime
+from deploypruner.channels.learned.run import Learned, learn
+from deploypruner.channels.learned.schedules import (
     Scores,
     Shrinking,
     toward_budget,
     toward_widths,
 )
-from deploypruner.prune.plan import Plan
+from deploypruner.channels.plan import Plan
 from deploypruner.recipe.budget import Budget
 from deploypruner.records import ACCURACY
 from deploypruner.search.found import SearchResult

@@ -22,17 +22,17 @@ from deploypruner.build.state import Build
 from deploypruner.errors import InputError
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.records import ACCURACY, Cost
-from deploypruner.recover.batchnorm import reestimate_batchnorm
-from deploypruner.recover.budget import recovery_defaults
-from deploypruner.recover.features import Features, find_features
-from deploypruner.recover.finetune import finetune
-from deploypruner.recover.hook import SIGNATURE, hook_name, load_hook, run_hook
-from deploypruner.recover.loop import steps_per_epoch
-from deploypruner.recover.reconstruct import can_reconstruct
-from deploypruner.recover.renormalise import renormalise_batchnorm
-from deploypruner.recover.sparse import SparseRegime
-from deploypruner.recover.sparse.existing import ExistingZeros
 from deploypruner.sources.foreign import foreign
+from deploypruner.sparsity.training import SparseRegime
+from deploypruner.sparsity.training.existing import ExistingZeros
+from deploypruner.train.batchnorm import reestimate_batchnorm
+from deploypruner.train.budget import recovery_defaults
+from deploypruner.train.features import Features, find_features
+from deploypruner.train.finetune import finetune
+from deploypruner.train.hook import SIGNATURE, hook_name, load_hook, run_hook
+from deploypruner.train.loop import steps_per_epoch
+from deploypruner.train.reconstruct import can_reconstruct
+from deploypruner.train.renormalise import renormalise_batchnorm
 
 _CHECKPOINT = stage_file("finetune.safetensors")
 _OUTLOOK = stage_file("finetune.json")

@@ -8,8 +8,8 @@ from typing import ClassVar
 from deploypruner.build.register import stages
 from deploypruner.build.stage import Stage
 from deploypruner.build.state import Build
-from deploypruner.graph.holding import holding
-from deploypruner.prune.remove import remove_and_prove
+from deploypruner.channels.remove import remove_and_prove
+from deploypruner.graph.execute.parameter_override import holding
 
 
 @stages.register("remove")

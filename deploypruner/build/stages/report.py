@@ -12,16 +12,16 @@ from deploypruner.build.register import stages
 from deploypruner.build.stage import Stage
 from deploypruner.build.state import Build
 from deploypruner.graph import Graph
-from deploypruner.graph.asked_axes import argument_names
+from deploypruner.graph.capture.asked_axes import argument_names
+from deploypruner.graph.execute.module import get_state
 from deploypruner.graph.inputs import carries_batch, tensors
-from deploypruner.graph.module import get_state
 from deploypruner.graph.open_axes import as_json
 from deploypruner.measure import environment
 from deploypruner.measure.statistics import compare
 from deploypruner.recipe import Recipe, resolved_toml
 from deploypruner.records import ACCURACY
 from deploypruner.report import LayerWidth, Report, StageTime, render_html, render_json
-from deploypruner.search.patterns import DENSE
+from deploypruner.sparsity.assign.solver import DENSE
 from deploypruner.target import detect
 
 _MORE = {"macs": "larger --macs", "latency": "longer --latency", "speedup": "smaller --speedup"}

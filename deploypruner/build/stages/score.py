@@ -12,8 +12,8 @@ from deploypruner.build.feeds import training_batches
 from deploypruner.build.register import stages
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
-from deploypruner.criteria import Needs
-from deploypruner.prune.evidence import score_groups
+from deploypruner.channels.criteria import Needs
+from deploypruner.channels.statistics import score_groups
 
 
 @stages.register("score")

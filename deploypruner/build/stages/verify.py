@@ -13,8 +13,8 @@ from deploypruner.build.sparsity import sparse_weights
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.records import Check
+from deploypruner.sparsity.zeros_check import verify_zeros
 from deploypruner.verify.exported import verify_exports
-from deploypruner.verify.zeros import verify_zeros
 
 _FILES = ("model.fp32.onnx", "model.int8.onnx", "model.int8.xml", "model.sparse.onnx", "model.pt2")
 

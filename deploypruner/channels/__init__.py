@@ -1,0 +1,1 @@
+"""Channels that go as wholes: criteria, scores, plans, removal and its proof."""

@@ -1,0 +1,213 @@
+"""The command `bench`: artifacts of any origin, measured side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+from typing import TYPE_CHECKING
+
+import click
+
+from deploypruner.cli.options import SEED, GroupedCommand, Real, colour, width
+from deploypruner.cli.recipe_options import command_option, recipe_option
+from deploypruner.errors import InputError, MeasureError, RecipeError
+from deploypruner.ranges import MOST
+from deploypruner.reading import status
+from deploypruner.recipe.option import MEASURING, MODEL
+from deploypruner.recipe.overrides import chosen_runtimes
+from deploypruner.registries import runtimes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from deploypruner.measure import Bench
+
+_BUILD_FILES = (
+    "stages/dense.fp32.onnx",
+    "stages/dense.int8.onnx",
+    "model.fp32.onnx",
+    "model.int8.onnx",
+    "model.int8.xml",
+    "model.pt2",
+)
+
+
+@click.command("bench", cls=GroupedCommand, example="deploypruner bench build/ other.onnx --seconds 30")
+@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@recipe_option("runtime")
+@recipe_option("threads")
+@recipe_option("seconds")
+@command_option(
+    "--interval",
+    group=MEASURING,
+    type=Real(0, MOST, min_open=True),
+    default=2.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="Stop when every ratio is known to ± this.",
+)
+@command_option(
+    "--input-shape", group=MODEL, multiple=True, metavar="NAME=1,3,224,224", help="For dynamic dimensions."
+)
+@command_option(
+    "--data",
+    group=MODEL,
+    metavar="FILE",
+    help="Real inputs: an .npz with one array per input name, or what `compile` takes.",
+)
+@command_option("--json", "document", metavar="FILE", help="Everything as JSON, raw samples too; - for stdout.")
+@SEED
+def bench_command(
+    artifacts: tuple[Path, ...],
+    runtime: tuple[str, ...],
+    threads: int | None,
+    seconds: float | None,
+    interval: float,
+    input_shape: tuple[str, ...],
+    data: str | None,
+    document: str | None,
+    seed: int,
+) -> None:
+    """Measure artifacts side by side; the first one is the baseline.
+
+    An artifact is an .onnx, .xml or .pt2 file, or a build folder, which stands for all its models.
+    """
+    asked = _named_shapes(input_shape)
+    names = chosen_runtimes(runtime)
+    for name in names or ():
+        runtimes.check(name)
+    for path in artifacts:
+        _check_there(path)
+    if document not in (None, "-"):
+        _check_writable(Path(str(document)), artifacts)
+    from deploypruner.measure import bench, openers
+
+    opened = openers(names)
+    files = [file for path in artifacts for file in _artifact_files(path, opened)]
+    examples = {name: shape for name, shape in _example_shapes(files).items() if name not in asked}
+    shapes = {**examples, **asked}
+    if examples:
+        sizes = ", ".join(f"{name}={','.join(map(str, shape))}" for name, shape in examples.items())
+        click.echo(f"sizes are open: timed at the build's example, --input-shape {sizes}", err=True)
+    found = bench(
+        files,
+        runtimes=names,
+        threads=threads or 1,
+        budget_s=seconds or 20.0,
+        narrow=interval / 100,
+        input_shapes=shapes,
+        feeds=None if data is None else _real_inputs(files[0], data, shapes, seed),
+        seed=seed,
+    )
+    if document is not None:
+        text = json.dumps(found.as_json())
+        click.echo(text) if document == "-" else _write(Path(document), text + "\n")
+    click.echo(_as_text(found), err=document == "-")
+    _report_failures(found)
+
+
+def _real_inputs(file: Path, data: str, shapes: dict[str, tuple[int, ...]], seed: int) -> list[np.ndarray]:
+    """One batch of the data as the first file takes it."""
+    from dataclasses import replace
+
+    from deploypruner.build.sparsify_inputs import named_arrays, one_batch
+    from deploypruner.measure.bench import pair_up
+    from deploypruner.recipe.data import DataSettings
+    from deploypruner.runtime import runtimes
+
+    ((_, runtime), *_) = pair_up([file])
+    specs = [
+        replace(spec, shape=shapes.get(spec.name, spec.shape)) for spec in runtimes.get(runtime)().open(file).inputs
+    ]
+    named = named_arrays(Path(data), specs)
+    if named is not None:
+        return named
+    return one_batch(specs, data, DataSettings(augment=False, seed=seed))
+
+
+def _as_text(found: Bench) -> str:
+    """The table, then what failed and what casts doubt."""
+    from deploypruner.report import table_rows
+    from deploypruner.report.terminal import wrap
+
+    failed = [wrap("failed: ", str(failure.message), width()) for failure in found.measured.failures]
+    doubts = [wrap("warning: ", text, width()) for text in found.warnings]
+    return "\n".join([table_rows(found.rows, colour=colour(), width=width()), *failed, *doubts])
+
+
+def _report_failures(found: Bench) -> None:
+    failures = found.measured.failures
+    if failures:
+        total = len(failures) + len(found.rows)
+        raise MeasureError(f"{len(failures)} of {total} artifacts could not be measured", hint=failures[0].hint)
+
+
+def _artifact_files(path: Path, opened: frozenset[str]) -> list[Path]:
+    """The file itself, or the models of a build folder that end in one of the suffixes `opened`."""
+    if not S_ISDIR(_check_there(path).st_mode):
+        return [path]
+    files = [path / name for name in _BUILD_FILES if (path / name).is_file() and Path(name).suffix in opened]
+    if not files:
+        raise InputError(f"{path} holds no artifact", hint="name a build folder, or .onnx, .xml and .pt2 files")
+    return files
+
+
+def _check_there(path: Path) -> os.stat_result:
+    found = status(path, what="artifact")
+    if found is None:
+        raise InputError(f"there is no file or folder '{path}'", hint=f"looked in {path.absolute().parent}")
+    return found
+
+
+def _example_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+    """Input name -> shape of the example, for inputs that files of a build leave open; the first build's."""
+    from deploypruner.build.folder import BuildFolder
+
+    found: dict[str, tuple[int, ...]] = {}
+    for root in dict.fromkeys(folder for file in files for folder in (file.parent, file.parent.parent)):
+        try:
+            inputs = BuildFolder(root).manifest().get("inputs") or ()
+        except InputError:  # no build's
+            continue
+        for given in inputs:
+            if given.get("open_axes"):
+                found.setdefault(str(given["name"]), tuple(map(int, given["example"])))
+    return found
+
+
+def _named_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for value in values:
+        # Names of ONNX inputs may hold "=" themselves.
+        name, _, sizes = value.rpartition("=")
+        try:
+            shape = tuple(int(size) for size in sizes.replace("x", ",").split(","))
+        except ValueError:
+            shape = ()
+        if not name or not shape or min(shape) < 1:
+            raise RecipeError(f"--input-shape '{value}' is not NAME=1,3,224,224", hint="give one option per input")
+        shapes[name] = shape
+    return shapes
+
+
+def _check_writable(path: Path, artifacts: tuple[Path, ...]) -> None:
+    """Before measuring, so that minutes of it are not lost to a mistyped folder; and no file but JSON is replaced."""
+    found = status(path, what="--json")
+    if found is not None and S_ISREG(found.st_mode):
+        with path.open("rb") as file:
+            is_document = file.read(64).lstrip()[:1] in (b"", b"{", b"[")
+        if not is_document or any(path.samefile(artifact) for artifact in artifacts if artifact.exists()):
+            raise InputError(
+                f"'{path}' is there and is no JSON", hint="--json takes a new file, or one it wrote before"
+            )
+    if (found is not None and S_ISDIR(found.st_mode)) or not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write '{path}'", hint="--json takes a file in a folder that exists, or -")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write '{path}': {error.strerror}", hint="--json takes a file, or -") from None

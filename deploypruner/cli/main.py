@@ -1,0 +1,263 @@
+"""The command line. Results go to stdout, everything else to stderr; heavy libraries are imported per command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deploypruner.cli.bench import bench_command
+from deploypruner.cli.check import check_command
+from deploypruner.cli.options import GroupedCommand, colour, width
+from deploypruner.cli.recipe_options import command_option, recipe_options
+from deploypruner.cli.sparsify import sparsify_command
+from deploypruner.errors import DeployPrunerError, RecipeError, nearest
+from deploypruner.openmp import SPINNING
+from deploypruner.recipe import Recipe
+from deploypruner.recipe.option import BUDGET, CHANNELS, GROUPS, MEASURING, MODEL
+from deploypruner.recipe.overrides import overrides
+from deploypruner.recipe.sections import ModelRecipe
+from deploypruner.refusals import allow_open_files, native_refusal, refusal
+from deploypruner.registries import REGISTRIES, schedules
+from deploypruner.terminal import escaped, escaped_lines, open_streams, reader_is_gone, silence, write_line
+
+# Beside the registries, what is chosen from one of them by another option.
+_KINDS = (*sorted({*REGISTRIES, "sparse-schedules"}),)
+
+
+def main() -> None:
+    """Entry point: run a command and turn every outcome into an exit code.
+
+    0 done, 1 our bug (traceback), 2 bad usage or input, 3 budget not reachable, 4 verification failed,
+    130 interrupted.
+    """
+    # Threads that wait for one another spin, and on a busy machine they spin away each other's cores: 16 images took
+    # 15 to 33 s instead of 3. Read once, when torch is loaded; whoever is timed gets the machine's own setting.
+    os.environ.setdefault(*SPINNING)
+    open_streams()
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _main() -> None:
+    try:
+        allow_open_files()
+        # Not cli.main(): it turns a closed pipe into exit code 1.
+        with cli.make_context("deploypruner", sys.argv[1:]) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.UsageError as error:
+        _print_error(
+            _in_our_words(error), f"`{error.ctx.command_path} --help` lists what there is" if error.ctx else ""
+        )
+        sys.exit(2)
+    except DeployPrunerError as error:
+        _print_error(error.message, error.hint)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        if sys.stderr.isatty():
+            click.echo(err=True)  # after the ^C
+        resumable = "compile" in sys.argv[1:2]
+        _print_error("interrupted", "run the same command with --resume to go on" if resumable else "")
+        sys.exit(130)
+    except BrokenPipeError:
+        if not reader_is_gone(sys.stdout):
+            raise
+        silence(sys.stdout)  # whoever read it has seen enough; Python would complain when it flushes at the end
+        sys.exit(0)
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
+        refused = refusal(error) if isinstance(error, OSError) else native_refusal(error)
+        if refused is None:
+            raise
+        _stop_writing()
+        _print_error(refused.message, refused.hint)
+        sys.exit(refused.exit_code)
+
+
+def _stop_writing() -> None:
+    """Give up on a stdout that cannot be written to: Python would complain when it flushes at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        silence(sys.stdout)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """End as after Ctrl-C: workers are ended, scratch folders go, and what is finished stays."""
+    signal.signal(number, signal.SIG_IGN)  # asking twice does not cut the tidying short
+    raise KeyboardInterrupt
+
+
+def _in_our_words(error: click.UsageError) -> str:
+    """Click's message as ours are written: lower case, no full stop."""
+    message = error.format_message()
+    return (message[:1].lower() + message[1:]).removesuffix(".")
+
+
+def _print_error(message: str, hint: str) -> None:
+    write_line(sys.stderr, f"error: {message}")
+    if hint:
+        write_line(sys.stderr, "")
+        write_line(sys.stderr, f"hint: {hint}")
+
+
+def _say(line: str) -> None:
+    write_line(sys.stderr, line)
+
+
+class _InOrder(click.Group):
+    """Lists commands in the order a user meets them, and offers the nearest name for a mistyped one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            raise RecipeError(f"no command called '{args[0]}'", hint=nearest(args[0], self.commands))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=_InOrder,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="deploypruner")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """From a trained PyTorch model to a smaller, faster artifact, with the proof beside it."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@cli.command(
+    "compile", cls=GroupedCommand, example="deploypruner compile model.pt2 --data photos/ --latency 5ms --out build/"
+)
+@recipe_options(*GROUPS)
+@command_option("--out", default="build", show_default=True, type=click.Path(path_type=Path), help="Build folder.")
+@command_option("--resume", is_flag=True, help="Go on with the build in --out.")
+def compile_command(out: Path, resume: bool, **options: Any) -> None:
+    """Prune, recover, quantize, export, verify and measure MODEL.
+
+    MODEL is file.pt2, file.pt (with --trust-pickle), package.module:factory, timm:NAME, torchvision:NAME or
+    transformers:DIR_OR_NAME.
+    """
+    recipe = _checked_recipe(options)
+    from deploypruner.api import run_recipe
+    from deploypruner.build.folder import BuildFolder
+    from deploypruner.progress import progress_for
+
+    if not resume:  # a build that goes on is asked for by its own recipe
+        BuildFolder(out).require_apart(options["recipe"])
+    command = shlex.join(["deploypruner", *sys.argv[1:]])
+    try:
+        run_recipe(recipe, out, command=command, resume=resume, progress=progress_for(), say=_say)
+    except DeployPrunerError as error:
+        if error.finished:
+            _show(out)  # the answer comes before what is wrong with it
+        raise
+    _show(out)
+
+
+@cli.command("plan", cls=GroupedCommand, example="deploypruner plan model.pt2 --macs 0.5 --frozen")
+@recipe_options(BUDGET, MODEL, CHANNELS, MEASURING, without=("schedule", "learn_epochs", "seconds"))
+@command_option(
+    "--time", "with_times", is_flag=True, help="Predict milliseconds too; layers are timed once, then cached."
+)
+@command_option("--frozen", is_flag=True, help="List what cannot be pruned, why, and where in the code.")
+@command_option("--json", "as_document", is_flag=True, help="Everything as JSON, for a program.")
+def plan_command(with_times: bool, frozen: bool, as_document: bool, **options: Any) -> None:
+    """Dry run: groups, what is frozen and why, and the reachable budget; with a budget also the widths for it."""
+    recipe = _checked_recipe(options)
+    from deploypruner.cli import plan as planning
+    from deploypruner.progress import progress_for
+
+    asked = any(options[name] is not None for name in ("latency", "speedup", "macs"))
+    found = planning.dry_run(recipe, with_widths=asked, with_times=with_times, progress=progress_for())
+    if as_document:
+        click.echo(json.dumps(planning.as_json(found), indent=2))
+        return
+    click.echo(escaped_lines(planning.describe(found, frozen=frozen, width=width())), nl=False)
+
+
+cli.add_command(bench_command)
+cli.add_command(check_command)
+cli.add_command(sparsify_command)
+
+
+@cli.command("report")
+@click.argument("folder", type=click.Path(path_type=Path))
+def report_command(folder: Path) -> None:
+    """Print the table of a finished build and write its report.html again."""
+    from deploypruner.build.folder import BuildFolder
+    from deploypruner.report import read_report, render_html
+
+    folder = folder.parent if folder.name == "report.json" else folder
+    report = read_report(folder)
+    build = BuildFolder(folder)
+    build.require_own("report.html")
+    build.write_text("report.html", render_html(report))
+    _show(folder)
+
+
+@cli.command("list")
+@click.argument("kind", metavar="|".join(_KINDS))
+def list_command(kind: str) -> None:
+    """List what can be chosen by name."""
+    if kind not in _KINDS:
+        raise RecipeError(f"nothing called '{kind}' to list", hint=nearest(kind, _KINDS))
+    described = _described(kind)
+    width = max(len(name) for name in described)
+    for name, text in described.items():
+        click.echo(escaped(f"{name:{width}}  {text}"))
+
+
+def _described(kind: str) -> dict[str, str]:
+    """Name -> one line; of schedules those that the option of this name takes."""
+    if kind == "schedules":
+        return schedules.describe(to="channels")
+    if kind == "sparse-schedules":
+        return schedules.describe(to="weights")
+    return REGISTRIES[kind].describe()
+
+
+@cli.command("demo")
+@click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Build folder.")
+def demo_command(out: Path) -> None:
+    """Train a small network on handwritten digits and compile it; about two minutes, no download."""
+    from deploypruner.cli.demo import run_demo
+    from deploypruner.progress import progress_for
+
+    run_demo(out, progress=progress_for(), say=_say, command=shlex.join(["deploypruner", *sys.argv[1:]]))
+    _show(out)
+
+
+def _checked_recipe(options: dict[str, Any]) -> Recipe:
+    """The recipe that was asked for, its numbers and names checked before anything heavy is loaded."""
+    given = overrides(options)
+    if options["recipe"] is None:
+        ModelRecipe(options["model"] or "").require_source()
+    from deploypruner.recipe.reading import read_recipe
+
+    recipe = read_recipe(options["recipe"], given)
+    recipe.model.require_source()
+    return recipe
+
+
+def _show(folder: Path) -> None:
+    """The result on stdout; where to read more on stderr."""
+    from deploypruner.report import read_report, table
+
+    click.echo(table(read_report(folder), colour=colour(), width=width()), nl=False)
+    _say("")
+    _say(f"{folder / 'report.html'} has the pictures, the proof and the raw data")

@@ -1,0 +1,100 @@
+"""Options that several commands share, and what a command needs to know of the terminal."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+from typing import Any
+
+import click
+
+from deploypruner.ranges import MOST, SEEDS
+from deploypruner.ranges import THREADS as MOST_THREADS
+from deploypruner.recipe.option import GROUPS, MEASURING, OUTPUT
+
+
+class Real(click.FloatRange):
+    """A number in a range, which "nan" is not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number that was typed."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return number
+
+
+# Of options that are checked before any recipe is read.
+RANGES: dict[str, click.ParamType] = {"threads": click.IntRange(1, MOST_THREADS), "seconds": Real(1, MOST)}
+
+
+class Grouped(click.Option):
+    """An option that the help shows under the title of its group.
+
+    Args:
+        group: One of `recipe.option.GROUPS`.
+    """
+
+    def __init__(self, *flags: Any, group: str, **about: Any) -> None:
+        super().__init__(*flags, **about)
+        self.group = group
+
+
+class GroupedCommand(click.Command):
+    """A command whose help begins with an example and lists its options in groups.
+
+    Args:
+        example: A command line that works.
+    """
+
+    def __init__(self, *arguments: Any, example: str, **about: Any) -> None:
+        super().__init__(*arguments, **about)
+        self.example = example
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """What it does, then the example."""
+        super().format_help_text(ctx, formatter)
+        with formatter.section("Example"):
+            formatter.write_text(self.example)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One section for every group, in their order."""
+        rows: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                rows[getattr(parameter, "group", OUTPUT)].append(record)
+        for group, found in rows.items():
+            if found:
+                with formatter.section(group):
+                    formatter.write_dl(found)
+
+
+SEED = click.option(
+    "--seed",
+    type=click.IntRange(0, SEEDS),
+    default=0,
+    show_default=True,
+    cls=Grouped,
+    group=MEASURING,
+    help="Number that decides every random choice.",
+)
+BATCH = click.option(
+    "--batch",
+    type=click.IntRange(1, MOST),
+    cls=Grouped,
+    group=MEASURING,
+    help="Number of images at a time that it is to run with.  [default: the file's, else 1]",
+)
+
+
+def colour() -> bool:
+    """True where stdout is a terminal that wants colour."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def width() -> int | None:
+    """Columns of the terminal; files and pipes get everything."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -1,0 +1,107 @@
+"""The command `sparsify`: an ONNX model of any origin with zeros in its weights, made to skip them."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import click
+
+from deploypruner.cli.options import BATCH, SEED, GroupedCommand, colour, width
+from deploypruner.cli.recipe_options import command_option, recipe_option
+from deploypruner.errors import BudgetError
+from deploypruner.reading import check_present
+from deploypruner.recipe.option import MEASURING
+from deploypruner.registries import tasks
+from deploypruner.terminal import write_line
+
+
+@click.command(
+    "sparsify", cls=GroupedCommand, example="deploypruner sparsify model.onnx --data photos/ --out sparse/"
+)
+@click.argument("model", type=click.Path(path_type=Path))
+@recipe_option("data")
+@recipe_option("mean")
+@recipe_option("std")
+@recipe_option("threads")
+@BATCH
+@recipe_option("seconds")
+@command_option(
+    "--accuracy-drop",
+    group=MEASURING,
+    type=click.FloatRange(0),
+    metavar="POINTS",
+    help="Points that int8 may cost against MODEL; without labels of agreement.  [default: 3, of agreement 10]",
+)
+@recipe_option("task")
+@recipe_option("metric")
+@recipe_option("classes")
+@command_option("--out", default="sparse", show_default=True, type=click.Path(path_type=Path), help="Folder.")
+@SEED
+def sparsify_command(
+    model: Path,
+    data: str | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    threads: int | None,
+    batch: int | None,
+    seconds: float | None,
+    accuracy_drop: float | None,
+    task: tuple[str, ...],
+    metric: str | None,
+    classes: Path | None,
+    out: Path,
+    seed: int,
+) -> None:
+    """Convert MODEL, an .onnx file with zeros in its weights, so that OpenVINO skips them.
+
+    An int8 QDQ model is converted directly; an fp32 one is quantized first. The layers are timed dense and sparse,
+    and the result is measured beside the dense int8 model and MODEL itself, which both are judged against: an int8
+    form that loses more than --accuracy-drop is refused (exit code 3). Writes model.sparse.onnx and the library that
+    runs it.
+    """
+    check_present(model, what="model", hint="give an .onnx file", native=True)
+    for name in task:
+        tasks.check(name.rpartition("=")[2])
+    from deploypruner.build.sparsified import SparsifyRequest, sparsified
+    from deploypruner.report import table_rows
+    from deploypruner.report.outputs import outputs_text
+    from deploypruner.report.sparse import sparse_sentence
+    from deploypruner.report.terminal import wrap
+
+    request = SparsifyRequest(
+        model,
+        out,
+        data=data,
+        mean=mean,
+        std=std,
+        threads=threads or 1,
+        batch=batch,
+        seconds=seconds or 20.0,
+        seed=seed,
+        drop=accuracy_drop,
+        tasks=task,
+        metric=metric or "",
+        classes=classes,
+    )
+    found = sparsified(request, say=partial(write_line, sys.stderr))
+    if found.rows:
+        click.echo(table_rows(found.rows, colour=colour(), width=width()) + "\n")
+    by_output = outputs_text(found.rows)
+    if by_output:
+        click.echo(by_output + "\n")
+    if not found.refused:
+        click.echo(wrap("sparse: ", sparse_sentence(found.document), width()))
+    if found.quality:
+        click.echo(wrap("quality: ", found.quality, width()))
+    for text in found.warnings:
+        click.echo(wrap("warning: ", text, width()))
+    write_line(sys.stderr, "")
+    write_line(sys.stderr, f"{out / 'sparsify.json'} has every layer")
+    if found.refused:
+        raise BudgetError(
+            f"the int8 form of {model} is refused: {found.quality}",
+            hint=f"deploy {model} as it is, or allow more with --accuracy-drop",
+            finished=True,
+        )

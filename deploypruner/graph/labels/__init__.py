@@ -1,0 +1,1 @@
+"""Which channels are one: every index of every axis carries labels, and operators say how they go on."""

@@ -1,0 +1,1 @@
+"""The graph, and the user's own class, without the channels and branches that go."""

@@ -1,1 +1,0 @@
-"""From scores to a smaller module: evidence, allocation, removal and its proof."""

@@ -1,0 +1,200 @@
+"""Which layers of a QDQ graph the sparse kernels can compute, and why they cannot compute the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from deploypruner.sparse_ops.epilogue import Tail, follow
+from deploypruner.sparse_ops.gates import find_gates
+from deploypruner.sparse_ops.layer import Geometry, Layer, Operation, QuantizedTensor
+from deploypruner.sparse_ops.onnx_graph import OnnxGraph, attribute
+from deploypruner.sparse_ops.qdq import NoMatch, Weights, read_activation, read_bias, read_weights
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# Steps of the output that rounding the bias to a whole accumulator step may cost.
+_BIAS_ERROR = 0.25
+_INT32 = 2**31 - 1
+# Accumulator steps of the bias of a channel without weights, whose scale is free.
+_FREE_BIAS = 2**14
+
+
+@dataclass(frozen=True)
+class MatchedOperations:
+    """Operations in the graph's order.
+
+    Args:
+        layers: Those the kernels can compute, gates included.
+        refused: Name of each other layer with weights -> why not.
+    """
+
+    layers: tuple[Operation, ...]
+    refused: dict[str, str]
+
+
+def match(graph: OnnxGraph) -> MatchedOperations:
+    """Look at every convolution, matrix product with stored weights, and squeeze and excitation.
+
+    Args:
+        graph: The QDQ graph.
+    """
+    layers: list[Layer] = []
+    refused: dict[str, str] = {}
+    taken: set[str] = set()
+    # Backwards: an addition of two convolutions belongs to the later one.
+    for node in reversed([node for node in graph.nodes if node.op_type in WEIGHTED]):
+        name = _name(graph, node)
+        while name in refused or any(name == layer.name for layer in layers):
+            name += "'"
+        try:
+            layer = _layer(graph, node, name, taken=frozenset(taken))
+        except NoMatch as reason:
+            refused[name] = str(reason)
+            continue
+        layers.append(layer)
+        taken |= {passed.output[0] for passed in layer.nodes if passed.op_type == "Add"}
+    place = {id(node): index for index, node in enumerate(graph.nodes)}
+    found = sorted((*layers, *find_gates(graph)), key=lambda operation: place[id(operation.nodes[0])])
+    return MatchedOperations(tuple(found), dict(reversed(refused.items())))
+
+
+def _layer(graph: OnnxGraph, node: onnx.NodeProto, name: str, *, taken: frozenset[str]) -> Layer:
+    linear = node.op_type in ("Gemm", "MatMul")
+    if node.op_type == "ConvTranspose":
+        raise NoMatch("it is a transposed convolution")
+    x = read_activation(graph, node.input[0], channels_last=linear)
+    weights, bias = _linear(graph, node) if linear else _conv(graph, node)
+    geometry = Geometry() if linear else _geometry(node, weights, x)
+    outputs, per_group = weights.values.shape[:2]
+    if per_group * geometry.group != x.channels:
+        raise NoMatch(f"its weight takes {per_group * geometry.group} channels, its input has {x.channels}")
+    tail = follow(graph, node, channels_last=linear, taken=taken)
+    assert tail.y is not None, "a tail that is returned ends in a quantization"
+    if tail.bias:
+        bias = bias + read_bias(graph, tail.bias, outputs)
+    if tail.y.channels != outputs:
+        raise NoMatch(f"its weight gives {outputs} channels, its output has {tail.y.channels}")
+    scale, words = _steps(weights, bias, x, tail.y)
+    low, high = _bounds(tail, tail.y)
+    depthwise = geometry.group == x.channels == outputs and outputs > 1
+    return Layer(
+        name=name,
+        kind="linear" if linear else "depthwise" if depthwise else "conv",
+        x=x,
+        y=tail.y,
+        geometry=geometry,
+        weights=weights.values,
+        scale=scale,
+        bias=words,
+        low=low,
+        high=high,
+        swish=tail.swish,
+        residual=tail.residual,
+        skipped=tail.skipped,
+        nodes=tail.nodes,
+    )
+
+
+def _conv(graph: OnnxGraph, node: onnx.NodeProto) -> tuple[Weights, NDArray[np.float64]]:
+    dims = len(graph.shape(node.input[0]) or ())
+    if dims != 4:
+        raise NoMatch(f"it is a {dims - 2}-D convolution" if dims > 2 else "its input's sizes are open")
+    shape = graph.shape(node.input[1])
+    if shape is None or shape[0] is None:
+        raise NoMatch("the sizes of its weight are open")
+    weights = read_weights(graph, node.input[1], axis=0, channels=shape[0])
+    bias = np.zeros(shape[0])
+    if len(node.input) > 2 and node.input[2]:
+        bias = read_bias(graph, node.input[2], shape[0])
+    return weights, bias
+
+
+def _linear(graph: OnnxGraph, node: onnx.NodeProto) -> tuple[Weights, NDArray[np.float64]]:
+    """A Gemm or MatMul as a 1x1 convolution: weights [O, I, 1, 1]."""
+    shape = graph.shape(node.input[1])
+    if shape is None or len(shape) != 2 or None in shape:
+        raise NoMatch("it multiplies by more than one matrix" if shape else "the sizes of its weight are open")
+    transposed = bool(attribute(node, "transB", 0))
+    factors = (attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0), attribute(node, "transA", 0))
+    if factors != (1.0, 1.0, 0):
+        raise NoMatch("it is a matrix product with factors or a transposed input")
+    axis = 0 if transposed else 1
+    channels = int(shape[axis] or 0)
+    found = read_weights(graph, node.input[1], axis=axis, channels=channels)
+    values = found.values if transposed else found.values.T
+    bias = np.zeros(channels)
+    if node.op_type == "Gemm" and len(node.input) > 2 and node.input[2]:
+        bias = read_bias(graph, node.input[2], channels)
+    return Weights(np.ascontiguousarray(values)[:, :, None, None], found.scale, found.constant), bias
+
+
+def _geometry(node: onnx.NodeProto, weights: Weights, x: QuantizedTensor) -> Geometry:
+    kernel = weights.values.shape[2:]
+    strides = attribute(node, "strides", [1, 1])
+    dilations = attribute(node, "dilations", [1, 1])
+    pads = attribute(node, "pads", [0, 0, 0, 0])
+    mode = attribute(node, "auto_pad", "NOTSET")
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
+        pads = _same(x.size, kernel, (strides, dilations), upper=mode == "SAME_UPPER")
+    elif mode == "VALID":
+        pads = [0, 0, 0, 0]
+    if min(pads) < 0:
+        raise NoMatch("it has negative padding")
+    return Geometry(
+        kernel=(kernel[0], kernel[1]),
+        strides=(strides[0], strides[1]),
+        dilations=(dilations[0], dilations[1]),
+        pads=(pads[0], pads[1], pads[2], pads[3]),
+        group=attribute(node, "group", 1),
+    )
+
+
+def _same(size: tuple[int, int], kernel: Any, steps: tuple[Any, Any], *, upper: bool) -> list[int]:
+    """Padding that makes the output ceil(size / stride), in ONNX's order; an odd pixel goes to one end."""
+    before, after = [], []
+    for length, taps, stride, dilation in zip(size, kernel, *steps, strict=True):
+        total = max(0, (-(-length // stride) - 1) * stride + (taps - 1) * dilation + 1 - length)
+        small, large = total // 2, total - total // 2
+        before.append(small if upper else large)
+        after.append(large if upper else small)
+    return before + after
+
+
+def _steps(
+    weights: Weights, bias: NDArray[np.float64], x: QuantizedTensor, y: QuantizedTensor
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Scale and bias of every output channel, as the formula in kernels.h has them."""
+    by_row = weights.values.reshape(len(weights.values), -1).astype(np.int64)
+    empty = ~by_row.any(axis=1)
+    step = x.scale * weights.scale
+    # A quantizer may have given a channel without weights any scale, in which its bias need not be a number of steps.
+    step = np.where(empty, np.where(bias == 0, y.scale, np.abs(bias) / _FREE_BIAS), step)
+    words = np.rint(bias / step)
+    error = float((np.abs(bias - words * step) / y.scale).max(initial=0))
+    if error > _BIAS_ERROR:
+        raise NoMatch(f"rounding its bias would cost {error:.1f} steps of the output")
+    words -= x.zero_point * by_row.sum(axis=1)
+    if (np.abs(words) + 255 * np.abs(by_row).sum(axis=1)).max(initial=0) > _INT32:
+        raise NoMatch("its sums do not fit into 32 bits")
+    return (step / y.scale).astype(np.float32), words.astype(np.int32)
+
+
+def _bounds(tail: Tail, y: QuantizedTensor) -> tuple[int, int]:
+    """Relu and clip in steps of the output."""
+    least, most = (np.rint(bound / y.scale) + y.zero_point for bound in (tail.least, tail.most))
+    return int(np.clip(least, 0, 255)), int(np.clip(most, 0, 255))
+
+
+def _name(graph: OnnxGraph, node: onnx.NodeProto) -> str:
+    """What the user calls a layer: its weight's name without what quantizers and modules append."""
+    name = node.input[1]
+    for _ in range(2):  # behind a pair, or half a pair
+        maker = graph.maker(name)
+        if maker is not None and maker.op_type in ("DequantizeLinear", "QuantizeLinear"):
+            name = maker.input[0]
+    found = name.removesuffix("_quantized").removesuffix(".weight")
+    return found or node.name
