@@ -78,7 +78,7 @@ def repaired(
 
 
 def trained(
-    graph: Graph, module: nn.Module, train: TrainingBatches, *, epochs: int, seed: int, amp: Amp = "bf16"
+    graph: Graph, module: nn.Module, train: TrainingBatches, *, epochs: int, seed: int, amp: Amp = "auto"
 ) -> nn.Module:
     """The module after fine-tuning, half of the loss from the dense model; statistics set anew once more."""
     settings = FinetuneSettings(epochs=epochs, lr=0.02, amp=amp, channels_last=True, seed=1000 * seed)
@@ -88,7 +88,7 @@ def trained(
     return module.eval()
 
 
-def mimicked(graph: Graph, module: nn.Module, train: TrainingBatches, *, epochs: int, amp: Amp = "bf16") -> nn.Module:
+def mimicked(graph: Graph, module: nn.Module, train: TrainingBatches, *, epochs: int, amp: Amp = "auto") -> nn.Module:
     """The module after learning the dense model's outputs, without labels."""
     settings = FinetuneSettings(epochs=epochs, lr=0.005, batch_size=32, amp=amp, channels_last=True)
     finetune(module, graph.module, Unlabelled(train), settings)

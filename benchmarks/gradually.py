@@ -127,7 +127,7 @@ def _choose(
         )
     else:
         regime = learned_regime(graph, plan, criteria.get(name)())
-    settings = FinetuneSettings(epochs=epochs, lr=0.02, amp="bf16", channels_last=True, seed=1000 * seed)
+    settings = FinetuneSettings(epochs=epochs, lr=0.02, amp="auto", channels_last=True, seed=1000 * seed)
     learned = learn(graph, data.train, regime, settings)
     return learned.plan.keep, learned.weights
 

@@ -20,7 +20,6 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from deploypruner.budget import Budget
 from torch import Tensor, nn
 
 from benchmarks.kept import changing, read
@@ -30,6 +29,7 @@ from deploypruner.channels.remove import remove
 from deploypruner.errors import BudgetError, DeployPrunerError
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.inputs import Inputs, call, tensors
+from deploypruner.recipe.budget import Budget
 
 RESULTS = Path(__file__).parent / "results" / "train_mode.json"
 _SEEDS, _STEPS = 3, 2

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from deploypruner.cli.demo import DemoNet, demo_data, digits_data, train_demo_model
 
+from deploypruner.cli.demo import DemoNet, demo_data, digits_data, train_demo_model
 from deploypruner.errors import InputError
 from deploypruner.recipe.data import DataSettings
 from deploypruner.sources.arrays import from_arrays
