@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.abc import InspectLoader
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from deploypruner.errors import RecipeError, nearest
@@ -190,10 +191,19 @@ def _modules(home: str) -> Iterator[ModuleSpec]:
         yield spec
 
 
+def _source(spec: ModuleSpec) -> str:
+    """Text of a module; loaders of packages that are installed to be edited do not all hand it out."""
+    found = spec.loader.get_source(spec.name) if isinstance(spec.loader, InspectLoader) else None
+    if found is None:
+        assert spec.origin is not None, f"{spec.name} has no source"
+        found = Path(spec.origin).read_text(encoding="utf-8")
+    return found
+
+
 def _read_entries(spec: ModuleSpec, registry: str) -> Iterator[Entry]:
     """What a file registers in the variable `registry`: `@registry.register("name")` over a class or function."""
-    source = spec.loader.get_source(spec.name) if isinstance(spec.loader, InspectLoader) else None
-    if source is None or f"{registry}.register(" not in source:
+    source = _source(spec)
+    if f"{registry}.register(" not in source:
         return
     tree = ast.parse(source)
     documented = {

@@ -182,7 +182,7 @@ def test_a_model_without_a_graph_is_cut_for_real():
         with torch.no_grad():
             cut_scores, dense = graph.cut(graph.removed(cut.keep))(x), graph.module(x)
         wanted = F.kl_div(cut_scores.log_softmax(1), dense.log_softmax(1), log_target=True, reduction="batchmean")
-        assert worth.groups[cut.id].change == pytest.approx(wanted.item(), rel=1e-3)
+        assert worth.groups[cut.id].change == pytest.approx(wanted.item(), rel=1e-3, abs=2e-7)
 
 
 # ---------------------------------------------------------------------- bad input
