@@ -13,9 +13,9 @@ from deploypruner.openvino_import import import_openvino
 from deploypruner.records import TensorSpec
 from deploypruner.runtime import Array, Runtime, Session, Shapes, check_feeds, check_openable, runtimes
 from deploypruner.runtime.on_openvino import OpenVino, OpenVinoSession
-from deploypruner.sparse_ops import bindings as kernels
-from deploypruner.sparse_ops.bindings import Conv, ConvShape
-from deploypruner.sparse_ops.library import load
+from deploypruner.sparse import bindings as kernels
+from deploypruner.sparse.bindings import Conv, ConvShape
+from deploypruner.sparse.library import load
 
 if TYPE_CHECKING:
     import deepsparse
@@ -149,7 +149,7 @@ class Kernels(Runtime):
 
     def version(self) -> str:
         """Name of the best target."""
-        from deploypruner.sparse_ops.library import targets
+        from deploypruner.sparse.library import targets
 
         return targets()[-1]
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.qlinear import to_qlinear
-from deploypruner.sparse_ops.convert import sparsify
+from deploypruner.sparse.convert import sparsify
 from deploypruner.sparsity.patterns import make_pattern
 from deploypruner.sparsity.patterns.distribution import units_to_keep
 

@@ -34,7 +34,7 @@ from deploypruner.graph.execute.module import get_state
 from deploypruner.quantize import Placement, quantize_static
 from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.sources.model import load_model
-from deploypruner.sparse_ops.convert import sparsify
+from deploypruner.sparse.convert import sparsify
 from deploypruner.sparsity.patterns import make_pattern
 from deploypruner.sparsity.patterns.distribution import units_to_keep
 from deploypruner.sparsity.training.layers import choose_layers

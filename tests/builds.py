@@ -27,7 +27,7 @@ from deploypruner.latency.clock import current_clock, using
 from deploypruner.latency.kernel_rates import KernelRates
 from deploypruner.measure import Job, Measured
 from deploypruner.records import Timing
-from deploypruner.sparse_ops.cost import Rates
+from deploypruner.sparse.cost import Rates
 
 CLASSES, IMAGE = 4, (3, 16, 16)
 # Options of the build that everything is compared with; a resumed one has to repeat them.

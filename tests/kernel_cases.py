@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional as F
 
-from deploypruner.sparse_ops.bindings import ConvShape
-from deploypruner.sparse_ops.layer import NO_LIMIT
-from deploypruner.sparse_ops.packed import pack
+from deploypruner.sparse.bindings import ConvShape
+from deploypruner.sparse.layer import NO_LIMIT
+from deploypruner.sparse.packed import pack
 
 DOMAIN = "deploypruner"
 Bytes = NDArray[np.uint8]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploypruner.sparse_ops.library import KERNELS, is_built, path_of, targets
+from deploypruner.sparse.library import KERNELS, is_built, path_of, targets
 
 pytestmark = pytest.mark.slow
 

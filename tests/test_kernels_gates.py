@@ -10,8 +10,8 @@ import torch
 from onnx import TensorProto, helper
 
 from deploypruner.errors import KernelError
-from deploypruner.sparse_ops.bindings import from_c4, pool_c4, scale_c4, to_c4
-from deploypruner.sparse_ops.library import is_built, targets
+from deploypruner.sparse.bindings import from_c4, pool_c4, scale_c4, to_c4
+from deploypruner.sparse.library import is_built, targets
 from tests.kernel_cases import DOMAIN
 from tests.test_kernels_openvino import compiled
 

@@ -10,8 +10,8 @@ import pytest
 from deploypruner.errors import KernelError
 from deploypruner.openvino_import import import_openvino, openvino_core
 from deploypruner.runtime.on_openvino import add_sparse_operations
-from deploypruner.sparse_ops import library
-from deploypruner.sparse_ops.library import extension_path, is_built
+from deploypruner.sparse import library
+from deploypruner.sparse.library import extension_path, is_built
 from tests.kernel_cases import Case, as_onnx, in_torch, random_case
 
 pytestmark = [

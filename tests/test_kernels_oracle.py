@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from deploypruner.errors import KernelError
-from deploypruner.sparse_ops.bindings import Conv, ConvShape, compress, create, from_c4, to_c4
-from deploypruner.sparse_ops.library import is_built, known_targets, targets
+from deploypruner.sparse.bindings import Conv, ConvShape, compress, create, from_c4, to_c4
+from deploypruner.sparse.library import is_built, known_targets, targets
 from tests.kernel_cases import Case, in_torch, random_case
 
 pytestmark = [
@@ -90,7 +90,7 @@ def test_a_forced_target_that_is_impossible_is_refused_with_what_this_cpu_has() 
     program = (
         "import numpy as np\n"
         "from deploypruner.errors import KernelError\n"
-        "from deploypruner.sparse_ops.bindings import Conv, ConvShape\n"
+        "from deploypruner.sparse.bindings import Conv, ConvShape\n"
         "try:\n"
         "    conv = Conv(ConvShape(4, 4, 1, 1), np.ones((4, 4, 1, 1), np.int8), np.ones(4), np.zeros(4, np.int32))\n"
         "    print(conv.target)\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deploypruner.sparse_ops.library import KERNELS, is_built, known_targets, path_of, targets
+from deploypruner.sparse.library import KERNELS, is_built, known_targets, path_of, targets
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 import deploypruner
 from deploypruner.errors import InputError, VerificationError
 from deploypruner.onnx_file import onnx_fault, read_onnx, reads, sort_nodes, write_onnx
-from deploypruner.sparse_ops import library
-from deploypruner.sparse_ops.convert import sparsify
+from deploypruner.sparse import library
+from deploypruner.sparse.convert import sparsify
 from tests.builds import finished, run_cli
 from tests.qdq import chain
 from tests.test_sparse_stage import built, pretended_timings, priced

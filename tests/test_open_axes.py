@@ -24,7 +24,7 @@ from deploypruner.graph import Graph
 from deploypruner.graph.capture.asked_axes import Asked, parse, requested
 from deploypruner.graph.open_axes import as_json
 from deploypruner.recipe import ModelRecipe
-from deploypruner.sparse_ops.fixing import fixed_at
+from deploypruner.sparse.fixing import fixed_at
 from deploypruner.verify.exported import verify_exports
 from tests.builds import run_cli
 

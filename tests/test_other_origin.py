@@ -18,9 +18,9 @@ from deploypruner.measure.files import denormal_weights, detect_precision
 from deploypruner.measure.inputs import random_feeds
 from deploypruner.quantize.preparing import prepared
 from deploypruner.records import TensorSpec
-from deploypruner.sparse_ops.convert import check_convertible, sparsify
-from deploypruner.sparse_ops.onnx_graph import OnnxGraph
-from deploypruner.sparse_ops.qdq import read_quantize
+from deploypruner.sparse.convert import check_convertible, sparsify
+from deploypruner.sparse.onnx_graph import OnnxGraph
+from deploypruner.sparse.qdq import read_quantize
 
 pytestmark = pytest.mark.slow
 

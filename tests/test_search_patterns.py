@@ -15,11 +15,11 @@ import torch
 from deploypruner.errors import BudgetError
 from deploypruner.latency.clock import Clock
 from deploypruner.latency.sparse_costs import MeasuredCosts
-from deploypruner.sparse_ops.cost import Costs, Rates
-from deploypruner.sparse_ops.layer import Layer, QuantizedTensor
-from deploypruner.sparse_ops.match import match
-from deploypruner.sparse_ops.onnx_graph import OnnxGraph
-from deploypruner.sparse_ops.partition import Sides
+from deploypruner.sparse.cost import Costs, Rates
+from deploypruner.sparse.layer import Layer, QuantizedTensor
+from deploypruner.sparse.match import match
+from deploypruner.sparse.onnx_graph import OnnxGraph
+from deploypruner.sparse.partition import Sides
 from deploypruner.sparsity.assign.filling import Fillable
 from deploypruner.sparsity.assign.in_time import Assignment, PatternRequest, assign
 from deploypruner.sparsity.assign.solver import DENSE, PatternOption, PatternWalk, fill, worthwhile

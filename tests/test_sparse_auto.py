@@ -24,9 +24,9 @@ from deploypruner.recipe import PruneRecipe, Recipe
 from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.report import read_report
 from deploypruner.report.sparse import assigned_table, sparse_lines
-from deploypruner.sparse_ops import library
-from deploypruner.sparse_ops.cost import Rates
-from deploypruner.sparse_ops.layer import Operation
+from deploypruner.sparse import library
+from deploypruner.sparse.cost import Rates
+from deploypruner.sparse.layer import Operation
 from deploypruner.sparsity.patterns import CANDIDATES, sparse_patterns
 from tests.builds import Outcome, known_rates, pretended, pretended_timings, run_cli, workshop
 

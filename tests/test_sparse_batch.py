@@ -17,10 +17,10 @@ from deploypruner.latency.clock import current_clock, using
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
 from deploypruner.runtime import NodeTime
 from deploypruner.runtime.on_openvino import OpenVino
-from deploypruner.sparse_ops import library
-from deploypruner.sparse_ops.convert import sparsify
-from deploypruner.sparse_ops.cost import Rates
-from deploypruner.sparse_ops.verify import verify_operations
+from deploypruner.sparse import library
+from deploypruner.sparse.convert import sparsify
+from deploypruner.sparse.cost import Rates
+from deploypruner.sparse.verify import verify_operations
 from tests.builds import IMAGE, known_rates, pretended_timings, run_cli, save_program, tiny
 from tests.qdq import chain, images
 

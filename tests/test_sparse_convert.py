@@ -13,14 +13,14 @@ from torch import nn
 from deploypruner.export import exporters
 from deploypruner.quantize.static import quantize_static
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
-from deploypruner.sparse_ops.convert import sparsify
-from deploypruner.sparse_ops.cost import Rates
-from deploypruner.sparse_ops.layer import NO_LIMIT, Layer
-from deploypruner.sparse_ops.match import match
-from deploypruner.sparse_ops.onnx_graph import OnnxGraph
-from deploypruner.sparse_ops.packed import pack
-from deploypruner.sparse_ops.partition import choose
-from deploypruner.sparse_ops.verify import verify_operations
+from deploypruner.sparse.convert import sparsify
+from deploypruner.sparse.cost import Rates
+from deploypruner.sparse.layer import NO_LIMIT, Layer
+from deploypruner.sparse.match import match
+from deploypruner.sparse.onnx_graph import OnnxGraph
+from deploypruner.sparse.packed import pack
+from deploypruner.sparse.partition import choose
+from deploypruner.sparse.verify import verify_operations
 from tests.qdq import Qdq, chain, images
 from tests.sparse_reference import from_c4, run_reference, to_c4, unpack
 

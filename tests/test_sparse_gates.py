@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from deploypruner.export import exporters
 from deploypruner.quantize.static import quantize_static
 from deploypruner.runtime.on_openvino import OpenVino
-from deploypruner.sparse_ops.convert import SparseModel, sparsify
-from deploypruner.sparse_ops.cost import Rates
-from deploypruner.sparse_ops.gates import Pool, Scale, find_gates
-from deploypruner.sparse_ops.layer import Layer
-from deploypruner.sparse_ops.library import is_built
-from deploypruner.sparse_ops.onnx_graph import OnnxGraph
-from deploypruner.sparse_ops.verify import verify_operations
+from deploypruner.sparse.convert import SparseModel, sparsify
+from deploypruner.sparse.cost import Rates
+from deploypruner.sparse.gates import Pool, Scale, find_gates
+from deploypruner.sparse.layer import Layer
+from deploypruner.sparse.library import is_built
+from deploypruner.sparse.onnx_graph import OnnxGraph
+from deploypruner.sparse.verify import verify_operations
 from deploypruner.target import detect
 from tests.qdq import Qdq, images
 from tests.test_sparse_convert import Reference

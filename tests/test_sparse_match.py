@@ -6,9 +6,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from deploypruner.errors import InputError
-from deploypruner.sparse_ops.convert import sparsify
-from deploypruner.sparse_ops.match import match
-from deploypruner.sparse_ops.onnx_graph import OnnxGraph
+from deploypruner.sparse.convert import sparsify
+from deploypruner.sparse.match import match
+from deploypruner.sparse.onnx_graph import OnnxGraph
 from tests.qdq import Qdq, chain
 
 pytestmark = pytest.mark.slow

@@ -16,13 +16,13 @@ from deploypruner.latency import kernel_rates as module
 from deploypruner.latency.kernel_probes import HEAD, TAIL, Chain, Probe, probe_model
 from deploypruner.latency.kernel_rates import KernelRates, fit_rates, kernel_rates, measured_rates, non_negative
 from deploypruner.latency.sparse_costs import MeasuredCosts
-from deploypruner.sparse_ops import library
-from deploypruner.sparse_ops.cost import Rates, dense_counts, sparse_counts
-from deploypruner.sparse_ops.cut import SINK, SOURCE, Network
-from deploypruner.sparse_ops.layer import Layer
-from deploypruner.sparse_ops.match import match
-from deploypruner.sparse_ops.onnx_graph import OnnxGraph
-from deploypruner.sparse_ops.rewrite import c4_name
+from deploypruner.sparse import library
+from deploypruner.sparse.cost import Rates, dense_counts, sparse_counts
+from deploypruner.sparse.cut import SINK, SOURCE, Network
+from deploypruner.sparse.layer import Layer
+from deploypruner.sparse.match import match
+from deploypruner.sparse.onnx_graph import OnnxGraph
+from deploypruner.sparse.rewrite import c4_name
 from deploypruner.sparsity.patterns import CANDIDATES, make_pattern
 from deploypruner.sparsity.patterns.distribution import units_to_keep
 from deploypruner.sparsity.patterns.ladder import ladder

@@ -27,9 +27,9 @@ from deploypruner.report import read_report
 from deploypruner.report.sparse import sparse_lines, sparse_sentence
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
-from deploypruner.sparse_ops import library
-from deploypruner.sparse_ops.convert import sparsify
-from deploypruner.sparse_ops.verify import verify_operations
+from deploypruner.sparse import library
+from deploypruner.sparse.convert import sparsify
+from deploypruner.sparse.verify import verify_operations
 from deploypruner.sparsity.training.layers import weighted_layers
 from tests.builds import IMAGE, known_rates, pretended_timings, run_cli, save_program, tiny, workshop
 from tests.qdq import Qdq, chain, images

@@ -32,7 +32,7 @@ from deploypruner.recipe.budget import Budget
 from deploypruner.records import Artifact, Cost, Quality, Row, Timing
 from deploypruner.registries import normalizers
 from deploypruner.report.columns import table_rows
-from deploypruner.sparse_ops.cost import Rates
+from deploypruner.sparse.cost import Rates
 from deploypruner.target import detect
 
 pytestmark = pytest.mark.slow

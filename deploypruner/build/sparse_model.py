@@ -15,12 +15,12 @@ from deploypruner.errors import InputError, KernelError
 from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.onnx_file import write_onnx
 from deploypruner.records import Check
-from deploypruner.sparse_ops.convert import SparseModel, sparsify
-from deploypruner.sparse_ops.gates import Gate
-from deploypruner.sparse_ops.layer import Layer
-from deploypruner.sparse_ops.library import active_target, extension_path, targets
-from deploypruner.sparse_ops.partition import LayerDecision
-from deploypruner.sparse_ops.verify import verify_operations
+from deploypruner.sparse.convert import SparseModel, sparsify
+from deploypruner.sparse.gates import Gate
+from deploypruner.sparse.layer import Layer
+from deploypruner.sparse.library import active_target, extension_path, targets
+from deploypruner.sparse.partition import LayerDecision
+from deploypruner.sparse.verify import verify_operations
 
 MODEL = "model.sparse.onnx"
 

@@ -36,8 +36,8 @@ from deploypruner.scratch import scratch
 from deploypruner.search.gaps import gaps, largest
 from deploypruner.search.kept import AGREEMENT_DROP, Kept, allowed_points
 from deploypruner.sources.classes import read_classes
-from deploypruner.sparse_ops.convert import check_convertible
-from deploypruner.sparse_ops.library import EXTENSION, check_forced_target, extension_path
+from deploypruner.sparse.convert import check_convertible
+from deploypruner.sparse.library import EXTENSION, check_forced_target, extension_path
 from deploypruner.target import detect
 from deploypruner.tasks.recognise import parse_tasks
 

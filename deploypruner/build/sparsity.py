@@ -15,7 +15,7 @@ from deploypruner.graph.execute.module import get_state
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.schedules import schedules, sparse_regime
-from deploypruner.sparse_ops.library import check_forced_target
+from deploypruner.sparse.library import check_forced_target
 from deploypruner.sparsity.patterns import AUTO, sparse_patterns
 from deploypruner.sparsity.training import SparseRegime
 from deploypruner.sparsity.training.existing import ExistingZeros, weights_with_zeros

@@ -26,12 +26,12 @@ from deploypruner.onnx_file import write_onnx
 from deploypruner.reading import read_json
 from deploypruner.records import Setting
 from deploypruner.scratch import scratch
-from deploypruner.sparse_ops.cost import Counts, Rates, border_counts, dense_counts, sparse_counts
-from deploypruner.sparse_ops.layer import Layer
-from deploypruner.sparse_ops.library import EXTENSION, active_target, path_of
-from deploypruner.sparse_ops.match import match
-from deploypruner.sparse_ops.onnx_graph import OnnxGraph
-from deploypruner.sparse_ops.rewrite import c4_name, rewrite
+from deploypruner.sparse.cost import Counts, Rates, border_counts, dense_counts, sparse_counts
+from deploypruner.sparse.layer import Layer
+from deploypruner.sparse.library import EXTENSION, active_target, path_of
+from deploypruner.sparse.match import match
+from deploypruner.sparse.onnx_graph import OnnxGraph
+from deploypruner.sparse.rewrite import c4_name, rewrite
 
 FORMAT = 1
 # Targets that pack nm64 into windows: groups of four neighbouring inputs are not what they compute.
@@ -47,7 +47,7 @@ class KernelRates:
     """Rates of one machine, and how far to trust them.
 
     Args:
-        rates: For `sparse_ops.partition` and the solver.
+        rates: For `sparse.partition` and the solver.
         sparse_error: Median of |predicted / measured - 1| over layers in the kernels, each predicted without itself.
         dense_error: The same in OpenVINO.
         layers: How many were timed.

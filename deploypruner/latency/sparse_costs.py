@@ -11,9 +11,9 @@ import numpy as np
 
 from deploypruner.runtime import Array, NodeTime
 from deploypruner.runtime.on_openvino import OpenVino
-from deploypruner.sparse_ops.cost import Costs, Rates
-from deploypruner.sparse_ops.layer import Operation, QuantizedTensor
-from deploypruner.sparse_ops.rewrite import c4_name
+from deploypruner.sparse.cost import Costs, Rates
+from deploypruner.sparse.layer import Operation, QuantizedTensor
+from deploypruner.sparse.rewrite import c4_name
 
 # Short turns: where the machine changes its speed, both models see the same of it.
 _ROUNDS, _CALLS = 12, 2

@@ -19,7 +19,7 @@ from deploypruner.errors import InputError, RecipeError, said_by
 from deploypruner.reading import check_present
 from deploypruner.records import TensorSpec
 from deploypruner.registries import runtimes
-from deploypruner.sparse_ops.custom_ops import uses_sparse_operations
+from deploypruner.sparse.custom_ops import uses_sparse_operations
 
 Array = NDArray[Any]
 Shapes = Sequence[Sequence[int]]

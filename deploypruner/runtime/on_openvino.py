@@ -26,8 +26,8 @@ from deploypruner.runtime import (
     unreadable,
 )
 from deploypruner.runtime.openvino_nodes import WARM_CALLS, executed_nodes, mean_ns, mean_since
-from deploypruner.sparse_ops.custom_ops import uses_sparse_operations
-from deploypruner.sparse_ops.library import REBUILD, active_target, extension_path
+from deploypruner.sparse.custom_ops import uses_sparse_operations
+from deploypruner.sparse.library import REBUILD, active_target, extension_path
 
 if TYPE_CHECKING:
     import openvino

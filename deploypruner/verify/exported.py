@@ -24,7 +24,7 @@ from deploypruner.pt2 import read_program
 from deploypruner.records import Check
 from deploypruner.runtime import opens, runtimes
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
-from deploypruner.sparse_ops.custom_ops import uses_sparse_operations
+from deploypruner.sparse.custom_ops import uses_sparse_operations
 from deploypruner.verify.compare import compare_outputs, compare_relative, flatten_outputs, relative_error
 
 Array = NDArray[Any]

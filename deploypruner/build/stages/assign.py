@@ -30,7 +30,7 @@ from deploypruner.search.found import SearchResult
 from deploypruner.search.goal import Goal
 from deploypruner.search.latency_search import OutOfReach
 from deploypruner.search.loop import RESERVE
-from deploypruner.sparse_ops.library import extension_path, targets
+from deploypruner.sparse.library import extension_path, targets
 from deploypruner.sparsity.assign.filling import REFERENCE
 from deploypruner.sparsity.assign.in_time import PatternRequest, assign
 from deploypruner.sparsity.assign.solver import DENSE

@@ -16,8 +16,8 @@ from deploypruner.build.state import Build
 from deploypruner.onnx_file import write_onnx
 from deploypruner.records import Artifact, Check
 from deploypruner.scratch import scratch
-from deploypruner.sparse_ops.fixing import fixed_at
-from deploypruner.sparse_ops.library import EXTENSION, extension_path
+from deploypruner.sparse.fixing import fixed_at
+from deploypruner.sparse.library import EXTENSION, extension_path
 
 
 @stages.register("sparse")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import Tensor
 
-from deploypruner.sparse_ops.cost import Rates
-from deploypruner.sparse_ops.layer import Layer
+from deploypruner.sparse.cost import Rates
+from deploypruner.sparse.layer import Layer
 from deploypruner.sparsity.assign.solver import DENSE, PatternOption, worthwhile
 from deploypruner.sparsity.patterns import CANDIDATES, make_pattern
 from deploypruner.sparsity.patterns.ladder import Rung, ladder

@@ -26,12 +26,12 @@ from deploypruner.onnx_file import write_onnx
 from deploypruner.runtime import Array
 from deploypruner.scratch import scratch
 from deploypruner.search.latency_search import OutOfReach
-from deploypruner.sparse_ops.cost import Rates
-from deploypruner.sparse_ops.layer import Layer, Operation
-from deploypruner.sparse_ops.match import match
-from deploypruner.sparse_ops.onnx_graph import OnnxGraph
-from deploypruner.sparse_ops.partition import Sides
-from deploypruner.sparse_ops.rewrite import rewrite
+from deploypruner.sparse.cost import Rates
+from deploypruner.sparse.layer import Layer, Operation
+from deploypruner.sparse.match import match
+from deploypruner.sparse.onnx_graph import OnnxGraph
+from deploypruner.sparse.partition import Sides
+from deploypruner.sparse.rewrite import rewrite
 from deploypruner.sparsity.assign.filling import REFERENCE, Fillable
 from deploypruner.sparsity.assign.solver import Filling, PatternOption, fastest_ns, fill
 

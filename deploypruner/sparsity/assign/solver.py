@@ -2,7 +2,7 @@
 
 The same problem as widths for a budget of milliseconds, with the same solver: each layer has places (dense, or a
 pattern at a sparsity), what they are worth adds up, and what they take does not, because a layer between two others
-in our kernels costs no border. The time of a plan is that of its best sides, see `sparse_ops.partition`. A layer's
+in our kernels costs no border. The time of a plan is that of its best sides, see `sparse.partition`. A layer's
 own price is in one edge of that cut, so that its whole ladder follows from two cuts: with the layer dense, and with
 it sparse.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from deploypruner.errors import BudgetError
 from deploypruner.search.choices import Floats, Walk
 from deploypruner.search.solver import best_places, fastest
-from deploypruner.sparse_ops.partition import Sides
+from deploypruner.sparse.partition import Sides
 
 DENSE = "dense"
 

@@ -24,10 +24,10 @@ from deploypruner.runtime import Session
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.scratch import scratch
-from deploypruner.sparse_ops.custom_ops import DOMAIN
-from deploypruner.sparse_ops.gates import Pool, Scale
-from deploypruner.sparse_ops.layer import Layer, Operation, QuantizedTensor
-from deploypruner.sparse_ops.rewrite import VERSION, from_c4
+from deploypruner.sparse.custom_ops import DOMAIN
+from deploypruner.sparse.gates import Pool, Scale
+from deploypruner.sparse.layer import Layer, Operation, QuantizedTensor
+from deploypruner.sparse.rewrite import VERSION, from_c4
 
 Array = NDArray[Any]
 Feeds = Sequence[Array]

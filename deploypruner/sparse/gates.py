@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 
-from deploypruner.sparse_ops.layer import QUAD, Operation, QuantizedTensor
-from deploypruner.sparse_ops.onnx_graph import OnnxGraph, attribute
-from deploypruner.sparse_ops.qdq import NoMatch, read_activation, read_quantize
+from deploypruner.sparse.layer import QUAD, Operation, QuantizedTensor
+from deploypruner.sparse.onnx_graph import OnnxGraph, attribute
+from deploypruner.sparse.qdq import NoMatch, read_activation, read_quantize
 
 _SPATIAL = (2, 3)
 # What the sums of an image must fit into, see kernels.h.

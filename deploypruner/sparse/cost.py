@@ -16,8 +16,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from deploypruner.sparse_ops.bindings import Conv, ConvShape
-from deploypruner.sparse_ops.layer import QUAD, Layer, Operation, QuantizedTensor
+from deploypruner.sparse.bindings import Conv, ConvShape
+from deploypruner.sparse.layer import QUAD, Layer, Operation, QuantizedTensor
 
 Counts = dict[str, float]
 

@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from deploypruner.sparse_ops.epilogue import Tail, follow
-from deploypruner.sparse_ops.gates import find_gates
-from deploypruner.sparse_ops.layer import Geometry, Layer, Operation, QuantizedTensor
-from deploypruner.sparse_ops.onnx_graph import OnnxGraph, attribute
-from deploypruner.sparse_ops.qdq import NoMatch, Weights, read_activation, read_bias, read_weights
+from deploypruner.sparse.epilogue import Tail, follow
+from deploypruner.sparse.gates import find_gates
+from deploypruner.sparse.layer import Geometry, Layer, Operation, QuantizedTensor
+from deploypruner.sparse.onnx_graph import OnnxGraph, attribute
+from deploypruner.sparse.qdq import NoMatch, Weights, read_activation, read_bias, read_weights
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Steps of the output that rounding the bias to a whole accumulator step may cost.

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import onnx
 
 from deploypruner.errors import InputError
-from deploypruner.sparse_ops.cost import Costs, Rates
-from deploypruner.sparse_ops.custom_ops import DOMAIN
-from deploypruner.sparse_ops.layer import Layer
-from deploypruner.sparse_ops.match import match
-from deploypruner.sparse_ops.onnx_graph import OnnxGraph
-from deploypruner.sparse_ops.partition import LayerDecision, choose
-from deploypruner.sparse_ops.rewrite import rewrite
+from deploypruner.sparse.cost import Costs, Rates
+from deploypruner.sparse.custom_ops import DOMAIN
+from deploypruner.sparse.layer import Layer
+from deploypruner.sparse.match import match
+from deploypruner.sparse.onnx_graph import OnnxGraph
+from deploypruner.sparse.partition import LayerDecision, choose
+from deploypruner.sparse.rewrite import rewrite
 
 
 @dataclass(frozen=True)

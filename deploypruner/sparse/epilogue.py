@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from deploypruner.sparse_ops.layer import QuantizedTensor, Swish
-from deploypruner.sparse_ops.onnx_graph import OnnxGraph, attribute, scalar
-from deploypruner.sparse_ops.qdq import NoMatch, read_activation, read_quantize
+from deploypruner.sparse.layer import QuantizedTensor, Swish
+from deploypruner.sparse.onnx_graph import OnnxGraph, attribute, scalar
+from deploypruner.sparse.qdq import NoMatch, read_activation, read_quantize
 
 # A swish in one node, and what it is a product with otherwise.
 _WHOLE: dict[str, Swish] = {"HardSwish": "hard-swish", "Swish": "swish"}

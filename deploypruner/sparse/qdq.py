@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from deploypruner.sparse_ops.layer import QuantizedTensor
-from deploypruner.sparse_ops.onnx_graph import Array, OnnxGraph, attribute, scalar
+from deploypruner.sparse.layer import QuantizedTensor
+from deploypruner.sparse.onnx_graph import Array, OnnxGraph, attribute, scalar
 
 _ZERO_POINTS = {np.dtype(np.uint8): 0, np.dtype(np.int8): 128}
 

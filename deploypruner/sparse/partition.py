@@ -17,11 +17,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deploypruner.sparse_ops.cost import Costs
-from deploypruner.sparse_ops.cut import SINK, SOURCE, Network
-from deploypruner.sparse_ops.layer import Operation, QuantizedTensor
-from deploypruner.sparse_ops.onnx_graph import OnnxGraph
-from deploypruner.sparse_ops.rewrite import needed_outside
+from deploypruner.sparse.cost import Costs
+from deploypruner.sparse.cut import SINK, SOURCE, Network
+from deploypruner.sparse.layer import Operation, QuantizedTensor
+from deploypruner.sparse.onnx_graph import OnnxGraph
+from deploypruner.sparse.rewrite import needed_outside
 
 Key = tuple[str, bool]
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploypruner.errors import KernelError
-from deploypruner.sparse_ops.layer import NO_LIMIT, PIXELS, QUAD
-from deploypruner.sparse_ops.library import load
-from deploypruner.sparse_ops.packed import pack
+from deploypruner.sparse.layer import NO_LIMIT, PIXELS, QUAD
+from deploypruner.sparse.library import load
+from deploypruner.sparse.packed import pack
 
 ALIGN = 64
 Bytes = NDArray[np.uint8]
@@ -283,13 +283,13 @@ def create(
     if not handle:
         raise KernelError(
             f"a sparse convolution {shape.channels_in} -> {shape.channels_out}: {error.value.decode()}",
-            hint="deploypruner.sparse_ops.library.targets() lists what this CPU runs",
+            hint="deploypruner.sparse.library.targets() lists what this CPU runs",
         )
     return ctypes.c_void_p(handle)
 
 
 def _refused(target: str | None) -> KernelError:
-    return KernelError(f"target '{target}' cannot run here", hint="see deploypruner.sparse_ops.library.targets()")
+    return KernelError(f"target '{target}' cannot run here", hint="see deploypruner.sparse.library.targets()")
 
 
 def _name(target: str | None) -> bytes | None:

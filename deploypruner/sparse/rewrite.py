@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from deploypruner.onnx_file import reads
-from deploypruner.sparse_ops.custom_ops import DOMAIN
-from deploypruner.sparse_ops.gates import Pool, Scale
-from deploypruner.sparse_ops.layer import Layer, Operation, QuantizedTensor
-from deploypruner.sparse_ops.onnx_graph import OnnxGraph
-from deploypruner.sparse_ops.packed import pack
+from deploypruner.sparse.custom_ops import DOMAIN
+from deploypruner.sparse.gates import Pool, Scale
+from deploypruner.sparse.layer import Layer, Operation, QuantizedTensor
+from deploypruner.sparse.onnx_graph import OnnxGraph
+from deploypruner.sparse.packed import pack
 
 VERSION = 1
 

@@ -7,7 +7,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-import deploypruner.sparse_ops as package
+import deploypruner.sparse as package
 from deploypruner.errors import KernelError
 from deploypruner.openvino_import import import_openvino
 
