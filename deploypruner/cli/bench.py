@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploypruner.cli.options import SEED, GroupedCommand, Real, colour, width
+from deploypruner.cli.options import SEED, GroupedCommand, Real, colour, shape_of, width
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.errors import InputError, MeasureError, RecipeError
 from deploypruner.ranges import MOST
@@ -182,11 +182,8 @@ def _named_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     for value in values:
         # Names of ONNX inputs may hold "=" themselves.
         name, _, sizes = value.rpartition("=")
-        try:
-            shape = tuple(int(size) for size in sizes.replace("x", ",").split(","))
-        except ValueError:
-            shape = ()
-        if not name or not shape or min(shape) < 1:
+        shape = shape_of(sizes)
+        if not name or not shape:
             raise RecipeError(f"--input-shape '{value}' is not NAME=1,3,224,224", hint="give one option per input")
         shapes[name] = shape
     return shapes

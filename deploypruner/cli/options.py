@@ -26,6 +26,15 @@ class Real(click.FloatRange):
         return number
 
 
+def shape_of(text: str) -> tuple[int, ...]:
+    """ "1,3,224,224" or "1x3x224x224" -> (1, 3, 224, 224); () for what is no shape."""
+    try:
+        shape = tuple(int(size) for size in text.replace("x", ",").split(","))
+    except ValueError:
+        return ()
+    return shape if min(shape) >= 1 else ()
+
+
 # Of options that are checked before any recipe is read.
 RANGES: dict[str, click.ParamType] = {"threads": click.IntRange(1, MOST_THREADS), "seconds": Real(1, MOST)}
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from deploypruner.cli.options import RANGES, Grouped
+from deploypruner.cli.options import RANGES, Grouped, shape_of
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.option import MODEL, OUTPUT, Flag, flags
 
@@ -24,11 +24,8 @@ def _shape(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tu
     """ "1,3,224,224" -> (1, 3, 224, 224)."""
     shapes = []
     for value in values:
-        try:
-            shape = tuple(int(size) for size in value.replace("x", ",").split(","))
-        except ValueError:
-            shape = ()
-        if not shape or min(shape) < 1:
+        shape = shape_of(value)
+        if not shape:
             raise click.BadParameter(f"'{value}' is not a shape such as 1,3,224,224")
         shapes.append(shape)
     return tuple(shapes)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -12,6 +9,7 @@ from deploypruner.errors import TraceError
 from deploypruner.export import Exporter
 from deploypruner.graph.capture.exportable_part import largest_part
 from deploypruner.graph.inputs import Inputs
+from deploypruner.scratch import scratch
 
 
 def with_offer(
@@ -27,8 +25,8 @@ def with_offer(
     """
 
     def attempt(part: nn.Module, given: Inputs) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            exporter.write(part, given, Path(folder) / f"part{exporter.suffix}", dynamic_batch=False)
+        with scratch() as folder:
+            exporter.write(part, given, folder / f"part{exporter.suffix}", dynamic_batch=False)
 
     other = "write the operation with others; or take the pruned module from dp.prune, which exports nothing"
     if isinstance(model, ExportedProgram):  # its modules cannot be called

@@ -71,13 +71,13 @@ class Onnx(Exporter):
 
 def _check_pooling(program: ExportedProgram, open_axes: Sequence[OpenAxis]) -> None:
     """Refuse what torch.onnx writes with the window of the example's size, without a word: wrong at any other."""
-    for node in program.graph.nodes:
-        if not open_axes or "adaptive" not in op_name(node):
+    for node in program.graph.nodes if open_axes else ():
+        if "adaptive" not in op_name(node):
             continue
         read, sizes = node.args[0].meta["val"], node.args[1]
         lengths = read.shape[-len(sizes) :]
         if any(isinstance(length, torch.SymInt) and size != 1 for length, size in zip(lengths, sizes, strict=True)):
-            axes = " and ".join(dict.fromkeys(a.where for a in open_axes))
+            axes = _places(open_axes)
             raise TraceError(
                 f"the model cannot be converted to ONNX with {axes} open: the windows of {op_name(node)} to "
                 f"{list(sizes)} at {where(node) or node.name} depend on the size",
@@ -111,7 +111,7 @@ def _refused(program: ExportedProgram, error: Exception, open_axes: Sequence[Ope
     hint = "the pruned weights are saved; dp.restore puts them into your class"
     while_open = ""
     if open_axes:
-        axes = " and ".join(dict.fromkeys(a.where for a in open_axes))
+        axes = _places(open_axes)
         while_open = f" with {axes} open"
         hint = f"--dynamic none fixes {axes} at the example's length; other operations may do with open ones"
     if named is None:
@@ -131,6 +131,11 @@ def _refused(program: ExportedProgram, error: Exception, open_axes: Sequence[Ope
         if open_axes
         else "write it with other operations; the pruned weights are saved, and dp.restore puts them into your class",
     )
+
+
+def _places(open_axes: Sequence[OpenAxis]) -> str:
+    """ "axis 2 of 'x' and axis 3 of 'x'"."""
+    return " and ".join(dict.fromkeys(axis.where for axis in open_axes))
 
 
 def _user_inputs(program: ExportedProgram) -> list[str]:

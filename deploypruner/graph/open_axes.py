@@ -119,11 +119,17 @@ def export_shapes(inputs: Inputs, axes: Sequence[OpenAxis], *, batch: bool) -> A
     """Dynamic shapes for torch.export, in the structure of the inputs; None where nothing is open."""
     if not batch and not axes:
         return None
+    dims = {(a.tensor, a.axis): Dim.DYNAMIC(min=a.least, max=a.most) for a in axes}
+    return shapes_with(inputs, dims, batch=batch)
+
+
+def shapes_with(inputs: Inputs, dims: Mapping[Place, Any], *, batch: bool) -> Any:
+    """Dynamic shapes for torch.export, in the structure of the inputs: these axes, and the batch where it is open."""
     counted = iter(range(len(tensors(inputs))))
 
     def one(tensor: Tensor) -> dict[int, Any] | None:
         number = next(counted)
-        found: dict[int, Any] = {a.axis: Dim.DYNAMIC(min=a.least, max=a.most) for a in axes if a.tensor == number}
+        found = {axis: dim for (place, axis), dim in dims.items() if place == number}
         if batch and carries_batch(tensor, inputs):
             found[0] = Dim.DYNAMIC
         return found or None

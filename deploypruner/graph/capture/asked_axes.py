@@ -17,12 +17,15 @@ from deploypruner.recipe.dynamic import HINT, Asked, Request, checked, parse
 
 def argument_names(model: nn.Module | ExportedProgram, inputs: Inputs) -> tuple[str, ...]:
     """The name of the argument that each tensor of the inputs is in."""
+    return tuple(name for name, value in _arguments(model, inputs).items() for _ in tensors(value))
+
+
+def _arguments(model: nn.Module | ExportedProgram, inputs: Inputs) -> dict[str, Any]:
+    """Name of every argument -> its value."""
     if isinstance(inputs, dict):
-        named = [(str(key), value) for key, value in inputs.items()]
-    else:
-        names = list(_positional(model))
-        named = [(names[i] if i < len(names) else f"input_{i}", value) for i, value in enumerate(inputs)]
-    return tuple(name for name, value in named for _ in tensors(value))
+        return {str(key): value for key, value in inputs.items()}
+    names = list(_positional(model))
+    return {names[i] if i < len(names) else f"input_{i}": value for i, value in enumerate(inputs)}
 
 
 def _positional(model: nn.Module | ExportedProgram) -> Iterator[str]:
@@ -101,11 +104,7 @@ def requested(dynamic_shapes: Any, model: nn.Module | ExportedProgram | None, in
 
 def _structured(shapes: Any, model: nn.Module | ExportedProgram, inputs: Inputs) -> Iterator[Asked]:
     """torch.export's form: per argument, nested as the argument is."""
-    if isinstance(inputs, dict):
-        arguments = dict(inputs)
-    else:
-        names = [*_positional(model)]
-        arguments = {names[i] if i < len(names) else f"input_{i}": value for i, value in enumerate(inputs)}
+    arguments = _arguments(model, inputs)
     if isinstance(shapes, Mapping):
         named = {str(key): value for key, value in shapes.items()}
     else:

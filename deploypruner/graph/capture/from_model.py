@@ -11,11 +11,12 @@ exported with a symbolic batch, and exported with the batch as given. Each resul
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from deploypruner.errors import InputError, TraceError
@@ -34,7 +35,7 @@ from deploypruner.graph.capture.train_mode import exportable_in_training, learn_
 from deploypruner.graph.execute.mode_flags import mark_always_training
 from deploypruner.graph.execute.module import TracedModule
 from deploypruner.graph.execute.shared_weights import sharing_copy
-from deploypruner.graph.inputs import Inputs, batch_size, call, carries_batch, map_tensors, resized, tensors
+from deploypruner.graph.inputs import Inputs, batch_size, call, carries_batch, resized, tensors
 from deploypruner.graph.open_axes import Place
 from deploypruner.graph.reference import Reference, register_dataclasses, said, seeded, without_opaque_outputs
 from deploypruner.records import Check
@@ -157,14 +158,12 @@ class _Capturing:
         return module, got
 
     def symbolic(self) -> tuple[TracedModule, Check]:
-        """Let torch.export carry the batch as a symbol."""
-        traced = self._traced(self._with_symbolic_batch())
-        check = self._compare(traced, self.small, self.wanted)
-        return traced, check if check.passed else self._on_two(traced, check)
+        """Let torch.export carry the batch as a symbol: no other axis is asked for on this way."""
+        return self.open()
 
     def open(self) -> tuple[TracedModule, Check]:
-        """Let torch.export carry the batch and the sizes as symbols."""
-        traced = self._traced(self._with_symbolic_batch(open_sizes(resized(self.given, _BATCH), self.asked)))
+        """Let torch.export carry the batch and the asked sizes as symbols."""
+        traced = self._traced(self._with_symbols())
         check = self._compare(traced, self.small, self.wanted)
         return traced, check if check.passed else self._on_two(traced, check)
 
@@ -211,9 +210,9 @@ class _Capturing:
         """Dynamic shapes of the asked axes alone, None where there are none."""
         return open_sizes(self.given, self.asked, batch=False) if self.asked else None
 
-    def _with_symbolic_batch(self, shapes: Any = None, *, training: bool = False) -> GraphModule:
+    def _with_symbols(self, *, training: bool = False) -> GraphModule:
         two = resized(self.given, _BATCH)
-        return self._exported(two, shapes or map_tensors(_open_axis(two), two), training=training)
+        return self._exported(two, open_sizes(two, self.asked), training=training)
 
     def in_training(self, *, dynamic: bool) -> GraphModule:
         """The model exported in training mode.
@@ -223,13 +222,10 @@ class _Capturing:
         """
         if not dynamic:
             return self._exported(self.given, self._closed_batch(), training=True)
-        if self.asked:
-            shapes = open_sizes(resized(self.given, _BATCH), self.asked)
-            return self._with_symbolic_batch(shapes, training=True)
-        try:
-            return self._with_marked_batch(training=True)[0]
-        except Uncertain:
-            return self._with_symbolic_batch(training=True)
+        if not self.asked:
+            with suppress(Uncertain):
+                return self._with_marked_batch(training=True)[0]
+        return self._with_symbols(training=True)
 
     def _exported(
         self, inputs: Inputs, dynamic_shapes: Inputs | None = None, *, training: bool = False
@@ -323,7 +319,3 @@ class _Capturing:
             f"the traced graph computes something else than the model: {how}",
             hint="forward must depend on its inputs and the model's weights alone",
         )
-
-
-def _open_axis(inputs: Inputs) -> Callable[[Tensor], object]:
-    return lambda tensor: {0: Dim.DYNAMIC} if carries_batch(tensor, inputs) else None

@@ -11,12 +11,11 @@ from deploypruner.errors import InputError
 from deploypruner.graph.capture.asked_axes import Asked, Request, argument_names, resolve
 from deploypruner.graph.capture.captured import Capture, aliases_of, some, traced_module, unused_state
 from deploypruner.graph.capture.cleaning import clean
-from deploypruner.graph.capture.opening import Opened, Opening, lengths_of
+from deploypruner.graph.capture.opening import Opened, Opening, lengths_of, tensors_taken
 from deploypruner.graph.capture.other_sizes import agrees_at, sizes_taken
 from deploypruner.graph.capture.torch_export import quiet
 from deploypruner.graph.execute.module import TracedModule, set_state
 from deploypruner.graph.inputs import Inputs, call, resized, tensors
-from deploypruner.graph.nodes import is_tensor
 from deploypruner.graph.open_axes import Place
 from deploypruner.graph.reference import Reference, seeded
 
@@ -88,6 +87,5 @@ def _own_objects(module: GraphModule) -> None:
 
 
 def _is_dynamic(program: ExportedProgram) -> bool:
-    names = set(program.graph_signature.user_inputs)
-    user = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names and is_tensor(n)]
+    user = tensors_taken(program)
     return bool(user) and all(t.ndim > 0 and isinstance(t.shape[0], torch.SymInt) for t in user)

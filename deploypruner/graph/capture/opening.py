@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 from torch.export import ExportedProgram
 
 from deploypruner.errors import InputError
@@ -53,13 +54,17 @@ class Length:
 
 def lengths_of(program: ExportedProgram) -> dict[Place, Length]:
     """The length of every axis of every tensor that a program takes."""
-    names = set(program.graph_signature.user_inputs)
-    given = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in names and is_tensor(n)]
     return {
         (number, axis): _length(size, program)
-        for number, node in enumerate(given)
-        for axis, size in enumerate(node.meta["val"].shape)
+        for number, tensor in enumerate(tensors_taken(program))
+        for axis, size in enumerate(tensor.shape)
     }
+
+
+def tensors_taken(program: ExportedProgram) -> list[Tensor]:
+    """Every tensor that a program takes, without values, its open lengths as torch.export's symbols."""
+    names = set(program.graph_signature.user_inputs)
+    return [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names and is_tensor(n)]
 
 
 def _length(size: Any, program: ExportedProgram) -> Length:

@@ -16,8 +16,8 @@ from torch.export import Dim
 
 from deploypruner.graph.capture.asked_axes import Asked
 from deploypruner.graph.execute.module import Sizes, TracedModule
-from deploypruner.graph.inputs import Inputs, batch_size, call, carries_batch, map_tensors, resized, tensors
-from deploypruner.graph.open_axes import OpenAxis, Place
+from deploypruner.graph.inputs import Inputs, batch_size, call, resized, tensors
+from deploypruner.graph.open_axes import OpenAxis, Place, shapes_with, with_lengths
 from deploypruner.graph.reference import Reference, seeded
 
 # Images have a channel axis before their sizes; strides are powers of two up to this.
@@ -56,19 +56,8 @@ def all_sizes(inputs: Inputs) -> dict[Place, Asked | None]:
 
 def open_sizes(inputs: Inputs, asked: Mapping[Place, Asked | None], *, batch: bool = True) -> Any:
     """Dynamic shapes for torch.export: the batch, and the asked axes as far as the model leaves them open."""
-    counted = iter(range(len(tensors(inputs))))
-
-    def axes(tensor: Tensor) -> dict[int, Any] | None:
-        number = next(counted)
-        found: dict[int, Any] = {}
-        for (place, axis), one in asked.items():
-            if place == number:
-                found[axis] = Dim.AUTO if one is None else Dim.AUTO(min=one.least, max=one.most)
-        if batch and carries_batch(tensor, inputs):
-            found[0] = Dim.DYNAMIC
-        return found or None
-
-    return map_tensors(axes, inputs)
+    dims = {place: Dim.AUTO if one is None else Dim.AUTO(min=one.least, max=one.most) for place, one in asked.items()}
+    return shapes_with(inputs, dims, batch=batch)
 
 
 def agrees(module: TracedModule, reference: Reference, inputs: Inputs) -> bool | None:
@@ -121,14 +110,9 @@ def _lengths(
 
 def _with(inputs: Inputs, new: dict[int, int], last: dict[int, int] | None = None) -> Inputs:
     """Every size axis of a length in `new` at its new length; `last` says otherwise for the innermost axis."""
-
-    def one(tensor: Tensor) -> Tensor:
+    lengths = {}
+    for number, tensor in enumerate(tensors(inputs)):
         for axis in size_axes(tensor):
-            lengths = last if last is not None and axis == tensor.ndim - 1 else new
-            have = int(tensor.shape[axis])
-            if have in lengths:
-                rows = torch.arange(lengths[have], device=tensor.device) % have
-                tensor = tensor.detach().index_select(axis, rows)
-        return tensor
-
-    return map_tensors(one, inputs)
+            wanted = last if last is not None and axis == tensor.ndim - 1 else new
+            lengths[number, axis] = wanted.get(int(tensor.shape[axis]), int(tensor.shape[axis]))
+    return with_lengths(inputs, lengths)
