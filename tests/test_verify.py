@@ -15,6 +15,7 @@ from deploypruner.errors import InputError
 from deploypruner.export import exporters
 from deploypruner.export.to_openvino import write_ir
 from deploypruner.quantize import quantize_static
+from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.target import detect
 from deploypruner.verify import compare_outputs, compare_relative, flatten_outputs, verify_exports
 
@@ -136,6 +137,56 @@ def test_every_form_is_compared_in_every_runtime_and_passes(built: tuple[Net, di
     ]
     assert [check.name for check in checks if not check.passed] == []
     assert checks[1].detail == "batch 1, 3, 2"
+
+
+def test_only_the_runtimes_that_are_measured_are_asked(
+    built: tuple[Net, dict[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, files = built
+    monkeypatch.setattr(OnnxRuntime, "open", _not_asked)
+    fp32 = {"model.fp32.onnx": files["model.fp32.onnx"]}
+    checks = verify_exports(model, fp32, FEEDS, measured=("openvino",))
+    assert [check.name for check in checks][1:] == ["torch = model.fp32.onnx (OpenVINO)"]
+    assert all(check.passed for check in checks)
+
+
+def test_a_file_that_no_measured_runtime_opens_is_still_proved(built: tuple[Net, dict[str, Path]]) -> None:
+    model, files = built
+    checks = verify_exports(model, {"x.xml": files["model.int8.xml"]}, FEEDS, measured=("onnxruntime",))
+    assert [check.name for check in checks] == ["torch = x.xml (OpenVINO)"]
+
+
+def test_a_runtime_that_fails_is_a_row_that_did_not_pass(
+    built: tuple[Net, dict[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, files = built
+    monkeypatch.setattr(OnnxRuntime, "open", _not_asked)
+    checks = verify_exports(model, files, FEEDS)
+    failed = {check.name: check.detail for check in checks if not check.passed}
+    literal = "model.int8.onnx literal"
+    assert failed == dict.fromkeys(
+        [
+            "torch = model.fp32.onnx (ONNX Runtime)",
+            f"torch ~ {literal}",
+            f"{literal} = ONNX Runtime",
+            f"{literal} = OpenVINO",  # there is nothing to compare it with
+        ],
+        "no room for 7 tensors",
+    )
+    assert "torch = model.fp32.onnx (OpenVINO)" in {check.name for check in checks if check.passed}
+
+
+def test_a_damaged_program_is_a_row_that_did_not_pass(built: tuple[Net, dict[str, Path]], tmp_path: Path) -> None:
+    half = built[1]["model.pt2"].read_bytes()
+    (tmp_path / "model.pt2").write_bytes(half[: len(half) // 2])
+    (check,) = verify_exports(built[0], {"model.pt2": tmp_path / "model.pt2"}, FEEDS)
+    assert not check.passed
+    assert math.isnan(check.max_abs_diff)
+    assert str(tmp_path / "model.pt2") in check.detail
+
+
+def _not_asked(*_: object, **__: object) -> None:
+    raise ValueError("no room for 7 tensors\nat line 3")
 
 
 def test_an_ir_without_its_onnx_is_compared_with_torch(built: tuple[Net, dict[str, Path]], tmp_path: Path) -> None:

@@ -2,11 +2,16 @@
 
 fp32 forms must agree up to rounding. int8 forms cannot equal fp32, so two checks that can fail stand in:
 the QDQ graph executed literally stays near fp32, and each runtime stays near the literal execution.
+
+"Every runtime" are those that will be measured; a file that none of them opens is run in the default ones that do.
+A runtime that refuses a file, or fails on it, is a check that did not pass, with the runtime's own words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +20,21 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from deploypruner.errors import InputError
+from deploypruner.errors import InputError, said_by
 from deploypruner.export.program import evaluating, quiet
 from deploypruner.graph.inputs import Inputs, call, filled, tensors
 from deploypruner.graph.open_axes import OpenAxis, at_other_lengths, at_text
 from deploypruner.onnx_file import onnx_fault
 from deploypruner.pt2 import read_program
 from deploypruner.records import Check
-from deploypruner.runtime import opens, runtimes
+from deploypruner.runtime import default_runtimes, opens, runtimes
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.sparse.custom_ops import uses_sparse_operations
 from deploypruner.verify.compare import compare_outputs, compare_relative, flatten_outputs, relative_error
 
 Array = NDArray[Any]
 Feeds = Sequence[Array]
+Outputs = Callable[[], Sequence[Array]]
 
 # Largest difference of fp32 forms, as a fraction of the largest output. Seen: 7e-7 on a trained ResNet-56, 2e-6
 # on DeiT and MobileNetV3, 2e-5 on ResNet-50 with random weights; one weight tensor off by 0.1 % shows as 1e-3.
@@ -51,11 +57,12 @@ def verify_exports(
     feeds: Sequence[Feeds],
     *,
     dynamic_batch: bool = True,
+    measured: Sequence[str] = (),
     threads: int = 1,
     example_inputs: Inputs | None = None,
     open_axes: Sequence[OpenAxis] = (),
 ) -> list[Check]:
-    """Compare `module` with each exported file in every runtime that opens it.
+    """Compare `module` with each exported file in every runtime that will be measured.
 
     - fp32 .onnx: each runtime against torch; .pt2: reloaded, against torch.
     - int8 .onnx (recognised by its QDQ nodes): literal execution against torch, each runtime against literal.
@@ -68,13 +75,14 @@ def verify_exports(
         files: Name shown to the user -> file.
         feeds: Real inputs; each one array per input, samples on axis 0.
         dynamic_batch: Also run batches of 1 and of 3, made from the first feeds.
+        measured: Names of those runtimes; () = the default ones.
         threads: Threads per runtime.
         example_inputs: How torch is given the arrays: by keyword where this is a dict; None = by position.
         open_axes: Axes of which the files leave the length open: also run them at another one, but for the file with
             sparse operations, which are for one size.
 
     Raises:
-        InputError: No feeds, or a runtime that cannot load a file.
+        InputError: No feeds.
     """
     if not feeds:
         raise InputError("verification has no inputs", hint="pass at least one batch")
@@ -85,23 +93,20 @@ def verify_exports(
         files,
         batches,
         threads,
+        measured=tuple(measured) or default_runtimes(),
         want=_run_torch(evaluating(module), batches, example_inputs),
         other=at_text(open_axes),
     )
-    checks = []
+    checks: list[Check] = []
     for name, path in files.items():
         if path.suffix == ".onnx":
             checks.append(_valid(name, path))
         if path.suffix == ".pt2":
-            checks.append(
-                subject.same(
-                    f"torch = {name} (torch)", _run_torch(_load_archive(path), batches, example_inputs), subject.want
-                )
-            )
+            checks.append(subject.program(name, path, example_inputs))
         elif path.suffix == ".xml":
-            checks.append(subject.ir(name, path))
+            checks += subject.ir(name, path)
         elif uses_sparse_operations(path):
-            checks.append(subject.sparse(name, path))
+            checks += subject.sparse(name, path)
         elif is_quantized(path):
             checks += subject.int8(name, path)
         else:
@@ -129,66 +134,99 @@ class _Subject:
         files: Name -> file.
         batches: Inputs.
         threads: Threads per runtime.
+        measured: Names of the runtimes that will be measured.
         want: torch's outputs, batch after batch.
         other: What is different in the last batch, "" where it is of the same size as the others.
     """
 
     def __init__(
-        self, files: Mapping[str, Path], batches: Sequence[Feeds], threads: int, *, want: list[Array], other: str = ""
+        self,
+        files: Mapping[str, Path],
+        batches: Sequence[Feeds],
+        threads: int,
+        *,
+        measured: Sequence[str],
+        want: list[Array],
+        other: str = "",
     ) -> None:
         self.want = want
         self._other = bool(other)
         self._files = files
         self._batches = batches
         self._threads = threads
+        self._measured = measured
         sizes = dict.fromkeys(str(len(feeds[0])) for feeds in batches)
         self._literals: dict[Path, list[Array]] = {}
         self._detail = f"batch {', '.join(sizes)}" + (f"; {other}" if other else "")
 
-    def same(self, name: str, got: Sequence[Array], want: Sequence[Array]) -> Check:
-        """Equal up to fp32 rounding; the tolerance is absolute, from the size of `want`."""
-        largest = max((float(np.abs(w).max(initial=0.0)) for w in want), default=0.0)
-        return compare_outputs(name, got, want, tolerance=FP32_TOLERANCE * largest, detail=self._detail)
+    def program(self, name: str, path: Path, example_inputs: Inputs | None) -> Check:
+        """The reloaded program against torch."""
+        return self._same(f"torch = {name} (torch)", partial(_run_archive, path, self._batches, example_inputs))
 
     def fp32(self, name: str, path: Path) -> list[Check]:
         """Each runtime against torch."""
         return [
-            self.same(f"torch = {name} ({runtimes.get(key).label})", self._run(key, path), self.want)
-            for key in _runtimes_for(path)
+            self._same(f"torch = {name} ({_label(key)})", partial(self._run, key, path))
+            for key in self._runtimes_for(path)
         ]
 
     def int8(self, name: str, path: Path) -> list[Check]:
         """Literal execution against torch, then each runtime against literal execution."""
-        literal = self._literal(path)
-        detail = f"relative L2 error, {self._detail}"
-        first = compare_relative(f"torch ~ {name} literal", literal, self.want, tolerance=INT8_BOUND, detail=detail)
-        others = [
-            compare_relative(
-                f"{name} literal = {runtimes.get(key).label}",
-                self._run(key, path),
-                literal,
-                tolerance=self._allowed(literal),
-                detail=detail,
-            )
-            for key in _runtimes_for(path)
+        literal = partial(self._literal, path)
+        return [
+            self._near(f"torch ~ {name} literal", literal, lambda: self.want, INT8_BOUND),
+            *(
+                self._near(f"{name} literal = {_label(key)}", partial(self._run, key, path), literal)
+                for key in self._runtimes_for(path)
+            ),
         ]
-        return [first, *others]
 
-    def sparse(self, name: str, path: Path) -> Check:
-        """OpenVINO with our kernels against the literal int8 twin, within what `int8` allows."""
+    def sparse(self, name: str, path: Path) -> list[Check]:
+        """Each runtime with our kernels against the literal int8 twin, within what `int8` allows."""
         twin = next(n for n, p in self._files.items() if p.name == path.name.replace(".sparse.", ".int8."))
-        literal = self._literal(self._files[twin])
-        batches = self._batches
-        if self._other:
-            batches = batches[:-1]
-            literal = literal[: len(literal) // len(self._batches) * len(batches)]
-        return compare_relative(
-            f"{twin} literal = {name} (OpenVINO)",
-            self._run("openvino", path, batches),
-            literal,
-            tolerance=self._allowed(literal),
-            detail=f"relative L2 error, {self._detail}",
-        )
+        batches = self._batches[:-1] if self._other else self._batches
+
+        def literal() -> list[Array]:
+            whole = self._literal(self._files[twin])
+            return whole[: len(whole) // len(self._batches) * len(batches)]
+
+        return [
+            self._near(f"{twin} literal = {name} ({_label(key)})", partial(self._run, key, path, batches), literal)
+            for key in self._runtimes_for(path)
+        ]
+
+    def ir(self, name: str, path: Path) -> list[Check]:
+        """The IR against its ONNX twin in the same runtime, or against torch where it has none."""
+        twin = next((n for n, p in self._files.items() if p.suffix == ".onnx" and p.stem == path.stem), "")
+        return [
+            self._same(
+                f"{twin or 'torch'} = {name} ({_label(key)})",
+                partial(self._run, key, path),
+                partial(self._run, key, self._files[twin]) if twin else None,
+            )
+            for key in self._runtimes_for(path)
+        ]
+
+    def _same(self, name: str, got: Outputs, want: Outputs | None = None) -> Check:
+        """Equal up to fp32 rounding to `want`, torch's where None; the tolerance is absolute, from its size."""
+
+        def compared() -> Check:
+            wanted = self.want if want is None else want()
+            largest = max((float(np.abs(w).max(initial=0.0)) for w in wanted), default=0.0)
+            return compare_outputs(name, got(), wanted, tolerance=FP32_TOLERANCE * largest, detail=self._detail)
+
+        return _carried_out(name, compared)
+
+    def _near(self, name: str, got: Outputs, want: Outputs, bound: float | None = None) -> Check:
+        """Relative error within `bound`, that of a runtime that rounds elsewhere than `want` does where None."""
+
+        def compared() -> Check:
+            wanted = want()
+            tolerance = self._allowed(wanted) if bound is None else bound
+            detail = f"relative L2 error, {self._detail}"
+            return compare_relative(name, got(), wanted, tolerance=tolerance, detail=detail)
+
+        return _carried_out(name, compared)
 
     def _literal(self, path: Path) -> list[Array]:
         if path not in self._literals:
@@ -197,25 +235,31 @@ class _Subject:
         return self._literals[path]
 
     def _allowed(self, literal: Sequence[Array]) -> float:
-        """Relative error of a runtime that rounds elsewhere than the literal graph does."""
         return min(max(INT8_RUNTIME_FLOOR, INT8_RUNTIME_FACTOR * _worst(literal, self.want)), INT8_BOUND)
-
-    def ir(self, name: str, path: Path) -> Check:
-        """The IR against its ONNX twin in the same runtime, or against torch where it has none."""
-        label = runtimes.get("openvino").label
-        got = self._run("openvino", path)
-        for twin, twin_path in self._files.items():
-            if twin_path.suffix == ".onnx" and twin_path.stem == path.stem:
-                return self.same(f"{twin} = {name} ({label})", got, self._run("openvino", twin_path))
-        return self.same(f"torch = {name} ({label})", got, self.want)
 
     def _run(self, key: str, path: Path, batches: Sequence[Feeds] | None = None) -> list[Array]:
         session = runtimes.get(key)().open(path, threads=self._threads)
         return [output for feeds in batches or self._batches for output in session.run(feeds)]
 
+    def _runtimes_for(self, path: Path) -> list[str]:
+        """Those measured that open the file; the default ones where there are none: nothing is left unproved."""
+        return _opening(path, self._measured) or _opening(path, default_runtimes())
 
-def _runtimes_for(path: Path) -> list[str]:
-    return [key for key in runtimes if opens(runtimes.get(key), path)]
+
+def _carried_out(name: str, compared: Callable[[], Check]) -> Check:
+    """The comparison, or why a runtime could not do it."""
+    try:
+        return compared()
+    except Exception as error:  # noqa: BLE001 - runtimes raise whatever they like; what follows is still compared
+        return Check(name, math.nan, 0.0, passed=False, detail=said_by(error))
+
+
+def _opening(path: Path, names: Sequence[str]) -> list[str]:
+    return [key for key in names if opens(runtimes.get(key), path)]
+
+
+def _label(key: str) -> str:
+    return runtimes.get(key).label
 
 
 def _worst(got: Sequence[Array], want: Sequence[Array]) -> float:
@@ -245,9 +289,7 @@ def _run_torch(module: torch.nn.Module, batches: Sequence[Feeds], example_inputs
     return found
 
 
-def _load_archive(path: Path) -> torch.nn.Module:
-    try:
-        with quiet():
-            return read_program(path).module()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"torch cannot load '{path}': {error}", hint="export the model again") from error
+def _run_archive(path: Path, batches: Sequence[Feeds], example_inputs: Inputs | None) -> list[Array]:
+    with quiet():
+        program = read_program(path).module()
+    return _run_torch(program, batches, example_inputs)

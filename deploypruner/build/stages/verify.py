@@ -1,4 +1,4 @@
-"""verify: torch against every exported file, in both runtimes, on real inputs."""
+"""verify: torch against every exported file, in the runtimes that will be measured, on real inputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Verify(Stage):
 
     name: ClassVar[str] = "verify"
     needs: ClassVar[tuple[str, ...]] = ("sparse",)
-    reads: ClassVar[tuple[str, ...]] = ("seed",)
+    reads: ClassVar[tuple[str, ...]] = ("seed", "measure.runtimes")
     saves: ClassVar[tuple[str, ...]] = (stage_file("verify.json"),)
 
     def run(self, build: Build) -> Build:
@@ -36,6 +36,7 @@ class Verify(Stage):
             files,
             verification_feeds(build),
             dynamic_batch=build.traced.dynamic_batch,
+            measured=build.recipe.measure.runtimes,
             example_inputs=build.traced.example_inputs,
             open_axes=build.traced.open_axes,
         )
