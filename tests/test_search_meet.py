@@ -16,6 +16,7 @@ from torch import nn
 from deploypruner.graph import trace
 from deploypruner.latency import LayerTime
 from deploypruner.latency.clock import Clock
+from deploypruner.measure import Measured
 from deploypruner.recipe.budget import Budget
 from deploypruner.records import Artifact, Quality, Timing
 from deploypruner.search import bench
@@ -66,7 +67,7 @@ class Machine:
         for artifact, runtime in jobs:
             ns = self.ms(self.kept.get(str(artifact.path), {})) * 1e6 * (0.3 if artifact.precision == "int8" else 1)
             timings.append(Timing(artifact, runtime, 1, np.full((12, 10), int(ns)), 0.0, 0, 0))
-        return SimpleNamespace(timings=timings, reason="", failures=())
+        return Measured(tuple(timings), timings[0], floor=0.01, settled=True)
 
     def _profile(self, path: Path, *_: Any, **__: Any) -> Any:
         ms = self.ms(self.kept.get(str(path), {}))

@@ -18,7 +18,7 @@ from deploypruner.build.metric import own_metric
 from deploypruner.build.sparse_model import MODEL, make_sparse
 from deploypruner.build.sparsify_inputs import Inputs, sparsify_inputs
 from deploypruner.build.state import Feeds
-from deploypruner.errors import InputError, MeasureError, VerificationError
+from deploypruner.errors import InputError, VerificationError
 from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.measure import environment, evaluate, find_warnings, make_rows, outputs, trial
 from deploypruner.measure.files import check_external
@@ -309,10 +309,8 @@ def _measured(
         seed=request.seed,
         feeds=inputs.timed,
     )
-    if measured.failures:
-        raise MeasureError(measured.failures[0].message, hint=measured.failures[0].hint)
     timed: list[Quality | None] = [qualities[artifact.name] for artifact in artifacts]
-    rows = make_rows(measured.timings, timed, floor=measured.floor, seed=request.seed)
+    rows = make_rows(measured.complete(), timed, floor=measured.floor, seed=request.seed)
     doubts = find_warnings(
         measured.timings, machine, settled=measured.settled, floor=measured.floor, conditions=measured.conditions
     )

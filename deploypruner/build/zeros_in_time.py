@@ -7,14 +7,14 @@ from math import ceil, floor
 from deploypruner.build.feeds import timing_feeds
 from deploypruner.build.reach import save_reachable
 from deploypruner.build.state import Build
-from deploypruner.errors import MeasureError
+from deploypruner.measure import DECIDING_SECONDS
 from deploypruner.records import Setting
 from deploypruner.search.found import SearchResult
 from deploypruner.search.goal import Goal
 from deploypruner.search.latency_search import OutOfReach
 from deploypruner.sparsity.assign.in_time import Assignment
 
-_RUNTIME, _SECONDS = "openvino", 8.0
+_RUNTIME = "openvino"
 # Of what is predicted to be the fastest, for an offer that can be kept.
 _RESERVE = 0.05
 
@@ -32,13 +32,12 @@ def time_goal(build: Build) -> Goal | None:
     measured = build.clock.artifacts(
         [(dense, _RUNTIME)],
         threads=recipe.measure.threads,
-        budget_s=_SECONDS,
+        budget_s=DECIDING_SECONDS,
         seed=recipe.seed,
         feeds=timing_feeds(build),
     )
-    for failure in measured.failures:
-        raise MeasureError(failure.message, hint=failure.hint)
-    return Goal.of(recipe.prune.budget, measured.timings[0])
+    (dense_timing,) = measured.complete()
+    return Goal.of(recipe.prune.budget, dense_timing)
 
 
 def promise(build: Build, goal: Goal, assigned: Assignment) -> SearchResult:

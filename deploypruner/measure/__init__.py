@@ -14,7 +14,7 @@ from deploypruner.measure.environment import environment
 from deploypruner.measure.failure import Failure, as_error
 from deploypruner.measure.files import describe_file, detect_precision, read_timing, write_timing
 from deploypruner.measure.interference import Conditions
-from deploypruner.measure.protocol import Measured, time_artifacts
+from deploypruner.measure.protocol import DECIDING_SECONDS, Measured, time_artifacts
 from deploypruner.measure.quality import Batch, evaluate, outputs
 from deploypruner.measure.rounds import Progress
 from deploypruner.measure.rows import make_rows
@@ -80,6 +80,7 @@ def measure(
 
 
 __all__ = [
+    "DECIDING_SECONDS",
     "Batch",
     "Bench",
     "Conditions",

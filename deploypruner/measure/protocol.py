@@ -25,6 +25,9 @@ from deploypruner.target import detect
 
 # Two workers of one file that differ by more than this say nothing about a budget.
 _HOPELESS_FLOOR = 0.10
+# Files timed beside the dense model while a build decides: a ratio known to 2 % takes this long on a quiet machine
+# for all but the slowest models.
+DECIDING_SECONDS = 6.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,16 @@ class Measured:
     def jobs(self) -> tuple[Job, ...]:
         """What `timings` are of."""
         return tuple((timing.artifact, timing.runtime) for timing in self.timings)
+
+    def complete(self) -> tuple[Timing, ...]:
+        """`timings`, one per job.
+
+        Raises:
+            MeasureError: A job could not be timed.
+        """
+        if self.failures:
+            raise as_error(self.failures)
+        return self.timings
 
     @property
     def certifiable(self) -> bool:

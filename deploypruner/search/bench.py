@@ -6,18 +6,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
 
-from deploypruner.errors import MeasureError
 from deploypruner.graph import Graph
 from deploypruner.latency import write_candidate
 from deploypruner.latency.clock import Clock, current_clock
+from deploypruner.measure import DECIDING_SECONDS
 from deploypruner.records import Artifact, Setting
 from deploypruner.runtime import Array
 from deploypruner.scratch import scratch
 from deploypruner.search.goal import Goal
 from deploypruner.search.loop import Keep, Trial
-
-# A ratio known to 2 % takes this long on a quiet machine for all but the slowest models.
-SECONDS = 6.0
 
 
 class CandidateBench:
@@ -40,7 +37,7 @@ class CandidateBench:
         dense: Artifact,
         *,
         feeds: Sequence[Array] | None = None,
-        seconds: float = SECONDS,
+        seconds: float = DECIDING_SECONDS,
         seed: int = 0,
         clock: Clock | None = None,
     ) -> None:
@@ -77,9 +74,7 @@ class CandidateBench:
             seed=self._seed + self._count,
             feeds=self._feeds,
         )
-        for failure in measured.failures:
-            raise MeasureError(failure.message, hint=failure.hint)
-        dense, timing = measured.timings
+        dense, timing = measured.complete()
         return Trial(
             assessment=goal.assess(timing, dense, seed=self._seed),
             profile=self._clock.profile(path, self.setting, feeds=self._feeds),

@@ -9,6 +9,7 @@ from typing import Any
 from deploypruner.channels.feasible_widths import Room, by_importance, find_room
 from deploypruner.errors import BudgetError
 from deploypruner.latency import LatencyModel, LayerTime, Profile
+from deploypruner.measure import DECIDING_SECONDS
 from deploypruner.recipe.budget import Budget
 from deploypruner.search.bench import CandidateBench
 from deploypruner.search.bottlenecks import obstacles
@@ -21,7 +22,6 @@ from deploypruner.search.request import SearchRequest
 from deploypruner.search.selection import choose_objective
 from deploypruner.search.time_limit import TimeLimit
 
-_DENSE_SECONDS = 8.0
 # Part of the time that is left which timing layers may take.
 _TABLE_SHARE = 0.5
 
@@ -139,7 +139,7 @@ def narrowest(request: SearchRequest) -> Room:
 
 def _choose(request: SearchRequest) -> ChosenSetting:
     measured = request.clock.artifacts(
-        request.jobs, threads=request.threads, budget_s=_DENSE_SECONDS, seed=request.seed, feeds=request.feeds
+        request.jobs, threads=request.threads, budget_s=DECIDING_SECONDS, seed=request.seed, feeds=request.feeds
     )
     jobs = [(timing.artifact, timing.runtime) for timing in measured.timings]
     ask = request.qualities if len(jobs) > 1 else None
