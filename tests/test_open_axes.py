@@ -23,6 +23,7 @@ from deploypruner.export import exporters
 from deploypruner.graph import Graph
 from deploypruner.graph.capture.asked_axes import Asked, parse, requested
 from deploypruner.graph.open_axes import as_json
+from deploypruner.graph.reference import run
 from deploypruner.recipe import ModelRecipe
 from deploypruner.sparse.fixing import fixed_at
 from deploypruner.verify.exported import verify_exports
@@ -417,3 +418,39 @@ def test_json_has_no_more_than_plain_values():
             "step": 1,
         }
     ]
+
+
+class RowsAndColumns(nn.Module):
+    """An LSTM over every row of an image: its batch, and so its states, depend on the height."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.rows, self.out = nn.Conv2d(3, 8, 1), nn.LSTM(8, 6, batch_first=True), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.into(x).permute(0, 2, 3, 1)
+        n, height, width, channels = y.shape
+        y = self.rows(y.reshape(n * height, width, channels))[0]
+        return self.out(y.reshape(n, height, width, -1).permute(0, 3, 1, 2))
+
+
+def test_states_of_another_size_are_refused_before_torch_reads_beyond_their_end() -> None:
+    lstm = nn.LSTM(4, 3, batch_first=True).eval()
+
+    class Raw(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            states = [torch.zeros(1, 2, 3), torch.zeros(1, 2, 3)]
+            weights = [p.detach() for p in lstm.parameters()]
+            return torch.ops.aten.lstm.input(x, states, weights, True, 1, 0.0, False, False, True)[0]
+
+    torch.testing.assert_close(run(Raw(), (torch.ones(2, 7, 4),)), lstm(torch.ones(2, 7, 4))[0].detach())
+    with pytest.raises(ValueError, match=r"LSTM of 5 samples has states of shape \[2, 3\]"):
+        run(Raw(), (torch.ones(5, 7, 4),))
+
+
+def test_an_lstm_over_the_rows_of_an_image_runs_at_other_sizes() -> None:
+    torch.manual_seed(0)
+    model = RowsAndColumns().eval()
+    graph = dp.trace(model, torch.randn(2, 3, 6, 9))
+    other = torch.randn(3, 3, 11, 5)
+    torch.testing.assert_close(graph.module(other), model(other))

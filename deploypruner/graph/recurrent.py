@@ -1,4 +1,4 @@
-"""Shapes of recurrent layers whose sequence is open.
+"""Recurrent layers: shapes where the sequence is open, states where they do not fit.
 
 torch finds the shape of an LSTM by running through its time steps, which makes their number a constant. The shape
 does not depend on the steps, so that it can be said without them.
@@ -15,11 +15,34 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey
 from torch._decomp import decomposition_table
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _aten = torch.ops.aten
 # Those that ONNX has whole; a plain RNN is taken apart step by step on its way there.
 _LAYERS = (_aten.lstm.input, _aten.gru.input)
 _KEYS = (DispatchKey.CompositeImplicitAutograd, DispatchKey.Autograd)
+
+
+class CheckedStates(TorchDispatchMode):
+    """While this lasts, an LSTM refuses states of another batch size than its input's.
+
+    `nn.LSTM` does so itself. A graph calls the operator, which on CPUs reads and writes beyond the end of the states:
+    torch 2.13 ends with a signal.
+
+    Raises:
+        ValueError: They do not fit.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Let everything else pass."""
+        if func is _aten.mkldnn_rnn_layer.default:
+            steps, states = args[0], args[5:7]
+            if any(state.shape[-2] != steps.shape[-2] for state in states):
+                raise ValueError(
+                    f"an LSTM of {steps.shape[-2]} samples has states of shape {list(states[0].shape)} "
+                    f"and {list(states[1].shape)}"
+                )
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

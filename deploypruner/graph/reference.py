@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from deploypruner.errors import TraceError
 from deploypruner.graph.inputs import Inputs, call, described, tensors
+from deploypruner.graph.recurrent import CheckedStates
 from deploypruner.records import Check
 
 # Both run the same operators; only a cache or a fused path of the original may round differently.
@@ -47,8 +48,7 @@ class Reference:
             TraceError: It raises, or returns no tensor.
         """
         try:
-            with torch.no_grad(), seeded(inputs, seed):
-                output = call(self.module, inputs)
+            output = run(self.module, inputs, seed)
         except Exception as error:  # whatever the user's forward raises
             raise TraceError(
                 f"the model does not run on example inputs of shape {described(inputs)}: {said(error)}",
@@ -112,6 +112,16 @@ def register_dataclasses(value: Any) -> None:
             return
         for kind in new:
             pytree.register_dataclass(kind)
+
+
+def run(module: nn.Module, inputs: Inputs, seed: int = 0) -> Any:
+    """What a model or a graph returns; these inputs may be of sizes it was not traced for.
+
+    Raises:
+        Exception: Whatever forward or an operator raises.
+    """
+    with torch.no_grad(), seeded(inputs, seed), CheckedStates():
+        return call(module, inputs)
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
@@ -35,9 +34,9 @@ from deploypruner.graph.capture.train_mode import exportable_in_training, learn_
 from deploypruner.graph.execute.mode_flags import mark_always_training
 from deploypruner.graph.execute.module import TracedModule
 from deploypruner.graph.execute.shared_weights import sharing_copy
-from deploypruner.graph.inputs import Inputs, batch_size, call, carries_batch, resized, tensors
+from deploypruner.graph.inputs import Inputs, batch_size, carries_batch, resized, tensors
 from deploypruner.graph.open_axes import Place
-from deploypruner.graph.reference import Reference, register_dataclasses, said, seeded, without_opaque_outputs
+from deploypruner.graph.reference import Reference, register_dataclasses, run, said, seeded, without_opaque_outputs
 from deploypruner.records import Check
 
 __all__ = ["Capture", "capture", "quiet"]
@@ -271,8 +270,7 @@ class _Capturing:
         return self._compare(traced, two, self.reference.outputs(two))
 
     def _compare(self, traced: TracedModule, inputs: Inputs, wanted: list[Tensor]) -> Check:
-        with torch.no_grad(), seeded(inputs, 0):
-            return self.reference.compare(tensors(call(traced, inputs)), wanted)
+        return self.reference.compare(tensors(run(traced, inputs)), wanted)
 
     def _capture(self, module: TracedModule, check: Check, fixed_because: str) -> Capture:
         remarks = []

@@ -15,9 +15,9 @@ from deploypruner.graph.capture.opening import Opened, Opening, lengths_of, tens
 from deploypruner.graph.capture.other_sizes import agrees_at, sizes_taken
 from deploypruner.graph.capture.torch_export import quiet
 from deploypruner.graph.execute.module import TracedModule, set_state
-from deploypruner.graph.inputs import Inputs, call, resized, tensors
+from deploypruner.graph.inputs import Inputs, resized, tensors
 from deploypruner.graph.open_axes import Place
-from deploypruner.graph.reference import Reference, seeded
+from deploypruner.graph.reference import Reference, run
 
 # torch.export specialises sizes 0 and 1 to constants; two samples also tell a batch from a broadcast.
 _BATCH = 2
@@ -39,8 +39,7 @@ def capture_program(program: ExportedProgram, given: Inputs, request: Request = 
     aliases = aliases_of(program, module)
     _own_objects(module)
     traced = traced_module(module, aliases)
-    with torch.no_grad(), seeded(inputs, 0):
-        check = reference.compare(tensors(call(traced, inputs)), wanted)
+    check = reference.compare(tensors(run(traced, inputs)), wanted)
     remarks = [f"{len(unused)} tensors are not used at inference and were dropped: {some(unused)}"] if unused else []
     opened = _opened(program, traced, inputs, request)
     traced.specialise(sizes=sizes_taken(traced, inputs, opened.axes))

@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.export import Dim
 
 from deploypruner.graph.capture.asked_axes import Asked
 from deploypruner.graph.execute.module import Sizes, TracedModule
-from deploypruner.graph.inputs import Inputs, batch_size, call, resized, tensors
+from deploypruner.graph.inputs import Inputs, batch_size, resized, tensors
 from deploypruner.graph.open_axes import OpenAxis, Place, shapes_with, with_lengths
-from deploypruner.graph.reference import Reference, seeded
+from deploypruner.graph.reference import Reference, run
 
 # Images have a channel axis before their sizes; strides are powers of two up to this.
 _STRIDE = 32
@@ -69,13 +68,11 @@ def agrees(module: TracedModule, reference: Reference, inputs: Inputs) -> bool |
 def agrees_at(module: TracedModule, reference: Reference, inputs: Inputs) -> bool | None:
     """Does the graph compute on these inputs what the model does? None where the model does not take them."""
     try:
-        with torch.no_grad(), seeded(inputs, 0):
-            wanted = tensors(call(reference.module, inputs))
+        wanted = tensors(run(reference.module, inputs))
     except Exception:  # noqa: BLE001 - the model may not take this size, whatever it then raises
         return None
     try:
-        with torch.no_grad(), seeded(inputs, 0):
-            got = tensors(call(module, inputs))
+        got = tensors(run(module, inputs))
     except Exception:  # noqa: BLE001 - a constant does not fit
         return False
     return reference.compare(got, wanted).passed
