@@ -96,11 +96,6 @@ def _distilled() -> tuple[nn.Module, Inputs]:
     return model, inputs
 
 
-def _volo() -> tuple[nn.Module, Inputs]:
-    sizes = {"layers": (1, 1, 1, 1), "embed_dims": (32, 64, 64, 64), "num_heads": (2, 4, 4, 4)}
-    return _timm("volo_d1_224", img_size=_SIDE, **sizes)
-
-
 def _split_batch_norm() -> tuple[nn.Module, Inputs]:
     from timm.layers import convert_splitbn_model
 
@@ -198,7 +193,7 @@ _TIMM: dict[str, Case] = {
     "levit_128s": Case(
         "the mean of two heads, drop path", lambda: _timm("levit_128s", 128, img_size=128, drop_path_rate=0.2)
     ),
-    "volo_d1_224": Case("tokens mixed by NumPy's random numbers", _volo),
+    "volo_d1_224": Case("tokens mixed by NumPy's random numbers", lambda: _timm("volo_d1_224", img_size=_SIDE)),
     "sequencer2d_s": Case(
         "LSTMs, drop path", lambda: _timm("sequencer2d_s", img_size=_SIDE, layers=(1, 1, 1, 1), drop_path_rate=0.2)
     ),

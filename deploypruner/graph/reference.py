@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from deploypruner.errors import TraceError
 from deploypruner.graph.inputs import Inputs, call, described, tensors
+from deploypruner.graph.largest_gap import largest_gap, magnitude
 from deploypruner.graph.recurrent import CheckedStates
 from deploypruner.records import Check
 
@@ -72,10 +73,9 @@ class Reference:
         if [t.shape for t in got] != [t.shape for t in wanted]:
             shapes = " and ".join(str([list(t.shape) for t in side]) for side in (got, wanted))
             return Check(name, float("nan"), 0.0, False, f"shapes {shapes}")
-        largest = max((float(_wide(t).abs().nan_to_num().max()) for t in wanted if t.numel()), default=0.0)
-        difference = max((_difference(a, b) for a, b in zip(got, wanted, strict=True)), default=0.0)
-        tolerance = relative * largest
-        return Check(name, difference, tolerance, difference <= tolerance)
+        tolerance = relative * max(map(magnitude, wanted), default=0.0)
+        gap = max((largest_gap(a, b) for a, b in zip(got, wanted, strict=True)), default=0.0)
+        return Check(name, gap, tolerance, gap <= tolerance)
 
     def relative(self, wanted: list[Tensor]) -> float:
         """By which part of the largest value these may differ."""
@@ -171,15 +171,3 @@ def _misfit(module: nn.Module, inputs: Inputs) -> str:
         theirs, ours = (str(d).removeprefix("torch.") for d in (other[0], next(iter(kinds))))
         return f"the weights are {ours} and an input is {theirs}; give {ours}, or integers where indices are meant"
     return "pass example inputs of the shape, dtype and number the model takes"
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
-
-
-def _difference(got: Tensor, wanted: Tensor) -> float:
-    """Largest absolute difference; equal infinities and NaN in the same places differ by nothing."""
-    a, b = _wide(got), _wide(wanted)
-    same = (a == b) | (a.isnan() & b.isnan())
-    gap = (a - b).abs().masked_fill(same, 0.0)
-    return float(gap.nan_to_num(nan=float("inf"), posinf=float("inf")).max()) if gap.numel() else 0.0

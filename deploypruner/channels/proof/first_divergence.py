@@ -11,6 +11,7 @@ from torch.fx import Node
 from deploypruner.channels.proof.masked_reference import Masked, restrict
 from deploypruner.graph.execute.float64_interpreter import Streamed
 from deploypruner.graph.inputs import Inputs
+from deploypruner.graph.largest_gap import largest_gap, magnitude
 from deploypruner.graph.nodes import where
 
 
@@ -77,7 +78,7 @@ def _differs(masked: Masked, node: Node, wanted: Any, got: Any, tolerance: float
             return f"shape {list(other.shape)} instead of {list(kept.shape)}"
         if not kept.is_floating_point() or not kept.numel():
             continue
-        difference, scale = float((kept - other).abs().nan_to_num(0).max()), float(kept.abs().nan_to_num(0).max())
-        if difference > tolerance * scale:
-            return f"max |difference| {difference:.2e}, largest value {scale:.2e}"
+        gap, scale = largest_gap(other, kept), magnitude(kept)
+        if gap > tolerance * scale:
+            return f"max |difference| {gap:.2e}, largest value {scale:.2e}"
     return ""

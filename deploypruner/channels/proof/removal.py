@@ -22,6 +22,7 @@ from deploypruner.channels.proof.probes import probe
 from deploypruner.graph import Graph
 from deploypruner.graph.execute.float64_interpreter import Streamed, TensorRunner, runner
 from deploypruner.graph.inputs import Inputs
+from deploypruner.graph.largest_gap import largest_gap, magnitude
 from deploypruner.graph.open_axes import at_other_lengths, at_text
 from deploypruner.graph.reference import said
 from deploypruner.records import Check
@@ -168,10 +169,10 @@ def _check(
     problem = outcome.problem or _incomparable(outcome.wanted, outcome.got)
     if problem:
         return _failed(name, problem)
-    scales = [_scale(t) for t in outcome.wanted]
+    scales = [magnitude(t) for t in outcome.wanted]
     floor = _SMALL_OUTPUT * max(scales)
     allowed = [slack * _TOLERANCE[dtype] * max(scale, floor) for scale in scales]
-    differences = [_difference(a, b) for a, b in zip(outcome.wanted, outcome.got, strict=True)]
+    differences = [largest_gap(a, b) for a, b in zip(outcome.wanted, outcome.got, strict=True)]
     passed = all(d <= a for d, a in zip(differences, allowed, strict=True))
     worst = max(range(len(scales)), key=lambda i: _excess(differences[i], allowed[i]))
     return Check(name, differences[worst], allowed[worst], passed, _remark(signal))
@@ -205,37 +206,16 @@ def _signal(first: list[Tensor], second: list[Tensor]) -> float | None:
     for a, b in zip(first, second, strict=False):
         samples = min(len(a), len(b)) if a.ndim and b.ndim else None
         a, b = (a, b) if samples is None else (a[:samples], b[:samples])
-        if a.shape == b.shape and a.numel() and _scale(a):
-            change = _difference(a, b) / _scale(a)
+        if a.shape == b.shape and a.numel() and magnitude(a):
+            change = largest_gap(a, b) / magnitude(a)
             changes.append(change if isfinite(change) else 0.0)
     return max(changes) if first and second else None
-
-
-def _difference(a: Tensor, b: Tensor) -> float:
-    """Largest absolute difference; the same infinity, or NaN on both sides, is no difference."""
-    a, b = _numbers(a), _numbers(b).to(a.device)
-    same = (a == b) | (a.isnan() & b.isnan())
-    return float((a - b).abs().masked_fill_(same, 0).max()) if a.numel() else 0.0
-
-
-def _scale(tensor: Tensor) -> float:
-    """Largest finite absolute value."""
-    numbers = _numbers(tensor).abs()
-    return float(numbers.masked_fill(~numbers.isfinite(), 0).max()) if numbers.numel() else 0.0
 
 
 def _is_finite(tensor: Tensor) -> bool:
     return bool(tensor.isfinite().all())
 
 
-def _numbers(tensor: Tensor) -> Tensor:
-    """Real floating-point numbers: complex ones as pairs, integers and flags converted."""
-    tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    return tensor if tensor.is_floating_point() else tensor.double()
-
-
-def _excess(difference: float, allowed: float) -> float:
-    """How far beyond what is allowed; NaN is worst."""
-    if difference != difference:
-        return float("inf")
-    return difference / allowed if allowed else difference
+def _excess(gap: float, allowed: float) -> float:
+    """How far beyond what is allowed."""
+    return gap / allowed if allowed else gap
