@@ -106,7 +106,7 @@ def os_errors(path: Path, instead: str = ANOTHER_OUT) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise (no_space() if error.filename == tempfile.gettempdir() else no_space(path)) from error
+            raise no_space(None if error.filename == tempfile.gettempdir() else path) from error
         if error.errno in _REFUSED and working_folder_exists():
             raise InputError(f"cannot write to {path}: {os.strerror(error.errno)}", hint=instead) from error
         raise refusal(error, f"write to {path}") or error from error
@@ -164,8 +164,8 @@ def _has_room(folder: Path) -> bool:
     return shutil.disk_usage(folder).free >= _ROOM_BYTES
 
 
-def no_space(path: Path | None = None) -> InputError:
-    """The error for a full disk: that of a file, or of temporary files."""
+def no_space(path: Path | None) -> InputError:
+    """The error for a full disk: that of a file, or with None of temporary files."""
     if path is None:
         return InputError(
             f"no space left on the disk while writing temporary files to {tempfile.gettempdir()}",

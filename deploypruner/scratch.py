@@ -37,7 +37,7 @@ def scratch() -> Iterator[Path]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise no_space() from error
+        raise no_space(None) from error
 
 
 def sweep() -> None:
