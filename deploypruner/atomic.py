@@ -13,51 +13,49 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from deploypruner.errors import InputError
-from deploypruner.refusals import file_size_limit, refusal, working_folder_exists
+from deploypruner.errors import DeployPrunerError, InputError
+from deploypruner.refusals import FREE_SPACE, file_size_limit, refusal, working_folder_exists
 
 SCRATCH = ".writing-"
 """Prefix of the folders in which files are written."""
 
+ANOTHER_OUT = "choose another --out"
+"""What to do where a build's folder cannot be written to."""
+
 # Bytes of names that are no UTF-8: what this makes of them is right in JSON, and readable elsewhere.
 ERRORS = "backslashreplace"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# What is wrong with --out itself; see `refusals` for the rest.
+# What is wrong with the place itself; see `refusals` for the rest. A file that is mounted from elsewhere cannot be
+# replaced by renaming (EBUSY, EXDEV).
 _REFUSED = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP, errno.EBUSY, errno.EXDEV),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
 )
-# Where a native library fails to write and does not say why, this much free space means a full disk.
-_NO_SPACE_BYTES = 1 << 20
+# Where a library fails to write and does not say why, a disk without this much room is a full one.
+_ROOM_BYTES = 1 << 20
+# Where nothing failed, or for a reason that is known, it is one without this much: a library may stop at a full disk
+# in the middle of a file and not say a word.
+_LEAST_BYTES = 1 << 12
 
 
 @contextmanager
-def replacing(final: Path, siblings: tuple[str, ...] = ()) -> Iterator[Path]:
+def replacing(final: Path, siblings: tuple[str, ...] = (), *, instead: str = ANOTHER_OUT) -> Iterator[Path]:
     """Yield a temporary path beside `final`, whose place the file takes once the block succeeds.
 
     Args:
         final: The file; its folder is made.
         siblings: Further suffixes the writer produces beside it.
+        instead: What to do where that place cannot be written to.
 
     Raises:
         InputError: The disk is full, or the path cannot be written.
     """
-    with os_errors(final):
+    with os_errors(final, instead):
         final.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=final.parent, prefix=SCRATCH) as scratch:
             temporary = Path(scratch) / final.name
-            try:
+            with unsaid_errors(Path(scratch)):
                 yield temporary
-            except (RuntimeError, SafetensorError) as error:
-                # Native libraries do not say why they could not write.
-                if shutil.disk_usage(scratch).free < _NO_SPACE_BYTES:
-                    raise _no_space(final) from error
-                if file_size_limit() is not None:
-                    refused = refusal(OSError(errno.EFBIG, ""), f"write to {final}")
-                    raise refused or error from error
-                raise
             for suffix in (*siblings, final.suffix):
                 written = temporary.with_suffix(suffix)
                 written.chmod(0o666 & ~_umask())  # libraries write some files for their owner alone
@@ -94,8 +92,12 @@ def file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def os_errors(path: Path) -> Iterator[None]:
+def os_errors(path: Path, instead: str = ANOTHER_OUT) -> Iterator[None]:
     """Turn the operating system's refusals to write `path` into errors a user can act on.
+
+    Args:
+        path: What is written.
+        instead: What to do where that place cannot be written to.
 
     Raises:
         InputError: The disk is full, or the path cannot be written.
@@ -104,14 +106,69 @@ def os_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise _no_space(path) from error
+            raise no_space(None if error.filename == tempfile.gettempdir() else path) from error
         if error.errno in _REFUSED and working_folder_exists():
-            raise InputError(f"cannot write to {path}: {error.strerror}", hint="choose another --out") from error
+            raise InputError(f"cannot write to {path}: {os.strerror(error.errno)}", hint=instead) from error
         raise refusal(error, f"write to {path}") or error from error
 
 
-def _no_space(path: Path) -> InputError:
-    return InputError(
-        f"no space left on the disk while writing {path}",
-        hint="free some space and run the same command with --resume; what was finished is kept",
-    )
+@contextmanager
+def unsaid_errors(folder: Path) -> Iterator[None]:
+    """Ask the system what it has against writing in `folder`, where a library that writes there does not say it.
+
+    Native libraries fail with words of their own, find their own file damaged, or go on as if all had been written.
+
+    Args:
+        folder: With nothing in it but what the block writes.
+
+    Raises:
+        OSError: What the system says.
+    """
+    temporary = tempfile.gettempdir()
+    try:
+        yield
+    except DeployPrunerError:
+        _require_room(folder, _LEAST_BYTES)
+        raise
+    except OSError as error:
+        # Libraries have temporary files of their own, and Python does not say which one could not be written.
+        if error.errno in _FULL and _has_room(folder) and not _has_room(Path(temporary)):
+            raise OSError(error.errno, error.strerror, temporary) from error
+        raise
+    except Exception:  # a library says it in many ways
+        limit = file_size_limit()
+        if limit is not None and limit < _ROOM_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG)) from None
+        _require_room(folder, _ROOM_BYTES)
+        raise
+    _require_room(folder, _LEAST_BYTES)
+
+
+def _require_room(folder: Path, size: int) -> None:
+    """Write `size` bytes more, where that is in doubt: root may use room that nobody else has.
+
+    Raises:
+        OSError: What the system says; a file in the folder has reached the limit on the size of files.
+    """
+    limit = file_size_limit()
+    if limit is not None and any(file.stat().st_size >= limit for file in folder.rglob("*") if file.is_file()):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    if not _has_room(folder):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(size if limit is None else min(size, limit)))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _has_room(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free >= _ROOM_BYTES
+
+
+def no_space(path: Path | None) -> InputError:
+    """The error for a full disk: that of a file, or with None of temporary files."""
+    if path is None:
+        return InputError(
+            f"no space left on the disk while writing temporary files to {tempfile.gettempdir()}",
+            hint=f"set TMPDIR to a folder on another disk, or {FREE_SPACE}",
+        )
+    return InputError(f"no space left on the disk while writing {path}", hint=FREE_SPACE)

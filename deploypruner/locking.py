@@ -6,9 +6,11 @@ import errno
 import fcntl
 import json
 import os
+import platform
 import shlex
 import sys
 import time
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ class Process:
     Args:
         pid: Its id.
         started: Clock ticks from boot to its start; 0 where the system does not say.
-        space: The id's name space, so that containers which share a folder do not mistake each other's.
+        space: The id's name space and machine, a number, so that containers and machines which share a folder do not
+            mistake each other's.
     """
 
     pid: int
@@ -60,24 +63,31 @@ def _started(pid: int) -> int:
 
 
 def _space() -> str:
+    machine = zlib.crc32(platform.node().encode())
     try:
-        return os.readlink("/proc/self/ns/pid").strip("pid:[]")
+        return os.readlink("/proc/self/ns/pid").strip("pid:[]") + f"{machine:010d}"
     except OSError:
-        return "0"
+        return f"{machine}"
 
 
 class FolderLock:
     """One process at a time writes to a folder.
 
-    The operating system drops the lock with the process, however that ends; what the file says is for the message.
+    The operating system drops the lock with the process, however that ends; what the file says is for the message. On
+    a file system without locks (some network drives) what the file says has to do: two processes that start at the
+    same moment are not kept apart there, and the file of one that was killed on another machine is deleted by hand.
 
     Args:
         path: Of the lock file, in a folder that exists.
+
+    Attributes:
+        remark: What a user should know about it, "" for nothing.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: int | None = None
+        self.remark = ""
 
     @property
     def held(self) -> bool:
@@ -98,7 +108,7 @@ class FolderLock:
                 holder = _read(file)
                 os.close(file)
                 if holder is None or holder[0].alive():
-                    raise _busy(folder, holder)
+                    raise _busy(folder, holder, self._path if self.remark else None)
                 # The process is gone, and something that it started keeps the file open.
                 self._path.unlink(missing_ok=True)
             elif self._is_current(file):
@@ -124,7 +134,11 @@ class FolderLock:
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
-            holder = _read(file)  # a file system without locks: what the file says has to do
+            self.remark = (
+                f"the file system of {self._path.parent} has no locks ({os.strerror(error.errno).lower()}): do not "
+                "start two builds there at the same moment"
+            )
+            holder = _read(file)
             return holder is None or not holder[0].alive() or holder[0] == this_process()
         return True
 
@@ -148,12 +162,13 @@ def _read(file: int) -> tuple[Process, str, float] | None:
         return None
 
 
-def _busy(folder: Path, holder: tuple[Process, str, float] | None) -> InputError:
+def _busy(folder: Path, holder: tuple[Process, str, float] | None, only_said_by: Path | None) -> InputError:
     if holder is None:
         return InputError(f"another process is building in {folder}", hint="wait for it, or name another --out")
     process, command, since = holder
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
+    ended = f", delete {only_said_by} if it has ended long ago" if only_said_by else ""
     return InputError(
         f"process {process.pid} is building in {folder} since {when}: {command}",
-        hint=f"wait for it, end it (kill {process.pid}), or name another --out",
+        hint=f"wait for it, end it (kill {process.pid}){ended}, or name another --out",
     )

@@ -8,10 +8,13 @@ import sys
 
 from deploypruner.errors import InputError
 
+FREE_SPACE = "free some space and run it again; a build goes on with --resume"
+"""What to do about a full disk."""
+
 # What can be done about a refusal; every other one is a mistake of ours.
 _HINTS: dict[int, str] = {
-    errno.ENOSPC: "free some space and run it again; a build goes on with --resume",
-    errno.EDQUOT: "free some space and run it again; a build goes on with --resume",
+    errno.ENOSPC: FREE_SPACE,
+    errno.EDQUOT: FREE_SPACE,
     errno.EFBIG: "allow larger files: ulimit -f unlimited",
     errno.EMFILE: "allow more open files: ulimit -n 1024",
     errno.ENFILE: "close other programs: the whole machine has too many files open",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deploypruner.atomic import no_space, unsaid_errors
 from deploypruner.locking import Process, this_process
 
 _NAME = re.compile(r"deploypruner-(\d+)-(\d+)-(\d+)-\w+")
@@ -18,12 +20,24 @@ _NAME = re.compile(r"deploypruner-(\d+)-(\d+)-(\d+)-\w+")
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Yield a new folder under TMPDIR, named after this process."""
+    """Yield a new folder under TMPDIR, named after this process.
+
+    Raises:
+        InputError: Its disk is full.
+    """
     sweep()
     process = this_process()
     prefix = f"deploypruner-{process.pid}-{process.started}-{process.space}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder,
+            unsaid_errors(Path(folder)),
+        ):
+            yield Path(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise no_space(None) from error
 
 
 def sweep() -> None:

@@ -31,12 +31,19 @@ class Staircase:
         block: Channels a kernel works on at once.
         base: Milliseconds of every layer, however narrow.
         rate: Milliseconds of a million multiply-adds.
+        remarks: What a latency model has to say about itself.
     """
 
     graph: Graph
     block: int = 16
     base: float = 0.01
     rate: float = 0.01
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What a report says about the model."""
+        return {"remarks": list(self.remarks)}
 
     def tally(self, order: Order) -> StaircaseTally:
         """A running total; every group is whole at first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from deploypruner.cli import options
+from deploypruner.cli.bench import _write
+from deploypruner.errors import InputError
 from tests.builds import (
     Outcome,
     copy_of_finished,
@@ -407,3 +410,29 @@ def test_the_bug_of_ours_is_not_dressed_up(monkeypatch):
     monkeypatch.setattr("deploypruner.cli.plan.describe", lambda *_, **__: {}["key"])
     with pytest.raises(KeyError):
         run_cli("plan", "tiny.pt2")
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_report_whose_page_cannot_be_written_is_shown_all_the_same(tmp_path, monkeypatch):
+    folder = copy_of_finished(tmp_path)
+    page = (folder / "report.html").read_bytes()
+    monkeypatch.setattr(os, "fsync", full_disk)
+    outcome = run_cli("report", str(folder))
+    assert outcome.code == 2
+    assert "dense fp32" in outcome.out
+    assert "error: no space left on the disk while writing" in outcome.err
+    assert (folder / "report.html").read_bytes() == page
+
+
+def test_json_of_a_benchmark_takes_the_place_of_an_earlier_one_only_when_it_is_whole(tmp_path, monkeypatch):
+    document = tmp_path / "found.json"
+    document.write_text("{}")
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(InputError, match=r"no space left on the disk while writing .*found\.json"):
+        _write(document, '{"rows": []}')
+    assert document.read_text() == "{}"
+    with pytest.raises(InputError, match="no space left on the disk while writing /dev/full"):
+        _write(Path("/dev/full"), "x")

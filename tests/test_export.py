@@ -196,3 +196,9 @@ def test_a_broken_onnx_file_is_named(tmp_path: Path) -> None:
     broken.write_bytes(b"not a model")
     with pytest.raises(InputError, match=r"OpenVINO cannot read '.*broken\.onnx'"):
         write_ir(broken, tmp_path / "m.xml")
+
+
+def test_a_program_on_a_full_disk_is_an_error_and_not_the_end_of_the_process():
+    """torch's own writer of archives aborts."""
+    with pytest.raises(OSError, match="No space left"):
+        exporters.get("pt2")().write(nn.Linear(4, 2), [torch.randn(2, 4)], Path("/dev/full"), dynamic_batch=True)

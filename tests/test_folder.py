@@ -254,7 +254,7 @@ def test_a_place_where_no_folder_can_be_made_is_named():
         BuildFolder(Path("/proc/nothing")).prepare()
 
 
-def full_disk(*_: object) -> None:
+def full_disk(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -275,6 +275,9 @@ def test_a_library_that_hides_a_full_disk_is_seen_through(folder, monkeypatch):
     with pytest.raises(RuntimeError, match="bin_file"):
         write()
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 0}))
+    with pytest.raises(RuntimeError, match="bin_file"):  # root may write where nobody else has room
+        write()
+    monkeypatch.setattr("tempfile.TemporaryFile", full_disk)
     with pytest.raises(InputError, match=r"no space left on the disk while writing .*model\.int8\.xml"):
         write()
 
@@ -305,3 +308,99 @@ def test_json_that_is_missing_or_damaged_is_named(folder):
     folder.path("plan.json").write_text("{")
     with pytest.raises(InputError, match=r"plan\.json' is not valid JSON"):
         folder.read_json("plan.json")
+
+
+def no_room(monkeypatch, *, at: Path | None = None) -> None:
+    """A disk is full: all of it, or the one with this folder."""
+    full = type("Usage", (), {"free": 0})
+    free = shutil.disk_usage
+    monkeypatch.setattr("shutil.disk_usage", lambda path: full if at is None or Path(path) == at else free(path))
+    if at is None:
+        monkeypatch.setattr("tempfile.TemporaryFile", full_disk)
+
+
+def write(folder: BuildFolder, problem: BaseException | None = None) -> None:
+    with folder.writing("model.int8.onnx") as path:
+        path.write_bytes(b"half")
+        if problem is not None:
+            raise problem
+
+
+@pytest.mark.parametrize("problem", [None, ValueError("wire format"), InputError("cannot be quantized", hint="none")])
+def test_a_library_that_stops_at_a_full_disk_and_says_nothing_or_something_else_is_seen_through(
+    folder, monkeypatch, problem
+):
+    folder.claim("model.int8.onnx")
+    no_room(monkeypatch)
+    with pytest.raises(InputError, match=r"no space left on the disk while writing .*build/model\.int8\.onnx"):
+        write(folder, problem)
+    assert not folder.has("model.int8.onnx")
+
+
+def test_a_file_that_ends_at_the_limit_on_sizes_may_be_cut_off(folder, monkeypatch):
+    folder.claim("model.int8.onnx")
+    monkeypatch.setattr("deploypruner.atomic.file_size_limit", lambda: 5)
+    write(folder)  # of 4 bytes
+    monkeypatch.setattr("deploypruner.atomic.file_size_limit", lambda: 4)
+    with pytest.raises(InputError, match=r"cannot write to .*model\.int8\.onnx: file too large[\s\S]*ulimit -f"):
+        write(folder)
+
+
+def test_a_full_disk_of_temporary_files_is_not_taken_for_that_of_the_build(folder, monkeypatch, tmp_path):
+    folder.claim("model.int8.onnx")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    no_room(monkeypatch, at=tmp_path / "tmp")
+    with pytest.raises(InputError, match=r"while writing temporary files to .*/tmp\n\nhint: set TMPDIR"):
+        write(folder, OSError(errno.ENOSPC, "No space left on device"))
+
+
+def test_a_full_disk_of_a_scratch_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(InputError, match=rf"temporary files to {tmp_path}\n\nhint: set TMPDIR"), scratch():
+        full_disk()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EXDEV, errno.EROFS])
+def test_a_file_that_cannot_be_renamed_to_is_named(folder, monkeypatch, number):
+    """One that is mounted from another disk; a disk that became read-only."""
+    folder.claim("model.int8.onnx")
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(InputError, match=rf"cannot write to .*model\.int8\.onnx: {os.strerror(number)}"):
+        write(folder)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_the_file_system_has_no_locks_the_lock_file_says_who_builds_and_the_user_is_told(
+    tmp_path, monkeypatch, number
+):
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    folder = BuildFolder(tmp_path / "build")
+    folder.prepare()
+    assert folder.remark.startswith(f"the file system of {folder.root} has no locks (")
+    folder.release()
+    path = folder.root / ".deploypruner.lock"
+    elsewhere = {**asdict(this_process()), "space": "1", "command": "x", "since": 0}  # on another machine
+    path.write_text(json.dumps(elsewhere))
+    with pytest.raises(InputError, match=rf"is building in [\s\S]*delete {path} if it has ended"):
+        BuildFolder(folder.root).prepare()
+    path.write_text(json.dumps({**elsewhere, "space": this_process().space, "started": 7}))  # gone from this one
+    again = BuildFolder(folder.root)
+    again.prepare()
+    assert json.loads(path.read_text())["started"] == this_process().started
+    again.release()
+    assert BuildFolder(folder.root).remark == ""
+
+
+def test_processes_of_two_machines_are_told_apart(monkeypatch):
+    """Both call their first name space the same."""
+    ours = this_process()
+    monkeypatch.setattr("platform.node", lambda: "another")
+    assert this_process().space != ours.space

@@ -23,7 +23,7 @@ from deploypruner.errors import InputError
 from deploypruner.graph.execute.module import TracedModule
 from deploypruner.recipe.budget import Budget
 from deploypruner.train.modes import outputs_as_evaluated
-from tests.training_nets import BEYOND, NETS, Auxiliary, Probabilities, Skipping, inputs_of
+from tests.training_nets import BEYOND, NETS, Auxiliary, ForwardsOnly, Probabilities, Skipping, inputs_of
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +102,16 @@ def test_what_cannot_be_kept_is_said_and_the_model_stays_as_it_was(name):
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
     assert (random.getstate(), np.random.get_state()[2]) == drawn[:2]
     assert torch.equal(torch.get_rng_state(), drawn[2])
+
+
+def test_gradients_that_could_not_be_compared_are_named():
+    torch.manual_seed(0)
+    net = ForwardsOnly().eval()
+    graph = trace(net, torch.randn(4, 5, 12))
+    assert graph.trains_differently.startswith("the gradients of the model could not be compared")
+    assert "this kernel has no backward pass" in graph.trains_differently
+    assert graph.trains_differently in graph.remarks
+    assert all(p.grad is None for p in net.parameters())
 
 
 def test_where_the_graph_cannot_the_own_class_is_there():

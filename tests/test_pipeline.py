@@ -25,7 +25,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import deploypruner as dp
 from deploypruner.build import pipeline
 from deploypruner.build.folder import BuildFolder
+from deploypruner.build.resume import Marks
 from deploypruner.build.stage import chain
+from deploypruner.build.stages.allocate import Allocate
 from deploypruner.build.stages.sparse import Sparse
 from deploypruner.errors import BudgetError, InputError, PlanError, RecipeError
 from deploypruner.recipe import MeasureRecipe, Recipe
@@ -154,6 +156,38 @@ def test_a_signal_to_end_while_workers_measure_ends_them_all(tmp_path):
 
 
 # ---------------------------------------------------------------------- resume
+
+
+def test_a_resumed_build_writes_nothing_again_that_was_finished(tmp_path):
+    """The dense files of stage allocate, too, which stage quantize needs."""
+    folder = copy_of_finished(tmp_path)
+    kept = [p for p in (folder / "stages").iterdir() if p.name not in RECORDS]
+    before = {p: p.stat().st_mtime_ns for p in kept}
+    assert {p.name for p in kept} > {"dense.fp32.onnx", "dense.int8.onnx"}
+    (folder / "model.int8.onnx").unlink()
+    with pretended_timings():
+        outcome = run_cli(*COMPILE, "--out", str(folder), "--resume")
+        assert done_before(outcome.err) == SAID[: SAID.index("quantize")]
+        changed = {p.name for p in kept if p.stat().st_mtime_ns != before[p]}
+        assert changed == {"quantize.json", "verify.json"}
+        settled = {p: p.stat().st_mtime_ns for p in (*kept, *map(folder.joinpath, REPRODUCED))}
+        outcome = run_cli(*COMPILE, "--out", str(folder), "--resume")
+    assert done_before(outcome.err) == SAID
+    assert {p: p.stat().st_mtime_ns for p in settled} == settled
+    assert digests(folder) == digests(finished())
+
+
+def test_a_file_that_a_later_stage_wrote_does_not_undo_an_earlier_one(tmp_path):
+    """Where several stages may write the same file: the dense models."""
+    folder, stage = BuildFolder(tmp_path / "build"), Allocate()
+    folder.prepare()
+    folder.write_json("stages/allocated.json", {})
+    marks = Marks(folder, chain(), {"recipe": {}, "stages": {}})
+    marks.add(stage, 1.0)
+    folder.write_text("stages/dense.fp32.onnx", "")
+    assert marks.finished(stage)
+    folder.write_json("stages/allocated.json", {"other": 1})
+    assert not marks.finished(stage)
 
 
 def test_resume_in_an_empty_folder_starts_a_build(tmp_path):

@@ -158,7 +158,7 @@ def test_a_constraint_out_of_range_is_named(command, options, said, tmp_path):
 
 
 def _model(graph, *args, **kwargs):
-    return Staircase(graph, block=4, base=0.001, rate=1)
+    return Staircase(graph, block=4, base=0.001, rate=1, remarks=("the latency table was not kept",))
 
 
 def test_a_dry_run_with_times_shows_what_each_group_would_gain():
@@ -170,6 +170,8 @@ def test_a_dry_run_with_times_shows_what_each_group_would_gain():
     assert "predicted for fp32 on openvino, 1 thread: up to --speedup" in outcome.out
     assert "ms to gain  lost per ms" in outcome.out
     assert "plan:" not in outcome.out
+    assert "note: the latency table was not kept" in outcome.out
+    assert "the latency table was not kept" in document["remarks"]
     time = document["time"]
     assert time["fastest_ms"] <= time["predicted_ms"] <= time["dense_ms"] / 1.2
     assert 0 < time["importance"] < 1

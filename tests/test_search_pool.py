@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +15,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from deploypruner.build.judging import _quality
 from deploypruner.channels.plan import make_plan
 from deploypruner.errors import BudgetError, InputError
 from deploypruner.graph import trace
 from deploypruner.recipe.constraints import Constraints
 from deploypruner.records import Setting
+from deploypruner.search.final import JudgedPlan
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.kept import quality_kept
 from deploypruner.search.losses import kept_share, losses_from_scores, make_choices
@@ -25,6 +30,7 @@ from deploypruner.search.pool import select, train_contenders
 from deploypruner.search.solve import reach
 from deploypruner.search.time_limit import TimeLimit
 from deploypruner.search.worth import measure_worth
+from deploypruner.tasks.recognise import OutputTask
 from tests.builds import CLASSES, run_cli, samples, workshop
 from tests.nets import conv_bn
 from tests.staircase import Staircase
@@ -170,6 +176,31 @@ def test_outputs_without_classes_are_judged_by_their_relative_error():
         for parameter in zeroed.parameters():
             parameter.zero_()
     assert judge.verdict(zeroed).loss == pytest.approx(1)
+
+
+def test_a_plan_is_refused_in_the_metric_of_its_task():
+    """A regression net that answers with the mean has R2 = 0, one that answers rightly 1: a hundred points."""
+    torch.manual_seed(0)
+    regressor = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 1)).eval()
+    graph = trace(regressor, torch.randn(2, 3, 8, 8))
+    with torch.no_grad():
+        held_out = [((x,), regressor(x)[:, 0]) for (x,), _ in batches(2)]
+    mean = torch.cat([y for _, y in held_out]).mean()
+    build = SimpleNamespace(tasks=(OutputTask("output", "regression", 0),), metric=None)
+    judge = Judge(graph, solving=batches(1), held_out=held_out, quality=partial(_quality, build))
+    assert (judge.dense.gap.kind, judge.dense.gap.lost) == ("R2", pytest.approx(0, abs=1e-4))
+    flat = graph.cut(graph.removed({}))
+    with torch.no_grad():
+        for parameter in flat.parameters():
+            parameter.zero_()
+        flat.get_parameter("3.bias").fill_(mean)
+    found = judge.verdict(flat)
+    assert found.gap.found == pytest.approx(0, abs=1e-4)
+    assert found.gap.lost == pytest.approx(100, abs=0.1)
+    assert not JudgedPlan(found, judge.dense, allowed=99).accepted
+    assert JudgedPlan(found, judge.dense, allowed=101).accepted
+    assert JudgedPlan(found, judge.dense, allowed=None).accepted
+    assert Verdict.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
 def test_single_cuts_and_whole_plans_have_the_same_loss_on_the_same_samples():

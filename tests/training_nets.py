@@ -186,6 +186,21 @@ class ReversedGradient(Changing):
         return Reversed.apply(x)
 
 
+class OneWay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise NotImplementedError("this kernel has no backward pass")
+
+
+class ForwardsOnly(Changing):
+    def between(self, x: Tensor) -> Tensor:
+        return OneWay.apply(x)
+
+
 class Recurrent(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()

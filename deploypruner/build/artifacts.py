@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from deploypruner.atomic import file_sha256
 from deploypruner.build.feeds import calibration_feeds
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.stage import stage_file
@@ -23,15 +24,36 @@ from deploypruner.quantize.static import QuantizationSummary, quantize_static
 from deploypruner.records import Artifact
 from deploypruner.target import detect
 
-DENSE = (stage_file("dense.fp32.onnx"), stage_file("dense.int8.onnx"))
+_MODELS, _SUMMARY = (stage_file("dense.fp32.onnx"), stage_file("dense.int8.onnx")), stage_file("dense.json")
+
+DENSE = (*_MODELS, _SUMMARY)
+"""Files of the dense model: both precisions, and what became int8."""
 
 
 def with_dense(build: Build) -> Build:
-    """Write the dense model in both precisions, unless this run has done so before, and give both artifacts."""
+    """Write the dense model in both precisions, unless this build has done so before, and give both artifacts.
+
+    Several stages come here, and a resumed build may skip the one that wrote the files.
+    """
     if build.artifacts:
         return build
-    dense = write_both(build, build.traced.module, DENSE, "openvino")
+    dense = _written_before(build.folder)
+    if dense is None:
+        dense = write_both(build, build.traced.module, _MODELS, "openvino")
+        build.folder.write_json(_SUMMARY, {"quantization": asdict(dense), "sha256": _hashes(build.folder)})
     return dense_artifacts(replace(build, quantized=replace(build.quantized, dense=dense)))
+
+
+def _written_before(folder: BuildFolder) -> QuantizationSummary | None:
+    """What became int8 where the files are as this build wrote them; None where they have to be written."""
+    if not all(map(folder.has, DENSE)):
+        return None
+    document = folder.read_json(_SUMMARY)
+    return QuantizationSummary(**document["quantization"]) if document["sha256"] == _hashes(folder) else None
+
+
+def _hashes(folder: BuildFolder) -> dict[str, str]:
+    return {name: file_sha256(folder.path(name)) for name in _MODELS}
 
 
 def write_int8(build: Build, module: nn.Module, folder: Path, *, batches: int) -> tuple[Path, Path]:
@@ -85,8 +107,8 @@ def dense_artifacts(build: Build) -> Build:
         return build
     cost, folder = build.traced.cost(), build.folder
     artifacts = (
-        Artifact("dense fp32", folder.path(DENSE[0]), "onnx", "fp32", "dense", cost),
-        Artifact("dense int8", folder.path(DENSE[1]), "onnx", "int8", "dense", cost),
+        Artifact("dense fp32", folder.path(_MODELS[0]), "onnx", "fp32", "dense", cost),
+        Artifact("dense int8", folder.path(_MODELS[1]), "onnx", "int8", "dense", cost),
     )
     return replace(build, artifacts=artifacts)
 

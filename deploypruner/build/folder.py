@@ -22,7 +22,6 @@ from deploypruner.reading import is_utf8, kind_name, read_json, status
 MANIFEST = "manifest.json"
 WRITTEN = "stages/written.json"
 _LOCK = ".deploypruner.lock"
-_PART = ".tmp"  # of a file that is being written where it stands
 
 
 class BuildFolder:
@@ -52,6 +51,11 @@ class BuildFolder:
         self.root, self.kind, self._names = root, kind, names
         self._lock = FolderLock(root / _LOCK)
         self._own: set[str] | None = None  # None until `prepare`: nothing is recorded
+
+    @property
+    def remark(self) -> str:
+        """What a user should know about the folder's lock, "" for nothing."""
+        return self._lock.remark
 
     def path(self, name: str) -> Path:
         """Where the file called `name` is or will be."""
@@ -116,8 +120,6 @@ class BuildFolder:
             for left in folder.glob(f"{SCRATCH}*"):
                 if left.is_dir() and not left.is_symlink():
                     shutil.rmtree(left)
-        for name in own:
-            self.path(f"{name}{_PART}").unlink(missing_ok=True)
         self._own = own
 
     def _recorded(self) -> tuple[str, set[str]]:
@@ -271,5 +273,5 @@ def _foreign(root: Path, own: set[str]) -> Iterator[str]:
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in links)
         for name in sorted([*files, *links]):
             found = os.path.relpath(os.path.join(folder, name), root)
-            if not name.startswith(".") and found.removesuffix(_PART) not in own:
+            if not name.startswith(".") and found not in own:
                 yield found

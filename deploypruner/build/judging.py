@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
+from torch import Tensor
+
+from deploypruner.build.answering import as_numpy
 from deploypruner.build.feeds import training_batches
 from deploypruner.build.stage import stage_file
 from deploypruner.build.state import Build
 from deploypruner.graph import Keep
+from deploypruner.measure.quality import judge_outputs
+from deploypruner.records import Quality
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.train.batches import FirstBatches
 from deploypruner.train.finetune import finetune
@@ -36,7 +44,26 @@ def make_judge(build: Build, *, remark: bool = False) -> Judge:
     augment = recover.settings.augment
     solving = training_batches(build, batch_size=_BATCH, count=solved or 1, augment=augment)
     file = build.folder.claim(stage_file("looks.json"))
-    return Judge(build.traced, solving=list(solving), held_out=plain[solved:], loss=build.loss, file=file)
+    return Judge(
+        build.traced,
+        solving=list(solving),
+        held_out=plain[solved:],
+        loss=build.loss,
+        file=file,
+        quality=partial(_quality, build) if build.tasks else None,
+    )
+
+
+def _quality(
+    build: Build, found: Sequence[list[Tensor]], dense: Sequence[list[Tensor]], labels: Sequence[Any]
+) -> Quality:
+    """By the tasks of the outputs, or the user's own metric, as the finished artifacts will be judged."""
+    ours, theirs = ([[as_numpy(output) for output in batch] for batch in batches] for batches in (found, dense))
+    known = build.tasks if len(ours[0]) == len(build.tasks) else None  # outputs that are no floats are left out
+    names = [task.output for task in known or ()] or [f"output {number}" for number in range(len(ours[0]))]
+    given = [as_numpy(target) for target in labels]
+    metric = build.metric if all(target is not None for target in given) else None
+    return judge_outputs(ours, given, names, reference=theirs, tasks=known, metric=metric)
 
 
 def trained_briefly(build: Build, judge: Judge, keep: Keep) -> Verdict:

@@ -48,6 +48,9 @@ def _run(build: Build, *, resume: bool, say: Say) -> Build:
         stage = stage_class()
         if stage.saves and marks is None:  # all before it is known to be good, so that bad input costs no old build
             marks = open_folder(build, order, resume=resume)
+            if build.folder.remark:
+                say(f"remark: {build.folder.remark}")
+                build = replace(build, remarks=(*build.remarks, build.folder.remark))
         started = build.clock.monotonic()
         finished = resumable and marks is not None and marks.finished(stage)
         if stage.saves and not finished and resumable:

@@ -147,7 +147,7 @@ def sparsified(request: SparsifyRequest, *, say: Say) -> Sparsified:
 def _sparsified(
     request: SparsifyRequest, model: onnx.ModelProto, inputs: Inputs, folder: BuildFolder, *, library: Path, say: Say
 ) -> Sparsified:
-    remarks = inputs.remarks
+    remarks = (*inputs.remarks, *filter(None, (folder.remark,)))
     is_int8 = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
     if request.data is None:
         remarks = (*remarks, _RANDOM_INT8 if is_int8 else _RANDOM_FP32)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deploypruner.atomic import os_errors, replacing
 from deploypruner.cli.options import SEED, GroupedCommand, Real, colour, shape_of, width
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.errors import InputError, MeasureError, RecipeError
@@ -101,10 +102,12 @@ def bench_command(
         feeds=None if data is None else _real_inputs(files[0], data, shapes, seed),
         seed=seed,
     )
-    if document is not None:
-        text = json.dumps(found.as_json())
-        click.echo(text) if document == "-" else _write(Path(document), text + "\n")
+    text = json.dumps(found.as_json()) if document is not None else ""
+    if document == "-":
+        click.echo(text)
     click.echo(_as_text(found), err=document == "-")
+    if document not in (None, "-"):  # after the table: what was measured is shown where the disk is full
+        _write(Path(str(document)), text + "\n")
     _report_failures(found)
 
 
@@ -204,7 +207,12 @@ def _check_writable(path: Path, artifacts: tuple[Path, ...]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write '{path}': {error.strerror}", hint="--json takes a file, or -") from None
+    """Whole or not at all; what is no file, such as /dev/stdout, is written to."""
+    instead = "--json takes a file, or -"
+    found = status(path, what="--json")
+    if found is not None and not S_ISREG(found.st_mode):
+        with os_errors(path, instead):
+            path.write_text(text, encoding="utf-8")
+        return
+    with replacing(path.resolve(), instead=instead) as temporary:
+        temporary.write_text(text, encoding="utf-8")

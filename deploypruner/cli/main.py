@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from deploypruner.atomic import ERRORS, replacing
 from deploypruner.cli.bench import bench_command
 from deploypruner.cli.check import check_command
 from deploypruner.cli.options import GroupedCommand, colour, width
@@ -206,8 +207,10 @@ def report_command(folder: Path) -> None:
     report = read_report(folder)
     build = BuildFolder(folder)
     build.require_own("report.html")
-    build.write_text("report.html", render_html(report))
-    _show(folder)
+    _show_table(folder)  # first: a folder that cannot be written to has one, too
+    with replacing(build.path("report.html"), instead="copy the build to a folder that can be written to") as page:
+        page.write_text(render_html(report), encoding="utf-8", errors=ERRORS)
+    _name_pictures(folder)
 
 
 @cli.command("list")
@@ -256,8 +259,16 @@ def _checked_recipe(options: dict[str, Any]) -> Recipe:
 
 def _show(folder: Path) -> None:
     """The result on stdout; where to read more on stderr."""
+    _show_table(folder)
+    _name_pictures(folder)
+
+
+def _show_table(folder: Path) -> None:
     from deploypruner.report import read_report, table
 
     click.echo(table(read_report(folder), colour=colour(), width=width()), nl=False)
+
+
+def _name_pictures(folder: Path) -> None:
     _say("")
     _say(f"{folder / 'report.html'} has the pictures, the proof and the raw data")

@@ -140,6 +140,7 @@ def dry_run(
     name = criterion_name(recipe.prune, has_data=build.data is not None)
     scores = _scores(build, graph, name)
     found = _outlook(build, graph, scores, name, with_widths, progress) if timed else None
+    remarks += () if found is None else found.remarks
     plan = None
     if found is not None and found.solution is not None:
         plan = make_plan(graph, found.solution.keep, criterion=name, scope="latency", step=recipe.prune.step)
@@ -330,7 +331,7 @@ def _outlook(
     model = build.clock.latency_model(
         graph, setting, seconds=measure.table_seconds, step=recipe.step, seed=build.recipe.seed, progress=progress
     )
-    return look_ahead(
+    found = look_ahead(
         graph,
         scores,
         model,
@@ -341,3 +342,4 @@ def _outlook(
         constraints=recipe.constraints,
         seed=build.recipe.seed,
     )
+    return replace(found, remarks=tuple(model.facts["remarks"]))

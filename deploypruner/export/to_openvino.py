@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from deploypruner.atomic import unsaid_errors
 from deploypruner.errors import InputError, TraceError
 from deploypruner.export import Exporter, exporters
 from deploypruner.export.to_onnx import Onnx
@@ -64,7 +65,7 @@ class OpenVinoIr(Exporter):
         open_axes: Sequence[OpenAxis] = (),
     ) -> None:
         """See `Exporter.write`. Where the ONNX file exists already, `write_ir` alone is faster."""
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ir-") as folder:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ir-") as folder, unsaid_errors(Path(folder)):
             between = Path(folder) / "model.onnx"
             Onnx().write(module, example_inputs, between, dynamic_batch=dynamic_batch, open_axes=open_axes)
             try:

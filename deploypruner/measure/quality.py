@@ -64,6 +64,20 @@ def evaluate(
     for feeds, target in batches:
         ours.append(run_batch(session, feeds))
         labels.append(target)
+    names = [spec.name for spec in session.outputs]
+    return judge_outputs(ours, labels, names, reference=reference, tasks=tasks, metric=metric)
+
+
+def judge_outputs(
+    ours: Outputs,
+    labels: Sequence[Labels],
+    names: Sequence[str],
+    *,
+    reference: Outputs | None = None,
+    tasks: Sequence[OutputTask] | None = None,
+    metric: OwnMetric | None = None,
+) -> Quality:
+    """As `evaluate`, of outputs that are there already: one list of arrays per batch, and the outputs' names."""
     if not sum(len(batch[0]) for batch in ours):
         raise InputError("no validation inputs", hint="give a data set with a validation part")
     answers = joined(ours)
@@ -71,7 +85,7 @@ def evaluate(
     wanted = _joined_labels(labels)
     given = label_list(wanted, len(answers[0]))
     if tasks is None:
-        tasks = recognise([spec.name for spec in session.outputs], dense or answers, given)
+        tasks = recognise(list(names), dense or answers, given)
     found = tuple(
         judge_output(output, answer, None if dense is None else dense[number], given)
         for number, (output, answer) in enumerate(zip(tasks, answers, strict=True))

@@ -22,6 +22,7 @@ from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
+from deploypruner.atomic import unsaid_errors
 from deploypruner.errors import InputError, RecipeError, nearest, said_by
 from deploypruner.onnx_file import write_onnx
 from deploypruner.quantize.calibrate import Feeds, activation_ranges
@@ -81,11 +82,12 @@ def quantize_static(
     """
     if placement not in _PLACEMENTS:
         raise RecipeError(f"no placement called '{placement}'", hint=nearest(placement, _PLACEMENTS))
-    with tempfile.TemporaryDirectory(dir=int8.parent, prefix=".quantize-") as folder, _quiet_logging():
-        model = _load(fp32)
+    model = _load(fp32)
+    with tempfile.TemporaryDirectory(dir=int8.parent, prefix=".quantize-") as folder, unsaid_errors(Path(folder)):
         ready = Path(folder) / "fp32.onnx"
         write_onnx(model, ready)
-        ranges, samples = activation_ranges(ready, calibration, method=method, op_types=op_types(placement))
+        with _quiet_logging():
+            ranges, samples = activation_ranges(ready, calibration, method=method, op_types=op_types(placement))
     result = _quantize(model, ranges, placement=placement, reduce_range=reduce_range)
     write_onnx(result, int8)
     quantized, left_float = _account(result)

@@ -74,6 +74,12 @@ def _judged(judged: dict[str, Any] | None) -> str:
 
 def _numbers(verdict: dict[str, Any]) -> str:
     loss = "that is not finite" if verdict["loss"] is None else units.significant(verdict["loss"])
+    gap = verdict.get("gap")
+    if verdict["top1"] is None and gap is not None:
+        value = (
+            "not a number" if gap["found"] is None else f"{units.significant(gap['found'])} {gap['unit']}".rstrip()
+        )
+        return f"{loss} and {gap['kind']} {value}"
     return loss if verdict["top1"] is None else f"{loss} and {units.percent(verdict['top1'])} % top-1"
 
 

@@ -26,7 +26,8 @@ class JudgedPlan:
     Args:
         verdict: On the plan, after reconstruction.
         dense: On the dense model, from the same images.
-        allowed: Points of top-1 that may be lost because nothing will be trained after this; None where it will.
+        allowed: Points, of the task's metric or of top-1, that may be lost because nothing will be trained after
+            this; None where it will.
         keeps: Predicted milliseconds of the fastest plan that was found to lose no more than that, where this one
             loses more; None where this one does not, or no plan was found.
     """
@@ -43,7 +44,8 @@ class JudgedPlan:
 
     def to_json(self) -> dict[str, Any]:
         """As report.json has it under `budget.judged`."""
-        return {**asdict(self), "accepted": self.accepted}
+        verdicts = {"verdict": self.verdict.to_json(), "dense": self.dense.to_json()}
+        return {**asdict(self), **verdicts, "accepted": self.accepted}
 
 
 def judge_final(
@@ -105,7 +107,9 @@ def _fastest_keeping(
 
 
 def _loses(dense: Verdict, found: Verdict, allowed: float | None) -> bool:
-    """Is more lost than allowed? Not where nothing is known."""
+    """Is more lost than allowed? Not where nothing is known, and always where it is not a number."""
+    if allowed is not None and found.gap is not None:
+        return not found.gap.lost <= allowed
     return (
         allowed is not None
         and dense.top1 is not None
@@ -115,4 +119,8 @@ def _loses(dense: Verdict, found: Verdict, allowed: float | None) -> bool:
 
 
 def _text(verdict: Verdict) -> str:
-    return f"{verdict.kind} {verdict.loss:.3g}" + ("" if verdict.top1 is None else f", top-1 {verdict.top1:.1f} %")
+    text = f"{verdict.kind} {verdict.loss:.3g}" + ("" if verdict.top1 is None else f", top-1 {verdict.top1:.1f} %")
+    gap = verdict.gap
+    if gap is None or verdict.top1 is not None:
+        return text
+    return f"{text}, {gap.output and gap.output + ' '}{gap.kind} {gap.found:.4g}{gap.unit and ' ' + gap.unit}"

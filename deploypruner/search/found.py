@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from math import inf, isfinite
+from math import inf, isfinite, nan
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -66,6 +66,8 @@ class SearchResult:
         document = asdict(self)
         for part in _judged_parts(document):  # a plan whose outputs are no numbers is endlessly bad
             part["loss"] = part["loss"] if isfinite(part["loss"]) else None
+        if self.judged is not None:
+            document["judged"] |= {"verdict": self.judged.verdict.to_json(), "dense": self.judged.dense.to_json()}
         return document
 
     @staticmethod
@@ -79,6 +81,8 @@ class SearchResult:
         try:
             for part in _judged_parts(document):
                 part["loss"] = inf if part["loss"] is None else part["loss"]
+                if part.get("gap"):
+                    part["gap"] = {name: nan if value is None else value for name, value in part["gap"].items()}
             return TypeAdapter(SearchResult).validate_python(document)
         except (ValidationError, KeyError, TypeError) as error:
             why = error.errors()[0]["msg"].lower() if isinstance(error, ValidationError) else f"{error} is missing"

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from math import inf, isfinite
+from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,8 @@ from deploypruner.errors import InputError
 from deploypruner.graph import Graph, Keep
 from deploypruner.graph.inputs import call, tensors
 from deploypruner.losses import BY_SHAPE, ModelLoss, label_of
+from deploypruner.records import Quality
+from deploypruner.search.gaps import Gap, gaps, largest
 from deploypruner.search.saved import Saved, batches_hash, identity_of
 from deploypruner.train.batches import Batch
 from deploypruner.train.batchnorm import reestimate_batchnorm
@@ -30,7 +32,10 @@ from deploypruner.train.modes import evaluating
 from deploypruner.train.reconstruct import Reconstruction, can_reconstruct, reconstruct
 
 _T = TypeVar("_T")
-_FORMAT = 1
+_FORMAT = 2
+
+QualityOf = Callable[[Sequence[list[Tensor]], Sequence[list[Tensor]], Sequence[Any]], Quality]
+"""Of outputs, beside the dense network's and the labels; each a list with one entry per batch."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +48,27 @@ class Verdict:
         top1: Percent of samples with the label, or without labels with the dense network's class; None without
             classes.
         samples: Behind both.
+        gap: What is lost against the dense network in the metric of the task, of the output that loses most; None
+            where the judge does not know what the outputs are.
     """
 
     kind: str
     loss: float
     top1: float | None
     samples: int
+    gap: Gap | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As a document; a loss that is endless is None there."""
-        return {**asdict(self), "loss": self.loss if isfinite(self.loss) else None}
+        """As a document; a number that is not finite is None there."""
+        gap = None if self.gap is None else {name: _finite(value) for name, value in asdict(self.gap).items()}
+        return {**asdict(self), "loss": _finite(self.loss), "gap": gap}
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> Verdict:
         """The opposite of `to_json`."""
-        return Verdict(**{**document, "loss": inf if document["loss"] is None else document["loss"]})
+        known: dict[str, Any] = {n: nan if v is None else v for n, v in (document["gap"] or {}).items()}
+        gap = Gap(**known) if known else None
+        return Verdict(**{**document, "loss": inf if document["loss"] is None else document["loss"], "gap": gap})
 
 
 class Judge:
@@ -69,6 +80,7 @@ class Judge:
         held_out: Batches that plans are judged on, with or without labels.
         loss: What an output is off by; by shape where None.
         file: Verdicts are kept here, and not found anew for the same weights, batches and loss.
+        quality: Judges all outputs of all batches by the metrics of their tasks; None where nobody knows these.
 
     Attributes:
         dense: Verdict on the model as it is.
@@ -85,10 +97,12 @@ class Judge:
         held_out: Sequence[Batch],
         loss: ModelLoss | None = None,
         file: Path | None = None,
+        quality: QualityOf | None = None,
     ) -> None:
         if not held_out:
             raise InputError("there are no images to judge plans on", hint="check --data")
         self.graph, self._solving, self._held_out, self._loss = graph, solving, held_out, loss or BY_SHAPE
+        self._quality, self._dense_quality = quality, dict[int, Quality]()
         self._dense = [_outputs(graph.module, inputs) for inputs, _ in held_out]
         self.dense = self.dense_on(1.0)
         samples = "" if file is None else (batches_hash(solving), batches_hash(held_out))
@@ -167,6 +181,7 @@ class Judge:
     def _of(self, found: Iterable[list[Tensor]], share: float) -> Verdict:
         """Of outputs on the first part of the held-out batches; what is not finite counts as infinitely bad."""
         total, right, seen = 0.0, 0.0, 0
+        found = found if self._quality is None else list(found)
         kind = self._loss.measured(self._dense[0], self._held_out[0][1])
         first = self._loss.known(self._dense[0], self._held_out[0][1])[0]
         asked = zip(found, _part(self._dense, share), _part(self._held_out, share), strict=True)
@@ -176,7 +191,22 @@ class Judge:
             if first.kind == "classes":
                 own = label_of(labels, first.label)
                 right += float(first.right(outputs[0], first.answers(dense[0]) if own is None else own).sum())
-        return Verdict(kind, total / seen, 100 * right / seen if first.kind == "classes" else None, seen)
+        top1 = 100 * right / seen if first.kind == "classes" else None
+        return Verdict(kind, total / seen, top1, seen, self._gap(found) if isinstance(found, list) else None)
+
+    def _gap(self, found: list[list[Tensor]]) -> Gap | None:
+        """Against the dense outputs for the same batches, the first ones."""
+        if self._quality is None:
+            return None
+        count = len(found)
+        dense, labels = self._dense[:count], [labels for _, labels in self._held_out[:count]]
+        if count not in self._dense_quality:
+            self._dense_quality[count] = self._quality(dense, dense, labels)
+        return largest(gaps(self._quality(found, dense, labels), self._dense_quality[count]))
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _part(batches: Sequence[_T], share: float) -> list[_T]:

@@ -117,8 +117,10 @@ def _latency_model(request: SearchRequest, choice: ChosenSetting, goal: Goal, li
         seed=request.seed,
         progress=request.progress,
     )
-    if seconds < request.table_seconds and model.facts.get("remarks"):  # not where all times were known
+    if seconds < request.table_seconds and model.facts["remarks"]:  # not where all times were known
         limit.cut(f"{seconds:.0f} s for timing layers instead of {request.table_seconds:.0f}")
+    for remark in model.facts["remarks"]:
+        request.say(f"remark: {remark}")
     # The table is of an undisturbed machine, the goal of the machine as it is.
     return model.calibrated({}, goal.dense_ms)
 

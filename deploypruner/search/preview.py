@@ -56,12 +56,14 @@ class LatencyOutlook:
         reach: The range.
         groups: Group or branch id -> its part.
         solution: The plan for the budget, None where none was asked for.
+        remarks: What a user should know about the predictions.
     """
 
     setting: Setting
     reach: Reach
     groups: Mapping[str, GroupTime]
     solution: Solution | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def look_ahead(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from deploypruner.atomic import replacing
 from deploypruner.errors import InputError
 from deploypruner.graph.inputs import Inputs, raw_bytes, tensors
 from deploypruner.losses import Labels, label_parts
@@ -34,20 +34,17 @@ class Saved:
         self.entries: dict[str, Any] = {} if path is None else _read(path, identity)
 
     def add(self, key: str, entry: Any) -> None:
-        """Remember an entry; a reader finds either the old file or the new one, never a part."""
+        """Remember an entry; a reader finds either the old file or the new one, never a part.
+
+        Raises:
+            InputError: The file cannot be written.
+        """
         if self.path is None:
             return
         self.entries[key] = entry
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump({"identity": self.identity, "entries": self.entries}, file, allow_nan=False)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(self.path) as temporary:
+            document = {"identity": self.identity, "entries": self.entries}
+            temporary.write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
 
 
 def identity_of(module: nn.Module, *others: object) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from deploypruner.atomic import replacing
 from deploypruner.graph.inputs import raw_bytes
 from deploypruner.train.regime import under
 
@@ -93,8 +93,10 @@ def save(path: Path, identity: Identity, state: State, *, stopped: bool = False)
         identity: Of the run.
         state: After its last finished epoch.
         stopped: True where the epoch after it failed, so that a run with a lower rate may go on from here.
+
+    Raises:
+        InputError: The file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Clones: safetensors refuses tied weights, which share memory.
     apart = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.tensors.items()}
     about = {
@@ -105,15 +107,8 @@ def save(path: Path, identity: Identity, state: State, *, stopped: bool = False)
         "numbers": json.dumps(dict(state.numbers)),
     }
     about["sha256"] = _checksum(about, apart)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(to_bytes(apart, metadata=about))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(to_bytes(apart, metadata=about))
 
 
 def load(path: Path, identity: Identity) -> State | None:

@@ -190,14 +190,15 @@ class _Job:
             for epoch in range(resumed, epochs):
                 if stop:
                     break
-                done.append(loop.epoch(epoch, self.validate))
+                try:
+                    done.append(loop.epoch(epoch, self.validate))
+                except InputError:
+                    if path is not None and team.rank == 0:
+                        saved.mark_stopped(path, identity)
+                    raise
                 stop = loop.keep_best(done)
                 if path is not None and team.rank == 0:
                     saved.save(path, identity, loop.state(done))
-        except InputError:
-            if path is not None and team.rank == 0:
-                saved.mark_stopped(path, identity)
-            raise
         finally:
             progress.close()
         loop.finish()

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from safetensors.torch import load_file, save_file
 
-from deploypruner.atomic import os_errors
 from deploypruner.build.allocation import plan_in_macs
 from deploypruner.build.criterion import make_criterion
 from deploypruner.build.evaluate import validation
@@ -104,17 +103,16 @@ def _learn(build: Build, criterion: Criterion, schedule: str) -> tuple[Build, Le
     regime = _regime(build, criterion, schedule, toward)
     found = validation(build)
     checkpoint = build.folder.claim(_CHECKPOINT)
-    with os_errors(checkpoint):
-        learned = learn(
-            build.traced,
-            data.train,
-            regime,
-            replace(recipe.settings, epochs=recipe.epochs, seed=build.recipe.seed),
-            checkpoint=checkpoint,
-            progress=build.progress,
-            validate=None if found is None else found.score,
-            loss=build.loss,
-        )
+    learned = learn(
+        build.traced,
+        data.train,
+        regime,
+        replace(recipe.settings, epochs=recipe.epochs, seed=build.recipe.seed),
+        checkpoint=checkpoint,
+        progress=build.progress,
+        validate=None if found is None else found.score,
+        loss=build.loss,
+    )
     build = replace(build, plan=learned.plan)
     if toward is not None and isinstance(regime, Shrinking):
         build, plan, met = arrived(build, toward, learned.plan.keep, regime.scores)

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from deploypruner.atomic import os_errors
 from deploypruner.build.artifacts import write_state
 from deploypruner.build.evaluate import Validation, validation
 from deploypruner.build.feeds import training_batches
@@ -152,19 +151,18 @@ def _train(
     data, features = build.data, find_features(build.traced, build.planned.keep, module)
     settings = _settings(build, module, features, _gap(found, done))
     path = build.folder.claim(_CHECKPOINT)
-    with os_errors(path):
-        history = finetune(
-            module,
-            build.traced.module,
-            data.train,
-            settings,
-            checkpoint=path,
-            progress=build.progress,
-            validate=None if found is None else found.score,
-            regime=regime,
-            features=features,
-            loss=build.loss,
-        )
+    history = finetune(
+        module,
+        build.traced.module,
+        data.train,
+        settings,
+        checkpoint=path,
+        progress=build.progress,
+        validate=None if found is None else found.score,
+        regime=regime,
+        features=features,
+        loss=build.loss,
+    )
     path.unlink(missing_ok=True)
     build.folder.discard(_OUTLOOK)
     ran = len(history.epochs)

@@ -71,7 +71,7 @@ def learn_training(
     _set_attention_dropout(module, listener.heard)
     gap = wanted.beyond or _gap(module, inputs, wanted.step, reference) or _branches(wanted.step, reference, inputs)
     if not gap:
-        return ""
+        return wanted.unknown
     try:
         _adopt(module, exported())
         left = wanted.beyond or _gap(module, inputs, wanted.step, reference)
@@ -83,7 +83,7 @@ def learn_training(
         module.recompile()
         return _remark(gap, why)
     module.other_outputs = _returns_something_else(module, inputs)
-    return ""
+    return wanted.unknown
 
 
 def _remark(gap: str, why: str) -> str:
@@ -98,18 +98,36 @@ def _remark(gap: str, why: str) -> str:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """The model's step, and what no graph could do of it."""
+    """The model's step.
+
+    Args:
+        step: What it did.
+        beyond: What no graph could do of it, "" for nothing.
+        no_backward: What it raised when it ran backwards, "" where it did not.
+    """
 
     step: Step
     beyond: str = ""
+    no_backward: str = ""
+
+    @property
+    def unknown(self) -> str:
+        """A remark about what could not be compared, "" for nothing."""
+        if not self.no_backward:
+            return ""
+        return (
+            f"the gradients of the model could not be compared: it cannot be run backwards in training mode "
+            f"({self.no_backward}); the pruned graph agrees with it in all else, and may not train as it does"
+        )
 
 
 def _model_step(reference: Reference, inputs: Inputs, listener: _Listener) -> _Wanted:
     """What the model does in a step: on a copy, because it may count its steps in plain attributes."""
-    model = sharing_copy(reference.module)
+    model, no_backward = sharing_copy(reference.module), ""
     try:
         step = training_step(model, inputs, gradients=True, listener=listener)
-    except Exception:  # noqa: BLE001 - a model may run forwards only
+    except Exception as error:  # noqa: BLE001 - a model may run forwards only
+        no_backward = said(error)
         listener.heard.clear()
         model = sharing_copy(reference.module)
         step = training_step(model, inputs, listener=listener)
@@ -123,7 +141,7 @@ def _model_step(reference: Reference, inputs: Inputs, listener: _Listener) -> _W
             return _Wanted(step, f"'{name}' changes with every step and is no buffer")
         if not reference.compare(again.outputs, step.outputs).passed:
             return _Wanted(step, f"its first step is another than its second: it sets '{name}'")
-    return _Wanted(step)
+    return _Wanted(step, no_backward=no_backward)
 
 
 def _frozen_layers(module: TracedModule, model: nn.Module) -> None:
