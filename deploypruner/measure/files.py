@@ -29,6 +29,9 @@ _INT8_OPS = (
     "MatMulInteger",
     "DynamicQuantizeMatMul",
     "DynamicQuantizeLSTM",
+    "QAttention",
+    "MatMulNBits",
+    "GatherBlockQuantized",
 )
 _FORMATS = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
 # In protobuf: field 1, a string of 8 characters, the key of what follows.
