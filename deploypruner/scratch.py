@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deploypruner.errors import InputError
 from deploypruner.locking import Process, this_process
 
 _NAME = re.compile(r"deploypruner-(\d+)-(\d+)-(\d+)-\w+")
@@ -19,11 +20,27 @@ _NAME = re.compile(r"deploypruner-(\d+)-(\d+)-(\d+)-\w+")
 @contextmanager
 def scratch() -> Iterator[Path]:
     """Yield a new folder under TMPDIR, named after this process."""
+    _require_folder()
     sweep()
     process = this_process()
     prefix = f"deploypruner-{process.pid}-{process.started}-{process.space}-"
     with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
+
+
+def _require_folder() -> None:
+    """Find the folder for temporary files, which Python looks for once.
+
+    Raises:
+        InputError: There is none that can be written to.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise InputError(
+            f"no folder for temporary files can be written to: {error.strerror}",
+            hint="set TMPDIR to a folder with room",
+        ) from error
 
 
 def sweep() -> None:

@@ -183,10 +183,14 @@ def _example_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
             inputs = BuildFolder(root).manifest().get("inputs") or ()
         except InputError:  # no build's
             continue
-        for given in inputs:
-            if given.get("open_axes"):
-                found.setdefault(str(given["name"]), tuple(map(int, given["example"])))
+        for given in inputs if isinstance(inputs, list) else ():
+            if isinstance(given, dict) and given.get("open_axes") and _is_shape(given.get("example")):
+                found.setdefault(str(given.get("name")), tuple(given["example"]))
     return found
+
+
+def _is_shape(value: object) -> bool:
+    return isinstance(value, list) and all(type(size) is int for size in value)
 
 
 def _named_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
