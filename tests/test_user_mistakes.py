@@ -10,12 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deploypruner.build import pipeline
+from deploypruner.build.folder import BuildFolder
 from deploypruner.build.metric import own_metric
+from deploypruner.build.stage import chain
+from deploypruner.build.state import Build, Given
 from deploypruner.cli import bench
 from deploypruner.errors import InputError, said_by
 from deploypruner.latency.cache import Cache, default_folder
 from deploypruner.measure.files import detect_precision
 from deploypruner.measure.own_metric import OwnMetric
+from deploypruner.progress import SilentProgress
+from deploypruner.recipe import Recipe
 from deploypruner.records import Setting
 from deploypruner.scratch import scratch
 from deploypruner.sources.classes import as_names, read_classes
@@ -81,6 +87,15 @@ def test_a_cache_folder_that_cannot_be_is_a_remark(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", lambda: pytest.fail("RuntimeError where there is no home"))
     assert default_folder().name == "deploypruner"
+
+
+def test_what_a_stage_saved_and_cannot_read_again_is_an_error(tmp_path: Path):
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "quantize.json").write_text('{"quantization": true}')
+    build = Build(Recipe(), BuildFolder(tmp_path), "compile", Given(), SilentProgress())
+    quantize = next(stage for stage in chain() if stage.name == "quantize")
+    with pytest.raises(InputError, match=f"what 'quantize' saved in {tmp_path} cannot be read"):
+        pipeline._restored(quantize(), build)
 
 
 def test_nowhere_for_temporary_files_is_an_error(monkeypatch: pytest.MonkeyPatch):
