@@ -72,4 +72,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def said_by(error: BaseException) -> str:
     """First line of an exception's message that is not empty; its type where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - the class may be the user's
+        text = ""
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, MutableSequence, Sequence
+from collections.abc import Iterator, Mapping, MutableSequence, Sequence
 from pathlib import Path
 
 import onnx
@@ -84,7 +84,7 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
         InputError: The graph is a circle.
     """
     for node in graph.node:
-        for inside in _graphs_in(node):
+        for inside in graphs_in(node):
             sort_nodes(inside)
     _reorder(graph.node)
 
@@ -122,12 +122,41 @@ def topological(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
 def reads(node: onnx.NodeProto) -> list[str]:
     """Names a node reads; of the graphs inside it (If, Loop) what they take from outside."""
     names = [name for name in node.input if name]
-    for graph in _graphs_in(node):
+    for graph in graphs_in(node):
         own = {value.name for value in (*graph.input, *graph.initializer)}
         own |= {name for inside in graph.node for name in inside.output}
         wanted = [name for inside in graph.node for name in reads(inside)]
         names += [name for name in (*wanted, *(value.name for value in graph.output)) if name not in own]
     return names
+
+
+def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Call tensors differently wherever a node makes or reads them, inside If and Loop too, in place.
+
+    The graph's own inputs, outputs and constants keep their names.
+    """
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for inside in graphs_in(node):
+            own = {value.name for value in (*inside.input, *inside.initializer)}
+            own |= {name for inner in inside.node for name in inner.output}
+            outer = {name: new for name, new in names.items() if name not in own}
+            rename(inside, outer)
+            for value in inside.output:
+                value.name = outer.get(value.name, value.name)
+
+
+def every_node(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """All nodes of a model: those of the graphs inside others (If, Loop) and of its own functions, too."""
+    waiting = list(model.graph.node)
+    for function in model.functions:
+        waiting += function.node
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for graph in graphs_in(node):
+            waiting += graph.node
 
 
 def _reorder(nodes: MutableSequence[onnx.NodeProto]) -> None:
@@ -142,7 +171,8 @@ def _reorder(nodes: MutableSequence[onnx.NodeProto]) -> None:
         nodes.extend(copies)
 
 
-def _graphs_in(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+def graphs_in(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Graphs that a node holds: the branches of an If, the body of a Loop."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g

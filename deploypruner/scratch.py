@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deploypruner.atomic import no_space, unsaid_errors
+from deploypruner.errors import InputError
 from deploypruner.locking import Process, this_process
 
 _NAME = re.compile(r"deploypruner-(\d+)-(\d+)-(\d+)-\w+")
@@ -23,8 +24,9 @@ def scratch() -> Iterator[Path]:
     """Yield a new folder under TMPDIR, named after this process.
 
     Raises:
-        InputError: Its disk is full.
+        InputError: Its disk is full, or there is no such folder.
     """
+    _require_folder()
     sweep()
     process = this_process()
     prefix = f"deploypruner-{process.pid}-{process.started}-{process.space}-"
@@ -38,6 +40,21 @@ def scratch() -> Iterator[Path]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise no_space(None) from error
+
+
+def _require_folder() -> None:
+    """Find the folder for temporary files, which Python looks for once.
+
+    Raises:
+        InputError: There is none that can be written to.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise InputError(
+            f"no folder for temporary files can be written to: {error.strerror}",
+            hint="set TMPDIR to a folder with room",
+        ) from error
 
 
 def sweep() -> None:

@@ -156,9 +156,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # a child could not use the threads of its parent; read when torch is loaded
-    from tests.fuzz_cases import KINDS, Workshop
+    from tests import fuzz_cases, fuzz_surroundings
 
-    workshop = Workshop(asked.folder / "workshop")
+    kinds = {**fuzz_cases.KINDS, **fuzz_surroundings.KINDS}
+    workshop = fuzz_cases.Workshop(asked.folder / "workshop")
     tally = Tally()
     for text in asked.kinds:
         kind, _, count = text.partition("=")
@@ -166,7 +167,7 @@ def main() -> None:
         for number in range(int(count)):
             folder = asked.folder / f"{kind}-{number}"
             folder.mkdir(parents=True)
-            case = KINDS[kind](random.Random(f"{asked.seed} {kind} {number}"), workshop, folder)
+            case = kinds[kind](random.Random(f"{asked.seed} {kind} {number}"), workshop, folder)
             ended = run_case(case, folder)
             counts[ended.outcome] += 1
             if ended.outcome in FAULTS:

@@ -32,6 +32,11 @@ SHARES = {
     "pt2": 8,
     "arguments": 7,
     "onnx": 5,
+    "classes": 10,
+    "metric": 10,
+    "build": 8,
+    "environment": 5,
+    "ir": 4,
 }
 
 

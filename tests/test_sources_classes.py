@@ -93,13 +93,18 @@ def test_a_file_of_names(tmp_path, text):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("", "names no class"), ('{"0": "cat", "2": "dog"}', "no list of class names"), ("[1", "no list")],
+    [
+        ("", "is empty"),
+        (" ", "names no class"),
+        ('{"0": "cat", "2": "dog"}', "no list of class names"),
+        ("[1", "no list"),
+    ],
 )
 def test_a_file_without_names_is_an_error(tmp_path, text, said):
     (tmp_path / "names").write_text(text)
     with pytest.raises(InputError, match=said):
         read_classes(tmp_path / "names")
-    with pytest.raises(InputError, match="there is no file"):
+    with pytest.raises(InputError, match="no class names file"):
         read_classes(tmp_path / "nothing")
 
 

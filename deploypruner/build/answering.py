@@ -128,7 +128,7 @@ class SessionRunner(Runner):
 
     def run(self, inputs: tuple[Tensor, ...]) -> list[Array]:
         """See `Runner`; a batch of the file's own size is made where that is fixed."""
-        return run_batch(self._session, [np.ascontiguousarray(x.numpy()) for x in inputs])
+        return run_batch(self._session, [np.asarray(x.numpy(), order="C") for x in inputs])
 
 
 def as_numpy(value: Any) -> Any:

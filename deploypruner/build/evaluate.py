@@ -43,7 +43,7 @@ def validation_samples(build: Build) -> Samples:
     for inputs, labels in val.with_targets(batch_size=_BATCH, seed=build.recipe.seed, shuffle=not whole):
         if seen >= most:
             break
-        samples.append(([np.ascontiguousarray(t.numpy()) for t in inputs], as_numpy(labels)))
+        samples.append(([np.asarray(t.numpy(), order="C") for t in inputs], as_numpy(labels)))
         seen += len(inputs[0])
     return samples
 

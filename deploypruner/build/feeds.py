@@ -39,7 +39,7 @@ def calibration_feeds(build: Build) -> Iterator[Feeds]:
         return
     for inputs, _ in training_batches(build, batch_size=batch, count=count):
         if len(inputs[0]) == batch or build.traced.dynamic_batch:
-            yield [np.ascontiguousarray(t.numpy()) for t in inputs]
+            yield [np.asarray(t.numpy(), order="C") for t in inputs]
 
 
 def verification_feeds(build: Build) -> list[Feeds]:
@@ -50,7 +50,7 @@ def verification_feeds(build: Build) -> list[Feeds]:
         epoch = build.data.val.epoch(batch_size=batch, seed=build.recipe.seed, shuffle=True)
         # A loader has a batch size of its own.
         pieces = (
-            [np.ascontiguousarray(t[start : start + batch].numpy()) for t in inputs]
+            [np.asarray(t[start : start + batch].numpy(), order="C") for t in inputs]
             for inputs, _ in epoch
             for start in range(0, len(inputs[0]) - batch + 1, batch)
         )

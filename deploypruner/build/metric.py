@@ -19,4 +19,4 @@ def own_metric(given: object) -> OwnMetric | None:
     function = find_callable(given, f"expected {SIGNATURE}") if isinstance(given, str) else given
     if not callable(function):
         raise RecipeError(f"metric is a {type(function).__name__}, not a function", hint=f"expected {SIGNATURE}")
-    return OwnMetric(function, getattr(function, "__name__", type(function).__name__))
+    return OwnMetric(function, str(getattr(function, "__name__", type(function).__name__)))

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from safetensors import SafetensorError
+
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.resume import Marks, open_folder
 from deploypruner.build.stage import Stage, chain
 from deploypruner.build.state import Build
 from deploypruner.channels.remove import require
+from deploypruner.errors import InputError, said_by
 
 Say = Callable[[str], None]
 
@@ -56,7 +59,7 @@ def _run(build: Build, *, resume: bool, say: Say) -> Build:
         if stage.saves and not finished and resumable:
             _discard_from(build.folder, stage_class, order)
         resumable = resumable and (finished or not stage.saves)
-        build = stage.restore(build) if finished else stage.run(build)
+        build = _restored(stage, build) if finished else stage.run(build)
         seconds = build.clock.monotonic() - started
         if marks is not None and stage.saves:
             seconds = marks.seconds(stage) if finished else marks.add(stage, seconds)
@@ -68,6 +71,21 @@ def _run(build: Build, *, resume: bool, say: Say) -> Build:
             require(build.checks)
         stage.validate(build)
     return build
+
+
+def _restored(stage: Stage, build: Build) -> Build:
+    """What the stage saved; its checksums fit, and whoever can write there can write those, too.
+
+    Raises:
+        InputError: The files do not say what the stage writes.
+    """
+    try:
+        return stage.restore(build)
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"what '{stage.name}' saved in {build.folder.root} cannot be read: {said_by(error)}",
+            hint="leave out --resume to start over",
+        ) from error
 
 
 def _discard_from(folder: BuildFolder, stage: type[Stage], order: Sequence[type[Stage]]) -> None:

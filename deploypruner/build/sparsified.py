@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from deploypruner.build.fitting import Said
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.metric import own_metric
+from deploypruner.build.one_answer import require_one_answer
 from deploypruner.build.sparse_model import MODEL, make_sparse
 from deploypruner.build.sparsify_inputs import Inputs, sparsify_inputs
 from deploypruner.build.state import Feeds
@@ -23,9 +24,10 @@ from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.measure import environment, evaluate, find_warnings, make_rows, outputs, trial
 from deploypruner.measure.files import check_external
 from deploypruner.measure.statistics import compare
-from deploypruner.onnx_file import read_onnx, write_onnx
+from deploypruner.onnx_file import every_node, read_onnx, write_onnx
 from deploypruner.quantize.preparing import prepared
 from deploypruner.quantize.static import quantize_static
+from deploypruner.quantize.to_float32 import float_name
 from deploypruner.reading import check_present
 from deploypruner.recipe.data import DataSettings
 from deploypruner.records import Artifact, Quality, Row
@@ -148,14 +150,15 @@ def _sparsified(
     request: SparsifyRequest, model: onnx.ModelProto, inputs: Inputs, folder: BuildFolder, *, library: Path, say: Say
 ) -> Sparsified:
     remarks = (*inputs.remarks, *filter(None, (folder.remark,)))
-    is_int8 = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    require_one_answer(request.model, inputs.judged, threads=request.threads)
+    is_int8 = any(node.op_type == "QuantizeLinear" for node in every_node(model))
     if request.data is None:
         remarks = (*remarks, _RANDOM_INT8 if is_int8 else _RANDOM_FP32)
     if is_int8:
         with folder.writing(_INT8) as path:
             write_onnx(model, path)
     else:
-        say(f"quantizing {request.model}: it is fp32")
+        say(f"quantizing {request.model}: it is {float_name(model)}")
         _quantize(model, folder, inputs.calibration)
     say(f"timing every layer dense and sparse, batch {inputs.batch}, threads {request.threads}")
     dense, sparse = folder.path(_INT8), folder.path(MODEL)
@@ -165,10 +168,10 @@ def _sparsified(
     made = make_sparse(
         dense, sparse, feeds=inputs.proof, timed=inputs.timed, threads=request.threads, say=say, clock=request.clock
     )
-    _require_zeros(request.model, made.document)
+    _require_zeros(request.model, made.document, is_int8=is_int8)
     document: dict[str, Any] = made.document
     rows: tuple[Row, ...] = ()
-    files = {} if is_int8 else {"dense fp32": request.model}
+    files = {} if is_int8 else {f"dense {float_name(model)}": request.model}
     files |= {"dense int8": dense, **({} if made.check is None else {"sparse int8": sparse})}
     qualities = judged(request, files, inputs)
     if request.data is not None:
@@ -222,10 +225,15 @@ def _quantize(model: onnx.ModelProto, folder: BuildFolder, calibration: list[Fee
             quantize_static(fp32, path, calibration=calibration, placement="sparse", reduce_range=detect().saturates)
 
 
-def _require_zeros(path: Path, document: dict[str, Any]) -> None:
+def _require_zeros(path: Path, document: dict[str, Any], *, is_int8: bool) -> None:
     layers = document["layers"]
     if not layers:
-        raise InputError(f"'{path}': {document['reason']}", hint="see the README, section Sparse int8")
+        raise InputError(
+            f"'{path}': {document['reason']}",
+            hint="give the fp32 model that it was made from: it is quantized here"
+            if is_int8
+            else "docs/sparse.md says which layers the kernels compute",
+        )
     sparsest = min(layers, key=lambda layer: layer["density"])
     if sparsest["density"] > 1 - _SPARSE:
         raise InputError(
@@ -296,7 +304,7 @@ def _measured(
             name,
             path,
             "onnx",
-            "fp32" if name == "dense fp32" else "int8",
+            "int8" if name.endswith("int8") else "fp32",
             "given" if name == "sparse int8" else "dense",
         )
         for name, path in files.items()

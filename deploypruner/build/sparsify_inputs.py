@@ -22,7 +22,9 @@ from deploypruner.recipe.data import DataSettings
 from deploypruner.records import TensorSpec
 from deploypruner.runtime import Session, shape_text
 from deploypruner.sources.adapted import ChannelsLast
-from deploypruner.sources.data import Data, check_shapes, load_data, settings_for
+from deploypruner.sources.batches import split
+from deploypruner.sources.data import Data, as_data, check_shapes, load_data, settings_for
+from deploypruner.sources.foreign import foreign
 from deploypruner.sources.matched import cast, matched
 from deploypruner.tasks.recognise import OutputTask
 
@@ -55,7 +57,7 @@ class Inputs:
     @property
     def calibration(self) -> list[Feeds]:
         """All samples, in batches the model takes."""
-        return [_sized(feeds, self.specs, len(feeds[0])) for feeds, _ in self.samples]
+        return [_sized(feeds, self.specs, _count(feeds)) for feeds, _ in self.samples]
 
     @property
     def proof(self) -> list[Feeds]:
@@ -98,11 +100,20 @@ def sparsify_inputs(
         samples: list[Batch] = [(feeds, None) for feeds in random]
         return Inputs(tuple(specs), samples, fixed or batch or 1, samples)
     examples = tuple(torch.zeros([1, *_sample_shape(spec)], dtype=getattr(torch, spec.dtype)) for spec in specs)
-    loaded, remarks = _loaded(data, examples, settings, tuple(spec.name for spec in specs))
+    names = tuple(spec.name for spec in specs)
+    lone = next((s for s in specs if len(specs) > 1 and s.shape[:1] != specs[0].shape[:1]), None)
+    if lone is not None:
+        raise InputError(
+            f"input '{lone.name}' has shape {shape_text(lone)} and '{names[0]}' {shape_text(specs[0])}: no sample of "
+            "--data is one of both",
+            hint="leave --data out, or export the model with the same first axis, its batch, in every input",
+        )
+    named = _named_data(Path(data), names, settings)
+    loaded, remarks = _loaded(data, examples, settings, names) if named is None else matched(named, examples, names)
     fitted = fit(loaded, SessionRunner(session, examples), said)
     parts = [
         [
-            ([np.ascontiguousarray(t.numpy()) for t in inputs], as_numpy(labels))
+            ([np.asarray(t.numpy(), order="C") for t in inputs], as_numpy(labels))
             for inputs, labels in islice(split.with_targets(batch_size=drawn, seed=seed, shuffle=True), count)
         ]
         for split in (fitted.data.train, fitted.data.val)
@@ -122,7 +133,7 @@ def one_batch(specs: Sequence[TensorSpec], data: str, settings: DataSettings) ->
     loaded, _ = _loaded(data, examples, settings, tuple(spec.name for spec in specs))
     check_shapes(loaded, examples)
     inputs, _ = next(iter(loaded.train.epoch(batch_size=fixed or 1, seed=settings.seed, shuffle=True)))
-    return _sized([np.ascontiguousarray(t.numpy()) for t in inputs], tuple(specs), fixed or 1)
+    return _sized([np.asarray(t.numpy(), order="C") for t in inputs], tuple(specs), fixed or 1)
 
 
 def named_arrays(path: Path, specs: Sequence[TensorSpec]) -> Feeds | None:
@@ -150,9 +161,45 @@ def named_arrays(path: Path, specs: Sequence[TensorSpec]) -> Feeds | None:
                 hint="save one array per input, the batch on axis 0",
             )
         feeds.append(
-            cast(torch.from_numpy(np.ascontiguousarray(rows)), getattr(torch, spec.dtype), spec.name).numpy()
+            cast(torch.from_numpy(np.asarray(rows, order="C")), getattr(torch, spec.dtype), spec.name).numpy()
         )
     return feeds
+
+
+def _named_data(path: Path, names: tuple[str, ...], settings: DataSettings) -> Data | None:
+    """Samples from an .npz with one array per input, called as the inputs, and perhaps labels `y`.
+
+    None for any other data; one input called x is what every .npz has.
+
+    Raises:
+        InputError: The arrays differ in their number of samples, or hold no numbers.
+    """
+    if names == ("x",) or path.suffix != ".npz" or not zipfile.is_zipfile(path):
+        return None
+    with np.load(path, allow_pickle=False) as held:
+        if not set(names) <= set(held.files):
+            return None
+        wanted = (*names, *({"y"} & set(held.files) - set(names)))
+        with foreign(f"'{path}' is truncated or corrupt:", hint="write it again"):
+            arrays = {name: held[name] for name in wanted}
+    counts = {name: array.shape[:1] for name, array in arrays.items()}
+    if len(set(counts.values())) > 1 or not all(sum(count) for count in counts.values()):
+        found = ", ".join(f"'{name}' {list(array.shape)}" for name, array in arrays.items())
+        raise InputError(
+            f"the arrays of '{path}' differ in their number of samples: {found}", hint="samples lie on axis 0 of each"
+        )
+    if any(array.dtype.kind not in "biuf" for array in arrays.values()):
+        raise InputError(f"'{path}' holds other things than numbers", hint="np.savez with arrays of numbers")
+    if len(wanted) > len(names):
+        arrays["y"] = arrays["y"].astype(np.float32 if arrays["y"].dtype.kind == "f" else np.int64)
+    values = [torch.from_numpy(np.asarray(arrays[name], order="C")) for name in wanted]
+    train, held_out, remark = split(len(values[0]), settings, path.stem)
+    splits = []
+    for rows in (train, held_out):
+        inputs = tuple(value[rows] for value in values[: len(names)])
+        splits.append([(inputs, values[-1][rows] if len(wanted) > len(names) else None)])
+    found_data = as_data((splits[0], splits[1]), settings)
+    return replace(found_data, name=path.stem, remarks=(remark, *found_data.remarks))
 
 
 def _loaded(
@@ -178,6 +225,11 @@ def _fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
     return None if None in batches else next(iter(batches), 1)
 
 
+def _count(feeds: Feeds) -> int:
+    """Samples in a batch; an input without axes has none."""
+    return next((len(array) for array in feeds if array.ndim), 1)
+
+
 def _sample_shape(spec: TensorSpec) -> tuple[int, ...]:
     return tuple(size or 1 for size in spec.shape[1:])
 
@@ -186,6 +238,6 @@ def _sized(feeds: Feeds, specs: Sequence[TensorSpec], batch: int) -> Feeds:
     """As many samples as the file's batch, or as `batch` where that is open: the first ones, again and again."""
     wanted = [spec.shape[0] or batch if spec.shape else None for spec in specs]
     return [
-        array if size in (None, len(array)) else array[np.arange(size) % len(array)]
+        array if size is None or size == len(array) else array[np.arange(size) % len(array)]
         for array, size in zip(feeds, wanted, strict=True)
     ]

@@ -144,7 +144,19 @@ def _report_failures(found: Bench) -> None:
     failures = found.measured.failures
     if failures:
         total = len(failures) + len(found.rows)
-        raise MeasureError(f"{len(failures)} of {total} artifacts could not be measured", hint=failures[0].hint)
+        raise MeasureError(f"{len(failures)} of {total} artifacts could not be measured", hint=_without_failed(found))
+
+
+def _without_failed(found: Bench) -> str:
+    """What to do about the first failure; where every file ran on another runtime, that one can be asked for."""
+    failures = found.measured.failures
+    failed = {failure.runtime for failure in failures}
+    able = {t.runtime for t in found.measured.timings} - failed
+    ran = {t.artifact.path for t in found.measured.timings if t.runtime in able}
+    if not able or not {failure.artifact.path for failure in failures} <= ran:
+        return failures[0].hint
+    options = " ".join(f"--runtime {name}" for name in sorted(able))
+    return f"{options} leaves out what cannot run it; {failures[0].hint}".rstrip("; ")
 
 
 def _artifact_files(path: Path, opened: frozenset[str]) -> list[Path]:
@@ -174,10 +186,14 @@ def _example_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
             inputs = BuildFolder(root).manifest().get("inputs") or ()
         except InputError:  # no build's
             continue
-        for given in inputs:
-            if given.get("open_axes"):
-                found.setdefault(str(given["name"]), tuple(map(int, given["example"])))
+        for given in inputs if isinstance(inputs, list) else ():
+            if isinstance(given, dict) and given.get("open_axes") and _is_shape(given.get("example")):
+                found.setdefault(str(given.get("name")), tuple(given["example"]))
     return found
+
+
+def _is_shape(value: object) -> bool:
+    return isinstance(value, list) and all(type(size) is int for size in value)
 
 
 def _named_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

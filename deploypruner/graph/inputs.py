@@ -110,7 +110,7 @@ def noise_like(inputs: Inputs, size: int, generator: torch.Generator) -> list[ND
     for example, value in zip(tensors(inputs), tensors(resized(inputs, size)), strict=True):
         if carries_batch(example, inputs) and value.is_floating_point():
             value = torch.randn(value.shape, generator=generator).to(value.dtype)
-        arrays.append(np.ascontiguousarray(value.detach().numpy()))
+        arrays.append(np.asarray(value.detach().numpy(), order="C"))
     return arrays
 
 

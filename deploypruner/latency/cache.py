@@ -21,7 +21,7 @@ from deploypruner.latency.matching import Follows
 from deploypruner.latency.nodes import Node
 from deploypruner.latency.points import Points
 from deploypruner.latency.quality import LatencyQuality
-from deploypruner.reading import read_json
+from deploypruner.reading import read_json, status
 from deploypruner.records import Setting
 from deploypruner.target import detect
 
@@ -34,7 +34,7 @@ def default_folder() -> Path:
     if named:
         return Path(named)
     caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches else Path.home() / ".cache") / "deploypruner"
+    return (Path(caches) if caches else Path(os.path.expanduser("~")) / ".cache") / "deploypruner"
 
 
 class Cache:
@@ -75,9 +75,9 @@ class Cache:
 
     def _read(self) -> None:
         path = self._folder / self._name
-        if not path.is_file():
-            return
         try:
+            if status(path, what="cache") is None:
+                return
             document = read_json(path, what="cache", hint="delete it")
             if document["format"] != FORMAT or document["device"] != self._device:
                 raise ValueError("another format or device")

@@ -29,6 +29,9 @@ _INT8_OPS = (
     "MatMulInteger",
     "DynamicQuantizeMatMul",
     "DynamicQuantizeLSTM",
+    "QAttention",
+    "MatMulNBits",
+    "GatherBlockQuantized",
 )
 _FORMATS = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
 # In protobuf: field 1, a string of 8 characters, the key of what follows.
@@ -166,7 +169,7 @@ def _program_is_int8(path: Path) -> bool:
 def _ir_is_int8(path: Path) -> bool:
     try:
         layers = ET.parse(path).getroot().iter("layer")
-    except ET.ParseError as error:
+    except (ET.ParseError, ValueError, LookupError) as error:  # also of encodings
         raise InputError(f"'{path}' is not a readable OpenVINO IR: {error}", hint="export it again") from None
     return any(_layer_is_int8(layer) for layer in layers)
 

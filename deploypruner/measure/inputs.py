@@ -48,6 +48,11 @@ def random_feeds(
     rng = np.random.default_rng(seed)
     concrete = [_concrete(spec, shapes.get(spec.name), batch) for spec in inputs]
     for spec, shape in zip(inputs, concrete, strict=True):
+        if 0 in spec.shape:
+            raise InputError(
+                f"input '{spec.name}' has shape {shape_text(spec)} in the file, which holds no number",
+                hint="export the model with the sizes that it runs with",
+            )
         if shape:  # a scalar has none
             check_shape(f"input '{spec.name}' of shape", shape, hint=f"--input-shape {spec.name}=1,3,224,224")
     return [_one(spec, shape, rng) for spec, shape in zip(inputs, concrete, strict=True)]

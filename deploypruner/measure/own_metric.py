@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deploypruner.errors import DeployPrunerError, InputError
+from deploypruner.errors import DeployPrunerError, InputError, said_by
 from deploypruner.records import Metric
 from deploypruner.runtime import Array
 
@@ -35,7 +35,13 @@ class OwnMetric:
     @property
     def metric(self) -> Metric:
         """As the report knows it."""
-        better = bool(getattr(self.function, "higher_is_better", True))
+        try:
+            better = bool(getattr(self.function, "higher_is_better", True))
+        except Exception as error:
+            raise InputError(
+                f"'higher_is_better' of metric '{self.name}' raised {type(error).__name__}: {said_by(error)}",
+                hint="set it to True or False",
+            ) from error
         return Metric(self.name, unit="", points=None, higher_is_better=better)
 
     def __call__(self, outputs: Sequence[Array], labels: object) -> float:
@@ -48,10 +54,9 @@ class OwnMetric:
             value = float(self.function(outputs[0] if len(outputs) == 1 else list(outputs), labels))
         except DeployPrunerError:
             raise
-        except Exception as error:
-            said = str(error).strip().splitlines()
+        except (Exception, SystemExit) as error:
             raise InputError(
-                f"metric '{self.name}' raised {type(error).__name__}: {said[0] if said else '(no message)'}",
+                f"metric '{self.name}' raised {type(error).__name__}: {said_by(error)}",
                 hint=f"expected {SIGNATURE}; outputs are numpy arrays, a list of them for several outputs",
             ) from error
         if math.isinf(value):

@@ -55,7 +55,7 @@ def activation_ranges(
         for index, feeds in enumerate(calibration):
             _check(feeds, names, index)
             _collect(calibrator, dict(zip(names, feeds, strict=True)), index)
-            samples += len(feeds[0])
+            samples += next((len(array) for array in feeds if array.ndim), 1)
         if not samples:
             raise InputError("calibration has no batches", hint="pass at least one batch of inputs")
         ranges = calibrator.compute_data()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
 import onnxruntime
-from onnx import numpy_helper, version_converter
+from onnx import version_converter
 
 from deploypruner.errors import InputError, said_by
+from deploypruner.onnx_file import every_node
+from deploypruner.quantize.gemm import plain_gemms
+from deploypruner.quantize.placement import WEIGHTED
+from deploypruner.quantize.to_float32 import to_float32
 from deploypruner.runtime.on_onnxruntime import load_errors
 from deploypruner.scratch import scratch
 
@@ -18,16 +21,15 @@ _PER_CHANNEL = 13
 
 
 def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
-    """An equal fp32 model with batch norms folded, constants computed, every node named and shapes inferred.
+    """An equal float32 model with batch norms folded, constants computed, every node named and shapes inferred.
 
     Raises:
-        InputError: Its opset cannot be raised to 13, or ONNX Runtime cannot load it.
+        InputError: Its opset cannot be raised to 13, ONNX Runtime cannot load it, or no layer could be quantized.
     """
-    model = _with_constants(model)
+    model = to_float32(_with_constants(model))
     opset = max(found.version for found in model.opset_import if found.domain in ("", "ai.onnx"))
     if opset < _PER_CHANNEL:
         model = _raised(model, opset)
-    _flatten_biases(model.graph)
     with scratch() as folder:
         folded = folder / "folded.onnx"
         options = onnxruntime.SessionOptions()
@@ -40,9 +42,20 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
             raise InputError(
                 f"ONNX Runtime cannot load the model: {said_by(error)}", hint="export it again"
             ) from error
-        model = onnx.shape_inference.infer_shapes(onnx.load(folded))
+        model = onnx.load(folded)
+        plain_gemms(model.graph)
+        model = onnx.shape_inference.infer_shapes(model)
+    _part_ends(model.graph)
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
+    if not any(node.op_type in WEIGHTED for node in model.graph.node):
+        held = any(node.op_type in WEIGHTED for node in every_node(model))
+        raise InputError(
+            "no layer of the model can be quantized: its convolutions and matrix products stand inside of If or Loop"
+            if held
+            else "the model has no convolution and no matrix product, and so nothing to quantize",
+            hint="export it without the branch" if held else "give the network whose weights have zeros",
+        )
     return model
 
 
@@ -59,22 +72,12 @@ def _with_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
-def _flatten_biases(graph: onnx.GraphProto) -> None:
-    """Give every Gemm a bias of one number per output, in place; one that differs between rows stays."""
-    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    for index, node in enumerate(list(graph.node)):
-        bias = stored.get(node.input[2]) if node.op_type == "Gemm" and len(node.input) > 2 else None
-        weight = stored.get(node.input[1]) if bias is not None else None
-        if bias is None or weight is None:
-            continue
-        transposed = any(a.name == "transB" and a.i for a in node.attribute)
-        outputs = weight.shape[0 if transposed else 1]
-        if bias.shape == (outputs,) or not (bias.size == 1 or bias.size == bias.shape[-1] == outputs):
-            continue
-        name = f"{node.input[2]}_flat_{index}"
-        flat = np.ascontiguousarray(np.broadcast_to(bias.reshape(-1), (outputs,)))
-        graph.initializer.append(numpy_helper.from_array(flat, name))
-        node.input[2] = name
+def _part_ends(graph: onnx.GraphProto) -> None:
+    """Let layers read a copy of an input that is an output, too, in place: the quantizer would rename it."""
+    for name in {value.name for value in graph.input} & {value.name for value in graph.output}:
+        for node in graph.node:
+            node.input[:] = [f"{name}_copy" if used == name else used for used in node.input]
+        graph.node.insert(0, onnx.helper.make_node("Identity", [name], [f"{name}_copy"]))
 
 
 def _raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:

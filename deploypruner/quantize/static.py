@@ -24,8 +24,10 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from deploypruner.atomic import unsaid_errors
 from deploypruner.errors import InputError, RecipeError, nearest, said_by
-from deploypruner.onnx_file import write_onnx
+from deploypruner.onnx_advice import foreign_operations
+from deploypruner.onnx_file import reads, write_onnx
 from deploypruner.quantize.calibrate import Feeds, activation_ranges
+from deploypruner.quantize.gemm import plain_gemms
 from deploypruner.quantize.placement import (
     WEIGHTED,
     Placement,
@@ -96,7 +98,9 @@ def quantize_static(
 
 def _load(path: Path) -> onnx.ModelProto:
     try:
-        return onnx.shape_inference.infer_shapes(onnx.load(path))
+        model = onnx.load(path)
+        plain_gemms(model.graph)
+        return onnx.shape_inference.infer_shapes(model)
     except (OSError, DecodeError, onnx.shape_inference.InferenceError) as error:
         raise InputError(f"cannot read '{path}' as ONNX: {error}", hint="export the model again") from error
 
@@ -110,7 +114,8 @@ def _quantize(
 ) -> onnx.ModelProto:
     chosen = int8_nodes(model, placement)
     idle = idle_tensors(model, chosen, placement)
-    with _quiet_logging(), _refused_by_quantizer():
+    read_inside = _read_inside(model)
+    with _quiet_logging(), _refused_by_quantizer(model):
         quantizer = QDQQuantizer(
             model,
             True,  # per channel
@@ -125,20 +130,36 @@ def _quantize(
         )
         quantizer.quantize_model()
     result: onnx.ModelProto = quantizer.model.model
+    held = {tensor.name for tensor in result.graph.initializer}
+    result.graph.initializer.extend(tensor for tensor in read_inside if tensor.name not in held)
     remove_pairs(result, idle)
     del result.metadata_props[:]
     return result
 
 
+def _read_inside(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Copies of the constants that graphs inside others (If, Loop) read: the quantizer takes them for unused."""
+    wanted = {name for node in model.graph.node for name in set(reads(node)) - set(node.input)}
+    found = []
+    for tensor in model.graph.initializer:
+        if tensor.name in wanted:
+            found.append(onnx.TensorProto())
+            found[-1].CopyFrom(tensor)
+    return found
+
+
 @contextmanager
-def _refused_by_quantizer() -> Iterator[None]:
+def _refused_by_quantizer(model: onnx.ModelProto) -> Iterator[None]:
     """Turn what ONNX Runtime's quantizer says of a model it cannot quantize into words."""
     try:
         yield
     except (AssertionError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+        foreign = ", ".join(f"{op} of {domain}" for op, domain in sorted(foreign_operations(model).items()))
         raise InputError(
             f"ONNX Runtime's quantizer cannot quantize the model: {said_by(error)}",
-            hint="check its weights and ranges for values that are not finite, or give an int8 model",
+            hint=f"give the file from before it was optimized for one runtime ({foreign})"
+            if foreign
+            else "check its weights and ranges for values that are not finite, or give an int8 model",
         ) from error
 
 

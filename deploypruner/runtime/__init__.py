@@ -170,8 +170,26 @@ def unreadable(runtime: type[Runtime], path: Path, error: Exception) -> InputErr
     said = lines[-1] if lines else type(error).__name__
     return InputError(
         f"{runtime.label} cannot load '{path}': {said}",
-        hint="the file may be truncated or use an operator this runtime lacks; export it again",
+        hint=hint_for(path) or "the file may be truncated or use an operator this runtime lacks; export it again",
     )
+
+
+def no_numpy(path: Path, name: str, native_type: str) -> InputError:
+    """Return the error for an input or output that is no tensor of numbers."""
+    return InputError(
+        f"'{name}' has type {native_type}, which numpy cannot hold",
+        hint=hint_for(path) or "export it with tensors of numbers for inputs and outputs",
+    )
+
+
+def hint_for(path: Path) -> str:
+    """What to do about a file that was refused, "" where nothing about it stands out.
+
+    onnx is imported here alone: a worker that times holds only its runtime.
+    """
+    from deploypruner.onnx_advice import advice
+
+    return advice(path)
 
 
 @contextmanager
@@ -229,6 +247,7 @@ __all__ = [
     "check_feeds",
     "check_openable",
     "default_runtimes",
+    "no_numpy",
     "opens",
     "running",
     "runtimes",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from deploypruner.errors import InputError
 from deploypruner.records import TensorSpec
 from deploypruner.runtime import (
     Array,
@@ -20,6 +19,7 @@ from deploypruner.runtime import (
     Shapes,
     check_feeds,
     check_openable,
+    no_numpy,
     running,
     runtimes,
     unreadable,
@@ -96,7 +96,7 @@ class OnnxRuntime(Runtime, Profiler):
             _STOP_SPINNING: "1",
             "graph_optimization_level": options.graph_optimization_level.name,
         }
-        return OnnxRuntimeSession(native_session, settings)
+        return OnnxRuntimeSession(native_session, settings, path)
 
     def profile(self, path: Path, feeds: Sequence[Array], *, threads: int, calls: int) -> tuple[NodeTime, ...]:
         """See `Profiler.profile`."""
@@ -117,11 +117,15 @@ class OnnxRuntimeSession(Session):
     Args:
         session: The native session.
         settings: What it was told.
+        path: The file.
+
+    Raises:
+        InputError: An input or output is no tensor of numbers.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, settings: dict[str, str]) -> None:
-        self.inputs = tuple(_spec(arg) for arg in session.get_inputs())
-        self.outputs = tuple(_spec(arg) for arg in session.get_outputs())
+    def __init__(self, session: onnxruntime.InferenceSession, settings: dict[str, str], path: Path) -> None:
+        self.inputs = tuple(_spec(arg, path) for arg in session.get_inputs())
+        self.outputs = tuple(_spec(arg, path) for arg in session.get_outputs())
         self.settings = settings
         self._session = session
 
@@ -174,9 +178,9 @@ def load_errors() -> tuple[type[Exception], ...]:
     )
 
 
-def _spec(arg: Any) -> TensorSpec:
+def _spec(arg: Any, path: Path) -> TensorSpec:
     """Describe a native input or output; ONNX Runtime writes dynamic dimensions as names or None."""
     if arg.type not in _DTYPES:
-        raise InputError(f"'{arg.name}' has type {arg.type}, which numpy cannot hold")
+        raise no_numpy(path, arg.name, arg.type)
     shape = tuple(size if isinstance(size, int) else None for size in arg.shape)
     return TensorSpec(name=arg.name, shape=shape, dtype=_DTYPES[arg.type])

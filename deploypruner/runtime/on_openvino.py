@@ -21,6 +21,7 @@ from deploypruner.runtime import (
     Shapes,
     check_feeds,
     check_openable,
+    no_numpy,
     running,
     runtimes,
     unreadable,
@@ -96,7 +97,7 @@ class OpenVino(Runtime, Profiler):
             if uses_sparse_operations(path):
                 raise _refused(path, error) from None
             raise unreadable(OpenVino, path, error) from None
-        return OpenVinoSession(compiled, settings | fixed)
+        return OpenVinoSession(compiled, settings | fixed, path)
 
     def version(self) -> str:
         """Version of the loaded openvino."""
@@ -111,11 +112,15 @@ class OpenVinoSession(Session):
     Args:
         compiled: The native model.
         settings: What it was told.
+        path: The file.
+
+    Raises:
+        InputError: An input or output is no tensor of numbers with a known number of axes.
     """
 
-    def __init__(self, compiled: openvino.CompiledModel, settings: dict[str, str]) -> None:
-        self.inputs = tuple(_spec(port, f"input{i}") for i, port in enumerate(compiled.inputs))
-        self.outputs = tuple(_spec(port, f"output{i}") for i, port in enumerate(compiled.outputs))
+    def __init__(self, compiled: openvino.CompiledModel, settings: dict[str, str], path: Path) -> None:
+        self.inputs = tuple(_spec(port, f"input{i}", path) for i, port in enumerate(compiled.inputs))
+        self.outputs = tuple(_spec(port, f"output{i}", path) for i, port in enumerate(compiled.outputs))
         self.settings = settings
         self._compiled = compiled
 
@@ -159,7 +164,7 @@ class OpenVinoSession(Session):
 
         check_feeds(self.inputs, feeds)
         for index, array in enumerate(feeds):
-            request.set_input_tensor(index, openvino.Tensor(np.ascontiguousarray(array)))
+            request.set_input_tensor(index, openvino.Tensor(np.asarray(array, order="C")))
 
 
 def add_sparse_operations() -> None:
@@ -192,12 +197,12 @@ def _refused(path: Path, error: RuntimeError) -> InputError:
     )
 
 
-def _spec(port: Any, fallback: str) -> TensorSpec:
+def _spec(port: Any, fallback: str, path: Path) -> TensorSpec:
     """Describe a native port; an unnamed one gets `fallback`."""
     name = port.get_any_name() if port.names else fallback
     native_type = port.element_type.get_type_name()
     if native_type not in _DTYPES:
-        raise InputError(f"'{name}' has type {native_type}, which numpy cannot hold")
+        raise no_numpy(path, name, native_type)
     rank = port.partial_shape.rank
     if rank.is_dynamic:
         raise InputError(f"'{name}' has no fixed number of dimensions", hint="export with a known rank")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from deploypruner.errors import InputError, nearest
+from deploypruner.reading import parse_json, read_text
 from deploypruner.sources.adapted import Relabelled
 from deploypruner.sources.batches import Data
 from deploypruner.sources.state_dict import read_without_code
@@ -23,6 +23,7 @@ _HINT = "--classes FILE with the name of every output of the model, one per line
 # Attributes of a module and keys of a checkpoint that hold class names.
 _KEYS = ("classes", "class_names", "class_to_idx", "idx_to_class", "id2label", "label_names", "names")
 _NAMED = 6
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 def read_classes(path: Path) -> Names:
@@ -35,16 +36,12 @@ def read_classes(path: Path) -> Names:
     Raises:
         InputError: There is no such file, it is no text, or it names nothing.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"there is no file '{path}' with class names", hint="one name per line") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the class names in '{path}': {error}", hint="one name per line") from error
+    text = read_text(path, what="class names", hint="one name per line", missing="one name per line")
+    text = text.removeprefix("\ufeff")
     names: Names | None = None
     if text.lstrip().startswith(("[", "{")):
-        with suppress(json.JSONDecodeError, RecursionError):
-            names = as_names(json.loads(text))
+        with suppress(InputError):  # said below, with both forms
+            names = as_names(parse_json(text, name=f"class names '{path}'", hint=_HINT))
         if names is None:
             raise InputError(
                 f"'{path}' is no list of class names",
@@ -65,7 +62,7 @@ def as_names(found: object) -> Names | None:
     pairs: dict[int, str] = {}
     for key, value in found.items():
         name, index = (key, value) if isinstance(value, int) else (value, key)
-        number = int(index) if isinstance(index, int) or (isinstance(index, str) and index.isdigit()) else -1
+        number = int(index) if isinstance(index, int) or (isinstance(index, str) and _NUMBER.fullmatch(index)) else -1
         if not isinstance(name, str) or number in pairs:
             return None
         pairs[number] = name

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import onnx
 
 from deploypruner.errors import InputError
+from deploypruner.onnx_file import every_node
 from deploypruner.sparse.cost import Costs, Rates
 from deploypruner.sparse.custom_ops import DOMAIN
 from deploypruner.sparse.layer import Layer
@@ -91,11 +92,13 @@ def check_convertible(model: onnx.ModelProto) -> None:
 
 
 def _check_form(model: onnx.ModelProto) -> None:
-    used = {node.op_type: None for node in model.graph.node}
+    used = {node.op_type: None for node in every_node(model)}
     dynamic = [op for op in used if op.startswith("DynamicQuantize") or op in ("ConvInteger", "MatMulInteger")]
     fused = [op for op in used if op in ("QGemm", "QAttention") or op.startswith("QLinear")]
-    if dynamic or fused:
-        what = f"dynamically ({dynamic[0]})" if dynamic else f"in the operator-oriented form ({fused[0]})"
+    stored = [op for op in used if op in ("DequantizeLinear", "MatMulNBits") and "QuantizeLinear" not in used]
+    if dynamic or fused or stored:
+        what = f"in its weights alone ({stored[0]})" if stored else f"dynamically ({dynamic[0]})" if dynamic else ""
+        what = what or f"in the operator-oriented form ({fused[0]})"
         raise InputError(
             f"the model is quantized {what}, and only a QDQ model or one in fp32 can be made sparse",
             hint="give the fp32 model that it was made from: it is quantized here",
