@@ -38,6 +38,7 @@ LAYERS = (
     {"runtime", "channels.criteria", "sparsity", "tasks"},
     {"graph", "sparsity.masks", "sparse", "pt2"},
     {"recipe"},
+    {"onnx_graph"},
     {"scratch", "progress", "openvino_import", "target", "onnx_file"},
     {"atomic"},
     {"registries"},

@@ -16,10 +16,10 @@ from deploypruner.build.sparsify_inputs import named_arrays
 from deploypruner.errors import InputError
 from deploypruner.measure.files import denormal_weights, detect_precision
 from deploypruner.measure.inputs import random_feeds
+from deploypruner.onnx_graph import read_graph
 from deploypruner.quantize.preparing import prepared
 from deploypruner.records import TensorSpec
 from deploypruner.sparse.convert import check_convertible, sparsify
-from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.qdq import read_quantize
 
 pytestmark = pytest.mark.slow
@@ -57,9 +57,8 @@ def symmetric() -> onnx.ModelProto:
 
 
 def test_int8_said_by_output_dtype_is_int8():
-    graph = OnnxGraph(symmetric())
-    first = next(node for node in graph.nodes if node.op_type == "QuantizeLinear")
-    assert read_quantize(graph, first, channels_last=False).zero_point == 128, "u8 is s8 moved by 128"
+    first = next(node for node in read_graph(symmetric()).graph if node.op_type == "QuantizeLinear")
+    assert read_quantize(first, channels_last=False).zero_point == 128, "u8 is s8 moved by 128"
     assert sparsify(symmetric(), every=True).chosen == 1
 
 
