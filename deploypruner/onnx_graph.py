@@ -50,9 +50,9 @@ def read_graph(model: onnx.ModelProto) -> ir.Model:
 def to_model(graph: ir.Model) -> onnx.ModelProto:
     """The model as files have it; what is stored says its type and shape itself."""
     model = ir.to_proto(graph)
-    described = [value for value in model.graph.value_info if value.name not in graph.graph.initializers]
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(described)
+    for place in reversed(range(len(model.graph.value_info))):
+        if model.graph.value_info[place].name in graph.graph.initializers:
+            del model.graph.value_info[place]
     return model
 
 
@@ -101,6 +101,12 @@ def scalar(values: Array | None) -> float | None:
 def sizes(value: ir.Value) -> Sizes | None:
     """Its dimensions, None for one that is open; None where nothing is known."""
     return None if value.shape is None else tuple(d if isinstance(d, int) else None for d in value.shape)
+
+
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Let `new` be read, and given by the model, in place of `old`, whose name, type and sizes it gets."""
+    new.type, new.shape, new.name = old.type or new.type, old.shape or new.shape, old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
 def remove_unused(graph: ir.Graph) -> None:

@@ -19,7 +19,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from deploypruner.onnx_graph import readers, remove_unused, to_model
+from deploypruner.onnx_graph import readers, remove_unused, take_over, to_model
 from deploypruner.sparse.custom_ops import DOMAIN
 from deploypruner.sparse.gates import Pool, Scale
 from deploypruner.sparse.layer import Layer, Operation, QuantizedTensor
@@ -180,10 +180,9 @@ class _Rewriting:
         self._last[after] = node
 
     def _replace(self, old: ir.Value, new: ir.Value) -> None:
-        """Let everything read, and the model give, another value in the place and under the name of an old one."""
-        new.type, new.shape = old.type, old.shape
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        """Let everything read `new`, what is inserted from now on too."""
         self._values[str(old.name)] = new
+        take_over(old, new)
 
 
 def from_c4_attributes(activation: QuantizedTensor) -> dict[str, int]:
