@@ -28,7 +28,6 @@ LAYERS = (
     {"report"},
     {"sparsity.assign"},
     {"verify", "search"},
-    {"sparsity.zeros_check"},
     {"latency", "channels.learned", "sparse.verify"},
     {"schedules"},
     {"channels"},
