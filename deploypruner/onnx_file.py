@@ -89,7 +89,7 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
     _reorder(graph.node)
 
 
-def topological(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+def _topological(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
     """The nodes, each after those it reads from, otherwise as they stood.
 
     Raises:
@@ -161,7 +161,7 @@ def every_node(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 def _reorder(nodes: MutableSequence[onnx.NodeProto]) -> None:
     held = list(nodes)
-    found = topological(held)
+    found = _topological(held)
     if any(a is not b for a, b in zip(found, held, strict=True)):
         copies = []
         for node in found:  # protobuf frees what is deleted

@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from deploypruner.build.results import LayerPatterns, Learning, Quantized, Recovery, ZeroLayer, Zeros
+from deploypruner.build.results import LayerPatterns, Learning, Quantized, Recovery
 from deploypruner.quantize.static import QuantizationSummary
 from deploypruner.records import Metric
 from deploypruner.sparsity.assign.in_time import Assignment, LayerFilling
+from deploypruner.sparsity.training.zeros import ZeroLayer, Zeros
 
 pytestmark = pytest.mark.slow
 

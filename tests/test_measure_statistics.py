@@ -7,8 +7,6 @@ import pytest
 
 from deploypruner.errors import MeasureError
 from deploypruner.measure.statistics import (
-    _rank_above,
-    _student,
     compare,
     median_ms,
     noise_floor,
@@ -179,15 +177,17 @@ def test_a_bound_that_the_rounds_cannot_carry_is_not_given() -> None:
     assert upper_bound_ms(slow, 0.95) in (None, 2.0)
 
 
-@pytest.mark.parametrize(("count", "quantile", "rank"), [(10, 0.5, 9), (58, 0.95, None), (59, 0.95, 59)])
-def test_ranks_are_those_of_the_textbook(count: int, quantile: float, rank: int | None) -> None:
-    # 0.95^58 = 5.1 %, 0.95^59 = 4.8 %; of 10 tosses at most 8 are heads in 98.9 % and at most 7 in 94.5 %.
-    assert _rank_above(count, quantile) == rank
-
-
-@pytest.mark.parametrize(("freedom", "t"), [(4, 2.132), (9, 1.833), (30, 1.697)])
-def test_student_is_the_tables(freedom: int, t: float) -> None:
-    assert _student(freedom) == pytest.approx(t, rel=0.01)
+@pytest.mark.parametrize(
+    ("rounds", "quantile", "bound"),
+    [
+        (10, 0.5, 9.0),  # t is 1.833, so they count as 8; of 8 tosses 7 or more are heads in 3.5 %, 6 or more in 14 %
+        (60, 0.95, None),  # count as 58, and 0.95^58 = 5.1 %: all of them may well be below
+        (61, 0.95, 61.0),  # count as 59, and 0.95^59 = 4.8 %
+        (100, 0.95, 99.0),  # count as 98, of which 97 or more lie below in 4.0 %, 96 or more in 13 %
+    ],
+)
+def test_the_upper_bound_is_the_rank_of_the_textbook(rounds: int, quantile: float, bound: float | None) -> None:
+    assert upper_bound_ms(1e6 * np.arange(1, rounds + 1)[:, None], quantile) == bound
 
 
 def test_five_samples_beyond_by_hand() -> None:

@@ -22,6 +22,7 @@ from deploypruner.measure.inputs import random_feeds
 from deploypruner.measure.trial import check_runs
 from deploypruner.onnx_advice import advice
 from deploypruner.onnx_file import onnx_fault, write_onnx
+from deploypruner.onnx_graph import read_graph
 from deploypruner.quantize.preparing import prepared
 from deploypruner.quantize.static import quantize_static
 from deploypruner.quantize.to_float32 import float_name
@@ -30,7 +31,6 @@ from deploypruner.records import TensorSpec
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.sparse.convert import check_convertible, sparsify
-from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.qdq import read_quantize
 from tests import foreign_onnx as foreign
 
@@ -69,9 +69,8 @@ def symmetric() -> onnx.ModelProto:
 
 
 def test_int8_said_by_output_dtype_is_int8():
-    graph = OnnxGraph(symmetric())
-    first = next(node for node in graph.nodes if node.op_type == "QuantizeLinear")
-    assert read_quantize(graph, first, channels_last=False).zero_point == 128, "u8 is s8 moved by 128"
+    first = next(node for node in read_graph(symmetric()).graph if node.op_type == "QuantizeLinear")
+    assert read_quantize(first, channels_last=False).zero_point == 128, "u8 is s8 moved by 128"
     assert sparsify(symmetric(), every=True).chosen == 1
 
 

@@ -206,6 +206,28 @@ def test_a_layer_of_zeros_quantizes(tmp_path: Path) -> None:
     assert np.isfinite(literal(int8, next(batches(1)))).all()
 
 
+def test_an_image_that_is_scaled_by_an_input_of_the_model_is_quantized(tmp_path: Path) -> None:
+    """The factor stays float under the name that the model's input has."""
+    fp32, int8 = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 20]>
+        net (float[n, 3, 8, 8] x, float[n, 4, 1, 1] s) => (float[n, 3, 8, 8] z)
+            <float[4, 3, 1, 1] w, float[3, 4, 1, 1] v>
+        { y = Conv (x, w) r = Relu (y) m = Mul (r, s) z = Conv (m, v) }"""
+    )
+    del model.graph.initializer[:]
+    stored = {"w": weights(), "v": weights().transpose(1, 0, 2, 3)}
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in stored.items())
+    for index, node in enumerate(model.graph.node):
+        node.name = f"node{index}"
+    onnx.save(onnx.shape_inference.infer_shapes(model), fp32)
+    feeds = [*next(batches(1)), np.random.default_rng(3).random((4, 4, 1, 1), dtype=np.float32)]
+    quantize_static(fp32, int8, calibration=[feeds], placement="sparse")
+    (product,) = [node for node in onnx.load(int8).graph.node if node.op_type == "Mul"]
+    assert "s" in product.input
+    assert relative(literal(int8, feeds), literal(fp32, feeds)) < 0.05
+
+
 def test_a_product_of_activations_stays_float_and_is_named_with_the_reason(tmp_path: Path) -> None:
     tail = "t = Transpose <perm = [0, 1, 3, 2]> (y) s = Softmax (t) z = MatMul (s, y)"
     fp32, int8 = conv_file(tmp_path / "fp32.onnx", weights(), tail=tail), tmp_path / "int8.onnx"

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 
 from deploypruner.errors import BudgetError
 from deploypruner.latency.clock import Clock
 from deploypruner.latency.sparse_costs import MeasuredCosts
+from deploypruner.onnx_graph import read_graph
 from deploypruner.sparse.cost import Costs, Rates
 from deploypruner.sparse.layer import Layer, QuantizedTensor
 from deploypruner.sparse.match import match
-from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.partition import Sides
 from deploypruner.sparsity.assign.filling import Fillable
 from deploypruner.sparsity.assign.in_time import Assignment, PatternRequest, assign
@@ -54,7 +55,7 @@ class Priced(Costs):
 class Case:
     """Four layers, the first and the last of which have places."""
 
-    graph: OnnxGraph
+    graph: ir.Graph
     layers: tuple[Layer, ...]
     costs: Priced
     ladders: dict[int, list[PatternOption]] = field(default_factory=dict)
@@ -70,7 +71,7 @@ class Case:
 
 
 def draw(rng: np.random.Generator) -> Case:
-    graph = OnnxGraph(chain())
+    graph = read_graph(chain()).graph
     prices = [dict(zip("abcd", map(float, rng.integers(20, 100, 4)), strict=True)) for _ in range(2)]
     case = Case(graph, match(graph).layers, Priced(*prices, float(rng.integers(0, 15))))
     for number in (0, 2, 3):
@@ -144,7 +145,7 @@ def test_a_budget_out_of_reach_says_what_is_in_reach() -> None:
 def requested(tmp_path: Path, *, rates: Rates, factor: float = 1.0, speedup: float | None = None) -> Assignment:
     """`chain` with weights that differ in size, on a machine that takes `factor` times what the rates say."""
     onnx.save(chain(density=1.0), tmp_path / "dense.onnx")
-    layers = [x for x in match(OnnxGraph(chain(density=1.0))).layers if isinstance(x, Layer)]
+    layers = [x for x in match(read_graph(chain(density=1.0)).graph).layers if isinstance(x, Layer)]
     generator = torch.Generator().manual_seed(0)
     weights = {x.name: torch.rand(x.weights.shape, generator=generator) for x in layers if x.kind == "conv"}
 
@@ -196,7 +197,7 @@ def test_where_kernels_are_slow_nothing_gets_zeros(tmp_path: Path) -> None:
 
 
 def test_a_correction_of_one_pattern_is_the_other_ones_until_they_are_timed() -> None:
-    (layer,) = [x for x in match(OnnxGraph(chain(density=1.0))).layers if x.name == "c"]
+    (layer,) = [x for x in match(read_graph(chain(density=1.0)).graph).layers if x.name == "c"]
     weight = torch.rand(layer.weights.shape, generator=torch.Generator().manual_seed(0))
     fillable = Fillable.of(layer, weight, RATES, reference=0.8)
     plain = {o.pattern: o.ns for o in fillable.options if o.sparsity == 0.9}

@@ -27,7 +27,7 @@ from deploypruner.recipe import PruneRecipe, Recipe, RecoverRecipe
 from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.sources.data import as_data
-from deploypruner.verify import verify_zeros
+from deploypruner.sparsity.zeros_check import verify_zeros
 from tests.builds import IMAGE, Outcome, pretended_timings, run_cli, samples, tiny, workshop
 
 pytestmark = pytest.mark.slow

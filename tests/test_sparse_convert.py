@@ -11,13 +11,13 @@ from onnxruntime.quantization import quantize_static as foreign_quantize
 from torch import nn
 
 from deploypruner.export import exporters
+from deploypruner.onnx_graph import read_graph
 from deploypruner.quantize.static import quantize_static
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.sparse.convert import sparsify
 from deploypruner.sparse.cost import Rates
 from deploypruner.sparse.layer import NO_LIMIT, Layer
 from deploypruner.sparse.match import match
-from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.packed import pack
 from deploypruner.sparse.partition import choose
 from deploypruner.sparse.verify import verify_operations
@@ -287,7 +287,7 @@ def price(sides, costs):
 
 
 def test_the_choice_is_the_cheapest_of_all():
-    graph = OnnxGraph(chain())
+    graph = read_graph(chain()).graph
     layers = match(graph).layers
     rng = np.random.default_rng(0)
     mixed = 0
@@ -307,7 +307,7 @@ def test_the_choice_is_the_cheapest_of_all():
 
 
 def test_a_layer_that_gains_less_than_its_borders_stays_dense_and_says_so():
-    graph = OnnxGraph(chain())
+    graph = read_graph(chain()).graph
     layers = match(graph).layers
     toll = {f"{name}_q {way}": 50 for name in "xabsd" for way in ("in", "out")}
     choices = choose(graph, layers, Priced(dict.fromkeys("abcd", (10, 9)), toll))

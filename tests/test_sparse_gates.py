@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import numpy_helper
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deploypruner.export import exporters
+from deploypruner.onnx_graph import made_by, read_graph
 from deploypruner.quantize.static import quantize_static
 from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.sparse.convert import SparseModel, sparsify
@@ -20,7 +22,6 @@ from deploypruner.sparse.cost import Rates
 from deploypruner.sparse.gates import Pool, Scale, find_gates
 from deploypruner.sparse.layer import Layer
 from deploypruner.sparse.library import is_built
-from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.verify import verify_operations
 from deploypruner.target import detect
 from tests.qdq import Qdq, images
@@ -149,14 +150,12 @@ def test_only_the_sparse_placement_has_gated_swishes_in_u8_and_no_factor_is(tmp_
     scales = {}
     for placement in ("openvino", "sparse"):
         (tmp_path / placement).mkdir()
-        graph = OnnxGraph(onnx.load(quantized(tmp_path / placement, "silu", placement)[0]))
+        graph = read_graph(onnx.load(quantized(tmp_path / placement, "silu", placement)[0])).graph
         gates = list(find_gates(graph))
         scales[placement] = [gate.kind for gate in gates]
         for gate in gates:
             if isinstance(gate, Scale):
-                maker = graph.maker(gate.by)
-                assert maker is not None
-                assert maker.op_type == "Sigmoid"
+                assert made_by(ir.convenience.create_value_mapping(graph)[gate.by], "Sigmoid") is not None
     assert scales == {"openvino": ["pool"], "sparse": ["pool", "scale", "pool", "scale", "pool"]}
 
 
@@ -176,7 +175,7 @@ def gated(*, by=(1, 16, 1, 1), product="Mul", axes=(2, 3), keepdims=1):
 
 
 def gates_of(model):
-    return {gate.name: gate for gate in find_gates(OnnxGraph(model))}
+    return {gate.name: gate for gate in find_gates(read_graph(model).graph)}
 
 
 def test_a_gate_by_hand_has_the_graphs_own_numbers():

@@ -6,16 +6,16 @@ import pytest
 from onnx import helper, numpy_helper
 
 from deploypruner.errors import InputError
+from deploypruner.onnx_graph import read_graph
 from deploypruner.sparse.convert import sparsify
 from deploypruner.sparse.match import match
-from deploypruner.sparse.onnx_graph import OnnxGraph
 from tests.qdq import Qdq, chain
 
 pytestmark = pytest.mark.slow
 
 
 def matched(model):
-    return match(OnnxGraph(model))
+    return match(read_graph(model).graph)
 
 
 def only(model):
@@ -235,7 +235,7 @@ def test_a_graph_that_is_a_circle_is_refused():
     value = [helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, [1, 2])]
     model = helper.make_model(helper.make_graph(nodes, "g", [], value))
     with pytest.raises(InputError, match=r"circle through Relu 'first'|not sound ONNX"):
-        OnnxGraph(model)
+        read_graph(model)
 
 
 def test_what_a_branch_reads_stays_in_float():

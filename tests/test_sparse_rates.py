@@ -16,12 +16,12 @@ from deploypruner.latency import kernel_rates as module
 from deploypruner.latency.kernel_probes import HEAD, TAIL, Chain, Probe, probe_model
 from deploypruner.latency.kernel_rates import KernelRates, fit_rates, kernel_rates, measured_rates, non_negative
 from deploypruner.latency.sparse_costs import MeasuredCosts
+from deploypruner.onnx_graph import read_graph
 from deploypruner.sparse import library
 from deploypruner.sparse.cost import Rates, dense_counts, sparse_counts
 from deploypruner.sparse.cut import SINK, SOURCE, Network
 from deploypruner.sparse.layer import Layer
 from deploypruner.sparse.match import match
-from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.rewrite import c4_name
 from deploypruner.sparsity.patterns import CANDIDATES, make_pattern
 from deploypruner.sparsity.patterns.distribution import units_to_keep
@@ -41,7 +41,7 @@ TRUE = Rates(2000, 0.5, 0.25, 6, 2, 0.3, 1500, 0.004, 0.03, 0.05, 2500, 0.1)
 
 
 def probes() -> list[Layer]:
-    found = match(OnnxGraph(probe_model(CHAINS))).layers
+    found = match(read_graph(probe_model(CHAINS)).graph).layers
     return [x for x in found if isinstance(x, Layer) and not x.name.endswith((HEAD, TAIL))]
 
 

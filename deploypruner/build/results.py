@@ -8,6 +8,7 @@ from typing import Any
 from deploypruner.quantize.static import QuantizationSummary
 from deploypruner.records import Metric
 from deploypruner.sparsity.assign.in_time import Assignment, LayerFilling
+from deploypruner.sparsity.training.zeros import Zeros
 
 # Of a choice of patterns, in the order of the file.
 _SAID = ("reference", "budget", "reason", "rates", "rates_error", "remark")
@@ -34,56 +35,6 @@ class Learning:
     def to_json(self) -> dict[str, Any]:
         """Without what there was not."""
         return _known(self)
-
-
-@dataclass(frozen=True)
-class ZeroLayer:
-    """Zeros of one layer.
-
-    Args:
-        name: Of the layer.
-        kind: "conv", "linear", ...
-        weights: How many it has.
-        zeros: How many of them are zero.
-        pattern: They follow.
-    """
-
-    name: str
-    kind: str
-    weights: int
-    zeros: int
-    pattern: str
-
-
-@dataclass(frozen=True)
-class Zeros:
-    """Zeros inside kept layers.
-
-    Args:
-        pattern: Registered name, "auto", or "given" where the user's model brought them along.
-        schedule: That made them, "kept" where they were there.
-        sparsity: Share that was asked for, 0..1.
-        distribution: Of that share over the layers.
-        zeros: How many.
-        weights: Of the layers they are in.
-        remarks: What the pattern could not do.
-        layers: Each of them.
-    """
-
-    pattern: str
-    schedule: str
-    sparsity: float
-    distribution: str
-    zeros: int
-    weights: int
-    remarks: tuple[str, ...]
-    layers: tuple[ZeroLayer, ...]
-
-    @staticmethod
-    def from_json(found: dict[str, Any]) -> Zeros:
-        """As `dataclasses.asdict` gave it."""
-        layers = tuple(ZeroLayer(**layer) for layer in found["layers"])
-        return Zeros(**{**found, "remarks": tuple(found["remarks"]), "layers": layers})
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 
-from deploypruner.build.results import ZeroLayer, Zeros
-from deploypruner.build.state import GIVEN, Build
+from deploypruner.build.state import Build
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph.execute.module import get_state
 from deploypruner.recipe import Recipe
@@ -20,9 +18,7 @@ from deploypruner.sparsity.patterns import AUTO, sparse_patterns
 from deploypruner.sparsity.training import SparseRegime
 from deploypruner.sparsity.training.existing import ExistingZeros, weights_with_zeros
 from deploypruner.sparsity.training.layers import SparseLayer, check_sizes, choose_layers, weighted_layers
-
-# Share of a layer's weights that somebody must have made zero for a purpose.
-_ENOUGH = 0.3
+from deploypruner.sparsity.training.zeros import Zeros, count_zeros
 
 
 def check_sparse(recipe: Recipe, *, trains: bool) -> None:
@@ -156,7 +152,7 @@ def existing_zeros(build: Build) -> ExistingZeros | None:
     if sparse_patterns(build.recipe.prune.patterns):
         return None
     layers = remaining(build, weighted_layers(build.traced))
-    names = weights_with_zeros(build.compiled, [layer.weight for layer in layers], _ENOUGH)
+    names = weights_with_zeros(build.compiled, [layer.weight for layer in layers])
     return ExistingZeros(build.compiled, names) if names else None
 
 
@@ -165,33 +161,14 @@ def brought_zeros(build: Build) -> bool:
     if sparse_patterns(build.recipe.prune.patterns):
         return False
     names = [layer.weight for layer in weighted_layers(build.traced)]
-    return bool(weights_with_zeros(build.traced.module, names, _ENOUGH))
+    return bool(weights_with_zeros(build.traced.module, names))
 
 
 def find_zeros(build: Build, regime: SparseRegime) -> Zeros:
     """What became zero, or stayed so, layer by layer, for report.json."""
-    given, auto = isinstance(regime, ExistingZeros), AUTO in build.recipe.prune.patterns
-    layers: list[ZeroLayer] = []
-    remarks: list[str] = []
-    asked = 0.0
-    for layer in (layer for layer in weighted_layers(build.traced) if layer.weight in regime.names):
-        weight = get_state(build.compiled, layer.weight)
-        zeros = weight.numel() - int(torch.count_nonzero(weight))
-        pattern = GIVEN if given else str(regime.pattern_of(layer.weight))
-        layers.append(ZeroLayer(layer.name, layer.kind, weight.numel(), zeros, pattern))
-        remarks += check_sizes(build.compiled, [layer], regime.pattern_of(layer.weight))
-        asked += regime.sparsity_of(layer.weight) * weight.numel()
-    weights = sum(layer.weights for layer in layers)
-    return Zeros(
-        pattern=GIVEN if given else AUTO if auto else layers[0].pattern,
-        schedule="kept" if given else next(n for n in schedules if schedules.get(n).weights is type(regime)),
-        sparsity=asked / weights,
-        distribution=AUTO if auto else regime.settings.distribution,
-        zeros=sum(layer.zeros for layer in layers),
-        weights=weights,
-        remarks=tuple(remarks),
-        layers=tuple(layers),
-    )
+    named = [name for name in schedules if schedules.get(name).weights is type(regime)]
+    auto = AUTO in build.recipe.prune.patterns
+    return count_zeros(build.traced, build.compiled, regime, schedule=named[0] if named else "kept", auto=auto)
 
 
 def sparse_weights(build: Build) -> dict[str, NDArray[Any]]:
@@ -199,13 +176,3 @@ def sparse_weights(build: Build) -> dict[str, NDArray[Any]]:
     names = {layer.name for layer in build.zeros.layers} if build.zeros is not None else ()
     chosen = [layer.weight for layer in weighted_layers(build.traced) if layer.name in names]
     return {weight: get_state(build.compiled, weight).detach().cpu().numpy() for weight in chosen}
-
-
-def describe_zeros(found: Zeros) -> str:
-    """One line: how many weights are zero."""
-    share, layers = found.zeros / found.weights, len(found.layers)
-    line = (
-        f"{found.pattern} ({found.schedule}): {share:.1%} of the weights of {layers} "
-        f"layer{'' if layers == 1 else 's'} are zero"
-    )
-    return line + (f" ({found.remarks[0]})" if found.remarks else "")

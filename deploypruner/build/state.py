@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from deploypruner.build.folder import BuildFolder
-from deploypruner.build.results import LayerPatterns, Learning, Quantized, Recovery, Zeros
+from deploypruner.build.results import LayerPatterns, Learning, Quantized, Recovery
 from deploypruner.channels.plan import Plan
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import Inputs
@@ -25,12 +25,11 @@ from deploypruner.search.certify import Certificate
 from deploypruner.search.found import SearchResult
 from deploypruner.sources.batches import Data
 from deploypruner.sparsity.training import Assigned
+from deploypruner.sparsity.training.existing import GIVEN
+from deploypruner.sparsity.training.zeros import Zeros
 from deploypruner.tasks.recognise import OutputTask
 
 Feeds = list[np.ndarray]
-
-GIVEN = "given"
-"""Pattern of zeros that the user's model brought along."""
 
 
 @dataclass(frozen=True)

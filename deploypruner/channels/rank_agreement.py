@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from deploypruner.channels.criteria import Criterion
@@ -86,10 +85,9 @@ def oracle(graph: Graph, batches: Sequence[Batch], *, seed: int = 0) -> Scores:
 
 def rank_correlation(a: Tensor, b: Tensor) -> float | None:
     """Spearman's, equal values sharing their mean rank; None where one side is constant or there is one value."""
-    ranks = [rankdata(side.double().numpy()) for side in (a, b)]
-    if min(np.ptp(side) for side in ranks) == 0:
+    if min(len(side.unique()) for side in (a, b)) < 2:
         return None
-    return float(np.corrcoef(ranks)[0, 1])
+    return float(spearmanr(a.double().numpy(), b.double().numpy()).statistic)
 
 
 def table(found: Sequence[Agreement]) -> str:

@@ -23,6 +23,7 @@ from deploypruner.latency.cache import default_folder, device
 from deploypruner.latency.kernel_probes import CHAINS, HEAD, TAIL, Chain, probe_feeds, probe_model
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
 from deploypruner.onnx_file import write_onnx
+from deploypruner.onnx_graph import read_graph
 from deploypruner.reading import read_json
 from deploypruner.records import Setting
 from deploypruner.scratch import scratch
@@ -30,7 +31,6 @@ from deploypruner.sparse.cost import Counts, Rates, border_counts, dense_counts,
 from deploypruner.sparse.layer import Layer
 from deploypruner.sparse.library import EXTENSION, active_target, path_of
 from deploypruner.sparse.match import match
-from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.rewrite import c4_name, rewrite
 
 FORMAT = 1
@@ -111,8 +111,8 @@ def measured_rates(threads: int, chains: Sequence[Chain] = CHAINS) -> KernelRate
     """
     begin = time.perf_counter()
     model = probe_model(chains)
-    graph = OnnxGraph(model)
-    layers = [x for x in match(graph).layers if isinstance(x, Layer) and not x.name.endswith((HEAD, TAIL))]
+    graph = read_graph(model)
+    layers = [x for x in match(graph.graph).layers if isinstance(x, Layer) and not x.name.endswith((HEAD, TAIL))]
     with scratch() as folder:
         dense, sparse = folder / "dense.onnx", folder / "sparse.onnx"
         write_onnx(model, dense)

@@ -143,9 +143,9 @@ class ProbeFiles:
         graph = self._graph
         if graph.branches:
             _write_onnx(graph, marked(graph), path)
-            model = onnx.load(path)
-            additions = unmark(model, len(graph.branches))
-            if additions is not None:
+            unmarked = unmark(onnx.load(path), len(graph.branches))
+            if unmarked is not None:
+                model, additions = unmarked
                 write_onnx(model, path)
                 axes = (self.lengths.branches.axes[branch.id] for branch in graph.branches)
                 return path, dict(zip(axes, additions, strict=True))

@@ -118,7 +118,7 @@ class _Dense:
         for layer in layers:
             for node in layer.nodes:
                 into = self._main if node is layer.nodes[0] else self._rest
-                into.update({name: layer.name for name in (node.name, node.output[0]) if name})
+                into.update({name: layer.name for name in (node.name, node.outputs[0].name) if name})
 
     def shares(self, node: NodeTime) -> Mapping[str, float]:
         """Layer -> share of the operation's time."""

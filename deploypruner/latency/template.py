@@ -65,8 +65,8 @@ class Template:
                 tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
         for (node, attribute, index), follows in self.numbers.items():
             _set(model.graph.node[node].attribute[attribute], index, follows.value(lengths))
-        drop(model, [addition for axis, addition in self.additions.items() if not lengths[axis]])
-        write_onnx(model, path)
+        gone = [addition for axis, addition in self.additions.items() if not lengths[axis]]
+        write_onnx(drop(model, gone) if gone else model, path)
 
 
 def learn(

@@ -8,7 +8,6 @@ is the median of those per-round ratios, with a bootstrap interval over rounds.
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -72,28 +71,15 @@ def upper_bound_ms(samples_ns: Samples, quantile: float = 0.5) -> float | None:
         return None
     values = np.sort(samples_ns, axis=None)
     shares = (samples_ns > np.quantile(values, quantile)).mean(axis=1)
+    from scipy.special import bdtr, ndtri, stdtrit  # a timing worker imports this file and stays light
+
     alike = np.clip(shares.var(ddof=1) * per_round / (quantile * (1 - quantile)), 1.0, per_round)
     # The variance between few rounds is itself uncertain, as Student's t has it.
-    surely = (NormalDist().inv_cdf(_CONFIDENCE) / _student(rounds - 1)) ** 2
+    surely = (ndtri(_CONFIDENCE) / stdtrit(rounds - 1, _CONFIDENCE)) ** 2
     count = min(_MOST_INDEPENDENT, max(1, int(values.size / alike * surely)))
-    rank = _rank_above(count, quantile)
-    return None if rank is None else float(values[math.ceil(rank / count * values.size) - 1]) / 1e6
-
-
-def _rank_above(count: int, quantile: float) -> int | None:
-    """Smallest k such that the k-th of `count` independent samples is above the quantile in 95 % of all cases."""
-    k = np.arange(count + 1)
-    log_factorial = np.array([math.lgamma(i + 1) for i in range(count + 1)])
-    log_choose = log_factorial[-1] - log_factorial - log_factorial[::-1]
-    at_most = np.exp(log_choose + k * math.log(quantile) + (count - k) * math.log(1 - quantile)).cumsum()
-    rank = int(np.searchsorted(at_most, _CONFIDENCE)) + 1
-    return rank if rank <= count else None
-
-
-def _student(freedom: int) -> float:
-    """One-sided 95 % quantile of Student's t, from the normal one to second order in 1 / degrees of freedom."""
-    z = NormalDist().inv_cdf(_CONFIDENCE)
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    # The k-th of `count` independent samples is above the quantile unless k or more of them lie below it.
+    rank = int(np.searchsorted(bdtr(np.arange(count), count, quantile), _CONFIDENCE)) + 1
+    return float(values[math.ceil(rank / count * values.size) - 1]) / 1e6 if rank <= count else None
 
 
 def paired_ratio(samples_ns: Samples, baseline_ns: Samples, *, seed: int = 0) -> tuple[float, tuple[float, float]]:

@@ -26,9 +26,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal
 
-import onnx
+import onnx_ir as ir
 
-from deploypruner.onnx_file import reads, rename
+from deploypruner.onnx_graph import constant, made_by, operand, remove_unused, take_over
 
 Placement = Literal["openvino", "onnxruntime", "sparse"]
 
@@ -53,8 +53,8 @@ def op_types(placement: Placement) -> tuple[str, ...]:
     return _PLACED[placement]
 
 
-def int8_nodes(model: onnx.ModelProto, placement: Placement) -> frozenset[str]:
-    """Names of the nodes of an fp32 graph to quantize: those of `op_types`, except
+def int8_nodes(graph: ir.Graph, placement: Placement) -> frozenset[ir.Node]:
+    """The nodes of an fp32 graph to quantize: those of `op_types`, except
 
     1. an addition or multiplication with a constant operand: the bias of a MatMul, a scale. It fuses into its
        neighbour, and in u8 the constant would lose precision;
@@ -66,92 +66,91 @@ def int8_nodes(model: onnx.ModelProto, placement: Placement) -> frozenset[str]:
     6. what reads a constant without a number, as a concatenation with no channels: OpenVINO refuses its pair.
     """
     types = op_types(placement)
-    constants = {tensor.name for tensor in model.graph.initializer}
-    constants |= {name for node in model.graph.node if node.op_type == "Constant" for name in node.output}
-    empty = {tensor.name for tensor in model.graph.initializer if 0 in tensor.dims}
-    normed = {name for node in model.graph.node if node.op_type in _NORMS for name in node.input}
-    factors = gate_factors(model) if placement == "sparse" else {}
-    chosen, read = set(), set[str]()
-    for node in reversed(model.graph.node):
-        if node.op_type not in types or empty & set(node.input):
+    factors = gate_factors(graph) if placement == "sparse" else {}
+    chosen = set[ir.Node]()
+    for node in reversed(graph):
+        users = [user for value in node.outputs for user in value.consumers()]
+        is_read = any(user in chosen for user in users)
+        if node.op_type not in types or any(map(_is_empty, node.inputs)):
             continue
-        if node.op_type in ("Add", "Mul") and (constants & set(node.input) or normed & set(node.output)):
+        if node.op_type in ("Add", "Mul") and (
+            any(map(_is_stored, node.inputs)) or any(user.op_type in _NORMS for user in users)
+        ):
             continue
-        if node.op_type == "Mul" and placement == "sparse" and not (node.name in factors and read & set(node.output)):
+        if node.op_type == "Mul" and placement == "sparse" and not (node in factors and is_read):
             continue
-        if node.op_type in _MOVED and not read & set(node.output):
+        if node.op_type in _MOVED and not is_read:
             continue
-        if node.op_type in WEIGHTED and node.input[1] not in constants:
+        if node.op_type in WEIGHTED and not _is_stored(operand(node, 1)):
             continue
-        chosen.add(node.name)
-        read |= set(node.input)
+        chosen.add(node)
     return frozenset(chosen)
 
 
-def idle_tensors(model: onnx.ModelProto, chosen: Collection[str], placement: Placement) -> frozenset[str]:
+def idle_tensors(graph: ir.Graph, chosen: Collection[ir.Node], placement: Placement) -> frozenset[str]:
     """Names of tensors that a weighted operator writes and no int8 operator reads: a pair there only rounds.
 
     What follows (swish, Gelu, the model's output) computes in float. For ONNX Runtime the pair after a
     convolution counts as used, because without it the convolution itself would run in float.
 
     Args:
-        model: fp32 graph, in which Relu and Clip still stand. In the QDQ graph they are gone, and the pair
+        graph: fp32, in which Relu and Clip still stand. In the QDQ graph they are gone, and the pair
             in their place does the clipping.
-        chosen: Names of the nodes that are to be quantized, from `int8_nodes`.
+        chosen: The nodes that are to be quantized, from `int8_nodes`.
         placement: For which runtime.
     """
     weighted = frozenset({"Gemm", "MatMul"}) if placement == "onnxruntime" else WEIGHTED
-    factors = gate_factors(model) if placement == "sparse" else {}
-    written = {name for node in model.graph.node if node.op_type in weighted for name in node.output}
-    read = {
-        name
-        for node in model.graph.node
-        if node.name in chosen
-        for name in node.input
-        if name != factors.get(node.name)
-    }
-    return frozenset((written | set(factors.values())) - read)
+    factors = gate_factors(graph) if placement == "sparse" else {}
+    written = [value for node in graph if node.op_type in weighted for value in node.outputs]
+    read = {value for node in chosen for value in node.inputs if value is not factors.get(node)}
+    return frozenset(str(value.name) for value in (*written, *factors.values()) if value not in read)
 
 
-def gate_factors(model: onnx.ModelProto) -> dict[str, str]:
-    """Name of each Mul that scales an image, [N, C, H, W], by a number per channel -> the tensor of these numbers.
+def gate_factors(graph: ir.Graph) -> dict[ir.Node, ir.Value]:
+    """Each Mul that scales an image, [N, C, H, W], by a number per channel -> these numbers, computed.
 
     Args:
-        model: fp32 graph with inferred shapes.
+        graph: fp32, with inferred shapes.
     """
-    shapes = {
-        value.name: tuple(dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim)
-        for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)
-    }
     found = {}
-    for node in model.graph.node:
+    for node in graph:
         if node.op_type != "Mul":
             continue
-        for image, factor in (tuple(node.input), tuple(reversed(node.input))):
-            sizes, ones = shapes.get(image, ()), shapes.get(factor, ())
-            if len(sizes) == 4 and sizes[2:] != (1, 1) and ones == (*sizes[:2], 1, 1):
-                found[node.name] = factor
+        operands = operand(node, 0), operand(node, 1)
+        for image, factor in (operands, operands[::-1]):
+            sizes, ones = tuple(image.shape or ()), tuple(factor.shape or ())
+            scales = len(sizes) == 4 and sizes[2:] != (1, 1) and ones == (*sizes[:2], 1, 1)
+            if scales and not (image.is_initializer() or factor.is_initializer()):
+                found[node] = factor
     return found
 
 
-def remove_pairs(model: onnx.ModelProto, tensors: Collection[str]) -> None:
-    """Remove, in place, the pairs on `tensors` (names in the fp32 graph) and the scales only they used."""
-    graph = model.graph
-    producers = {name: node for node in graph.node for name in node.output}
-    renamed, dead = {}, []
-    for dequantize in graph.node:
-        quantize = producers.get(dequantize.input[0]) if dequantize.op_type == "DequantizeLinear" else None
+def remove_pairs(graph: ir.Graph, tensors: Collection[str]) -> None:
+    """Remove, in place, the pairs on `tensors` (names in the fp32 graph) and the scales only they used.
+
+    Args:
+        graph: QDQ, its nodes sorted.
+        tensors: From `idle_tensors`.
+    """
+    for restore in [node for node in graph if node.op_type == "DequantizeLinear"]:
+        quantize = made_by(operand(restore, 0), "QuantizeLinear")
+        if quantize is None:
+            continue
+        source, restored = operand(quantize, 0), restore.outputs[0]
         # On an output of the model the restored tensor has the fp32 graph's name, elsewhere the source.
-        if quantize is not None and {quantize.input[0], dequantize.output[0]} & set(tensors):
-            renamed[quantize.input[0]] = dequantize.output[0]
-            dead += [quantize, dequantize]
-    for node in dead:
-        graph.node.remove(node)
-    rename(graph, renamed)
-    outputs = {value.name for value in graph.output}
-    for value in graph.value_info:
-        if renamed.get(value.name, value.name) not in outputs:
-            value.name = renamed.get(value.name, value.name)
-    used = {name for node in graph.node for name in reads(node)} | {value.name for value in graph.output}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-        graph.initializer.remove(tensor)
+        if {source.name, restored.name} & set(tensors):
+            if source.is_graph_input():  # whose name is the model's
+                restored.replace_all_uses_with(source)
+            else:
+                take_over(restored, source)
+    remove_unused(graph)
+
+
+def _is_stored(value: ir.Value | None) -> bool:
+    return value is not None and (value.is_initializer() or made_by(value, "Constant") is not None)
+
+
+def _is_empty(value: ir.Value | None) -> bool:
+    """Is it a constant without a number?"""
+    stored = None if value is None else constant(value)
+    return stored is not None and stored.size == 0

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from google.protobuf.message import DecodeError
-from onnx import numpy_helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -25,7 +25,8 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from deploypruner.atomic import unsaid_errors
 from deploypruner.errors import InputError, RecipeError, nearest, said_by
 from deploypruner.onnx_advice import foreign_operations
-from deploypruner.onnx_file import reads, write_onnx
+from deploypruner.onnx_file import reads, sort_nodes, write_onnx
+from deploypruner.onnx_graph import constant, made_by, operand, to_model
 from deploypruner.quantize.calibrate import Feeds, activation_ranges
 from deploypruner.quantize.gemm import plain_gemms
 from deploypruner.quantize.placement import (
@@ -91,8 +92,8 @@ def quantize_static(
         with _quiet_logging():
             ranges, samples = activation_ranges(ready, calibration, method=method, op_types=op_types(placement))
     result = _quantize(model, ranges, placement=placement, reduce_range=reduce_range)
-    write_onnx(result, int8)
-    quantized, left_float = _account(result)
+    write_onnx(to_model(result), int8)
+    quantized, left_float = _account(result.graph)
     return QuantizationSummary(method=method, samples=samples, quantized=quantized, left_float=left_float)
 
 
@@ -111,9 +112,10 @@ def _quantize(
     *,
     placement: Placement,
     reduce_range: bool,
-) -> onnx.ModelProto:
-    chosen = int8_nodes(model, placement)
-    idle = idle_tensors(model, chosen, placement)
+) -> ir.Model:
+    graph = ir.from_proto(model).graph
+    chosen = int8_nodes(graph, placement)
+    idle = idle_tensors(graph, chosen, placement)
     read_inside = _read_inside(model)
     with _quiet_logging(), _refused_by_quantizer(model):
         quantizer = QDQQuantizer(
@@ -124,16 +126,18 @@ def _quantize(
             QuantType.QUInt8,
             ranges,
             [],
-            [node.name for node in model.graph.node if node.name not in chosen],
+            [node.name for node in graph if node not in chosen],
             list(op_types(placement)),
-            {"TensorQuantOverrides": _empty_channel_ranges(model)},
+            {"TensorQuantOverrides": _empty_channel_ranges(graph)},
         )
         quantizer.quantize_model()
-    result: onnx.ModelProto = quantizer.model.model
-    held = {tensor.name for tensor in result.graph.initializer}
-    result.graph.initializer.extend(tensor for tensor in read_inside if tensor.name not in held)
-    remove_pairs(result, idle)
-    del result.metadata_props[:]
+    written: onnx.GraphProto = quantizer.model.model.graph
+    held = {tensor.name for tensor in written.initializer}
+    written.initializer.extend(tensor for tensor in read_inside if tensor.name not in held)
+    sort_nodes(written)  # pairs stand at the end
+    result = ir.from_proto(quantizer.model.model)
+    remove_pairs(result.graph, idle)
+    result.metadata_props.clear()
     return result
 
 
@@ -163,18 +167,18 @@ def _refused_by_quantizer(model: onnx.ModelProto) -> Iterator[None]:
         ) from error
 
 
-def _empty_channel_ranges(model: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
+def _empty_channel_ranges(graph: ir.Graph) -> dict[str, list[dict[str, Any]]]:
     """Give channels whose weights are all zero the typical range of their layer.
 
     The quantizer would take scale 1, and since a bias is stored in steps of input scale x weight scale,
     the bias of such a channel would be rounded away.
     """
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
     overrides = {}
-    for node in model.graph.node:
-        if node.op_type not in WEIGHTED or node.input[1] not in weights:
+    for node in graph:
+        if node.op_type not in WEIGHTED or not operand(node, 1).is_initializer():
             continue
-        values = numpy_helper.to_array(weights[node.input[1]])
+        weight = operand(node, 1)
+        values = np.asarray(constant(weight))
         axis = _channel_axis(node)
         largest = np.abs(values).max(axis=tuple(i for i in range(values.ndim) if i != axis))
         if largest.all() or not largest.any():
@@ -182,34 +186,32 @@ def _empty_channel_ranges(model: onnx.ModelProto) -> dict[str, list[dict[str, An
         typical = np.float32(np.median(largest[largest > 0]))
         # Symmetric either way; where the first channel names a range, the quantizer wants one for all.
         sizes = np.where(largest > 0, largest, typical).astype(np.float32)
-        overrides[node.input[1]] = [{"axis": axis, "rmin": -size, "rmax": size} for size in sizes]
+        overrides[str(weight.name)] = [{"axis": axis, "rmin": -size, "rmax": size} for size in sizes]
     return overrides
 
 
-def _channel_axis(node: onnx.NodeProto) -> int:
+def _channel_axis(node: ir.Node) -> int:
     """Axis of the weight that holds output channels, as the quantizer picks it."""
     if node.op_type == "Gemm":
-        transposed = any(a.name == "transB" and a.i for a in node.attribute)
-        return 0 if transposed else 1
+        return 0 if node.attributes.get_int("transB", 0) else 1
     return 0 if node.op_type == "Conv" else 1
 
 
-def _account(model: onnx.ModelProto) -> tuple[int, dict[str, str]]:
+def _account(graph: ir.Graph) -> tuple[int, dict[str, str]]:
     """Count weighted nodes with int8 operands, and name the others with a reason."""
-    restored = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
-    constants = {tensor.name for tensor in model.graph.initializer}
     quantized, left_float = 0, {}
-    for node in model.graph.node:
+    for node in graph:
         if node.op_type not in WEIGHTED:
             continue
-        if {node.input[0], node.input[1]} <= restored:
+        weight = operand(node, 1)
+        if all(made_by(value, "DequantizeLinear") is not None for value in (operand(node, 0), weight)):
             quantized += 1
-        elif node.input[1] in constants:
-            left_float[node.input[1]] = "its input has no calibrated range"
+        elif weight.is_initializer():
+            left_float[str(weight.name)] = "its input has no calibrated range"
         elif node.op_type == "MatMul":
-            left_float[node.name] = "product of two activations"
+            left_float[str(node.name)] = "product of two activations"
         else:
-            left_float[node.name] = "its weight is computed in the graph"
+            left_float[str(node.name)] = "its weight is computed in the graph"
     return quantized, left_float
 
 

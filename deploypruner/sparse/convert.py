@@ -8,11 +8,11 @@ import onnx
 
 from deploypruner.errors import InputError
 from deploypruner.onnx_file import every_node
+from deploypruner.onnx_graph import read_graph
 from deploypruner.sparse.cost import Costs, Rates
 from deploypruner.sparse.custom_ops import DOMAIN
 from deploypruner.sparse.layer import Layer
 from deploypruner.sparse.match import match
-from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.partition import LayerDecision, choose
 from deploypruner.sparse.rewrite import rewrite
 
@@ -52,18 +52,18 @@ def sparsify(model: onnx.ModelProto, *, costs: Costs | None = None, every: bool 
         InputError: The model is not sound ONNX, is sparse already, has open sizes, or no quantized layer.
     """
     check_convertible(model)
-    graph = OnnxGraph(model)
-    if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
+    read = read_graph(model)
+    if not any(node.op_type == "QuantizeLinear" for node in read.graph):
         raise InputError("the model is not quantized", hint="`deploypruner sparsify MODEL --data DIR` does it first")
-    found = match(graph)
+    found = match(read.graph)
     costs = costs or Rates()
-    choices = choose(graph, found.layers, costs)
+    choices = choose(read.graph, found.layers, costs)
     if every:
         choices = tuple(LayerDecision(c.layer, True, c.sparse_ns, c.dense_ns, "asked for") for c in choices)
     chosen = [choice.layer for choice in choices if choice.sparse]
     if not any(isinstance(layer, Layer) for layer in chosen):  # gates alone are no sparse model
         chosen, choices = [], tuple(replace(c, sparse=False) if c.sparse else c for c in choices)
-    return SparseModel(rewrite(graph, chosen) if chosen else None, choices, found.refused, costs)
+    return SparseModel(rewrite(read, chosen) if chosen else None, choices, found.refused, costs)
 
 
 def check_convertible(model: onnx.ModelProto) -> None:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
+from deploypruner.onnx_graph import constant, operand, optional, readers, sizes
 from deploypruner.sparse.layer import QUAD, Operation, QuantizedTensor
-from deploypruner.sparse.onnx_graph import OnnxGraph, attribute
 from deploypruner.sparse.qdq import NoMatch, read_activation, read_quantize
 
 _SPATIAL = (2, 3)
@@ -87,60 +87,61 @@ class Scale(Gate):
         return super().attributes() | {"output_zero_point": self.y.zero_point, "ratio": ratio}
 
 
-def find_gates(graph: OnnxGraph) -> Iterator[Gate]:
+def find_gates(graph: ir.Graph) -> Iterator[Gate]:
     """Every pool and every scaled activation that our kernels can compute."""
-    for node in graph.nodes:
+    for node in graph:
         find = _FINDERS.get(node.op_type)
         if find is not None:
             try:
-                yield find(graph, node)
+                yield find(node)
             except NoMatch:  # the report has a line for what has weights only
                 continue
 
 
-def _pool(graph: OnnxGraph, node: onnx.NodeProto) -> Pool:
-    x = _image(graph, node.input[0])
+def _pool(node: ir.Node) -> Pool:
+    x = _image(operand(node, 0))
     keeps = True
     if node.op_type == "ReduceMean":
-        if _axes(graph, node) != _SPATIAL:
+        if _axes(node) != _SPATIAL:
             raise NoMatch("it is no mean over the image")
-        keeps = bool(attribute(node, "keepdims", 1))
+        keeps = bool(node.attributes.get_int("keepdims", 1))
     if x.pixels > _MOST_PIXELS:
         raise NoMatch("its image is too large")
-    mean = node.output[0]
+    mean = str(node.outputs[0].name)
     return Pool(name=mean, kind="pool", x=x, mean=mean, flat=not keeps, nodes=(node,))
 
 
-def _scale(graph: OnnxGraph, node: onnx.NodeProto) -> Scale:
-    readers = graph.readers(node.output[0])
-    if node.output[0] in graph.outputs or [reader.op_type for reader in readers] != ["QuantizeLinear"]:
+def _scale(node: ir.Node) -> Scale:
+    product, found = node.outputs[0], readers(node.outputs[0])
+    if product.is_graph_output() or [reader.op_type for reader in found] != ["QuantizeLinear"]:
         raise NoMatch("its product is needed in float")
-    y = read_quantize(graph, readers[0], channels_last=False)
-    if y.name in graph.outputs:
+    y = read_quantize(found[0], channels_last=False)
+    if found[0].outputs[0].is_graph_output():
         raise NoMatch("its quantized form is an output of the model")
-    for name, by in (tuple(node.input), tuple(reversed(node.input))):
-        shape, whole = graph.shape(by), graph.shape(name)
-        if not shape or not whole or len(whole) != 4 or tuple(shape) != (whole[0], whole[1], 1, 1):
+    factors = operand(node, 0), operand(node, 1)
+    for image, by in (factors, factors[::-1]):
+        whole = sizes(image)
+        if not whole or len(whole) != 4 or sizes(by) != (whole[0], whole[1], 1, 1):
             continue
-        if graph.constant(by) is None and whole[1:] == y.shape and (whole[2:] != (1, 1)):
-            x = _image(graph, name)
-            return Scale(name=node.output[0], kind="scale", x=x, y=y, by=by, nodes=(node, readers[0]))
+        if constant(by) is None and whole[1:] == y.shape and (whole[2:] != (1, 1)):
+            x, nodes = _image(image), (node, found[0])
+            return Scale(name=str(product.name), kind="scale", x=x, y=y, by=str(by.name), nodes=nodes)
     raise NoMatch("it is no product with one number per channel")
 
 
 _FINDERS = {"ReduceMean": _pool, "GlobalAveragePool": _pool, "Mul": _scale}
 
 
-def _image(graph: OnnxGraph, name: str) -> QuantizedTensor:
-    if len(graph.shape(name) or ()) != 4:
+def _image(value: ir.Value) -> QuantizedTensor:
+    if len(sizes(value) or ()) != 4:
         raise NoMatch("it is no image")
-    return read_activation(graph, name, channels_last=False)
+    return read_activation(value, channels_last=False)
 
 
-def _axes(graph: OnnxGraph, node: onnx.NodeProto) -> tuple[int, ...]:
+def _axes(node: ir.Node) -> tuple[int, ...]:
     """Sorted axes of a ReduceMean over [N, C, H, W]; an attribute up to opset 17, an input since."""
-    axes = attribute(node, "axes", None)
-    if axes is None and len(node.input) > 1 and node.input[1]:
-        stored = graph.constant(node.input[1])
-        axes = None if stored is None else np.ravel(stored).tolist()
-    return tuple(sorted(int(axis) % 4 for axis in axes or ()))
+    axes = node.attributes.get_ints("axes", None)
+    if axes is None:
+        stored = constant(optional(node, 1))
+        axes = [] if stored is None else np.ravel(stored).tolist()
+    return tuple(sorted(int(axis) % 4 for axis in axes))

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 PIXELS, QUAD = 16, 4  # of one vector, as in kernels.h
@@ -108,7 +108,7 @@ class Operation(ABC):
     kind: str
     x: QuantizedTensor
     y: QuantizedTensor | None = None
-    nodes: tuple[onnx.NodeProto, ...] = field(default=(), repr=False)
+    nodes: tuple[ir.Node, ...] = field(default=(), repr=False)
 
     @property
     def reads(self) -> tuple[QuantizedTensor, ...]:

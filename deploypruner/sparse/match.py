@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 
+from deploypruner.onnx_graph import made_by, operand, optional, sizes
 from deploypruner.sparse.epilogue import Tail, follow
 from deploypruner.sparse.gates import find_gates
 from deploypruner.sparse.layer import Geometry, Layer, Operation, QuantizedTensor
-from deploypruner.sparse.onnx_graph import OnnxGraph, attribute
 from deploypruner.sparse.qdq import NoMatch, Weights, read_activation, read_bias, read_weights
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -36,7 +37,7 @@ class MatchedOperations:
     refused: dict[str, str]
 
 
-def match(graph: OnnxGraph) -> MatchedOperations:
+def match(graph: ir.Graph) -> MatchedOperations:
     """Look at every convolution, matrix product with stored weights, and squeeze and excitation.
 
     Args:
@@ -44,38 +45,38 @@ def match(graph: OnnxGraph) -> MatchedOperations:
     """
     layers: list[Layer] = []
     refused: dict[str, str] = {}
-    taken: set[str] = set()
+    taken: set[ir.Value] = set()
     # Backwards: an addition of two convolutions belongs to the later one.
-    for node in reversed([node for node in graph.nodes if node.op_type in WEIGHTED]):
-        name = _name(graph, node)
+    for node in reversed([node for node in graph if node.op_type in WEIGHTED]):
+        name = _name(node)
         while name in refused or any(name == layer.name for layer in layers):
             name += "'"
         try:
-            layer = _layer(graph, node, name, taken=frozenset(taken))
+            layer = _layer(node, name, taken=taken)
         except NoMatch as reason:
             refused[name] = str(reason)
             continue
         layers.append(layer)
-        taken |= {passed.output[0] for passed in layer.nodes if passed.op_type == "Add"}
-    place = {id(node): index for index, node in enumerate(graph.nodes)}
-    found = sorted((*layers, *find_gates(graph)), key=lambda operation: place[id(operation.nodes[0])])
+        taken |= {passed.outputs[0] for passed in layer.nodes if passed.op_type == "Add"}
+    place = {node: index for index, node in enumerate(graph)}
+    found = sorted((*layers, *find_gates(graph)), key=lambda operation: place[operation.nodes[0]])
     return MatchedOperations(tuple(found), dict(reversed(refused.items())))
 
 
-def _layer(graph: OnnxGraph, node: onnx.NodeProto, name: str, *, taken: frozenset[str]) -> Layer:
+def _layer(node: ir.Node, name: str, *, taken: Collection[ir.Value]) -> Layer:
     linear = node.op_type in ("Gemm", "MatMul")
     if node.op_type == "ConvTranspose":
         raise NoMatch("it is a transposed convolution")
-    x = read_activation(graph, node.input[0], channels_last=linear)
-    weights, bias = _linear(graph, node) if linear else _conv(graph, node)
+    x = read_activation(operand(node, 0), channels_last=linear)
+    weights, bias = _linear(node) if linear else _conv(node)
     geometry = Geometry() if linear else _geometry(node, weights, x)
     outputs, per_group = weights.values.shape[:2]
     if per_group * geometry.group != x.channels:
         raise NoMatch(f"its weight takes {per_group * geometry.group} channels, its input has {x.channels}")
-    tail = follow(graph, node, channels_last=linear, taken=taken)
+    tail = follow(node, channels_last=linear, taken=taken)
     assert tail.y is not None, "a tail that is returned ends in a quantization"
-    if tail.bias:
-        bias = bias + read_bias(graph, tail.bias, outputs)
+    if tail.bias is not None:
+        bias = bias + read_bias(tail.bias, outputs)
     if tail.y.channels != outputs:
         raise NoMatch(f"its weight gives {outputs} channels, its output has {tail.y.channels}")
     scale, words = _steps(weights, bias, x, tail.y)
@@ -99,45 +100,38 @@ def _layer(graph: OnnxGraph, node: onnx.NodeProto, name: str, *, taken: frozense
     )
 
 
-def _conv(graph: OnnxGraph, node: onnx.NodeProto) -> tuple[Weights, NDArray[np.float64]]:
-    dims = len(graph.shape(node.input[0]) or ())
+def _conv(node: ir.Node) -> tuple[Weights, NDArray[np.float64]]:
+    dims, shape, bias = len(sizes(operand(node, 0)) or ()), sizes(operand(node, 1)), optional(node, 2)
     if dims != 4:
         raise NoMatch(f"it is a {dims - 2}-D convolution" if dims > 2 else "its input's sizes are open")
-    shape = graph.shape(node.input[1])
     if shape is None or shape[0] is None:
         raise NoMatch("the sizes of its weight are open")
-    weights = read_weights(graph, node.input[1], axis=0, channels=shape[0])
-    bias = np.zeros(shape[0])
-    if len(node.input) > 2 and node.input[2]:
-        bias = read_bias(graph, node.input[2], shape[0])
-    return weights, bias
+    weights = read_weights(operand(node, 1), axis=0, channels=shape[0])
+    return weights, np.zeros(shape[0]) if bias is None else read_bias(bias, shape[0])
 
 
-def _linear(graph: OnnxGraph, node: onnx.NodeProto) -> tuple[Weights, NDArray[np.float64]]:
+def _linear(node: ir.Node) -> tuple[Weights, NDArray[np.float64]]:
     """A Gemm or MatMul as a 1x1 convolution: weights [O, I, 1, 1]."""
-    shape = graph.shape(node.input[1])
+    shape, bias, said = sizes(operand(node, 1)), optional(node, 2), node.attributes
     if shape is None or len(shape) != 2 or None in shape:
         raise NoMatch("it multiplies by more than one matrix" if shape else "the sizes of its weight are open")
-    transposed = bool(attribute(node, "transB", 0))
-    factors = (attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0), attribute(node, "transA", 0))
-    if factors != (1.0, 1.0, 0):
+    if (said.get_float("alpha", 1.0), said.get_float("beta", 1.0), said.get_int("transA", 0)) != (1.0, 1.0, 0):
         raise NoMatch("it is a matrix product with factors or a transposed input")
+    transposed = bool(said.get_int("transB", 0))
     axis = 0 if transposed else 1
     channels = int(shape[axis] or 0)
-    found = read_weights(graph, node.input[1], axis=axis, channels=channels)
-    values = found.values if transposed else found.values.T
-    bias = np.zeros(channels)
-    if node.op_type == "Gemm" and len(node.input) > 2 and node.input[2]:
-        bias = read_bias(graph, node.input[2], channels)
-    return Weights(np.ascontiguousarray(values)[:, :, None, None], found.scale, found.constant), bias
+    found = read_weights(operand(node, 1), axis=axis, channels=channels)
+    values = np.ascontiguousarray(found.values if transposed else found.values.T)[:, :, None, None]
+    weights = Weights(values, found.scale, found.constant)
+    return weights, np.zeros(channels) if bias is None else read_bias(bias, channels)
 
 
-def _geometry(node: onnx.NodeProto, weights: Weights, x: QuantizedTensor) -> Geometry:
+def _geometry(node: ir.Node, weights: Weights, x: QuantizedTensor) -> Geometry:
     kernel = weights.values.shape[2:]
-    strides = attribute(node, "strides", [1, 1])
-    dilations = attribute(node, "dilations", [1, 1])
-    pads = attribute(node, "pads", [0, 0, 0, 0])
-    mode = attribute(node, "auto_pad", "NOTSET")
+    strides = node.attributes.get_ints("strides", [1, 1])
+    dilations = node.attributes.get_ints("dilations", [1, 1])
+    pads = node.attributes.get_ints("pads", [0, 0, 0, 0])
+    mode = node.attributes.get_string("auto_pad", "NOTSET")
     if mode in ("SAME_UPPER", "SAME_LOWER"):
         pads = _same(x.size, kernel, (strides, dilations), upper=mode == "SAME_UPPER")
     elif mode == "VALID":
@@ -149,7 +143,7 @@ def _geometry(node: onnx.NodeProto, weights: Weights, x: QuantizedTensor) -> Geo
         strides=(strides[0], strides[1]),
         dilations=(dilations[0], dilations[1]),
         pads=(pads[0], pads[1], pads[2], pads[3]),
-        group=attribute(node, "group", 1),
+        group=node.attributes.get_int("group", 1),
     )
 
 
@@ -189,12 +183,11 @@ def _bounds(tail: Tail, y: QuantizedTensor) -> tuple[int, int]:
     return int(np.clip(least, 0, 255)), int(np.clip(most, 0, 255))
 
 
-def _name(graph: OnnxGraph, node: onnx.NodeProto) -> str:
+def _name(node: ir.Node) -> str:
     """What the user calls a layer: its weight's name without what quantizers and modules append."""
-    name = node.input[1]
+    weight = operand(node, 1)
     for _ in range(2):  # behind a pair, or half a pair
-        maker = graph.maker(name)
-        if maker is not None and maker.op_type in ("DequantizeLinear", "QuantizeLinear"):
-            name = maker.input[0]
-    found = name.removesuffix("_quantized").removesuffix(".weight")
-    return found or node.name
+        maker = made_by(weight, "DequantizeLinear", "QuantizeLinear")
+        weight = weight if maker is None else operand(maker, 0)
+    found = str(weight.name).removesuffix("_quantized").removesuffix(".weight")
+    return found or str(node.name)

@@ -17,10 +17,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import onnx_ir as ir
+
 from deploypruner.sparse.cost import Costs
 from deploypruner.sparse.cut import SINK, SOURCE, Network
 from deploypruner.sparse.layer import Operation, QuantizedTensor
-from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.rewrite import needed_outside
 
 Key = tuple[str, bool]
@@ -54,7 +55,7 @@ class Sides:
         costs: Of layers and borders.
     """
 
-    def __init__(self, graph: OnnxGraph, layers: Sequence[Operation], costs: Costs) -> None:
+    def __init__(self, graph: ir.Graph, layers: Sequence[Operation], costs: Costs) -> None:
         self._network = network = Network()
         self._ours: list[bool] | None = None
         places = {layer.name: network.node() for layer in layers}
@@ -102,13 +103,13 @@ class Sides:
         return self._ours
 
 
-def choose(graph: OnnxGraph, layers: Sequence[Operation], costs: Costs) -> tuple[LayerDecision, ...]:
+def choose(graph: ir.Graph, layers: Sequence[Operation], costs: Costs) -> tuple[LayerDecision, ...]:
     """Decide about every layer so that the predicted time of all of them and their borders is least."""
     sides = Sides(graph, layers, costs).sparse()
     return tuple(_explained(layer, ours, costs) for layer, ours in zip(layers, sides, strict=True))
 
 
-def _tensors(graph: OnnxGraph, layers: Sequence[Operation]) -> list[tuple[QuantizedTensor, list[Operation], bool]]:
+def _tensors(graph: ir.Graph, layers: Sequence[Operation]) -> list[tuple[QuantizedTensor, list[Operation], bool]]:
     """Every activation a layer reads or writes, the layers that read it, and whether others do."""
     readers: dict[Key, list[Operation]] = defaultdict(list)
     known: dict[Key, QuantizedTensor] = {}
@@ -117,7 +118,11 @@ def _tensors(graph: OnnxGraph, layers: Sequence[Operation]) -> list[tuple[Quanti
             known.setdefault(touched.key, touched)
         for read in layer.reads:
             readers[read.key].append(layer)
-    return [(known[key], readers[key], bool(needed_outside(graph, known[key], layers))) for key in known]
+    values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
+    return [
+        (tensor, readers[key], bool(needed_outside(values[tensor.name], tensor, layers)))
+        for key, tensor in known.items()
+    ]
 
 
 def _explained(layer: Operation, sparse: bool, costs: Costs) -> LayerDecision:

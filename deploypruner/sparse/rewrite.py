@@ -11,117 +11,117 @@ still sees the scale where it expects it. Between two chosen layers nothing stan
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 
-from deploypruner.onnx_file import reads
+from deploypruner.onnx_graph import readers, remove_unused, take_over, to_model
 from deploypruner.sparse.custom_ops import DOMAIN
 from deploypruner.sparse.gates import Pool, Scale
 from deploypruner.sparse.layer import Layer, Operation, QuantizedTensor
-from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.packed import pack
 
 VERSION = 1
 
 
-def rewrite(graph: OnnxGraph, layers: Sequence[Operation]) -> onnx.ModelProto:
-    """Replace `layers`, which must come from `match` on the same graph; the rest of the graph is untouched."""
-    return _Rewriting(graph, layers).model()
+def rewrite(model: ir.Model, layers: Sequence[Operation]) -> onnx.ModelProto:
+    """A copy without `layers`, which must come from `match` on the same model, but with what computes them."""
+    graph = model.graph.clone()
+    _Rewriting(model.graph, graph, layers).run()
+    remove_unused(graph)
+    graph.opset_imports[DOMAIN] = VERSION
+    functions = list(model.functions.values())
+    made = to_model(ir.Model(graph, ir_version=model.ir_version, producer_name="deploypruner", functions=functions))
+    del made.graph.value_info[:]
+    return made
 
 
 class _Rewriting:
-    """New nodes and initializers, each made once."""
+    """A graph under change.
 
-    def __init__(self, graph: OnnxGraph, layers: Sequence[Operation]) -> None:
+    Args:
+        old: What the layers were matched in.
+        graph: A copy of it, changed in place.
+        layers: What is replaced.
+    """
+
+    def __init__(self, old: ir.Graph, graph: ir.Graph, layers: Sequence[Operation]) -> None:
         self._graph = graph
         self._layers = layers
-        self._made = {layer.y.key for layer in layers if layer.y is not None}
-        self._entered: set[tuple[str, bool]] = set()
-        self._after: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        self._tensors: dict[str, onnx.TensorProto] = {}
+        self._twins = dict(zip(old, graph, strict=True))
+        self._values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
+        self._stored: dict[str, ir.Value] = {}
+        self._last: dict[ir.Node | None, ir.Node] = {}
+        # Every activation in C4; named beforehand, as a layer may stand before the one whose output it adds.
+        self._c4 = {layer.y.key: ir.val(c4_name(layer.y)) for layer in layers if layer.y is not None}
 
-    def model(self) -> onnx.ModelProto:
-        """The finished model."""
-        replaced = {id(node) for layer in self._layers for node in layer.nodes}
+    def run(self) -> None:
+        """Give everything that reads the layers' nodes something else to read."""
         for layer in self._layers:
-            self._enter(layer)
+            for read in layer.reads:
+                self._enter(read)
             # In place of the layer's last node: everything it reads has been computed there.
-            self._after[layer.nodes[-1].output[0]] += [*self._operation(layer), *self._exit(layer)]
-        # Restored by the exit, or by nobody.
-        given = [layer.y.name for layer in self._layers if layer.y is not None]
-        restored = {reader.output[0] for name in given for reader in self._graph.readers(name)}
-        nodes = [made for name in self._after if self._graph.maker(name) is None for made in self._after[name]]
-        for node in self._graph.nodes:
-            gone = id(node) in replaced or (node.op_type == "DequantizeLinear" and node.output[0] in restored)
-            nodes += [] if gone else [node]
-            nodes += [made for name in node.output for made in self._after[name]]
-        return self._assemble(nodes)
+            self._compute(layer)
+            self._exit(layer)
 
-    def _enter(self, layer: Operation) -> None:
-        """Bring what a layer reads into C4, unless another layer gave it so or has brought it already."""
-        for read in layer.reads:
-            if read.key not in self._made | self._entered:
-                self._after[read.source] += self._entry(read)
-                self._entered.add(read.key)
-
-    def _entry(self, read: QuantizedTensor) -> list[onnx.NodeProto]:
-        stem = c4_name(read)
-        enter, last, quantized = f"{stem}_enter", f"{stem}_nhwc", f"{stem}_u8"
+    def _enter(self, read: QuantizedTensor) -> None:
+        """Bring an activation into C4, unless a layer gives it so or it has been brought already."""
+        if read.key in self._c4:
+            return
+        source, stem = self._values[read.source], c4_name(read)
+        enter, last = f"{stem}_enter", f"{stem}_nhwc"
+        after, move = source.producer(), f"{enter}_move"
         if read.channels_last:
-            move = self._reshape(read.source, last, [*read.size, read.channels])
+            moved = self._reshape(after, source, last, [*read.size, read.channels], name=move)
         else:
-            move = _transpose(read.source, last, [0, 2, 3, 1])
-        move.name = f"{enter}_move"
-        pair = [last, *self._step(read)]
-        return [
-            move,
-            helper.make_node("QuantizeLinear", pair, [quantized], name=f"{enter}_quantize"),
-            helper.make_node("ToC4", [quantized], [stem], name=enter, domain=DOMAIN),
-        ]
+            moved = self._node(after, "Transpose", [source], last, {"perm": [0, 2, 3, 1]}, name=move)
+        pair = [moved, *self._step(read)]
+        quantized = self._node(after, "QuantizeLinear", pair, f"{stem}_u8", name=f"{enter}_quantize")
+        self._c4[read.key] = self._node(after, "ToC4", [quantized], stem, name=enter, domain=DOMAIN)
 
-    def _exit(self, layer: Operation) -> list[onnx.NodeProto]:
+    def _exit(self, layer: Operation) -> None:
         """Bring a layer's output back for every reader that is not a chosen layer."""
-        y = layer.y
-        wanted = [] if y is None else needed_outside(self._graph, y, self._layers)
+        y, last = layer.y, layer.nodes[-1]
+        wanted = [] if y is None else needed_outside(last.outputs[0], y, self._layers)
         if y is None or not wanted:
-            return []
-        stem = c4_name(y)
-        leave, last = f"{stem}_leave", f"{stem}_nhwc_back"
-        nodes = [from_c4(stem, last, y)]
+            return
+        after, stem = self._twins[last], c4_name(y)
+        leave = f"{stem}_leave"
+        image = self._node(
+            after, "FromC4", [self._c4[y.key]], f"{stem}_nhwc_back", from_c4_attributes(y), name=leave, domain=DOMAIN
+        )
         for index, restore in enumerate(wanted):
-            real, target = f"{leave}_float_{index}", restore.output[0]
-            pair = [last, *self._step(y)]
-            nodes.append(helper.make_node("DequantizeLinear", pair, [real], name=f"{leave}_restore_{index}"))
+            pair, name = [image, *self._step(y)], f"{leave}_restore_{index}"
+            real = self._node(after, "DequantizeLinear", pair, f"{leave}_float_{index}", name=name)
+            target, move = self._twins[restore].outputs[0], f"{leave}_move_{index}"
             if y.channels_last:
-                move = self._reshape(real, target, list(y.shape))
+                moved = self._reshape(after, real, str(target.name), list(y.shape), name=move)
             else:
-                move = _transpose(real, target, [0, 3, 1, 2])
-            move.name = f"{leave}_move_{index}"
-            nodes.append(move)
-        return nodes
+                moved = self._node(after, "Transpose", [real], str(target.name), {"perm": [0, 3, 1, 2]}, name=move)
+            self._replace(target, moved)
 
-    def _operation(self, layer: Operation) -> list[onnx.NodeProto]:
-        """The node that computes it, with the name it has for the user."""
-        inputs, output, after = [c4_name(layer.x)], "", []
+    def _compute(self, layer: Operation) -> None:
+        """Insert the node that computes a layer, with the name it has for the user."""
+        after = self._twins[layer.nodes[-1]]
+        inputs = [self._c4[layer.x.key]]
         if isinstance(layer, Layer):
-            inputs += self._stored(layer)
+            inputs += self._weights(layer)
         if isinstance(layer, Scale):
-            inputs.append(layer.by)
-        if isinstance(layer, Pool):
-            output = f"{layer.mean}_image" if layer.flat else layer.mean
-            after = [self._reshape(output, layer.mean, [layer.x.channels])] if layer.flat else []
-        output = output if layer.y is None else c4_name(layer.y)
-        node = helper.make_node(layer.op_type, inputs, [output], name=layer.name, domain=DOMAIN)
-        node.attribute.extend(helper.make_attribute(key, value) for key, value in layer.attributes().items())
-        return [node, *after]
+            inputs.append(self._values[layer.by])
+        flat = isinstance(layer, Pool) and layer.flat
+        mean = ir.val(f"{layer.name}_image" if flat else layer.name)
+        given = mean if layer.y is None else self._c4[layer.y.key]
+        node = ir.node(layer.op_type, inputs, layer.attributes(), outputs=[given], name=layer.name, domain=DOMAIN)
+        self._insert(after, node)
+        if layer.y is None:
+            mean = self._reshape(after, mean, layer.name, [layer.x.channels], name="") if flat else mean
+            self._replace(after.outputs[0], mean)
 
-    def _stored(self, layer: Layer) -> list[str]:
+    def _weights(self, layer: Layer) -> list[ir.Value]:
         """What SparseConv reads besides x."""
         packed = pack(layer.weights)
         stored: dict[str, NDArray[Any]] = {
@@ -130,84 +130,85 @@ class _Rewriting:
             "scale": layer.scale,
             "bias": layer.bias,
         }
-        names = [self._constant(f"{layer.name}/sparse_{key}", value) for key, value in stored.items()]
-        return names if layer.residual is None else [*names, c4_name(layer.residual)]
+        found = [self._constant(f"{layer.name}/sparse_{key}", value) for key, value in stored.items()]
+        return found if layer.residual is None else [*found, self._c4[layer.residual.key]]
 
-    def _step(self, activation: QuantizedTensor) -> tuple[str, str]:
-        """Names of an activation's scale and u8 zero point."""
+    def _step(self, activation: QuantizedTensor) -> tuple[ir.Value, ir.Value]:
+        """An activation's scale and u8 zero point."""
         stem = c4_name(activation)
         return (
             self._constant(f"{stem}_scale", np.array(activation.scale, np.float32)),
             self._constant(f"{stem}_zero_point", np.array(activation.zero_point, np.uint8)),
         )
 
-    def _reshape(self, source: str, target: str, sizes: list[int]) -> onnx.NodeProto:
+    def _constant(self, name: str, value: NDArray[Any]) -> ir.Value:
+        if name not in self._stored:
+            self._stored[name] = ir.val(name, const_value=ir.tensor(value, name=name))
+            self._graph.register_initializer(self._stored[name])
+        return self._stored[name]
+
+    def _reshape(
+        self, after: ir.Node | None, source: ir.Value, target: str, sizes: list[int], *, name: str
+    ) -> ir.Value:
         """All but the batch."""
         shape = self._constant(f"{target}_shape", np.array([-1, *sizes], np.int64))
-        return helper.make_node("Reshape", [source, shape], [target])
+        return self._node(after, "Reshape", [source, shape], target, name=name)
 
-    def _constant(self, name: str, value: NDArray[Any]) -> str:
-        self._tensors[name] = numpy_helper.from_array(value, name)
-        return name
+    def _node(
+        self,
+        after: ir.Node | None,
+        kind: str,
+        inputs: Sequence[ir.Value],
+        output: str,
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        name: str,
+        domain: str = "",
+    ) -> ir.Value:
+        """Insert a node of one output, and give that."""
+        node = ir.node(kind, inputs, attributes, outputs=[ir.val(output)], name=name, domain=domain)
+        self._insert(after, node)
+        return node.outputs[0]
 
-    def _assemble(self, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
-        old = self._graph.model
-        tensors = [*old.graph.initializer, *self._tensors.values()]
-        nodes = _reaching(nodes, self._graph.outputs)
-        used = {name for node in nodes for name in reads(node)} | set(self._graph.outputs)
-        made = helper.make_graph(
-            nodes,
-            old.graph.name,
-            [value for value in old.graph.input if value.name in self._graph.inputs],
-            old.graph.output,
-            [tensor for tensor in tensors if tensor.name in used],
-        )
-        opsets = [*old.opset_import, helper.make_opsetid(DOMAIN, VERSION)]
-        model = helper.make_model(made, opset_imports=opsets, producer_name="deploypruner", functions=old.functions)
-        model.ir_version = old.ir_version
-        return model
+    def _insert(self, after: ir.Node | None, node: ir.Node) -> None:
+        """Behind a node of the old graph and what was inserted there before; None is the beginning."""
+        place = self._last.get(after, after)
+        if place is None:
+            self._graph.insert_before(self._graph[0], node)
+        else:
+            self._graph.insert_after(place, node)
+        self._last[after] = node
+
+    def _replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let everything read `new`, what is inserted from now on too."""
+        self._values[str(old.name)] = new
+        take_over(old, new)
 
 
-def from_c4(c4: str, target: str, activation: QuantizedTensor) -> onnx.NodeProto:
-    """The node that brings the tensor `c4` back to [N, height, width, channels]."""
+def from_c4_attributes(activation: QuantizedTensor) -> dict[str, int]:
+    """Of the node that brings an activation back to [N, height, width, channels]."""
     height, width = activation.size
-    sizes = {"channels": activation.channels, "height": height, "width": width}
-    node = helper.make_node("FromC4", [c4], [target], name=f"{c4}_leave", domain=DOMAIN)
-    node.attribute.extend(helper.make_attribute(key, value) for key, value in sizes.items())
-    return node
+    return {"channels": activation.channels, "height": height, "width": width}
 
 
-def _reaching(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
-    """Nodes from which an output can be reached, in their order."""
-    wanted, kept = set(outputs), []
-    for node in reversed(nodes):
-        if wanted & set(node.output):
-            kept.append(node)
-            wanted |= set(reads(node))
-    return kept[::-1]
+def needed_outside(value: ir.Value, activation: QuantizedTensor, layers: Sequence[Operation]) -> list[ir.Node]:
+    """The DequantizeLinear nodes of an activation that anything but `layers` reads.
 
-
-def needed_outside(
-    graph: OnnxGraph, activation: QuantizedTensor, layers: Sequence[Operation]
-) -> list[onnx.NodeProto]:
-    """The DequantizeLinear nodes of an activation that anything but `layers` reads."""
+    Args:
+        value: The quantized tensor in the graph of the layers.
+        activation: The same.
+        layers: That will not read it any more.
+    """
     inside = {
-        id(node)
-        for layer in layers
-        if any(read.key == activation.key for read in layer.reads)
-        for node in layer.nodes
+        node for layer in layers if any(read.key == activation.key for read in layer.reads) for node in layer.nodes
     }
 
-    def is_needed(name: str) -> bool:
-        return name in graph.outputs or any(id(reader) not in inside for reader in graph.readers(name))
+    def is_needed(restored: ir.Value) -> bool:
+        return restored.is_graph_output() or any(reader not in inside for reader in readers(restored))
 
-    return [restore for restore in graph.readers(activation.name) if is_needed(restore.output[0])]
+    return [restore for restore in readers(value) if is_needed(restore.outputs[0])]
 
 
 def c4_name(activation: QuantizedTensor) -> str:
     """What an activation's C4 form is called; nodes of its borders begin so, "..._enter" and "..._leave"."""
     return f"{activation.name}_{'tokens' if activation.channels_last else 'c4'}"
-
-
-def _transpose(source: str, target: str, order: list[int]) -> onnx.NodeProto:
-    return helper.make_node("Transpose", [source], [target], perm=order)

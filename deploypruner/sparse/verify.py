@@ -27,7 +27,7 @@ from deploypruner.scratch import scratch
 from deploypruner.sparse.custom_ops import DOMAIN
 from deploypruner.sparse.gates import Pool, Scale
 from deploypruner.sparse.layer import Layer, Operation, QuantizedTensor
-from deploypruner.sparse.rewrite import VERSION, from_c4
+from deploypruner.sparse.rewrite import VERSION, from_c4_attributes
 
 Array = NDArray[Any]
 Feeds = Sequence[Array]
@@ -101,7 +101,9 @@ def operations_apart(sparse: onnx.ModelProto, layers: Sequence[Operation]) -> on
             outputs.append(_numbers(f"{index}_y", layer))
             continue
         node.output[0] += "_c4"
-        nodes.append(from_c4(node.output[0], f"{index}_y", layer.y))
+        c4 = node.output[0]
+        nodes.append(helper.make_node("FromC4", [c4], [f"{index}_y"], name=f"{c4}_leave", domain=DOMAIN))
+        nodes[-1].attribute.extend(helper.make_attribute(*said) for said in from_c4_attributes(layer.y).items())
         outputs.append(_images(f"{index}_y", layer.y))
     used = {name for node in nodes for name in node.input}
     stored = [tensor for tensor in sparse.graph.initializer if tensor.name in used]

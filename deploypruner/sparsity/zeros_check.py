@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
+from deploypruner.onnx_graph import constant, made_by, operand, optional
 from deploypruner.records import Check
 
 Array = NDArray[Any]
@@ -34,7 +35,8 @@ def verify_zeros(weights: Mapping[str, Array], fp32: Path, int8: Path) -> list[C
     """
     before, after = _constants(fp32), _constants(int8)
     zeros = {name: weight == 0 for name, weight in weights.items()}
-    found = {name: _found(name, places, before) for name, places in zeros.items()}
+    places = {name: there == 0 for name, there in before.items()}
+    found = {name: stored_as(name, zero, places) for name, zero in zeros.items()}
     missing = [name for name, place in found.items() if place is None]
     checks = []
     for path, constants in ((fp32, before), (int8, after)):
@@ -49,40 +51,44 @@ def verify_zeros(weights: Mapping[str, Array], fp32: Path, int8: Path) -> list[C
     return checks
 
 
-def _constants(path: Path) -> dict[str, Array]:
-    """Weights of the file by the name they had before quantization, zero points taken off."""
-    graph = onnx.load(path).graph
-    values = {tensor.name: tensor for tensor in graph.initializer}
-    integers = {n.output[0]: n.input for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in values}
-    found = {}
-    for node in graph.node:
-        if node.op_type not in _WEIGHTED:
-            continue
-        name = node.input[1]
-        if name in values:
-            found[name] = numpy_helper.to_array(values[name])
-        elif name in integers:
-            stored, _, point = integers[name]
-            offset = numpy_helper.to_array(values[point]).astype(np.int32)
-            assert not offset.any(), f"'{stored}' has a zero point, so its zeros are no zeros"
-            found[stored.removesuffix("_quantized")] = numpy_helper.to_array(values[stored])
-    return found
-
-
 @dataclass(frozen=True)
-class _Place:
+class StoredWeight:
     """Where a file keeps a weight."""
 
     name: str
     transposed: bool
 
 
-def _found(name: str, zeros: Array, constants: Mapping[str, Array]) -> _Place | None:
-    """What the file calls a weight, None where nothing has its zeros."""
-    if name in constants and constants[name].shape == zeros.shape:
-        return _Place(name, transposed=False)
-    # Square weights have one shape both ways round, so only the places of the zeros tell.
-    for called, there in constants.items():
-        if there.shape == zeros.T.shape and np.array_equal(there == 0, zeros.T):
-            return _Place(called, transposed=True)
+def stored_as(name: str, weight: Array, stored: Mapping[str, Array]) -> StoredWeight | None:
+    """What a file calls a weight, by its name or, where the exporter transposed it, by its values; None for nothing.
+
+    Args:
+        name: Of the parameter.
+        weight: Its values, or where it is zero.
+        stored: The same of everything in the file, by name.
+    """
+    if name in stored and stored[name].shape == weight.shape:
+        return StoredWeight(name, transposed=False)
+    # Square weights have one shape both ways round, so only the values tell.
+    for called, there in stored.items():
+        if there.shape == weight.T.shape and np.array_equal(there, weight.T):
+            return StoredWeight(called, transposed=True)
     return None
+
+
+def _constants(path: Path) -> dict[str, Array]:
+    """Weights of the file by the name they had before quantization, zero points taken off."""
+    found = {}
+    for node in ir.from_proto(onnx.load(path)).graph:
+        if node.op_type not in _WEIGHTED:
+            continue
+        weight = operand(node, 1)
+        restore = made_by(weight, "DequantizeLinear")
+        stored = weight if restore is None else operand(restore, 0)
+        values = constant(stored)
+        if values is None:
+            continue
+        offset = None if restore is None else constant(optional(restore, 2))
+        assert offset is None or not offset.any(), f"'{stored.name}' has a zero point, so its zeros are no zeros"
+        found[str(stored.name).removesuffix("_quantized")] = values
+    return found

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import numpy as np
+from scipy.special import bdtrc
 
 from deploypruner.records import ACCURACY, Metric
 from deploypruner.tasks import Array, LossKind, Task, tasks
@@ -109,12 +109,7 @@ def is_luck(right: int, count: int, chance: float) -> bool:
     """
     if count < FEWEST:
         return False
-    logs = (math.log(chance), math.log1p(-chance))
-    terms = (
-        math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) + k * logs[0] + (count - k) * logs[1]
-        for k in range(right, count + 1)
-    )
-    return sum(map(math.exp, terms)) > _LUCK
+    return bool(bdtrc(right - 1, count, chance) > _LUCK)
 
 
 def valid(output: Array) -> Array:

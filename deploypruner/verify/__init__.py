@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from deploypruner.sparsity.zeros_check import verify_zeros
 from deploypruner.verify.compare import compare_outputs, compare_relative, flatten_outputs, relative_error
 from deploypruner.verify.exported import verify_exports
 
@@ -12,5 +11,4 @@ __all__ = [
     "flatten_outputs",
     "relative_error",
     "verify_exports",
-    "verify_zeros",
 ]

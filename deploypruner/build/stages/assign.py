@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import onnx
 from onnx import numpy_helper
-from torch import Tensor
 
 from deploypruner.build.artifacts import with_dense, write_int8
 from deploypruner.build.feeds import timing_feeds, verification_feeds
@@ -37,6 +34,7 @@ from deploypruner.sparsity.assign.solver import DENSE
 from deploypruner.sparsity.patterns import AUTO, make_pattern
 from deploypruner.sparsity.training import DEFAULT_SPARSITY, Assigned
 from deploypruner.sparsity.training.layers import choose_layers
+from deploypruner.sparsity.zeros_check import stored_as
 
 # Ranges do not change times, so that a batch will do.
 _CALIBRATION = 1
@@ -174,16 +172,8 @@ def _parameters(build: Build, fp32: Path) -> dict[str, str]:
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     found = {}
     for layer in remaining(build, choose_layers(build.traced, build.recipe.sparse)):
-        name = _stored_as(layer.weight, get_state(build.compiled, layer.weight), stored)
-        if name:
-            found[name.removesuffix(".weight")] = layer.weight
+        weight = get_state(build.compiled, layer.weight).detach().cpu().numpy()
+        place = stored_as(layer.weight, weight, stored)
+        if place is not None:
+            found[place.name.removesuffix(".weight")] = layer.weight
     return found
-
-
-def _stored_as(name: str, weight: Tensor, stored: Mapping[str, np.ndarray]) -> str:
-    """What the file calls a weight: by its name or, where the exporter transposed it, by its values; "" for none."""
-    if name in stored and stored[name].shape == tuple(weight.shape):
-        return name
-    values = weight.detach().cpu().numpy().T
-    same: Sequence[str] = [n for n, a in stored.items() if a.shape == values.shape and np.array_equal(a, values)]
-    return same[0] if same else ""

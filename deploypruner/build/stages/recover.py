@@ -15,7 +15,7 @@ from deploypruner.build.feeds import training_batches
 from deploypruner.build.judging import make_judge
 from deploypruner.build.register import stages
 from deploypruner.build.results import Recovery
-from deploypruner.build.sparsity import describe_zeros, existing_zeros, find_zeros, make_regime
+from deploypruner.build.sparsity import existing_zeros, find_zeros, make_regime
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.errors import InputError
@@ -24,6 +24,7 @@ from deploypruner.records import ACCURACY, Cost
 from deploypruner.sources.foreign import foreign
 from deploypruner.sparsity.training import SparseRegime
 from deploypruner.sparsity.training.existing import ExistingZeros
+from deploypruner.sparsity.training.zeros import describe_zeros
 from deploypruner.train.batchnorm import reestimate_batchnorm
 from deploypruner.train.budget import recovery_defaults
 from deploypruner.train.features import Features, find_features

@@ -23,13 +23,13 @@ from deploypruner.errors import BudgetError, InputError
 from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.latency.sparse_costs import MeasuredCosts
 from deploypruner.onnx_file import write_onnx
+from deploypruner.onnx_graph import read_graph
 from deploypruner.runtime import Array
 from deploypruner.scratch import scratch
 from deploypruner.search.latency_search import OutOfReach
 from deploypruner.sparse.cost import Rates
 from deploypruner.sparse.layer import Layer, Operation
 from deploypruner.sparse.match import match
-from deploypruner.sparse.onnx_graph import OnnxGraph
 from deploypruner.sparse.partition import Sides
 from deploypruner.sparse.rewrite import rewrite
 from deploypruner.sparsity.assign.filling import REFERENCE, Fillable
@@ -139,8 +139,8 @@ class _Search:
     def __init__(self, request: PatternRequest) -> None:
         self._request = request
         rates = replace(request.rates, images=request.feeds[0].shape[0] if request.feeds else 1)
-        self._graph = OnnxGraph(onnx.load(request.dense))
-        self._layers = match(self._graph).layers
+        self._model = read_graph(onnx.load(request.dense))
+        self._layers = match(self._model.graph).layers
         names = {layer.name for layer in self._layers}
         self._fillable = {
             number: Fillable.of(layer, request.weights[layer.name], rates, reference=request.sparsity)
@@ -213,7 +213,7 @@ class _Search:
         request = self._request
         with scratch() as folder:
             path = folder / "sparse.onnx"
-            write_onnx(rewrite(self._graph, layers), path)
+            write_onnx(rewrite(self._model, layers), path)
             return request.clock.layer_costs(
                 request.dense, path, layers, feeds=request.feeds, threads=request.threads, rates=request.rates
             )
@@ -223,7 +223,7 @@ class _Search:
         return self._fillable[number].filled(options[number]) if number in options else self._layers[number]
 
     def _sides(self) -> Sides:
-        return Sides(self._graph, self._layers, self._costs)
+        return Sides(self._model.graph, self._layers, self._costs)
 
     def _ladders(self) -> dict[int, list[PatternOption]]:
         return {number: fillable.ladder() for number, fillable in self._fillable.items()}

@@ -12,6 +12,11 @@ from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.sparsity.patterns import make_pattern
 from deploypruner.sparsity.training import SparseRegime
 
+GIVEN = "given"
+"""Pattern of zeros that the user's model brought along."""
+# Share of a layer's weights that somebody must have made zero for a purpose.
+_ENOUGH = 0.3
+
 
 class ExistingZeros(SparseRegime):
     """Masks of the weights that are zero when it is made; made before anything moves them.
@@ -42,6 +47,6 @@ class ExistingZeros(SparseRegime):
         raise AssertionError(f"existing masks are hard, {name} at {progress}")
 
 
-def weights_with_zeros(module: nn.Module, names: Sequence[str], least: float) -> tuple[str, ...]:
-    """Those of the parameters in which at least the share `least` is zero."""
-    return tuple(name for name in names if float((get_state(module, name) == 0).float().mean()) >= least)
+def weights_with_zeros(module: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the parameters that have zeros worth keeping."""
+    return tuple(name for name in names if float((get_state(module, name) == 0).float().mean()) >= _ENOUGH)
