@@ -211,9 +211,13 @@ def report_command(folder: Path) -> None:
 
 
 @cli.command("list")
-@click.argument("kind", metavar="|".join(_KINDS))
-def list_command(kind: str) -> None:
-    """List what can be chosen by name."""
+@click.argument("kind", metavar=f"[{'|'.join(_KINDS)}]", required=False)
+def list_command(kind: str | None) -> None:
+    """List what can be chosen by name: one kind with a line about each, or the names of every kind."""
+    if kind is None:
+        for each in _KINDS:
+            click.echo(f"{each:{max(map(len, _KINDS))}}  {', '.join(_described(each))}")
+        return
     if kind not in _KINDS:
         raise RecipeError(f"nothing called '{kind}' to list", hint=nearest(kind, _KINDS))
     described = _described(kind)
