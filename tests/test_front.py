@@ -158,4 +158,4 @@ def test_a_record_of_the_recipe_is_documented_by_its_fields(cls):
 
 
 def test_the_guide_names_every_kind_that_can_be_listed():
-    assert f"deploypruner list {'|'.join(_KINDS)}" in (ROOT / "docs" / "guide.md").read_text()
+    assert f"deploypruner list [{'|'.join(_KINDS)}]" in (ROOT / "docs" / "guide.md").read_text()

@@ -210,10 +210,10 @@ def report_command(folder: Path) -> None:
     _show(folder)
 
 
-@cli.command("list")
-@click.argument("kind", metavar=f"[{'|'.join(_KINDS)}]", required=False)
+@cli.command("list", help=f"List what can be chosen by name.\n\nKIND is one of {', '.join(_KINDS)}; all without it.")
+@click.argument("kind", required=False)
 def list_command(kind: str | None) -> None:
-    """List what can be chosen by name: one kind with a line about each, or the names of every kind."""
+    """One kind with a line about each, or the names of every kind."""
     if kind is None:
         for each in _KINDS:
             click.echo(f"{each:{max(map(len, _KINDS))}}  {', '.join(_described(each))}")
