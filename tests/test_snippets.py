@@ -48,7 +48,7 @@ STANDS_FOR = {
     "B": "build/model.int8.onnx",
 }
 FENCED = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
-STARTS = r"(?:deploypruner|make|python|pip) "
+STARTS = r"(?:deploypruner|make|python|pip)\s"
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,15 @@ def snippets(page: str) -> list[Snippet]:
     found = [(m.start(), m[1], m[2]) for m in FENCED.finditer(text) if m[1]]
     blank = FENCED.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)
     found += [(m.start(), "shell", m[1]) for m in re.finditer(rf"^ {{4}}({STARTS}.*)$", blank, re.MULTILINE)]
-    found += [(m.start(), "shell", m[1]) for m in re.finditer(rf"`({STARTS}[^`]*)`", blank)]
-    found += [(m.start(), "python", m[1]) for m in re.finditer(r"`(dp\.\w+\([^`]*)`", blank)]
+    for kind, form in (("shell", rf"`({STARTS}[^`]*)`"), ("python", r"`(dp\.\w+\([^`]*)`")):
+        found += [(m.start(), kind, " ".join(m[1].split())) for m in re.finditer(form, blank)]
     return [Snippet(kind, body, text.count("\n", 0, start) + 1) for start, kind, body in sorted(found)]
 
 
 def commands(printed: str) -> list[str]:
     """The command lines that one printed line stands for: every alternative, with everything in brackets."""
     line = re.split(r"\s+#|\s{2,}(?![\[(])", printed.strip())[0]
-    line = re.sub(r"[\[\]]|\.\.\.", " ", line)
+    line = re.sub(r"(?<!\S)\[|\](?!\S)|\.\.\.", " ", line)
     lines = [line]
     for group in re.findall(r"\([^)]*\)|\S+\|\S+", line):
         lines = [one.replace(group, choice.strip()) for one in lines for choice in group.strip("()").split("|")]
