@@ -103,8 +103,8 @@ def plan(
         data: Samples for criteria that look at gradients: a loader or iterable of (x, y) or x batches, x [B, ...] and
             y class indices [B] int64; a pair of such tensors; or a path. At most 512 samples are used of tensors and
             paths, 16 batches of a loader.
-        scope: Name of what competes with what: "global", "uniform", "isomorphic" or "recipe".
-        normalizer: Name of what makes scores comparable across groups, the criterion's own where None.
+        scope: Name of the scope within which channels compete: "global", "uniform", "isomorphic" or "recipe".
+        normalizer: Name of the normalizer that makes scores comparable across groups, the criterion's own where None.
         step: Number of channels that widths become multiples of, at least 1.
         constraints: Limits of what may be cut, and how far.
         widths: Widths by group id, 1 to the group's size: that many of its channels stay, the most important ones;
@@ -164,11 +164,11 @@ def prune(
     Args:
         model: Module in any mode, or a program from torch.export; it is not changed.
         example_inputs: Inputs the model can run on, batch on axis 0, as `trace` takes them.
-        criterion: Name of what scores channels, as `plan` takes it.
+        criterion: Name of the criterion that scores channels, as `plan` takes it.
         macs: Fraction of the dense model's multiply-adds that may remain, 0 < macs <= 1.
         data: Samples for criteria that look at gradients, as `plan` takes them.
-        scope: Name of what competes with what.
-        normalizer: Name of what makes scores comparable across groups, the criterion's own where None.
+        scope: Name of the scope within which channels compete.
+        normalizer: Name of the normalizer that makes scores comparable across groups, the criterion's own where None.
         step: Number of channels that widths become multiples of, at least 1.
         constraints: Limits of what may be cut, and how far.
         seed: Number that decides which samples are scored, 0 to 4294967295.

@@ -205,7 +205,7 @@ class Artifact:
     Args:
         name: Row name shown to the user: "dense fp32", "pruned int8".
         path: File; for OpenVINO IR the .xml.
-        format: "onnx", "openvino" or "pt2".
+        format: "onnx", "openvino", "pt2", or that of another exporter.
         precision: "fp32" or "int8" (QDQ).
         pattern: "dense" for the user's model, for the pruned one what it was pruned by: "channel", "channel + 2:4"; a
             pattern says nothing of speed, runtimes execute zeros like any other number.

@@ -2,31 +2,38 @@
 set(sources conv gate gather geometry pack windows targets)
 set(targets "")
 
-# One line a target, best last. Each is compiled for its own instructions; everything else for any CPU, because everything
-# else runs on any. Tests may want fewer: DP_TARGETS.
-function(add_kernel_target name)
-  if(DP_TARGETS AND NOT name IN_LIST DP_TARGETS)
-    return()
+# One file a target, src/target_NAME.cpp. A line of it says `// Target PLACE on PROCESSOR: OPTIONS`: the best has the highest
+# place, PROCESSOR is x86_64, aarch64 or any, and OPTIONS are the compiler's. Each is compiled for its own instructions;
+# everything else for any CPU, because everything else runs on any. Tests may want fewer: DP_TARGETS.
+string(REPLACE AMD64 x86_64 processor "${CMAKE_SYSTEM_PROCESSOR}")
+string(REPLACE arm64 aarch64 processor "${processor}")
+file(GLOB files CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/src/target_*.cpp)
+foreach(file ${files})
+  string(REGEX REPLACE ".*/target_(.*)\\.cpp" "\\1" name ${file})
+  file(STRINGS ${file} line REGEX "^// Target [0-9]+ on " LIMIT_COUNT 1)
+  if(NOT line MATCHES "^// Target ([0-9]+) on ([a-z0-9_]+):(.*)$")
+    message(FATAL_ERROR "${file} has no line `// Target PLACE on PROCESSOR: OPTIONS`: see sources.cmake")
   endif()
+  if(CMAKE_MATCH_2 STREQUAL "any" OR CMAKE_MATCH_2 STREQUAL processor)
+    if(NOT DP_TARGETS OR name IN_LIST DP_TARGETS)
+      math(EXPR place "1000 + ${CMAKE_MATCH_1}") # as many digits each, so that they sort as text
+      list(APPEND found "${place} ${name}")
+      separate_arguments(options UNIX_COMMAND "${CMAKE_MATCH_3}")
+      if(DP_EMULATE_VBMI)
+        list(REMOVE_ITEM options -mavx512vbmi)
+      endif()
+      set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS "${options}")
+    endif()
+  endif()
+endforeach()
+list(SORT found)
+foreach(entry ${found})
+  string(SUBSTRING ${entry} 5 -1 name)
   list(APPEND sources target_${name})
-  set_source_files_properties(${CMAKE_CURRENT_FUNCTION_LIST_DIR}/src/target_${name}.cpp PROPERTIES COMPILE_OPTIONS "${ARGN}")
-  set(sources ${sources} PARENT_SCOPE)
-  set(targets "${targets}TARGET(${name})\n" PARENT_SCOPE)
-endfunction()
-
-add_kernel_target(scalar)
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  # GCC's own headers warn about the registers they leave undefined on purpose.
-  set(avx512 -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mfma -mpopcnt -Wno-uninitialized -Wno-maybe-uninitialized)
-  if(NOT DP_EMULATE_VBMI)
-    set(vbmi -mavx512vbmi)
-  endif()
-  add_kernel_target(avx2 -mavx2 -mfma)
-  add_kernel_target(avx512_vnni ${avx512})
-  add_kernel_target(avx512_vbmi ${avx512} ${vbmi})
-  if(targets MATCHES "avx512_vbmi" AND (DP_EMULATE_VBMI OR DP_TRAP_VBMI)) # of the tests: see target_avx512_vbmi.cpp
-    string(APPEND targets "TARGET(avx512_windows)\n")
-  endif()
+  string(APPEND targets "TARGET(${name})\n")
+endforeach()
+if(targets MATCHES "avx512_vbmi" AND (DP_EMULATE_VBMI OR DP_TRAP_VBMI)) # of the tests: see target_avx512_vbmi.cpp
+  string(APPEND targets "TARGET(avx512_windows)\n")
 endif()
 file(CONFIGURE OUTPUT targets.inc CONTENT "${targets}")
 

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 def test_every_stage_comes_after_those_it_needs_and_there_are_no_others():
     order = [stage.name for stage in chain()]
-    assert len(order) == 14
+    assert {"load", "recover", "report"} < set(order)
     for stage in chain():
         assert all(order.index(name) < order.index(stage.name) for name in stage.needs)
     folder = Path(pipeline.__file__).parent / "stages"

@@ -13,6 +13,8 @@ from deploypruner.errors import TraceError
 from deploypruner.export.offered import with_offer
 from deploypruner.export.to_onnx import Onnx
 
+pytestmark = pytest.mark.slow
+
 
 @torch.library.custom_op("deploypruner_tests::twice", mutates_args=())
 def twice(x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from deploypruner.recipe.overrides import overrides
 from deploypruner.recipe.reading import read_recipe
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "scipy", "PIL", "numpy")
+HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "scipy", "PIL", "numpy", "pydantic", "rich")
 MISTAKES = (
     ("compile", "m.pt2", "--target", "gpu"),
     ("compile", "m.pt2", "--criterion", "tailor"),
@@ -38,6 +38,10 @@ MISTAKES = (
     ("compile", "m.pt2", "--macs", "0.5", "--latency", "5ms"),
     ("compile", "m.pt2", "--latency", "5 parsecs"),
     ("compile", "m.pt2", "--lr", "-1"),
+    ("compile", "m.pt2", "--seed", "-1"),
+    ("compile", "m.pt2", "--max-cut", "2"),
+    ("compile", "m.pt2", "--sparsity", "2"),
+    ("compile", "m.pt2", "--threads", "0"),
     ("compile", "m.pt2", "--step", "0"),
     ("compile", "m.pt2", "--epochs", "many"),
     ("compile", "m.pt2", "--recipe", "nothing.toml"),
@@ -154,4 +158,4 @@ def test_a_record_of_the_recipe_is_documented_by_its_fields(cls):
 
 
 def test_the_guide_names_every_kind_that_can_be_listed():
-    assert f"deploypruner list {'|'.join(_KINDS)}" in (ROOT / "docs" / "guide.md").read_text()
+    assert f"deploypruner list [{'|'.join(_KINDS)}]" in (ROOT / "docs" / "guide.md").read_text()

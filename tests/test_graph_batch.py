@@ -15,6 +15,8 @@ from deploypruner.graph.capture.from_model import _Capturing, capture
 from deploypruner.graph.nodes import shape_of
 from tests.nets import NETS, make
 
+pytestmark = pytest.mark.slow
+
 
 class Sizes(nn.Module):
     """The batch in every place a size can be."""

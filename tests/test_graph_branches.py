@@ -20,6 +20,8 @@ from deploypruner.graph.rewrite.branch_stand_ins import Dropped
 from deploypruner.recipe.constraints import Constraints, LayerConstraint
 from tests.nets import NETS, conv_bn, make
 
+pytestmark = pytest.mark.slow
+
 GONE = np.empty(0, np.int64)
 IMAGE = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(3))
 

@@ -15,6 +15,8 @@ from deploypruner.graph import trace
 from deploypruner.graph.labels.tracing import Tracing
 from tests.test_graph_laws import random_plan
 
+pytestmark = pytest.mark.slow
+
 Two = Callable[[Tensor, Tensor], Tensor]
 
 PLACES = torch.tensor([3, 1, 2, 0])

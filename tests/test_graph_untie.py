@@ -15,6 +15,8 @@ from deploypruner.graph.capture.split_qkv import untie
 from deploypruner.graph.execute.module import TracedModule
 from tests.test_graph_laws import random_plan
 
+pytestmark = pytest.mark.slow
+
 
 class Projected(nn.Module):
     """4 heads of 6 columns from one projection; sub-classes take it apart in different ways."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import pkgutil
 import subprocess
@@ -14,6 +15,13 @@ import grimp
 import pytest
 
 import deploypruner
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """A file's syntax tree, which no test changes."""
+    return ast.parse(path.read_text())
+
 
 ROOT = Path(deploypruner.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
@@ -88,7 +96,7 @@ NAMES_WHAT_IT_LISTS = "registries"
 def modules_imported_by(path: Path) -> set[str]:
     """Our modules that a file imports anywhere: for type checkers alone and inside functions, too."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())) if path.stem != NAMES_WHAT_IT_LISTS else ():
+    for node in ast.walk(parsed(path)) if path.stem != NAMES_WHAT_IT_LISTS else ():
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -131,7 +139,7 @@ def test_criteria_see_neither_the_graph_nor_layer_types():
 
 
 def functions(path: Path):
-    return [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [n for n in ast.walk(parsed(path)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -146,7 +154,7 @@ def test_files_and_functions_stay_short(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_raise_or_assert_without_a_message(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Assert):
             assert node.msg is not None, f"{path.name}:{node.lineno}"
         # `raise self._gone()` builds its message in a method.
@@ -203,7 +211,7 @@ def test_the_command_line_starts_without_heavy_libraries():
 def test_class_names_are_unique_in_the_package():
     homes: dict[str, list[str]] = {}
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ClassDef):
                 homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     assert {name: found for name, found in homes.items() if len(found) > 1} == {}

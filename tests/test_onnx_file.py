@@ -20,6 +20,8 @@ from tests.builds import finished, run_cli
 from tests.qdq import chain
 from tests.test_sparse_stage import built, pretended_timings, priced
 
+pytestmark = pytest.mark.slow
+
 needs_library = pytest.mark.skipif(
     not library.is_built(), reason="the package was installed without its sparse kernels"
 )

@@ -29,6 +29,8 @@ from deploypruner.sparse.fixing import fixed_at
 from deploypruner.verify.exported import verify_exports
 from tests.builds import run_cli
 
+pytestmark = pytest.mark.slow
+
 
 class UNet(nn.Module):
     """One stage of stride two; `how` the way back up is done decides which sizes run."""

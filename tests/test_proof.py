@@ -204,6 +204,7 @@ def test_a_failed_proof_is_an_error_with_exit_code_4_that_names_the_operator():
     assert "'scaled_dot_product_attention'" in caught.value.message
 
 
+@pytest.mark.slow
 def test_the_command_line_ends_with_code_4_and_names_the_operator(tmp_path):
     def wrongly(graph: Graph, plan: Plan) -> tuple[nn.Module, tuple[Check, ...]]:
         return remove_and_prove(rewired(graph, on_op("batch_norm", "eps", 0.5)), plan)

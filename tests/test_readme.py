@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
 
 import deploypruner as dp
 from deploypruner.cli.main import cli
+from deploypruner.recipe.overrides import overrides
+from deploypruner.recipe.reading import read_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.relative_to(ROOT): path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]}
@@ -26,6 +31,38 @@ def test_commands_and_options_exist(line):
     known = {option for parameter in cli.commands[name].params for option in parameter.opts}
     for option in re.findall(r"--[a-z-]+", line):
         assert option in known, f"{option} in: {line}"
+
+
+# Options in the text, and what their placeholders stand for.
+INLINE = sorted(set(re.findall(r"`(--[a-z][^`]*)`", TEXT.replace("\n", " "))))
+PLACEHOLDERS = {"FILE": "names.txt", "N": "3", "S": "0.8", "PATTERN": "fc"}
+
+
+def alternatives(printed: str) -> list[list[str]]:
+    """The words of one option or several, once for each value that it offers."""
+    words = [PLACEHOLDERS.get(word, word) for word in shlex.split(printed)]
+    offered = [word.split("|") for word in words]
+    return [list(chosen) for chosen in itertools.product(*offered)]
+
+
+@pytest.mark.parametrize("printed", INLINE)
+def test_options_in_the_text_are_taken_with_these_values(printed):
+    for words in alternatives(printed):
+        taking = [command for command in cli.commands.values() if words[0] in options_of(command)]
+        assert taking, f"no command has {words[0]}"
+        if words == [words[0]]:
+            continue  # the name of an option
+        for command in taking:
+            needed = ["m.onnx", "--data", "d"] if "--data" in options_of(command) else ["m.onnx"]
+            with command.make_context(command.name, [*needed, *words]) as context:
+                overrides(context.params)  # names are checked here
+                if command.name == "compile":
+                    read_recipe(None, overrides(context.params))
+
+
+def options_of(command: click.Command) -> set[str]:
+    found = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    return {*found, "--help"}
 
 
 def calls() -> list[ast.Call]:
@@ -62,4 +99,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_readme_fits_on_a_screen_or_three():
-    assert len(PAGES[Path("README.md")].splitlines()) <= 130
+    lines = PAGES[Path("README.md")].splitlines()
+    assert len(lines) <= 130
+    printed = re.findall(r"```\n(.*?)```", PAGES[Path("README.md")], flags=re.DOTALL)[0].splitlines()
+    assert [line for line in lines if len(line) > 100 and not line.startswith("|") and line not in printed] == []

@@ -40,6 +40,7 @@ def gaps(kind: str, cases: int) -> np.ndarray:
     return np.array(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_nearly_all_small_cases_are_solved_exactly_and_none_is_off_by_more_than_two_percent(kind):
     found = gaps(kind, cases=8)

@@ -23,6 +23,8 @@ from deploypruner.search.worth import measure_worth
 from tests.nets import NETS, make
 from tests.test_graph_autograd import TwoPaths, by_autograd
 
+pytestmark = pytest.mark.slow
+
 
 class Overwritten(nn.Module):
     """Residual blocks that write into sums, into views of what others read, and into the shortcut's own memory."""

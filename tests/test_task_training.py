@@ -15,6 +15,8 @@ from deploypruner.recipe import Recipe, RecoverRecipe
 from deploypruner.recipe.finetune import FinetuneSettings
 from tests.builds import stopped_before
 
+pytestmark = pytest.mark.slow
+
 
 class Pooled(nn.Module):
     """One number: half the sum of what 16 channels see."""

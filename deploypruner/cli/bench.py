@@ -31,7 +31,6 @@ _BUILD_FILES = (
     "model.fp32.onnx",
     "model.int8.onnx",
     "model.int8.xml",
-    "model.pt2",
 )
 
 
@@ -163,7 +162,9 @@ def _artifact_files(path: Path, opened: frozenset[str]) -> list[Path]:
     """The file itself, or the models of a build folder that end in one of the suffixes `opened`."""
     if not S_ISDIR(_check_there(path).st_mode):
         return [path]
-    files = [path / name for name in _BUILD_FILES if (path / name).is_file() and Path(name).suffix in opened]
+    others = sorted(opened - {Path(name).suffix for name in _BUILD_FILES})
+    names = (*_BUILD_FILES, *(f"model{suffix}" for suffix in others))
+    files = [path / name for name in names if (path / name).is_file() and Path(name).suffix in opened]
     if not files:
         raise InputError(f"{path} holds no artifact", hint="name a build folder, or .onnx, .xml and .pt2 files")
     return files

@@ -50,12 +50,12 @@ def check_command(
     The truth takes one pass over the samples per channel of MODEL: minutes for a small network, far too long for a
     large one.
     """
+    for name in criterion:
+        criteria.check(name)
     from deploypruner.recipe.reading import read_recipe
 
     given = {"model": model, "data": data, "weights": weights, "trust_pickle": trust_pickle, "seed": seed}
     chosen = read_recipe(recipe, overrides(given))
-    for name in criterion:
-        criteria.check(name)
     from deploypruner.build.criterion import make_criterion
     from deploypruner.build.feeds import training_batches
     from deploypruner.channels.rank_agreement import agreements, table

@@ -213,10 +213,14 @@ def report_command(folder: Path) -> None:
     _name_pictures(folder)
 
 
-@cli.command("list")
-@click.argument("kind", metavar="|".join(_KINDS))
-def list_command(kind: str) -> None:
-    """List what can be chosen by name."""
+@cli.command("list", help=f"List what can be chosen by name.\n\nKIND is one of {', '.join(_KINDS)}; all without it.")
+@click.argument("kind", required=False)
+def list_command(kind: str | None) -> None:
+    """One kind with a line about each, or the names of every kind."""
+    if kind is None:
+        for each in _KINDS:
+            click.echo(f"{each:{max(map(len, _KINDS))}}  {', '.join(_described(each))}")
+        return
     if kind not in _KINDS:
         raise RecipeError(f"nothing called '{kind}' to list", hint=nearest(kind, _KINDS))
     described = _described(kind)

@@ -1,4 +1,9 @@
-"""Exporters: what writes a module to a file that a runtime can load. Adding one is one file, `to_<name>.py`."""
+"""Exporters: what writes a module to a file that a runtime can load. Adding one is one file, `to_<name>.py`.
+
+A build writes one file of every format. `quantize` writes ONNX, fp32 and int8, of which the IR is made; what has no
+such detour is written from the module itself as `model<suffix>`, compared with it in every runtime that opens the
+file, and timed where the user names one of these runtimes.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +23,14 @@ class Exporter(ABC):
     """Writes one file format.
 
     Attributes:
-        suffix: File name ending, with the dot.
+        suffix: File name ending, with the dot; some runtime opens it.
         format: What `records.Artifact.format` calls it.
+        from_module: Does a build write it from the module? False for ONNX and what is made of ONNX.
     """
 
     suffix: ClassVar[str]
     format: ClassVar[str]
+    from_module: ClassVar[bool] = True
 
     @abstractmethod
     def write(
@@ -50,4 +57,9 @@ class Exporter(ABC):
         """
 
 
-__all__ = ["Exporter", "exporters"]
+def from_module() -> tuple[type[Exporter], ...]:
+    """Those that a build writes from the module, by name."""
+    return tuple(cls for cls in map(exporters.get, exporters) if cls.from_module)
+
+
+__all__ = ["Exporter", "exporters", "from_module"]

@@ -36,6 +36,7 @@ class Onnx(Exporter):
 
     suffix: ClassVar[str] = ".onnx"
     format: ClassVar[str] = "onnx"
+    from_module: ClassVar[bool] = False
 
     def write(
         self,

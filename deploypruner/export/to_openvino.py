@@ -54,6 +54,7 @@ class OpenVinoIr(Exporter):
 
     suffix: ClassVar[str] = ".xml"
     format: ClassVar[str] = "openvino"
+    from_module: ClassVar[bool] = False
 
     def write(
         self,

@@ -16,6 +16,7 @@ import numpy as np
 from deploypruner.errors import InputError
 from deploypruner.reading import check_present, open_archive, read_json, status
 from deploypruner.records import Artifact, Cost, Precision, Timing
+from deploypruner.runtime import runtimes
 
 _INT8_OPS = (
     "QuantizeLinear",
@@ -33,7 +34,6 @@ _INT8_OPS = (
     "MatMulNBits",
     "GatherBlockQuantized",
 )
-_FORMATS = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
 # In protobuf: field 1, a string of 8 characters, the key of what follows.
 _EXTERNAL_KEY = b"\x0a\x08location"
 # Weights of larger files are not looked through.
@@ -47,31 +47,32 @@ def describe_file(path: Path) -> Artifact:
     """Return an artifact for a file of unknown origin, named after it; pattern "unknown", no cost.
 
     Raises:
-        InputError: No such file, no regular one, or neither .onnx nor .xml nor .pt2.
+        InputError: No such file, no regular one, or one of a kind that no runtime opens.
     """
-    if path.suffix not in _FORMATS:
-        raise InputError(f"'{path}' cannot be measured", hint="give .onnx, .xml or .pt2 files")
+    opened = sorted({suffix for name in runtimes for suffix in runtimes.get(name).suffixes})
+    if path.suffix not in opened:
+        raise InputError(f"'{path}' cannot be measured", hint=f"give {', '.join(opened[:-1])} or {opened[-1]} files")
     check_present(path, what="model", hint="check the path, or build the artifact first", native=True)
     check_external(path)
     return Artifact(
         name=path.name,
         path=path,
-        format=_FORMATS[path.suffix],
+        format="openvino" if path.suffix == ".xml" else path.suffix.removeprefix("."),
         precision=detect_precision(path),
         pattern="unknown",
     )
 
 
 def detect_precision(path: Path) -> Precision:
-    """int8 where a file has quantizing operators, or an .xml FakeQuantize or 8-bit constants; else fp32.
+    """int8 where an .onnx or .pt2 file quantizes, or an .xml has FakeQuantize or 8-bit constants; else fp32.
 
     Half precision counts as fp32: that is what OpenVINO and ONNX Runtime compute it in on a processor.
 
     Raises:
         InputError: The .xml is damaged.
     """
-    tells = {".xml": _ir_is_int8, ".pt2": _program_is_int8}
-    return "int8" if tells.get(path.suffix, _onnx_is_int8)(path) else "fp32"
+    tells = {".onnx": _onnx_is_int8, ".xml": _ir_is_int8, ".pt2": _program_is_int8}
+    return "int8" if path.suffix in tells and tells[path.suffix](path) else "fp32"
 
 
 def external_files(path: Path) -> list[Path]:

@@ -47,7 +47,7 @@ class PruneRecipe:
     )
     criterion: str = option(
         "auto",
-        "Name of what scores channels, see `list criteria`; auto: taylor with data, magnitude without.",
+        "Criterion that scores channels, see `list criteria`; auto: taylor with data, magnitude without.",
         flag="--criterion",
         metavar="NAME",
         group=CHANNELS,
@@ -61,7 +61,7 @@ class PruneRecipe:
     )
     normalizer: str = option(
         "auto",
-        "Name of what makes scores comparable across groups, see `list normalizers`; auto: the criterion's own.",
+        "Normalizer that makes scores comparable across groups, see `list normalizers`; auto: the criterion's own.",
         flag="--normalizer",
         metavar="NAME",
         group=CHANNELS,
@@ -70,7 +70,7 @@ class PruneRecipe:
     )
     scope: str = option(
         "global",
-        "Name of what competes with what, see `list scopes`; recipe takes the widths from [[prune.layers]].",
+        "Scope within which channels compete, see `list scopes`; recipe takes the widths from [[prune.layers]].",
         flag="--scope",
         metavar="NAME",
         group=CHANNELS,

@@ -125,8 +125,8 @@ class SearchRecipe:
     )
     minutes: float = option(
         15.0,
-        "Minutes for the whole search under a budget of time; when they are over nothing begins that a plan can"
-        " be had without, and what was cut is said.",
+        "Minutes for the whole search under a budget of time; after that, what is not essential is skipped, and "
+        "the report says what.",
         flag="--search-minutes",
         metavar="MINUTES",
         group=BUDGET,
@@ -146,8 +146,8 @@ class LearnRecipe:
 
     schedule: str = option(
         "auto",
-        "Name of when channels go, see `list schedules`; auto: learned for a criterion that trains its masks, "
-        "one-shot for every other.",
+        "Schedule by which channels are removed, see `list schedules`; auto: learned for a criterion that "
+        "trains its masks, one-shot for every other.",
         flag="--schedule",
         metavar="NAME",
         group=CHANNELS,
@@ -157,7 +157,7 @@ class LearnRecipe:
     )
     epochs: int = option(
         3,
-        "Epochs of the training in which channels are chosen, at least 0; none take place for one-shot.",
+        "Epochs of the training in which channels are chosen, at least 0; one-shot has none.",
         flag="--learn-epochs",
         metavar="N",
         group=CHANNELS,
@@ -267,8 +267,7 @@ class MeasureRecipe:
     accuracy_drop: float | None = option(
         None,
         "Points that everything together may cost: of accuracy, mIoU or F1, hundredths of R2, percent of your "
-        "own metric; without labels of agreement with the dense model. Of the default int8 alone may cost 1 "
-        "(5).",
+        "own metric; without labels, of agreement with the dense model. By default int8 alone may cost 1 (5).",
         flag="--accuracy-drop",
         metavar="POINTS",
         shown="3, of agreement 10",

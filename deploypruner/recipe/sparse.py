@@ -42,7 +42,7 @@ class SparseSettings:
     )
     schedule: str = option(
         "auto",
-        "Name of when weights become zero, see `list sparse-schedules`; auto: gradual where there is training, "
+        "Schedule by which weights become zero, see `list sparse-schedules`; auto: gradual where there is training, "
         "one-shot where there is none.",
         flag="--sparse-schedule",
         metavar="NAME",

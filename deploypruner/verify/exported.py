@@ -64,7 +64,7 @@ def verify_exports(
 ) -> list[Check]:
     """Compare `module` with each exported file in every runtime that will be measured.
 
-    - fp32 .onnx: each runtime against torch; .pt2: reloaded, against torch.
+    - fp32 .onnx, and every other format: each runtime that opens it against torch; .pt2: reloaded, against torch.
     - int8 .onnx (recognised by its QDQ nodes): literal execution against torch, each runtime against literal.
     - .onnx with sparse operations: OpenVINO against the literal execution of the int8 .onnx among `files`.
     - every .onnx: onnx's checker, by which nodes stand in topological order and shapes and types fit together.
@@ -105,6 +105,8 @@ def verify_exports(
             checks.append(subject.program(name, path, example_inputs))
         elif path.suffix == ".xml":
             checks += subject.ir(name, path)
+        elif path.suffix != ".onnx":
+            checks += subject.fp32(name, path)
         elif uses_sparse_operations(path):
             checks += subject.sparse(name, path)
         elif is_quantized(path):
@@ -242,8 +244,11 @@ class _Subject:
         return [output for feeds in batches or self._batches for output in session.run(feeds)]
 
     def _runtimes_for(self, path: Path) -> list[str]:
-        """Those measured that open the file; the default ones where there are none: nothing is left unproved."""
-        return _opening(path, self._measured) or _opening(path, default_runtimes())
+        """Those measured that open the file, else the default ones, else all there are: nothing is left unproved."""
+        choices = (self._measured, default_runtimes(), tuple(runtimes))
+        found = next((names for names in (_opening(path, choice) for choice in choices) if names), [])
+        assert found, f"no runtime opens {path.suffix} files, so that nobody knows what '{path.name}' computes"
+        return found
 
 
 def _carried_out(name: str, compared: Callable[[], Check]) -> Check:

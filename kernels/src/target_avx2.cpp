@@ -1,5 +1,7 @@
 // AVX2: eight pixels of four channels a register. VPMADDUBSW would saturate at 16 bits, so bytes are widened to words
 // and multiplied in pairs, which is exact.
+//
+// Target 10 on x86_64: -mavx2 -mfma
 #include <immintrin.h>
 
 #include <algorithm>

@@ -3,6 +3,9 @@
 //
 // For tests on a CPU without it, DP_EMULATE_VBMI replaces that one instruction by others; with DP_TRAP_VBMI the test
 // catches the fault.
+//
+// Target 30 on x86_64: -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mavx512vbmi -mfma -mpopcnt -Wno-uninitialized -Wno-maybe-uninitialized
+// GCC's own headers warn about the registers they leave undefined on purpose.
 #include "avx512_conv.h"
 #include "avx512_gate.h"
 

@@ -1,4 +1,7 @@
 // AVX-512 VNNI: Cascade Lake and later.
+//
+// Target 20 on x86_64: -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mfma -mpopcnt -Wno-uninitialized -Wno-maybe-uninitialized
+// GCC's own headers warn about the registers they leave undefined on purpose.
 #include "avx512_conv.h"
 #include "avx512_gate.h"
 

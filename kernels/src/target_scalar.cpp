@@ -1,4 +1,6 @@
 // The oracle: the equation of kernels.h, output value by output value, from weights that know their channel and tap.
+//
+// Target 0 on any:
 #include <algorithm>
 #include <cmath>
 #include <cstring>

@@ -11,17 +11,23 @@ from deploypruner.build.artifacts import write_state
 from deploypruner.build.register import stages
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
-from deploypruner.export import exporters
+from deploypruner.export import Exporter, from_module
 from deploypruner.export.to_openvino import write_ir
 from deploypruner.records import Artifact
 from deploypruner.runtime import runtimes
 
-_PRUNED_PROGRAM, _DENSE_PROGRAM = "model.pt2", stage_file("dense.pt2")
+
+def _pruned(exporter: type[Exporter]) -> str:
+    return f"model{exporter.suffix}"
+
+
+def _dense(exporter: type[Exporter]) -> str:
+    return stage_file(f"dense{exporter.suffix}")
 
 
 @stages.register("export")
 class Export(Stage):
-    """Write OpenVINO IR, the torch program and the plain weights."""
+    """Write OpenVINO IR, every format that is written from the module, and the plain weights."""
 
     name: ClassVar[str] = "export"
     needs: ClassVar[tuple[str, ...]] = ("quantize",)
@@ -29,8 +35,7 @@ class Export(Stage):
     saves: ClassVar[tuple[str, ...]] = (
         "model.int8.xml",
         "model.int8.bin",
-        _PRUNED_PROGRAM,
-        _DENSE_PROGRAM,
+        *(name(exporter) for exporter in from_module() for name in (_pruned, _dense)),
         "weights.safetensors",
     )
 
@@ -40,9 +45,10 @@ class Export(Stage):
         with folder.writing("model.int8.xml", siblings=(".bin",)) as path:
             write_ir(folder.path("model.int8.onnx"), path)
         if graph.front_end == "torch.export":  # what no export could trace has no program either
-            _write_program(build, build.compiled, _PRUNED_PROGRAM)
-            if _runs_programs(build):
-                _write_program(build, graph.module, _DENSE_PROGRAM)
+            for exporter in from_module():
+                _write(build, exporter, build.compiled, _pruned(exporter))
+                if _is_timed(build, exporter):
+                    _write(build, exporter, graph.module, _dense(exporter))
         write_state(folder, "weights.safetensors", build.compiled)
         return self.restore(build)
 
@@ -51,34 +57,35 @@ class Export(Stage):
         ir = Artifact(
             "pruned int8", build.folder.path("model.int8.xml"), "openvino", "int8", build.pattern, build.pruned
         )
-        return replace(build, artifacts=(*build.artifacts, ir, *_programs(build)))
+        others = (artifact for exporter in from_module() for artifact in _artifacts(build, exporter))
+        return replace(build, artifacts=(*build.artifacts, ir, *others))
 
     def document(self, build: Build) -> str:
         """Sizes of what was written."""
-        names = ("model.fp32.onnx", "model.int8.onnx", "model.int8.bin", "model.pt2")
+        names = ("model.fp32.onnx", "model.int8.onnx", "model.int8.bin", *map(_pruned, from_module()))
         written = [name for name in names if build.folder.has(name)]
         return ", ".join(f"{name} {build.folder.path(name).stat().st_size / 1e6:.2f} MB" for name in written)
 
 
-def _runs_programs(build: Build) -> bool:
-    """Did the user name a runtime that executes torch programs?"""
-    return any(".pt2" in runtimes.get(name).suffixes for name in build.recipe.measure.runtimes)
+def _is_timed(build: Build, exporter: type[Exporter]) -> bool:
+    """Did the user name a runtime that opens such files?"""
+    return any(exporter.suffix in runtimes.get(name).suffixes for name in build.recipe.measure.runtimes)
 
 
-def _write_program(build: Build, module: nn.Module, name: str) -> None:
+def _write(build: Build, exporter: type[Exporter], module: nn.Module, name: str) -> None:
     graph = build.traced
     with build.folder.writing(name) as path:
-        exporters.get("pt2")().write(
+        exporter().write(
             module, graph.example_inputs, path, dynamic_batch=graph.dynamic_batch, open_axes=graph.open_axes
         )
 
 
-def _programs(build: Build) -> tuple[Artifact, ...]:
+def _artifacts(build: Build, exporter: type[Exporter]) -> tuple[Artifact, ...]:
     """What such a runtime measures: the pruned model beside the dense one."""
-    folder = build.folder
-    if not (_runs_programs(build) and folder.has(_DENSE_PROGRAM)):
+    folder, made_as = build.folder, exporter.format
+    if not (_is_timed(build, exporter) and folder.has(_dense(exporter))):
         return ()
     return (
-        Artifact("dense fp32", folder.path(_DENSE_PROGRAM), "pt2", "fp32", "dense", build.traced.cost()),
-        Artifact("pruned fp32", folder.path(_PRUNED_PROGRAM), "pt2", "fp32", build.pattern, build.pruned),
+        Artifact("dense fp32", folder.path(_dense(exporter)), made_as, "fp32", "dense", build.traced.cost()),
+        Artifact("pruned fp32", folder.path(_pruned(exporter)), made_as, "fp32", build.pattern, build.pruned),
     )

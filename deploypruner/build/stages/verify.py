@@ -12,11 +12,15 @@ from deploypruner.build.register import stages
 from deploypruner.build.sparsity import sparse_weights
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
+from deploypruner.export import from_module
 from deploypruner.records import Check
 from deploypruner.sparsity.zeros_check import verify_zeros
 from deploypruner.verify.exported import verify_exports
 
-_FILES = ("model.fp32.onnx", "model.int8.onnx", "model.int8.xml", "model.sparse.onnx", "model.pt2")
+_FILES = (
+    *("model.fp32.onnx", "model.int8.onnx", "model.int8.xml", "model.sparse.onnx"),
+    *(f"model{exporter.suffix}" for exporter in from_module()),
+)
 
 
 @stages.register("verify")

@@ -22,17 +22,12 @@ from deploypruner.graph.execute.module import TracedModule, get_state, set_state
 from deploypruner.graph.labels.branches import drop, parameters_of
 from deploypruner.graph.labels.lazy_axes import Axis, Dissolved, JointAxis
 from deploypruner.graph.labels.propagate import Propagation
+from deploypruner.graph.labels.rules import SIZES
 from deploypruner.graph.nodes import arguments, op_name, positive, set_argument, shape_of, size_hint
 
 aten = torch.ops.aten
 BoolArray = NDArray[np.bool_]
 
-_SIZE_ARGUMENTS = {
-    **dict.fromkeys(("view", "_unsafe_view", "expand", "broadcast_to"), "size"),
-    **dict.fromkeys(("zeros", "ones", "full", "empty", "rand", "randn"), "size"),
-    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), "size"),
-    "reshape": "shape",
-}
 _SPLITS = ("split", "chunk", "split_with_sizes", "unsafe_split", "unsafe_chunk", "tensor_split")
 
 
@@ -154,8 +149,8 @@ class _Rewriter:
         if dissolved is not None and self.gather(node, new, dissolved):
             return
         args = arguments(node)
-        if name in _SIZE_ARGUMENTS:
-            self.sizes(node, new, _SIZE_ARGUMENTS[name])
+        if name in SIZES:
+            self.sizes(node, new, SIZES[name])
         elif name == "unflatten":
             first = positive(args["dim"], len(self.tracing.values[node.args[0]]))
             self.sizes(node, new, "sizes", first)

@@ -7,7 +7,7 @@ frozen with that reason, never guessed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,17 +19,26 @@ from deploypruner.graph.nodes import op_name
 Rule = Callable[[Tracing, Node, dict[str, Any]], Any]
 
 RULES: dict[str, Rule] = {}
+SIZES: dict[str, str] = {}
+"""Operator -> the argument that holds the lengths of its output's axes; where one shrinks, its length there does."""
 FAMILIES: list[tuple[Callable[[Node], bool], Rule]] = []
 _FOUND: dict[Any, Rule | None] = {}
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for the operators called `names`."""
+def rule(*names: str, sizes: str | Mapping[str, str] = "") -> Callable[[Rule], Rule]:
+    """Register a rule for the operators called `names`.
+
+    Args:
+        names: Functional names: "view" for aten.view and aten.view_.
+        sizes: The argument that holds the lengths of the output's axes, where there is one: "size". By name where
+            it is not the same for all. A rule notes an argument that counts something else in `tracing.counts`.
+    """
 
     def add(function: Rule) -> Rule:
         for name in names:
             assert name not in RULES, f"two rules for aten.{name}"
             RULES[name] = function
+        SIZES.update(dict.fromkeys(names, sizes) if isinstance(sizes, str) and sizes else dict(sizes or {}))
         return function
 
     return add

@@ -80,7 +80,7 @@ def glu(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
     return axes
 
 
-@rule(*["zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "empty", "new_empty", "rand", "randn"])
+@rule(*"zeros ones full new_zeros new_ones new_full empty new_empty rand randn".split(), sizes="size")
 def created(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
     """A new constant takes whatever size it is needed in: fresh labels adopt what they meet."""
     return [tracing.atoms.fresh(size) for size in shape_of(node)]

@@ -19,7 +19,10 @@ from deploypruner.graph.nodes import is_tensor, op_name, positive, shape_of, siz
 _MAX_CHAIN = 8
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten")
+@rule(
+    *("view", "reshape", "_unsafe_view", "flatten", "unflatten"),
+    sizes={"view": "size", "_unsafe_view": "size", "reshape": "shape"},
+)
 def view(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Axis]:
     """Match input and output axes into the smallest blocks of equal length, then merge and split inside each."""
     source = node.args[0]
@@ -215,7 +218,7 @@ def squeeze(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Axis]:
     return [v for d, v in enumerate(values) if not (d in dropped and shape[d] == 1)]
 
 
-@rule("expand", "broadcast_to")
+@rule("expand", "broadcast_to", sizes="size")
 def expand(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[Labels]:
     """A repeated axis is new: it may shrink whatever it repeats."""
     labels, shape, out = tracing.axes(node.args[0]), shape_of(node.args[0]), shape_of(node)
