@@ -75,14 +75,22 @@ def measure(name: str) -> dict[str, Any]:
     return row
 
 
-def compared(model: nn.Module, pruned: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """The largest differences over all seeds, of the largest value; "shapes" where they cannot be compared."""
+def compared(model: nn.Module, pruned: nn.Module, inputs: Inputs, *, scaled: bool = False) -> dict[str, Any]:
+    """The largest differences over all seeds, of the largest value; "shapes" where they cannot be compared.
+
+    With `scaled`, gradients are multiplied by their weights: a class that divides by the square root of its own head
+    width has other weights than the graph, which divides by the old one, and gradients that differ by that factor.
+    """
     worst: dict[str, Any] = {"outputs": 0.0, "gradients": 0.0, "buffers": 0.0, "drawn": True}
     for seed in range(_SEEDS):
         try:
             wanted, got = (steps(copy.deepcopy(module), inputs, seed) for module in (model, pruned))
         except Exception as error:  # noqa: BLE001 - a model may not run in training mode
             return {"failed": f"{type(error).__name__}: {str(error)[:200]}"}
+        if scaled:
+            for found, module in ((wanted, model), (got, pruned)):
+                weights = dict(module.named_parameters(remove_duplicate=False))
+                found["gradients"] = {name: g * weights[name].detach() for name, g in found["gradients"].items()}
         for key in ("outputs", "gradients", "buffers"):
             worst[key] = max(worst[key], gap(wanted[key], got[key]))
         worst["drawn"] &= wanted["drawn"] == got["drawn"]
@@ -148,7 +156,7 @@ def halved(graph: Graph, model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     except DeployPrunerError as error:
         # It has to train all the same.
         return {**row, "own_class": error.message, "finite": all_finite(steps(copy.deepcopy(pruned), inputs, 0))}
-    return {**row, "own_class": "", **compared(own, pruned, inputs)}
+    return {**row, "own_class": "", **compared(own, pruned, inputs, scaled=True)}
 
 
 def all_finite(step: Mapping[str, Any]) -> bool:

@@ -211,6 +211,48 @@ def test_equal_pieces_stay_equal(pieces):
         assert type(plan.apply_to(net)) is C2f
 
 
+class Attention(nn.Module):
+    """Two heads of eight; q and k normed as in large vision transformers."""
+
+    def __init__(self, *, normed: bool) -> None:
+        super().__init__()
+        self.heads, self.columns = 2, 8
+        self.qkv, self.proj = nn.Linear(6, 48), nn.Linear(16, 6)
+        self.q_norm, self.k_norm = (nn.LayerNorm(8) if normed else nn.Identity() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, self.columns).permute(2, 0, 3, 1, 4).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        return self.proj(y.transpose(1, 2).reshape(n, t, -1))
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("pieces", ["equal", "free"])
+def test_q_k_and_v_of_one_layer_keep_as_many_columns_and_their_class(normed, pieces):
+    torch.manual_seed(0)
+    net = Attention(normed=normed).eval()
+    with torch.no_grad():
+        net.qkv.weight[32:] *= 10  # columns of v would all stay
+    graph = trace(net, torch.randn(2, 5, 6))
+    plan = allocate(
+        graph,
+        score_groups(graph, Magnitude(), None),
+        Budget(macs=0.6),
+        criterion="magnitude",
+        normalizer="none",
+        step=1,
+        constraints=Constraints(pieces=pieces),
+    )
+    columns = [len(g.keep) for g in plan.groups if g.size == 8]
+    assert len(columns) == 2
+    assert plan.macs_after / plan.macs_before == pytest.approx(0.5 if pieces == "equal" else 0.6, abs=0.05)
+    assert pieces == "free" or columns == [4, 4]  # five of eight would be 62 %
+    assert (len(set(columns)) == 1) == (pieces == "equal")
+    if pieces == "equal":
+        assert type(plan.apply_to(net)) is Attention
+
+
 @pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
 def test_zero_filters_under_weight_norm_go_first_and_nothing_changes(wrap):
     torch.manual_seed(0)

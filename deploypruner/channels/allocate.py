@@ -18,7 +18,7 @@ from torch import Tensor
 from deploypruner.channels.constraints import NARROW, STATISTICS_NOTE, Limit, check_widths, find_limits
 from deploypruner.channels.criteria import Normalizer
 from deploypruner.channels.equal_pieces import equalised
-from deploypruner.channels.feasible_widths import CostOf, Order, by_importance, find_room, most_important
+from deploypruner.channels.feasible_widths import CostOf, Room, by_importance, find_room, most_important
 from deploypruner.channels.given_widths import given_widths
 from deploypruner.channels.plan import Plan, make_plan
 from deploypruner.channels.scope import Move, ordered_moves
@@ -90,10 +90,9 @@ def allocate(
         require_movable(graph, room.limits, step)
         raise _out_of_reach(graph, budget.macs, int(least), constraints=constraints, step=step)
     start = {g.id: fixed.get(g.id, g.size) for g in graph.groups}
-    moves = ordered_moves(graph, scores, room.limits, scope=scope, normalizer=normalizer)
-    chosen = _shortest_prefix(graph, room.order, start, moves=moves, target=target)
-    chosen = _take_back(graph, room.order, chosen, moves=moves, target=target)
-    chosen = {**equalised(room.tied, chosen), **fixed}
+    moves = ordered_moves(graph, scores, room.limits, scope=scope, normalizer=normalizer, tied=room.tied)
+    chosen = _shortest_prefix(graph, room, {**start, **fixed}, moves=moves, target=target)
+    chosen = {**_take_back(graph, room, chosen, moves=moves, target=target), **fixed}
     return make_plan(graph, most_important(room.order, chosen), criterion=criterion, scope=scope, step=step)
 
 
@@ -136,7 +135,7 @@ def _macs(graph: Graph) -> CostOf:
 
 
 def _shortest_prefix(
-    graph: Graph, order: Order, widths: Mapping[str, int], *, moves: Sequence[Move], target: float
+    graph: Graph, room: Room, widths: Mapping[str, int], *, moves: Sequence[Move], target: float
 ) -> dict[str, int]:
     """Widths after as few moves as meet the target (bisection: each move only lowers the cost)."""
     places: dict[str, list[int]] = {}
@@ -145,12 +144,13 @@ def _shortest_prefix(
 
     def after(count: int) -> dict[str, int]:
         done = {group: bisect_left(mine, count) for group, mine in places.items()}
-        return {**widths, **{group: moves[places[group][n - 1]].width for group, n in done.items() if n}}
+        cut = {group: moves[places[group][n - 1]].width for group, n in done.items() if n}
+        return equalised(room.tied, {**widths, **cut})
 
     low, high = 0, len(moves)
     while low < high:
         middle = (low + high) // 2
-        if graph.costs.macs(graph.removed(most_important(order, after(middle)))) <= target:
+        if graph.costs.macs(graph.removed(most_important(room.order, after(middle)))) <= target:
             high = middle
         else:
             low = middle + 1
@@ -158,19 +158,23 @@ def _shortest_prefix(
 
 
 def _take_back(
-    graph: Graph, order: Order, widths: dict[str, int], *, moves: Sequence[Move], target: float
+    graph: Graph, room: Room, widths: dict[str, int], *, moves: Sequence[Move], target: float
 ) -> dict[str, int]:
     """Undo the most important moves that fit under the target again, until none does."""
-    tally = graph.tally()
+    tally, order = graph.tally(), room.order
+    partners = {name: names for names in room.tied for name in names}
     for group, width in widths.items():
         tally.keep(group, order[group][:width])
     for move in sorted(moves, key=lambda m: m.rank, reverse=True):
         if widths[move.group] != move.width:
             continue
-        if tally.keep(move.group, order[move.group][: move.before]) <= target:
-            widths = {**widths, move.group: move.before}
+        names = partners.get(move.group, (move.group,))
+        costs = [tally.keep(name, order[name][: move.before]) for name in names]
+        if costs[-1] <= target:
+            widths = {**widths, **dict.fromkeys(names, move.before)}
         else:
-            tally.keep(move.group, order[move.group][: move.width])
+            for name in names:
+                tally.keep(name, order[name][: move.width])
     return widths
 
 

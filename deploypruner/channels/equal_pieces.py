@@ -1,15 +1,19 @@
-"""Pieces of one tensor that code cuts into equal parts: `a, b = x.chunk(2, 1)` wants as many channels in both."""
+"""Pieces of one tensor that code cuts into equal parts: `a, b = x.chunk(2, 1)` wants as many channels in both.
+
+So does attention whose q, k and v come out of one layer: `qkv.reshape(n, t, 3, heads, columns)`, which the traced
+graph cuts into three. There a channel of a piece is a column of a head, and columns are what has to be equal.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from deploypruner.graph import Graph
 from deploypruner.graph.nodes import is_tensor, op_name, positive, shape_of
 
-_CUTS = ("chunk", "split", "tensor_split", "unsafe_chunk", "unsafe_split")
+_CUTS = ("chunk", "split", "tensor_split", "unsafe_chunk", "unsafe_split", "split_with_sizes")
 
 
 def equal_pieces(graph: Graph) -> tuple[tuple[str, ...], ...]:
@@ -24,8 +28,7 @@ def equal_pieces(graph: Graph) -> tuple[tuple[str, ...], ...]:
             continue
         rank = len(shape_of(node.args[0]))
         dim = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
-        pieces = [_group(graph, axes[positive(int(dim), rank)]) for axes in values if isinstance(axes, list)]
-        named = {piece for piece in pieces if piece is not None}
+        named = _to_tie([_groups(graph, axes[positive(int(dim), rank)]) for axes in values if isinstance(axes, list)])
         if len(named) > 1 and len({graph.group(name).size for name in named}) == 1:
             joined = [other for other in found if other & named]
             found = [*(other for other in found if not other & named), named.union(*joined)]
@@ -39,10 +42,23 @@ def equalised(ties: tuple[tuple[str, ...], ...], widths: Mapping[str, int]) -> d
     return {**widths, **least}
 
 
-def _group(graph: Graph, labels: object) -> str | None:
-    """The one group that an axis consists of, channel by channel."""
+def _to_tie(pieces: Sequence[frozenset[str]]) -> set[str]:
+    """The group in which each piece differs from the others: they have as many channels when it has."""
+    known = [piece for piece in pieces if piece]
+    shared = frozenset.intersection(*known) if known else frozenset()
+    left = [piece - shared for piece in known]
+    return set().union(*left) if all(len(names) <= 1 for names in left) else set()
+
+
+def _groups(graph: Graph, labels: object) -> frozenset[str]:
+    """The one group that an axis consists of, or one for each factor of an axis such as heads x columns."""
     number = graph.axes.number(labels) if isinstance(labels, np.ndarray) else None
-    if number is None or graph.axes.rows[number].shape[1] != 1:
-        return None
-    atoms = set(graph.axes.rows[number][:, 0].tolist())
+    if number is None:
+        return frozenset()
+    found = [_group(graph, set(factor.tolist())) for factor in graph.axes.rows[number].T]
+    return frozenset() if None in found else frozenset(name for name in found if name is not None)
+
+
+def _group(graph: Graph, atoms: set[int]) -> str | None:
+    """The group of exactly these atoms."""
     return next((g.id for g in graph.groups if set(graph.atoms[g.id].tolist()) == atoms), None)

@@ -78,6 +78,7 @@ def find_room(
     least_widths = [floors(graph), dict[str, int]()] if depth else [dict[str, int]()]
     held = held_branches(graph, constraints) if depth else {}
     tied = equal_pieces(graph) if constraints.pieces == "equal" else ()
+    tied = tuple(names for names in tied if not set(names) & set(fixed or ()))  # what was said goes
     for statistics, floor in product(policies, least_widths):
         limits = find_limits(graph, constraints, step=step, statistics=statistics)
         limits = {g: replace(limit, least=max(limit.least, floor.get(g, 0))) for g, limit in limits.items()}

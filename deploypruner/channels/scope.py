@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,13 @@ Ranks = Callable[[Group, NDArray[np.int64]], NDArray[np.float64]]
 
 
 def ordered_moves(
-    graph: Graph, scores: Mapping[str, Tensor], limits: Mapping[str, Limit], *, scope: str, normalizer: Normalizer
+    graph: Graph,
+    scores: Mapping[str, Tensor],
+    limits: Mapping[str, Limit],
+    *,
+    scope: str,
+    normalizer: Normalizer,
+    tied: Sequence[Sequence[str]] = (),
 ) -> list[Move]:
     """Every cut that is allowed, in the order of the scope.
 
@@ -46,11 +53,25 @@ def ordered_moves(
         limits: How far each group may be cut.
         scope: A registered name; "recipe" leaves nothing to order.
         normalizer: How to compare scores across groups.
+        tied: Ids of groups that are to have equal widths: a cut of one ranks as the mean of theirs.
 
     Raises:
         RecipeError: No such scope; the nearest is offered.
     """
-    return sorted(scopes.get(scope)(graph, scores, limits, normalizer), key=_key)
+    moves = scopes.get(scope)(graph, scores, limits, normalizer)
+    return sorted(_together(moves, tied), key=_key)
+
+
+def _together(moves: Sequence[Move], tied: Sequence[Sequence[str]]) -> list[Move]:
+    partners = {name: number for number, names in enumerate(tied) for name in names}
+    ranks = defaultdict[tuple[int, int], list[float]](list)
+    for move in moves:
+        if move.group in partners:
+            ranks[partners[move.group], move.width].append(move.rank)
+    return [
+        replace(move, rank=fmean(ranks[partners[move.group], move.width])) if move.group in partners else move
+        for move in moves
+    ]
 
 
 @scopes.register("uniform", about="the same fraction of channels of every group")
