@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import deploypruner as dp
 from deploypruner.cli.main import cli
 from deploypruner.export.to_onnx import Onnx
 from deploypruner.latency.clock import current_clock, using
@@ -167,19 +168,23 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def names() -> dict[str, Any]:
-    """What the snippets call by name."""
+def names(page: str) -> dict[str, Any]:
+    """What the snippets call by name; a table of equivalents has the graph and the plan already."""
     x, y = samples(16)  # fewer than the 20 on which random weights would be found to know nothing of the labels
     loader = torch.utils.data.DataLoader(list(zip(torch.from_numpy(x), y.tolist(), strict=True)), batch_size=16)
     assert len(set(y)) == CLASSES
-    return {"model": tiny(), "example_inputs": torch.zeros(2, *IMAGE), "loader": loader, "MyModel": Tiny}
+    found = {"model": tiny(), "example_inputs": torch.zeros(2, *IMAGE), "loader": loader, "MyModel": Tiny}
+    if page == "docs/migrating.md":
+        found["graph"] = dp.trace(found["model"], found["example_inputs"])
+        found["plan"] = dp.prune(found["model"], found["example_inputs"], criterion="magnitude", macs=0.5).plan
+    return found
 
 
 @pytest.mark.skipif(not library.is_built(), reason="the package was installed without its sparse kernels")
 @pytest.mark.parametrize("page", PAGES)
 def test_every_snippet_of_a_page_runs(page, stock, tmp_path):
     folder = shutil.copytree(stock, tmp_path / "reader")
-    namespace = names()
+    namespace = names(page)
     exec("import deploypruner as dp", namespace)
     failed = []
     for snippet in snippets(page):
@@ -212,6 +217,6 @@ def test_a_build_folder_holds_what_the_guide_says(stock):
     always, sparse = block.split("model.sparse.onnx")
     for name in re.findall(r"[\w.]+\.(?:html|json|onnx|xml|pt2|toml|safetensors)", always):
         assert (stock / "build" / name).is_file(), name
-    for name in re.findall(r"(\w+)/", always):
+    for name in re.findall(r"(?<![.\w])(\w+)/", always):
         assert (stock / "build" / name).is_dir(), name
     assert "libdeploypruner_openvino.so" in sparse
