@@ -188,14 +188,8 @@ class C2f(nn.Module):
         return self.b(torch.cat(y, 1))
 
 
-@pytest.mark.parametrize("pieces", ["equal", "free"])
-def test_equal_pieces_stay_equal(pieces):
-    torch.manual_seed(0)
-    net = C2f().eval()
-    with torch.no_grad():
-        net.a.weight[:16] *= 10  # all of the second half would go first
-    graph = trace(net, torch.randn(2, 3, 8, 8))
-    plan = allocate(
+def _by_magnitude(graph, pieces):
+    return allocate(
         graph,
         score_groups(graph, Magnitude(), None),
         Budget(macs=0.6),
@@ -204,6 +198,16 @@ def test_equal_pieces_stay_equal(pieces):
         step=1,
         constraints=Constraints(pieces=pieces),
     )
+
+
+@pytest.mark.parametrize("pieces", ["equal", "free"])
+def test_equal_pieces_stay_equal(pieces):
+    torch.manual_seed(0)
+    net = C2f().eval()
+    with torch.no_grad():
+        net.a.weight[:16] *= 10  # all of the second half would go first
+    graph = trace(net, torch.randn(2, 3, 8, 8))
+    plan = _by_magnitude(graph, pieces)
     halves = [len(g.keep) for g in plan.groups if g.id.startswith("a.weight:0")]
     assert len(halves) == 2
     assert (len(set(halves)) == 1) == (pieces == "equal")
@@ -235,15 +239,7 @@ def test_q_k_and_v_of_one_layer_keep_as_many_columns_and_their_class(normed, pie
     with torch.no_grad():
         net.qkv.weight[32:] *= 10  # columns of v would all stay
     graph = trace(net, torch.randn(2, 5, 6))
-    plan = allocate(
-        graph,
-        score_groups(graph, Magnitude(), None),
-        Budget(macs=0.6),
-        criterion="magnitude",
-        normalizer="none",
-        step=1,
-        constraints=Constraints(pieces=pieces),
-    )
+    plan = _by_magnitude(graph, pieces)
     columns = [len(g.keep) for g in plan.groups if g.size == 8]
     assert len(columns) == 2
     assert plan.macs_after / plan.macs_before == pytest.approx(0.5 if pieces == "equal" else 0.6, abs=0.05)
