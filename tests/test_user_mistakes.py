@@ -72,6 +72,13 @@ def test_a_metric_that_ends_the_program_or_cannot_say_why_is_an_error(function, 
     assert said_by(Unspeakable()) == "Unspeakable"
 
 
+def test_a_module_that_raises_where_a_name_is_looked_up_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "moody.py").write_text("def __getattr__(name): raise RuntimeError(name)\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="looking up 'metric' in 'moody' raised RuntimeError: metric"):
+        own_metric("moody:metric")
+
+
 def test_a_metric_without_a_direction_is_an_error_and_its_name_is_text():
     found = own_metric(NoDirection())
     assert found is not None

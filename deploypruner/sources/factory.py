@@ -59,12 +59,13 @@ def find_callable(source: str, what: str) -> Callable[..., object]:
         raise InputError(f"'{module_name}' is a path, not a module", hint=f"write {dotted}:{attribute}")
     with working_folder_importable():
         found = _import(module_name, source)
-        for part in attribute.split("."):
-            if not hasattr(found, part):
-                public = [name for name in dir(found) if not name.startswith("_") and callable(getattr(found, name))]
-                hint = nearest(part, public) if public else "it defines nothing callable"
-                raise InputError(f"module '{module_name}' has no '{attribute}'", hint=hint)
-            found = getattr(found, part)
+        with foreign(f"looking up '{attribute}' in '{module_name}' raised", hint="fix the module's __getattr__"):
+            for part in attribute.split("."):
+                if not hasattr(found, part):
+                    public = [n for n in dir(found) if not n.startswith("_") and callable(getattr(found, n))]
+                    hint = nearest(part, public) if public else "it defines nothing callable"
+                    raise InputError(f"module '{module_name}' has no '{attribute}'", hint=hint)
+                found = getattr(found, part)
         if not callable(found):
             raise InputError(f"'{source}' is a {type(found).__name__}, not a function or class", hint=what)
         return found
