@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from math import inf, nan
+from math import inf, isnan, nan
 
 import pytest
 import torch
 
-from deploypruner.graph.largest_gap import largest_gap, magnitude
+from deploypruner.graph.largest_gap import largest_gap, magnitude, proving_gap
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,11 @@ def test_by_hand(got: list[float], wanted: list[float], gap: float, largest: flo
 def test_unsigned_integers_and_halves_do_not_wrap_or_overflow() -> None:
     assert largest_gap(torch.tensor([3], dtype=torch.uint8), torch.tensor([5], dtype=torch.uint8)) == 2
     assert largest_gap(torch.tensor([6e4]).half(), torch.tensor([-6e4]).half()) == pytest.approx(119_936, abs=100)
+
+
+def test_what_is_not_finite_proves_nothing() -> None:
+    number, none = torch.tensor([1.0, 4.0]), torch.tensor([nan, 4.0])
+    assert proving_gap(torch.tensor([2.5, 4.0]), number) == 1.5
+    assert proving_gap(none, number) == inf
+    assert isnan(proving_gap(none, none))
+    assert isnan(proving_gap(torch.tensor([inf]), torch.tensor([inf])))

@@ -13,6 +13,7 @@ from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import quantize_dynamic
 
+from deploypruner import reading
 from deploypruner.build.fitting import Said
 from deploypruner.build.one_answer import distance, require_one_answer
 from deploypruner.build.sparsify_inputs import named_arrays, sparsify_inputs
@@ -281,6 +282,28 @@ def test_quantized_operators_inside_a_branch_are_seen():
     inside.node[0].op_type = "ConvInteger"
     with pytest.raises(InputError, match=r"quantized dynamically \(ConvInteger\)"):
         check_convertible(made)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "apart"),
+    [([3.0, 4.0], [3.0, 0.0], 0.8), ([3.0], [float("nan")], 1.0), ([1.0], [float("inf")], 1.0), ([0.0], [0.0], 0.0)],
+)
+def test_answers_of_two_runtimes_by_hand(one: list[float], other: list[float], apart: float):
+    assert distance(np.array(one), np.array(other)) == apart
+    assert distance(np.array(other), np.array(one)) == apart
+
+
+def test_arrays_by_name_that_would_unpack_to_far_more_or_are_objects_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(reading, "_SMALL_BYTES", 1000)
+    specs = [TensorSpec("ids", (None, 4_000_000), "int8")]
+    np.savez_compressed(tmp_path / "d.npz", ids=np.zeros((1, 4_000_000), np.int8))
+    with pytest.raises(InputError, match="would unpack to"):
+        named_arrays(tmp_path / "d.npz", specs)
+    np.savez(tmp_path / "d.npz", ids=np.array([{}]))
+    with pytest.raises(InputError, match=r"'ids' of .* cannot be read without running code: it holds Python objects"):
+        named_arrays(tmp_path / "d.npz", specs)
 
 
 def test_arrays_called_as_the_inputs_are_samples_and_labels(tmp_path: Path):

@@ -12,6 +12,7 @@ from deploypruner.measure.quality import Batch, joined, outputs
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.tasks import Array
+from deploypruner.verify.compare import relative_error
 
 # Batches that both answer, and how far they may be apart: int8 rounds differently in the two.
 _COMPARED, _APART = 2, 0.5
@@ -36,11 +37,14 @@ def require_one_answer(path: Path, batches: Sequence[Batch], *, threads: int) ->
 
 
 def distance(one: Array, other: Array) -> float:
-    """Norm of the difference over the larger norm of both; 0 where no float says anything."""
+    """Norm of the difference over the larger norm of both; 0 where no float says anything.
+
+    1 where the shapes differ, or only one of both is a finite number.
+    """
     if one.shape != other.shape:
         return 1.0
     if one.dtype.kind != "f":
         return 0.0
-    a, b = one.astype(np.float64), other.astype(np.float64)
-    size = max(float(np.linalg.norm(a)), float(np.linalg.norm(b)))
-    return float(np.linalg.norm(a - b)) / size if size else 0.0
+    if not np.array_equal(np.isfinite(one), np.isfinite(other)):
+        return 1.0
+    return min(relative_error(one, other), relative_error(other, one))

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deploypruner.build.answering import SessionRunner, as_numpy
@@ -22,9 +24,9 @@ from deploypruner.recipe.data import DataSettings
 from deploypruner.records import TensorSpec
 from deploypruner.runtime import Session, shape_text
 from deploypruner.sources.adapted import ChannelsLast
+from deploypruner.sources.arrays import read_npz
 from deploypruner.sources.batches import split
 from deploypruner.sources.data import Data, as_data, check_shapes, load_data, settings_for
-from deploypruner.sources.foreign import foreign
 from deploypruner.sources.matched import cast, matched
 from deploypruner.tasks.recognise import OutputTask
 
@@ -142,14 +144,12 @@ def named_arrays(path: Path, specs: Sequence[TensorSpec]) -> Feeds | None:
     Raises:
         InputError: An array that the input cannot take: its axes, a fixed size, a number its type cannot hold.
     """
-    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
+    arrays = _by_name(path, tuple(spec.name for spec in specs))
+    if arrays is None:
         return None
-    with np.load(path, allow_pickle=False) as held:
-        if not {spec.name for spec in specs} <= set(held.files):
-            return None
-        arrays = [held[spec.name] for spec in specs]
     feeds = []
-    for spec, array in zip(specs, arrays, strict=True):
+    for spec in specs:
+        array = arrays[spec.name]
         rows = array[: spec.shape[0]] if array.ndim and spec.shape and spec.shape[0] is not None else array
         fits = rows.ndim == len(spec.shape) and all(
             n in (None, m) for n, m in zip(spec.shape, rows.shape, strict=True)
@@ -166,6 +166,14 @@ def named_arrays(path: Path, specs: Sequence[TensorSpec]) -> Feeds | None:
     return feeds
 
 
+def _by_name(path: Path, names: tuple[str, ...], *others: str) -> dict[str, NDArray[Any]] | None:
+    """Arrays of an .npz called as the inputs, and those of `others` that it has; None where one of `names` lacks."""
+    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
+        return None
+    _, arrays = read_npz(path, dict.fromkeys((*names, *others)))
+    return arrays if set(names) <= set(arrays) else None
+
+
 def _named_data(path: Path, names: tuple[str, ...], settings: DataSettings) -> Data | None:
     """Samples from an .npz with one array per input, called as the inputs, and perhaps labels `y`.
 
@@ -174,14 +182,10 @@ def _named_data(path: Path, names: tuple[str, ...], settings: DataSettings) -> D
     Raises:
         InputError: The arrays differ in their number of samples, or hold no numbers.
     """
-    if names == ("x",) or path.suffix != ".npz" or not zipfile.is_zipfile(path):
+    arrays = None if names == ("x",) else _by_name(path, names, "y")
+    if arrays is None:
         return None
-    with np.load(path, allow_pickle=False) as held:
-        if not set(names) <= set(held.files):
-            return None
-        wanted = (*names, *({"y"} & set(held.files) - set(names)))
-        with foreign(f"'{path}' is truncated or corrupt:", hint="write it again"):
-            arrays = {name: held[name] for name in wanted}
+    wanted = tuple(arrays)
     counts = {name: array.shape[:1] for name, array in arrays.items()}
     if len(set(counts.values())) > 1 or not all(sum(count) for count in counts.values()):
         found = ", ".join(f"'{name}' {list(array.shape)}" for name, array in arrays.items())

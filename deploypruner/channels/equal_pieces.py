@@ -11,9 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from deploypruner.graph import Graph
-from deploypruner.graph.nodes import is_tensor, op_name, positive, shape_of
-
-_CUTS = ("chunk", "split", "tensor_split", "unsafe_chunk", "unsafe_split", "split_with_sizes")
+from deploypruner.graph.nodes import SPLITS, arguments, is_tensor, op_name, positive, shape_of
 
 
 def equal_pieces(graph: Graph) -> tuple[tuple[str, ...], ...]:
@@ -24,11 +22,10 @@ def equal_pieces(graph: Graph) -> tuple[tuple[str, ...], ...]:
     """
     found: list[set[str]] = []
     for node, values in graph.labelling.values.items():
-        if op_name(node) not in _CUTS or not isinstance(values, list) or not is_tensor(node.args[0]):
+        if op_name(node) not in SPLITS or not isinstance(values, list) or not is_tensor(node.args[0]):
             continue
-        rank = len(shape_of(node.args[0]))
-        dim = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
-        named = _to_tie([_groups(graph, axes[positive(int(dim), rank)]) for axes in values if isinstance(axes, list)])
+        dim = positive(arguments(node)["dim"], len(shape_of(node.args[0])))
+        named = _to_tie([_groups(graph, axes[dim]) for axes in values if isinstance(axes, list)])
         if len(named) > 1 and len({graph.group(name).size for name in named}) == 1:
             joined = [other for other in found if other & named]
             found = [*(other for other in found if not other & named), named.union(*joined)]

@@ -18,7 +18,7 @@ from deploypruner.graph import Graph
 from deploypruner.graph.capture.exportable_part import Holder
 from deploypruner.graph.execute.module import TracedModule, get_state, set_state
 from deploypruner.graph.inputs import Inputs, batch_size, call, map_tensors, tensors
-from deploypruner.graph.largest_gap import largest_gap, magnitude
+from deploypruner.graph.largest_gap import magnitude, proving_gap
 from deploypruner.graph.reference import seeded
 from deploypruner.graph.rewrite.attention_scale import folds
 from deploypruner.graph.rewrite.branch_stand_ins import stand_ins
@@ -168,7 +168,7 @@ def _off(got: Any, want: Any, tolerance: float) -> str:
     if [t.shape for t in left] != [t.shape for t in right]:
         return ""
     for a, b in zip(left, right, strict=True):
-        gap, scale = largest_gap(a, b), magnitude(b)
+        gap, scale = proving_gap(a, b), magnitude(b)
         if not gap <= tolerance * scale:
             return f"outputs are off by {gap:.1e}, the largest is {scale:.1e}"
     return ""

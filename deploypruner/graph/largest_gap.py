@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, nan
 
 import torch
 from torch import Tensor
@@ -16,6 +16,11 @@ def largest_gap(got: Tensor, wanted: Tensor) -> float:
     a, b = _numbers(got), _numbers(wanted).to(got.device)
     gap = (a - b).abs().masked_fill_((a == b) | (a.isnan() & b.isnan()), 0.0)
     return float(gap.nan_to_num_(nan=inf, posinf=inf).max()) if gap.numel() else 0.0
+
+
+def proving_gap(got: Tensor, wanted: Tensor) -> float:
+    """`largest_gap`, NaN where what is wanted is not finite: that proves nothing, and is within no bound."""
+    return largest_gap(got, wanted) if bool(wanted.isfinite().all()) else nan
 
 
 def magnitude(tensor: Tensor) -> float:

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+# Operators that cut a tensor into several along one axis, `dim`.
+SPLITS = ("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
+
 
 def size_hint(size: int | torch.SymInt) -> int:
     """The size seen while tracing; the analysis always works on this number."""

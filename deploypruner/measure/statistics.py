@@ -69,10 +69,10 @@ def upper_bound_ms(samples_ns: Samples, quantile: float = 0.5) -> float | None:
     rounds, per_round = samples_ns.shape
     if rounds < max(_FEWEST_ROUNDS, round(2 / (1 - quantile), 6)):
         return None
-    values = np.sort(samples_ns, axis=None)
-    shares = (samples_ns > np.quantile(values, quantile)).mean(axis=1)
     from scipy.special import bdtr, ndtri, stdtrit  # a timing worker imports this file and stays light
 
+    values = np.sort(samples_ns, axis=None)
+    shares = (samples_ns > np.quantile(values, quantile)).mean(axis=1)
     alike = np.clip(shares.var(ddof=1) * per_round / (quantile * (1 - quantile)), 1.0, per_round)
     # The variance between few rounds is itself uncertain, as Student's t has it.
     surely = (ndtri(_CONFIDENCE) / stdtrit(rounds - 1, _CONFIDENCE)) ** 2

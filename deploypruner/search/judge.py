@@ -181,7 +181,7 @@ class Judge:
     def _of(self, found: Iterable[list[Tensor]], share: float) -> Verdict:
         """Of outputs on the first part of the held-out batches; what is not finite counts as infinitely bad."""
         total, right, seen = 0.0, 0.0, 0
-        found = found if self._quality is None else list(found)
+        found = list(found)
         kind = self._loss.measured(self._dense[0], self._held_out[0][1])
         first = self._loss.known(self._dense[0], self._held_out[0][1])[0]
         asked = zip(found, _part(self._dense, share), _part(self._held_out, share), strict=True)
@@ -192,7 +192,7 @@ class Judge:
                 own = label_of(labels, first.label)
                 right += float(first.right(outputs[0], first.answers(dense[0]) if own is None else own).sum())
         top1 = 100 * right / seen if first.kind == "classes" else None
-        return Verdict(kind, total / seen, top1, seen, self._gap(found) if isinstance(found, list) else None)
+        return Verdict(kind, total / seen, top1, seen, self._gap(found))
 
     def _gap(self, found: list[list[Tensor]]) -> Gap | None:
         """Against the dense outputs for the same batches, the first ones."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,18 +98,27 @@ def load_npz(path: Path, settings: DataSettings) -> Data:
     Raises:
         InputError: The file is missing, damaged, holds pickled objects, lacks `x`, or its arrays do not fit.
     """
-    try:
-        # np.load leaves the file open where it fails; this one is ours to close.
-        with open_archive(path, what="data"), path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-            names = list(held.files)
-            arrays = {key: _member(held, key, path) for key in _KEYS if key in names}
-    except (AttributeError, TypeError) as error:  # np.load took it for something else than an archive
-        raise InputError(f"'{path}' is no .npz archive: {first_line(error)}", hint="np.savez(f, x=x)") from error
+    names, arrays = read_npz(path, _KEYS)
     if "x" not in arrays:
         raise InputError(
             f"'{path}' has no 'x'; it holds {', '.join(names) or 'nothing'}", hint="np.savez(f, x=x, y=y)"
         )
     return from_arrays(arrays, settings, name=path.stem)
+
+
+def read_npz(path: Path, keys: Iterable[str]) -> tuple[tuple[str, ...], dict[str, NDArray[Any]]]:
+    """The names of all arrays of an .npz file, and those of `keys` that it has.
+
+    Raises:
+        InputError: The file is missing, damaged, a bomb, or one of those arrays is pickled.
+    """
+    try:
+        # np.load leaves the file open where it fails; this one is ours to close.
+        with open_archive(path, what="data"), path.open("rb") as file, np.load(file, allow_pickle=False) as held:
+            names = tuple(held.files)
+            return names, {key: _member(held, key, path) for key in keys if key in names}
+    except (AttributeError, TypeError) as error:  # np.load took it for something else than an archive
+        raise InputError(f"'{path}' is no .npz archive: {first_line(error)}", hint="np.savez(f, x=x)") from error
 
 
 def _member(held: Any, key: str, path: Path) -> NDArray[Any]:

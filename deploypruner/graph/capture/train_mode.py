@@ -26,7 +26,7 @@ from deploypruner.graph.execute.mode_flags import DROPOUT, FIXED, mode_argument,
 from deploypruner.graph.execute.module import TracedModule, get_state, set_state
 from deploypruner.graph.execute.shared_weights import sharing_copy
 from deploypruner.graph.inputs import Inputs, batch_size, call, resized, tensors
-from deploypruner.graph.largest_gap import largest_gap, magnitude
+from deploypruner.graph.largest_gap import magnitude, proving_gap
 from deploypruner.graph.nodes import op_name
 from deploypruner.graph.reference import Reference, said, seeded
 from deploypruner.graph.rewrite.size_attributes import module_path
@@ -244,7 +244,7 @@ def _gradient_gap(got: Mapping[str, Tensor] | None, wanted: Mapping[str, Tensor]
         present = two if one is None else one
         assert present is not None, "the name is from one of them"
         one, two = (torch.zeros_like(present) if g is None else g for g in (one, two))
-        difference = largest_gap(one[:-1], two[:-1])
+        difference = proving_gap(one[:-1], two[:-1])
         tolerance = reference.relative([two]) * _ROUNDED_BACKWARDS * max(sizes[name], floor)
         if not difference <= tolerance:
             return f"the gradient of '{name}' differs by {difference:.1e}, the largest is {sizes[name]:.1e}"

@@ -19,7 +19,7 @@ from deploypruner.graph.execute.module import get_state
 from deploypruner.graph.inputs import Inputs, call, map_tensors, tensors
 from deploypruner.graph.labels.atoms import IntArray
 from deploypruner.graph.labels.labelling import Labelling
-from deploypruner.graph.largest_gap import largest_gap, magnitude
+from deploypruner.graph.largest_gap import magnitude, proving_gap
 from deploypruner.graph.rewrite.resize import owned_copy
 
 Cut = Callable[[NDArray[np.bool_]], nn.Module]
@@ -94,7 +94,7 @@ class Trials:
         with torch.no_grad():
             wanted, got = tensors(call(left, inputs)), tensors(call(right, inputs))
         return len(wanted) == len(got) and all(
-            a.shape == b.shape and largest_gap(b, a) <= _TOLERANCE[self.dtype] * magnitude(a)
+            a.shape == b.shape and proving_gap(b, a) <= _TOLERANCE[self.dtype] * magnitude(a)
             for a, b in zip(wanted, got, strict=True)
         )
 

@@ -23,12 +23,10 @@ from deploypruner.graph.labels.branches import drop, parameters_of
 from deploypruner.graph.labels.lazy_axes import Axis, Dissolved, JointAxis
 from deploypruner.graph.labels.propagate import Propagation
 from deploypruner.graph.labels.rules import SIZES
-from deploypruner.graph.nodes import arguments, op_name, positive, set_argument, shape_of, size_hint
+from deploypruner.graph.nodes import SPLITS, arguments, op_name, positive, set_argument, shape_of, size_hint
 
 aten = torch.ops.aten
 BoolArray = NDArray[np.bool_]
-
-_SPLITS = ("split", "chunk", "split_with_sizes", "unsafe_split", "unsafe_chunk", "tensor_split")
 
 
 def rewrite(tracing: Propagation, removed: BoolArray) -> TracedModule:
@@ -154,7 +152,7 @@ class _Rewriter:
         elif name == "unflatten":
             first = positive(args["dim"], len(self.tracing.values[node.args[0]]))
             self.sizes(node, new, "sizes", first)
-        elif name in _SPLITS:
+        elif name in SPLITS:
             self.split(node, new, args)
         elif name == "slice":
             self.slice(node, new, args)

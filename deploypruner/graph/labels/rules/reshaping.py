@@ -13,7 +13,7 @@ from deploypruner.graph.labels.atoms import IntArray, Labels
 from deploypruner.graph.labels.lazy_axes import Axis, Dissolved, Joint, JointAxis
 from deploypruner.graph.labels.rules import rule
 from deploypruner.graph.labels.tracing import Tracing
-from deploypruner.graph.nodes import is_tensor, op_name, positive, shape_of, size_hint
+from deploypruner.graph.nodes import SPLITS, is_tensor, op_name, positive, shape_of, size_hint
 
 # A channel shuffle is view, transpose, contiguous, view; longer chains between split and merge are not looked at.
 _MAX_CHAIN = 8
@@ -275,7 +275,7 @@ def repeat_interleave(tracing: Tracing, node: Node, args: dict[str, Any]) -> Any
 # ---------------------------------------------------------------------- cutting and joining
 
 
-@rule("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
+@rule(*SPLITS)
 def split(tracing: Tracing, node: Node, args: dict[str, Any]) -> list[list[Labels]]:
     """Consecutive pieces of one axis."""
     labels = tracing.axes(node.args[0])
