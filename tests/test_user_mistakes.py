@@ -79,6 +79,13 @@ def test_a_module_that_raises_where_a_name_is_looked_up_is_an_error(tmp_path, mo
         own_metric("moody:metric")
 
 
+def test_a_module_that_ends_the_program_is_an_error_and_no_exit_code_of_ours(tmp_path, monkeypatch):
+    (tmp_path / "leaving.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="importing 'leaving' raised SystemExit: 3"):
+        own_metric("leaving:metric")
+
+
 def test_a_metric_without_a_direction_is_an_error_and_its_name_is_text():
     found = own_metric(NoDirection())
     assert found is not None

@@ -21,13 +21,14 @@ def foreign(doing: str, *, hint: str = "") -> Iterator[None]:
         hint: Passed on to the error.
 
     Raises:
-        InputError: The enclosed code raised any Exception that is not already ours.
+        InputError: The enclosed code raised any Exception that is not already ours, or asked for the program's end,
+            whose exit code would be taken for ours.
     """
     try:
         yield
     except DeployPrunerError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{doing} {type(error).__name__}: {first_line(error)}", hint=hint) from error
 
 
