@@ -22,10 +22,12 @@ from deploypruner.quantize import quantize_static
 from deploypruner.recipe.finetune import Amp, FinetuneSettings
 from deploypruner.runtime import runtimes
 from deploypruner.sources.adapted import Unlabelled
-from deploypruner.sources.batches import Data
+from deploypruner.sources.batches import Batches, Data
 from deploypruner.target import detect
 from deploypruner.train.batches import Batch, TrainingBatches
 from deploypruner.train.batchnorm import reestimate_batchnorm
+from deploypruner.train.budget import recovery_defaults, time_step
+from deploypruner.train.features import find_features
 from deploypruner.train.finetune import finetune
 from deploypruner.train.reconstruct import reconstruct
 
@@ -88,11 +90,20 @@ def trained(
     return module.eval()
 
 
-def mimicked(graph: Graph, module: nn.Module, train: TrainingBatches, *, epochs: int, amp: Amp = "auto") -> nn.Module:
-    """The module after learning the dense model's outputs, without labels."""
-    settings = FinetuneSettings(epochs=epochs, lr=0.005, batch_size=32, amp=amp, channels_last=True)
-    finetune(module, graph.module, Unlabelled(train), settings)
-    return module.eval()
+def mimicked(graph: Graph, keep: Keep, module: nn.Module, train: Batches, *, minutes: float) -> int:
+    """Let the module learn the dense model's outputs and features without labels, as `compile` does; gives the steps."""
+    images, features = Unlabelled(train), find_features(graph, keep, module)
+    outlook = recovery_defaults(
+        FinetuneSettings(channels_last=True),
+        samples=train.samples or 0,
+        labelled=False,
+        gap=None,
+        seconds_per_step=lambda s: time_step(module, graph.module, images, s, features=features),
+        minutes=minutes,
+    )
+    finetune(module, graph.module, images, outlook.settings, features=features)
+    module.eval()
+    return outlook.steps * outlook.settings.epochs
 
 
 def judged(module: nn.Module, graph: Graph, data: Data, *, dense: Path | None = None) -> dict[str, Any]:

@@ -37,10 +37,12 @@ def pool(
     return chosen
 
 
-def measured_losses(subject: Subject, folder: Path) -> Losses:
-    """What was measured of single widths and branches, in a file once it is."""
+def measured_losses(
+    subject: Subject, folder: Path, enough: Callable[[float], bool] = lambda seconds: False
+) -> Losses:
+    """What was measured of single widths and branches, in a file once it is; `enough` as `measure_worth` asks it."""
     graph, order = subject.graph, by_importance(subject.scores)
-    measured = measure_worth(graph, order, subject.scoring, file=folder / "worth.json")
+    measured = measure_worth(graph, order, subject.scoring, file=folder / "worth.json", enough=enough)
     return losses_from_worth(graph, measured, subject.scores, order)
 
 
@@ -84,7 +86,7 @@ def searched(
             budget=Budget(speedup=speedup),
             jobs=[(dense_artifact(subject, folder, setting.precision), setting.runtime)],
             step=STEP,
-            worth=lambda: measured_losses(subject, folder),
+            worth=lambda enough: measured_losses(subject, folder, enough),
             judge=judge,
             plans=plans,
             say=lambda line: click.echo(line, err=True),

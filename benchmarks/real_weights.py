@@ -3,7 +3,7 @@
     python -m benchmarks.real_weights dense                   # top-1, seconds to trace and to score
     python -m benchmarks.real_weights plan --speedup 1.25 --speedup 1.5 --speedup 2      # needs a quiet machine
     python -m benchmarks.real_weights repair                       # without training: least squares
-    python -m benchmarks.real_weights repair --mimic 12            # and 12 passes of mimicking the dense model
+    python -m benchmarks.real_weights repair --mimic 20            # and 20 minutes of mimicking the dense model
     python -m benchmarks.real_weights table
 
 Speed-ups are over the dense int8 model in OpenVINO, one thread. Photographs of even classes repair, without labels;
@@ -118,7 +118,7 @@ def plan(speedup: Sequence[float], method: Sequence[str], results: Path, seconds
 @_method
 @_limit
 @_results
-@click.option("--mimic", default=0, show_default=True, help="passes over the photographs")
+@click.option("--mimic", default=0, show_default=True, help="minutes of learning the dense model's features")
 def repair(speedup: Sequence[float], method: Sequence[str], limit: int | None, results: Path, mimic: int) -> None:
     """Repair every plan alike, without labels; what is there already is kept."""
     not_in(RESULTS, limit, results)
@@ -128,20 +128,25 @@ def repair(speedup: Sequence[float], method: Sequence[str], limit: int | None, r
         key = f"{asked:g}x"
         plans = read(results)[key]["plans"]
         for name in method or plans:
-            for passes in dict.fromkeys((_UNTOUCHED, 0, mimic)):
-                if str(passes) in plans[name]["runs"]:
+            for minutes in dict.fromkeys((_UNTOUCHED, 0, mimic)):
+                if str(minutes) in plans[name]["runs"]:
                     continue
                 begun, keep = time.perf_counter(), keep_of(plans[name])
-                if passes == _UNTOUCHED:
+                steps = 0
+                if minutes == _UNTOUCHED:
                     module = graph.cut(graph.removed(keep)).eval()
                 else:
                     module = repaired(graph, keep, data.train, statistics=False, augment=False)
-                if passes > 0:
-                    module = mimicked(graph, module, data.train, epochs=passes)
-                run = {"seconds": time.perf_counter() - begun, **judged(module, graph, data, dense=file)}
+                if minutes > 0:
+                    steps = mimicked(graph, keep, module, data.train, minutes=minutes)
+                run = {
+                    "seconds": time.perf_counter() - begun,
+                    "steps": steps,
+                    **judged(module, graph, data, dense=file),
+                }
                 with changing(results) as rows:
-                    rows[key]["plans"][name]["runs"][str(passes)] = run
-                click.echo(f"{key} {name}, {passes} passes: {run}", err=True)
+                    rows[key]["plans"][name]["runs"][str(minutes)] = run
+                click.echo(f"{key} {name}, {minutes} minutes: {run}", err=True)
     click.echo(markdown(read(results)))
 
 
@@ -165,8 +170,8 @@ def markdown(rows: dict[str, Any]) -> str:
             about = (
                 f"| {key} | {name} | {found['ratio']:.2f}x{doubt} | {len(found['dropped'])} | {found['macs']:.1%} |"
             )
-            for passes, run in found["runs"].items() or [("", None)]:
-                how = _HOW.get(passes, f"least squares, {passes} passes")
+            for minutes, run in found["runs"].items() or [("", None)]:
+                how = _HOW.get(minutes, f"least squares, {minutes} min of mimicking")
                 lines.append(f"{about} {how} | {'| | ' if run is None else _judged(run)} |")
     return "\n".join(lines)
 
