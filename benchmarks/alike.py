@@ -91,7 +91,7 @@ def trained(
 
 
 def mimicked(graph: Graph, keep: Keep, module: nn.Module, train: Batches, *, minutes: float) -> int:
-    """Let the module learn the dense model's outputs and features without labels, as `compile` does; gives the steps."""
+    """Let the module learn the dense outputs and features without labels, as `compile` does; gives the steps."""
     images, features = Unlabelled(train), find_features(graph, keep, module)
     outlook = recovery_defaults(
         FinetuneSettings(channels_last=True),
