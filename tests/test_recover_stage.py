@@ -160,3 +160,41 @@ def test_any_callable_object_trains(tmp_path: Path, train: object, name: str) ->
 def test_a_trainer_that_cannot_be_called_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"train is a int, not a function[\s\S]*train\(student, teacher, data\)"):
         check_choices(Recipe(), Given(model=torch.nn.Linear(2, 2), data=(1, 2), train=3))
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_training_that_makes_it_worse_is_not_kept_and_said(tmp_path: Path, labelled: bool) -> None:
+    recover = RecoverRecipe(epochs=2, reconstruct=True, settings=replace(QUICK, lr=20.0, clip_norm=1e9))
+    build = a_build(tmp_path, recover, labelled=labelled)
+    if labelled:  # by the dense model itself, so that there is something to lose
+        images = np.random.default_rng(0).integers(0, 255, (96, 3, 16, 16), dtype=np.uint8)
+        with torch.no_grad():
+            labels = build.traced.module(torch.from_numpy(images).float() / 255).argmax(1).numpy()
+        build = replace(build, data=as_data((images, labels)))
+    before = {name: tensor.clone() for name, tensor in build.compiled.state_dict().items()}
+    untrained = replace(build.recipe, recover=replace(recover, epochs=0))
+    wanted = Recover().run(replace(build, recipe=untrained)).compiled.state_dict()
+    wanted = {name: tensor.clone() for name, tensor in wanted.items()}
+    build.compiled.load_state_dict(before)
+    done = Recover().run(build)
+    assert all(torch.equal(wanted[name], tensor) for name, tensor in done.compiled.state_dict().items())
+    assert "2 epochs" in Recover().document(done)
+    assert "training made it no better: the weights from before it stay" in Recover().document(done)
+    found = done.recovery
+    assert (found.epochs, found.best_epoch) == (2, 0)
+    if labelled:
+        assert found.accuracy_recovered == found.accuracy_removed
+    else:
+        assert found.distance == "KL to the dense outputs"
+        assert found.distance_recovered == found.distance_removed > 0
+
+
+def test_without_labels_the_distance_from_the_dense_outputs_is_said(tmp_path: Path) -> None:
+    settings = replace(QUICK, lr=0.002, freeze_batchnorm=True, mimic=1.0)
+    recover = RecoverRecipe(epochs=8, reconstruct=False, settings=settings)
+    done = Recover().run(a_build(tmp_path, recover, labelled=False))
+    found = done.recovery
+    assert found.best_epoch is None
+    assert 0 < found.distance_recovered < found.distance_removed
+    ends = f"removed -> recovered: {found.distance_removed:.4g} -> {found.distance_recovered:.4g}"
+    assert Recover().document(done).endswith(f"dense features mimicked, KL to the dense outputs, {ends}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from deploypruner.measure import Job, evaluate, outputs
 from deploypruner.measure.quality import Batch, judge_output, label_list
 from deploypruner.records import ACCURACY, Artifact, Metric, Quality
 from deploypruner.runtime import default_runtimes, opens, runtimes
+from deploypruner.search.judge import Judge
 from deploypruner.train.modes import evaluating
 from deploypruner.train.validate import top1_percent
 
@@ -25,6 +27,7 @@ from deploypruner.train.validate import top1_percent
 _MEMORY_BYTES = 1 << 30
 _BATCH = 16
 _NOISE_SAMPLES = 64
+_DISTANCE_SAMPLES = 256
 
 Samples = list[Batch]
 
@@ -126,6 +129,19 @@ def validation(build: Build) -> Validation | None:
         lambda module: _accuracy(module_quality(build, module, samples)),
         (lambda module: _in_points(module_quality(build, module, samples))) if several else None,
     )
+
+
+def distance(build: Build) -> Validation:
+    """What a module is validated by without labels: how far its outputs are from the dense model's.
+
+    On up to `_DISTANCE_SAMPLES` validation samples, so that it may be asked after every epoch.
+    """
+    assert build.data is not None, "there is no data"
+    batches = build.data.val.epoch(batch_size=_BATCH, seed=build.recipe.seed, shuffle=True, augment=False)
+    held = [(inputs, None) for inputs, _ in islice(batches, _DISTANCE_SAMPLES // _BATCH)]
+    judge = Judge(build.traced, solving=[], held_out=held, loss=build.loss)
+    metric = Metric(judge.dense.kind, unit="", points=None, higher_is_better=False)
+    return Validation(metric, lambda module: judge.verdict(module).loss)
 
 
 def module_quality(build: Build, module: nn.Module, samples: Samples) -> Quality:

@@ -50,9 +50,12 @@ class Recovery:
         train: Name of the user's training function.
         epochs: Of fine-tuning.
         loss: What it made small, in words.
-        best_epoch: Whose weights were kept, where it is not the last.
+        best_epoch: Whose weights were kept, where it is not the last; 0 are those from before training.
         mimicked: Whether dense features were mimicked.
         accuracy_recovered: Of the pruned model in the end.
+        distance: Without labels: what tells how far the outputs are from the dense model's, in words.
+        distance_removed: So far was the pruned model before training.
+        distance_recovered: And in the end.
         sparse: Zeros inside kept layers.
     """
 
@@ -67,6 +70,9 @@ class Recovery:
     best_epoch: int | None = None
     mimicked: bool | None = None
     accuracy_recovered: float | None = None
+    distance: str | None = None
+    distance_removed: float | None = None
+    distance_recovered: float | None = None
     sparse: Zeros | None = None
 
     def to_json(self) -> dict[str, Any]:

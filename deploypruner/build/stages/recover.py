@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from deploypruner.build.artifacts import write_state
-from deploypruner.build.evaluate import Validation, validation
+from deploypruner.build.evaluate import Validation, distance, validation
 from deploypruner.build.feeds import training_batches
 from deploypruner.build.judging import make_judge
 from deploypruner.build.register import stages
@@ -37,6 +37,7 @@ from deploypruner.train.renormalise import renormalise_batchnorm
 _CHECKPOINT = stage_file("finetune.safetensors")
 _OUTLOOK = stage_file("finetune.json")
 _BATCH = 64
+_NO_BETTER = "training made it no better: the weights from before it stay"
 
 
 @stages.register("recover")
@@ -92,7 +93,7 @@ class Recover(Stage):
             by = f" by {done.loss}" if done.loss else ""
             steps.append(f"{done.epochs} epoch{'' if done.epochs == 1 else 's'}{by}")
         if done.best_epoch is not None:
-            steps.append(f"the weights of epoch {done.best_epoch}")
+            steps.append(f"the weights of epoch {done.best_epoch}" if done.best_epoch else _NO_BETTER)
         if done.mimicked:
             steps.append("dense features mimicked")
         if done.accuracy_dense is not None:
@@ -101,6 +102,9 @@ class Recover(Stage):
             values = (done.accuracy_dense, done.accuracy_removed, done.accuracy_recovered)
             path = " -> ".join(shown.format(value) for value in values if value is not None)
             steps.append(f"{metric.name} dense -> removed -> recovered: {path} {metric.unit}".rstrip())
+        if done.distance is not None:
+            path = f"{done.distance_removed:.4g} -> {done.distance_recovered:.4g}"
+            steps.append(f"{done.distance}, removed -> recovered: {path}")
         return ", ".join(steps)
 
 
@@ -130,10 +134,9 @@ def _recover(build: Build, module: nn.Module, regime: SparseRegime | None, done:
         if regime is not None:
             regime.finish(module)  # it may have brought weights back
         done = replace(done, train=name)
+        reestimate(build, module)
     elif recipe.trains:
         done = _train(build, module, regime, found, done)
-    if hook is not None or (recipe.trains and not done.mimicked):
-        reestimate(build, module)
     return done if found is None else replace(done, accuracy_recovered=found.value(module))
 
 
@@ -147,10 +150,15 @@ def _gap(found: Validation | None, done: Recovery) -> float | None:
 def _train(
     build: Build, module: nn.Module, regime: SparseRegime | None, found: Validation | None, done: Recovery
 ) -> Recovery:
-    """Fine-tune; adds the epochs that ran, and whether features were mimicked in evaluation mode."""
+    """Fine-tune; adds the epochs that ran, and whether features were mimicked in evaluation mode.
+
+    A module that validates worse than before gets its old weights back, unless masks were trained with them.
+    """
     assert build.data is not None, "there is no data"
     data, features = build.data, find_features(build.traced, build.planned.keep, module)
     settings = _settings(build, module, features, _gap(found, done))
+    judged = found or distance(build)
+    start, before = judged.score(module), {name: t.clone() for name, t in module.state_dict().items()}
     path = build.folder.claim(_CHECKPOINT)
     history = finetune(
         module,
@@ -159,19 +167,28 @@ def _train(
         settings,
         checkpoint=path,
         progress=build.progress,
-        validate=None if found is None else found.score,
+        validate=judged.score,
         regime=regime,
         features=features,
         loss=build.loss,
     )
     path.unlink(missing_ok=True)
     build.folder.discard(_OUTLOOK)
-    ran = len(history.epochs)
+    if not settings.freeze_batchnorm:
+        reestimate(build, module)
+    held, ran = history.held, len(history.epochs)
+    if regime is None and not judged.score(module) >= start:
+        module.load_state_dict(before)
+        held = 0
+    if found is None:
+        done = replace(
+            done, distance=judged.metric.name, distance_removed=-start, distance_recovered=judged.value(module)
+        )
     return replace(
         done,
         epochs=ran,
         loss=build.loss.trained_by(labelled=data.train.labelled) or None,
-        best_epoch=None if history.held == ran else history.held,
+        best_epoch=None if held == ran else held,
         mimicked=True if settings.freeze_batchnorm else None,
     )
 
