@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,8 @@ def trained(
 ) -> nn.Module:
     """The module after fine-tuning, half of the loss from the dense model; statistics set anew once more."""
     settings = FinetuneSettings(epochs=epochs, lr=0.02, amp=amp, channels_last=True, seed=1000 * seed)
+    if not any(name.endswith("running_mean") for name, _ in module.named_buffers()):
+        settings = replace(settings, lr=0.0005, optimizer="adamw", weight_decay=0.05)  # transformers
     finetune(module, graph.module, train, settings)
     images = train.epoch(batch_size=_BATCH, seed=seed, shuffle=True, augment=True)
     reestimate_batchnorm(module, images, max_batches=_STATISTICS_BATCHES)

@@ -1,5 +1,5 @@
 """The CIFAR ResNets of He et al. (arXiv:1512.03385, sec. 4.2), option A shortcuts without parameters; a MobileNetV2;
-a VGG with batch norm, which has no shortcut at all.
+a VGG with batch norm, which has no shortcut at all; a small vision transformer.
 
 Parameter names are those of the published weights in the shared data folder: `conv1, bn1, layerX.Y.conv1, linear`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -154,5 +155,50 @@ class VGG(nn.Module):
         return self.linear(self.features(x).mean(dim=(2, 3)))
 
 
+class EncoderBlock(nn.Module):
+    """Self-attention and a perceptron, each behind a layer norm and beside a shortcut."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, tokens, width] -> the same
+        x = x + self._attention(self.norm1(x))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+    def _attention(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class ViT(nn.Module):
+    """A vision transformer (Dosovitskiy et al., arXiv:2010.11929) for 32 x 32 images, of our own size.
+
+    64 patches of 4 x 4 pixels, 128 channels, 6 blocks of 4 heads, an average instead of the class token.
+    """
+
+    def __init__(self, width: int = 128, blocks: int = 6, heads: int = 4, classes: int = 10) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, 64, width))
+        self.blocks = nn.Sequential(*(EncoderBlock(width, heads, 2 * width) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, 3, 32, 32] -> [N, classes]
+        x = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+        return self.linear(self.norm(self.blocks(x)).mean(dim=1))
+
+
 PUBLISHED = {"resnet20": resnet20, "resnet32": resnet32, "resnet44": resnet44, "resnet56": resnet56}
-NETS: dict[str, Callable[[], nn.Module]] = {**PUBLISHED, "mobilenet_v2_half": mobilenet_v2_half, "vgg_bn": VGG}
+NETS: dict[str, Callable[[], nn.Module]] = {
+    **PUBLISHED,
+    "mobilenet_v2_half": mobilenet_v2_half,
+    "vgg_bn": VGG,
+    "vit": ViT,
+}
