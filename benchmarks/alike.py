@@ -17,6 +17,7 @@ from benchmarks.rivals import Keep
 from deploypruner.export import exporters
 from deploypruner.graph import Graph
 from deploypruner.graph.execute.parameter_override import holding
+from deploypruner.losses import label_of
 from deploypruner.measure import evaluate, outputs
 from deploypruner.quantize import quantize_static
 from deploypruner.recipe.finetune import Amp, FinetuneSettings
@@ -91,7 +92,7 @@ def trained(
 
 
 def mimicked(graph: Graph, keep: Keep, module: nn.Module, train: Batches, *, minutes: float) -> int:
-    """Let the module learn the dense model's outputs and features without labels, as `compile` does; gives the steps."""
+    """Let the module learn the dense outputs and features without labels, as `compile` does; gives the steps."""
     images, features = Unlabelled(train), find_features(graph, keep, module)
     outlook = recovery_defaults(
         FinetuneSettings(channels_last=True),
@@ -143,4 +144,5 @@ def _open(path: Path) -> Any:
 
 def _samples(val: TrainingBatches) -> Iterator[tuple[list[Any], Any]]:
     for inputs, labels in val.epoch(batch_size=50, seed=0, shuffle=False, augment=False):
-        yield [np.ascontiguousarray(x.numpy()) for x in inputs], None if labels is None else labels.numpy()
+        known = label_of(labels, 0)
+        yield [np.ascontiguousarray(x.numpy()) for x in inputs], None if known is None else known.numpy()

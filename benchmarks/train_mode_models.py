@@ -91,7 +91,10 @@ def _vit(name: str = "vit_tiny_patch16_224", **settings: Any) -> tuple[nn.Module
 
 
 def _distilled() -> tuple[nn.Module, Inputs]:
+    from timm.models.deit import VisionTransformerDistilled
+
     model, inputs = _vit("deit_tiny_distilled_patch16_224")
+    assert isinstance(model, VisionTransformerDistilled), f"{type(model).__name__} has one head"
     model.set_distilled_training(True)
     return model, inputs
 
@@ -134,7 +137,7 @@ def _activated(activation: Callable[[], nn.Module]) -> tuple[nn.Module, Inputs]:
 
 def _drop_block() -> tuple[nn.Module, Inputs]:
     model, inputs = _torchvision("resnet18", 128, num_classes=10)
-    model.layer3.add_module("drop", import_torchvision().ops.DropBlock2d(0.1, 3))
+    model.get_submodule("layer3").add_module("drop", import_torchvision().ops.DropBlock2d(0.1, 3))
     return model, inputs
 
 
