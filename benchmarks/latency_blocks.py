@@ -1,7 +1,7 @@
 """Predicted against measured latency of residual networks that lose blocks, alone and together with widths.
 
     python -m benchmarks.latency_blocks run resnet20 --precision int8
-    python -m benchmarks.latency_blocks run --all           (skips what is in the results)
+    python -m benchmarks.latency_blocks run --all           # what is not in the results yet
     python -m benchmarks.latency_blocks table --markdown
 
 Plans are: every second block gone, the other half gone, all gone, and random ones in which each block goes with a
