@@ -17,6 +17,7 @@ from benchmarks.rivals import Keep
 from deploypruner.export import exporters
 from deploypruner.graph import Graph
 from deploypruner.graph.execute.parameter_override import holding
+from deploypruner.losses import label_of
 from deploypruner.measure import evaluate, outputs
 from deploypruner.quantize import quantize_static
 from deploypruner.recipe.finetune import Amp, FinetuneSettings
@@ -145,4 +146,5 @@ def _open(path: Path) -> Any:
 
 def _samples(val: TrainingBatches) -> Iterator[tuple[list[Any], Any]]:
     for inputs, labels in val.epoch(batch_size=50, seed=0, shuffle=False, augment=False):
-        yield [np.ascontiguousarray(x.numpy()) for x in inputs], None if labels is None else labels.numpy()
+        known = label_of(labels, 0)
+        yield [np.ascontiguousarray(x.numpy()) for x in inputs], None if known is None else known.numpy()

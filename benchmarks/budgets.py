@@ -26,6 +26,7 @@ import torch
 
 from benchmarks.budgets_table import tables
 from benchmarks.lively import liven
+from benchmarks.zoo_models import untrained
 from deploypruner.channels.allocate import allocate
 from deploypruner.channels.criteria import criteria
 from deploypruner.channels.feasible_widths import by_importance, most_important
@@ -40,7 +41,6 @@ from deploypruner.search.latency_search import meet
 from deploypruner.search.losses import kept_share, losses_from_scores, running_importance
 from deploypruner.search.request import SearchRequest
 from deploypruner.search.solve import solve
-from deploypruner.sources.model import load_model
 
 RESULTS = Path(__file__).parent / "results" / "budgets.json"
 # Two speed-ups per network and precision, spread over 1.2x to 3x.
@@ -97,12 +97,11 @@ def keep_row(key: str, row: dict[str, Any]) -> None:
 
 def run_network(name: str, missing: Sequence[tuple[Precision, float]]) -> None:
     """Trace and score once, then every request."""
-    loaded = load_model(f"{name}?pretrained=0")
-    assert isinstance(loaded.module, torch.nn.Module), f"{name} is no module"
-    liven(loaded.module)
-    graph = trace(loaded.module, loaded.example_inputs)
+    module, example_inputs = untrained(name)
+    liven(module)
+    graph = trace(module, example_inputs)
     generator = torch.Generator().manual_seed(0)
-    shape = loaded.example_inputs[0].shape[1:]
+    shape = example_inputs[0].shape[1:]
     batches = [((torch.randn(4, *shape, generator=generator),), None) for _ in range(4)]
     scores = score_groups(graph, criteria.get(CRITERION)(), batches, seed=0)
     with tempfile.TemporaryDirectory() as folder:

@@ -44,7 +44,7 @@ def held_out(count: int) -> Batches:
     """Training images [3, 32, 32] that `cifar10(limit)` does not use, for limits up to 50,000 - count."""
     x, y = split("train")
     chosen = np.sort(np.random.default_rng(0).permutation(len(y))[-count:])
-    arrays = {"x": x[chosen], "y": y[chosen], "x_val": x[chosen], "y_val": y[chosen]}
+    arrays: dict[str, NDArray[Any]] = {"x": x[chosen], "y": y[chosen], "x_val": x[chosen], "y_val": y[chosen]}
     return from_arrays(arrays, DataSettings(mean=MEAN, std=STD), name="cifar10-jpeg").val
 
 

@@ -28,6 +28,7 @@ from deploypruner.channels.statistics import score_groups
 from deploypruner.channels.statistics.passes import Batch, Passes, differentiate
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.inputs import call
+from deploypruner.losses import label_parts
 from deploypruner.sources.torchvision_ops import import_torchvision
 
 RESULTS = Path(__file__).parent / "results"
@@ -67,7 +68,7 @@ def rank(net: str, samples: int, batch: int) -> list[dict[str, object]]:
 def _by(size: int, batches: list[Batch]) -> list[Batch]:
     """The same images in minibatches of another size."""
     images = torch.cat([inputs[0] for inputs, _ in batches])
-    labels = torch.cat([labels for _, labels in batches if labels is not None])
+    labels = torch.cat([part for _, labels in batches for part in label_parts(labels)])
     return [((x,), y) for x, y in zip(images.split(size), labels.split(size), strict=True)]
 
 
@@ -86,7 +87,7 @@ def cost(images: int) -> list[dict[str, object]]:
         child.join()
         rows.append(row)
         both = next((r["seconds"] for r in rows if r["name"] == "forward and backward"), None)
-        ratio = "" if both is None else f"{row['seconds'] / both:.2f} x forward and backward"  # type: ignore[operator]
+        ratio = "" if both is None else f"{row['seconds'] / both:.2f} x forward and backward"
         click.echo(f"{name:<22}{row['seconds']:>8.2f} s {row['peak_mib']:>7.0f} MiB  {ratio}")
     return rows
 

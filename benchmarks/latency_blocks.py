@@ -1,7 +1,7 @@
 """Predicted against measured latency of residual networks that lose blocks, alone and together with widths.
 
     python -m benchmarks.latency_blocks run resnet20 --precision int8
-    python -m benchmarks.latency_blocks run --all           (skips what is in the results)
+    python -m benchmarks.latency_blocks run --all           # what is not in the results yet
     python -m benchmarks.latency_blocks table --markdown
 
 Plans are: every second block gone, the other half gone, all gone, and random ones in which each block goes with a
@@ -84,7 +84,8 @@ def run_one(name: str, setting: Setting, *, seconds: float) -> dict[str, Any]:
             jobs.append((Artifact(f"{i}", path, "onnx", setting.precision, pattern), setting.runtime))
         timings = time_artifacts(jobs, threads=setting.threads, budget_s=seconds).timings
         profiles = [profile(Path(jobs[1][0].path), setting)]
-    dense_ms, rows = model.ms({}), []
+    rows: list[dict[str, Any]] = []
+    dense_ms = model.ms({})
     for (label, keep), timing in zip(chosen.items(), timings[1:], strict=True):
         ratio, interval = paired_ratio(timing.samples_ns, timings[0].samples_ns)
         measured = dense_ms / ratio

@@ -1,7 +1,7 @@
 """Predicted against measured latency of whole networks at widths that were not probed.
 
     python -m benchmarks.latency_model run torchvision:resnet50 --precision int8
-    python -m benchmarks.latency_model run --all          (skips what is in the results)
+    python -m benchmarks.latency_model run --all          # what is not in the results yet
     python -m benchmarks.latency_model table --markdown
 
 Every row is one network at uniform widths of 0.8, 0.6 and 0.4, and one with random widths, exported the way a build

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.qlinear import to_qlinear
@@ -136,8 +136,8 @@ def qdq_chain(layers: list[Layer], pixels: int) -> onnx.ModelProto:
     """The layers as quantize_static writes them: float in and out, ReLU done by the unsigned quantizer."""
     side, nodes, weights = isqrt(pixels), [], []
 
-    def constant(name: str, array: NDArray[np.generic]) -> str:
-        weights.append(numpy_helper.from_array(np.array(array), name))
+    def constant(name: str, values: ArrayLike) -> str:
+        weights.append(numpy_helper.from_array(np.array(values), name))
         return name
 
     def pair(source: str, name: str, step: float) -> str:

@@ -36,6 +36,7 @@ from deploypruner.channels.learned import ChannelRegime, learn, learned_regime
 from deploypruner.channels.plan import Plan
 from deploypruner.channels.statistics import score_groups
 from deploypruner.graph import Graph, trace
+from deploypruner.losses import label_parts
 from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.sources.batches import Data
@@ -87,7 +88,8 @@ class Recording:
     def _judge(self, forward: Callable[[Tensor], Tensor]) -> tuple[float, float]:
         loss = right = seen = 0.0
         epoch = self.data.val.epoch(batch_size=250, seed=0, shuffle=True, augment=False)
-        for (x,), y in islice(epoch, self.samples // 250):
+        for (x,), labels in islice(epoch, self.samples // 250):
+            (y,) = label_parts(labels)
             with torch.no_grad():
                 output = forward(x)
             loss += float(F.cross_entropy(output, y, reduction="sum"))
@@ -114,7 +116,7 @@ def main(method: tuple[str, ...], out: Path, **options: Any) -> None:
     torch.set_num_threads(1)
     data = cifar10(train_limit=options["train_limit"])
     graph = trace(baseline(options["net"]), torch.zeros(2, 3, 32, 32))
-    chosen = {
+    chosen: dict[str, Pdp | Dtp] = {
         "pdp": Pdp(temperature=options["temperature"]),
         "dtp": Dtp(lr=options["score_lr"], beta=options["beta"]),
     }

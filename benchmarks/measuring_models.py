@@ -13,9 +13,9 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.zoo_models import untrained
 from deploypruner.export import exporters
 from deploypruner.quantize.static import quantize_static
-from deploypruner.sources.model import load_model
 
 MODELS = ("resnet18", "mobilenet_v2", "mobilenet_v2_int8")
 _CHANNELS, _SIZE = 24, 28
@@ -41,9 +41,9 @@ def save_chain(path: Path, layers: int) -> None:
 def save_model(name: str, path: Path) -> None:
     """Write a torchvision model with random weights for batch 1; int8 is calibrated on noise."""
     torch.manual_seed(0)
-    model = load_model(f"torchvision:{name.removesuffix('_int8')}?pretrained=0")
+    module, example_inputs = untrained(f"torchvision:{name.removesuffix('_int8')}")
     fp32 = path.with_suffix(".fp32.onnx") if name.endswith("_int8") else path
-    exporters.get("onnx")().write(model.module, model.example_inputs, fp32, dynamic_batch=False)
+    exporters.get("onnx")().write(module, example_inputs, fp32, dynamic_batch=False)
     if fp32 != path:
         noise = torch.randn(8, 1, 3, 224, 224).numpy()
         quantize_static(fp32, path, calibration=[[sample] for sample in noise])

@@ -26,6 +26,7 @@ from benchmarks.baseline import baseline, path_of, start
 from benchmarks.cifar10 import cifar10
 from benchmarks.kept import changing, judged_lines, not_in, read
 from benchmarks.models import PUBLISHED, Block, ResNet
+from deploypruner.losses import label_parts
 from deploypruner.train.least_squares import NormalEquations, columns, outputs
 from deploypruner.train.obs import Reader, eliminate
 
@@ -147,20 +148,21 @@ def run(net: str, held_out: int, results: Path) -> None:
     assert isinstance(model, ResNet)
     data = cifar10(256, held_out)
     (x, _), *_ = data.train.epoch(batch_size=256)
-    test = [(inputs[0], labels) for inputs, labels in data.val.epoch(batch_size=250)]
+    test = list(data.val.epoch(batch_size=250))
+    known = torch.cat([part for _, labels in test for part in label_parts(labels)])
     with torch.no_grad():
-        dense = torch.cat([model(inputs) for inputs, _ in test])
+        dense = torch.cat([model(*inputs) for inputs, _ in test])
         for stages in ((1,), (2,), (3,), (1, 2, 3)):
             for name, way in WAYS.items():
                 key = f"{net} {'+'.join(map(str, stages))} {name}"
                 if key in read(results):
                     continue
                 changed = changed_by(way, model, x[0], stages)
-                scores = torch.cat([changed(inputs) for inputs, _ in test])
+                scores = torch.cat([changed(*inputs) for inputs, _ in test])
                 divergence = F.kl_div(
                     scores.log_softmax(1), dense.log_softmax(1), log_target=True, reduction="batchmean"
                 )
-                right = (scores.argmax(1) == torch.cat([labels for _, labels in test])).double().mean()
+                right = (scores.argmax(1) == known).double().mean()
                 with changing(results) as rows:
                     rows[key] = {"kl": float(divergence), "top1": 100 * float(right)}
                 click.echo(f"{key}: KL {divergence:.3f}, top-1 {100 * right:.1f} %", err=True)
@@ -174,7 +176,9 @@ def table(results: Path) -> None:
     click.echo(markdown(read(results)))
 
 
-def changed_by(way: Callable[[Block, Tensor, Tensor], nn.Module], model: ResNet, x: Tensor, stages: tuple[int, ...]):
+def changed_by(
+    way: Callable[[Block, Tensor, Tensor], nn.Module], model: ResNet, x: Tensor, stages: tuple[int, ...]
+) -> ResNet:
     """A copy of the model with those blocks replaced, each solved from what the copy gives before it."""
     found = copy.deepcopy(model)
     ours = theirs = F.relu(model.bn1(model.conv1(x)))

@@ -54,6 +54,11 @@ class ResNet(nn.Module):
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(x.mean(dim=(2, 3)))
 
+    def writers(self) -> list[nn.Module]:
+        """The layers that write the residual stream."""
+        blocks = [block for stage in (self.layer1, self.layer2, self.layer3) for block in stage]
+        return [self.conv1, *(block.get_submodule("conv2") for block in blocks)]
+
 
 def stage(before: int, after: int, blocks: int, stride: int) -> nn.Sequential:
     rest = [Block(after, after, 1) for _ in range(blocks - 1)]

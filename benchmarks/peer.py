@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import ResNet
 from deploypruner.graph import Graph
-from deploypruner.graph.inputs import Inputs, call
+from deploypruner.graph.inputs import Inputs, call, tensors
+from deploypruner.losses import label_of
 from deploypruner.train.batches import Batch
 
 _IMAGENET = 1000
@@ -54,8 +55,8 @@ class Peer:
         """Collect gradients; where there are no labels, of the classes that the dense model names."""
         dense = copy.deepcopy(model).eval()
         for inputs, labels in scoring:
-            output = dense(*inputs)
-            wanted = output.argmax(1) if labels is None else labels
+            output, known = dense(*inputs), label_of(labels, 0)
+            wanted = output.argmax(1) if known is None else known
             (F.cross_entropy(output, wanted) / len(scoring)).backward()
         gradients = {name: p.grad for name, p in dense.named_parameters() if p.grad is not None}
         return Peer(model, graph, gradients, step)
@@ -66,16 +67,19 @@ class Peer:
         Raises:
             CannotPrune: It stopped, or its model computes something else than ours with the same channels.
         """
-        model, example = copy.deepcopy(self.model), self.graph.example_inputs
+        model, (example,) = copy.deepcopy(self.model), tensors(self.graph.example_inputs)
         try:
             pruner = tp.pruner.BasePruner(
                 model,
-                example[0],
+                example,
                 importance=tp.importance.GroupTaylorImportance(),
                 global_pruning=True,
                 pruning_ratio=ratio,
                 max_pruning_ratio=1.0,
-                ignored_layers=[*classifiers(model, example), *_stream(model)],
+                ignored_layers=[
+                    *classifiers(model, (example,)),
+                    *(model.writers() if isinstance(model, ResNet) else ()),
+                ],
                 round_to=None if self.step == 1 else self.step,
             )
             for name, parameter in model.named_parameters():
@@ -105,18 +109,12 @@ class Peer:
 
     @torch.no_grad()
     def _check(self, model: nn.Module, keep: Mapping[str, NDArray[np.int64]]) -> None:
-        x = torch.randn(self.graph.example_inputs[0].shape, generator=torch.Generator().manual_seed(0))
+        (example,) = tensors(self.graph.example_inputs)
+        x = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
         theirs, mine = model.eval()(x), self.graph.cut(self.graph.removed(keep)).eval()(x)
         off = float((theirs - mine).abs().max() / theirs.abs().max())
         if not off < _CLOSE:
             raise CannotPrune(f"its model and ours of the same channels differ by {off:.2g}")
-
-
-def _stream(model: nn.Module) -> list[nn.Module]:
-    """Layers that write the residual stream of a CIFAR ResNet."""
-    if not isinstance(model, ResNet):
-        return []
-    return [model.conv1, *(block.conv2 for stage in (model.layer1, model.layer2, model.layer3) for block in stage)]
 
 
 def prune_by_torch_pruning(model: nn.Module, inputs: Inputs, *, ratio: float) -> float:

@@ -31,6 +31,7 @@ from benchmarks.tuning import keep_of, kept_to_json
 from deploypruner.channels.feasible_widths import by_importance
 from deploypruner.channels.rank_agreement import rank_correlation
 from deploypruner.errors import BudgetError
+from deploypruner.losses import label_parts
 from deploypruner.search.losses import kept_share, losses_from_scores, running_importance
 from deploypruner.search.measured import MeasuredWorth, losses_from_worth
 from deploypruner.search.solve import solve
@@ -192,7 +193,7 @@ def looked_at(subject: Subject, module: nn.Module, held: Sequence[Batch]) -> dic
 
 
 def _loss(module: nn.Module, batches: Sequence[Batch]) -> float:
-    labels = torch.cat([y for _, y in batches if y is not None])
+    labels = torch.cat([part for _, labels in batches for part in label_parts(labels)])
     return float(cross_entropy(outputs_of(module, batches), labels))
 
 

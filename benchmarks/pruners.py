@@ -29,13 +29,14 @@ from deploypruner.channels.remove import remove_and_prove
 from deploypruner.channels.statistics import score_groups
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.execute.parameter_override import holding
+from deploypruner.losses import label_parts
 from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recipe.learn import LearnSettings
-from deploypruner.sources.batches import Data
+from deploypruner.sources.batches import Batch, Data
 from deploypruner.train.reconstruct import reconstruct
 
-Scoring = list[tuple[tuple[Tensor, ...], Tensor | None]]
+Scoring = list[Batch]
 History = list[tuple[str, bool, list[int]]]  # layer, whether its outputs, removed channels
 INPUT = (1, 3, 32, 32)
 SCAN, BISECTIONS = 32, 6
@@ -249,8 +250,8 @@ TOOLS: dict[str, Callable[[Case, Job], Pruned]] = {
 def _gradients(dense: ResNet, scoring: Scoring) -> dict[str, Tensor]:
     model = copy.deepcopy(dense).eval()
     for inputs, labels in scoring:
-        assert labels is not None, "CIFAR-10 has labels"
-        (F.cross_entropy(model(*inputs), labels) / len(scoring)).backward()
+        (wanted,) = label_parts(labels)
+        (F.cross_entropy(model(*inputs), wanted) / len(scoring)).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -263,8 +264,8 @@ def _squared_gradients(dense: ResNet, scoring: Scoring) -> dict[str, Tensor]:
     model, count = copy.deepcopy(dense).eval(), 0
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for (images,), labels in scoring:
-        assert labels is not None, "CIFAR-10 has labels"
-        for loss in F.cross_entropy(model(images), labels, reduction="none"):
+        (wanted,) = label_parts(labels)
+        for loss in F.cross_entropy(model(images), wanted, reduction="none"):
             count += 1
             found = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
             for sum_of, gradient in zip(total.values(), found, strict=True):
@@ -279,8 +280,7 @@ def _at_ratio(case: Case, dense: ResNet, ratio: float, gradients: dict[str, Tens
     model = copy.deepcopy(dense)
     ignored: list[nn.Module] = [model.linear]
     if case.scope == "blocks":
-        blocks = [block for stage in (model.layer1, model.layer2, model.layer3) for block in stage]
-        ignored += [model.conv1, *(block.conv2 for block in blocks)]
+        ignored += model.writers()
     try:
         pruner = tp.pruner.BasePruner(
             model,
@@ -308,8 +308,7 @@ def _masked_difference(dense: ResNet, module: nn.Module, history: History) -> fl
     for name, is_output, channels in history:
         if not name.endswith(".conv1") or not is_output:
             return None
-        norm = masked.get_submodule(name.removesuffix("conv1") + "bn1")
-        for tensor in (norm.weight, norm.bias):
-            tensor.data[list(channels)] = 0
+        for part in ("weight", "bias"):
+            masked.get_parameter(f"{name.removesuffix('conv1')}bn1.{part}").data[list(channels)] = 0
     with torch.no_grad():
         return float((masked(x) - copy.deepcopy(module).double().eval()(x)).abs().max())

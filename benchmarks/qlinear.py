@@ -10,6 +10,7 @@ A weight per tensor is rounded again, from its per-channel value; zeros stay zer
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -19,7 +20,7 @@ from onnx import helper, numpy_helper
 
 _OPSET, _IR_VERSION = 13, 8
 _INT8_MAX = 127
-Constants = dict[str, NDArray[np.generic]]
+Constants = dict[str, NDArray[Any]]
 
 
 def to_qlinear(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -20,7 +20,7 @@ import torch
 from deploypruner.channels.feasible_widths import by_importance
 from deploypruner.graph import trace
 from deploypruner.search.choices import WidthWalk
-from deploypruner.search.losses import make_choices, running_importance
+from deploypruner.search.losses import losses_from_scores, make_choices, running_importance
 from deploypruner.search.solve import reach, solve
 from deploypruner.search.solver import best_places, fastest
 from deploypruner.sources.model import load_model
@@ -89,7 +89,7 @@ def whole_network(name: str) -> None:
         begin = time.perf_counter()
         best = solve(graph, scores, model.tally, budget)
         seconds = time.perf_counter() - begin
-        choices = make_choices(graph, least.room, running)
+        choices = make_choices(graph, least.room, losses_from_scores(graph, running))
         rest = total - sum(float(choice.worth[-1]) for choice in choices)
         shares = []
         for choose in (greedy, uniform):

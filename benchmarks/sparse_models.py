@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.lively import calibrate, liven
 from benchmarks.qlinear import to_qlinear
+from benchmarks.zoo_models import untrained
 from deploypruner.build.sparse_model import make_sparse
 from deploypruner.errors import VerificationError
 from deploypruner.export import exporters
@@ -33,7 +34,6 @@ from deploypruner.graph import trace
 from deploypruner.graph.execute.module import get_state
 from deploypruner.quantize import Placement, quantize_static
 from deploypruner.recipe.sparse import SparseSettings
-from deploypruner.sources.model import load_model
 from deploypruner.sparse.convert import sparsify
 from deploypruner.sparsity.patterns import make_pattern
 from deploypruner.sparsity.patterns.distribution import units_to_keep
@@ -103,17 +103,16 @@ def make_module(variant: Variant) -> tuple[nn.Module, Tensor]:
     on noise afterwards, so that activations stay alive whatever was pruned.
     """
     torch.manual_seed(0)
-    source = load_model(f"torchvision:{variant.net}?pretrained=0")
-    module = source.module
+    module, example_inputs = untrained(f"torchvision:{variant.net}")
     liven(module)
     if variant.pattern != DENSE:
-        _prune(module, source.example_inputs, variant)
+        _prune(module, example_inputs, variant)
     example = torch.zeros(variant.shape)
     calibrate(module, (example,))
     return module.eval(), example
 
 
-def _prune(module: nn.Module, example_inputs: object, variant: Variant) -> None:
+def _prune(module: nn.Module, example_inputs: tuple[Tensor, ...], variant: Variant) -> None:
     """Zero the smallest units of every convolution, in place; linear layers are classifiers here."""
     graph = trace(module, example_inputs)
     layers = choose_layers(graph, SparseSettings(sparsity=variant.sparsity, layers=("1x1", "conv")))

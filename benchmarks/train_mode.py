@@ -134,8 +134,8 @@ def gap(wanted: Mapping[Any, Tensor], got: Mapping[Any, Tensor]) -> float:
     floor = 1e-3 * max(sizes.values(), default=0.0)
     worst = 0.0
     for key, size in sizes.items():
-        a, b = wanted.get(key), got.get(key)
-        a, b = torch.zeros_like(b) if a is None else a, torch.zeros_like(a) if b is None else b
+        nothing = torch.zeros_like(wanted[key] if key in wanted else got[key])
+        a, b = wanted.get(key, nothing), got.get(key, nothing)
         if a.shape != b.shape:
             return float("inf")
         difference = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0

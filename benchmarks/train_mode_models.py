@@ -5,6 +5,7 @@ Random but lively weights, small images and configurations: what is compared is 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -53,17 +54,18 @@ def _torchvision(name: str, side: int = _SIDE, **settings: Any) -> tuple[nn.Modu
     return find(weights=None, **settings), (torch.randn(4, 3, side, side),)
 
 
-def _timm(name: str, side: int = _SIDE, **settings: Any) -> tuple[nn.Module, Inputs]:
-    import_torchvision()  # timm imports it on its own otherwise
-    import timm
+def _library(name: str) -> Any:
+    """A module of timm or transformers; on their own, these import a torchvision that may not fit this torch."""
+    import_torchvision()
+    return importlib.import_module(name)
 
-    return timm.create_model(name, num_classes=10, **settings), (torch.randn(4, 3, side, side),)
+
+def _timm(name: str, side: int = _SIDE, **settings: Any) -> tuple[nn.Module, Inputs]:
+    return _library("timm").create_model(name, num_classes=10, **settings), (torch.randn(4, 3, side, side),)
 
 
 def _transformers(model: str, config: str, inputs: Inputs, **settings: Any) -> tuple[nn.Module, Inputs]:
-    import_torchvision()  # transformers imports it on its own otherwise
-    import transformers
-
+    transformers = _library("transformers")
     return getattr(transformers, model)(getattr(transformers, config)(**settings)), inputs
 
 
@@ -92,15 +94,14 @@ def _vit(name: str = "vit_tiny_patch16_224", **settings: Any) -> tuple[nn.Module
 
 def _distilled() -> tuple[nn.Module, Inputs]:
     model, inputs = _vit("deit_tiny_distilled_patch16_224")
+    assert isinstance(model, _library("timm.models.deit").VisionTransformerDistilled), "it has one head"
     model.set_distilled_training(True)
     return model, inputs
 
 
 def _split_batch_norm() -> tuple[nn.Module, Inputs]:
-    from timm.layers import convert_splitbn_model
-
     model, inputs = _timm("resnet18")
-    return convert_splitbn_model(model, 2), inputs
+    return _library("timm.layers").convert_splitbn_model(model, 2), inputs
 
 
 def _sync_batch_norm() -> tuple[nn.Module, Inputs]:
@@ -109,9 +110,7 @@ def _sync_batch_norm() -> tuple[nn.Module, Inputs]:
 
 
 def _normed_resnet(norm: str, **settings: Any) -> tuple[nn.Module, Inputs]:
-    from timm import layers
-
-    kind = getattr(layers, norm, None) or getattr(nn, norm)
+    kind = getattr(_library("timm.layers"), norm, None) or getattr(nn, norm)
     return _timm("resnet18", norm_layer=partial(kind, **settings))
 
 
@@ -134,7 +133,7 @@ def _activated(activation: Callable[[], nn.Module]) -> tuple[nn.Module, Inputs]:
 
 def _drop_block() -> tuple[nn.Module, Inputs]:
     model, inputs = _torchvision("resnet18", 128, num_classes=10)
-    model.layer3.add_module("drop", import_torchvision().ops.DropBlock2d(0.1, 3))
+    model.get_submodule("layer3").add_module("drop", import_torchvision().ops.DropBlock2d(0.1, 3))
     return model, inputs
 
 

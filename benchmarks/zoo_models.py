@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.lively import calibrate, liven
 from benchmarks.nets import NETS
@@ -89,9 +89,15 @@ def _torchvision(name: str) -> tuple[nn.Module, Inputs]:
 
 
 def _zoo(name: str) -> tuple[nn.Module, Inputs]:
+    module, example_inputs = untrained(name)
+    return module, tuple(torch.randn(2, *t.shape[1:]) for t in example_inputs)
+
+
+def untrained(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A zoo's model as the command line loads it, with random weights, and its example inputs."""
     loaded = load_model(f"{name}?pretrained=0")
-    assert isinstance(loaded.module, nn.Module), f"{name} is a module"
-    return loaded.module, tuple(torch.randn(2, *t.shape[1:]) for t in tensors(loaded.example_inputs))
+    assert isinstance(loaded.module, nn.Module), f"{name} is no module"
+    return loaded.module, tuple(tensors(loaded.example_inputs))
 
 
 def _transformers(name: str) -> tuple[nn.Module, Inputs]:

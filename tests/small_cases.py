@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +39,9 @@ class Case:
             c.branch: np.zeros(1, np.int64) for c in self.choices if c.branch
         }
 
-    def ms(self, widths):
+    def ms(self, widths: Sequence[Any]) -> Any:
         """Of widths per group; each may be an array, and they broadcast."""
-        total = 0.0
+        total: Any = 0.0
         for layer in self.layers:
             blocks = [sum(widths[i] for i in layer.inputs) if layer.inputs else 3]
             blocks.append(10 if layer.output is None else widths[layer.output])
@@ -76,17 +78,17 @@ class CaseTally:
     def ms(self) -> float:
         return float(self._case.ms(self._there()))
 
-    def _there(self) -> list:
+    def _there(self) -> list[Any]:
         return [0 if i in self._gone else width for i, width in enumerate(self._widths)]
 
-    def keep(self, group, channels) -> float:
+    def keep(self, group: str, channels: NDArray[np.int64]) -> float:
         if group in self._branches:
             (self._gone.discard if len(channels) else self._gone.add)(self._branches[group])
             return self.ms
         self._widths[self._place[group]] = len(channels)
         return self.ms
 
-    def sweep(self, group, widths) -> NDArray[np.float64]:
+    def sweep(self, group: str, widths: NDArray[np.int64]) -> NDArray[np.float64]:
         mine = self._there()
         if group in self._branches:
             place = self._branches[group]
@@ -106,12 +108,12 @@ def draw(rng: np.random.Generator, kind: str) -> Case:
     def layer(inputs: tuple[int, ...], output: int | None) -> Layer:
         return Layer(inputs, output, float(rng.uniform(0, 1)), float(np.exp(rng.normal())))
 
-    layers = {
+    ends: dict[str, list[tuple[tuple[int, ...], int | None]]] = {
         "chain": [((i - 1,) if i else (), i) for i in range(groups)] + [((groups - 1,), None)],
         "residual": [((), 0), *(pair for i in range(1, groups) for pair in (((0,), i), ((i,), 0))), ((0,), None)],
         "blocks": [((), 0), *(pair for i in range(1, groups) for pair in (((0,), i), ((i,), 0))), ((0,), None)],
         "dense": [*((tuple(range(i)), i) for i in range(groups)), (tuple(range(groups)), None)],
-    }[kind]
+    }
     choices = []
     for i in range(groups):
         widths = np.arange(1, count + 1) * 8
@@ -123,4 +125,4 @@ def draw(rng: np.random.Generator, kind: str) -> Case:
         else:
             choice = WidthChoice(f"g{i}", widths, worth)
         choices.append(choice)
-    return Case(tuple(choices), tuple(layer(*ends) for ends in layers), block)
+    return Case(tuple(choices), tuple(layer(*pair) for pair in ends[kind]), block)

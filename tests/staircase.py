@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,7 +154,7 @@ class StaircaseTally:
             total += self._time(i, everything)
         return total
 
-    def _time(self, layer: int, kept):
+    def _time(self, layer: int, kept: Mapping[int, Any]) -> Any:
         if layer in self._gone:
             return 0.0
         constant, numbers = self._terms[layer]
