@@ -36,7 +36,7 @@ def test_a_few_images_without_labels_are_mimicked_for_two_thousand_steps_or_twen
     settings = found.settings
     assert (settings.mimic, settings.freeze_batchnorm, settings.schedule) == (1.0, True, "step")
     assert (settings.batch_size, found.steps, settings.epochs) == (32, 15, 142)  # 64,000 images / 450
-    assert settings.patience == 0
+    assert (settings.optimizer, settings.lr, settings.patience) == ("adamw", 1e-4, 142)
     slow = outlook(samples=450, labelled=False, gap=None, seconds=4.0)
     assert slow.settings.epochs == 20
     assert slow.seconds == 20 * 15 * 4.0 <= 20 * 60
@@ -51,7 +51,7 @@ def test_time_bounds_the_epochs_and_one_always_runs() -> None:
 def test_what_the_user_said_stays() -> None:
     asked = FinetuneSettings(lr=0.3, batch_size=16, mimic=0.5, patience=7)
     few = outlook(asked, samples=450, labelled=False, gap=None).settings
-    assert (few.lr, few.batch_size, few.mimic) == (0.3, 16, 0.5)
+    assert (few.lr, few.optimizer, few.batch_size, few.mimic) == (0.3, "sgd", 16, 0.5)
     assert outlook(asked).settings.patience == 7
     assert outlook(asked, gap=0.1).settings.lr == 0.3
 
