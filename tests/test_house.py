@@ -37,7 +37,7 @@ LAYERS = (
     {"sparsity.assign"},
     {"verify", "search"},
     {"latency", "channels.learned", "sparse.verify"},
-    {"schedules"},
+    {"schedules", "qat"},
     {"channels"},
     {"sparsity.training"},
     {"export", "quantize", "measure", "train", "sources"},
