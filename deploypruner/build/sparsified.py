@@ -25,12 +25,14 @@ from deploypruner.measure import environment, evaluate, find_warnings, make_rows
 from deploypruner.measure.files import check_external
 from deploypruner.measure.statistics import compare
 from deploypruner.onnx_file import every_node, read_onnx, write_onnx
+from deploypruner.progress import progress_for
 from deploypruner.quantize.preparing import prepared
 from deploypruner.quantize.static import quantize_static
 from deploypruner.quantize.to_float32 import float_name
 from deploypruner.reading import check_present
 from deploypruner.recipe.data import DataSettings
 from deploypruner.records import Artifact, Quality, Row
+from deploypruner.report.repaired import repair_sentence
 from deploypruner.report.units import quality_sentence
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
@@ -159,7 +161,9 @@ def _sparsified(
             write_onnx(model, path)
     else:
         say(f"quantizing {request.model}: it is {float_name(model)}")
-        _quantize(model, folder, inputs.calibration)
+        repaired = _quantize(model, folder, inputs.calibration, repair=request.data is not None)
+        if repaired:
+            say(repaired)
     say(f"timing every layer dense and sparse, batch {inputs.batch}, threads {request.threads}")
     dense, sparse = folder.path(_INT8), folder.path(MODEL)
     OpenVino().open(
@@ -217,12 +221,22 @@ def _inputs(request: SparsifyRequest) -> Inputs:
     return sparsify_inputs(session, request.data, settings, batch=request.batch, said=said)
 
 
-def _quantize(model: onnx.ModelProto, folder: BuildFolder, calibration: list[Feeds]) -> None:
+def _quantize(model: onnx.ModelProto, folder: BuildFolder, calibration: list[Feeds], *, repair: bool) -> str:
     with scratch() as apart:
         fp32 = apart / "model.fp32.onnx"
         write_onnx(prepared(model), fp32)
         with folder.writing(_INT8) as path:
-            quantize_static(fp32, path, calibration=calibration, placement="sparse", reduce_range=detect().saturates)
+            summary = quantize_static(
+                fp32,
+                path,
+                calibration=calibration,
+                method="auto",
+                placement="sparse",
+                reduce_range=detect().saturates,
+                repair=repair,
+                progress=progress_for(),
+            )
+    return repair_sentence([asdict(step) for step in summary.repair])
 
 
 def _require_zeros(path: Path, document: dict[str, Any], *, is_int8: bool) -> None:
