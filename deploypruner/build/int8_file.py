@@ -21,11 +21,13 @@ from deploypruner.build.given_file import (
     write_int8,
 )
 from deploypruner.build.one_answer import require_one_answer
+from deploypruner.build.sparsify_inputs import Inputs
 from deploypruner.errors import InputError
 from deploypruner.export import exporters
 from deploypruner.graph import trace
 from deploypruner.measure import environment, trial
 from deploypruner.onnx_file import every_node
+from deploypruner.quantize.expected_inputs import doubt, first_norm_of_file, first_norm_of_module
 from deploypruner.quantize.static import QuantizationSummary
 from deploypruner.quantize.to_float32 import float_name
 from deploypruner.records import Artifact, Row
@@ -34,8 +36,7 @@ from deploypruner.report.units import quality_sentence
 from deploypruner.scratch import scratch
 from deploypruner.search.choose import INT8_AGREEMENT_DROP, INT8_DROP
 from deploypruner.sources.data import peek_shape
-from deploypruner.sources.model import load_model
-from deploypruner.sources.preprocessing import Preprocessing
+from deploypruner.sources.model import LoadedModel, load_model
 
 _FP32, _INT8, _DOCUMENT = "model.fp32.onnx", "model.int8.onnx", "quantize.json"
 # Operators by which a file shows that it is int8, or some of it.
@@ -109,11 +110,10 @@ def int8_file(request: Int8Request, *, say: Say) -> Int8File:
         InputError: The model cannot be read, is int8 already, or the data does not fit.
     """
     with scratch() as apart:
-        given, preprocessing = request.file.model, None
-        remarks: tuple[str, ...] = ()
+        given, loaded = request.file.model, None
         if given.suffix != ".onnx":
             say(f"exporting {given}")
-            given, preprocessing, remarks = _exported(request, apart / _FP32)
+            given, loaded = _exported(request, apart / _FP32)
         file = replace(request.file, model=given)
         model = read_given(given)
         _require_float(request.file.model, model)
@@ -123,7 +123,8 @@ def int8_file(request: Int8Request, *, say: Say) -> Int8File:
         folder.prepare()
         try:
             folder.require_apart(request.file.model, file.data)
-            inputs = inputs_of(file, preprocessing)
+            inputs = inputs_of(file, None if loaded is None else loaded.preprocessing)
+            remarks = (*(() if loaded is None else loaded.remarks), *_doubted(model, loaded, inputs))
             require_one_answer(given, inputs.judged, threads=file.threads)
             folder.clear()
             if given != request.file.model:
@@ -158,8 +159,20 @@ def int8_file(request: Int8Request, *, say: Say) -> Int8File:
             folder.release()
 
 
-def _exported(request: Int8Request, path: Path) -> tuple[Path, Preprocessing | None, tuple[str, ...]]:
-    """MODEL as an ONNX file, how its images are prepared, and what was changed on the way in."""
+def _doubted(model: onnx.ModelProto, loaded: LoadedModel | None, inputs: Inputs) -> tuple[str, ...]:
+    """Whether the inputs are like those of the training, as far as the model's first batch norm can tell."""
+    feeds = inputs.calibration[0]
+    if loaded is None:
+        norm = first_norm_of_file(model, feeds)
+    elif isinstance(loaded.example_inputs, tuple):
+        norm = first_norm_of_module(loaded.module, feeds)
+    else:
+        return ()
+    return tuple(filter(None, (doubt(norm, feeds[0]),)))
+
+
+def _exported(request: Int8Request, path: Path) -> tuple[Path, LoadedModel]:
+    """MODEL as an ONNX file, and as it was loaded."""
     loaded = load_model(
         str(request.file.model),
         weights=request.weights,
@@ -169,7 +182,7 @@ def _exported(request: Int8Request, path: Path) -> tuple[Path, Preprocessing | N
     )
     graph = trace(loaded.module, loaded.example_inputs)
     exporters.get("onnx")().write(graph.module, graph.example_inputs, path, dynamic_batch=graph.dynamic_batch)
-    return path, loaded.preprocessing, loaded.remarks
+    return path, loaded
 
 
 def _require_float(path: Path, model: onnx.ModelProto) -> None:
