@@ -7,7 +7,7 @@
 Forms: the trained weights, those pruned to 70 % of the MACs and solved by least squares, and each with ranges of its
 channels hidden in the weights, up to 10^4 apart, while it computes the same. Methods: "ours", "min-max" (ours without
 repair), "onnxruntime" (quantize_static at its defaults, after its pre-processing) and "nncf" (nncf.quantize of the
-OpenVINO model at its defaults). All get the same unlabelled images and are judged in OpenVINO, on the first of the
+OpenVINO model at its defaults). All get the same unlabelled images and are judged in OpenVINO, on so many
 test images, but "onnxruntime" in ONNX Runtime: OpenVINO 2026.4 refuses its file of a network that pads channels, as
 these ResNets do. Agreement is with the same form in float32. What is there already is kept.
 """
@@ -160,7 +160,8 @@ def _calibration(net: str, data: Data) -> list[list[Array]]:
 
 
 def _judging(net: str, data: Data, most: int) -> tuple[Array, Array]:
-    parts = [(np.asarray(inputs[0]), np.asarray(labels)) for inputs, labels in data.val.with_targets(batch_size=100)]
+    shuffled = data.val.with_targets(batch_size=100, seed=0, shuffle=True)  # they lie by class
+    parts = [(np.asarray(inputs[0]), np.asarray(labels)) for inputs, labels in shuffled]
     x, labels = (np.concatenate(part)[:most] for part in zip(*parts, strict=True))
     return x, labels
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,15 +104,10 @@ def run(model: onnx.ModelProto, batches: Iterable[Feeds], names: Sequence[str] =
         model = shown
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"  # a message in memory ends at 2 GB together with its copy
-        onnx.save(model, path)
-        try:
-            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except load_errors() as error:
-            raise InputError(
-                f"ONNX Runtime cannot load the model: {said_by(error)}", hint="export it again"
-            ) from error
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except load_errors() as error:
+        raise InputError(f"ONNX Runtime cannot load the model: {said_by(error)}", hint="export it again") from error
     inputs = [value.name for value in session.get_inputs()]
     for feeds in batches:
         yield session.run(list(names) or None, dict(zip(inputs, feeds, strict=True)))
