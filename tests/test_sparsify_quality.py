@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploypruner.build.fitting import Said
-from deploypruner.build.sparsified import Sparsified, SparsifyRequest, judged, quality_of
+from deploypruner.build.given_file import FileRequest, judged, quality_of
+from deploypruner.build.sparsified import Sparsified
 from deploypruner.build.sparsify_inputs import sparsify_inputs
 from deploypruner.recipe.data import DataSettings
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
@@ -40,7 +41,7 @@ def judge(tmp_path: Path, weight: np.ndarray, *, labelled: bool, drop: float | N
     given, form = linear(tmp_path / "given.onnx", WEIGHT), linear(tmp_path / "form.onnx", weight)
     labels = {"y": (X @ WEIGHT).argmax(axis=1)} if labelled else {}
     np.savez(tmp_path / "d.npz", x=X, **labels)
-    request = SparsifyRequest(given, tmp_path, data=str(tmp_path / "d.npz"), drop=drop)
+    request = FileRequest(given, tmp_path, data=str(tmp_path / "d.npz"), drop=drop)
     session = OnnxRuntime().open(given)
     inputs = sparsify_inputs(session, request.data, DataSettings(), batch=None, said=Said({}))
     qualities = judged(request, {"dense fp32": given, "dense int8": form}, inputs)

@@ -49,7 +49,7 @@ def _written_before(folder: BuildFolder) -> QuantizationSummary | None:
     if not all(map(folder.has, DENSE)):
         return None
     document = folder.read_json(_SUMMARY)
-    return QuantizationSummary(**document["quantization"]) if document["sha256"] == _hashes(folder) else None
+    return QuantizationSummary.from_json(document["quantization"]) if document["sha256"] == _hashes(folder) else None
 
 
 def _hashes(folder: BuildFolder) -> dict[str, str]:
@@ -64,7 +64,9 @@ def write_int8(build: Build, module: nn.Module, folder: Path, *, batches: int) -
     """
     fp32, int8 = folder / "model.fp32.onnx", folder / "model.int8.onnx"
     _export(build, module, fp32, open_axes=())
-    _quantize(build, fp32, int8, calibration=islice(calibration_feeds(build), batches), placement="sparse")
+    _quantize(
+        build, fp32, int8, calibration=islice(calibration_feeds(build), batches), placement="sparse", repair=False
+    )
     return fp32, int8
 
 
@@ -75,7 +77,9 @@ def write_both(build: Build, module: nn.Module, names: tuple[str, str], placemen
         _export(build, module, path, open_axes=build.traced.open_axes)
     with build.folder.writing(int8) as path:
         feeds = calibration_feeds(build)
-        return _quantize(build, build.folder.path(fp32), path, calibration=feeds, placement=placement)
+        repair = build.recipe.quantize.repair and build.data is not None  # noise is no guide
+        file = build.folder.path(fp32)
+        return _quantize(build, file, path, calibration=feeds, placement=placement, repair=repair)
 
 
 def _export(build: Build, module: nn.Module, fp32: Path, *, open_axes: Sequence[OpenAxis]) -> None:
@@ -89,7 +93,7 @@ def _export(build: Build, module: nn.Module, fp32: Path, *, open_axes: Sequence[
 
 
 def _quantize(
-    build: Build, fp32: Path, int8: Path, *, calibration: Iterator[Feeds], placement: Placement
+    build: Build, fp32: Path, int8: Path, *, calibration: Iterator[Feeds], placement: Placement, repair: bool
 ) -> QuantizationSummary:
     return quantize_static(
         fp32,
@@ -98,6 +102,8 @@ def _quantize(
         method=build.recipe.quantize.method,
         placement=placement,
         reduce_range=detect(build.recipe.target).saturates,
+        repair=repair,
+        progress=build.progress,
     )
 
 

@@ -108,7 +108,7 @@ class Quantized:
     @staticmethod
     def from_json(found: dict[str, Any]) -> Quantized:
         """The inverse of `to_json`."""
-        return Quantized(**{name: QuantizationSummary(**summary) for name, summary in found.items()})
+        return Quantized(**{name: QuantizationSummary.from_json(summary) for name, summary in found.items()})
 
 
 @dataclass(frozen=True)

@@ -8,83 +8,39 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-from onnx import numpy_helper
 
-from deploypruner.build.fitting import Said
 from deploypruner.build.folder import BuildFolder
-from deploypruner.build.metric import own_metric
+from deploypruner.build.given_file import (
+    FileRequest,
+    doubtful,
+    inputs_of,
+    judged,
+    measured_files,
+    quality_of,
+    read_given,
+    write_int8,
+)
 from deploypruner.build.one_answer import require_one_answer
 from deploypruner.build.sparse_model import MODEL, make_sparse
-from deploypruner.build.sparsify_inputs import Inputs, sparsify_inputs
-from deploypruner.build.state import Feeds
+from deploypruner.build.sparsify_inputs import Inputs
 from deploypruner.errors import InputError, VerificationError
-from deploypruner.latency.clock import Clock, current_clock
-from deploypruner.measure import environment, evaluate, find_warnings, make_rows, outputs, trial
-from deploypruner.measure.files import check_external
+from deploypruner.measure import environment, trial
 from deploypruner.measure.statistics import compare
-from deploypruner.onnx_file import every_node, read_onnx, write_onnx
-from deploypruner.quantize.preparing import prepared
-from deploypruner.quantize.static import quantize_static
+from deploypruner.onnx_file import every_node, write_onnx
 from deploypruner.quantize.to_float32 import float_name
-from deploypruner.reading import check_present
-from deploypruner.recipe.data import DataSettings
 from deploypruner.records import Artifact, Quality, Row
+from deploypruner.report.repaired import repair_sentence
 from deploypruner.report.units import quality_sentence
-from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.runtime.on_openvino import OpenVino
-from deploypruner.scratch import scratch
-from deploypruner.search.gaps import gaps, largest
-from deploypruner.search.kept import AGREEMENT_DROP, Kept, allowed_points
-from deploypruner.sources.classes import read_classes
 from deploypruner.sparse.convert import check_convertible
 from deploypruner.sparse.library import EXTENSION, check_forced_target, extension_path
-from deploypruner.target import detect
-from deploypruner.tasks.recognise import parse_tasks
 
 _INT8, _DOCUMENT = "model.int8.onnx", "sparsify.json"
 # Share of zeros in some layer from which on there is something to gain.
 _SPARSE = 0.3
 _RANDOM_FP32 = "no --data: the int8 ranges come from random inputs, so only the timings mean something"
 _RANDOM_INT8 = "no --data: the agreement and the proof are those of random inputs"
-
-
-@dataclass(frozen=True)
-class SparsifyRequest:
-    """What `sparsify` was asked for.
-
-    Args:
-        model: The .onnx file.
-        out: Folder to write to.
-        data: Image folder, .npz or factory; None for random inputs.
-        mean: Per channel, of pixels scaled to 0..1; None for the usual ones.
-        std: As `mean`.
-        threads: That the model is to run with.
-        batch: Images at a time that it is to run with; None: as many as the file takes, 1 where that is open.
-        seconds: For measuring.
-        drop: Points that int8 may cost against the given file, see `search.kept`; None for its defaults.
-        tasks: What outputs are, as `--task` says it.
-        metric: `package.module:function`, "" for none.
-        classes: File with the names of the model's classes.
-        seed: Of random inputs and of the order of measuring.
-        clock: Says how long things take.
-    """
-
-    model: Path
-    out: Path
-    data: str | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    threads: int = 1
-    batch: int | None = None
-    seconds: float = 20.0
-    seed: int = 0
-    drop: float | None = None
-    tasks: tuple[str, ...] = ()
-    metric: str = ""
-    classes: Path | None = None
-    clock: Clock = field(default_factory=current_clock)
 
 
 Say = Callable[[str], None]
@@ -117,7 +73,7 @@ class Sparsified:
         return not found["kept"]
 
 
-def sparsified(request: SparsifyRequest, *, say: Say) -> Sparsified:
+def sparsified(request: FileRequest, *, say: Say) -> Sparsified:
     """Write model.sparse.onnx, its library, the dense model.int8.onnx and sparsify.json to the folder.
 
     Args:
@@ -131,7 +87,7 @@ def sparsified(request: SparsifyRequest, *, say: Say) -> Sparsified:
     """
     library = extension_path()
     check_forced_target()
-    model = _read(request.model)
+    model = read_given(request.model)
     check_convertible(model)
     say(f"trying {request.model}")
     trial.check_runs(request.model, ("onnxruntime", "openvino"))
@@ -139,7 +95,7 @@ def sparsified(request: SparsifyRequest, *, say: Say) -> Sparsified:
     folder.prepare()
     try:
         folder.require_apart(request.model, request.data)
-        inputs = _inputs(request)
+        inputs = inputs_of(request)
         folder.clear()
         return _sparsified(request, model, inputs, folder, library=library, say=say)
     finally:
@@ -147,7 +103,7 @@ def sparsified(request: SparsifyRequest, *, say: Say) -> Sparsified:
 
 
 def _sparsified(
-    request: SparsifyRequest, model: onnx.ModelProto, inputs: Inputs, folder: BuildFolder, *, library: Path, say: Say
+    request: FileRequest, model: onnx.ModelProto, inputs: Inputs, folder: BuildFolder, *, library: Path, say: Say
 ) -> Sparsified:
     remarks = (*inputs.remarks, *filter(None, (folder.remark,)))
     require_one_answer(request.model, inputs.judged, threads=request.threads)
@@ -159,7 +115,11 @@ def _sparsified(
             write_onnx(model, path)
     else:
         say(f"quantizing {request.model}: it is {float_name(model)}")
-        _quantize(model, folder, inputs.calibration)
+        with folder.writing(_INT8) as path:
+            summary = write_int8(model, path, inputs.calibration, placement="sparse", repair=request.data is not None)
+        repaired = repair_sentence([asdict(step) for step in summary.repair])
+        if repaired:
+            say(repaired)
     say(f"timing every layer dense and sparse, batch {inputs.batch}, threads {request.threads}")
     dense, sparse = folder.path(_INT8), folder.path(MODEL)
     OpenVino().open(
@@ -177,7 +137,7 @@ def _sparsified(
     if request.data is not None:
         document = {**document, "quality": quality_of(qualities, request)}
     else:
-        remarks = (*remarks, *_doubtful(qualities))
+        remarks = (*remarks, *doubtful(qualities))
     if made.check is not None:
         with folder.writing(EXTENSION) as path:
             shutil.copyfile(library, path)
@@ -192,37 +152,6 @@ def _sparsified(
             hint=f"do not deploy {sparse}; {request.out / 'sparsify.json'} has the layers",
         )
     return Sparsified(rows, document, remarks)
-
-
-def _read(path: Path) -> onnx.ModelProto:
-    """The model, weights included."""
-    check_present(path, what="model", hint="give an .onnx file", native=True)
-    check_external(path)
-    model = read_onnx(path)
-    for tensor in model.graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise InputError(
-                f"'{tensor.name}' of '{path}' holds NaN or Inf", hint="use an earlier checkpoint of the model"
-            )
-    return model
-
-
-def _inputs(request: SparsifyRequest) -> Inputs:
-    settings = DataSettings(mean=request.mean, std=request.std, augment=False, seed=request.seed)
-    session = OnnxRuntime().open(request.model)
-    said = Said(
-        parse_tasks(request.tasks), classes=read_classes(request.classes) if request.classes is not None else ()
-    )
-    return sparsify_inputs(session, request.data, settings, batch=request.batch, said=said)
-
-
-def _quantize(model: onnx.ModelProto, folder: BuildFolder, calibration: list[Feeds]) -> None:
-    with scratch() as apart:
-        fp32 = apart / "model.fp32.onnx"
-        write_onnx(prepared(model), fp32)
-        with folder.writing(_INT8) as path:
-            quantize_static(fp32, path, calibration=calibration, placement="sparse", reduce_range=detect().saturates)
 
 
 def _require_zeros(path: Path, document: dict[str, Any], *, is_int8: bool) -> None:
@@ -243,55 +172,8 @@ def _require_zeros(path: Path, document: dict[str, Any], *, is_int8: bool) -> No
         )
 
 
-def judged(request: SparsifyRequest, files: Mapping[str, Path], inputs: Inputs) -> dict[str, Quality]:
-    """The quality of every form, each against the file that the user gave, which is the first.
-
-    Args:
-        request: What to do.
-        files: Name of the row -> file.
-        inputs: With samples to judge on, and what the outputs are.
-    """
-    first = next(iter(files.values()))
-    reference = outputs(OpenVino().open(first, threads=request.threads), inputs.judged)
-    metric = own_metric(request.metric)
-    return {
-        name: evaluate(
-            OpenVino().open(path, threads=request.threads),
-            inputs.judged,
-            reference=reference,
-            tasks=inputs.tasks,
-            metric=metric,
-        )
-        for name, path in files.items()
-    }
-
-
-def quality_of(qualities: Mapping[str, Quality], request: SparsifyRequest) -> dict[str, Any]:
-    """The int8 form that loses most against the given model, as a report has it; empty where nothing is known."""
-    given, *forms = qualities
-    found = [
-        Kept(name, "openvino", gap, allowed_points(gap, request.drop), request.drop)
-        for name in forms
-        for gap in gaps(qualities[name], qualities[given])
-    ]
-    worst = max(found, key=lambda kept: kept.lost - kept.allowed, default=None)
-    return {} if worst is None else worst.to_json()
-
-
-def _doubtful(qualities: Mapping[str, Quality]) -> list[str]:
-    """A form that disagrees with the given model on random inputs, which is no verdict."""
-    given, *forms = qualities
-    found = [(name, largest(gaps(qualities[name], qualities[given]))) for name in forms]
-    return [
-        f"on random inputs {name} differs from the given model by {gap.lost:.1f} points ({gap.kind}); --data tells "
-        "whether it is worth anything"
-        for name, gap in found
-        if gap is not None and not gap.lost <= AGREEMENT_DROP
-    ]
-
-
 def _measured(
-    request: SparsifyRequest,
+    request: FileRequest,
     files: Mapping[str, Path],
     qualities: Mapping[str, Quality],
     inputs: Inputs,
@@ -309,19 +191,8 @@ def _measured(
         )
         for name, path in files.items()
     ]
-    machine = environment()
-    measured = request.clock.artifacts(
-        [(artifact, "openvino") for artifact in artifacts],
-        threads=request.threads,
-        budget_s=request.seconds,
-        seed=request.seed,
-        feeds=inputs.timed,
+    measured = measured_files(request, artifacts, qualities, inputs)
+    found = compare(
+        measured.timings["sparse int8"], measured.timings["dense int8"], floor=measured.floor, seed=request.seed
     )
-    timed: list[Quality | None] = [qualities[artifact.name] for artifact in artifacts]
-    rows = make_rows(measured.complete(), timed, floor=measured.floor, seed=request.seed)
-    doubts = find_warnings(
-        measured.timings, machine, settled=measured.settled, floor=measured.floor, conditions=measured.conditions
-    )
-    timings = {timing.artifact.name: timing for timing in measured.timings}
-    found = compare(timings["sparse int8"], timings["dense int8"], floor=measured.floor, seed=request.seed)
-    return tuple(rows), {**document, "against_dense": asdict(found)}, tuple(doubts)
+    return measured.rows, {**document, "against_dense": asdict(found)}, measured.doubts

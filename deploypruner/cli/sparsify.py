@@ -64,13 +64,14 @@ def sparsify_command(
     check_present(model, what="model", hint="give an .onnx file", native=True)
     for name in task:
         tasks.check(name.rpartition("=")[2])
-    from deploypruner.build.sparsified import SparsifyRequest, sparsified
+    from deploypruner.build.given_file import FileRequest
+    from deploypruner.build.sparsified import sparsified
     from deploypruner.report import table_rows
     from deploypruner.report.outputs import outputs_text
     from deploypruner.report.sparse import sparse_sentence
     from deploypruner.report.terminal import wrap
 
-    request = SparsifyRequest(
+    request = FileRequest(
         model,
         out,
         data=data,

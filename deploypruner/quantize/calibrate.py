@@ -53,11 +53,10 @@ def activation_ranges(
     samples = 0
     with redirect_stdout(io.StringIO()):  # the histogram calibrators print
         for index, feeds in enumerate(calibration):
-            _check(feeds, names, index)
+            check_feeds(feeds, names, index)
             _collect(calibrator, dict(zip(names, feeds, strict=True)), index)
-            samples += next((len(array) for array in feeds if array.ndim), 1)
-        if not samples:
-            raise InputError("calibration has no batches", hint="pass at least one batch of inputs")
+            samples += sample_count(feeds)
+        check_some(samples)
         ranges = calibrator.compute_data()
     _check_finite_ranges(ranges)
     return ranges, samples
@@ -87,7 +86,32 @@ def _collect(calibrator: Any, feeds: dict[str, NDArray[Any]], index: int) -> Non
         ) from error
 
 
-def _check(feeds: Feeds, names: Sequence[str], index: int) -> None:
+def sample_count(feeds: Feeds) -> int:
+    """Samples in a batch; an input without axes has none."""
+    return next((len(array) for array in feeds if array.ndim), 1)
+
+
+def check_some(samples: int) -> None:
+    """Make sure that there is something to calibrate with.
+
+    Raises:
+        InputError: There is not.
+    """
+    if not samples:
+        raise InputError("calibration has no batches", hint="pass at least one batch of inputs")
+
+
+def check_feeds(feeds: Feeds, names: Sequence[str], index: int) -> None:
+    """Make sure that a batch is one of the model's.
+
+    Args:
+        feeds: The batch.
+        names: Of the model's inputs.
+        index: Number of the batch.
+
+    Raises:
+        InputError: Another number of arrays, or values that are not finite.
+    """
     if len(feeds) != len(names):
         inputs = f"{len(names)} inputs ({', '.join(names)})"
         raise InputError(f"calibration batch {index} has {len(feeds)} arrays, the model has {inputs}")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnxruntime.quantization import QuantType
-from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from deploypruner.atomic import unsaid_errors
 from deploypruner.errors import InputError, RecipeError, nearest, said_by
 from deploypruner.onnx_advice import foreign_operations
 from deploypruner.onnx_file import reads, sort_nodes, write_onnx
-from deploypruner.onnx_graph import constant, made_by, operand, to_model
+from deploypruner.onnx_graph import Array, constant, made_by, operand, to_model
+from deploypruner.progress import Progress, SilentProgress
 from deploypruner.quantize.calibrate import Feeds, activation_ranges
 from deploypruner.quantize.gemm import plain_gemms
 from deploypruner.quantize.placement import (
@@ -37,6 +38,9 @@ from deploypruner.quantize.placement import (
     op_types,
     remove_pairs,
 )
+from deploypruner.quantize.repair import STEPS, Int8Form, Repair, RepairStep
+from deploypruner.quantize.running import CalibrationBatches, input_names
+from deploypruner.quantize.weight_grid import largest_by_channel
 from deploypruner.recipe.sections import Method
 
 _PLACEMENTS = ("openvino", "onnxruntime", "sparse")
@@ -51,12 +55,27 @@ class QuantizationSummary:
         samples: Calibration samples seen.
         quantized: Convolutions and matrix products that read int8 operands.
         left_float: Name of each that does not -> why.
+        repair: Steps of the repair; none where it was left out.
     """
 
     method: Method
     samples: int
     quantized: int
     left_float: dict[str, str]
+    repair: tuple[RepairStep, ...] = ()
+
+    @staticmethod
+    def from_json(found: dict[str, Any]) -> QuantizationSummary:
+        """The inverse of `asdict`."""
+        steps = tuple(RepairStep(**step) for step in found.get("repair", ()))
+        return QuantizationSummary(**{**found, "repair": steps})
+
+
+@dataclass(frozen=True)
+class _Options:
+    method: Method
+    placement: Placement
+    reduce_range: bool
 
 
 def quantize_static(
@@ -67,17 +86,22 @@ def quantize_static(
     method: Method = "minmax",
     placement: Placement = "openvino",
     reduce_range: bool = False,
+    repair: bool = False,
+    progress: Progress | None = None,
 ) -> QuantizationSummary:
     """Write `int8`, the QDQ form of `fp32`. Nothing else is left in the folder.
 
     Args:
         fp32: ONNX file with named nodes and inferred shapes, as `export` writes it.
         int8: File to write.
-        calibration: Batches; each one array per model input, samples on axis 0. Read once.
-        method: How activation ranges follow from the data, see `activation_ranges`.
+        calibration: CalibrationBatches; each one array per model input, samples on axis 0. Read once.
+        method: How activation ranges follow from the data, see `activation_ranges`; "auto" chooses for each
+            activation as a part of the repair, and is "minmax" without.
         placement: For which runtime the pairs stand best; both execute either, see `placement`.
         reduce_range: 7-bit weights. On x86 processors without VNNI two u8 x i8 products are summed in
             16 bits, which saturates with 8-bit weights.
+        repair: Whether to repair what int8 costs, see `repair`. The data then has to be like the real inputs.
+        progress: Told about its steps; None for nobody.
 
     Raises:
         InputError: `fp32` cannot be read, no calibration data, or values that are not finite.
@@ -85,16 +109,23 @@ def quantize_static(
     """
     if placement not in _PLACEMENTS:
         raise RecipeError(f"no placement called '{placement}'", hint=nearest(placement, _PLACEMENTS))
-    model = _load(fp32)
+    model, options = _load(fp32), _Options(method, placement, reduce_range)
     with tempfile.TemporaryDirectory(dir=int8.parent, prefix=".quantize-") as folder, unsaid_errors(Path(folder)):
-        ready = Path(folder) / "fp32.onnx"
-        write_onnx(model, ready)
-        with _quiet_logging():
-            ranges, samples = activation_ranges(ready, calibration, method=method, op_types=op_types(placement))
-    result = _quantize(model, ranges, placement=placement, reduce_range=reduce_range)
+        if repair:
+            batches = CalibrationBatches(Path(folder), calibration, input_names(model))
+            found = _repaired(model, batches, Path(folder), options=options, progress=progress or SilentProgress())
+            form, samples, steps = found.form, batches.count, tuple(found.steps)
+        else:
+            ready = Path(folder) / "fp32.onnx"
+            write_onnx(model, ready)
+            plain: Method = "minmax" if method == "auto" else method
+            with _quiet_logging():
+                ranges, samples = activation_ranges(ready, calibration, method=plain, op_types=op_types(placement))
+            form, steps = Int8Form(model, ranges), ()
+    result = _quantize(form, options)
     write_onnx(to_model(result), int8)
     quantized, left_float = _account(result.graph)
-    return QuantizationSummary(method=method, samples=samples, quantized=quantized, left_float=left_float)
+    return QuantizationSummary(method, samples, quantized, left_float, steps)
 
 
 def _load(path: Path) -> onnx.ModelProto:
@@ -106,14 +137,34 @@ def _load(path: Path) -> onnx.ModelProto:
         raise InputError(f"cannot read '{path}' as ONNX: {error}", hint="export the model again") from error
 
 
-def _quantize(
-    model: onnx.ModelProto,
-    ranges: TensorsData,
-    *,
-    placement: Placement,
-    reduce_range: bool,
-) -> ir.Model:
-    graph = ir.from_proto(model).graph
+def _repaired(
+    model: onnx.ModelProto, batches: CalibrationBatches, folder: Path, *, options: _Options, progress: Progress
+) -> Repair:
+    """Every step of the repair, each kept where it helps."""
+    progress.start(STEPS, "quantize")
+    try:
+        with _quiet_logging():
+            found = Repair(
+                model,
+                batches,
+                quantize=lambda form: to_model(_quantize(form, options)),
+                chosen=partial(int8_nodes, placement=options.placement),
+                op_types=op_types(options.placement),
+                folder=folder,
+                progress=progress,
+            )
+            found.equalize()
+            found.calibrate(options.method)
+            found.round(reduce_range=options.reduce_range)
+    finally:
+        progress.close()
+    return found
+
+
+def _quantize(form: Int8Form, options: _Options) -> ir.Model:
+    model, placement = onnx.ModelProto(), options.placement
+    model.CopyFrom(form.model)  # the quantizer works in place
+    graph = ir.from_proto(form.model).graph
     chosen = int8_nodes(graph, placement)
     idle = idle_tensors(graph, chosen, placement)
     read_inside = _read_inside(model)
@@ -121,14 +172,14 @@ def _quantize(
         quantizer = QDQQuantizer(
             model,
             True,  # per channel
-            reduce_range,
+            options.reduce_range,
             QuantType.QInt8,
             QuantType.QUInt8,
-            ranges,
+            form.ranges,
             [],
             [node.name for node in graph if node not in chosen],
             list(op_types(placement)),
-            {"TensorQuantOverrides": _empty_channel_ranges(graph)},
+            {"TensorQuantOverrides": _channel_ranges(graph, form.weight_ranges)},
         )
         quantizer.quantize_model()
     written: onnx.GraphProto = quantizer.model.model.graph
@@ -167,26 +218,20 @@ def _refused_by_quantizer(model: onnx.ModelProto) -> Iterator[None]:
         ) from error
 
 
-def _empty_channel_ranges(graph: ir.Graph) -> dict[str, list[dict[str, Any]]]:
-    """Give channels whose weights are all zero the typical range of their layer.
-
-    The quantizer would take scale 1, and since a bias is stored in steps of input scale x weight scale,
-    the bias of such a channel would be rounded away.
-    """
+def _channel_ranges(graph: ir.Graph, known: Mapping[str, Array]) -> dict[str, list[dict[str, Any]]]:
+    """The range of each output channel of the weights, where it is not read off them: known, or weights all zero."""
     overrides = {}
     for node in graph:
         if node.op_type not in WEIGHTED or not operand(node, 1).is_initializer():
             continue
         weight = operand(node, 1)
-        values = np.asarray(constant(weight))
-        axis = _channel_axis(node)
-        largest = np.abs(values).max(axis=tuple(i for i in range(values.ndim) if i != axis))
-        if largest.all() or not largest.any():
+        name, values, axis = str(weight.name), np.asarray(constant(weight)), _channel_axis(node)
+        rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+        sizes = known.get(name, largest_by_channel(rows))
+        if name not in known and (np.abs(rows).max(axis=1).all() or not sizes.any()):
             continue
-        typical = np.float32(np.median(largest[largest > 0]))
         # Symmetric either way; where the first channel names a range, the quantizer wants one for all.
-        sizes = np.where(largest > 0, largest, typical).astype(np.float32)
-        overrides[str(weight.name)] = [{"axis": axis, "rmin": -size, "rmax": size} for size in sizes]
+        overrides[name] = [{"axis": axis, "rmin": -size, "rmax": size} for size in sizes]
     return overrides
 
 

@@ -25,7 +25,7 @@ from deploypruner.recipe.option import (
     section,
 )
 
-Method = Literal["minmax", "percentile", "entropy"]
+Method = Literal["auto", "minmax", "percentile", "entropy"]
 
 
 @documented
@@ -236,8 +236,16 @@ class QuantizeRecipe:
         "Number of calibration samples, at least 1.",
     )
     method: Method = option(
-        "minmax",
-        "Way in which ranges follow from the samples: minmax, percentile or entropy, see `quantize.calibrate`.",
+        "auto",
+        "Way in which ranges follow from the samples: minmax, percentile or entropy, see `quantize.calibrate`; "
+        "auto: for each activation the one that keeps best what is computed from it, as a part of the repair.",
+    )
+    repair: bool = option(
+        True,
+        "Whether int8 is repaired, with data: channels equalized, ranges chosen, weights rounded for the layers' "
+        "outputs, biases corrected; every step is undone where it does not help.",
+        flag="--quantize-repair/--no-quantize-repair",
+        group=RECOVERY,
     )
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from deploypruner.report.headline import Headline, RuntimeGroup, group_rows, hea
 from deploypruner.report.marks import legend
 from deploypruner.report.outputs import output_lines
 from deploypruner.report.ranges import collapse
+from deploypruner.report.repaired import settings_sentence
 from deploypruner.report.scatter import quality_axis, scatter, spread
 from deploypruner.report.sparse import assigned_sentence, sparse_lines, sparse_sentence
 
@@ -90,6 +91,7 @@ def render_html(report: Report) -> str:
         frozen=_by_reason(report.frozen),
         sparse=sparse_sentence(report.sparse),
         assigned=assigned_sentence(report.sparse),
+        repaired=settings_sentence(report.settings),
         sparse_lines=sparse_lines(report.sparse),
         stage_seconds=sum(stage.seconds for stage in report.stages),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import ClassVar
 
 from deploypruner.build.artifacts import DENSE, dense_artifacts, with_dense, write_both, write_state
@@ -11,6 +11,7 @@ from deploypruner.build.results import Quantized
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.records import Artifact
+from deploypruner.report.repaired import repair_sentence
 
 _PRUNED = ("model.fp32.onnx", "model.int8.onnx")
 
@@ -44,7 +45,9 @@ class Quantize(Stage):
         summary = build.quantized.pruned
         assert summary is not None, "this stage gives it"
         samples = "random noise" if build.data is None else f"{summary.samples} samples"
-        return f"{summary.quantized} layers int8, {len(summary.left_float)} left float, ranges from {samples}"
+        said = f"{summary.quantized} layers int8, {len(summary.left_float)} left float, ranges from {samples}"
+        repaired = repair_sentence([asdict(step) for step in summary.repair])
+        return f"{said}; {repaired}" if repaired else said
 
 
 def _with_pruned(build: Build) -> Build:

@@ -1,0 +1,256 @@
+"""An ONNX file that the user gave, and forms of it: read, fed, judged against it, measured beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from deploypruner.build.fitting import Said
+from deploypruner.build.metric import own_metric
+from deploypruner.build.sparsify_inputs import Inputs, sparsify_inputs
+from deploypruner.build.state import Feeds
+from deploypruner.errors import InputError
+from deploypruner.latency.clock import Clock, current_clock
+from deploypruner.measure import environment, evaluate, find_warnings, make_rows, outputs
+from deploypruner.measure.files import check_external
+from deploypruner.onnx_file import read_onnx, write_onnx
+from deploypruner.progress import progress_for
+from deploypruner.quantize.placement import Placement
+from deploypruner.quantize.preparing import prepared
+from deploypruner.quantize.static import QuantizationSummary, quantize_static
+from deploypruner.reading import check_present
+from deploypruner.recipe.data import DataSettings
+from deploypruner.records import Artifact, Quality, Row, Timing
+from deploypruner.runtime.on_onnxruntime import OnnxRuntime
+from deploypruner.runtime.on_openvino import OpenVino
+from deploypruner.scratch import scratch
+from deploypruner.search.gaps import Gap, gaps, largest
+from deploypruner.search.kept import ACCURACY_DROP, AGREEMENT_DROP, Kept
+from deploypruner.sources.classes import read_classes
+from deploypruner.sources.preprocessing import Preprocessing
+from deploypruner.target import detect
+from deploypruner.tasks.recognise import parse_tasks
+
+
+@dataclass(frozen=True)
+class FileRequest:
+    """What `sparsify` or `quantize` was asked for.
+
+    Args:
+        model: The .onnx file.
+        out: Folder to write to.
+        data: Image folder, .npz or factory; None for random inputs.
+        mean: Per channel, of pixels scaled to 0..1; None for the usual ones.
+        std: As `mean`.
+        threads: That the model is to run with.
+        batch: Images at a time that it is to run with; None: as many as the file takes, 1 where that is open.
+        seconds: For measuring.
+        drop: Points that int8 may cost against the given file, see `search.kept`; None for its defaults.
+        tasks: What outputs are, as `--task` says it.
+        metric: `package.module:function`, "" for none.
+        classes: File with the names of the model's classes.
+        seed: Of random inputs and of the order of measuring.
+        clock: Says how long things take.
+    """
+
+    model: Path
+    out: Path
+    data: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    threads: int = 1
+    batch: int | None = None
+    seconds: float = 20.0
+    seed: int = 0
+    drop: float | None = None
+    tasks: tuple[str, ...] = ()
+    metric: str = ""
+    classes: Path | None = None
+    clock: Clock = field(default_factory=current_clock)
+
+
+def read_given(path: Path) -> onnx.ModelProto:
+    """The model, weights included.
+
+    Raises:
+        InputError: It cannot be read, or a weight is not finite.
+    """
+    check_present(path, what="model", hint="give an .onnx file", native=True)
+    check_external(path)
+    model = read_onnx(path)
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise InputError(
+                f"'{tensor.name}' of '{path}' holds NaN or Inf", hint="use an earlier checkpoint of the model"
+            )
+    return model
+
+
+def write_int8(
+    model: onnx.ModelProto, path: Path, calibration: Sequence[Feeds], *, placement: Placement, repair: bool
+) -> QuantizationSummary:
+    """Quantize a model of any origin.
+
+    Args:
+        model: As `read_given` gives it, of any precision but int8.
+        path: File to write.
+        calibration: Batches.
+        placement: For which runtime.
+        repair: Whether to repair what int8 costs.
+
+    Raises:
+        InputError: Nothing of it can be quantized.
+    """
+    with scratch() as apart:
+        fp32 = apart / "model.fp32.onnx"
+        write_onnx(prepared(model), fp32)
+        return quantize_static(
+            fp32,
+            path,
+            calibration=calibration,
+            method="auto",
+            placement=placement,
+            reduce_range=detect().saturates,
+            repair=repair,
+            progress=progress_for(),
+        )
+
+
+def inputs_of(request: FileRequest, preprocessing: Preprocessing | None = None) -> Inputs:
+    """The samples that the file is calibrated, judged and timed with.
+
+    Args:
+        request: Whose data; what it says about its preparation comes first.
+        preprocessing: What the model's source says.
+
+    Raises:
+        InputError: The data does not fit.
+    """
+    settings = DataSettings(mean=request.mean, std=request.std, augment=False, seed=request.seed)
+    if preprocessing is not None:
+        settings = replace(
+            settings,
+            mean=settings.mean or preprocessing.mean,
+            std=settings.std or preprocessing.std,
+            resize=preprocessing.resize,
+            interpolation=preprocessing.interpolation,
+        )
+    session = OnnxRuntime().open(request.model)
+    said = Said(
+        parse_tasks(request.tasks), classes=read_classes(request.classes) if request.classes is not None else ()
+    )
+    return sparsify_inputs(session, request.data, settings, batch=request.batch, said=said)
+
+
+def judged(request: FileRequest, files: Mapping[str, Path], inputs: Inputs) -> dict[str, Quality]:
+    """The quality of every form, each against the file that the user gave, which is the first.
+
+    Args:
+        request: What to do.
+        files: Name of the row -> file.
+        inputs: With samples to judge on, and what the outputs are.
+    """
+    first = next(iter(files.values()))
+    reference = outputs(OpenVino().open(first, threads=request.threads), inputs.judged)
+    metric = own_metric(request.metric)
+    return {
+        name: evaluate(
+            OpenVino().open(path, threads=request.threads),
+            inputs.judged,
+            reference=reference,
+            tasks=inputs.tasks,
+            metric=metric,
+        )
+        for name, path in files.items()
+    }
+
+
+def quality_of(
+    qualities: Mapping[str, Quality],
+    request: FileRequest,
+    *,
+    drops: tuple[float, float] = (ACCURACY_DROP, AGREEMENT_DROP),
+) -> dict[str, Any]:
+    """The int8 form that loses most against the given model, as a report has it; empty where nothing is known.
+
+    Args:
+        qualities: Name of the form -> how good it is; the given model is the first.
+        request: With what may be lost.
+        drops: Points of the metric, and of agreement without labels, that may be lost where the request does not say.
+    """
+    given, *forms = qualities
+
+    def allowed(gap: Gap) -> float:
+        return drops[0 if gap.labelled else 1] if request.drop is None else request.drop
+
+    found = [
+        Kept(name, "openvino", gap, allowed(gap), request.drop)
+        for name in forms
+        for gap in gaps(qualities[name], qualities[given])
+    ]
+    worst = max(found, key=lambda kept: kept.lost - kept.allowed, default=None)
+    return {} if worst is None else worst.to_json()
+
+
+def doubtful(qualities: Mapping[str, Quality]) -> list[str]:
+    """A form that disagrees with the given model on random inputs, which is no verdict."""
+    given, *forms = qualities
+    found = [(name, largest(gaps(qualities[name], qualities[given]))) for name in forms]
+    return [
+        f"on random inputs {name} differs from the given model by {gap.lost:.1f} points ({gap.kind}); --data tells "
+        "whether it is worth anything"
+        for name, gap in found
+        if gap is not None and not gap.lost <= AGREEMENT_DROP
+    ]
+
+
+@dataclass(frozen=True)
+class MeasuredFiles:
+    """Forms of one model, timed side by side.
+
+    Args:
+        rows: One per form.
+        timings: Name of the form -> its times.
+        floor: Ratio below which differences are noise.
+        doubts: What casts doubt on the times.
+    """
+
+    rows: tuple[Row, ...]
+    timings: Mapping[str, Timing]
+    floor: float
+    doubts: tuple[str, ...]
+
+
+def measured_files(
+    request: FileRequest, artifacts: Sequence[Artifact], qualities: Mapping[str, Quality], inputs: Inputs
+) -> MeasuredFiles:
+    """Time all forms in OpenVINO, interleaved.
+
+    Args:
+        request: With threads, seconds and seed.
+        artifacts: The forms; the first is what the others are compared with.
+        qualities: Name of the form -> how good it is.
+        inputs: With what to time on.
+    """
+    machine = environment()
+    measured = request.clock.artifacts(
+        [(artifact, "openvino") for artifact in artifacts],
+        threads=request.threads,
+        budget_s=request.seconds,
+        seed=request.seed,
+        feeds=inputs.timed,
+    )
+    judged_forms: list[Quality | None] = [qualities[artifact.name] for artifact in artifacts]
+    rows = make_rows(measured.complete(), judged_forms, floor=measured.floor, seed=request.seed)
+    doubts = find_warnings(
+        measured.timings, machine, settled=measured.settled, floor=measured.floor, conditions=measured.conditions
+    )
+    timings = {timing.artifact.name: timing for timing in measured.timings}
+    return MeasuredFiles(tuple(rows), timings, measured.floor, tuple(doubts))

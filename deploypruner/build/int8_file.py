@@ -1,0 +1,209 @@
+"""Int8 alone, for those who do not prune: a model of any source, quantized, judged against itself and measured."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from deploypruner.build.folder import BuildFolder
+from deploypruner.build.given_file import (
+    FileRequest,
+    inputs_of,
+    judged,
+    measured_files,
+    quality_of,
+    read_given,
+    write_int8,
+)
+from deploypruner.build.one_answer import require_one_answer
+from deploypruner.build.sparsify_inputs import Inputs
+from deploypruner.errors import InputError
+from deploypruner.export import exporters
+from deploypruner.graph import trace
+from deploypruner.measure import environment, trial
+from deploypruner.onnx_file import every_node
+from deploypruner.quantize.expected_inputs import doubt, first_norm_of_file, first_norm_of_module
+from deploypruner.quantize.static import QuantizationSummary
+from deploypruner.quantize.to_float32 import float_name
+from deploypruner.records import Artifact, Row
+from deploypruner.report.repaired import repair_sentence
+from deploypruner.report.units import quality_sentence
+from deploypruner.scratch import scratch
+from deploypruner.search.choose import INT8_AGREEMENT_DROP, INT8_DROP
+from deploypruner.sources.data import peek_shape
+from deploypruner.sources.model import LoadedModel, load_model
+
+_FP32, _INT8, _DOCUMENT = "model.fp32.onnx", "model.int8.onnx", "quantize.json"
+# Operators by which a file shows that it is int8, or some of it.
+_INT8_KINDS = frozenset(("QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"))
+# Calibration samples from which on a part of them can judge.
+_FEW = 8
+_NAMED = 3
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Int8Request:
+    """What `quantize` was asked for.
+
+    Args:
+        file: MODEL, which any source of a build may be, the data and how to measure.
+        weights: As `--weights` gives them.
+        input_shapes: As `--input-shape` gives them.
+        trust_pickle: Permission for a pickled module to run its code.
+        repair: Whether to repair what int8 costs.
+    """
+
+    file: FileRequest
+    weights: Path | None = None
+    input_shapes: tuple[tuple[int, ...], ...] = ()
+    trust_pickle: bool = False
+    repair: bool = True
+
+
+@dataclass(frozen=True)
+class Int8File:
+    """Result of `int8_file`.
+
+    Args:
+        rows: The float model and the int8 one.
+        summary: What became int8, and what the repair did.
+        quality: Of the int8 form against the float one, as a report has it; empty where nothing is known.
+        warnings: What casts doubt on the result.
+    """
+
+    rows: tuple[Row, ...]
+    summary: QuantizationSummary
+    quality: Mapping[str, Any]
+    warnings: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        """What became of the quality; "" where nothing is known."""
+        return quality_sentence(dict(self.quality)) if self.quality else ""
+
+    @property
+    def refused(self) -> bool:
+        """Does int8 lose more than is allowed?"""
+        return bool(self.quality) and not self.quality["kept"]
+
+    @property
+    def repaired(self) -> str:
+        """What the repair did; "" where it was left out."""
+        return repair_sentence([asdict(step) for step in self.summary.repair])
+
+
+def int8_file(request: Int8Request, *, say: Say) -> Int8File:
+    """Write model.int8.onnx and quantize.json to the folder, and model.fp32.onnx where MODEL is no ONNX file.
+
+    Args:
+        request: What to do.
+        say: Called with a line about what is done.
+
+    Raises:
+        InputError: The model cannot be read, is int8 already, or the data does not fit.
+    """
+    with scratch() as apart:
+        given, loaded = request.file.model, None
+        if given.suffix != ".onnx":
+            say(f"exporting {given}")
+            given, loaded = _exported(request, apart / _FP32)
+        file = replace(request.file, model=given)
+        model = read_given(given)
+        _require_float(request.file.model, model)
+        say(f"trying {request.file.model}")
+        trial.check_runs(given, ("onnxruntime", "openvino"))
+        folder = BuildFolder(file.out, "quantize", names=(_FP32, _INT8, _DOCUMENT))
+        folder.prepare()
+        try:
+            folder.require_apart(request.file.model, file.data)
+            inputs = inputs_of(file, None if loaded is None else loaded.preprocessing)
+            remarks = (*(() if loaded is None else loaded.remarks), *_doubted(model, loaded, inputs))
+            require_one_answer(given, inputs.judged, threads=file.threads)
+            folder.clear()
+            if given != request.file.model:
+                with folder.writing(_FP32) as path:
+                    shutil.copyfile(given, path)
+                file = replace(file, model=folder.path(_FP32))
+            say(f"quantizing {request.file.model}")
+            with folder.writing(_INT8) as path:
+                summary = write_int8(model, path, inputs.calibration, placement="openvino", repair=request.repair)
+            names = f"dense {float_name(model)}", "dense int8"
+            files = dict(zip(names, (file.model, folder.path(_INT8)), strict=True))
+            qualities = judged(file, files, inputs)
+            quality = quality_of(qualities, file, drops=(INT8_DROP, INT8_AGREEMENT_DROP))
+            artifacts = [
+                Artifact(names[0], files[names[0]], "onnx", "fp32", "dense"),
+                Artifact(names[1], files[names[1]], "onnx", "int8", "dense"),
+            ]
+            say(f"measuring, batch {inputs.batch}, threads {file.threads}")
+            measured = measured_files(file, artifacts, qualities, inputs)
+            warnings = (
+                *remarks,
+                *inputs.remarks,
+                *filter(None, (folder.remark,)),
+                *_about(summary),
+                *measured.doubts,
+            )
+            document = {"quantization": asdict(summary), "quality": quality, "warnings": warnings}
+            folder.write_json(_DOCUMENT, {**document, "rows": [asdict(row) for row in measured.rows]})
+            folder.write_manifest({"model": str(request.file.model), "versions": environment()["versions"]})
+            return Int8File(measured.rows, summary, quality, warnings)
+        finally:
+            folder.release()
+
+
+def _doubted(model: onnx.ModelProto, loaded: LoadedModel | None, inputs: Inputs) -> tuple[str, ...]:
+    """Whether the inputs are like those of the training, as far as the model's first batch norm can tell."""
+    feeds = inputs.calibration[0]
+    if loaded is None:
+        norm = first_norm_of_file(model, feeds)
+    elif isinstance(loaded.example_inputs, tuple):
+        norm = first_norm_of_module(loaded.module, feeds)
+    else:
+        return ()
+    return tuple(filter(None, (doubt(norm, feeds[0]),)))
+
+
+def _exported(request: Int8Request, path: Path) -> tuple[Path, LoadedModel]:
+    """MODEL as an ONNX file, and as it was loaded."""
+    loaded = load_model(
+        str(request.file.model),
+        weights=request.weights,
+        input_shapes=request.input_shapes or None,
+        trust_pickle=request.trust_pickle,
+        data_shape=peek_shape(request.file.data) if request.file.data and not request.input_shapes else None,
+    )
+    graph = trace(loaded.module, loaded.example_inputs)
+    exporters.get("onnx")().write(graph.module, graph.example_inputs, path, dynamic_batch=graph.dynamic_batch)
+    return path, loaded
+
+
+def _require_float(path: Path, model: onnx.ModelProto) -> None:
+    kinds = sorted({node.op_type for node in every_node(model)} & _INT8_KINDS)
+    if kinds:
+        raise InputError(
+            f"'{path}' is int8 already: it has {' and '.join(kinds)}",
+            hint="give the float model that it was made from; `deploypruner bench` times an int8 one",
+        )
+
+
+def _about(summary: QuantizationSummary) -> tuple[str, ...]:
+    """What the user should know about the quantization."""
+    found = []
+    if summary.samples < _FEW:
+        found.append(
+            f"{summary.samples} calibration {'sample is' if summary.samples == 1 else 'samples are'} few: ranges and "
+            "repair follow from nothing else; a few hundred unlabelled ones suffice"
+        )
+    if summary.left_float:
+        names = [f"'{name}' ({why})" for name, why in list(summary.left_float.items())[:_NAMED]]
+        more = len(summary.left_float) - len(names)
+        found.append(f"left in float: {', '.join(names)}{f' and {more} more' if more > 0 else ''}")
+    return tuple(found)

@@ -1,0 +1,114 @@
+"""The command `quantize`: int8 alone, within an accuracy budget."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import click
+
+from deploypruner.cli.options import BATCH, SEED, GroupedCommand, colour, width
+from deploypruner.cli.recipe_options import command_option, recipe_option
+from deploypruner.errors import BudgetError
+from deploypruner.reading import check_present
+from deploypruner.recipe.option import MEASURING
+from deploypruner.registries import tasks
+from deploypruner.terminal import write_line
+
+
+@click.command(
+    "quantize", cls=GroupedCommand, example="deploypruner quantize model.onnx --data photos/ --accuracy-drop 0.5"
+)
+@click.argument("model", type=click.Path(path_type=Path))
+@recipe_option("data", required=True)
+@recipe_option("weights")
+@recipe_option("input_shape")
+@recipe_option("trust_pickle")
+@recipe_option("mean")
+@recipe_option("std")
+@recipe_option("task")
+@recipe_option("metric")
+@recipe_option("classes")
+@recipe_option("quantize_repair")
+@recipe_option("threads")
+@BATCH
+@recipe_option("seconds")
+@command_option(
+    "--accuracy-drop",
+    group=MEASURING,
+    type=click.FloatRange(0),
+    metavar="POINTS",
+    help="Points that int8 may cost; without labels of agreement.  [default: 1, of agreement 5]",
+)
+@command_option("--out", default="int8", show_default=True, type=click.Path(path_type=Path), help="Folder.")
+@SEED
+def quantize_command(
+    model: Path,
+    data: str,
+    weights: Path | None,
+    input_shape: tuple[tuple[int, ...], ...],
+    trust_pickle: bool | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    task: tuple[str, ...],
+    metric: str | None,
+    classes: Path | None,
+    quantize_repair: bool | None,
+    threads: int | None,
+    batch: int | None,
+    seconds: float | None,
+    accuracy_drop: float | None,
+    out: Path,
+    seed: int,
+) -> None:
+    """Quantize MODEL to int8 without training, and repair what that costs.
+
+    MODEL is an .onnx file, or what `compile` takes. A few hundred unlabelled samples suffice. Channels are equalized,
+    ranges chosen, weights rounded for what layers compute and biases corrected, each where it helps. An int8 form
+    that loses more than --accuracy-drop is refused (exit code 3). Writes model.int8.onnx and quantize.json.
+    """
+    if model.suffix == ".onnx":
+        check_present(model, what="model", hint="give an .onnx file", native=True)
+    for name in task:
+        tasks.check(name.rpartition("=")[2])
+    from deploypruner.build.given_file import FileRequest
+    from deploypruner.build.int8_file import Int8Request, int8_file
+    from deploypruner.report import table_rows
+    from deploypruner.report.outputs import outputs_text
+    from deploypruner.report.terminal import wrap
+
+    file = FileRequest(
+        model,
+        out,
+        data=data,
+        mean=mean,
+        std=std,
+        threads=threads or 1,
+        batch=batch,
+        seconds=seconds or 20.0,
+        seed=seed,
+        drop=accuracy_drop,
+        tasks=task,
+        metric=metric or "",
+        classes=classes,
+    )
+    request = Int8Request(file, weights, input_shape, bool(trust_pickle), quantize_repair is not False)
+    found = int8_file(request, say=partial(write_line, sys.stderr))
+    click.echo(table_rows(found.rows, colour=colour(), width=width()) + "\n")
+    by_output = outputs_text(found.rows)
+    if by_output:
+        click.echo(by_output + "\n")
+    for label, text in (("repair: ", found.repaired), ("quality: ", found.sentence)):
+        if text:
+            click.echo(wrap(label, text, width()))
+    for text in found.warnings:
+        click.echo(wrap("warning: ", text, width()))
+    write_line(sys.stderr, "")
+    write_line(sys.stderr, f"{out / 'quantize.json'} has every step")
+    if found.refused:
+        raise BudgetError(
+            f"the int8 form of {model} is refused: {found.sentence}",
+            hint=f"deploy {model} as it is, or allow more with --accuracy-drop",
+            finished=True,
+        )

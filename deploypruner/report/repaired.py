@@ -1,0 +1,37 @@
+"""What the repair of an int8 model did, in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def repair_sentence(steps: Sequence[Mapping[str, Any]]) -> str:
+    """What was kept of the repair, and by how much the error of the outputs fell; "" without steps.
+
+    Args:
+        steps: As the report's settings have them under `quantization`.
+    """
+    if not steps:
+        return ""
+    kept = [step for step in steps if step["kept"]]
+    before = _share((kept or steps)[0]["before"])
+    if not kept:
+        return f"int8 outputs are {before} off on samples apart, and no repair helps"
+    done = "; ".join(f"{step['name']} ({step['done']})" for step in kept)
+    return f"{done}: int8 outputs are {_share(kept[-1]['after'])} off on samples apart instead of {before}"
+
+
+def settings_sentence(settings: Mapping[str, Any]) -> str:
+    """`repair_sentence` of a report's pruned int8 model; "" where the settings say nothing that can be read."""
+    try:
+        return repair_sentence(settings["quantization"]["pruned"]["repair"])
+    except (LookupError, TypeError):
+        return ""
+
+
+def _share(error: float | None) -> str:
+    """Of the spread of the float outputs."""
+    if error is None or error != error or error == float("inf"):
+        return "without bound"
+    return f"{error:.2%}" if error < 1 else f"{error:.3g} times their spread"

@@ -1,0 +1,83 @@
+"""`deploypruner quantize`: int8 alone, from a file or a module, and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from deploypruner.quantize.expected_inputs import doubt, first_norm_of_file, first_norm_of_module
+from tests.builds import run_cli
+from tests.int8_nets import Net, images, run
+from tests.test_quantize_equalize import rescaled
+
+
+def trained(*, scale: float) -> nn.Module:
+    """A convolution with a batch norm that has seen standard normal images times a number."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8, momentum=None), nn.ReLU())
+    for _ in range(4):
+        net(scale * torch.randn(32, 3, 8, 8))
+    return net.eval()
+
+
+@pytest.mark.parametrize("scale", [1.0, 50.0, 0.02])
+def test_inputs_of_another_range_than_in_training_are_named_with_both(scale):
+    x = np.random.default_rng(0).standard_normal((32, 3, 8, 8)).astype(np.float32)
+    said = doubt(first_norm_of_module(trained(scale=scale), [x]), x)
+    if scale == 1:
+        assert said == ""
+    else:
+        numbers = said.split("about ")[1].split(" are expected")[0].split(" to ")
+        assert [float(number) for number in numbers] == pytest.approx([scale * x.min(), scale * x.max()], rel=0.1)
+        assert "'1'" in said
+        assert f"{x.min():.3g} to {x.max():.3g}" in said
+
+
+def test_the_same_of_a_file_whose_batch_norm_is_not_folded():
+    net = Net(["n", 3, 8, 8])
+    hidden = net.conv("x", 4, 3)
+    ones, wide = net.keep(np.ones(4)), net.keep(np.full(4, 100.0**2))
+    model = net.model(net.add("BatchNormalization", hidden, ones, net.keep(np.zeros(4)), net.keep(np.zeros(4)), wide))
+    said = doubt(first_norm_of_file(model, [images(16)]), images(16))
+    assert "batchnormalization_1" in said
+    assert doubt(None, images(1)) == ""
+
+
+def test_a_batch_norm_that_has_seen_nothing_says_nothing():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
+    assert doubt(first_norm_of_module(net, [9 * images(4)]), 9 * images(4)) == ""
+
+
+def spoilt() -> onnx.ModelProto:
+    net = Net(["n", 3, 8, 8], seed=3)
+    hidden = net.add("Relu", net.conv(net.add("Relu", net.conv("x", 16, 3)), 16, 16))
+    pooled = net.add("Flatten", net.add("GlobalAveragePool", hidden))
+    return rescaled(net.model(net.gemm(pooled, 5, 16)), decades=4)
+
+
+@pytest.mark.slow
+def test_a_file_whose_ranges_spoil_int8_is_repaired_or_refused(tmp_path):
+    model, x = spoilt(), images(160)
+    onnx.save(model, tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", x=x, y=run(model, x).argmax(axis=1))
+    given = ("quantize", "m.onnx", "--data", "d.npz", "--seconds", "1")
+    kept = run_cli(*given, "--out", "kept", folder=tmp_path)
+    assert kept.code == 0, kept.err
+    assert "repair: equalization" in kept.out
+    document = json.loads((tmp_path / "kept" / "quantize.json").read_text())
+    assert document["quality"]["kept"]
+    assert [row["name"] for row in document["rows"]] == ["dense fp32", "dense int8"]
+    steps = {step["name"]: step for step in document["quantization"]["repair"]}
+    assert steps["equalization"]["after"] < 0.2 * steps["equalization"]["before"]
+    refused = run_cli(*given, "--out", "refused", "--no-quantize-repair", folder=tmp_path)
+    assert refused.code == 3
+    assert "dense int8" in refused.out  # the table comes first
+    assert "the int8 form of m.onnx is refused: accuracy fell from 100.0 to" in refused.err
+    again = run_cli("quantize", "kept/model.int8.onnx", "--data", "d.npz", folder=tmp_path)
+    assert again.code == 2
+    assert "is int8 already: it has QuantizeLinear" in again.err
