@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,18 +28,19 @@ from deploypruner.onnx_advice import foreign_operations
 from deploypruner.onnx_file import reads, sort_nodes, write_onnx
 from deploypruner.onnx_graph import constant, made_by, operand, to_model
 from deploypruner.quantize.calibrate import Feeds, activation_ranges
-from deploypruner.quantize.gemm import plain_gemms
+from deploypruner.quantize.gemm import broad_biases, plain_gemms
 from deploypruner.quantize.placement import (
     WEIGHTED,
     Placement,
     idle_tensors,
     int8_nodes,
     op_types,
+    read_unrounded,
     remove_pairs,
 )
 from deploypruner.recipe.sections import Method
 
-_PLACEMENTS = ("openvino", "onnxruntime", "sparse")
+_PLACEMENTS: tuple[Placement, ...] = ("openvino", "onnxruntime", "sparse")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def quantize_static(
     method: Method = "minmax",
     placement: Placement = "openvino",
     reduce_range: bool = False,
+    keep_float: Mapping[str, str] | None = None,
 ) -> QuantizationSummary:
     """Write `int8`, the QDQ form of `fp32`. Nothing else is left in the folder.
 
@@ -78,44 +80,148 @@ def quantize_static(
         placement: For which runtime the pairs stand best; both execute either, see `placement`.
         reduce_range: 7-bit weights. On x86 processors without VNNI two u8 x i8 products are summed in
             16 bits, which saturates with 8-bit weights.
+        keep_float: Name of each layer (Conv, ConvTranspose, Gemm, MatMul) that stays float -> why.
+
+    Raises:
+        InputError: `fp32` cannot be read, no calibration data, or values that are not finite.
+        RecipeError: Unknown method or placement, or no such layer.
+    """
+    calibrated = calibrate(fp32, calibration, folder=int8.parent, method=method, placements=(placement,))
+    return write_int8(calibrated, int8, placement=placement, reduce_range=reduce_range, keep_float=keep_float)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A float model with the ranges of its activations: what any mix of int8 and float is written from.
+
+    Args:
+        model: fp32.
+        ranges: By tensor.
+        method: They were found by.
+        samples: They were found on.
+    """
+
+    model: onnx.ModelProto
+    ranges: TensorsData
+    method: Method
+    samples: int
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that can be int8, in order."""
+        graph = ir.from_proto(self.model).graph
+        chosen = int8_nodes(graph, "openvino")
+        return tuple(str(node.name) for node in graph if node in chosen and node.op_type in WEIGHTED)
+
+
+def calibrate(
+    fp32: Path,
+    calibration: Iterable[Feeds],
+    *,
+    folder: Path,
+    method: Method = "minmax",
+    placements: Sequence[Placement] = _PLACEMENTS,
+) -> Calibrated:
+    """Find the ranges that `write_int8` needs.
+
+    Args:
+        fp32: As for `quantize_static`.
+        calibration: As for `quantize_static`.
+        folder: For a temporary file.
+        method: How ranges follow from the data.
+        placements: That will be asked for.
 
     Raises:
         InputError: `fp32` cannot be read, no calibration data, or values that are not finite.
         RecipeError: Unknown method or placement.
     """
-    if placement not in _PLACEMENTS:
-        raise RecipeError(f"no placement called '{placement}'", hint=nearest(placement, _PLACEMENTS))
+    for placement in placements:
+        _check_placement(placement)
     model = _load(fp32)
-    with tempfile.TemporaryDirectory(dir=int8.parent, prefix=".quantize-") as folder, unsaid_errors(Path(folder)):
-        ready = Path(folder) / "fp32.onnx"
+    types = tuple(dict.fromkeys(kind for placement in placements for kind in op_types(placement)))
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".quantize-") as scratch, unsaid_errors(Path(scratch)):
+        ready = Path(scratch) / "fp32.onnx"
         write_onnx(model, ready)
         with _quiet_logging():
-            ranges, samples = activation_ranges(ready, calibration, method=method, op_types=op_types(placement))
-    result = _quantize(model, ranges, placement=placement, reduce_range=reduce_range)
+            ranges, samples = activation_ranges(ready, calibration, method=method, op_types=types)
+    return Calibrated(model, ranges, method, samples)
+
+
+def write_int8(
+    calibrated: Calibrated,
+    int8: Path,
+    *,
+    placement: Placement = "openvino",
+    reduce_range: bool = False,
+    keep_float: Mapping[str, str] | None = None,
+    layers_alone: bool = False,
+) -> QuantizationSummary:
+    """Write the QDQ form of a calibrated model; see `quantize_static`.
+
+    Args:
+        calibrated: From `calibrate`.
+        int8: File to write.
+        placement: As for `quantize_static`.
+        reduce_range: As for `quantize_static`.
+        keep_float: As for `quantize_static`.
+        layers_alone: No pairs but on the inputs and weights of int8 layers: to see what these cost.
+
+    Raises:
+        InputError: It cannot be quantized.
+        RecipeError: Unknown placement, or no such layer.
+    """
+    _check_placement(placement)
+    kept = dict(keep_float or {})
+    _check_layers(calibrated.model, kept)
+    model = onnx.ModelProto()
+    model.CopyFrom(calibrated.model)  # the quantizer changes what it is given
+    graph = ir.from_proto(model).graph
+    chosen = int8_nodes(graph, placement, kept)
+    if layers_alone:
+        chosen = frozenset(node for node in chosen if node.op_type in WEIGHTED)
+    result = _quantize(model, graph, chosen, ranges=calibrated.ranges, placement=placement, reduce_range=reduce_range)
+    if kept:
+        read_unrounded(result.graph, graph, chosen)
+    remove_pairs(result.graph, idle_tensors(graph, chosen, placement, mixed=bool(kept)))
     write_onnx(to_model(result), int8)
-    quantized, left_float = _account(result.graph)
-    return QuantizationSummary(method=method, samples=samples, quantized=quantized, left_float=left_float)
+    quantized, left_float = _account(result.graph, kept)
+    return QuantizationSummary(calibrated.method, calibrated.samples, quantized, left_float)
+
+
+def _check_placement(placement: str) -> None:
+    if placement not in _PLACEMENTS:
+        raise RecipeError(f"no placement called '{placement}'", hint=nearest(placement, _PLACEMENTS))
+
+
+def _check_layers(model: onnx.ModelProto, names: Iterable[str]) -> None:
+    """Refuse names that are no layer's: a typing error would leave the layer int8."""
+    known = [node.name for node in model.graph.node if node.op_type in WEIGHTED]
+    for name in names:
+        if name not in known:
+            raise RecipeError(f"no layer called '{name}' to keep in float", hint=nearest(name, known))
 
 
 def _load(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path)
         plain_gemms(model.graph)
-        return onnx.shape_inference.infer_shapes(model)
+        model = onnx.shape_inference.infer_shapes(model)
+        broad_biases(model.graph)
+        return model
     except (OSError, DecodeError, onnx.shape_inference.InferenceError) as error:
         raise InputError(f"cannot read '{path}' as ONNX: {error}", hint="export the model again") from error
 
 
 def _quantize(
     model: onnx.ModelProto,
-    ranges: TensorsData,
+    graph: ir.Graph,
+    chosen: Collection[ir.Node],
     *,
+    ranges: TensorsData,
     placement: Placement,
     reduce_range: bool,
 ) -> ir.Model:
-    graph = ir.from_proto(model).graph
-    chosen = int8_nodes(graph, placement)
-    idle = idle_tensors(graph, chosen, placement)
+    """The QDQ graph, every pair in it that the quantizer sets; `model`, of which `graph` is, is changed."""
     read_inside = _read_inside(model)
     with _quiet_logging(), _refused_by_quantizer(model):
         quantizer = QDQQuantizer(
@@ -136,7 +242,6 @@ def _quantize(
     written.initializer.extend(tensor for tensor in read_inside if tensor.name not in held)
     sort_nodes(written)  # pairs stand at the end
     result = ir.from_proto(quantizer.model.model)
-    remove_pairs(result.graph, idle)
     result.metadata_props.clear()
     return result
 
@@ -197,7 +302,7 @@ def _channel_axis(node: ir.Node) -> int:
     return 0 if node.op_type == "Conv" else 1
 
 
-def _account(graph: ir.Graph) -> tuple[int, dict[str, str]]:
+def _account(graph: ir.Graph, keep_float: Mapping[str, str]) -> tuple[int, dict[str, str]]:
     """Count weighted nodes with int8 operands, and name the others with a reason."""
     quantized, left_float = 0, {}
     for node in graph:
@@ -206,6 +311,8 @@ def _account(graph: ir.Graph) -> tuple[int, dict[str, str]]:
         weight = operand(node, 1)
         if all(made_by(value, "DequantizeLinear") is not None for value in (operand(node, 0), weight)):
             quantized += 1
+        elif node.name in keep_float:
+            left_float[str(node.name)] = keep_float[str(node.name)]
         elif weight.is_initializer():
             left_float[str(weight.name)] = "its input has no calibrated range"
         elif node.op_type == "MatMul":
@@ -229,4 +336,4 @@ def _quiet_logging() -> Iterator[None]:
         root.removeHandler(handler)
 
 
-__all__ = ["QuantizationSummary", "quantize_static"]
+__all__ = ["Calibrated", "QuantizationSummary", "calibrate", "quantize_static", "write_int8"]
