@@ -19,7 +19,7 @@ from deploypruner.records import Setting
 from deploypruner.runtime import Array, NodeTime
 
 # Short turns: where the machine changes its speed, all files see the same of it.
-_ROUNDS = 3
+_ROUNDS = 2
 _INT8 = re.compile(r"\b(u8|i8|uint8|int8)\b")
 # What runtimes and quantizers append to the names of values and nodes.
 _APPENDED = re.compile(
@@ -48,7 +48,7 @@ def layer_times(
     setting: Setting,
     *,
     feeds: Sequence[Array] | None = None,
-    seconds: float = 0.3,
+    seconds: float = 0.15,
 ) -> list[dict[str, LayerRun]]:
     """Time every layer of several forms of one model by the runtime's counters, in turns.
 

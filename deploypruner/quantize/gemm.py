@@ -44,8 +44,8 @@ def broad_biases(graph: onnx.GraphProto) -> None:
     """Give the bias that is added behind a MatMul with stored weights as many axes as the product, in place.
 
     ONNX Runtime (1.31) makes a Gemm of a MatMul of three axes and a bias of one before it looks for QDQ pairs, and
-    has no int8 kernel for a Gemm whose bias is float: ViT-Tiny took 37.8 ms in int8, 27.0 in float and takes 14.2 with
-    such biases (Zen 4, one thread). OpenVINO fuses either.
+    has no int8 kernel for a Gemm whose bias is float: ViT-Tiny took 37.8 ms in int8, 27.0 in float, and takes 14.2
+    with such biases (Zen 4, one thread, other programs running). OpenVINO fuses either.
 
     Args:
         graph: With inferred shapes.

@@ -62,7 +62,7 @@ def border_ms(runtime: str, sizes: Mapping[tuple[str, str], int]) -> dict[tuple[
 
 
 def fastest_mix(costs: LayerCosts, layers: Collection[str], forced: Collection[str] = ()) -> Mix:
-    """The layers that stay float for speed, with `forced`, islands joined where a conversion costs more than it gives.
+    """The layers that stay float for speed, with `forced`; islands are joined where conversions cost more.
 
     Starts from each layer's own choice; then whole islands of one precision, and single layers that are clearly
     slower in int8, change sides as long as that saves time.
