@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from deploypruner.export import exporters
 from deploypruner.export.offered import with_offer
 from deploypruner.graph.open_axes import OpenAxis
 from deploypruner.quantize.placement import Placement
-from deploypruner.quantize.static import QuantizationSummary, quantize_static
+from deploypruner.quantize.static import Calibrated, QuantizationSummary, calibrate, quantize_static, write_qdq
 from deploypruner.records import Artifact
 from deploypruner.target import detect
 
@@ -70,12 +70,34 @@ def write_int8(build: Build, module: nn.Module, folder: Path, *, batches: int) -
 
 def write_both(build: Build, module: nn.Module, names: tuple[str, str], placement: Placement) -> QuantizationSummary:
     """Write a module in both precisions to the build folder, under the names of the two files."""
+    return write_mixable(build, module, names, placement)[0]
+
+
+def write_mixable(
+    build: Build, module: nn.Module, names: tuple[str, str], placement: Placement
+) -> tuple[QuantizationSummary, Calibrated]:
+    """As `write_both`; also what any mix of int8 and float is written from."""
     fp32, int8 = names
     with build.folder.writing(fp32) as path:
         _export(build, module, path, open_axes=build.traced.open_axes)
     with build.folder.writing(int8) as path:
-        feeds = calibration_feeds(build)
-        return _quantize(build, build.folder.path(fp32), path, calibration=feeds, placement=placement)
+        calibrated = calibrate(
+            build.folder.path(fp32), calibration_feeds(build), folder=path.parent, method=build.recipe.quantize.method
+        )
+        return write_mixed(build, calibrated, path, placement=placement), calibrated
+
+
+def write_mixed(
+    build: Build,
+    calibrated: Calibrated,
+    path: Path,
+    *,
+    placement: Placement,
+    keep_float: Mapping[str, str] | None = None,
+) -> QuantizationSummary:
+    """Write a mix of int8 and float for the build's target."""
+    saturates = detect(build.recipe.target).saturates
+    return write_qdq(calibrated, path, placement=placement, reduce_range=saturates, keep_float=keep_float)
 
 
 def _export(build: Build, module: nn.Module, fp32: Path, *, open_axes: Sequence[OpenAxis]) -> None:

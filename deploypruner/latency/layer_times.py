@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from deploypruner.latency.probes import ProbeTimer, Profile
 from deploypruner.onnx_graph import read_graph
 from deploypruner.quantize.islands import WEIGHTED
 from deploypruner.records import Setting
-from deploypruner.runtime import Array, NodeTime
+from deploypruner.runtime import Array, NodeTime, runtimes
 
 # Short turns: where the machine changes its speed, all files see the same of it.
 _ROUNDS = 2
+_RESOLVED_MS, _CALLS = 0.1, 20
 _INT8 = re.compile(r"\b(u8|i8|uint8|int8)\b")
 # What runtimes and quantizers append to the names of values and nodes.
 _APPENDED = re.compile(
@@ -63,11 +65,15 @@ def layer_times(
         seconds: For each of the two timings of a turn.
 
     Returns:
-        For each file, layer -> times; a layer that a runtime fused into another has none of its own.
+        For each file, layer -> times; a layer that a runtime fused into another has none of its own. Nothing where
+        the float file takes less than a tenth of a millisecond: counters are whole microseconds, and cannot tell its
+        layers apart.
 
     Raises:
         MeasureError: A file cannot be run, or the runtime does not count the time of operations.
     """
+    if feeds is not None and _roughly_ms(fp32, setting, feeds) < _RESOLVED_MS:
+        return [{} for _ in files]
     owners = Owners(read_graph(onnx.load(fp32)).graph)
     turns: list[list[Profile]] = [[] for _ in files]
     with ProbeTimer(setting, feeds) as timer:
@@ -75,6 +81,19 @@ def layer_times(
             for file, found in zip(files, turns, strict=True):
                 found.append(timer.profile(file, seconds=seconds))
     return [_runs(found, owners) for found in turns]
+
+
+def _roughly_ms(file: Path, setting: Setting, feeds: Sequence[Array]) -> float:
+    """The shortest of a few calls in this process."""
+    infer = runtimes.get(setting.runtime)().open(file, threads=setting.threads).prepare(feeds)
+    took = []
+    for _ in range(_CALLS):
+        start = time.perf_counter()
+        infer()
+        took.append(time.perf_counter() - start)
+        if sum(took) * 1e3 > _CALLS * _RESOLVED_MS:
+            break
+    return min(took) * 1e3
 
 
 def _runs(turns: Sequence[Profile], owners: Owners) -> dict[str, LayerRun]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from deploypruner.quantize.calibrate import Feeds
-from deploypruner.quantize.static import Calibrated, write_int8
+from deploypruner.quantize.static import Calibrated, write_qdq
 from deploypruner.runtime import Array
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.scratch import scratch
@@ -52,7 +52,7 @@ def sensitivities(
         alone = folder / "alone.onnx"
         for layer in every if layers is None else layers:
             others = {name: "" for name in every if name != layer}
-            write_int8(calibrated, alone, reduce_range=reduce_range, keep_float=others, layers_alone=True)
+            write_qdq(calibrated, alone, reduce_range=reduce_range, keep_float=others, layers_alone=True)
             pairs = zip(_answers(alone, feeds), reference, strict=True)
             found[layer] = max(
                 output_error(answer, wanted, classes=number in classes)

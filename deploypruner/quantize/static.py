@@ -87,7 +87,7 @@ def quantize_static(
         RecipeError: Unknown method or placement, or no such layer.
     """
     calibrated = calibrate(fp32, calibration, folder=int8.parent, method=method, placements=(placement,))
-    return write_int8(calibrated, int8, placement=placement, reduce_range=reduce_range, keep_float=keep_float)
+    return write_qdq(calibrated, int8, placement=placement, reduce_range=reduce_range, keep_float=keep_float)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def calibrate(
     method: Method = "minmax",
     placements: Sequence[Placement] = _PLACEMENTS,
 ) -> Calibrated:
-    """Find the ranges that `write_int8` needs.
+    """Find the ranges that `write_qdq` needs.
 
     Args:
         fp32: As for `quantize_static`.
@@ -147,7 +147,7 @@ def calibrate(
     return Calibrated(model, ranges, method, samples)
 
 
-def write_int8(
+def write_qdq(
     calibrated: Calibrated,
     int8: Path,
     *,
@@ -336,4 +336,4 @@ def _quiet_logging() -> Iterator[None]:
         root.removeHandler(handler)
 
 
-__all__ = ["Calibrated", "QuantizationSummary", "calibrate", "quantize_static", "write_int8"]
+__all__ = ["Calibrated", "QuantizationSummary", "calibrate", "quantize_static", "write_qdq"]

@@ -28,9 +28,12 @@ class MixAccuracy:
 
     def keeps(self, path: Path, runtime: str) -> bool:
         """Does a file lose no more than allowed, or, where that is out of reach, than the all-int8 one?"""
-        if self._request.lost is None or self._request.allowed is None:
+        if self._request.lost is None or self._request.allowed is None or not self.document:
             return True
-        return self.lost(path, runtime) <= max(self._request.allowed, float(self.document["int8"] or 0.0))
+        most = self._request.allowed
+        if self.document["needed"] is not None:
+            most = max(most, self.lost(self._request.int8))
+        return self.lost(path, runtime) <= most
 
     def forced(self, costs: LayerCosts | None) -> Mix:
         """Layers that have to stay float for the accuracy; none where int8 keeps it, or where no mix can."""

@@ -17,7 +17,7 @@ from deploypruner.onnx_graph import read_graph
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.quantize.calibrate import Feeds
 from deploypruner.quantize.placement import Placement
-from deploypruner.quantize.static import Calibrated, write_int8
+from deploypruner.quantize.static import Calibrated, write_qdq
 from deploypruner.records import Artifact, Comparison, Setting, Timing
 from deploypruner.runtime import Array
 from deploypruner.search.gaps import Gap
@@ -168,7 +168,7 @@ def write_mix(request: MixRequest, placement: Placement, keep_float: Collection[
     path = request.folder / f"mix-{name}.onnx"
     if not path.is_file():
         reasons = dict.fromkeys(layers, "")
-        write_int8(
+        write_qdq(
             request.calibrated, path, placement=placement, reduce_range=request.reduce_range, keep_float=reasons
         )
     return path

@@ -23,8 +23,6 @@ from deploypruner.search.precision import Mix, fastest_mix, without_losing_islan
 _OWN = 1.10
 # What a mix has to be faster at least than the file with fewer float layers, by the lower end of the interval.
 _FASTER = 1.01
-# Counters are whole microseconds: they cannot tell the layers of a faster network apart.
-_RESOLVED_MS = 0.1
 # Whose kernels want pairs elsewhere than in the shared file.
 _OWN_PLACEMENT: dict[str, Placement] = {"onnxruntime": "onnxruntime"}
 _SHARED = "openvino"
@@ -59,7 +57,7 @@ def _timed(request: MixRequest) -> Mixed:
         except MeasureError as error:
             found = replace(found, remarks=(*found.remarks, f"no layer was timed in {runtime}: {error.message}"))
             continue
-        if sum(run.ms for run in as_float.values()) < _RESOLVED_MS:
+        if not as_float:
             continue
         found = replace(
             found,
@@ -79,25 +77,38 @@ def _shared(request: MixRequest, found: Mixed, forced: Mix, accuracy: MixAccurac
     """The file for every runtime: what accuracy forces, and what is faster where OpenVINO runs it."""
     runtime = _SHARED if _SHARED in found.as_int8 else ""
     if not runtime:
-        why = f"{len(forced)} layers stay float for the accuracy" if forced else found.shared.why
+        why = _for_accuracy(forced) if forced else found.shared.why
         return replace(
             found, shared=MixedFile(request.placement, _reasons(found, forced, forced, ""), why, found.shared.runs)
         )
     file = _best(request, found, runtime, forced, placement=request.placement)
     if not accuracy.keeps(write_mix(request, file.placement, file.keep_float), request.judged):
         kept = _reasons(found, forced, forced, runtime)
-        file = replace(file, keep_float=kept, why=f"{len(forced)} layers stay float for the accuracy")
+        file = replace(file, keep_float=kept, why=_for_accuracy(forced) if forced else found.shared.why)
     return replace(found, shared=file)
 
 
 def _own(request: MixRequest, found: Mixed, runtime: str, forced: Mix, *, accuracy: MixAccuracy) -> Mixed:
-    """A runtime's own file, where the shared one costs it more than a tenth."""
+    """A runtime's own file, where the shared one costs it more than a tenth.
+
+    Its pairs stand behind layers, too: a layer that gives what a float layer is to read in full may have to be float.
+    """
+    placement = _OWN_PLACEMENT[runtime]
     shared = write_mix(request, found.shared.placement, found.shared.keep_float)
-    file = _best(request, found, runtime, forced, placement=_OWN_PLACEMENT[runtime], shared=shared)
     runs = {**found.shared.runs, runtime: run_layers(request, runtime, [shared])[0]}
     found = replace(found, shared=replace(found.shared, runs=runs))
+    borders = layer_costs(request, found, runtime).borders
+    wider = forced | {layer for layer, after in borders if after in forced}
+    keeping = [
+        layers
+        for layers in dict.fromkeys((forced, wider))
+        if accuracy.keeps(write_mix(request, placement, layers), runtime)
+    ]
+    if not keeping:
+        return found
+    file = _best(request, found, runtime, keeping[0], placement=placement, shared=shared)
     against = file.against[runtime]["shared"]
-    if against.ratio_ci[0] > _OWN and accuracy.keeps(write_mix(request, file.placement, file.keep_float), runtime):
+    if against.ratio_ci[0] > _OWN and accuracy.keeps(write_mix(request, placement, file.keep_float), runtime):
         label = runtimes.get(runtime).label
         why = f"the shared file takes {label} {against.ratio:.2f} times as long; {file.why}"
         return replace(found, own={**found.own, runtime: replace(file, why=why)})
@@ -145,14 +156,18 @@ def _best(
 
 
 def _why(chosen: Mix, forced: Mix, against: Mapping[str, Comparison], runtime: str) -> str:
-    parts = [f"{len(forced)} layers stay float for the accuracy"] if forced else []
-    if len(chosen) > len(forced):
-        parts.append(f"{len(chosen) - len(forced)} stay float because int8 is not faster there")
+    parts = [_for_accuracy(forced)] if forced else []
+    if more := len(chosen) - len(forced):
+        parts.append(f"{more} stay{'s' if more == 1 else ''} float because int8 is not faster there")
     label, compared = runtimes.get(runtime).label, against["float"]
     parts.append(f"{compared.ratio:.2f} times as fast as float in {label}")
     if compared.verdict == "slower":
         parts.append("int8 gives nothing here, the float file is the one to deploy")
     return "; ".join(parts)
+
+
+def _for_accuracy(forced: Mix) -> str:
+    return f"{len(forced)} layer{'s stay' if len(forced) != 1 else ' stays'} float for the accuracy"
 
 
 def _reasons(found: Mixed, chosen: Mix, forced: Mix, runtime: str) -> dict[str, str]:
@@ -161,7 +176,7 @@ def _reasons(found: Mixed, chosen: Mix, forced: Mix, runtime: str) -> dict[str, 
     reasons = {}
     for layer in sorted(chosen):
         if layer in forced:
-            share = found.errors[layer] / total if total else 0.0
+            share = found.errors.get(layer, 0.0) / total if total else 0.0
             reasons[layer] = f"for the accuracy: {share:.1%} of the error that int8 makes at the outputs"
             continue
         label = runtimes.get(runtime).label
