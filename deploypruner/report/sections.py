@@ -143,6 +143,7 @@ class _Judged(TypedDict):
     float: _Measured
     mixed: _Measured
     needed: _Measured
+    trials: list[dict[str, _Measured]]
 
 
 class _PrecisionSection(TypedDict):
