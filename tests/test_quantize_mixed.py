@@ -138,3 +138,16 @@ def test_a_layer_that_does_not_exist_is_no_silent_nothing(tmp_path):
         quantize_static(
             chain(tmp_path / "a.onnx"), tmp_path / "b.onnx", calibration=batches(), keep_float={"make_q": ""}
         )
+
+
+@pytest.mark.parametrize(("seven_bits", "saturated"), [(False, True), (True, False)])
+def test_a_file_whose_products_saturate_in_16_bits_does_not_with_weights_of_7(tmp_path, seven_bits, saturated):
+    """Every input and weight is as large as it gets: 2 x 255 x 127 = 64770 beyond 32767, 2 x 255 x 64 = 32640 not."""
+    file = text_file(tmp_path / "a.onnx", "z = Conv (x, u)", u=np.ones((CHANNELS, 3, 1, 1), np.float32))
+    quantize_static(
+        file, tmp_path / "b.onnx", calibration=[[np.ones((1, *SHAPE), np.float32)]], reduce_range=seven_bits
+    )
+    stored = [numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "b.onnx").graph.initializer]
+    weights = next(values for values in stored if values.dtype == np.int8 and values.ndim == 4).astype(int)
+    pairs = 255 * weights[:, 0::2][:, :1] + 255 * weights[:, 1::2]  # what vpmaddubsw adds
+    assert bool((pairs > 2**15 - 1).any()) == saturated
