@@ -69,8 +69,9 @@ def test_an_island_that_does_not_pay_as_it_was_measured_goes_back_to_int8():
 def test_layers_become_float_by_error_for_each_millisecond_of_int8():
     errors = {"a": 0.12, "b": 0.3, "c": 0.2, "d": 0.0}
     found = costs(b=0.7, a=0.9, d=1.2)  # int8 saves 0.1, 0.3, 0.5, -0.2
-    # d costs nothing to leave float; then 0.12 / 0.1, 0.3 / 0.3, 0.2 / 0.5.
-    assert by_worth(LAYERS, errors, found) == ["d", "a", "b", "c"]
+    # 0.12 / 0.1, 0.3 / 0.3, 0.2 / 0.5; d would cost no time in float, and no error in int8.
+    assert by_worth(LAYERS, errors, found) == ["a", "b", "c", "d"]
+    assert by_worth(LAYERS, {**errors, "d": 0.01}, found) == ["d", "a", "b", "c"]  # 0.01 / 0.001
     assert by_worth(LAYERS, errors, None) == ["b", "c", "a", "d"]
 
 

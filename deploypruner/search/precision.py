@@ -17,6 +17,8 @@ _CLEARLY, _CLEARLY_MS = 0.05, 0.003
 _BORDER_NS = {"openvino": 0.2, "onnxruntime": 0.9}
 _BORDER_MS = 0.002
 _SMALLEST = 1e-12
+# What int8 is taken to give at least, where layers are compared by error for each millisecond: a counter's step.
+_COUNTED_MS = 0.001
 
 Mix = frozenset[str]
 Choice = Literal["int8", "float"]
@@ -134,8 +136,7 @@ def by_worth(layers: Sequence[str], errors: Mapping[str, float], costs: LayerCos
     """
 
     def worth(layer: str) -> float:
-        gain = 1.0 if costs is None else costs.gain(layer)
-        return errors[layer] / gain if gain > _SMALLEST else float("inf")
+        return errors[layer] / (1.0 if costs is None else max(costs.gain(layer), _COUNTED_MS))
 
     return sorted(layers, key=lambda layer: (-worth(layer), -errors[layer], layers.index(layer)))
 
