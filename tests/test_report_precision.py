@@ -37,6 +37,7 @@ def a_file(name: str, runtime: str, left_float: dict[str, str], why: str) -> dic
         "left_float": left_float,
         "against": {"openvino": compared},
         "executed": {"openvino": {"a": "Convolution u8,i8>u8"}},
+        "float_all_the_same": {},
     }
 
 
@@ -66,6 +67,13 @@ def test_the_sentence_names_each_file_and_what_int8_everywhere_would_lose():
         "int8 everywhere would lose 51.2 points of accuracy, this loses 0.61 where 1 are allowed"
     )
     assert precision_sentence({}) == ""
+
+
+def test_layers_that_a_runtime_computes_in_float_all_the_same_are_said():
+    found = section()
+    found["files"][0]["float_all_the_same"] = {"onnxruntime": {"a": "it needs a pair", "c": "it needs a pair"}}
+    said = "stays float for the accuracy, ONNX Runtime computes 2 of these in float (it needs a pair); "
+    assert said in precision_sentence(found)
 
 
 @pytest.mark.parametrize(

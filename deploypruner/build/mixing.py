@@ -206,7 +206,26 @@ def _file(name: str, file: MixedFile, summary: QuantizationSummary, *, runtime: 
         "executed": {
             name: {layer: run.executed for layer, run in runs.items()} for name, runs in file.runs.items() if runs
         },
+        "float_all_the_same": {
+            name: islands
+            for name, runs in file.runs.items()
+            if (islands := _float_all_the_same(runs, summary, runtime=name, placement=file.placement))
+        },
     }
+
+
+def _float_all_the_same(
+    runs: Mapping[str, LayerRun], summary: QuantizationSummary, *, runtime: str, placement: Placement
+) -> dict[str, str]:
+    """Layers with int8 weights that a runtime computes in float -> why."""
+    wants_pair = runtime == "onnxruntime" and placement != "onnxruntime"
+    why = (
+        "its int8 kernel needs a pair behind the layer, where OpenVINO fuses what follows in float"
+        if wants_pair
+        else "the runtime has no int8 kernel for it here"
+    )
+    stored = {layer: run for layer, run in runs.items() if layer not in summary.left_float}
+    return {layer: why for layer, run in stored.items() if run.executed and not run.int8}
 
 
 def _compared(one: Comparison) -> dict[str, Any]:

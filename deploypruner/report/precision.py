@@ -72,7 +72,10 @@ def precision_lines(found: dict[str, Any]) -> list[PrecisionLine]:
 
 def _file(file: dict[str, Any]) -> str:
     total = file["int8"] + file["float"]
-    return f"{file['file']}: {file['int8']} of {total} layers int8, {file['why']}"
+    said = [f"{file['file']}: {file['int8']} of {total} layers int8, {file['why']}"]
+    for runtime, layers in file["float_all_the_same"].items():
+        said.append(f"{_label(runtime)} computes {len(layers)} of these in float ({next(iter(layers.values()))})")
+    return ", ".join(said)
 
 
 def _judged(judged: dict[str, Any]) -> str:

@@ -132,6 +132,7 @@ class _Int8File(TypedDict):
     left_float: dict[str, _Text]
     against: dict[str, dict[str, _Compared]]
     executed: dict[str, dict[str, _Text]]
+    float_all_the_same: dict[str, dict[str, _Text]]
 
 
 class _Judged(TypedDict):
