@@ -24,6 +24,8 @@ from deploypruner.quantize.static import Calibrated, QuantizationSummary, calibr
 from deploypruner.records import Artifact
 from deploypruner.target import detect
 
+# Placements of files that one runtime alone may get.
+_RUNTIMES_OWN: tuple[Placement, ...] = ("onnxruntime",)
 _MODELS, _SUMMARY = (stage_file("dense.fp32.onnx"), stage_file("dense.int8.onnx")), stage_file("dense.json")
 
 DENSE = (*_MODELS, _SUMMARY)
@@ -70,21 +72,32 @@ def write_int8(build: Build, module: nn.Module, folder: Path, *, batches: int) -
 
 def write_both(build: Build, module: nn.Module, names: tuple[str, str], placement: Placement) -> QuantizationSummary:
     """Write a module in both precisions to the build folder, under the names of the two files."""
-    return write_mixable(build, module, names, placement)[0]
+    return _write(build, module, names, (placement,))[0]
 
 
 def write_mixable(
     build: Build, module: nn.Module, names: tuple[str, str], placement: Placement
 ) -> tuple[QuantizationSummary, Calibrated]:
     """As `write_both`; also what any mix of int8 and float is written from."""
+    return _write(build, module, names, tuple(dict.fromkeys((placement, *_RUNTIMES_OWN))))
+
+
+def _write(
+    build: Build, module: nn.Module, names: tuple[str, str], placements: tuple[Placement, ...]
+) -> tuple[QuantizationSummary, Calibrated]:
+    """Both files, pairs standing as the first placement says, with ranges for all of them."""
     fp32, int8 = names
     with build.folder.writing(fp32) as path:
         _export(build, module, path, open_axes=build.traced.open_axes)
     with build.folder.writing(int8) as path:
         calibrated = calibrate(
-            build.folder.path(fp32), calibration_feeds(build), folder=path.parent, method=build.recipe.quantize.method
+            build.folder.path(fp32),
+            calibration_feeds(build),
+            folder=path.parent,
+            method=build.recipe.quantize.method,
+            placements=placements,
         )
-        return write_mixed(build, calibrated, path, placement=placement), calibrated
+        return write_mixed(build, calibrated, path, placement=placements[0]), calibrated
 
 
 def write_mixed(

@@ -91,7 +91,9 @@ def _judged(judged: dict[str, Any]) -> str:
 
 
 def _points(value: float | None) -> str:
-    return "more than can be counted" if value is None else f"{value:.2g}" if abs(value) < 10 else f"{value:.1f}"
+    if value is None:
+        return "more than can be counted"
+    return f"{max(value, 0.0):.2g}" if value < 10 else f"{value:.1f}"
 
 
 def _own(found: dict[str, Any]) -> list[dict[str, Any]]:
