@@ -210,6 +210,7 @@ class Artifact:
         pattern: "dense" for the user's model, for the pruned one what it was pruned by: "channel", "channel + 2:4"; a
             pattern says nothing of speed, runtimes execute zeros like any other number.
         cost: Predicted cost, None when the file's origin is unknown.
+        runtime: The only one it is for, "" where it is for every one that opens it.
     """
 
     name: str
@@ -218,6 +219,7 @@ class Artifact:
     precision: Precision
     pattern: str = "dense"
     cost: Cost | None = None
+    runtime: str = ""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from deploypruner.registries import normalizers
 from deploypruner.report.columns import table_rows
 from deploypruner.sparse.cost import Rates
 from deploypruner.target import detect
+from tests.builds import run_cli
 
 pytestmark = pytest.mark.slow
 
@@ -183,6 +184,26 @@ def test_weights_have_seven_bits_where_the_processor_would_saturate(tmp_path, mo
     sparsified._quantize(onnx.load(tmp_path / "a.onnx"), BuildFolder(tmp_path / "other"), feeds)
     for path in (tmp_path / "b.onnx", tmp_path / "other" / "model.int8.onnx"):
         assert largest_weight(path) in ((63, 64) if FLAGS[flags] else (127, 128)), path
+
+
+OUTLOOKS = {
+    "avx2": "AVX2 without VNNI: int8 has 1.3 times",
+    "avx2 avx_vnni": "AVX-VNNI: int8 has 4 times",
+    "avx2 avx512_vnni avx_vnni": "AVX-512 VNNI: int8 has 4 times",
+    "avx2 avx512_vnni amx_int8": "AMX: int8 tiles multiply 32 times",
+    "asimddp": "dot product: int8 has 4 times",
+    "asimddp i8mm": "int8 matrix products: int8 has 8 times",
+    "sse2": "no int8 instructions",
+}
+
+
+@pytest.mark.parametrize("flags", OUTLOOKS)
+def test_a_target_says_what_int8_can_give_there(monkeypatch, flags):
+    monkeypatch.setattr(target, "_cpuinfo", lambda: {"flags": flags, "model name": "Example 9000"})
+    assert detect().int8_outlook.startswith(OUTLOOKS[flags])
+    said = run_cli("list", "targets").out
+    assert "Example 9000" in said
+    assert OUTLOOKS[flags] in said
 
 
 # ---------------------------------------------------------------------- the criterion's normaliser

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -14,16 +14,18 @@ from deploypruner.atomic import file_sha256
 from deploypruner.build.feeds import calibration_feeds
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.stage import stage_file
-from deploypruner.build.state import Build, Feeds
+from deploypruner.build.state import Build
 from deploypruner.errors import TraceError
 from deploypruner.export import exporters
 from deploypruner.export.offered import with_offer
 from deploypruner.graph.open_axes import OpenAxis
 from deploypruner.quantize.placement import Placement
-from deploypruner.quantize.static import QuantizationSummary, quantize_static
+from deploypruner.quantize.static import Calibrated, QuantizationSummary, calibrate, quantize_static, write_qdq
 from deploypruner.records import Artifact
 from deploypruner.target import detect
 
+# Placements of files that one runtime alone may get.
+_RUNTIMES_OWN: tuple[Placement, ...] = ("onnxruntime",)
 _MODELS, _SUMMARY = (stage_file("dense.fp32.onnx"), stage_file("dense.int8.onnx")), stage_file("dense.json")
 
 DENSE = (*_MODELS, _SUMMARY)
@@ -64,22 +66,64 @@ def write_int8(build: Build, module: nn.Module, folder: Path, *, batches: int) -
     """
     fp32, int8 = folder / "model.fp32.onnx", folder / "model.int8.onnx"
     _export(build, module, fp32, open_axes=())
-    _quantize(
-        build, fp32, int8, calibration=islice(calibration_feeds(build), batches), placement="sparse", repair=False
+    quantize_static(
+        fp32,
+        int8,
+        calibration=islice(calibration_feeds(build), batches),
+        method=build.recipe.quantize.method,
+        placement="sparse",
+        reduce_range=_saturates(build),
     )
     return fp32, int8
 
 
 def write_both(build: Build, module: nn.Module, names: tuple[str, str], placement: Placement) -> QuantizationSummary:
     """Write a module in both precisions to the build folder, under the names of the two files."""
+    return _write(build, module, names, (placement,))[0]
+
+
+def write_mixable(
+    build: Build, module: nn.Module, names: tuple[str, str], placement: Placement
+) -> tuple[QuantizationSummary, Calibrated]:
+    """As `write_both`; also what any mix of int8 and float is written from."""
+    return _write(build, module, names, tuple(dict.fromkeys((placement, *_RUNTIMES_OWN))))
+
+
+def _write(
+    build: Build, module: nn.Module, names: tuple[str, str], placements: tuple[Placement, ...]
+) -> tuple[QuantizationSummary, Calibrated]:
+    """Both files, pairs standing as the first placement says, with ranges for all of them."""
     fp32, int8 = names
     with build.folder.writing(fp32) as path:
         _export(build, module, path, open_axes=build.traced.open_axes)
     with build.folder.writing(int8) as path:
-        feeds = calibration_feeds(build)
-        repair = build.recipe.quantize.repair and build.data is not None  # noise is no guide
-        file = build.folder.path(fp32)
-        return _quantize(build, file, path, calibration=feeds, placement=placement, repair=repair)
+        calibrated = calibrate(
+            build.folder.path(fp32),
+            calibration_feeds(build),
+            folder=path.parent,
+            method=build.recipe.quantize.method,
+            placements=placements,
+            reduce_range=_saturates(build),
+            repair=build.recipe.quantize.repair and build.data is not None,  # noise is no guide
+            progress=build.progress,
+        )
+        return write_mixed(build, calibrated, path, placement=placements[0]), calibrated
+
+
+def write_mixed(
+    build: Build,
+    calibrated: Calibrated,
+    path: Path,
+    *,
+    placement: Placement,
+    keep_float: Mapping[str, str] | None = None,
+) -> QuantizationSummary:
+    """Write a mix of int8 and float for the build's target."""
+    return write_qdq(calibrated, path, placement=placement, reduce_range=_saturates(build), keep_float=keep_float)
+
+
+def _saturates(build: Build) -> bool:
+    return detect(build.recipe.target).saturates
 
 
 def _export(build: Build, module: nn.Module, fp32: Path, *, open_axes: Sequence[OpenAxis]) -> None:
@@ -90,21 +134,6 @@ def _export(build: Build, module: nn.Module, fp32: Path, *, open_axes: Sequence[
         if build.model is None or graph.front_end != "torch.export":
             raise
         raise with_offer(error, exporter, build.model, build.example_inputs) from error
-
-
-def _quantize(
-    build: Build, fp32: Path, int8: Path, *, calibration: Iterator[Feeds], placement: Placement, repair: bool
-) -> QuantizationSummary:
-    return quantize_static(
-        fp32,
-        int8,
-        calibration=calibration,
-        method=build.recipe.quantize.method,
-        placement=placement,
-        reduce_range=detect(build.recipe.target).saturates,
-        repair=repair,
-        progress=build.progress,
-    )
 
 
 def dense_artifacts(build: Build) -> Build:

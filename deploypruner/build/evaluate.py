@@ -66,12 +66,12 @@ def judge(build: Build, jobs: Sequence[Job], samples: Samples) -> list[Quality]:
     build.progress.start(len(jobs) + 1, "evaluate")
     try:
         artifact, runtime = _dense(build, jobs)
-        reference = outputs(_open(artifact, runtime), samples)
+        reference = outputs(open_artifact(artifact, runtime), samples)
         build.progress.advance()
         tasks = build.tasks if reference and len(reference[0]) == len(build.tasks) else None
         found = []
         for artifact, runtime in jobs:
-            session = _open(artifact, runtime)
+            session = open_artifact(artifact, runtime)
             found.append(evaluate(session, samples, reference=reference, tasks=tasks, metric=build.metric))
             build.progress.advance()
         return found
@@ -179,5 +179,6 @@ def _accuracy(quality: Quality) -> float:
     return quality.accuracy
 
 
-def _open(artifact: Artifact, runtime: str) -> Any:
+def open_artifact(artifact: Artifact, runtime: str) -> Any:
+    """A session that judges: on as many threads as torch has."""
     return runtimes.get(runtime)().open(artifact.path, threads=torch.get_num_threads())

@@ -85,6 +85,7 @@ class Build:
         module: The pruned module (remove), recovered in place of it (recover).
         recovery: What brought accuracy back (recover).
         quantized: What became int8 (quantize; allocate and assign under a budget of time).
+        precision: Which layers of the int8 files stay float and why, for the report (quantize).
         checks: Proofs so far (trace, remove, verify).
         artifacts: Every file that will be measured (quantize, export, sparse).
         sparse: What was decided about each layer of the sparse model, empty without zeros (sparse).
@@ -126,6 +127,7 @@ class Build:
     module: nn.Module | None = None
     recovery: Recovery = field(default_factory=Recovery)
     quantized: Quantized = field(default_factory=Quantized)
+    precision: dict[str, Any] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     sparse: dict[str, Any] = field(default_factory=dict)

@@ -30,6 +30,7 @@ _BUILD_FILES = (
     "stages/dense.int8.onnx",
     "model.fp32.onnx",
     "model.int8.onnx",
+    "model.int8.onnxruntime.onnx",
     "model.int8.xml",
 )
 

@@ -26,7 +26,7 @@ from deploypruner.recipe.option import BUDGET, CHANNELS, GROUPS, MEASURING, MODE
 from deploypruner.recipe.overrides import overrides
 from deploypruner.recipe.sections import ModelRecipe
 from deploypruner.refusals import allow_open_files, native_refusal, refusal
-from deploypruner.registries import REGISTRIES, schedules
+from deploypruner.registries import REGISTRIES, schedules, targets
 from deploypruner.terminal import escaped, escaped_lines, open_streams, reader_is_gone, silence, write_line
 
 # Beside the registries, what is chosen from one of them by another option.
@@ -229,6 +229,16 @@ def list_command(kind: str | None) -> None:
     width = max(len(name) for name in described)
     for name, text in described.items():
         click.echo(escaped(f"{name:{width}}  {text}"))
+        if kind == targets.plural:
+            click.echo(escaped(f"{'':{width}}  {_facts(name)}"))
+
+
+def _facts(target: str) -> str:
+    """What a target is, and what int8 can give there."""
+    from deploypruner.target import detect
+
+    found = detect(target)
+    return f"{found.processor}, {found.cores} core{'' if found.cores == 1 else 's'}; {found.int8_outlook}"
 
 
 def _described(kind: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from deploypruner.latency.build import build_latency_model
 from deploypruner.latency.kernel_rates import KernelRates, kernel_rates
+from deploypruner.latency.layer_times import LayerRun, layer_times
 from deploypruner.latency.model import LatencyModel
 from deploypruner.latency.probes import Profile, profile
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
@@ -25,6 +26,7 @@ class Clock:
         monotonic: Seconds since some moment.
         artifacts: As `measure.time_artifacts`: files side by side.
         profile: As `latency.profile`: the operations of one file.
+        layer_times: As `latency.layer_times.layer_times`: layers of several mixes of int8 and float.
         latency_model: As `latency.build_latency_model`: any plan of one model.
         kernel_rates: As `latency.kernel_rates.kernel_rates`: the sparse kernels.
         layer_costs: As `latency.sparse_costs.measure_costs`: layers dense and sparse.
@@ -34,6 +36,7 @@ class Clock:
     monotonic: Callable[[], float] = time.monotonic
     artifacts: Callable[..., Measured] = time_artifacts
     profile: Callable[..., Profile] = profile
+    layer_times: Callable[..., list[dict[str, LayerRun]]] = layer_times
     latency_model: Callable[..., LatencyModel] = build_latency_model
     kernel_rates: Callable[..., KernelRates] = kernel_rates
     layer_costs: Callable[..., MeasuredCosts] = measure_costs

@@ -29,10 +29,10 @@ from typing import Literal
 import onnx_ir as ir
 
 from deploypruner.onnx_graph import constant, made_by, operand, remove_unused, take_over
+from deploypruner.quantize.islands import WEIGHTED, serving, unread_sums
 
 Placement = Literal["openvino", "onnxruntime", "sparse"]
 
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # What int8 kernels compute, then what only moves or selects values and so passes int8 through.
 _COMPUTED = (*sorted(WEIGHTED), "Add", "Relu", "Clip")
 _MOVED = (
@@ -53,7 +53,7 @@ def op_types(placement: Placement) -> tuple[str, ...]:
     return _PLACED[placement]
 
 
-def int8_nodes(graph: ir.Graph, placement: Placement) -> frozenset[ir.Node]:
+def int8_nodes(graph: ir.Graph, placement: Placement, keep_float: Collection[str] = ()) -> frozenset[ir.Node]:
     """The nodes of an fp32 graph to quantize: those of `op_types`, except
 
     1. an addition or multiplication with a constant operand: the bias of a MatMul, a scale. It fuses into its
@@ -63,7 +63,8 @@ def int8_nodes(graph: ir.Graph, placement: Placement) -> frozenset[ir.Node]:
        and patches raised DeiT's error in OpenVINO from 2 % to 14 %, while ONNX Runtime stayed at 3 %;
     4. a product without a constant operand: attention, which both runtimes fuse in float;
     5. for the sparse kernels, a Mul that does not scale an image that int8 operators read;
-    6. what reads a constant without a number, as a concatenation with no channels: OpenVINO refuses its pair.
+    6. what reads a constant without a number, as a concatenation with no channels: OpenVINO refuses its pair;
+    7. layers named in `keep_float`, and what serves no other layer than them: see `islands`.
     """
     types = op_types(placement)
     factors = gate_factors(graph) if placement == "sparse" else {}
@@ -81,13 +82,15 @@ def int8_nodes(graph: ir.Graph, placement: Placement) -> frozenset[ir.Node]:
             continue
         if node.op_type in _MOVED and not is_read:
             continue
-        if node.op_type in WEIGHTED and not _is_stored(operand(node, 1)):
+        if node.op_type in WEIGHTED and (node.name in keep_float or not _is_stored(operand(node, 1))):
             continue
         chosen.add(node)
-    return frozenset(chosen)
+    return serving(graph, chosen) if keep_float else frozenset(chosen)
 
 
-def idle_tensors(graph: ir.Graph, chosen: Collection[ir.Node], placement: Placement) -> frozenset[str]:
+def idle_tensors(
+    graph: ir.Graph, chosen: Collection[ir.Node], placement: Placement, *, mixed: bool = False
+) -> frozenset[str]:
     """Names of tensors that a weighted operator writes and no int8 operator reads: a pair there only rounds.
 
     What follows (swish, Gelu, the model's output) computes in float. For ONNX Runtime the pair after a
@@ -98,12 +101,14 @@ def idle_tensors(graph: ir.Graph, chosen: Collection[ir.Node], placement: Placem
             in their place does the clipping.
         chosen: The nodes that are to be quantized, from `int8_nodes`.
         placement: For which runtime.
+        mixed: Do some layers stay float? What additions write for them has no pair either, but for ONNX Runtime.
     """
     weighted = frozenset({"Gemm", "MatMul"}) if placement == "onnxruntime" else WEIGHTED
     factors = gate_factors(graph) if placement == "sparse" else {}
     written = [value for node in graph if node.op_type in weighted for value in node.outputs]
     read = {value for node in chosen for value in node.inputs if value is not factors.get(node)}
-    return frozenset(str(value.name) for value in (*written, *factors.values()) if value not in read)
+    idle = frozenset(str(value.name) for value in (*written, *factors.values()) if value not in read)
+    return idle | unread_sums(graph, chosen) if mixed and placement != "onnxruntime" else idle
 
 
 def gate_factors(graph: ir.Graph) -> dict[ir.Node, ir.Value]:
@@ -144,6 +149,30 @@ def remove_pairs(graph: ir.Graph, tensors: Collection[str]) -> None:
             else:
                 take_over(restored, source)
     remove_unused(graph)
+
+
+def read_unrounded(graph: ir.Graph, fp32: ir.Graph, chosen: Collection[ir.Node]) -> None:
+    """Let what stays float read the float values themselves, in place, where what makes them stays float as well.
+
+    The quantizer lets everything read a pair that stands for some other reader.
+
+    Args:
+        graph: QDQ.
+        fp32: It was made from.
+        chosen: Nodes of `fp32` that were quantized.
+    """
+    int8 = {node.name for node in chosen}
+    makers = {value.name: node for node in fp32 for value in node.outputs}
+    for restore in [node for node in graph if node.op_type == "DequantizeLinear"]:
+        quantize = made_by(operand(restore, 0), "QuantizeLinear")
+        source = None if quantize is None else operand(quantize, 0)
+        maker = None if source is None else source.producer()
+        # An activation that became part of a pair left its name to what it read.
+        if source is None or maker is None or maker.name in int8 or maker.name != makers[source.name].name:
+            continue
+        for reader, place in list(restore.outputs[0].uses()):
+            if reader.name not in int8:
+                reader.replace_input_with(place, source)
 
 
 def _is_stored(value: ir.Value | None) -> bool:

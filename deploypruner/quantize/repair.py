@@ -79,8 +79,7 @@ class Int8Form:
     weight_ranges: Mapping[str, Array] = field(default_factory=dict)
 
 
-STEPS = 4
-"""Of a repair, for its progress."""
+_STEPS = 4  # for the progress
 
 Quantizer = Callable[[Int8Form], onnx.ModelProto]
 Chosen = Callable[[ir.Graph], Collection[ir.Node]]
@@ -97,6 +96,12 @@ class Repair:
         op_types: Operators whose inputs and outputs have ranges.
         folder: For working files.
         progress: Told about the steps.
+
+    Attributes:
+        form: What the steps so far made.
+        unrounded: The float model, scaled, before weights were rounded and biases corrected.
+        error: Of the outputs.
+        steps: That were done.
     """
 
     def __init__(
@@ -116,8 +121,20 @@ class Repair:
         model = _unshared(model)
         self._expected = list(run(model, batches.some(self._judging)))
         self.form = Int8Form(model, self._ranges(model, "minmax"))
+        self.unrounded = model
         self.error = self.first_error = self._judge(self.form)
         self.steps: list[RepairStep] = []
+
+    def all_steps(self, method: Method, *, reduce_range: bool) -> None:
+        """Every step, each kept where it helps."""
+        self._progress.start(_STEPS, "quantize")
+        try:
+            self.equalize()
+            self.calibrate(method)
+            self.unrounded = self.form.model
+            self.round(reduce_range=reduce_range)
+        finally:
+            self._progress.close()
 
     def equalize(self) -> None:
         """Bring the channels of one tensor to one range."""
@@ -247,6 +264,26 @@ def with_rounding(form: Int8Form, found: Sequence[Rounded]) -> Int8Form:
         values[one.layer.weight] = one.layer.stored(one.adapted)
         sizes[one.layer.weight] = largest_by_channel(one.layer.matrix.reshape(one.layer.outputs, -1))
     _store(model.graph, values)
+    return replace(form, model=model, weight_ranges=sizes)
+
+
+def without_rounding(form: Int8Form, unrounded: onnx.ModelProto, layers: Collection[str]) -> Int8Form:
+    """The form with the weights and biases that these layers had before rounding: they stay float."""
+    model = onnx.ModelProto()
+    model.CopyFrom(form.model)
+    before = {node.name: node for node in unrounded.graph.node}
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in unrounded.graph.initializer}
+    taken, added = set[str](), set[str]()
+    for node in model.graph.node:
+        if node.name in layers:
+            taken |= set(before[node.name].input) & values.keys()
+            added |= set(node.input) - set(before[node.name].input)
+            node.input[:] = before[node.name].input
+    _store(model.graph, {name: values[name] for name in taken})
+    for place in reversed(range(len(model.graph.initializer))):
+        if model.graph.initializer[place].name in added:
+            del model.graph.initializer[place]
+    sizes = {name: size for name, size in form.weight_ranges.items() if name not in taken}
     return replace(form, model=model, weight_ranges=sizes)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,21 +29,22 @@ from deploypruner.onnx_file import reads, sort_nodes, write_onnx
 from deploypruner.onnx_graph import Array, constant, made_by, operand, to_model
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.quantize.calibrate import Feeds, activation_ranges
-from deploypruner.quantize.gemm import plain_gemms
+from deploypruner.quantize.gemm import broad_biases, plain_gemms
 from deploypruner.quantize.placement import (
     WEIGHTED,
     Placement,
     idle_tensors,
     int8_nodes,
     op_types,
+    read_unrounded,
     remove_pairs,
 )
-from deploypruner.quantize.repair import STEPS, Int8Form, Repair, RepairStep
+from deploypruner.quantize.repair import Int8Form, Repair, RepairStep, without_rounding
 from deploypruner.quantize.running import CalibrationBatches, input_names
 from deploypruner.quantize.weight_grid import largest_by_channel
 from deploypruner.recipe.sections import Method
 
-_PLACEMENTS = ("openvino", "onnxruntime", "sparse")
+_PLACEMENTS: tuple[Placement, ...] = ("openvino", "onnxruntime", "sparse")
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,6 @@ class QuantizationSummary:
         return QuantizationSummary(**{**found, "repair": steps})
 
 
-@dataclass(frozen=True)
-class _Options:
-    method: Method
-    placement: Placement
-    reduce_range: bool
-
-
 def quantize_static(
     fp32: Path,
     int8: Path,
@@ -87,6 +81,7 @@ def quantize_static(
     placement: Placement = "openvino",
     reduce_range: bool = False,
     repair: bool = False,
+    keep_float: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> QuantizationSummary:
     """Write `int8`, the QDQ form of `fp32`. Nothing else is left in the folder.
@@ -94,85 +89,202 @@ def quantize_static(
     Args:
         fp32: ONNX file with named nodes and inferred shapes, as `export` writes it.
         int8: File to write.
-        calibration: CalibrationBatches; each one array per model input, samples on axis 0. Read once.
+        calibration: Batches; each one array per model input, samples on axis 0. Read once.
         method: How activation ranges follow from the data, see `activation_ranges`; "auto" chooses for each
             activation as a part of the repair, and is "minmax" without.
         placement: For which runtime the pairs stand best; both execute either, see `placement`.
         reduce_range: 7-bit weights. On x86 processors without VNNI two u8 x i8 products are summed in
             16 bits, which saturates with 8-bit weights.
         repair: Whether to repair what int8 costs, see `repair`. The data then has to be like the real inputs.
-        progress: Told about its steps; None for nobody.
+        keep_float: Name of each layer (Conv, ConvTranspose, Gemm, MatMul) that stays float -> why.
+        progress: Told about the steps of the repair; None for nobody.
+
+    Raises:
+        InputError: `fp32` cannot be read, no calibration data, or values that are not finite.
+        RecipeError: Unknown method or placement, or no such layer.
+    """
+    calibrated = calibrate(
+        fp32,
+        calibration,
+        folder=int8.parent,
+        method=method,
+        placements=(placement,),
+        reduce_range=reduce_range,
+        repair=repair,
+        progress=progress,
+    )
+    return write_qdq(calibrated, int8, placement=placement, reduce_range=reduce_range, keep_float=keep_float)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A float model with the ranges of its activations: what any mix of int8 and float is written from.
+
+    Args:
+        form: Weights and biases as int8 layers have them, and ranges.
+        unrounded: The model with weights and biases as float layers have them.
+        method: The ranges were found by.
+        samples: They were found on.
+        repair: Its steps; none where it was left out.
+    """
+
+    form: Int8Form
+    unrounded: onnx.ModelProto
+    method: Method
+    samples: int
+    repair: tuple[RepairStep, ...] = ()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that can be int8, in order."""
+        graph = ir.from_proto(self.form.model).graph
+        chosen = int8_nodes(graph, "openvino")
+        return tuple(str(node.name) for node in graph if node in chosen and node.op_type in WEIGHTED)
+
+
+def calibrate(
+    fp32: Path,
+    calibration: Iterable[Feeds],
+    *,
+    folder: Path,
+    method: Method = "minmax",
+    placements: Sequence[Placement] = _PLACEMENTS,
+    reduce_range: bool = False,
+    repair: bool = False,
+    progress: Progress | None = None,
+) -> Calibrated:
+    """Find the ranges that `write_qdq` needs, and repair what they cost.
+
+    Args:
+        fp32: As for `quantize_static`.
+        calibration: As for `quantize_static`.
+        folder: For temporary files.
+        method: How ranges follow from the data.
+        placements: That will be asked for; the repair is judged with the first.
+        reduce_range: As for `quantize_static`.
+        repair: As for `quantize_static`.
+        progress: As for `quantize_static`.
 
     Raises:
         InputError: `fp32` cannot be read, no calibration data, or values that are not finite.
         RecipeError: Unknown method or placement.
     """
+    for placement in placements:
+        _check_placement(placement)
+    model = _load(fp32)
+    types = tuple(dict.fromkeys(kind for placement in placements for kind in op_types(placement)))
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".quantize-") as scratch, unsaid_errors(Path(scratch)):
+        if repair:
+            batches = CalibrationBatches(Path(scratch), calibration, input_names(model))
+            found = Repair(
+                model,
+                batches,
+                quantize=lambda form: to_model(_qdq(form, placement=placements[0], reduce_range=reduce_range)),
+                chosen=partial(int8_nodes, placement=placements[0]),
+                op_types=types,
+                folder=Path(scratch),
+                progress=progress or SilentProgress(),
+            )
+            with _quiet_logging():
+                found.all_steps(method, reduce_range=reduce_range)
+            return Calibrated(found.form, found.unrounded, method, batches.count, tuple(found.steps))
+        ready = Path(scratch) / "fp32.onnx"
+        write_onnx(model, ready)
+        plain: Method = "minmax" if method == "auto" else method
+        with _quiet_logging():
+            ranges, samples = activation_ranges(ready, calibration, method=plain, op_types=types)
+    return Calibrated(Int8Form(model, ranges), model, method, samples)
+
+
+def write_qdq(
+    calibrated: Calibrated,
+    int8: Path,
+    *,
+    placement: Placement = "openvino",
+    reduce_range: bool = False,
+    keep_float: Mapping[str, str] | None = None,
+    layers_alone: bool = False,
+) -> QuantizationSummary:
+    """Write the QDQ form of a calibrated model; see `quantize_static`.
+
+    Args:
+        calibrated: From `calibrate`.
+        int8: File to write.
+        placement: As for `quantize_static`.
+        reduce_range: As for `quantize_static`.
+        keep_float: As for `quantize_static`.
+        layers_alone: No pairs but on the inputs and weights of int8 layers: to see what these cost.
+
+    Raises:
+        InputError: It cannot be quantized.
+        RecipeError: Unknown placement, or no such layer.
+    """
+    _check_placement(placement)
+    kept = dict(keep_float or {})
+    _check_layers(calibrated.unrounded, kept)
+    form = without_rounding(calibrated.form, calibrated.unrounded, kept) if kept else calibrated.form
+    result = _qdq(form, placement=placement, reduce_range=reduce_range, kept=kept, layers_alone=layers_alone)
+    write_onnx(to_model(result), int8)
+    quantized, left_float = _account(result.graph, kept)
+    return QuantizationSummary(calibrated.method, calibrated.samples, quantized, left_float, calibrated.repair)
+
+
+def _check_placement(placement: str) -> None:
     if placement not in _PLACEMENTS:
         raise RecipeError(f"no placement called '{placement}'", hint=nearest(placement, _PLACEMENTS))
-    model, options = _load(fp32), _Options(method, placement, reduce_range)
-    with tempfile.TemporaryDirectory(dir=int8.parent, prefix=".quantize-") as folder, unsaid_errors(Path(folder)):
-        if repair:
-            batches = CalibrationBatches(Path(folder), calibration, input_names(model))
-            found = _repaired(model, batches, Path(folder), options=options, progress=progress or SilentProgress())
-            form, samples, steps = found.form, batches.count, tuple(found.steps)
-        else:
-            ready = Path(folder) / "fp32.onnx"
-            write_onnx(model, ready)
-            plain: Method = "minmax" if method == "auto" else method
-            with _quiet_logging():
-                ranges, samples = activation_ranges(ready, calibration, method=plain, op_types=op_types(placement))
-            form, steps = Int8Form(model, ranges), ()
-    result = _quantize(form, options)
-    write_onnx(to_model(result), int8)
-    quantized, left_float = _account(result.graph)
-    return QuantizationSummary(method, samples, quantized, left_float, steps)
+
+
+def _check_layers(model: onnx.ModelProto, names: Iterable[str]) -> None:
+    """Refuse names that are no layer's: a typing error would leave the layer int8."""
+    known = [node.name for node in model.graph.node if node.op_type in WEIGHTED]
+    for name in names:
+        if name not in known:
+            raise RecipeError(f"no layer called '{name}' to keep in float", hint=nearest(name, known))
 
 
 def _load(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path)
         plain_gemms(model.graph)
-        return onnx.shape_inference.infer_shapes(model)
+        model = onnx.shape_inference.infer_shapes(model)
+        broad_biases(model.graph)
+        return model
     except (OSError, DecodeError, onnx.shape_inference.InferenceError) as error:
         raise InputError(f"cannot read '{path}' as ONNX: {error}", hint="export the model again") from error
 
 
-def _repaired(
-    model: onnx.ModelProto, batches: CalibrationBatches, folder: Path, *, options: _Options, progress: Progress
-) -> Repair:
-    """Every step of the repair, each kept where it helps."""
-    progress.start(STEPS, "quantize")
-    try:
-        with _quiet_logging():
-            found = Repair(
-                model,
-                batches,
-                quantize=lambda form: to_model(_quantize(form, options)),
-                chosen=partial(int8_nodes, placement=options.placement),
-                op_types=op_types(options.placement),
-                folder=folder,
-                progress=progress,
-            )
-            found.equalize()
-            found.calibrate(options.method)
-            found.round(reduce_range=options.reduce_range)
-    finally:
-        progress.close()
-    return found
-
-
-def _quantize(form: Int8Form, options: _Options) -> ir.Model:
-    model, placement = onnx.ModelProto(), options.placement
-    model.CopyFrom(form.model)  # the quantizer works in place
+def _qdq(
+    form: Int8Form,
+    *,
+    placement: Placement,
+    reduce_range: bool,
+    kept: Collection[str] = (),
+    layers_alone: bool = False,
+) -> ir.Model:
+    """The QDQ graph with the pairs that a placement wants, and no others."""
     graph = ir.from_proto(form.model).graph
-    chosen = int8_nodes(graph, placement)
-    idle = idle_tensors(graph, chosen, placement)
+    chosen = int8_nodes(graph, placement, kept)
+    if layers_alone:
+        chosen = frozenset(node for node in chosen if node.op_type in WEIGHTED)
+    result = _quantize(form, graph, chosen, placement=placement, reduce_range=reduce_range)
+    if kept:
+        read_unrounded(result.graph, graph, chosen)
+    remove_pairs(result.graph, idle_tensors(graph, chosen, placement, mixed=bool(kept)))
+    return result
+
+
+def _quantize(
+    form: Int8Form, graph: ir.Graph, chosen: Collection[ir.Node], *, placement: Placement, reduce_range: bool
+) -> ir.Model:
+    """The QDQ graph, every pair in it that the quantizer sets."""
+    model = onnx.ModelProto()
+    model.CopyFrom(form.model)  # the quantizer works in place
     read_inside = _read_inside(model)
     with _quiet_logging(), _refused_by_quantizer(model):
         quantizer = QDQQuantizer(
             model,
             True,  # per channel
-            options.reduce_range,
+            reduce_range,
             QuantType.QInt8,
             QuantType.QUInt8,
             form.ranges,
@@ -187,7 +299,6 @@ def _quantize(form: Int8Form, options: _Options) -> ir.Model:
     written.initializer.extend(tensor for tensor in read_inside if tensor.name not in held)
     sort_nodes(written)  # pairs stand at the end
     result = ir.from_proto(quantizer.model.model)
-    remove_pairs(result.graph, idle)
     result.metadata_props.clear()
     return result
 
@@ -242,7 +353,7 @@ def _channel_axis(node: ir.Node) -> int:
     return 0 if node.op_type == "Conv" else 1
 
 
-def _account(graph: ir.Graph) -> tuple[int, dict[str, str]]:
+def _account(graph: ir.Graph, keep_float: Mapping[str, str]) -> tuple[int, dict[str, str]]:
     """Count weighted nodes with int8 operands, and name the others with a reason."""
     quantized, left_float = 0, {}
     for node in graph:
@@ -251,6 +362,8 @@ def _account(graph: ir.Graph) -> tuple[int, dict[str, str]]:
         weight = operand(node, 1)
         if all(made_by(value, "DequantizeLinear") is not None for value in (operand(node, 0), weight)):
             quantized += 1
+        elif node.name in keep_float:
+            left_float[str(node.name)] = keep_float[str(node.name)]
         elif weight.is_initializer():
             left_float[str(weight.name)] = "its input has no calibrated range"
         elif node.op_type == "MatMul":
@@ -274,4 +387,4 @@ def _quiet_logging() -> Iterator[None]:
         root.removeHandler(handler)
 
 
-__all__ = ["QuantizationSummary", "quantize_static"]
+__all__ = ["Calibrated", "QuantizationSummary", "calibrate", "quantize_static", "write_qdq"]

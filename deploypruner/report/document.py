@@ -91,6 +91,14 @@ class Report:
             `refused`: other layers, and why; `reason`: why there is no sparse model; `target`: instructions used;
             `batch` and `threads` that layers were timed with; `against_dense`: the measured comparison with the
             dense int8 form of the same weights.
+        precision: Int8 or float, layer by layer. `layers`: each with `error` (at the outputs when it alone is int8;
+            None where accuracy was no question), `times` (by runtime: `float_ms` and `int8_ms`, what stands between
+            it and the next layer included), `precision` in the shared file and `reason`; `files`: each with how many
+            layers are `int8` and `float`, `why`, `left_float` (layer -> reason), `against` (by runtime: the measured
+            comparison with float, and with the all-int8 file), `executed` (by runtime and layer: what it ran),
+            `float_all_the_same` (by runtime: layers with int8 weights that it computes in float -> why), and
+            `runtime`, the only one it is for, "" for all; `accuracy`: what all-int8, float and the mix lose, what is
+            allowed, what is `needed` where no mix keeps it, and `trials`; `note`: what was chosen.
     """
 
     target: dict[str, Any]
@@ -109,9 +117,10 @@ class Report:
     dense: Cost
     pruned: Cost
     sparse: dict[str, Any] = dataclasses.field(default_factory=dict)
+    precision: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("target", "environment", "model", "settings", "budget", "sparse"):
+        for name in ("target", "environment", "model", "settings", "budget", "sparse", "precision"):
             object.__setattr__(self, name, _json_value(getattr(self, name)))
         object.__setattr__(self, "loop", tuple(_json_value(entry) for entry in self.loop))
 
@@ -145,7 +154,7 @@ def from_json(data: object, *, source: str = "report.json") -> Report:
     section = ""
     try:
         report = _ADAPTER.validate_python({**data, **_with_nan(data)})
-        for section in ("budget", "sparse"):
+        for section in ("budget", "sparse", "precision"):
             check_section(section, getattr(report, section))
         section = "loop"
         for held in report.loop:

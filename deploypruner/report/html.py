@@ -19,6 +19,12 @@ from deploypruner.report.document import Report
 from deploypruner.report.headline import Headline, RuntimeGroup, group_rows, headline, keeps
 from deploypruner.report.marks import legend
 from deploypruner.report.outputs import output_lines
+from deploypruner.report.precision import (
+    precision_lines,
+    precision_own,
+    precision_runtimes,
+    precision_sentence,
+)
 from deploypruner.report.ranges import collapse
 from deploypruner.report.repaired import settings_sentence
 from deploypruner.report.scatter import quality_axis, scatter, spread
@@ -89,6 +95,9 @@ def render_html(report: Report) -> str:
         failed=[check for check in report.verification if not check.passed],
         checks=[(check, _check_word(check)) for check in report.verification],
         frozen=_by_reason(report.frozen),
+        precision=precision_sentence(report.precision),
+        precision_heads=(precision_runtimes(report.precision), precision_own(report.precision)),
+        precision_lines=precision_lines(report.precision),
         sparse=sparse_sentence(report.sparse),
         assigned=assigned_sentence(report.sparse),
         repaired=settings_sentence(report.settings),

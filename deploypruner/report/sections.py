@@ -1,4 +1,4 @@
-"""What the forms of a report read of its free sections, `budget`, `loop` and `sparse`: the shapes those must have."""
+"""The shapes of what the forms of a report read of `budget`, `loop`, `sparse` and `precision`."""
 
 from __future__ import annotations
 
@@ -104,6 +104,56 @@ class _SparseSection(TypedDict):
     against_dense: NotRequired[_AgainstDense]
 
 
+class _LayerTime(TypedDict):
+    float_ms: _Measured
+    int8_ms: _Measured
+
+
+class _LayerPrecision(TypedDict):
+    name: _Text
+    error: _Measured
+    precision: _Text
+    reason: _Text
+    times: dict[str, _LayerTime]
+
+
+class _Compared(TypedDict):
+    ratio: _Number
+    ratio_ci: tuple[_Number, _Number]
+    verdict: _Text
+
+
+class _Int8File(TypedDict):
+    file: _Text
+    runtime: _Text
+    int8: _Int
+    float: _Int
+    why: _Text
+    left_float: dict[str, _Text]
+    against: dict[str, dict[str, _Compared]]
+    executed: dict[str, dict[str, _Text]]
+    float_all_the_same: dict[str, dict[str, _Text]]
+
+
+class _Judged(TypedDict):
+    runtime: _Text
+    kind: _Text
+    labelled: _Bool
+    allowed: _Number
+    int8: _Measured
+    float: _Measured
+    mixed: _Measured
+    needed: _Measured
+    trials: list[dict[str, _Measured]]
+
+
+class _PrecisionSection(TypedDict):
+    note: _Text
+    accuracy: NotRequired[_Judged]
+    files: list[_Int8File]
+    layers: list[_LayerPrecision]
+
+
 class _Round(TypedDict, total=False):
     predicted_ms: _Measured
     measured_ms: _Measured
@@ -115,16 +165,17 @@ _ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "budget": TypeAdapter(_Budget),
     "loop": TypeAdapter(_Round),
     "sparse": TypeAdapter(_SparseSection),
+    "precision": TypeAdapter(_PrecisionSection),
 }
 # Sections of these that may be empty in every way JSON has.
-_MAY_BE_EMPTY = ("quality", "pool", "dropped", "assigned", "against_dense")
+_MAY_BE_EMPTY = ("quality", "pool", "dropped", "assigned", "against_dense", "accuracy")
 
 
 def check_section(name: str, held: dict[str, Any]) -> None:
     """Check what is read of one section; whatever else stands in it is left alone.
 
     Args:
-        name: "budget", "sparse" or "loop".
+        name: "budget", "sparse", "precision" or "loop".
         held: What report.json has there, of a loop one round; empty where nothing is said.
 
     Raises:

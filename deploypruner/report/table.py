@@ -9,6 +9,7 @@ from deploypruner.report.columns import table_rows
 from deploypruner.report.document import Report
 from deploypruner.report.headline import headline
 from deploypruner.report.outputs import outputs_text
+from deploypruner.report.precision import precision_sentence
 from deploypruner.report.sparse import assigned_sentence, assigned_table, sparse_sentence
 from deploypruner.report.terminal import Paint, painter, wrap
 from deploypruner.terminal import escaped
@@ -32,6 +33,7 @@ def table(report: Report, *, colour: bool, width: int | None = None) -> str:
         paint(_title(report), "strong"),
         *((result, rows, by_output) if refused else (rows, by_output, result)),
         _budget(report, paint, width),
+        _precision(report, width),
         _sparse(report, width),
         _verification(report, paint, width),
         "\n".join(paint(wrap("warning: ", text, width), "warn") for text in report.warnings),
@@ -71,6 +73,11 @@ def _budget(report: Report, paint: Paint, width: int | None) -> str:
 def _painted(text: str, paint: Paint, style: str) -> str:
     """Each line by itself, so that a pager that cuts lines does not lose the colour."""
     return "\n".join(paint(line, style) for line in text.splitlines())
+
+
+def _precision(report: Report, width: int | None) -> str:
+    sentence = precision_sentence(report.precision)
+    return wrap("precision: ", sentence, width) if sentence else ""
 
 
 def _sparse(report: Report, width: int | None) -> str:

@@ -112,7 +112,7 @@ def _certify(build: Build, found: SearchResult, measured: Measured, *, feeds: Fe
 
 
 def make_jobs(artifacts: Iterable[Artifact], names: Iterable[str]) -> list[Job]:
-    """Every artifact on every runtime, the baseline first; a runtime's own format is preferred to ONNX.
+    """Every artifact on every runtime, the baseline first; a runtime's own format and file is preferred to ONNX.
 
     Raises:
         InputError: A runtime that opens none of the files.
@@ -122,7 +122,8 @@ def make_jobs(artifacts: Iterable[Artifact], names: Iterable[str]) -> list[Job]:
         runtime = runtimes.get(name)
         best: dict[str, Artifact] = {}
         for artifact in artifacts:
-            if opens(runtime, artifact.path) and (artifact.name not in best or artifact.format != "onnx"):
+            ours = artifact.runtime in ("", name) and opens(runtime, artifact.path)
+            if ours and (artifact.name not in best or artifact.format != "onnx" or artifact.runtime):
                 best[artifact.name] = artifact
         if not best:
             raise InputError(f"runtime '{name}' opens none of the build's files", hint="choose another --runtime")

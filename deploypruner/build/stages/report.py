@@ -85,6 +85,7 @@ def make_report(build: Build) -> Report:
         dense=dense,
         pruned=build.pruned or dense,
         sparse=sparse_of(build),
+        precision=build.precision,
     )
 
 

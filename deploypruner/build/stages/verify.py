@@ -18,7 +18,7 @@ from deploypruner.sparsity.zeros_check import verify_zeros
 from deploypruner.verify.exported import verify_exports
 
 _FILES = (
-    *("model.fp32.onnx", "model.int8.onnx", "model.int8.xml", "model.sparse.onnx"),
+    *("model.fp32.onnx", "model.int8.onnx", "model.int8.onnxruntime.onnx", "model.int8.xml", "model.sparse.onnx"),
     *(f"model{exporter.suffix}" for exporter in from_module()),
 )
 

@@ -24,7 +24,7 @@ def _conv(node: ir.Node, inputs: Inputs) -> Tensor:
     pads = integers(node, "pads") or [0] * (2 * count)
     if node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET" and pads[:count] == pads[count:]:
         return convolve(x, weight, bias, strides, pads[:count], dilations, groups)
-    return convolve(padded(node, x, wide, strides, 0.0), weight, bias, strides, 0, dilations, groups)
+    return convolve(padded(node, x, wide, strides, value=0.0), weight, bias, strides, 0, dilations, groups)
 
 
 @operator("ConvTranspose")

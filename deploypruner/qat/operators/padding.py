@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from deploypruner.qat.operators.register import integers
 
 
-def padded(node: ir.Node, x: Tensor, kernel: Sequence[int], strides: Sequence[int], value: float) -> Tensor:
+def padded(node: ir.Node, x: Tensor, kernel: Sequence[int], strides: Sequence[int], *, value: float) -> Tensor:
     """The input with its border: the two sides of an axis may differ."""
     count, mode = len(kernel), node.attributes.get_string("auto_pad", "NOTSET")
     pads = integers(node, "pads") or [0] * (2 * count)

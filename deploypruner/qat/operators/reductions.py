@@ -25,15 +25,15 @@ def _pool(node: ir.Node, inputs: Inputs) -> Tensor:
     wide = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     if node.op_type == "MaxPool":
         pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[count - 1]
-        found: Tensor = pool(padded(node, x, wide, strides, -math.inf), kernel, strides, 0, dilations)
+        found: Tensor = pool(padded(node, x, wide, strides, value=-math.inf), kernel, strides, 0, dilations)
         return found
     if max(dilations) > 1:
         raise InputError(f"{node.name} has gaps in its window, which quantization-aware training does not know")
     average = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[count - 1]
-    mean: Tensor = average(padded(node, x, kernel, strides, 0.0), kernel, strides)
+    mean: Tensor = average(padded(node, x, kernel, strides, value=0.0), kernel, strides)
     if node.attributes.get_int("count_include_pad", 0):
         return mean
-    inside = average(padded(node, torch.ones_like(x[:1, :1]), kernel, strides, 0.0), kernel, strides)
+    inside = average(padded(node, torch.ones_like(x[:1, :1]), kernel, strides, value=0.0), kernel, strides)
     return mean / inside
 
 

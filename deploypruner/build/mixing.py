@@ -1,0 +1,250 @@
+"""The int8 files of a build: which of their layers stay float, for the accuracy that was promised and for speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deploypruner.build.artifacts import write_mixed
+from deploypruner.build.evaluate import open_artifact, validation_samples
+from deploypruner.build.feeds import calibration_feeds, timing_feeds, verification_feeds
+from deploypruner.build.state import Build
+from deploypruner.latency.layer_times import LayerRun
+from deploypruner.measure import evaluate, outputs
+from deploypruner.quantize.placement import Placement
+from deploypruner.quantize.static import Calibrated, QuantizationSummary
+from deploypruner.records import Artifact, Comparison, Quality
+from deploypruner.runtime import Profiler, default_runtimes, opens, runtimes
+from deploypruner.scratch import scratch
+from deploypruner.search.choose import INT8_AGREEMENT_DROP, INT8_DROP
+from deploypruner.search.gaps import Gap, gaps, largest
+from deploypruner.search.kept import allowed_points
+from deploypruner.search.mixes import Mixed, MixedFile, MixRequest
+from deploypruner.search.mixing import mix
+from deploypruner.target import detect
+
+# Calibration samples that errors of layers are seen on: a few dozen.
+_SAMPLES = 24
+
+
+@dataclass(frozen=True)
+class MixedBuild:
+    """What became of the int8 files.
+
+    Args:
+        summary: Of the shared one.
+        own: Runtimes with a file of their own, see `own_file`.
+        document: For the report.
+        remarks: What the user should know.
+    """
+
+    summary: QuantizationSummary
+    own: tuple[str, ...]
+    document: dict[str, Any]
+    remarks: tuple[str, ...]
+
+
+def own_file(runtime: str) -> str:
+    """Name of a runtime's own int8 file."""
+    return f"model.int8.{runtime}.onnx"
+
+
+def mix_precision(
+    build: Build,
+    names: tuple[str, str],
+    calibrated: Calibrated,
+    *,
+    summary: QuantizationSummary,
+    placement: Placement,
+) -> MixedBuild:
+    """Choose the layers that stay float, and write the int8 files anew where there are any.
+
+    Args:
+        build: With the pruned model's two files written.
+        names: Of these, fp32 and int8.
+        calibrated: They were written from.
+        summary: Of the int8 one.
+        placement: Of its pairs.
+    """
+    fp32, int8 = (build.folder.path(name) for name in names)
+    timed = _timed(build)
+    with scratch() as folder:
+        judge = _Judge(build) if build.data is not None else None
+        judged = _judged_in(build)
+        found = mix(
+            MixRequest(
+                fp32=fp32,
+                int8=int8,
+                calibrated=calibrated,
+                folder=folder,
+                # What zeros give is measured by `sparse`; nothing of it shows here.
+                timed=() if build.zeros is not None else timed,
+                judged=judged,
+                lost=None if judge is None else judge.lost,
+                allowed=None if judge is None else judge.allowed(fp32, int8, judged),
+                classes=tuple(n for n, output in enumerate(build.tasks) if output.task == "classification"),
+                samples=_samples(build),
+                placement=placement,
+                reduce_range=detect(build.recipe.target).saturates,
+                threads=build.recipe.measure.threads,
+                feeds=timing_feeds(build) or verification_feeds(build)[0],
+                seed=build.recipe.seed,
+                clock=build.clock,
+                say=build.say,
+                progress=build.progress,
+            )
+        )
+    if found.shared.keep_float:
+        with build.folder.writing(names[1]) as path:
+            kept = found.shared.keep_float
+            summary = write_mixed(build, calibrated, path, placement=placement, keep_float=kept)
+    owned = {}
+    for runtime, file in found.own.items():
+        with build.folder.writing(own_file(runtime)) as path:
+            kept = file.keep_float
+            owned[runtime] = write_mixed(build, calibrated, path, placement=file.placement, keep_float=kept)
+    document = _document(found, calibrated.layers, summary, owned, int8=names[1])
+    return MixedBuild(summary, tuple(owned), document, found.remarks)
+
+
+def _timed(build: Build) -> tuple[str, ...]:
+    """Measured runtimes that tell what every layer takes."""
+    names = build.recipe.measure.runtimes or default_runtimes()
+    return tuple(name for name in names if issubclass(runtimes.get(name), Profiler))
+
+
+def _judged_in(build: Build) -> str:
+    """The runtime that the promise is about, or else the first one measured that opens the file."""
+    path = build.folder.path("model.int8.onnx")
+    names = build.recipe.measure.runtimes or default_runtimes()
+    first = () if build.found is None else (build.found.setting.runtime,)
+    return next(name for name in (*first, *names, *default_runtimes()) if opens(runtimes.get(name), path))
+
+
+def _samples(build: Build) -> list[list[Any]]:
+    """A few dozen calibration samples in batches."""
+    found: list[list[Any]] = []
+    for feeds in calibration_feeds(build):
+        found.append(feeds)
+        if sum(len(batch[0]) for batch in found) >= _SAMPLES:
+            break
+    return found
+
+
+class _Judge:
+    """Judges files on the samples that the finished artifacts will be judged on, against the dense fp32 model."""
+
+    def __init__(self, build: Build) -> None:
+        self._build, self._samples = build, validation_samples(build)
+        dense = next(a for a in build.artifacts if (a.pattern, a.precision) == ("dense", "fp32"))
+        session = open_artifact(dense, _judged_in(build))
+        self._reference = outputs(session, self._samples)
+        tasks = build.tasks
+        self._tasks = tasks if self._reference and len(self._reference[0]) == len(tasks) else None
+        self._dense = self._quality(session)
+        self._known: dict[tuple[Any, str], Gap | None] = {}
+
+    def lost(self, path: Any, runtime: str) -> Gap | None:
+        """What a file loses most; None where nothing is known."""
+        if (path, runtime) not in self._known:
+            session = open_artifact(Artifact("mix", path, "onnx", "int8"), runtime)
+            self._known[path, runtime] = largest(gaps(self._quality(session), self._dense))
+        return self._known[path, runtime]
+
+    def allowed(self, fp32: Any, int8: Any, runtime: str) -> float | None:
+        """Points that may be lost: what was asked, else what a promise allows and int8 alone may cost."""
+        asked = self._build.recipe.measure.accuracy_drop
+        gap = self.lost(int8, runtime)
+        if asked is not None or gap is None:
+            return asked
+        promised = allowed_points(gap, None)
+        if gap.lost <= (alone := INT8_DROP if gap.labelled else INT8_AGREEMENT_DROP):
+            return promised
+        before = self.lost(fp32, runtime)
+        return promised if before is None else min(promised, max(before.lost, 0.0) + alone)
+
+    def _quality(self, session: Any) -> Quality:
+        metric = self._build.metric
+        return evaluate(session, self._samples, reference=self._reference, tasks=self._tasks, metric=metric)
+
+
+def _document(
+    found: Mixed,
+    layers: tuple[str, ...],
+    summary: QuantizationSummary,
+    own: Mapping[str, QuantizationSummary],
+    *,
+    int8: str,
+) -> dict[str, Any]:
+    """As report.json has it."""
+    files = [_file(int8, found.shared, summary, runtime="")]
+    files += [_file(own_file(name), found.own[name], own[name], runtime=name) for name in own]
+    listed = [*layers, *(name for name in summary.left_float if name not in layers)]
+    return {
+        "note": found.shared.why,
+        "accuracy": dict(found.accuracy),
+        "files": files,
+        "layers": [_layer(found, summary, layer) for layer in listed],
+        "remarks": list(found.remarks),
+    }
+
+
+def _file(name: str, file: MixedFile, summary: QuantizationSummary, *, runtime: str) -> dict[str, Any]:
+    return {
+        "file": name,
+        "runtime": runtime,
+        "int8": summary.quantized,
+        "float": len(summary.left_float),
+        "placement": file.placement,
+        "why": file.why,
+        "left_float": dict(summary.left_float),
+        "against": {
+            name: {other: _compared(one) for other, one in compared.items()}
+            for name, compared in file.against.items()
+        },
+        "executed": {
+            name: {layer: run.executed for layer, run in runs.items()} for name, runs in file.runs.items() if runs
+        },
+        "float_all_the_same": {
+            name: islands
+            for name, runs in file.runs.items()
+            if (islands := _float_all_the_same(runs, summary, runtime=name, placement=file.placement))
+        },
+    }
+
+
+def _float_all_the_same(
+    runs: Mapping[str, LayerRun], summary: QuantizationSummary, *, runtime: str, placement: Placement
+) -> dict[str, str]:
+    """Layers with int8 weights that a runtime computes in float -> why."""
+    wants_pair = runtime == "onnxruntime" and placement != "onnxruntime"
+    why = (
+        "its int8 kernel needs a pair behind the layer, where OpenVINO fuses what follows in float"
+        if wants_pair
+        else "the runtime has no int8 kernel for it here"
+    )
+    stored = {layer: run for layer, run in runs.items() if layer not in summary.left_float}
+    return {layer: why for layer, run in stored.items() if run.executed and not run.int8}
+
+
+def _compared(one: Comparison) -> dict[str, Any]:
+    return {"ratio": one.ratio, "ratio_ci": list(one.ratio_ci), "verdict": one.verdict}
+
+
+def _layer(found: Mixed, summary: QuantizationSummary, layer: str) -> dict[str, Any]:
+    reason = summary.left_float.get(layer)
+    return {
+        "name": layer,
+        "error": found.errors.get(layer),
+        "precision": "int8" if reason is None else "float",
+        "reason": reason or "",
+        "times": {
+            runtime: {"float_ms": _ms(found.as_float[runtime], layer), "int8_ms": _ms(found.as_int8[runtime], layer)}
+            for runtime in found.as_int8
+        },
+    }
+
+
+def _ms(runs: Mapping[str, LayerRun], layer: str) -> float | None:
+    return runs[layer].ms if layer in runs else None
