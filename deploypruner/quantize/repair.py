@@ -118,7 +118,7 @@ class Repair:
         model = _unshared(model)
         self._expected = list(run(model, batches.some(self._judging)))
         self.form = Int8Form(model, self._ranges(model, "minmax"))
-        self.error = self.first_error = self._judge(self.form)
+        self.error = self._judge(self.form)
         self.steps: list[RepairStep] = []
 
     def equalize(self) -> None:
