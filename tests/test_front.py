@@ -52,6 +52,8 @@ MISTAKES = (
     ("bench", "nothing.onnx"),
     ("bench", "nothing.onnx", "--runtime", "onnx"),
     ("criteria-check", "m.pt2", "--data", "d", "--criterion", "tailor"),
+    ("quantize", "nothing.onnx", "--data", "d"),
+    ("quantize", "m.pt2"),
     ("sparsify", "nothing.onnx"),
     ("sparsify", "nothing.onnx", "--threads", "0"),
     ("list", "criterias"),

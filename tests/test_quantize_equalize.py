@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from deploypruner.errors import InputError
 from deploypruner.onnx_graph import to_model
 from deploypruner.quantize.equalize import SIZES, equalizing_factors
 from deploypruner.quantize.homogeneous import scalable_channels
@@ -128,3 +129,41 @@ def test_hidden_ranges_ten_thousand_apart_come_out_as_if_there_were_none(made, t
     assert error(spoilt, repair=False) > 0.1
     assert error(spoilt, repair=True) < 0.04
     assert error(spoilt, repair=True) < 1.5 * error(model, repair=True) + 0.005
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [images(1)],
+        [np.zeros((4, 3, 8, 8), np.float32)] * 3,
+        [images(3), np.full((2, 3, 8, 8), 1e6, np.float32)],
+    ],
+    ids=["one image", "constant activations", "judged on another range"],
+)
+@pytest.mark.parametrize("emptied", [False, True], ids=["", "a layer of zeros"])
+def test_poor_calibration_data_gives_a_model_that_is_no_worse_than_without_repair(tmp_path, batches, emptied):
+    model = residual()
+    if emptied:
+        for tensor in model.graph.initializer:
+            if tensor.name == "c4":
+                tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros(tensor.dims, np.float32), "c4"))
+    onnx.save(model, tmp_path / "fp32.onnx")
+    calibration = [[batch] for batch in batches]
+    summary = quantize_static(
+        *(tmp_path / "fp32.onnx", tmp_path / "int8.onnx"), calibration=calibration, method="auto", repair=True
+    )
+    assert summary.samples == sum(map(len, batches))
+    assert all(step.after is None or step.after < step.before or not step.kept for step in summary.repair)
+    assert np.isfinite(run(onnx.load(tmp_path / "int8.onnx"), images(2))).all()
+
+
+@pytest.mark.slow
+def test_calibration_data_that_is_not_finite_is_refused_with_its_batch(tmp_path):
+    onnx.save(chain(), tmp_path / "fp32.onnx")
+    broken = images(4)
+    broken[1, 0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="calibration batch 1 holds NaN or infinite values in input 'x'"):
+        quantize_static(
+            *(tmp_path / "fp32.onnx", tmp_path / "int8.onnx"), calibration=[[images(4)], [broken]], repair=True
+        )

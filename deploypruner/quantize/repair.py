@@ -40,6 +40,8 @@ _ROWS, _JUDGING_ROWS = 2048, 512
 _SAME_FUNCTION = 1e-3
 # What a range has to lower the error to, relative to min-max, to be taken; which is best for the network is measured.
 _GAINS = (0.98, 0.8, 0.5)
+# Error of outputs that are not finite, which JSON has no number for.
+_WORST = 1e30
 # Nodes that an int8 kernel absorbs: what stands before them is not rounded.
 _ABSORBED = ("Relu", "Clip")
 
@@ -122,7 +124,7 @@ class Repair:
         self._expected = list(run(model, batches.some(self._judging)))
         self.form = Int8Form(model, self._ranges(model, "minmax"))
         self.unrounded = model
-        self.error = self.first_error = self._judge(self.form)
+        self.error = self._judge(self.form)
         self.steps: list[RepairStep] = []
 
     def all_steps(self, method: Method, *, reduce_range: bool) -> None:
@@ -234,7 +236,8 @@ class Repair:
         return frozenset(str(value.name) for node in nodes for value in node.inputs if value is not None)
 
     def _judge(self, form: Int8Form) -> float:
-        return output_error(self._expected, run(self._quantize(form), self._batches.some(self._judging)))
+        error = output_error(self._expected, run(self._quantize(form), self._batches.some(self._judging)))
+        return min(error, _WORST)
 
     def _none(self, name: str, done: str) -> None:
         self.steps.append(RepairStep(name, done, self.error, None, False))

@@ -76,7 +76,10 @@ def rounded(layer: WeightedLayer, rows: Array, judging: Array, *, grid: Activati
     largest = np.round(np.abs(weights).max(axis=2, keepdims=True) / steps)
     nearest = np.clip(np.round(weights / steps), -largest, largest) * steps
     seen = grid.quantized(rows)
-    adapted = adapted_rounding(weights, steps, np.matmul(seen.transpose(0, 2, 1), seen), largest)
+    try:
+        adapted = adapted_rounding(weights, steps, np.matmul(seen.transpose(0, 2, 1), seen), largest)
+    except np.linalg.LinAlgError:  # inputs of sizes so far apart that not even the damped matrix has an inverse
+        adapted = nearest
     both = []
     for values in (nearest, adapted):
         left = _left(weights, rows, values, seen)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# Of outputs that are not finite, see `quantize.repair`.
+_WORST = 1e30
+
 
 def repair_sentence(steps: Sequence[Mapping[str, Any]]) -> str:
     """What was kept of the repair, and by how much the error of the outputs fell; "" without steps.
@@ -32,6 +35,6 @@ def settings_sentence(settings: Mapping[str, Any]) -> str:
 
 def _share(error: float | None) -> str:
     """Of the spread of the float outputs."""
-    if error is None or error != error or error == float("inf"):
+    if error is None or not error < _WORST:
         return "without bound"
     return f"{error:.2%}" if error < 1 else f"{error:.3g} times their spread"
