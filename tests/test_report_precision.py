@@ -81,7 +81,10 @@ def test_layers_that_a_runtime_computes_in_float_all_the_same_are_said():
     [
         ({"needed": 2.13}, "no mix loses at most 1 points of accuracy: 2.1 are needed"),
         ({"trials": [], "int8": 0.2}, "int8 everywhere loses 0.2 points of accuracy, 1 are allowed"),
-        ({"labelled": False, "kind": "top-1"}, "points of top-1 agreement, as the data has no labels, this loses"),
+        (
+            {"labelled": False, "kind": "top-1"},
+            "points of agreement with the dense model (top-1; the data has no labels), this",
+        ),
         ({"int8": None}, "int8 everywhere would lose more than can be counted points"),
     ],
 )

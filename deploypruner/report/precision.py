@@ -79,7 +79,9 @@ def _file(file: dict[str, Any]) -> str:
 
 
 def _judged(judged: dict[str, Any]) -> str:
-    kind = judged["kind"] if judged["labelled"] else f"{judged['kind']} agreement, as the data has no labels"
+    kind = judged["kind"]
+    if not judged["labelled"]:
+        kind = f"agreement with the dense model ({kind}; the data has no labels)"
     if judged["needed"] is not None:
         return f"no mix loses at most {judged['allowed']:g} points of {kind}: {_points(judged['needed'])} are needed"
     if judged["trials"]:
