@@ -45,6 +45,8 @@ def check_choices(recipe: Recipe, given: Given) -> None:
     if hooked and not has_data:
         named = recipe.recover.train if given.train is None else hook_name(given.train)
         raise RecipeError(f"training function '{named}' has nothing to train on", hint="pass --data DIR")
+    if recipe.quantize.qat and not has_data:
+        raise RecipeError("quantization-aware training has nothing to train on", hint="pass --data DIR")
     if recipe.recover.train:
         with foreign(f"importing '{recipe.recover.train}' raised", hint="fix the module, or run from its folder"):
             load_hook(recipe.recover.train)

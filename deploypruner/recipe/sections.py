@@ -247,9 +247,18 @@ class QuantizeRecipe:
         flag="--quantize-repair/--no-quantize-repair",
         group=RECOVERY,
     )
+    qat: int = option(
+        0,
+        "Epochs of quantization-aware training of the pruned int8 file as it is written, with the dense model as "
+        "teacher; 0 for none. The best epoch is kept, and only if it is better than the file was.",
+        flag="--qat",
+        metavar="EPOCHS",
+        group=RECOVERY,
+    )
 
     def __post_init__(self) -> None:
         check_number("quantize.samples", self.samples, least=1, hint="256 is plenty")
+        check_number("quantize.qat", self.qat, least=0, hint="1 or 2 are usual, 0 is none")
 
 
 @documented

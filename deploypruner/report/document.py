@@ -98,7 +98,8 @@ class Report:
             comparison with float, and with the all-int8 file), `executed` (by runtime and layer: what it ran),
             `float_all_the_same` (by runtime: layers with int8 weights that it computes in float -> why), and
             `runtime`, the only one it is for, "" for all; `accuracy`: what all-int8, float and the mix lose, what is
-            allowed, what is `needed` where no mix keeps it, and `trials`; `note`: what was chosen.
+            allowed, what is `needed` where no mix keeps it, and `trials`; `note`: what was chosen; `qat`, where it
+            was asked for: `epochs`, scores `before` and `after`, and `best_epoch` (0: undone).
     """
 
     target: dict[str, Any]

@@ -7,10 +7,12 @@ from typing import ClassVar
 
 from deploypruner.build.artifacts import DENSE, dense_artifacts, with_dense, write_mixable, write_state
 from deploypruner.build.mixing import mix_precision, own_file
+from deploypruner.build.quantized_training import qat_sentence, train_int8
 from deploypruner.build.register import stages
 from deploypruner.build.results import Quantized
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
+from deploypruner.qat import QatOutcome
 from deploypruner.quantize.placement import Placement
 from deploypruner.records import Artifact
 from deploypruner.report.repaired import repair_sentence
@@ -28,7 +30,7 @@ class Quantize(Stage):
     needs: ClassVar[tuple[str, ...]] = ("recover",)
     reads: ClassVar[tuple[str, ...]] = (
         *("quantize", "target", "prune.patterns", "seed"),
-        *("measure.accuracy_drop", "measure.runtimes", "measure.samples", "measure.threads"),
+        *("measure.accuracy_drop", "measure.runtimes", "measure.samples", "measure.threads", "recover.settings"),
     )
     saves: ClassVar[tuple[str, ...]] = (*DENSE, *_PRUNED, own_file(_OWN), stage_file("quantize.json"))
 
@@ -40,9 +42,10 @@ class Quantize(Stage):
         placement: Placement = "openvino" if build.zeros is None else "sparse"
         pruned, calibrated = write_mixable(build, build.compiled, _PRUNED, placement)
         mixed = mix_precision(build, _PRUNED, calibrated, summary=pruned, placement=placement)
+        trained = train_int8(build, _PRUNED)
         document = {
             "quantization": replace(build.quantized, pruned=mixed.summary).to_json(),
-            "precision": mixed.document,
+            "precision": mixed.document | ({} if trained is None else {"qat": asdict(trained)}),
         }
         build.folder.write_json(self.saves[-1], document)
         return self.restore(build)
@@ -64,7 +67,9 @@ class Quantize(Stage):
         more = f"; {own[0]} for {runtimes.get(_OWN).label} alone" if own else ""
         counts = f"{summary.quantized} layers int8, {len(summary.left_float)} left float, ranges from {samples}"
         repaired = repair_sentence([asdict(step) for step in summary.repair])
-        return "; ".join([counts, *([repaired] if repaired else []), f"{build.precision['note']}{more}"])
+        found = build.precision.get("qat")
+        trained = "" if found is None else qat_sentence(QatOutcome(**found))
+        return "; ".join(part for part in (counts, repaired, f"{build.precision['note']}{more}", trained) if part)
 
 
 def _with_pruned(build: Build) -> Build:
