@@ -15,10 +15,10 @@ from onnx import numpy_helper
 from torch import nn
 
 from deploypruner import target
-from deploypruner.build import sparsified
 from deploypruner.build.allocation import plan_in_macs
 from deploypruner.build.artifacts import write_both
 from deploypruner.build.folder import BuildFolder
+from deploypruner.build.given_file import write_int8
 from deploypruner.build.state import Build, Given
 from deploypruner.channels.allocate import allocate
 from deploypruner.graph import trace
@@ -181,8 +181,9 @@ def test_weights_have_seven_bits_where_the_processor_would_saturate(tmp_path, mo
     build = Build(Recipe(), BuildFolder(tmp_path), "", Given(), SilentProgress(), graph=graph)
     write_both(build, graph.module, ("a.onnx", "b.onnx"), "openvino")
     feeds = [[np.random.default_rng(0).standard_normal((2, 3, 8, 8), np.float32)]]
-    sparsified._quantize(onnx.load(tmp_path / "a.onnx"), BuildFolder(tmp_path / "other"), feeds)
-    for path in (tmp_path / "b.onnx", tmp_path / "other" / "model.int8.onnx"):
+    model, repaired = onnx.load(tmp_path / "a.onnx"), tmp_path / "repaired.onnx"
+    write_int8(model, repaired, feeds, placement="sparse", repair=True)
+    for path in (tmp_path / "b.onnx", repaired):
         assert largest_weight(path) in ((63, 64) if FLAGS[flags] else (127, 128)), path
 
 
