@@ -23,7 +23,7 @@ from deploypruner.onnx_file import read_onnx, write_onnx
 from deploypruner.progress import progress_for
 from deploypruner.quantize.placement import Placement
 from deploypruner.quantize.preparing import prepared
-from deploypruner.quantize.static import QuantizationSummary, quantize_static
+from deploypruner.quantize.static import Calibrated, QuantizationSummary, calibrate, write_qdq
 from deploypruner.reading import check_present
 from deploypruner.recipe.data import DataSettings
 from deploypruner.records import Artifact, Quality, Row, Timing
@@ -93,14 +93,14 @@ def read_given(path: Path) -> onnx.ModelProto:
     return model
 
 
-def write_int8(
-    model: onnx.ModelProto, path: Path, calibration: Sequence[Feeds], *, placement: Placement, repair: bool
-) -> QuantizationSummary:
-    """Quantize a model of any origin.
+def calibrated_form(
+    model: onnx.ModelProto, folder: Path, calibration: Sequence[Feeds], *, placement: Placement, repair: bool
+) -> tuple[Path, Calibrated]:
+    """A model of any origin ready for int8: its float32 file, and what any mix of int8 and float is written from.
 
     Args:
         model: As `read_given` gives it, of any precision but int8.
-        path: File to write.
+        folder: For the file.
         calibration: Batches.
         placement: For which runtime.
         repair: Whether to repair what int8 costs.
@@ -108,19 +108,31 @@ def write_int8(
     Raises:
         InputError: Nothing of it can be quantized.
     """
+    fp32 = folder / "float32.onnx"
+    write_onnx(prepared(model), fp32)
+    return fp32, calibrate(
+        fp32,
+        calibration,
+        folder=folder,
+        method="auto",
+        placements=(placement,),
+        reduce_range=detect().saturates,
+        repair=repair,
+        progress=progress_for(),
+    )
+
+
+def write_int8(
+    model: onnx.ModelProto, path: Path, calibration: Sequence[Feeds], *, placement: Placement, repair: bool
+) -> QuantizationSummary:
+    """Quantize a model of any origin to `path`; the rest as `calibrated_form`.
+
+    Raises:
+        InputError: Nothing of it can be quantized.
+    """
     with scratch() as apart:
-        fp32 = apart / "model.fp32.onnx"
-        write_onnx(prepared(model), fp32)
-        return quantize_static(
-            fp32,
-            path,
-            calibration=calibration,
-            method="auto",
-            placement=placement,
-            reduce_range=detect().saturates,
-            repair=repair,
-            progress=progress_for(),
-        )
+        _, calibrated = calibrated_form(model, apart, calibration, placement=placement, repair=repair)
+        return write_qdq(calibrated, path, placement=placement, reduce_range=detect().saturates)
 
 
 def inputs_of(request: FileRequest, preprocessing: Preprocessing | None = None) -> Inputs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import onnx
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.given_file import (
     FileRequest,
+    calibrated_form,
     inputs_of,
     judged,
     measured_files,
     quality_of,
     read_given,
-    write_int8,
 )
 from deploypruner.build.one_answer import require_one_answer
 from deploypruner.build.sparsify_inputs import Inputs
@@ -28,15 +29,19 @@ from deploypruner.graph import trace
 from deploypruner.measure import environment, trial
 from deploypruner.onnx_file import every_node
 from deploypruner.quantize.expected_inputs import doubt, first_norm_of_file, first_norm_of_module
-from deploypruner.quantize.static import QuantizationSummary
+from deploypruner.quantize.static import QuantizationSummary, write_qdq
 from deploypruner.quantize.to_float32 import float_name
 from deploypruner.records import Artifact, Row
 from deploypruner.report.repaired import repair_sentence
 from deploypruner.report.units import quality_sentence
 from deploypruner.scratch import scratch
 from deploypruner.search.choose import INT8_AGREEMENT_DROP, INT8_DROP
+from deploypruner.search.gaps import Gap, gaps, largest
+from deploypruner.search.mixes import MixRequest
+from deploypruner.search.mixing import mix
 from deploypruner.sources.data import peek_shape
 from deploypruner.sources.model import LoadedModel, load_model
+from deploypruner.target import detect
 
 _FP32, _INT8, _DOCUMENT = "model.fp32.onnx", "model.int8.onnx", "quantize.json"
 # Operators by which a file shows that it is int8, or some of it.
@@ -44,6 +49,9 @@ _INT8_KINDS = frozenset(("QuantizeLinear", "QLinearConv", "QLinearMatMul", "Conv
 # Calibration samples from which on a part of them can judge.
 _FEW = 8
 _NAMED = 3
+# Samples that errors of single layers are seen on.
+_SAMPLES = 24
+_DROPS = (INT8_DROP, INT8_AGREEMENT_DROP)
 
 Say = Callable[[str], None]
 
@@ -132,12 +140,27 @@ def int8_file(request: Int8Request, *, say: Say) -> Int8File:
                     shutil.copyfile(given, path)
                 file = replace(file, model=folder.path(_FP32))
             say(f"quantizing {request.file.model}")
+            fp32, calibrated = calibrated_form(
+                model, apart, inputs.calibration, placement="openvino", repair=request.repair
+            )
             with folder.writing(_INT8) as path:
-                summary = write_int8(model, path, inputs.calibration, placement="openvino", repair=request.repair)
+                summary = write_qdq(calibrated, path, reduce_range=detect().saturates)
             names = f"dense {float_name(model)}", "dense int8"
             files = dict(zip(names, (file.model, folder.path(_INT8)), strict=True))
             qualities = judged(file, files, inputs)
-            quality = quality_of(qualities, file, drops=(INT8_DROP, INT8_AGREEMENT_DROP))
+            quality = quality_of(qualities, file, drops=_DROPS)
+            mixing: dict[str, Any] = {}
+            if quality and not quality["kept"]:
+                say(quality_sentence(quality))
+                ask = MixRequest(fp32, folder.path(_INT8), calibrated, apart, allowed=quality["allowed"], say=say)
+                found = mix(_with_samples(ask, file, inputs))
+                mixing = {"note": found.shared.why, "accuracy": dict(found.accuracy), "errors": dict(found.errors)}
+                if found.shared.keep_float:
+                    with folder.writing(_INT8) as path:
+                        kept = found.shared.keep_float
+                        summary = write_qdq(calibrated, path, reduce_range=detect().saturates, keep_float=kept)
+                    qualities = judged(file, files, inputs)
+                    quality = quality_of(qualities, file, drops=_DROPS)
             artifacts = [
                 Artifact(names[0], files[names[0]], "onnx", "fp32", "dense"),
                 Artifact(names[1], files[names[1]], "onnx", "int8", "dense"),
@@ -152,11 +175,27 @@ def int8_file(request: Int8Request, *, say: Say) -> Int8File:
                 *measured.doubts,
             )
             document = {"quantization": asdict(summary), "quality": quality, "warnings": warnings}
+            document |= {"precision": mixing} if mixing else {}
             folder.write_json(_DOCUMENT, {**document, "rows": [asdict(row) for row in measured.rows]})
             folder.write_manifest({"model": str(request.file.model), "versions": environment()["versions"]})
             return Int8File(measured.rows, summary, quality, warnings)
         finally:
             folder.release()
+
+
+def _with_samples(ask: MixRequest, file: FileRequest, inputs: Inputs) -> MixRequest:
+    """What is to be mixed, for accuracy alone: judged like the finished file, against the given model."""
+
+    def lost(path: Path, runtime: str) -> Gap | None:
+        found = judged(file, {"given": file.model, "form": path}, inputs)
+        return largest(gaps(found["form"], found["given"]))
+
+    classes = tuple(n for n, output in enumerate(inputs.tasks or ()) if output.task == "classification")
+    seen = list(accumulate(len(feeds[0]) for feeds in inputs.calibration))
+    samples = inputs.calibration[: 1 + sum(count < _SAMPLES for count in seen)]
+    return replace(
+        ask, lost=lost, classes=classes, samples=samples, reduce_range=detect().saturates, threads=file.threads
+    )
 
 
 def _doubted(model: onnx.ModelProto, loaded: LoadedModel | None, inputs: Inputs) -> tuple[str, ...]:

@@ -65,8 +65,9 @@ def quantize_command(
     """Quantize MODEL to int8 without training, and repair what that costs.
 
     MODEL is an .onnx file, or what `compile` takes. A few hundred unlabelled samples suffice. Channels are equalized,
-    ranges chosen, weights rounded for what layers compute and biases corrected, each where it helps. An int8 form
-    that loses more than --accuracy-drop is refused (exit code 3). Writes model.int8.onnx and quantize.json.
+    ranges chosen, weights rounded for what layers compute and biases corrected, each where it helps. Where int8
+    still loses more than --accuracy-drop, the layers that cost most stay float; a file that loses more all the same
+    is refused (exit code 3). Writes model.int8.onnx and quantize.json.
     """
     if model.suffix == ".onnx":
         check_present(model, what="model", hint="give an .onnx file", native=True)
