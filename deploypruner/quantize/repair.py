@@ -29,7 +29,7 @@ from deploypruner.quantize.layers import WeightedLayer, layers_of, sampled_rows
 from deploypruner.quantize.placement import WEIGHTED
 from deploypruner.quantize.rounding import ActivationGrid, Rounded, rounded
 from deploypruner.quantize.running import CalibrationBatches, channel_statistics, output_error, run
-from deploypruner.quantize.scaling import rescale
+from deploypruner.quantize.scaling import Scalable, rescale
 from deploypruner.quantize.weight_grid import largest_by_channel, weight_steps
 from deploypruner.recipe.sections import Method
 
@@ -149,18 +149,28 @@ class Repair:
         before, forms = _plain(self.form.ranges), {}
         for size in SIZES:
             factors = equalizing_factors(graph, found, seen, size=size, read=read)
-            scaled = ir.from_proto(self.form.model)
-            rescale(scaled.graph, found, factors)
-            model = to_model(scaled)
-            if output_error(self._expected, run(model, self._batches.some(self._judging))) > _SAME_FUNCTION:
+            said = f"{found.sets} sets of channels that share a factor, sized by {size}"
+            model = self._scaled(found, factors)
+            if model is None and np.isfinite(found.bounds).any():  # samples that judge reach what the clips bound
+                said = f"{said}, those in front of clips left alone"
+                factors = np.where(np.isfinite(found.bounds), 1.0, factors)
+                model = self._scaled(found, factors)
+            if model is None:
                 continue
             after = scaled_ranges(found, {n: own for n, own in seen.items() if n in before}, factors)
-            said = f"{found.sets} sets of channels that share a factor, sized by {size}"
             forms[said] = Int8Form(model, _as_ranges(before | after))
         if not forms:
             self._none("equalization", "the scaled float network gives other answers")
         else:
             self._try("equalization", forms)
+
+    def _scaled(self, found: Scalable, factors: Array) -> onnx.ModelProto | None:
+        """The float network with its channels divided, None where its answers on samples that judge are others."""
+        scaled = ir.from_proto(self.form.model)
+        rescale(scaled.graph, found, factors)
+        model = to_model(scaled)
+        moved = output_error(self._expected, run(model, self._batches.some(self._judging)))
+        return model if moved <= _SAME_FUNCTION else None
 
     def calibrate(self, method: Method) -> None:
         """Find the ranges of the activations by a method, or choose one for each of them."""
