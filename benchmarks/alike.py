@@ -136,7 +136,7 @@ def written(module: nn.Module, graph: Graph, train: TrainingBatches, folder: Pat
     exporters.get("onnx")().write(module, graph.example_inputs, fp32, dynamic_batch=graph.dynamic_batch)
     batches = train.epoch(batch_size=8, seed=0, shuffle=True, augment=False)
     feeds = ([np.ascontiguousarray(x.numpy()) for x in inputs] for inputs, _ in islice(batches, _CALIBRATED // 8))
-    quantize_static(fp32, int8, calibration=feeds, reduce_range=detect().saturates)
+    quantize_static(fp32, int8, calibration=feeds, method="auto", reduce_range=detect().saturates, repair=True)
     return {"fp32": fp32, "int8": int8}
 
 
