@@ -9,12 +9,13 @@ runtime, float first; "best fp32" is the faster runtime's.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 
@@ -122,20 +123,27 @@ def _times(ratio: list[float]) -> str:
     return f"{ratio[0]:.2f}x [{ratio[1]:.2f}, {ratio[2]:.2f}]"
 
 
+@click.group()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run")
-    running.add_argument("--net", choices=NETS, action="append")
-    running.add_argument("--seconds", type=float, default=20.0)
-    commands.add_parser("table")
-    arguments = parser.parse_args()
-    if arguments.command == "run":
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        for net in arguments.net or NETS:
-            path = RESULTS / f"{net}.json"
-            path.write_text(json.dumps(run(net, seconds=arguments.seconds), indent=1) + "\n")
-    print(table())
+    """Run, table."""
+
+
+@main.command("run")
+@click.option("--net", type=click.Choice(NETS), multiple=True, help="only these")
+@click.option("--seconds", default=20.0, show_default=True, help="of each measurement")
+def run_command(net: Sequence[str], seconds: float) -> None:
+    """Measure; each network's result is kept in a file."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in net or NETS:
+        path = RESULTS / f"{name}.json"
+        path.write_text(json.dumps(run(name, seconds=seconds), indent=1) + "\n")
+    click.echo(table())
+
+
+@main.command("table")
+def table_command() -> None:
+    """Print what there is."""
+    click.echo(table())
 
 
 if __name__ == "__main__":

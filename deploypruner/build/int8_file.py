@@ -31,7 +31,7 @@ from deploypruner.onnx_file import every_node
 from deploypruner.quantize.expected_inputs import doubt, first_norm_of_file, first_norm_of_module
 from deploypruner.quantize.static import QuantizationSummary, write_qdq
 from deploypruner.quantize.to_float32 import float_name
-from deploypruner.records import Artifact, Row
+from deploypruner.records import Artifact, Quality, Row
 from deploypruner.report.repaired import repair_sentence
 from deploypruner.report.units import quality_sentence
 from deploypruner.scratch import scratch
@@ -140,27 +140,10 @@ def int8_file(request: Int8Request, *, say: Say) -> Int8File:
                     shutil.copyfile(given, path)
                 file = replace(file, model=folder.path(_FP32))
             say(f"quantizing {request.file.model}")
-            fp32, calibrated = calibrated_form(
-                model, apart, inputs.calibration, placement="openvino", repair=request.repair
-            )
-            with folder.writing(_INT8) as path:
-                summary = write_qdq(calibrated, path, reduce_range=detect().saturates)
             names = f"dense {float_name(model)}", "dense int8"
             files = dict(zip(names, (file.model, folder.path(_INT8)), strict=True))
-            qualities = judged(file, files, inputs)
-            quality = quality_of(qualities, file, drops=_DROPS)
-            mixing: dict[str, Any] = {}
-            if quality and not quality["kept"]:
-                say(quality_sentence(quality))
-                ask = MixRequest(fp32, folder.path(_INT8), calibrated, apart, allowed=quality["allowed"], say=say)
-                found = mix(_with_samples(ask, file, inputs))
-                mixing = {"note": found.shared.why, "accuracy": dict(found.accuracy), "errors": dict(found.errors)}
-                if found.shared.keep_float:
-                    with folder.writing(_INT8) as path:
-                        kept = found.shared.keep_float
-                        summary = write_qdq(calibrated, path, reduce_range=detect().saturates, keep_float=kept)
-                    qualities = judged(file, files, inputs)
-                    quality = quality_of(qualities, file, drops=_DROPS)
+            form = _within_drop(request, model, files, folder=folder, inputs=inputs, say=say)
+            summary, qualities, quality = form.summary, form.qualities, form.quality
             artifacts = [
                 Artifact(names[0], files[names[0]], "onnx", "fp32", "dense"),
                 Artifact(names[1], files[names[1]], "onnx", "int8", "dense"),
@@ -175,12 +158,56 @@ def int8_file(request: Int8Request, *, say: Say) -> Int8File:
                 *measured.doubts,
             )
             document = {"quantization": asdict(summary), "quality": quality, "warnings": warnings}
-            document |= {"precision": mixing} if mixing else {}
+            document |= form.precision
             folder.write_json(_DOCUMENT, {**document, "rows": [asdict(row) for row in measured.rows]})
             folder.write_manifest({"model": str(request.file.model), "versions": environment()["versions"]})
             return Int8File(measured.rows, summary, quality, warnings)
         finally:
             folder.release()
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The int8 file, and how good it is."""
+
+    summary: QuantizationSummary
+    qualities: Mapping[str, Quality]
+    quality: dict[str, Any]
+    precision: dict[str, Any]
+
+
+def _within_drop(
+    request: Int8Request,
+    model: onnx.ModelProto,
+    files: Mapping[str, Path],
+    *,
+    folder: BuildFolder,
+    inputs: Inputs,
+    say: Say,
+) -> _Form:
+    """Write the int8 file; where int8 everywhere loses too much, with the most fragile layers in float."""
+    given, int8 = files.values()
+    file, saturates = replace(request.file, model=given), detect().saturates
+    with scratch() as apart:
+        fp32, calibrated = calibrated_form(
+            model, apart, inputs.calibration, placement="openvino", repair=request.repair
+        )
+        with folder.writing(_INT8) as path:
+            summary = write_qdq(calibrated, path, reduce_range=saturates)
+        qualities = judged(file, files, inputs)
+        quality = quality_of(qualities, file, drops=_DROPS)
+        if not quality or quality["kept"]:
+            return _Form(summary, qualities, quality, {})
+        say(quality_sentence(quality))
+        ask = MixRequest(fp32, int8, calibrated, apart, allowed=quality["allowed"], say=say)
+        mixing = mix(_with_samples(ask, file, inputs))
+        if kept := mixing.shared.keep_float:
+            with folder.writing(_INT8) as path:
+                summary = write_qdq(calibrated, path, reduce_range=saturates, keep_float=kept)
+            qualities = judged(file, files, inputs)
+            quality = quality_of(qualities, file, drops=_DROPS)
+    about = {"note": mixing.shared.why, "accuracy": dict(mixing.accuracy), "errors": dict(mixing.errors)}
+    return _Form(summary, qualities, quality, {"precision": about})
 
 
 def _with_samples(ask: MixRequest, file: FileRequest, inputs: Inputs) -> MixRequest:

@@ -47,6 +47,11 @@ class WeightedLayer:
         return matrix.reshape(shape)
 
     @property
+    def takes_bias(self) -> bool:
+        """Has it a bias of its own, or a place for one? A matrix product has none."""
+        return bool(self.bias) or (self.node.op_type != "MatMul" and optional(self.node, 2) is None)
+
+    @property
     def outputs(self) -> int:
         """O."""
         return self.matrix.shape[0] * self.matrix.shape[1]

@@ -224,7 +224,7 @@ class Repair:
         else:
             self._none("rounding", f"to the nearest is best in all {len(found)} layers")
         shifts = [(one.layer, one.shifts[kept and one.adapted is not None]) for one in found]
-        moved = [(layer, shift) for layer, shift in shifts if shift is not None]
+        moved = [(layer, shift) for layer, shift in shifts if shift is not None and layer.takes_bias]
         if moved:
             form = replace(self.form, model=with_shifts(self.form.model, moved))
             self._try("bias correction", {f"{len(moved)} of {len(found)} layers": form})
