@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,7 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from deploypruner.build.int8_file import _slower
 from deploypruner.quantize.expected_inputs import doubt, first_norm_of_file, first_norm_of_module
+from deploypruner.records import Row
 from tests.builds import run_cli
 from tests.int8_nets import Net, images, run
 from tests.test_quantize_equalize import rescaled
@@ -58,6 +61,26 @@ def spoilt() -> onnx.ModelProto:
     hidden = net.add("Relu", net.conv(net.add("Relu", net.conv("x", 16, 3)), 16, 16))
     pooled = net.add("Flatten", net.add("GlobalAveragePool", hidden))
     return rescaled(net.model(net.gemm(pooled, 5, 16)), decades=4)
+
+
+def test_int8_that_does_not_pay_is_said():
+    def row(ratio: float, verdict: str) -> Row:
+        numbers = {"accuracy": None, "agreement": None, "agreement_kind": "", "median_ms": 2.0, "p95_ms": None}
+        more = {"p99_ms": None, "samples": 9, "ratio": ratio, "ratio_ci": (ratio, ratio), "verdict": verdict}
+        rest = {
+            "same_precision": None,
+            "macs": None,
+            "params": None,
+            "nonzero": None,
+            "bytes": 1,
+            "peak_rss_bytes": 1,
+        }
+        return Row("dense int8", "onnx", "openvino", "int8", "dense", 1, **numbers, **more, **rest)
+
+    base = row(1.0, "baseline")
+    said = "int8 is slower than m.onnx here (0.76x): deploy that as it is"
+    assert _slower([base, row(0.76, "slower")], Path("m.onnx")) == (said,)
+    assert _slower([base, row(2.5, "faster")], Path("m.onnx")) == ()
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -151,6 +151,7 @@ def int8_file(request: Int8Request, *, say: Say) -> Int8File:
             say(f"measuring, batch {inputs.batch}, threads {file.threads}")
             measured = measured_files(file, artifacts, qualities, inputs)
             warnings = (
+                *_slower(measured.rows, request.file.model),
                 *remarks,
                 *inputs.remarks,
                 *filter(None, (folder.remark,)),
@@ -258,6 +259,12 @@ def _require_float(path: Path, model: onnx.ModelProto) -> None:
             f"'{path}' is int8 already: it has {' and '.join(kinds)}",
             hint="give the float model that it was made from; `deploypruner bench` times an int8 one",
         )
+
+
+def _slower(rows: Sequence[Row], given: Path) -> tuple[str, ...]:
+    """That int8 does not pay here, where it does not."""
+    slower = [row for row in rows[1:] if row.verdict == "slower"]
+    return tuple(f"int8 is slower than {given} here ({row.ratio:.2f}x): deploy that as it is" for row in slower)
 
 
 def _about(summary: QuantizationSummary) -> tuple[str, ...]:
