@@ -7,20 +7,20 @@ import math
 import numpy as np
 import pytest
 
-from deploypruner.quantize.sensitivity import output_error, sensitivities
+from deploypruner.quantize.sensitivity import output_divergence, sensitivities
 from deploypruner.quantize.static import calibrate
 from tests.test_quantize_mixed import batches, text_file, weight
 
 
 def test_the_error_of_values_is_relative_to_their_square_and_that_of_classes_a_divergence():
     wanted = np.array([[3.0, 4.0]])
-    assert output_error(wanted, wanted, classes=False) == 0.0
-    assert output_error(np.array([[3.0, 3.0]]), wanted, classes=False) == pytest.approx(1 / 25)
+    assert output_divergence(wanted, wanted, classes=False) == 0.0
+    assert output_divergence(np.array([[3.0, 3.0]]), wanted, classes=False) == pytest.approx(1 / 25)
     even, odds = np.array([[0.0, 0.0]]), np.array([[math.log(3), 0.0]])
     # Half and half against three quarters and one: 1/2 ln(2/3) + 1/2 ln 2.
-    assert output_error(odds, even, classes=True) == pytest.approx(0.5 * math.log(4 / 3))
-    assert output_error(odds + 7, odds, classes=True) == pytest.approx(0.0, abs=1e-12)
-    assert output_error(np.array([[np.nan, 1.0]]), wanted, classes=False) == math.inf
+    assert output_divergence(odds, even, classes=True) == pytest.approx(0.5 * math.log(4 / 3))
+    assert output_divergence(odds + 7, odds, classes=True) == pytest.approx(0.0, abs=1e-12)
+    assert output_divergence(np.array([[np.nan, 1.0]]), wanted, classes=False) == math.inf
 
 
 def test_a_layer_whose_channels_have_unlike_ranges_of_inputs_is_the_fragile_one(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from deploypruner.latency.clock import current_clock
 from deploypruner.latency.layer_times import LayerRun
 from deploypruner.measure import Measured
-from deploypruner.quantize.sensitivity import output_error
+from deploypruner.quantize.sensitivity import output_divergence
 from deploypruner.quantize.static import calibrate, write_qdq
 from deploypruner.records import Timing
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
@@ -75,7 +75,7 @@ def request(tmp_path: Path, *, allowed: float | None, times: Times | None = None
 
     def lost(path: Path, runtime: str) -> Gap:
         """Percent of the output that is wrong."""
-        error = 100 * output_error(OnnxRuntime().open(path).run(batches()[0])[0], wanted, classes=False)
+        error = 100 * output_divergence(OnnxRuntime().open(path).run(batches()[0])[0], wanted, classes=False)
         return Gap("accuracy", 100.0, 100.0 - error, error, labelled=True)
 
     times = times or Times(EVEN, HALF)

@@ -102,11 +102,16 @@ class Validation:
     value: Callable[[nn.Module], float]
     all_outputs: Callable[[nn.Module], float] | None = None
 
-    def score(self, module: nn.Module) -> float:
-        """What the best epoch has most of: every output counts, and the sign is turned where lower is better."""
+    def score(self, module: nn.Module, *, known: float | None = None) -> float:
+        """What the best epoch has most of: every output counts, and the sign is turned where lower is better.
+
+        Args:
+            module: To be scored.
+            known: Its `value`, where that was found already.
+        """
         if self.all_outputs is not None:
             return self.all_outputs(module)
-        found = self.value(module)
+        found = self.value(module) if known is None else known
         return found if self.metric.higher_is_better else -found
 
 

@@ -12,12 +12,13 @@ import onnx
 from onnx import numpy_helper
 
 from deploypruner.build.fitting import Said
+from deploypruner.build.form_judge import FormJudge
 from deploypruner.build.metric import own_metric
 from deploypruner.build.sparsify_inputs import Inputs, sparsify_inputs
 from deploypruner.build.state import Feeds
 from deploypruner.errors import InputError
 from deploypruner.latency.clock import Clock, current_clock
-from deploypruner.measure import environment, evaluate, find_warnings, make_rows, outputs
+from deploypruner.measure import environment, find_warnings, make_rows
 from deploypruner.measure.files import check_external
 from deploypruner.onnx_file import read_onnx, write_onnx
 from deploypruner.progress import progress_for
@@ -36,6 +37,9 @@ from deploypruner.sources.classes import read_classes
 from deploypruner.sources.preprocessing import Preprocessing
 from deploypruner.target import detect
 from deploypruner.tasks.recognise import parse_tasks
+
+JUDGED_IN = "openvino"
+"""Runtime that forms of a given file are judged and timed in."""
 
 
 @dataclass(frozen=True)
@@ -161,27 +165,35 @@ def inputs_of(request: FileRequest, preprocessing: Preprocessing | None = None) 
     return sparsify_inputs(session, request.data, settings, batch=request.batch, said=said)
 
 
+def file_judge(request: FileRequest, inputs: Inputs, given: Path) -> FormJudge:
+    """Judges forms of the file that the user gave in OpenVINO.
+
+    Args:
+        request: What to do.
+        inputs: With samples to judge on, and what the outputs are.
+        given: The file.
+    """
+    return FormJudge(
+        given,
+        JUDGED_IN,
+        inputs.judged,
+        opened=lambda path, runtime: OpenVino().open(path, threads=request.threads),
+        tasks=inputs.tasks,
+        metric=own_metric(request.metric),
+    )
+
+
 def judged(request: FileRequest, files: Mapping[str, Path], inputs: Inputs) -> dict[str, Quality]:
     """The quality of every form, each against the file that the user gave, which is the first.
 
     Args:
         request: What to do.
         files: Name of the row -> file.
-        inputs: With samples to judge on, and what the outputs are.
+        inputs: As for `file_judge`.
     """
-    first = next(iter(files.values()))
-    reference = outputs(OpenVino().open(first, threads=request.threads), inputs.judged)
-    metric = own_metric(request.metric)
-    return {
-        name: evaluate(
-            OpenVino().open(path, threads=request.threads),
-            inputs.judged,
-            reference=reference,
-            tasks=inputs.tasks,
-            metric=metric,
-        )
-        for name, path in files.items()
-    }
+    first, *others = files
+    judge = file_judge(request, inputs, files[first])
+    return {first: judge.reference, **{name: judge.quality(files[name], JUDGED_IN) for name in others}}
 
 
 def quality_of(
@@ -203,7 +215,7 @@ def quality_of(
         return drops[0 if gap.labelled else 1] if request.drop is None else request.drop
 
     found = [
-        Kept(name, "openvino", gap, allowed(gap), request.drop)
+        Kept(name, JUDGED_IN, gap, allowed(gap), request.drop)
         for name in forms
         for gap in gaps(qualities[name], qualities[given])
     ]
@@ -253,7 +265,7 @@ def measured_files(
     """
     machine = environment()
     measured = request.clock.artifacts(
-        [(artifact, "openvino") for artifact in artifacts],
+        [(artifact, JUDGED_IN) for artifact in artifacts],
         threads=request.threads,
         budget_s=request.seconds,
         seed=request.seed,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ import onnx
 
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.given_file import (
+    JUDGED_IN,
     FileRequest,
     calibrated_form,
+    file_judge,
     inputs_of,
-    judged,
     measured_files,
     quality_of,
     read_given,
@@ -29,6 +29,7 @@ from deploypruner.graph import trace
 from deploypruner.measure import environment, trial
 from deploypruner.onnx_file import every_node
 from deploypruner.quantize.expected_inputs import doubt, first_norm_of_file, first_norm_of_module
+from deploypruner.quantize.sensitivity import class_outputs, first_samples
 from deploypruner.quantize.static import QuantizationSummary, write_qdq
 from deploypruner.quantize.to_float32 import float_name
 from deploypruner.records import Artifact, Quality, Row
@@ -36,7 +37,6 @@ from deploypruner.report.repaired import repair_sentence
 from deploypruner.report.units import quality_sentence
 from deploypruner.scratch import scratch
 from deploypruner.search.choose import INT8_AGREEMENT_DROP, INT8_DROP
-from deploypruner.search.gaps import Gap, gaps, largest
 from deploypruner.search.mixes import MixRequest
 from deploypruner.search.mixing import mix
 from deploypruner.sources.data import peek_shape
@@ -49,8 +49,6 @@ _INT8_KINDS = frozenset(("QuantizeLinear", "QLinearConv", "QLinearMatMul", "Conv
 # Calibration samples from which on a part of them can judge.
 _FEW = 8
 _NAMED = 3
-# Samples that errors of single layers are seen on.
-_SAMPLES = 24
 _DROPS = (INT8_DROP, INT8_AGREEMENT_DROP)
 
 Say = Callable[[str], None]
@@ -187,43 +185,44 @@ def _within_drop(
     say: Say,
 ) -> _Form:
     """Write the int8 file; where int8 everywhere loses too much, with the most fragile layers in float."""
-    given, int8 = files.values()
+    (given_name, given), (int8_name, int8) = files.items()
     file, saturates = replace(request.file, model=given), detect().saturates
+    judge = file_judge(file, inputs, given)
+
+    def form(summary: QuantizationSummary, precision: dict[str, Any]) -> _Form:
+        qualities = {given_name: judge.reference, int8_name: judge.quality(int8, JUDGED_IN)}
+        return _Form(summary, qualities, quality_of(qualities, file, drops=_DROPS), precision)
+
     with scratch() as apart:
         fp32, calibrated = calibrated_form(
             model, apart, inputs.calibration, placement="openvino", repair=request.repair
         )
         with folder.writing(_INT8) as path:
             summary = write_qdq(calibrated, path, reduce_range=saturates)
-        qualities = judged(file, files, inputs)
-        quality = quality_of(qualities, file, drops=_DROPS)
-        if not quality or quality["kept"]:
-            return _Form(summary, qualities, quality, {})
-        say(quality_sentence(quality))
-        ask = MixRequest(fp32, int8, calibrated, apart, allowed=quality["allowed"], say=say)
-        mixing = mix(_with_samples(ask, file, inputs))
-        if kept := mixing.shared.keep_float:
-            with folder.writing(_INT8) as path:
-                summary = write_qdq(calibrated, path, reduce_range=saturates, keep_float=kept)
-            qualities = judged(file, files, inputs)
-            quality = quality_of(qualities, file, drops=_DROPS)
-    about = {"note": mixing.shared.why, "accuracy": dict(mixing.accuracy), "errors": dict(mixing.errors)}
-    return _Form(summary, qualities, quality, {"precision": about})
-
-
-def _with_samples(ask: MixRequest, file: FileRequest, inputs: Inputs) -> MixRequest:
-    """What is to be mixed, for accuracy alone: judged like the finished file, against the given model."""
-
-    def lost(path: Path, runtime: str) -> Gap | None:
-        found = judged(file, {"given": file.model, "form": path}, inputs)
-        return largest(gaps(found["form"], found["given"]))
-
-    classes = tuple(n for n, output in enumerate(inputs.tasks or ()) if output.task == "classification")
-    seen = list(accumulate(len(feeds[0]) for feeds in inputs.calibration))
-    samples = inputs.calibration[: 1 + sum(count < _SAMPLES for count in seen)]
-    return replace(
-        ask, lost=lost, classes=classes, samples=samples, reduce_range=detect().saturates, threads=file.threads
-    )
+        everywhere = form(summary, {})
+        if not everywhere.quality or everywhere.quality["kept"]:
+            return everywhere
+        say(quality_sentence(everywhere.quality))
+        mixing = mix(
+            MixRequest(
+                *(fp32, int8, calibrated, apart),
+                judged=JUDGED_IN,
+                lost=judge.lost,
+                allowed=everywhere.quality["allowed"],
+                classes=class_outputs(inputs.tasks or ()),
+                samples=first_samples(inputs.calibration),
+                reduce_range=saturates,
+                threads=file.threads,
+                say=say,
+            )
+        )
+        about = {"note": mixing.shared.why, "accuracy": dict(mixing.accuracy), "errors": dict(mixing.errors)}
+        kept = mixing.shared.keep_float
+        if not kept:
+            return replace(everywhere, precision={"precision": about})
+        with folder.writing(_INT8) as path:
+            summary = write_qdq(calibrated, path, reduce_range=saturates, keep_float=kept)
+        return form(summary, {"precision": about})
 
 
 def _doubted(model: onnx.ModelProto, loaded: LoadedModel | None, inputs: Inputs) -> tuple[str, ...]:

@@ -3,46 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from deploypruner.build.artifacts import write_mixed
 from deploypruner.build.evaluate import open_artifact, validation_samples
 from deploypruner.build.feeds import calibration_feeds, timing_feeds, verification_feeds
+from deploypruner.build.form_judge import FormJudge
 from deploypruner.build.state import Build
 from deploypruner.latency.layer_times import LayerRun
-from deploypruner.measure import evaluate, outputs
 from deploypruner.quantize.placement import Placement
+from deploypruner.quantize.sensitivity import class_outputs, first_samples
 from deploypruner.quantize.static import Calibrated, QuantizationSummary
-from deploypruner.records import Artifact, Comparison, Quality
+from deploypruner.records import Artifact, Comparison
 from deploypruner.runtime import Profiler, default_runtimes, opens, runtimes
 from deploypruner.scratch import scratch
 from deploypruner.search.choose import INT8_AGREEMENT_DROP, INT8_DROP
-from deploypruner.search.gaps import Gap, gaps, largest
 from deploypruner.search.kept import allowed_points
 from deploypruner.search.mixes import Mixed, MixedFile, MixRequest
 from deploypruner.search.mixing import mix
 from deploypruner.target import detect
-
-# Calibration samples that errors of layers are seen on: a few dozen.
-_SAMPLES = 24
-
-
-@dataclass(frozen=True)
-class MixedBuild:
-    """What became of the int8 files.
-
-    Args:
-        summary: Of the shared one.
-        own: Runtimes with a file of their own, see `own_file`.
-        document: For the report.
-        remarks: What the user should know.
-    """
-
-    summary: QuantizationSummary
-    own: tuple[str, ...]
-    document: dict[str, Any]
-    remarks: tuple[str, ...]
 
 
 def own_file(runtime: str) -> str:
@@ -57,7 +37,7 @@ def mix_precision(
     *,
     summary: QuantizationSummary,
     placement: Placement,
-) -> MixedBuild:
+) -> tuple[QuantizationSummary, dict[str, Any]]:
     """Choose the layers that stay float, and write the int8 files anew where there are any.
 
     Args:
@@ -66,12 +46,15 @@ def mix_precision(
         calibrated: They were written from.
         summary: Of the int8 one.
         placement: Of its pairs.
+
+    Returns:
+        The summary of the shared file as it is then, and the report's `precision`.
     """
     fp32, int8 = (build.folder.path(name) for name in names)
     timed = _timed(build)
     with scratch() as folder:
-        judge = _Judge(build) if build.data is not None else None
         judged = _judged_in(build)
+        judge = _judge(build, judged) if build.data is not None else None
         found = mix(
             MixRequest(
                 fp32=fp32,
@@ -82,9 +65,9 @@ def mix_precision(
                 timed=() if build.zeros is not None else timed,
                 judged=judged,
                 lost=None if judge is None else judge.lost,
-                allowed=None if judge is None else judge.allowed(fp32, int8, judged),
-                classes=tuple(n for n, output in enumerate(build.tasks) if output.task == "classification"),
-                samples=_samples(build),
+                allowed=None if judge is None else _allowed(build, judge, fp32, int8, runtime=judged),
+                classes=class_outputs(build.tasks),
+                samples=first_samples(calibration_feeds(build)),
                 placement=placement,
                 reduce_range=detect(build.recipe.target).saturates,
                 threads=build.recipe.measure.threads,
@@ -104,8 +87,7 @@ def mix_precision(
         with build.folder.writing(own_file(runtime)) as path:
             kept = file.keep_float
             owned[runtime] = write_mixed(build, calibrated, path, placement=file.placement, keep_float=kept)
-    document = _document(found, calibrated.layers, summary, owned, int8=names[1])
-    return MixedBuild(summary, tuple(owned), document, found.remarks)
+    return summary, _document(found, calibrated.layers, summary, owned, int8=names[1])
 
 
 def _timed(build: Build) -> tuple[str, ...]:
@@ -122,51 +104,30 @@ def _judged_in(build: Build) -> str:
     return next(name for name in (*first, *names, *default_runtimes()) if opens(runtimes.get(name), path))
 
 
-def _samples(build: Build) -> list[list[Any]]:
-    """A few dozen calibration samples in batches."""
-    found: list[list[Any]] = []
-    for feeds in calibration_feeds(build):
-        found.append(feeds)
-        if sum(len(batch[0]) for batch in found) >= _SAMPLES:
-            break
-    return found
+def _judge(build: Build, runtime: str) -> FormJudge:
+    """On the samples that the finished artifacts will be judged on, against the dense fp32 model."""
+    dense = next(a for a in build.artifacts if (a.pattern, a.precision) == ("dense", "fp32"))
+    return FormJudge(
+        dense.path,
+        runtime,
+        validation_samples(build),
+        opened=lambda path, name: open_artifact(Artifact("mix", path, "onnx", "int8"), name),
+        tasks=build.tasks,
+        metric=build.metric,
+    )
 
 
-class _Judge:
-    """Judges files on the samples that the finished artifacts will be judged on, against the dense fp32 model."""
-
-    def __init__(self, build: Build) -> None:
-        self._build, self._samples = build, validation_samples(build)
-        dense = next(a for a in build.artifacts if (a.pattern, a.precision) == ("dense", "fp32"))
-        session = open_artifact(dense, _judged_in(build))
-        self._reference = outputs(session, self._samples)
-        tasks = build.tasks
-        self._tasks = tasks if self._reference and len(self._reference[0]) == len(tasks) else None
-        self._dense = self._quality(session)
-        self._known: dict[tuple[Any, str], Gap | None] = {}
-
-    def lost(self, path: Any, runtime: str) -> Gap | None:
-        """What a file loses most; None where nothing is known."""
-        if (path, runtime) not in self._known:
-            session = open_artifact(Artifact("mix", path, "onnx", "int8"), runtime)
-            self._known[path, runtime] = largest(gaps(self._quality(session), self._dense))
-        return self._known[path, runtime]
-
-    def allowed(self, fp32: Any, int8: Any, runtime: str) -> float | None:
-        """Points that may be lost: what was asked, else what a promise allows and int8 alone may cost."""
-        asked = self._build.recipe.measure.accuracy_drop
-        gap = self.lost(int8, runtime)
-        if asked is not None or gap is None:
-            return asked
-        promised = allowed_points(gap, None)
-        if gap.lost <= (alone := INT8_DROP if gap.labelled else INT8_AGREEMENT_DROP):
-            return promised
-        before = self.lost(fp32, runtime)
-        return promised if before is None else min(promised, max(before.lost, 0.0) + alone)
-
-    def _quality(self, session: Any) -> Quality:
-        metric = self._build.metric
-        return evaluate(session, self._samples, reference=self._reference, tasks=self._tasks, metric=metric)
+def _allowed(build: Build, judge: FormJudge, fp32: Path, int8: Path, *, runtime: str) -> float | None:
+    """Points that may be lost: what was asked, else what a promise allows and int8 alone may cost."""
+    asked = build.recipe.measure.accuracy_drop
+    gap = judge.lost(int8, runtime)
+    if asked is not None or gap is None:
+        return asked
+    promised = allowed_points(gap, None)
+    if gap.lost <= (alone := INT8_DROP if gap.labelled else INT8_AGREEMENT_DROP):
+        return promised
+    before = judge.lost(fp32, runtime)
+    return promised if before is None else min(promised, max(before.lost, 0.0) + alone)
 
 
 def _document(

@@ -29,7 +29,14 @@ def train_int8(build: Build, names: tuple[str, str]) -> QatOutcome | None:
         return None
     fp32, int8 = names
     judged = validation(build) or distance(build)
-    settings = replace(build.recipe.recover.settings, epochs=epochs, lr=None, optimizer="sgd", seed=build.recipe.seed)
+    settings = replace(
+        build.recipe.recover.settings,
+        epochs=epochs,
+        seed=build.recipe.seed,
+        optimizer="sgd",
+        optimizer_parameters={},  # recovery's are of another optimizer
+        lr=None,
+    )
     path = build.folder.claim(_CHECKPOINT)
     with build.folder.writing(int8) as written:
         outcome = train_quantized(

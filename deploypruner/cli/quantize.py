@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from deploypruner.cli.options import BATCH, SEED, GroupedCommand, colour, width
+from deploypruner.cli.forms import refused_form, show_forms
+from deploypruner.cli.options import BATCH, SEED, GroupedCommand
 from deploypruner.cli.recipe_options import command_option, recipe_option
-from deploypruner.errors import BudgetError
 from deploypruner.reading import check_present
 from deploypruner.recipe.option import MEASURING
 from deploypruner.registries import tasks
@@ -75,9 +75,6 @@ def quantize_command(
         tasks.check(name.rpartition("=")[2])
     from deploypruner.build.given_file import FileRequest
     from deploypruner.build.int8_file import Int8Request, int8_file
-    from deploypruner.report import table_rows
-    from deploypruner.report.outputs import outputs_text
-    from deploypruner.report.terminal import wrap
 
     file = FileRequest(
         model,
@@ -96,20 +93,11 @@ def quantize_command(
     )
     request = Int8Request(file, weights, input_shape, bool(trust_pickle), quantize_repair is not False)
     found = int8_file(request, say=partial(write_line, sys.stderr))
-    click.echo(table_rows(found.rows, colour=colour(), width=width()) + "\n")
-    by_output = outputs_text(found.rows)
-    if by_output:
-        click.echo(by_output + "\n")
-    for label, text in (("repair: ", found.repaired), ("quality: ", found.sentence)):
-        if text:
-            click.echo(wrap(label, text, width()))
-    for text in found.warnings:
-        click.echo(wrap("warning: ", text, width()))
-    write_line(sys.stderr, "")
-    write_line(sys.stderr, f"{out / 'quantize.json'} has every step")
+    show_forms(
+        found.rows,
+        [("repair: ", found.repaired), ("quality: ", found.sentence)],
+        found.warnings,
+        read_on=f"{out / 'quantize.json'} has every step",
+    )
     if found.refused:
-        raise BudgetError(
-            f"the int8 form of {model} is refused: {found.sentence}",
-            hint=f"deploy {model} as it is, or allow more with --accuracy-drop",
-            finished=True,
-        )
+        raise refused_form(model, found.sentence)

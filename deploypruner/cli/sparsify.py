@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from deploypruner.cli.options import BATCH, SEED, GroupedCommand, colour, width
+from deploypruner.cli.forms import refused_form, show_forms
+from deploypruner.cli.options import BATCH, SEED, GroupedCommand
 from deploypruner.cli.recipe_options import command_option, recipe_option
-from deploypruner.errors import BudgetError
 from deploypruner.reading import check_present
 from deploypruner.recipe.option import MEASURING
 from deploypruner.registries import tasks
@@ -66,10 +66,7 @@ def sparsify_command(
         tasks.check(name.rpartition("=")[2])
     from deploypruner.build.given_file import FileRequest
     from deploypruner.build.sparsified import sparsified
-    from deploypruner.report import table_rows
-    from deploypruner.report.outputs import outputs_text
     from deploypruner.report.sparse import sparse_sentence
-    from deploypruner.report.terminal import wrap
 
     request = FileRequest(
         model,
@@ -87,22 +84,12 @@ def sparsify_command(
         classes=classes,
     )
     found = sparsified(request, say=partial(write_line, sys.stderr))
-    if found.rows:
-        click.echo(table_rows(found.rows, colour=colour(), width=width()) + "\n")
-    by_output = outputs_text(found.rows)
-    if by_output:
-        click.echo(by_output + "\n")
-    if not found.refused:
-        click.echo(wrap("sparse: ", sparse_sentence(found.document), width()))
-    if found.quality:
-        click.echo(wrap("quality: ", found.quality, width()))
-    for text in found.warnings:
-        click.echo(wrap("warning: ", text, width()))
-    write_line(sys.stderr, "")
-    write_line(sys.stderr, f"{out / 'sparsify.json'} has every layer")
+    sparse = "" if found.refused else sparse_sentence(found.document)
+    show_forms(
+        found.rows,
+        [("sparse: ", sparse), ("quality: ", found.quality)],
+        found.warnings,
+        read_on=f"{out / 'sparsify.json'} has every layer",
+    )
     if found.refused:
-        raise BudgetError(
-            f"the int8 form of {model} is refused: {found.quality}",
-            hint=f"deploy {model} as it is, or allow more with --accuracy-drop",
-            finished=True,
-        )
+        raise refused_form(model, found.quality)

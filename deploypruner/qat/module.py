@@ -22,6 +22,7 @@ from deploypruner.errors import InputError
 from deploypruner.onnx_file import write_onnx
 from deploypruner.onnx_graph import Array, constant, made_by, operand, optional, read_graph
 from deploypruner.qat.operators import OPERATORS
+from deploypruner.quantize.weight_grid import MULTIPLES, REDUCED
 
 # Where a stored tensor of floats is a weight: operator -> places of its inputs.
 _TRAINED = {
@@ -34,7 +35,6 @@ _TRAINED = {
     "MatMul": (0, 1),
 }
 _RESTORE, _ROUND = "DequantizeLinear", "QuantizeLinear"
-_BITS_7 = 64  # largest weight of 7 bits as ONNX Runtime's quantizer writes it
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class QdqModule(nn.Module):
             raise InputError(f"weight '{name}' has zero points, which quantization-aware training does not know")
         low, high = np.iinfo(integers.dtype).min, np.iinfo(integers.dtype).max
         if integers.dtype == np.int8:
-            high = _BITS_7 if int(np.abs(integers.astype(np.int32)).max(initial=0)) <= _BITS_7 else high
+            high = REDUCED if int(np.abs(integers.astype(np.int32)).max(initial=0)) <= REDUCED else MULTIPLES
             low = -high
         stored = Stored(name, scale, node.attributes.get_int("axis", 1), low, high, integers.dtype)
         steps = stored.steps(integers.ndim) if integers.ndim else scale.reshape(())

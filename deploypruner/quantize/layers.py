@@ -42,7 +42,7 @@ class WeightedLayer:
     def stored(self, matrix: Array) -> Array:
         """Weights [G, O / G, K] in the shape in which they are stored."""
         shape = np.asarray(constant(operand(self.node, 1))).shape
-        if _is_transposed(self.node):
+        if is_transposed(self.node):
             return np.ascontiguousarray(matrix[0].T)
         return matrix.reshape(shape)
 
@@ -82,7 +82,7 @@ def layers_of(graph: ir.Graph, chosen: Collection[ir.Node]) -> list[WeightedLaye
             continue
         own_bias = bias is not None and bias.is_initializer() and len(bias.uses()) == 1
         groups = node.attributes.get_int("group", 1) if node.op_type == "Conv" else 1
-        flat = values.T[None] if _is_transposed(node) else values.reshape(groups, len(values) // groups, -1)
+        flat = values.T[None] if is_transposed(node) else values.reshape(groups, len(values) // groups, -1)
         name = str(bias.name) if bias is not None and own_bias else ""
         found.append(
             WeightedLayer(node, str(operand(node, 0).name), str(weight.name), name, groups, flat.astype(float))
@@ -121,7 +121,7 @@ def _bytes(layer: WeightedLayer, rows: int) -> int:
     return 4 * rows * layer.groups * layer.matrix.shape[2]
 
 
-def _is_transposed(node: ir.Node) -> bool:
+def is_transposed(node: ir.Node) -> bool:
     """Do inputs lie on axis 0 of the stored weights?"""
     return node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0))
 

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from deploypruner.quantize.calibrate import Feeds
+from deploypruner.quantize.calibrate import Feeds, sample_count
 from deploypruner.quantize.static import Calibrated, write_qdq
 from deploypruner.runtime import Array
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.scratch import scratch
+from deploypruner.tasks.recognise import OutputTask
 
 _SMALLEST = 1e-12
+# Samples that errors of layers are seen on: a few dozen.
+_SAMPLES = 24
+
+
+def first_samples(batches: Iterable[Feeds]) -> list[Feeds]:
+    """The first batches, until they hold a few dozen samples."""
+    found: list[Feeds] = []
+    for feeds in batches:
+        found.append(feeds)
+        if sum(map(sample_count, found)) >= _SAMPLES:
+            break
+    return found
+
+
+def class_outputs(tasks: Sequence[OutputTask]) -> tuple[int, ...]:
+    """Numbers of the outputs that are scores of classes."""
+    return tuple(number for number, output in enumerate(tasks) if output.task == "classification")
 
 
 def sensitivities(
@@ -34,7 +52,7 @@ def sensitivities(
         fp32: The float file.
         calibrated: The same model with its ranges.
         feeds: Batches of inputs.
-        classes: Numbers of the outputs that are scores of classes, see `output_error`.
+        classes: Numbers of the outputs that are scores of classes, see `output_divergence`.
         layers: Which; None for every one that can be int8.
         reduce_range: 7-bit weights.
         each: Called after every layer.
@@ -55,14 +73,14 @@ def sensitivities(
             write_qdq(calibrated, alone, reduce_range=reduce_range, keep_float=others, layers_alone=True)
             pairs = zip(_answers(alone, feeds), reference, strict=True)
             found[layer] = max(
-                output_error(answer, wanted, classes=number in classes)
+                output_divergence(answer, wanted, classes=number in classes)
                 for number, (answer, wanted) in enumerate(pairs)
             )
             each(layer)
     return found
 
 
-def output_error(answer: Array, wanted: Array, *, classes: bool) -> float:
+def output_divergence(answer: Array, wanted: Array, *, classes: bool) -> float:
     """How far an output is from that of the float model.
 
     Args:

@@ -30,6 +30,7 @@ from deploypruner.onnx_graph import Array, constant, made_by, operand, to_model
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.quantize.calibrate import Feeds, activation_ranges
 from deploypruner.quantize.gemm import broad_biases, plain_gemms
+from deploypruner.quantize.layers import is_transposed
 from deploypruner.quantize.placement import (
     WEIGHTED,
     Placement,
@@ -348,9 +349,7 @@ def _channel_ranges(graph: ir.Graph, known: Mapping[str, Array]) -> dict[str, li
 
 def _channel_axis(node: ir.Node) -> int:
     """Axis of the weight that holds output channels, as the quantizer picks it."""
-    if node.op_type == "Gemm":
-        return 0 if node.attributes.get_int("transB", 0) else 1
-    return 0 if node.op_type == "Conv" else 1
+    return int(node.op_type == "ConvTranspose" or is_transposed(node))
 
 
 def _account(graph: ir.Graph, keep_float: Mapping[str, str]) -> tuple[int, dict[str, str]]:

@@ -6,8 +6,8 @@ import numpy as np
 
 from deploypruner.onnx_graph import Array
 
-# Multiples of a step on either side of zero, as ONNX Runtime's quantizer counts them.
-_MULTIPLES, _REDUCED = 127, 64
+MULTIPLES, REDUCED = 127, 64
+"""Of a step on either side of zero, as ONNX Runtime's quantizer counts them with 8 and with 7 bits."""
 
 
 def largest_by_channel(rows: Array) -> Array:
@@ -25,5 +25,5 @@ def weight_steps(matrix: Array, *, reduce_range: bool) -> Array:
     """The quantizer's scales for weights [G, O / G, K], as [G, O / G, 1]; 1 for a layer of zeros."""
     groups, per_group, _ = matrix.shape
     largest = largest_by_channel(matrix.reshape(groups * per_group, -1))
-    steps = (largest.astype(float) / (_REDUCED if reduce_range else _MULTIPLES)).astype(np.float32)
+    steps = (largest.astype(float) / (REDUCED if reduce_range else MULTIPLES)).astype(np.float32)
     return np.where(steps > 0, steps, 1.0).reshape(groups, per_group, 1)

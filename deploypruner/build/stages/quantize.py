@@ -41,11 +41,11 @@ class Quantize(Stage):
         build = with_dense(build)
         placement: Placement = "openvino" if build.zeros is None else "sparse"
         pruned, calibrated = write_mixable(build, build.compiled, _PRUNED, placement)
-        mixed = mix_precision(build, _PRUNED, calibrated, summary=pruned, placement=placement)
+        summary, precision = mix_precision(build, _PRUNED, calibrated, summary=pruned, placement=placement)
         trained = train_int8(build, _PRUNED)
         document = {
-            "quantization": replace(build.quantized, pruned=mixed.summary).to_json(),
-            "precision": mixed.document | ({} if trained is None else {"qat": asdict(trained)}),
+            "quantization": replace(build.quantized, pruned=summary).to_json(),
+            "precision": precision | ({} if trained is None else {"qat": asdict(trained)}),
         }
         build.folder.write_json(self.saves[-1], document)
         return self.restore(build)

@@ -136,7 +136,7 @@ def _recover(build: Build, module: nn.Module, regime: SparseRegime | None, done:
         done = replace(done, train=name)
         reestimate(build, module)
     elif recipe.trains:
-        done = _train(build, module, regime, found, done)
+        return _train(build, module, regime, found, done)
     return done if found is None else replace(done, accuracy_recovered=found.value(module))
 
 
@@ -157,8 +157,9 @@ def _train(
     assert build.data is not None, "there is no data"
     data, features = build.data, find_features(build.traced, build.planned.keep, module)
     settings = _settings(build, module, features, _gap(found, done))
-    judged = found or distance(build)
-    start, before = judged.score(module), {name: t.clone() for name, t in module.state_dict().items()}
+    judged, weights = found or distance(build), {name: t.clone() for name, t in module.state_dict().items()}
+    before = judged.value(module) if found is None or done.accuracy_removed is None else done.accuracy_removed
+    start = judged.score(module, known=before)
     path = build.folder.claim(_CHECKPOINT)
     history = finetune(
         module,
@@ -176,14 +177,15 @@ def _train(
     build.folder.discard(_OUTLOOK)
     if not settings.freeze_batchnorm:
         reestimate(build, module)
-    held, ran = history.held, len(history.epochs)
-    if regime is None and not judged.score(module) >= start:
-        module.load_state_dict(before)
-        held = 0
+    held, ran, after = history.held, len(history.epochs), judged.value(module)
+    if regime is None and not judged.score(module, known=after) >= start:
+        module.load_state_dict(weights)
+        held, after = 0, before
     if found is None:
-        done = replace(
-            done, distance=judged.metric.name, distance_removed=-start, distance_recovered=judged.value(module)
-        )
+        name = judged.metric.name
+        done = replace(done, distance=name, distance_removed=before, distance_recovered=after)
+    else:
+        done = replace(done, accuracy_recovered=after)
     return replace(
         done,
         epochs=ran,

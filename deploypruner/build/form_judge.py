@@ -1,0 +1,63 @@
+"""Judges forms of one model on the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from deploypruner.measure import evaluate, outputs
+from deploypruner.measure.own_metric import OwnMetric
+from deploypruner.measure.quality import Batch
+from deploypruner.records import Quality
+from deploypruner.search.gaps import Gap, gaps, largest
+from deploypruner.tasks.recognise import OutputTask
+
+Opened = Callable[[Path, str], Any]
+
+
+class FormJudge:
+    """Judges files against one of them, which is run once.
+
+    Args:
+        file: What the others are judged against.
+        runtime: That it runs in.
+        samples: Inputs, with labels or without.
+        opened: Gives a session for a file in a runtime.
+        tasks: What the outputs are; not used where their number is another.
+        metric: The user's own, None for those of the tasks.
+
+    Attributes:
+        reference: Quality of `file` itself.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        runtime: str,
+        samples: Sequence[Batch],
+        *,
+        opened: Opened,
+        tasks: Sequence[OutputTask] | None,
+        metric: OwnMetric | None,
+    ) -> None:
+        self._samples, self._opened, self._metric = samples, opened, metric
+        session = opened(file, runtime)
+        self._answers = outputs(session, samples)
+        known = tasks is not None and bool(self._answers) and len(self._answers[0]) == len(tasks)
+        self._tasks = tasks if known else None
+        self._known: dict[tuple[Path, str], Gap | None] = {}
+        self.reference = self._quality(session)
+
+    def quality(self, file: Path, runtime: str) -> Quality:
+        """Of another form, as its file is now."""
+        return self._quality(self._opened(file, runtime))
+
+    def lost(self, file: Path, runtime: str) -> Gap | None:
+        """What a form loses most; None where nothing is known. Found once for a file that is asked for again."""
+        if (file, runtime) not in self._known:
+            self._known[file, runtime] = largest(gaps(self.quality(file, runtime), self.reference))
+        return self._known[file, runtime]
+
+    def _quality(self, session: Any) -> Quality:
+        return evaluate(session, self._samples, reference=self._answers, tasks=self._tasks, metric=self._metric)
