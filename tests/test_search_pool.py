@@ -31,6 +31,7 @@ from deploypruner.search.solve import reach
 from deploypruner.search.time_limit import TimeLimit
 from deploypruner.search.worth import measure_worth
 from deploypruner.tasks.recognise import OutputTask
+from deploypruner.train.reconstruct import Reconstruction
 from tests.builds import CLASSES, run_cli, samples, workshop
 from tests.nets import conv_bn
 from tests.staircase import Staircase
@@ -269,6 +270,41 @@ def test_a_repaired_plan_does_no_worse_than_the_better_of_two_targets_and_the_de
     assert verdict.loss <= judge.look(keep).loss
     assert verdict.loss < plain.loss
     assert all(torch.equal(before[k], v) for k, v in graph.module.state_dict().items())
+
+
+def test_a_correction_is_taken_back_as_far_as_less_of_it_is_better(monkeypatch):
+    """Every weight is moved by 8: with the best at 3.5, the half (4) is better than all, the quarter (2) worse."""
+    graph = space().graph
+    judge = Judge(graph, solving=batches(1), held_out=batches(1))
+    name = next(n for n, p in graph.cut(graph.removed({})).named_parameters() if p.ndim == 4)
+
+    def at(module):
+        return module.get_parameter(name).flatten()[0].item()
+
+    def solve(graph, keep, module, batches, *, streams):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(8)
+        return Reconstruction({name: (1.0, 0.5)}, {})
+
+    start = at(graph.cut(graph.removed({})))
+    monkeypatch.setattr("deploypruner.search.judge.reconstruct", solve)
+    for best, part in ((8, 1), (5, 0.5), (3.5, 0.5), (2, 0.25), (0.5, 0), (-2, 0)):
+        tried = []
+
+        def verdict(module, *, share=1.0, best=best, tried=tried):
+            tried.append(round(at(module) - start, 3))
+            return Verdict("loss", (at(module) - start - best) ** 2, None, 16)
+
+        monkeypatch.setattr(judge, "verdict", verdict)
+        module = graph.cut(graph.removed({}))
+        found, solved = judge.repair(module, {}, ways=1)
+        assert solved.part == part
+        assert at(module) - start == pytest.approx(8 * part, abs=1e-5)
+        assert found.loss == pytest.approx((8 * part - best) ** 2, abs=1e-4)
+        assert tried == [8, 4, 2, 0][: len(tried)]
+        if part == 0:
+            assert at(module) == start
 
 
 def test_outputs_that_are_no_numbers_are_infinitely_bad_and_no_image_is_an_error():

@@ -43,6 +43,7 @@ class Recovery:
 
     Args:
         reconstructed_layers: Layers solved anew.
+        reconstructed_part: Of the correction of each that was kept, 0 to 1.
         batchnorm_layers: Layers whose statistics were estimated anew.
         accuracy_dense: Value of the metric on the validation data, of the dense model.
         accuracy_removed: Of the pruned model before training.
@@ -60,6 +61,7 @@ class Recovery:
     """
 
     reconstructed_layers: int | None = None
+    reconstructed_part: float | None = None
     batchnorm_layers: int | None = None
     accuracy_dense: float | None = None
     accuracy_removed: float | None = None

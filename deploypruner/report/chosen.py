@@ -10,7 +10,7 @@ from deploypruner.report import units
 from deploypruner.report.document import Report
 from deploypruner.report.ranges import collapse
 
-_PERTURBED = "perturbed "
+_PERTURBED, _REFINED = "perturbed ", "refined "
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,9 @@ def objective_name(name: str) -> str:
     """An objective of the search as a part of a sentence, which has commas of its own."""
     if name.startswith(_PERTURBED):
         return f"worths changed at random (no. {name.removeprefix(_PERTURBED)})"
+    if name.startswith(_REFINED):
+        changes, _, base = name.removeprefix(_REFINED).partition(" of ")
+        return f"{objective_name(base)}, improved in {len(changes.split('+'))} steps".replace(" 1 steps", " one step")
     return name.replace(", ", " with ")
 
 

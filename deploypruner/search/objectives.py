@@ -25,9 +25,10 @@ from deploypruner.search.choices import TallyOf
 from deploypruner.search.losses import Losses, kept_share, losses_from_scores, running_importance
 from deploypruner.search.solve import Solution, solve
 
-# Spread of the logarithm of the factor on each choice's loss.
+# Spread of the logarithm of the factor on each choice's loss, and the part of them that one change concerns.
 _SPREAD = 0.7
-_PERTURBED = "perturbed"
+_CHANGED = (0.5, 0.25, 0.1)
+_PERTURBED, _REFINED = "perturbed", "refined"
 _DEEP = ", every branch kept"
 # Bisection of the share of multiply-adds that a fixed rule may leave.
 _BISECTIONS = 10
@@ -91,10 +92,12 @@ class Objective:
     Args:
         name: In a person's words: "measured worth".
         solve: (tally, milliseconds) -> the plan predicted within them; raises BudgetError where there is none.
+        priced: What it keeps small, and the space that it chooses from; None for a rule without prices.
     """
 
     name: str
     solve: SolveFor
+    priced: tuple[Space, Losses] | None = None
 
 
 def objectives(space: Space) -> list[Objective]:
@@ -128,23 +131,66 @@ _RULES = {"uniform shares": "uniform", "multiply-adds": "global", "isomorphic": 
 def perturbed(space: Space) -> Iterator[Objective]:
     """Losses with a random factor on every choice, without end.
 
-    Source: SPDY, arXiv:2201.13096, sec. 3.3, which searches such factors; there they are learnt one by one.
+    Source: SPDY, arXiv:2201.13096, sec. 3.3, which searches such factors; `refined` does that here.
     """
-    losses = space.measured or space.score_losses
-    number = 0
+    losses, number = space.measured or space.score_losses, 0
     while True:
         number += 1
-        rng = np.random.default_rng([space.seed, number])
-        groups = {g: line * np.exp(_SPREAD * rng.normal()) for g, line in losses.groups.items()}
-        branches = {b: loss * float(np.exp(_SPREAD * rng.normal())) for b, loss in losses.branches.items()}
-        yield _by_losses(f"{_PERTURBED} {number}", space, Losses(groups, branches))
+        yield _by_losses(f"{_PERTURBED} {number}", space, _changed(losses, space.seed, number))
+
+
+def refined(objective: Objective, number: int) -> Objective:
+    """The same losses with a random factor on some of the choices; it can be refined further.
+
+    Args:
+        objective: One that has prices.
+        number: Of the change, from 1: another one has other factors, on a half, a quarter or a tenth of the choices.
+
+    Source: SPDY's local search, arXiv:2201.13096, sec. 3.3. It begins there with the best of random factors for layer
+        costs that follow a square law, here with the best of a pool for measured ones.
+    """
+    assert objective.priced is not None, f"'{objective.name}' is a rule"
+    space, losses = objective.priced
+    numbers, base = _refinements(objective.name)
+    name = f"{_REFINED} {'+'.join(map(str, (*numbers, number)))} of {base}"
+    share = _CHANGED[(number - 1) % len(_CHANGED)]
+    return _by_losses(name, space, _changed(losses, space.seed, number, share=share))
+
+
+def _refinements(name: str) -> tuple[tuple[int, ...], str]:
+    """Numbers of the changes, and the name of what they began with."""
+    first, _, rest = name.partition(" ")
+    numbers, _, base = rest.partition(" of ")
+    if first != _REFINED or not numbers.replace("+", "").isdigit():
+        return (), name
+    return tuple(map(int, numbers.split("+"))), base
+
+
+def _changed(losses: Losses, seed: int, number: int, *, share: float | None = None) -> Losses:
+    """With random factors on every choice, or on a share of them."""
+    rng = np.random.default_rng([seed, number] if share is None else [seed, number, round(1 / share)])
+
+    def factor() -> float:
+        found = float(np.exp(_SPREAD * rng.normal()))
+        return found if share is None or rng.random() < share else 1.0
+
+    return Losses(
+        {name: line * factor() for name, line in losses.groups.items()},
+        {name: loss * factor() for name, loss in losses.branches.items()},
+    )
 
 
 def named_objective(space: Space, name: str) -> Objective:
-    """The objective of this name, also a perturbed one; the likeliest where the space has none of that name.
+    """The objective of this name, also a perturbed or a refined one; the likeliest where there is none of that name.
 
     Where no branch may go all objectives keep every branch, and are named without saying so.
     """
+    numbers, base = _refinements(name)
+    if numbers:
+        found = named_objective(space, base)
+        for change in numbers if found.priced else ():
+            found = refined(found, change)
+        return found
     known, name = objectives(space), name if space.drops else name.removesuffix(_DEEP)
     kind, _, number = name.partition(" ")
     if kind == _PERTURBED and number.isdigit():
@@ -188,7 +234,7 @@ def _by_losses(name: str, space: Space, losses: Losses) -> Objective:
             seed=space.seed,
         )
 
-    return Objective(name, solved)
+    return Objective(name, solved, (space, losses))
 
 
 def _by_rule(name: str, space: Space, scope: str) -> Objective:

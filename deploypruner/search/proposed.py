@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -48,6 +48,15 @@ class Proposed:
             (named.get(name) or named_objective(space, name), _solution(plan))
             for name, plan in self._saved.entries["plans"]
         ]
+
+    def solved(self, objective: Objective, solve: Callable[[], Solution]) -> Solution:
+        """The plan of an objective that an interrupted search has asked already, or a new one."""
+        key = f"plan of {objective.name}"
+        if key not in self._saved.entries:
+            solution = solve()
+            self._saved.add(key, _document(solution))
+            return solution
+        return _solution(self._saved.entries[key])
 
     def add(self, plans: Plans) -> None:
         """Remember a pool."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from deploypruner.search.loop import RESERVE
 from deploypruner.search.objectives import Objective, Space, objectives, perturbed, proposals
 from deploypruner.search.pool import Selection, select, train_contenders
 from deploypruner.search.proposed import Proposed
+from deploypruner.search.refine import refine
 from deploypruner.search.request import SearchRequest
 from deploypruner.search.solve import Solution
 from deploypruner.search.time_limit import TimeLimit
@@ -101,7 +102,13 @@ def choose_objective(
     if plans is None:
         plans = proposals(known, perturbed(space), model.tally, target, count=request.plans)
         file.add(plans)
-    selection = _selected(request, plans, judge, limit)
+    selection = select(plans, judge, limit=limit, progress=request.progress)
+    selection = _refined(
+        request, selection, judge, limit, lambda way: file.solved(way, partial(way.solve, model.tally, target))
+    )
+    if request.train is not None:
+        train = partial(_trained, request.train, judge)
+        selection = train_contenders(selection, train, limit=limit, progress=request.progress)
     limit.reserve = 0.0
     best = selection.entries[0]
     gone = len(best.dropped)
@@ -113,14 +120,20 @@ def choose_objective(
     return Chosen(selection.objectives[0], model, judge, selection)
 
 
-def _selected(
-    request: SearchRequest, plans: Sequence[tuple[Objective, Solution]], judge: Judge, limit: TimeLimit
+def _refined(
+    request: SearchRequest,
+    selection: Selection,
+    judge: Judge,
+    solve: Callable[[Objective], Solution],
+    limit: TimeLimit,
 ) -> Selection:
-    selection = select(plans, judge, limit=limit, progress=request.progress)
-    if request.train is None:
-        return selection
-    train = partial(_trained, request.train, judge)
-    return train_contenders(selection, train, limit=limit, progress=request.progress)
+    """With plans near the best one that do better."""
+    before = selection.entries[0]
+    found = refine(selection, judge, solve, limit=limit, progress=request.progress)
+    if found.looks:
+        better = f"{before.loss:.3g} -> {found.selection.entries[0].loss:.3g}"
+        request.say(f"{found.looks} plans near the best one judged, {found.kept} better: {better}")
+    return found.selection
 
 
 def _trained(train: Callable[[Judge, Keep], Verdict], judge: Judge, solution: Solution) -> Verdict:

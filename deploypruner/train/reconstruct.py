@@ -48,10 +48,12 @@ class Reconstruction:
         errors: Weight name -> squared error of the layer's output relative to the dense one's, on the samples,
             before and after it was solved; of the stream behind it where it was solved towards one.
         left: Weight name -> why a convolution or linear layer kept its weights.
+        part: Of every correction that the module was left with, 0 to 1.
     """
 
     errors: Mapping[str, tuple[float, float]]
     left: Mapping[str, str]
+    part: float = 1.0
 
 
 @dataclass(frozen=True)

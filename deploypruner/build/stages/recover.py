@@ -57,7 +57,7 @@ class Recover(Stage):
         module = build.compiled
         existing = existing_zeros(build)
         # Before any mask: solving a layer moves every weight of it.
-        done = Recovery(_reconstruct(build, module) if _reconstructs(build, existing) else None)
+        done = Recovery(*(_reconstruct(build, module) if _reconstructs(build, existing) else ()))
         regime = existing or make_regime(build, trains=_trains(build))
         if regime is not None and not regime.trains:
             regime.begin(module, 0)
@@ -87,8 +87,11 @@ class Recover(Stage):
         if build.data is None:
             rest = "other weights" if sparse else "weights"
             return ", ".join([*sparse, f"no data: {rest} stay as they are, accuracy is not recovered"])
-        solved = [] if done.reconstructed_layers is None else [f"{done.reconstructed_layers} layers reconstructed"]
-        steps = [*solved, *sparse, f"batch norm re-estimated over {done.batchnorm_layers} layers"]
+        steps = [
+            *filter(None, [_solved(done)]),
+            *sparse,
+            f"batch norm re-estimated over {done.batchnorm_layers} layers",
+        ]
         if done.epochs:
             by = f" by {done.loss}" if done.loss else ""
             steps.append(f"{done.epochs} epoch{'' if done.epochs == 1 else 's'}{by}")
@@ -231,15 +234,26 @@ def _reconstructs(build: Build, existing: ExistingZeros | None) -> bool:
     return build.data is not None and (asked is True or (asked == "auto" and can_reconstruct(build.traced)))
 
 
-def _reconstruct(build: Build, module: nn.Module) -> int:
-    """Solve the layers anew on training data as training sees it; gives how many."""
+def _solved(done: Recovery) -> str:
+    """ "21 layers reconstructed, a half of the correction"; "" where none was tried."""
+    if done.reconstructed_layers is None:
+        return ""
+    if done.reconstructed_part == 0:
+        return f"no layer reconstructed: the {done.reconstructed_layers} that could be do better as they are"
+    text = f"{done.reconstructed_layers} layers reconstructed"
+    part = done.reconstructed_part
+    return text if part in (None, 1) else f"{text} (with {part:.0%} of the correction, which does better than all)"
+
+
+def _reconstruct(build: Build, module: nn.Module) -> tuple[int, float]:
+    """Solve the layers anew on training data as training sees it; how many, and the part of the correction kept."""
     _, found = make_judge(build).repair(module, build.planned.keep)
     if found is None:
         raise InputError(
             "layers can be reconstructed in models that torch.export traces, and this one it could not trace",
             hint="leave reconstruct out; batch norm and fine-tuning work on every model",
         )
-    return len(found.errors)
+    return len(found.errors), found.part
 
 
 def reestimate(build: Build, module: nn.Module, *, keep_function: bool = False) -> int:
