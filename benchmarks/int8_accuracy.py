@@ -1,15 +1,19 @@
 """Int8 after training alone: how much of the float network's accuracy is left, by our quantizer and by others.
 
     python -m benchmarks.int8_accuracy run
+    python -m benchmarks.int8_accuracy run --method qat        # CIFAR-10, whose images have labels
     python -m benchmarks.int8_accuracy run --method nncf       # in an environment with `pip install nncf`
+    python -m benchmarks.int8_accuracy run --method quark      # in one with `pip install amd-quark`
     python -m benchmarks.int8_accuracy table
 
 Forms: the trained weights, those pruned to 70 % of the MACs and solved by least squares, and each with ranges of its
 channels hidden in the weights, up to 10^4 apart, while it computes the same. Methods: "ours", "min-max" (ours without
-repair), "onnxruntime" (quantize_static at its defaults, after its pre-processing) and "nncf" (nncf.quantize of the
-OpenVINO model at its defaults). All get the same unlabelled images and are judged in OpenVINO, on so many
-test images, but "onnxruntime" in ONNX Runtime: OpenVINO 2026.4 refuses its file of a network that pads channels, as
-these ResNets do. Agreement is with the same form in float32. What is there already is kept.
+repair), "qat" (the file of "ours" trained on 10,000 labelled images, twice, the float network its teacher, the epoch
+chosen on test images that do not judge), "onnxruntime" (quantize_static at its defaults, after its pre-processing),
+"nncf" (nncf.quantize of the OpenVINO model at its defaults) and "quark" (amd-quark's A8W8 at its defaults). All get
+the same unlabelled images and are judged in OpenVINO, on so many test images; "onnxruntime" and "quark" in ONNX
+Runtime: OpenVINO 2026.4 refuses the former's file of a network that pads channels, as these ResNets do. Agreement is
+with the same form in float32. What is there already is kept.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,25 +41,46 @@ from benchmarks.baseline import baseline
 from benchmarks.cifar10 import WORK, cifar10
 from benchmarks.imagenet import efficientnet_lite0, photographs
 from benchmarks.kept import changing, read
+from deploypruner.errors import InputError
 from deploypruner.export import exporters
 from deploypruner.graph import trace
 from deploypruner.onnx_graph import to_model
 from deploypruner.openvino_import import openvino_core
+from deploypruner.qat import QdqModule, train_quantized
 from deploypruner.quantize.homogeneous import scalable_channels
 from deploypruner.quantize.scaling import rescale
 from deploypruner.quantize.static import quantize_static
+from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.sources.batches import Data
 from deploypruner.target import detect
 
 RESULTS = Path(__file__).parent / "results" / "int8_accuracy.zen4.json"
 FOLDER = WORK / "int8-accuracy"
-NETS = ("resnet20", "resnet56", "efficientnet_lite0")
+NETS = ("resnet20", "resnet56", "se_net", "efficientnet_lite0")
 FORMS = ("dense", "dense rescaled", "pruned", "pruned rescaled")
-METHODS = ("float", "min-max", "ours", "onnxruntime", "nncf")
+METHODS = ("float", "min-max", "ours", "qat", "onnxruntime", "nncf", "quark")
+_IN_ONNXRUNTIME = ("onnxruntime", "quark")
 _CALIBRATED = {"efficientnet_lite0": 500}
 _BATCH, _MACS, _DECADES = 8, 0.7, 4.0
+# Images that quantization-aware training sees, as often as that.
+_TRAINED, _EPOCHS = 10_000, 2
 
 Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a method may use.
+
+    Args:
+        calibration: Feeds of unlabelled images, all methods' alike.
+        labelled: For training, None where nobody gave labels.
+        validating: Images with labels that do not judge.
+    """
+
+    calibration: list[list[Array]]
+    labelled: Data | None
+    validating: tuple[Array, Array]
 
 
 @click.group()
@@ -68,7 +93,13 @@ def main() -> None:
 @main.command()
 @click.option("--net", type=click.Choice(NETS), multiple=True, help="only these; all by default")
 @click.option("--form", type=click.Choice(FORMS), multiple=True, help="only these; dense ones alone for ImageNet")
-@click.option("--method", type=click.Choice(METHODS), multiple=True, default=METHODS[:4], show_default=True)
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    multiple=True,
+    default=("float", "min-max", "ours", "onnxruntime"),
+    show_default=True,
+)
 @click.option("--images", default=5000, show_default=True, help="test images that judge, at most")
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def run(net: Sequence[str], form: Sequence[str], method: Sequence[str], images: int, results: Path) -> None:
@@ -77,16 +108,17 @@ def run(net: Sequence[str], form: Sequence[str], method: Sequence[str], images: 
         data = photographs() if name in _CALIBRATED else cifar10()
         for kind in form or (FORMS[:2] if name in _CALIBRATED else FORMS):
             fp32 = _fp32(name, kind, data)
-            x, labels = _judging(name, data, images)
+            x, labels, others = _judging(data, images)
             reference = _answers(fp32, x)
             for way in dict.fromkeys(("float", *method)):
                 key = f"{name}, {kind}, {way}"
                 if key in read(results):
                     continue
+                given = Given(_calibration(name, data), None if name in _CALIBRATED else cifar10(_TRAINED), others)
                 begun = time.perf_counter()
-                file, about = (fp32, {}) if way == "float" else _int8(way, fp32, _calibration(name, data))
+                file, about = (fp32, {}) if way == "float" else _int8(way, fp32, given)
                 seconds = time.perf_counter() - begun
-                answers = _answers(file, x, runtime="onnxruntime" if way == "onnxruntime" else "openvino")
+                answers = _answers(file, x, runtime="onnxruntime" if way in _IN_ONNXRUNTIME else "openvino")
                 row = {
                     "top1": float((answers.argmax(axis=1) == labels).mean() * 100),
                     "agreement": float((answers.argmax(axis=1) == reference.argmax(axis=1)).mean() * 100),
@@ -159,11 +191,12 @@ def _calibration(net: str, data: Data) -> list[list[Array]]:
     return [[np.ascontiguousarray(x.numpy()) for x in inputs] for inputs, _ in islice(batches, count)]
 
 
-def _judging(net: str, data: Data, most: int) -> tuple[Array, Array]:
+def _judging(data: Data, most: int) -> tuple[Array, Array, tuple[Array, Array]]:
+    """Images and labels that judge, and the others."""
     shuffled = data.val.with_targets(batch_size=100, seed=0, shuffle=True)  # they lie by class
     parts = [(np.asarray(inputs[0]), np.asarray(labels)) for inputs, labels in shuffled]
-    x, labels = (np.concatenate(part)[:most] for part in zip(*parts, strict=True))
-    return x, labels
+    x, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return x[:most], labels[:most], (x[most:], labels[most:])
 
 
 def _answers(path: Path, x: Array, *, runtime: str = "openvino") -> Array:
@@ -175,18 +208,16 @@ def _answers(path: Path, x: Array, *, runtime: str = "openvino") -> Array:
     return np.concatenate([compiled(x[at : at + 50])[0] for at in range(0, len(x), 50)])
 
 
-def _int8(method: str, fp32: Path, calibration: list[list[Array]]) -> tuple[Path, dict[str, Any]]:
+def _int8(method: str, fp32: Path, given: Given) -> tuple[Path, dict[str, Any]]:
     """An int8 file by one of the methods, and what is to be said about it."""
-    return _WAYS[method](fp32, FOLDER / f"{fp32.stem}-{method}", calibration)
+    return _WAYS[method](fp32, FOLDER / f"{fp32.stem}-{method}", given)
 
 
-def _ours(
-    fp32: Path, path: Path, calibration: list[list[Array]], *, repair: bool = True
-) -> tuple[Path, dict[str, Any]]:
+def _ours(fp32: Path, path: Path, given: Given, *, repair: bool = True) -> tuple[Path, dict[str, Any]]:
     path = path.with_suffix(".onnx")
     summary = quantize_static(
         *(fp32, path),
-        calibration=calibration,
+        calibration=given.calibration,
         method="auto",
         reduce_range=detect().saturates,
         repair=repair,
@@ -194,42 +225,86 @@ def _ours(
     return path, {"repair": [asdict(step) for step in summary.repair]}
 
 
-def _plain(fp32: Path, path: Path, calibration: list[list[Array]]) -> tuple[Path, dict[str, Any]]:
-    return _ours(fp32, path, calibration, repair=False)
+def _plain(fp32: Path, path: Path, given: Given) -> tuple[Path, dict[str, Any]]:
+    return _ours(fp32, path, given, repair=False)
 
 
-def _onnxruntime(fp32: Path, path: Path, calibration: list[list[Array]]) -> tuple[Path, dict[str, Any]]:
-    class Reader(quantization.CalibrationDataReader):
-        def __init__(self) -> None:
-            name = onnx.load(fp32).graph.input[0].name
-            self._left: Iterator[dict[str, Array]] = iter([{name: feeds[0]} for feeds in calibration])
+def _trained(fp32: Path, path: Path, given: Given) -> tuple[Path, dict[str, Any]]:
+    """What "ours" wrote, trained; the float file is the teacher."""
+    data = given.labelled
+    if data is None:
+        raise InputError("quantization-aware training is compared where images have labels", hint="leave it out here")
+    begun = FOLDER / f"{fp32.stem}-ours.onnx"
+    if not begun.exists():
+        _ours(fp32, begun.with_suffix(""), given)
+    path = path.with_suffix(".onnx")
+    outcome = train_quantized(
+        *(begun, path),
+        teacher=QdqModule(fp32).eval(),
+        batches=data.train,
+        settings=FinetuneSettings(epochs=_EPOCHS, channels_last=True),
+        validate=lambda module: _percent(module, *given.validating),
+        fp32=fp32,
+    )
+    return path, {"in training": outcome.after, "before": outcome.before}
 
-        def get_next(self) -> dict[str, Array] | None:
-            return next(self._left, None)
 
+@torch.no_grad()
+def _percent(module: torch.nn.Module, x: Array, labels: Array) -> float:
+    right = 0
+    for at in range(0, len(x), 100):
+        right += int(
+            (module(torch.from_numpy(x[at : at + 100])).argmax(dim=1).numpy() == labels[at : at + 100]).sum()
+        )
+    return 100 * right / len(x)
+
+
+class _Reader(quantization.CalibrationDataReader):
+    """The images in the form that ONNX Runtime's quantizer and those after it ask for."""
+
+    def __init__(self, fp32: Path, given: Given) -> None:
+        name = onnx.load(fp32).graph.input[0].name
+        self._left: Iterator[dict[str, Array]] = iter([{name: feeds[0]} for feeds in given.calibration])
+
+    def get_next(self) -> dict[str, Array] | None:
+        return next(self._left, None)
+
+
+def _onnxruntime(fp32: Path, path: Path, given: Given) -> tuple[Path, dict[str, Any]]:
     path = path.with_suffix(".onnx")
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready.onnx"
         quant_pre_process(fp32, ready)
-        quantization.quantize_static(ready, path, Reader())
+        quantization.quantize_static(ready, path, _Reader(fp32, given))
     return path, {"version": onnxruntime.__version__}
 
 
-def _nncf(fp32: Path, path: Path, calibration: list[list[Array]]) -> tuple[Path, dict[str, Any]]:
+def _nncf(fp32: Path, path: Path, given: Given) -> tuple[Path, dict[str, Any]]:
     import nncf
     import openvino
 
     model = openvino_core().read_model(str(fp32))
-    dataset = nncf.Dataset([image[None] for feeds in calibration for image in feeds[0]])
+    dataset = nncf.Dataset([image[None] for feeds in given.calibration for image in feeds[0]])
     openvino.save_model(nncf.quantize(model, dataset), path.with_suffix(".xml"))
     return path.with_suffix(".xml"), {"version": nncf.__version__}
 
 
-_WAYS: dict[str, Callable[[Path, Path, list[list[Array]]], tuple[Path, dict[str, Any]]]] = {
+def _quark(fp32: Path, path: Path, given: Given) -> tuple[Path, dict[str, Any]]:
+    from quark.onnx import ModelQuantizer, QConfig, __version__
+
+    path = path.with_suffix(".onnx")
+    settings = QConfig.get_default_config("A8W8")
+    ModelQuantizer(settings).quantize_model(str(fp32), str(path), _Reader(fp32, given))
+    return path, {"version": __version__}
+
+
+_WAYS: dict[str, Callable[[Path, Path, Given], tuple[Path, dict[str, Any]]]] = {
     "min-max": _plain,
     "ours": _ours,
+    "qat": _trained,
     "onnxruntime": _onnxruntime,
     "nncf": _nncf,
+    "quark": _quark,
 }
 
 

@@ -1,5 +1,5 @@
 """The CIFAR ResNets of He et al. (arXiv:1512.03385, sec. 4.2), option A shortcuts without parameters; a MobileNetV2;
-a VGG with batch norm, which has no shortcut at all; a small vision transformer.
+a net with squeeze-and-excitation; a VGG with batch norm, which has no shortcut at all; a small vision transformer.
 
 Parameter names are those of the published weights in the shared data folder: `conv1, bn1, layerX.Y.conv1, linear`.
 """
@@ -138,6 +138,65 @@ def mobilenet_v2_half() -> MobileNetV2:
     return MobileNetV2(0.5)
 
 
+class SqueezeExcite(nn.Module):
+    """A gate per channel from the mean over the image: two 1x1 convolutions and a hard sigmoid."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(8, channels // 4)
+        self.fc1, self.fc2 = nn.Conv2d(channels, hidden, 1), nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * F.hardsigmoid(self.fc2(self.fc1(x.mean((2, 3), keepdim=True)).relu()))
+
+
+class GatedBlock(nn.Module):
+    """Expand, depthwise, squeeze and excite, project; added to the input where shapes allow."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        wide = 4 * before
+        self.expand, self.norm1 = nn.Conv2d(before, wide, 1, bias=False), nn.BatchNorm2d(wide)
+        self.depth, self.norm2 = nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False), nn.BatchNorm2d(wide)
+        self.se = SqueezeExcite(wide)
+        self.project, self.norm3 = nn.Conv2d(wide, after, 1, bias=False), nn.BatchNorm2d(after)
+        self.added = stride == 1 and before == after
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.hardswish(self.norm1(self.expand(x)))
+        y = self.norm3(self.project(self.se(F.hardswish(self.norm2(self.depth(y))))))
+        return x + y if self.added else y
+
+
+class SENet(nn.Module):
+    """Eight such blocks for 32 x 32 images, in the manner of MobileNetV3 (arXiv:1905.02244) and of our own size.
+
+    Args:
+        width: Factor on all channels, rounded to multiples of 8.
+    """
+
+    # channels, blocks, stride of the first
+    STAGES = ((16, 1, 1), (24, 2, 2), (40, 3, 2), (80, 2, 1))
+
+    def __init__(self, width: float = 1.0, classes: int = 10) -> None:
+        super().__init__()
+        sizes = [
+            (max(8, round(channels * width / 8) * 8), blocks, stride) for channels, blocks, stride in self.STAGES
+        ]
+        before = sizes[0][0]
+        self.stem, self.norm = nn.Conv2d(3, before, 3, 1, 1, bias=False), nn.BatchNorm2d(before)
+        blocks: list[nn.Module] = []
+        for channels, count, stride in sizes:
+            for i in range(count):
+                blocks.append(GatedBlock(before, channels, stride if i == 0 else 1))
+                before = channels
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(before, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, 3, 32, 32] -> [N, classes]
+        return self.head(self.blocks(F.hardswish(self.norm(self.stem(x)))).mean((2, 3)))
+
+
 class VGG(nn.Module):
     """Four pairs of 3x3 convolutions with batch norm, each pair at half the resolution of the one before.
 
@@ -204,6 +263,7 @@ PUBLISHED = {"resnet20": resnet20, "resnet32": resnet32, "resnet44": resnet44, "
 NETS: dict[str, Callable[[], nn.Module]] = {
     **PUBLISHED,
     "mobilenet_v2_half": mobilenet_v2_half,
+    "se_net": SENet,
     "vgg_bn": VGG,
     "vit": ViT,
 }

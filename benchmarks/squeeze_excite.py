@@ -18,10 +18,10 @@ from typing import Any
 import click
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from benchmarks.cifar10 import WORK, cifar10
+from benchmarks.models import SENet
 from deploypruner.graph import Graph, trace
 from deploypruner.progress import progress_for
 from deploypruner.recipe.finetune import FinetuneSettings
@@ -37,64 +37,7 @@ from deploypruner.train.validate import top1_percent
 RESULTS = Path(__file__).parent / "results"
 GLOBAL, ONLY_SE = (0.5, 0.7, 0.8, 0.9), (0.9, 0.95, 0.99, 0.999)
 _STATISTICS_BATCHES = 20
-_EXPANSION, _SQUEEZE = 4, 4
 _PARTS = {"se.fc1": "SE-fc1", "se.fc2": "SE-fc2", "expand": "1x1 expand", "project": "1x1 project"}
-# channels, blocks, stride of the first
-_STAGES = ((16, 1, 1), (24, 2, 2), (40, 3, 2), (80, 2, 1))
-
-
-class SqueezeExcite(nn.Module):
-    """A gate per channel from the mean over the image: two 1x1 convolutions and a hard sigmoid."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        hidden = max(8, channels // _SQUEEZE)
-        self.fc1, self.fc2 = nn.Conv2d(channels, hidden, 1), nn.Conv2d(hidden, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * F.hardsigmoid(self.fc2(self.fc1(x.mean((2, 3), keepdim=True)).relu()))
-
-
-class Block(nn.Module):
-    """Expand, depthwise, squeeze and excite, project; added to the input where shapes allow."""
-
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        wide = _EXPANSION * before
-        self.expand, self.norm1 = nn.Conv2d(before, wide, 1, bias=False), nn.BatchNorm2d(wide)
-        self.depth, self.norm2 = nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False), nn.BatchNorm2d(wide)
-        self.se = SqueezeExcite(wide)
-        self.project, self.norm3 = nn.Conv2d(wide, after, 1, bias=False), nn.BatchNorm2d(after)
-        self.added = stride == 1 and before == after
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.hardswish(self.norm1(self.expand(x)))
-        y = self.norm3(self.project(self.se(F.hardswish(self.norm2(self.depth(y))))))
-        return x + y if self.added else y
-
-
-class SENet(nn.Module):
-    """Eight such blocks for 32 x 32 images.
-
-    Args:
-        width: Factor on all channels, rounded to multiples of 8.
-    """
-
-    def __init__(self, width: float = 1.0, classes: int = 10) -> None:
-        super().__init__()
-        sizes = [(max(8, round(channels * width / 8) * 8), blocks, stride) for channels, blocks, stride in _STAGES]
-        before = sizes[0][0]
-        self.stem, self.norm = nn.Conv2d(3, before, 3, 1, 1, bias=False), nn.BatchNorm2d(before)
-        blocks: list[nn.Module] = []
-        for channels, count, stride in sizes:
-            for i in range(count):
-                blocks.append(Block(before, channels, stride if i == 0 else 1))
-                before = channels
-        self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(before, classes)
-
-    def forward(self, x: Tensor) -> Tensor:  # [N, 3, 32, 32] -> [N, classes]
-        return self.head(self.blocks(F.hardswish(self.norm(self.stem(x)))).mean((2, 3)))
 
 
 def part(layer: SparseLayer) -> str:
