@@ -170,6 +170,9 @@ struct Target {
   // byte. Where a target has none, those of gate.cpp do it.
   void (*sums)(int pixels, const uint8_t* quad, int32_t (&sums)[DP_QUAD]) = nullptr;
   void (*scale)(int vectors, const uint8_t* x, const float (&m)[DP_QUAD], const float (&b)[DP_QUAD], uint8_t* y) = nullptr;
+  // Up to four channels of an image to one quad; and y = max(x, y) of so many bytes. Else those of border.cpp.
+  void (*quantize)(int pixels, int channels, const float* x, float step, float zero_point, uint8_t* quad) = nullptr;
+  void (*max_rows)(int bytes, const uint8_t* x, uint8_t* y) = nullptr;
   // Where there are windows: lines of `count` pixels, from up to sixteen quads `plane` bytes apart, absent ones zero; and
   // what a step costs per pixel, and a line, in multiplications of one loaded vector by a quad's weights.
   void (*lines)(int count, int stride, int quads, size_t plane, const uint8_t* from, uint8_t* to) = nullptr;

@@ -6,6 +6,7 @@
 //
 // Target 30 on x86_64: -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mavx512vbmi -mfma -mpopcnt -Wno-uninitialized -Wno-maybe-uninitialized
 // GCC's own headers warn about the registers they leave undefined on purpose.
+#include "avx512_border.h"
 #include "avx512_conv.h"
 #include "avx512_gate.h"
 
@@ -213,7 +214,7 @@ bool runs() {
 Target target(const char* name, double cheaper) {
   const bool is_amd = __builtin_cpu_is("amd");
   Target made{name, runs, tile_or_windows, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy,
-              sums, scale};
+              sums, scale, quantize, max_rows};
   made.lines = lines;
   made.step_cost = cheaper * (is_amd ? 8.4 / 5.5 : 2);
   made.line_cost = cheaper * (is_amd ? 4 : 8);

@@ -178,7 +178,7 @@ inline Case draw_case(uint64_t number) {
   return c;
 }
 
-void fill(Random& random, uint8_t* data, size_t bytes) {
+inline void fill(Random& random, uint8_t* data, size_t bytes) {
   for (size_t i = 0; i < bytes; ++i) data[i] = uint8_t(random());
 }
 
