@@ -4,6 +4,7 @@
     python -m benchmarks.sparse_networks                       # measure what is missing, then the tables
     python -m benchmarks.sparse_networks --net resnet50 --setting latency-1 --seconds 5
     python -m benchmarks.sparse_networks --markdown            # only the tables
+    python -m benchmarks.sparse_networks --pattern 4x4 --sparsity 0.9 --kind openvino --kind every --out here.json
 
 torchvision's architectures at 224 x 224, random but lively weights (`sparse_models`): these are times, nothing is
 said of accuracy. Every engine and file has a process of its own, all alive, and they take turns block by block; a
@@ -14,7 +15,8 @@ for, and every row of it says what share of the operations it computes itself.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,9 @@ from deploypruner.errors import MeasureError
 from deploypruner.measure import environment
 
 RESULTS = Path(__file__).parent / "results" / "sparse_networks.json"
-PATTERNS = ("nm64", "1x4", "unstructured")
+PATTERNS = ("4x4", "nm64", "1x4", "unstructured")
 SPARSITIES = (0.8, 0.9)
+KINDS = ("openvino", "sparse", "every", "onnxruntime", "deepsparse")
 _BASE = "OpenVINO dense"
 
 Results = dict[str, Any]
@@ -73,13 +76,13 @@ class Job:
     variant: Variant
 
 
-def jobs(net: str, setting: Setting) -> list[Job]:
+def jobs(net: str, setting: Setting, sparsities: Sequence[float] = SPARSITIES) -> list[Job]:
     """What is timed side by side; the first is what the others are compared with."""
     dense = Variant(net, batch=setting.batch)
     own = "openvino-streams" if setting.streams else "openvino"
     found = [Job(_BASE, own, "openvino", dense)]
     threads = 1 if setting.streams else setting.threads  # two streams have one each
-    sparse = [Variant(net, p, s, setting.batch, threads) for p, s in product(setting.patterns, SPARSITIES)]
+    sparse = [Variant(net, p, s, setting.batch, threads) for p, s in product(setting.patterns, sparsities)]
     found += [Job(f"ours {variant.label}", own, "sparse", variant) for variant in sparse]
     found += [Job(f"ours {variant.label}, every layer", own, "every", variant) for variant in sparse]
     if setting.batch == 1 and not setting.streams:
@@ -89,9 +92,8 @@ def jobs(net: str, setting: Setting) -> list[Job]:
     return found
 
 
-def measure_net(net: str, setting: Setting, *, rounds: int, seconds: float) -> Results:
+def measure_net(net: str, setting: Setting, todo: Sequence[Job], *, rounds: int, seconds: float) -> Results:
     """One run."""
-    todo = jobs(net, setting)
     with Engines(WORK / "logs", setting.threads) as engines:
         opened: dict[str, tuple[Job, File]] = {}
         for job in todo:
@@ -164,6 +166,9 @@ def size_table(found: Results) -> str:
 @click.command()
 @click.option("--net", "nets", multiple=True, default=NETS, show_default=True)
 @click.option("--setting", "settings", multiple=True, type=click.Choice(list(SETTINGS)), default=tuple(SETTINGS))
+@click.option("--pattern", "patterns", multiple=True, type=click.Choice(PATTERNS), help="Only these.")
+@click.option("--sparsity", "sparsities", multiple=True, type=float, default=SPARSITIES, show_default=True)
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), default=KINDS, show_default=True)
 @click.option("--rounds", default=10, show_default=True, help="At least so many.")
 @click.option("--seconds", default=6.0, show_default=True, help="At least for so long, each network and setting.")
 @click.option("--out", default=RESULTS, show_default=True, type=click.Path(path_type=Path))
@@ -172,6 +177,9 @@ def size_table(found: Results) -> str:
 def main(
     nets: tuple[str, ...],
     settings: tuple[str, ...],
+    patterns: tuple[str, ...],
+    sparsities: tuple[float, ...],
+    kinds: tuple[str, ...],
     rounds: int,
     seconds: float,
     out: Path,
@@ -185,13 +193,16 @@ def main(
         key = f"{net} {name}"
         if key in found["runs"]:
             continue
-        for job in jobs(net, SETTINGS[name]):
+        setting = SETTINGS[name]
+        setting = replace(setting, patterns=tuple(p for p in setting.patterns if not patterns or p in patterns))
+        todo = [job for job in jobs(net, setting, sparsities) if job.kind in kinds]
+        for job in todo:
             prepare(job.variant, (job.kind,))
         if only_prepare:
             click.echo(f"{key}: written", err=True)
             continue
         found.setdefault("environment", environment())
-        found["runs"][key] = measure_net(net, SETTINGS[name], rounds=rounds, seconds=seconds)
+        found["runs"][key] = measure_net(net, setting, todo, rounds=rounds, seconds=seconds)
         part = out.with_suffix(".tmp")
         part.write_text(json.dumps(found, indent=1) + "\n")
         part.replace(out)

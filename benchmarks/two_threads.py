@@ -24,7 +24,8 @@ import numpy as np
 from benchmarks.sparse_models import Variant, prepare
 from deploypruner.measure import environment
 from deploypruner.runtime.on_openvino import OpenVino
-from deploypruner.sparse.bindings import Bytes, Conv, ConvShape, aligned, c4_shape
+from deploypruner.sparse.arrays import Bytes, aligned, c4_shape
+from deploypruner.sparse.bindings import Conv, ConvShape
 
 RESULTS = Path(__file__).parent / "results" / "two_threads.json"
 _SLOW = 1.2

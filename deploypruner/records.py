@@ -211,6 +211,7 @@ class Artifact:
             pattern says nothing of speed, runtimes execute zeros like any other number.
         cost: Predicted cost, None when the file's origin is unknown.
         runtime: The only one it is for, "" where it is for every one that opens it.
+        environment: Variables of the process that runs it, name and value.
     """
 
     name: str
@@ -220,6 +221,7 @@ class Artifact:
     pattern: str = "dense"
     cost: Cost | None = None
     runtime: str = ""
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

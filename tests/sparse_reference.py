@@ -68,6 +68,25 @@ class FromC4(OpRun):
         return (from_c4(x, channels, height, width),)
 
 
+class QuantizeC4(OpRun):
+    op_domain = "deploypruner"
+
+    def _run(self, x, scale, zero_point):
+        steps = np.rint(x / np.float32(scale)) + np.float32(zero_point)
+        return (to_c4(np.clip(steps, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)),)
+
+
+class MaxPoolC4(OpRun):
+    op_domain = "deploypruner"
+
+    def _run(self, x, channels, height, width, kernel_shape, strides, pads):
+        top, left, bottom, right = pads
+        image = from_c4(x, channels, height, width)
+        padded = np.pad(image, ((0, 0), (top, bottom), (left, right), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, kernel_shape, (1, 2))
+        return (to_c4(windows[:, :: strides[0], :: strides[1]].max((-2, -1))),)
+
+
 class SparseConv(OpRun):
     op_domain = "deploypruner"
 
@@ -142,4 +161,6 @@ class ScaleC4(OpRun):
 
 def run_reference(model: onnx.ModelProto, feeds: dict, *, wanted=None):
     """Outputs of a sparse model, or the tensors called `wanted`."""
-    return ReferenceEvaluator(model, new_ops=[ToC4, FromC4, SparseConv, PoolC4, ScaleC4]).run(wanted, feeds)
+    return ReferenceEvaluator(model, new_ops=[QuantizeC4, MaxPoolC4, ToC4, FromC4, SparseConv, PoolC4, ScaleC4]).run(
+        wanted, feeds
+    )

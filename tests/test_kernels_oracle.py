@@ -146,3 +146,42 @@ def test_scales_that_are_not_finite_are_refused(scale: float) -> None:
 def test_a_kernel_larger_than_the_padded_image_is_refused() -> None:
     with pytest.raises(KernelError, match="larger than the padded image"):
         Conv(ConvShape(4, 4, 2, 2, kernel=(3, 3)), np.ones((4, 4, 3, 3), np.int8), np.ones(4), np.zeros(4, np.int32))
+
+
+@pytest.mark.skipif(not is_built() or "avx2" not in targets(), reason="this CPU has no AVX2")
+@pytest.mark.parametrize(
+    ("pair", "entries"),
+    [((64, 64), 1), ((64, 65), 2), ((127, 1), 1), ((127, 2), 2), ((-64, -64), 1), ((-64, -65), 2), ((127, -128), 1)],
+)
+def test_avx2_splits_the_pairs_whose_products_might_not_fit_16_bits_and_no_others(
+    pair: tuple[int, int], entries: int
+) -> None:
+    # 255 * 128 = 32640 fits, 255 * 129 = 32895 does not.
+    weights = np.zeros((4, 4, 1, 1), np.int8)
+    weights[2, :2, 0, 0] = pair
+    x = to_c4(np.full((1, 1, 3, 4), 255, np.uint8))
+    shape, scale, bias = (
+        ConvShape(4, 4, 1, 3, output_zero_point=128),
+        np.full(4, 1 / 512, np.float32),
+        np.zeros(4, np.int32),
+    )
+    with Conv(shape, weights, scale, bias, target="avx2") as conv:
+        assert conv.steps == 3 + entries  # four rows share the first entry
+        expected = np.clip(round(255 * sum(pair) / 512) + 128, 0, 255)
+        assert from_c4(conv(x), (1, 3, 4))[0, 0, 0].tolist() == [128, 128, expected, 128]
+
+
+def test_a_depthwise_convolution_by_hand_reads_the_zero_point_outside_the_image() -> None:
+    # Sums of nine neighbours, 1 in channel 0, 2 in channel 1 ...; outside the image is 5, which counts for nothing.
+    x = np.broadcast_to(np.arange(1, 6, dtype=np.uint8) + 5, (1, 3, 18, 5))
+    for stride, corner, edge, inner in ((1, 4, 6, 9), (2, 4, 6, None)):
+        shape = ConvShape(5, 5, 3, 18, 5, (3, 3), (stride, stride), pads=(1, 1, 1, 1), input_zero_point=5)
+        for target in targets():
+            with Conv(
+                shape, np.ones((5, 1, 3, 3), np.int8), np.ones(5, np.float32), np.zeros(5, np.int32), target
+            ) as conv:
+                found = from_c4(conv(to_c4(x)), (*shape.size_out, 5))[0]
+            assert found[0, 0].tolist() == [corner * c for c in range(1, 6)], target
+            assert found[0, 3].tolist() == [edge * c for c in range(1, 6)], target
+            if inner:
+                assert found[1, 16].tolist() == [inner * c for c in range(1, 6)], target

@@ -55,7 +55,10 @@ def test_the_sparsity_is_never_below_what_was_asked_and_within_a_unit_of_it(
 @pytest.mark.parametrize("name", NAMES)
 def test_relabelling_outputs_relabels_the_mask(name: str) -> None:
     values = saliency(16, 8, 3)
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+    drawn = torch.Generator().manual_seed(1)
+    groups = torch.randperm(4, generator=drawn)  # of four outputs, which some pattern keeps together
+    inside = torch.stack([torch.randperm(4, generator=drawn) for _ in groups])
+    order = (4 * groups[:, None] + inside).flatten()
     assert torch.equal(at(name, values[order])[1], at(name, values)[1][order])
 
 
@@ -90,6 +93,25 @@ def test_blocks_keep_the_largest_sums() -> None:
         allowed.append(chosen.repeat_interleave(4).view(3, 8))
     assert keep == 3
     assert float(values[mask].sum()) == pytest.approx(best_by_enumeration(values, allowed))
+
+
+def test_blocks_of_four_outputs_keep_the_largest_sums_and_the_last_group_is_narrower() -> None:
+    values = saliency(6, 8)  # groups of 4 and of 2 outputs, two blocks each
+    mask = make_pattern("4x4").units(values).mask(values, 2)
+    parts = [values[rows, columns] for rows in (slice(0, 4), slice(4, 6)) for columns in (slice(0, 4), slice(4, 8))]
+    best = max(float(one.sum() + other.sum()) for one, other in combinations(parts, 2))
+    assert float(values[mask].sum()) == pytest.approx(best)
+    assert torch.equal(mask[0], mask[3])
+    assert torch.equal(mask[4], mask[5])
+
+
+def test_four_outputs_share_their_blocks_at_every_tap() -> None:
+    values = saliency(12, 20, 3, 3)
+    keep, mask = at("4x4", values, 0.7)
+    blocks = by_tap(mask).reshape(3, 4, 9, 5, 4)
+    assert torch.equal(blocks, blocks[:, :1, :, :, :1].expand_as(blocks))
+    assert keep == 40  # of 135 blocks of 16 weights: 0.3 * 2160 / 16 = 40.5
+    assert make_pattern("4x4").ragged(10) == "10 inputs are no multiple of 4: the last block of each row holds 2"
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 5])

@@ -175,7 +175,7 @@ def test_the_command_line_refuses_with_one_hint(options: tuple[str, ...], said: 
 
 def test_patterns_and_schedules_are_listed() -> None:
     listed = run_cli("list", "patterns").out
-    assert all(name in listed for name in ("channel", "N:M", "1x4", "nm64", "unstructured"))
+    assert all(name in listed for name in ("channel", "N:M", "1x4", "4x4", "nm64", "unstructured"))
     assert [line.split()[0] for line in run_cli("list", "sparse-schedules").out.splitlines()] == [
         *("dtp", "gradual", "one-shot", "pdp")
     ]

@@ -212,6 +212,7 @@ def _within_drop(
                 classes=class_outputs(inputs.tasks or ()),
                 samples=first_samples(inputs.calibration),
                 reduce_range=saturates,
+                feeds=inputs.timed,
                 threads=file.threads,
                 say=say,
             )

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from deploypruner.build.sparse_race import DENSE, Race, race
 from deploypruner.build.state import Feeds
-from deploypruner.errors import InputError, KernelError
+from deploypruner.errors import InputError, KernelError, MeasureError
 from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.onnx_file import write_onnx
 from deploypruner.records import Check
+from deploypruner.scratch import scratch
 from deploypruner.sparse.convert import SparseModel, sparsify
 from deploypruner.sparse.gates import Gate
 from deploypruner.sparse.layer import Layer
@@ -23,6 +25,7 @@ from deploypruner.sparse.partition import LayerDecision
 from deploypruner.sparse.verify import verify_operations
 
 MODEL = "model.sparse.onnx"
+_CHOSEN, _EVERY = "chosen", "every layer"
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,14 @@ def make_sparse(
     say: Callable[[str], None] = lambda line: None,
     clock: Clock | None = None,
 ) -> Made:
-    """Write `sparse`, the fastest form of the QDQ file `dense` by measured layers, and prove its operations.
+    """Write `sparse`, the fastest form of the QDQ file `dense`, and prove its operations.
+
+    Every layer is timed both ways, and the cheapest cut between them proposes a form. That form, every layer sparse
+    and the dense file are then timed whole; nothing slower than the dense one is written.
 
     Args:
         dense: u8 activations, one fixed size.
-        sparse: Written only if some layer is faster sparse.
+        sparse: Written only where it is no slower than `dense`.
         feeds: Inputs for the proof, real ones where there are any.
         timed: Inputs that layers are timed with, as many images as the model is to run with; the first of `feeds`
             where None.
@@ -83,13 +89,68 @@ def make_sparse(
     except InputError as error:  # OpenVINO cannot run every model that is sound; the build goes on without it
         sparse.unlink()
         return Made(None, _document(every, reason=error.message))
+    sparse.unlink()
     found, setting = sparsify(model, costs=costs), {"batch": costs.rates.images, "threads": threads}
-    if found.model is None:
-        sparse.unlink()
-        return Made(None, _document(found, reason="no layer is faster sparse", target=target) | setting)
+    say("timing the whole model dense and sparse")
+    try:
+        with scratch() as folder:
+            run = _raced(dense, found, every, folder=folder, feeds=timed, threads=threads, clock=clock)
+    except MeasureError as error:
+        return Made(None, _document(found, reason=error.message, target=target) | setting)
+    setting |= run.to_json()
+    if run.kept.form == DENSE:
+        return Made(None, _document(_with_none(found), reason=_why_dense(found, run), target=target) | setting)
+    if run.kept.form == _EVERY:
+        found = _with_every(found, every)
+    assert found.model is not None, "what ran has operations of ours"
     write_onnx(found.model, sparse)
     check = verify_operations(dense, sparse, [choice.layer for choice in found.choices if choice.sparse], feeds)
     return Made(check, _document(found, reason="", target=target) | setting | {"library": library.name})
+
+
+def _raced(
+    dense: Path,
+    found: SparseModel,
+    every: SparseModel,
+    *,
+    folder: Path,
+    feeds: Feeds,
+    threads: int,
+    clock: Clock,
+) -> Race:
+    """The dense file, what the layers' times proposed, and every layer sparse, unless those two are one."""
+    models = {_CHOSEN: found.model, _EVERY: every.model}
+    if all(choice.sparse for choice in found.choices):
+        del models[_EVERY]
+    files = {}
+    for number, (form, model) in enumerate(models.items()):
+        if model is not None:
+            files[form] = folder / f"{number}.onnx"
+            write_onnx(model, files[form])
+    preferred = DENSE if found.model is None else _CHOSEN
+    return race(dense, files, preferred=preferred, feeds=feeds, threads=threads, clock=clock)
+
+
+def _why_dense(found: SparseModel, run: Race) -> str:
+    if found.model is None:
+        return "no layer is faster sparse"
+    best = max((entrant for entrant in run.entrants if entrant.form != DENSE), key=lambda entrant: entrant.ratio)
+    what = "every layer" if best.form == _EVERY else f"{found.chosen} of its layers"
+    return f"the whole model with {what} in sparse kernels runs {best.ratio:.2f}x as fast as the dense one"
+
+
+def _with_none(found: SparseModel) -> SparseModel:
+    """All layers dense."""
+    reason = "faster sparse, but the whole is faster dense"
+    choices = tuple(replace(c, sparse=False, reason=reason) if c.sparse else c for c in found.choices)
+    return replace(found, model=None, choices=choices)
+
+
+def _with_every(found: SparseModel, every: SparseModel) -> SparseModel:
+    """All layers sparse, with what was predicted about each."""
+    reason = "the whole is faster with every layer sparse"
+    choices = tuple(c if c.sparse else replace(c, sparse=True, reason=reason) for c in found.choices)
+    return replace(found, model=every.model, choices=choices)
 
 
 def _for_example(refused: Mapping[str, str]) -> str:

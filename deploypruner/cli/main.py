@@ -231,6 +231,7 @@ def list_command(kind: str | None) -> None:
         click.echo(escaped(f"{name:{width}}  {text}"))
         if kind == targets.plural:
             click.echo(escaped(f"{'':{width}}  {_facts(name)}"))
+            click.echo(escaped(f"{'':{width}}  {_kernels()}"))
 
 
 def _facts(target: str) -> str:
@@ -239,6 +240,13 @@ def _facts(target: str) -> str:
 
     found = detect(target)
     return f"{found.processor}, {found.cores} core{'' if found.cores == 1 else 's'}; {found.int8_outlook}"
+
+
+def _kernels() -> str:
+    """Which of the sparse kernels' targets is taken, and why."""
+    from deploypruner.sparse.library import targets_outlook
+
+    return targets_outlook()
 
 
 def _described(kind: str) -> dict[str, str]:

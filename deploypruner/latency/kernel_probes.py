@@ -78,6 +78,8 @@ CHAINS = (
     Chain(256, 14, (Probe(1024, "1x4", 0.5), Probe(256, "1x4", 0.9), Probe(256, "nm64", 0.95, taps=3))),
     Chain(512, 7, (Probe(2048, "1x4", 0.9), Probe(512, "nm64", 0.9), Probe(512, "1x4", 0.95, taps=3))),
     Chain(128, 14, (Probe(512), Probe(128, "unstructured", 0.9), Probe(128, taps=3))),
+    Chain(256, 14, (Probe(1024, "4x4", 0.8), Probe(256, "4x4", 0.9), Probe(256, "4x4", 0.9, taps=3))),
+    Chain(64, 56, (Probe(64, "4x4", 0.8, taps=3), Probe(256, "4x4", 0.9), Probe(64, "4x4", 0.95))),
     _inverted(24, 144, 56, (0.8, 0.9)),
     _inverted(32, 192, 28, (0.9, 0.5), stride=2),
     _inverted(96, 576, 14, (0.7, 0.95)),

@@ -139,7 +139,8 @@ def read_timing(path: Path) -> Timing:
         record: dict[str, Any] = read_json(path, what="timing", hint="measure the artifact again")
         artifact = record["artifact"]
         cost = Cost(**artifact["cost"]) if artifact["cost"] else None
-        origin = Artifact(**artifact | {"path": Path(artifact["path"]), "cost": cost})
+        named = tuple((str(name), str(value)) for name, value in artifact.pop("environment", ()))
+        origin = Artifact(**artifact | {"path": Path(artifact["path"]), "cost": cost, "environment": named})
         samples = np.array(record["samples_ns"], dtype=np.int64)
         return Timing(**record | {"artifact": origin, "samples_ns": samples})
     except (OSError, ValueError, KeyError, TypeError) as error:

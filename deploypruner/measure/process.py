@@ -60,7 +60,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=_environment(threads),
+                env=_environment(threads) | dict(artifact.environment),
                 process_group=0,
             )
         assert self._process.stdin is not None, "worker was started without a pipe to it"

@@ -35,8 +35,14 @@ def sparse_sentence(found: dict[str, Any]) -> str:
     """
     if not found:
         return ""
+    setting = f"; {found['setting']}" if found.get("setting") else ""
     if not found["chosen"]:
-        return f"the dense int8 model is the one to deploy: {found['reason']}"
+        return f"the dense int8 model is the one to deploy: {found['reason']}{setting}"
+    return _ran(found) + setting
+
+
+def _ran(found: dict[str, Any]) -> str:
+    """How many layers run sparse, and what that gave."""
     ran = f"{found['chosen']} of {len(found['layers'])} layers run in sparse kernels ({found['target']})"
     against = found.get("against_dense")
     if against is None:

@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploypruner.errors import KernelError
-from deploypruner.sparse.layer import NO_LIMIT, PIXELS, QUAD
+from deploypruner.sparse.arrays import Bytes, aligned, c4_shape, check_array, check_c4, check_sizes, overlap, pointer
+from deploypruner.sparse.layer import NO_LIMIT
 from deploypruner.sparse.library import load
 from deploypruner.sparse.packed import pack
 
-ALIGN = 64
-Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 
@@ -112,26 +111,15 @@ def compress(weights: NDArray[np.int8]) -> tuple[Bytes, NDArray[np.int8]]:
     return packed.mask, packed.values
 
 
-def aligned(shape: tuple[int, ...]) -> Bytes:
-    """An uninitialized array of bytes whose base is 64-byte aligned."""
-    count = int(np.prod(shape))
-    raw = np.empty(count + ALIGN, np.uint8)
-    start = -raw.ctypes.data % ALIGN
-    return raw[start : start + count].reshape(shape)
-
-
-def c4_shape(batch: int, channels: int, pixels: int) -> tuple[int, int, int, int]:
-    """[N, Q, P, 4] of so many channels and pixels."""
-    return batch, -(-channels // QUAD), -(-pixels // PIXELS) * PIXELS, QUAD
-
-
 def to_c4(nhwc: Bytes, target: str | None = None) -> Bytes:
     """[N, H, W, C] to [N, Q, P, 4].
 
     Raises:
-        KernelError: This CPU cannot run the target.
+        KernelError: This CPU cannot run the target, or the array is no uint8 [N, H, W, C].
     """
-    batch, height, width, channels = nhwc.shape
+    batch, height, width, channels = (*np.shape(nhwc), 0, 0, 0, 0)[:4]
+    check_array("the image", nhwc, np.uint8, (batch, height, width, channels))
+    check_sizes({"batch": batch, "height": height, "width": width, "channels": channels, "pixels": height * width})
     nhwc, out = np.ascontiguousarray(nhwc), aligned(c4_shape(batch, channels, height * width))
     _convert("dp_to_c4", target, (batch, height * width, channels), source=nhwc, out=out)
     return out
@@ -141,16 +129,23 @@ def from_c4(c4: Bytes, size: tuple[int, int, int], target: str | None = None) ->
     """[N, Q, P, 4] to [N, H, W, C], `size` being (H, W, C).
 
     Raises:
-        KernelError: This CPU cannot run the target.
+        KernelError: This CPU cannot run the target, or `c4` holds other sizes.
     """
     height, width, channels = size
+    _check_activation(c4, height * width, channels)
     out = np.empty((c4.shape[0], height, width, channels), np.uint8)
     _convert("dp_from_c4", target, (c4.shape[0], height * width, channels), source=c4, out=out)
     return out
 
 
+def _check_activation(c4: Bytes, pixels: int, channels: int) -> None:
+    batch = len(c4) if np.ndim(c4) else 0
+    check_sizes({"batch": batch, "pixels": pixels, "channels": channels})
+    check_c4("the activation", c4, c4_shape(batch, channels, pixels))
+
+
 def _convert(name: str, target: str | None, sizes: tuple[int, int, int], *, source: Bytes, out: Bytes) -> None:
-    if getattr(load(), name)(_name(target), *sizes, _pointer(source), _pointer(out)):
+    if getattr(load(), name)(_name(target), *sizes, pointer(source), pointer(out)):
         raise _refused(target)
 
 
@@ -158,11 +153,12 @@ def pool_c4(c4: Bytes, size: tuple[int, int], *, zero_point: int, factor: float,
     """`dp_pool_c4` of [N, Q, P, 4], 64-byte aligned: float32 [N, channels]; `size` is pixels, channels.
 
     Raises:
-        KernelError: This CPU cannot run the target.
+        KernelError: This CPU cannot run the target, or `c4` holds other sizes.
     """
+    _check_activation(c4, *size)
     mean = np.empty((len(c4), size[1]), np.float32)
     numbers = (len(c4), *size, zero_point, ctypes.c_float(factor))
-    if load().dp_pool_c4(_name(target), *numbers, _pointer(c4), _pointer(mean)):
+    if load().dp_pool_c4(_name(target), *numbers, pointer(c4), pointer(mean)):
         raise _refused(target)
     return mean
 
@@ -173,12 +169,15 @@ def scale_c4(
     """`dp_scale_c4` of [N, Q, P, 4], 64-byte aligned, by float32 [N, channels]; `zero_points` of x and of the result.
 
     Raises:
-        KernelError: This CPU cannot run the target.
+        KernelError: This CPU cannot run the target, or `c4` and `by` hold other sizes.
     """
-    by, out = np.ascontiguousarray(by, np.float32), aligned(c4.shape)
+    by = np.ascontiguousarray(by, np.float32)
+    _check_activation(c4, pixels, by.shape[-1])
+    check_array("the numbers to scale by", by, np.float32, (len(c4), by.shape[-1]))
+    out = aligned(c4.shape)
     how = _Scale(*zero_points, ratio)
     numbers = (len(c4), pixels, by.shape[1], ctypes.byref(how))
-    if load().dp_scale_c4(_name(target), *numbers, _pointer(c4), _pointer(by), _pointer(out)):
+    if load().dp_scale_c4(_name(target), *numbers, pointer(c4), pointer(by), pointer(out)):
         raise _refused(target)
     return out
 
@@ -192,6 +191,10 @@ class Conv:
         scale: [Cout], output steps per accumulator step.
         bias: int32 [Cout], in accumulator steps, without the input's zero point.
         target: Name of one, None for the best.
+
+    Raises:
+        KernelError: Weights, scale or bias have other sizes than the shape says, the shape contradicts itself, or
+            this CPU cannot run the target.
     """
 
     _handle: Any = None
@@ -204,6 +207,11 @@ class Conv:
         bias: NDArray[np.int32],
         target: str | None = None,
     ) -> None:
+        check_sizes({"groups": shape.groups})
+        taken = (shape.channels_out, shape.channels_in // shape.groups, *shape.kernel)
+        check_array("the weights", weights, np.int8, taken)
+        for what, each in (("the scale", scale), ("the bias", bias)):
+            check_array(what, each, np.asarray(each).dtype.type, (shape.channels_out,))
         sums = weights.reshape(len(weights), -1).sum(1, dtype=np.int64)
         folded = (bias.astype(np.int64) - shape.input_zero_point * sums).astype(np.int32)
         mask, values = compress(weights)
@@ -216,21 +224,46 @@ class Conv:
         self.bytes = int(library.dp_conv_bytes(self._handle))
 
     def __call__(self, x: Bytes, residual: Bytes | None = None, *, out: Bytes | None = None) -> Bytes:
-        """[N, Q, P, 4] to [N, Q, P, 4]. All arrays 64-byte aligned, as `aligned` and `to_c4` make them."""
-        high, wide = self.shape.size_out
-        if out is None:
-            out = aligned(c4_shape(len(x), self.shape.channels_out, high * wide))
+        """[N, Q, P, 4] to [N, Q, P, 4]. All arrays 64-byte aligned, as `aligned` and `to_c4` make them.
+
+        Raises:
+            KernelError: An array has other sizes than the shape says, a residual is missing or too many, `out` shares
+                bytes with another array, or the convolution is closed.
+        """
+        out = self._checked(x, residual, out)
         load().dp_conv_run(
             self._handle,
             len(x),
-            _pointer(x),
-            None if residual is None else _pointer(residual),
-            _pointer(out),
-            _pointer(self._scratch),
+            pointer(x),
+            None if residual is None else pointer(residual),
+            pointer(out),
+            pointer(self._scratch),
             1,
             None,
             None,
         )
+        return out
+
+    def _checked(self, x: Bytes, residual: Bytes | None, out: Bytes | None) -> Bytes:
+        """The array to write to, once all of them fit."""
+        shape = self.shape
+        if self._handle is None:
+            raise KernelError("the convolution is closed", hint="make another one")
+        if (residual is None) != (shape.residual_zero_point is None):
+            said = "needs a residual" if residual is None else "adds no residual, and was given one"
+            raise KernelError(f"this convolution {said}", hint="ConvShape.residual_zero_point says that there is one")
+        batch = len(x) if np.ndim(x) else 0
+        check_sizes({"batch": batch})
+        check_c4("x", x, c4_shape(batch, shape.channels_in, shape.height * shape.width))
+        high, wide = shape.size_out
+        given = c4_shape(batch, shape.channels_out, high * wide)
+        if residual is not None:
+            check_c4("the residual", residual, given)
+        if out is None:
+            return aligned(given)
+        check_c4("out", out, given)
+        if any(overlap(out, each) for each in (x, residual) if each is not None):
+            raise KernelError("out shares bytes with what is read", hint="leave out `out`, or pass another array")
         return out
 
     def __enter__(self) -> Self:
@@ -263,6 +296,12 @@ def create(
     Raises:
         KernelError: The weights contradict the shape, or this CPU cannot run the target.
     """
+    check_sizes({"groups": shape.groups, "channels_in": shape.channels_in, "channels_out": shape.channels_out})
+    check_sizes({"height": shape.height, "width": shape.width})
+    check_array("the mask", mask, np.uint8, (np.size(mask),))
+    check_array("the values", values, np.int8, (np.size(values),))
+    check_array("the scale", scale, np.float32, (shape.channels_out,))
+    check_array("the bias", bias, np.int32, (shape.channels_out,))
     library = load()
     library.dp_conv_create.restype = ctypes.c_void_p
     library.dp_conv_scratch_bytes.restype = library.dp_conv_bytes.restype = ctypes.c_size_t
@@ -294,7 +333,3 @@ def _refused(target: str | None) -> KernelError:
 
 def _name(target: str | None) -> bytes | None:
     return None if target is None else target.encode()
-
-
-def _pointer(array: NDArray[Any]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)

@@ -7,8 +7,8 @@
 
 with N images of a batch, V vectors of 16 output pixels, Q output channels / 4, S vector multiply-adds per vector of
 output pixels: one for every (output channel, tap, four neighbouring inputs) that has a weight. Rows that share what
-they load (dense and depthwise layers) have a rate of their own in place of `step`; bytes are copied where the kernel
-is no plain 1x1.
+they load (dense and depthwise layers, pattern 4x4) have a rate of their own in place of `step`; bytes are copied
+where the kernel is no plain 1x1.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from deploypruner.sparse.layer import QUAD, Layer, Operation, QuantizedTensor
 
 Counts = dict[str, float]
 
-# Share of groups of four with a weight from which on rows share their loads; `pack.cpp` asks what is cheaper.
-_SHARES = 0.8
+# What rows may have to multiply more where four of them share what they load: `kOwnLoad` of `pack.cpp`.
+_OWN_LOAD = 1.2
 
 
 class Costs(ABC):
@@ -120,8 +120,9 @@ class Rates(Costs):
 def sparse_counts(layer: Layer, *, packed: bool = False) -> Counts:
     """Name of a rate -> how often a layer pays it in our kernels, for one image."""
     vectors, quads = layer.y.vectors, -(-layer.y.channels // QUAD)
-    steps = (_packed_steps(layer) if packed else layer.steps) * vectors
-    shares = layer.kind == "depthwise" or layer.filled > _SHARES
+    shares = layer.kind == "depthwise" or layer.shared_steps <= _OWN_LOAD * layer.steps
+    own = layer.shared_steps if shares else layer.steps
+    steps = (_packed_steps(layer) if packed else own) * vectors
     g = layer.geometry
     plain = g.kernel == g.strides == (1, 1) and not any(g.pads)
     return {

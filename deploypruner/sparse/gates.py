@@ -1,8 +1,9 @@
-"""Squeeze and excitation in C4: the mean over an image, and a product with one number per channel.
+"""What has no weights in C4: squeeze and excitation, a mean over an image and a product with one number per channel.
 
     x -> ReduceMean | GlobalAveragePool -> any small layers -> s;  x, s -> Mul -> QuantizeLinear
 
-Each half is an operation of its own; what stands between them stays in OpenVINO. So is the mean before a classifier.
+Each half is an operation of its own; what stands between them stays in OpenVINO. So is the mean before a classifier,
+and max pooling between two quantizations of one step.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploypruner.onnx_graph import constant, operand, optional, readers, sizes
-from deploypruner.sparse.layer import QUAD, Operation, QuantizedTensor
+from deploypruner.sparse.layer import QUAD, Geometry, Operation, QuantizedTensor
 from deploypruner.sparse.qdq import NoMatch, read_activation, read_quantize
 
 _SPATIAL = (2, 3)
@@ -25,7 +26,7 @@ _MOST_PIXELS = 2**23
 
 @dataclass(frozen=True, kw_only=True)
 class Gate(Operation):
-    """Either half."""
+    """Any of them."""
 
     @property
     def macs(self) -> int:
@@ -87,8 +88,40 @@ class Scale(Gate):
         return super().attributes() | {"output_zero_point": self.y.zero_point, "ratio": ratio}
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaxPool(Gate):
+    """The largest of a window's pixels, which keeps step and zero point.
+
+    Args:
+        y: The result.
+        geometry: Kernel, strides and pads.
+    """
+
+    op_type: ClassVar[str] = "MaxPoolC4"
+
+    y: QuantizedTensor
+    geometry: Geometry
+
+    @property
+    def macs(self) -> int:
+        """See `Operation.macs`."""
+        return self.y.channels * self.y.pixels * int(np.prod(self.geometry.kernel))
+
+    @property
+    def form(self) -> Hashable:
+        """See `Operation.form`."""
+        return self.kind, self.x.shape, self.geometry
+
+    def attributes(self) -> dict[str, Any]:
+        """See `Operation.attributes`."""
+        height, width = self.x.size
+        sizes = {"channels": self.x.channels, "height": height, "width": width}
+        g = self.geometry
+        return sizes | {"kernel_shape": list(g.kernel), "strides": list(g.strides), "pads": list(g.pads)}
+
+
 def find_gates(graph: ir.Graph) -> Iterator[Gate]:
-    """Every pool and every scaled activation that our kernels can compute."""
+    """Every mean, scaled activation and max pool that our kernels can compute."""
     for node in graph:
         find = _FINDERS.get(node.op_type)
         if find is not None:
@@ -129,7 +162,35 @@ def _scale(node: ir.Node) -> Scale:
     raise NoMatch("it is no product with one number per channel")
 
 
-_FINDERS = {"ReduceMean": _pool, "GlobalAveragePool": _pool, "Mul": _scale}
+def _max_pool(node: ir.Node) -> MaxPool:
+    x, said = _image(operand(node, 0)), node.attributes
+    result, found = node.outputs[0], readers(node.outputs[0])
+    if len(node.outputs) > 1 or result.is_graph_output() or [r.op_type for r in found] != ["QuantizeLinear"]:
+        raise NoMatch("its result is needed in float")
+    y = read_quantize(found[0], channels_last=False)
+    if found[0].outputs[0].is_graph_output():
+        raise NoMatch("its quantized form is an output of the model")
+    if (y.scale, y.zero_point) != (x.scale, x.zero_point):
+        raise NoMatch("its result is quantized with another step")
+    kernel, pads = said.get_ints("kernel_shape", [0, 0]), said.get_ints("pads", [0, 0, 0, 0])
+    strides, dilations = said.get_ints("strides", [1, 1]), said.get_ints("dilations", [1, 1])
+    plain = said.get_string("auto_pad", "NOTSET") == "NOTSET" and not said.get_int("ceil_mode", 0)
+    # A padding as large as the kernel would leave windows without a pixel.
+    if (
+        not plain
+        or list(dilations) != [1, 1]
+        or min(pads) < 0
+        or any(p >= k for p, k in zip(pads, (*kernel, *kernel), strict=True))
+    ):
+        raise NoMatch("its windows are dilated, or reach beyond the padding")
+    geometry = Geometry(
+        kernel=(kernel[0], kernel[1]), strides=(strides[0], strides[1]), pads=(pads[0], pads[1], pads[2], pads[3])
+    )
+    name, nodes = str(result.name), (node, found[0])
+    return MaxPool(name=name, kind="max-pool", x=x, y=y, geometry=geometry, nodes=nodes)
+
+
+_FINDERS = {"ReduceMean": _pool, "GlobalAveragePool": _pool, "Mul": _scale, "MaxPool": _max_pool}
 
 
 def _image(value: ir.Value) -> QuantizedTensor:

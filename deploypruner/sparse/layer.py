@@ -201,10 +201,23 @@ class Layer(Operation):
         """(Output channel, tap, four neighbouring inputs) with a weight that is not zero: vector multiply-adds for
         16 pixels of all output channels.
         """
+        return int(self._quads.sum())
+
+    @cached_property
+    def shared_steps(self) -> int:
+        """The same where four neighbouring outputs multiply every four inputs that one of them has a weight for."""
+        found = self._quads
+        padded = np.zeros((-(-len(found) // QUAD) * QUAD, *found.shape[1:]), bool)
+        padded[: len(found)] = found
+        return QUAD * int(padded.reshape(-1, QUAD, *found.shape[1:]).any(axis=1).sum())
+
+    @cached_property
+    def _quads(self) -> NDArray[np.bool_]:
+        """[Cout, Cin / 4, ky, kx]: has the output a weight for one of these four inputs?"""
         outputs, inputs, *taps = self.weights.shape
         padded = np.zeros((outputs, -(-inputs // QUAD) * QUAD, *taps), bool)
         padded[:, :inputs] = self.weights != 0
-        return int(padded.reshape(outputs, -1, QUAD, *taps).any(axis=2).sum())
+        return np.asarray(padded.reshape(outputs, -1, QUAD, *taps).any(axis=2))
 
     @property
     def filled(self) -> float:

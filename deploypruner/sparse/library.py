@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from deploypruner.openvino_import import import_openvino
 
 KERNELS = "libdeploypruner_kernels.so"
 EXTENSION = "libdeploypruner_openvino.so"
+_ELF, _ELF64 = b"\x7fELF", 2
 REBUILD = "reinstall with a C++ compiler: pip install --force-reinstall --no-deps deploypruner"
 
 
@@ -42,8 +44,8 @@ def extension_path() -> Path:
     """The library for `openvino.Core().add_extension`.
 
     Raises:
-        KernelError: It is not there, or was built for another version of OpenVINO than the one installed, or nobody
-            knows for which.
+        KernelError: It is not there or cut off, or was built for another version of OpenVINO than the one installed,
+            or nobody knows for which.
     """
     path, installed = path_of(EXTENSION), import_openvino().__version__
     label = path.with_suffix(".version")
@@ -57,7 +59,33 @@ def extension_path() -> Path:
             f"the sparse kernels were built for OpenVINO {built}, and OpenVINO {installed} is installed",
             hint=f"install openvino=={short_version(built)}, or {REBUILD}",
         )
+    _check_whole(path)
     return path
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse a library that is cut off: mapping it and reading beyond its end would end the process.
+
+    The linker writes the table of sections last, so a file that holds it holds everything.
+
+    Raises:
+        KernelError: The file is shorter than its own header says.
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+    if len(head) == 64 and (head[:4] != _ELF or head[4] != _ELF64):
+        return  # another system's format, which its loader checks
+    needed = 64
+    if len(head) == 64:
+        order = "<" if head[5] == 1 else ">"
+        (begin,) = struct.unpack_from(f"{order}Q", head, 40)
+        size, count = struct.unpack_from(f"{order}HH", head, 58)
+        needed = begin + size * count
+    if path.stat().st_size < needed:
+        raise KernelError(
+            f"'{path}' is cut off: it has {path.stat().st_size} bytes, and its header speaks of {needed}",
+            hint=REBUILD,
+        )
 
 
 def short_version(version: str) -> str:
@@ -70,9 +98,10 @@ def load() -> ctypes.CDLL:
     """The kernels themselves, which need nothing but the C++ runtime.
 
     Raises:
-        KernelError: They are not there, or cannot be loaded.
+        KernelError: They are not there, cut off, or cannot be loaded.
     """
     path = path_of(KERNELS)
+    _check_whole(path)
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -106,6 +135,19 @@ def active_target() -> str:
     if named and named not in here:
         raise KernelError(f"DEPLOYPRUNER_TARGET={named} cannot run here", hint=f"this CPU runs {', '.join(here)}")
     return named or here[-1]
+
+
+def targets_outlook() -> str:
+    """Which targets this CPU runs, which one is taken, and why; or why there is none."""
+    try:
+        here, taken = targets(), active_target()
+    except KernelError as error:
+        return f"sparse kernels: none, {error.message}; {error.hint}"
+    forced = bool(os.environ.get("DEPLOYPRUNER_TARGET"))
+    why = "which DEPLOYPRUNER_TARGET says" if forced else "the fastest of those that this CPU runs"
+    lacking = [name for name in known_targets() if name not in here]
+    rest = f"; {', '.join(lacking)}: this CPU lacks the instructions" if lacking else ""
+    return f"sparse kernels: {taken}, {why}: {', '.join(here)}{rest}"
 
 
 def check_forced_target() -> None:

@@ -1,8 +1,9 @@
 """The sparse form of a QDQ graph: chosen layers as operations of our own domain, whole chains of them in C4.
 
+    image   float, an input of the model -> QuantizeC4
     entry   float -> Transpose to channels last -> QuantizeLinear -> ToC4
     layer   SparseConv(x, mask, values, scale, bias [, residual])
-    gate    PoolC4(x) -> float, ScaleC4(x, float)
+    gate    PoolC4(x) -> float, ScaleC4(x, float), MaxPoolC4(x)
     exit    FromC4 -> DequantizeLinear -> Transpose to channels first -> float
 
 Transposition stands outside of the pair on both sides: OpenVINO then folds it into its neighbours, and its int8 pass
@@ -75,6 +76,10 @@ class _Rewriting:
         source, stem = self._values[read.source], c4_name(read)
         enter, last = f"{stem}_enter", f"{stem}_nhwc"
         after, move = source.producer(), f"{enter}_move"
+        if _is_image(source, read):
+            step = {"scale": read.scale, "zero_point": read.zero_point}
+            self._c4[read.key] = self._node(after, "QuantizeC4", [source], stem, step, name=enter, domain=DOMAIN)
+            return
         if read.channels_last:
             moved = self._reshape(after, source, last, [*read.size, read.channels], name=move)
         else:
@@ -183,6 +188,12 @@ class _Rewriting:
         """Let everything read `new`, what is inserted from now on too."""
         self._values[str(old.name)] = new
         take_over(old, new)
+
+
+def _is_image(source: ir.Value, read: QuantizedTensor) -> bool:
+    """Is an activation an input of the model that our operation quantizes itself, in the layout in which it comes?"""
+    images = not read.channels_last and len(read.shape) == len(("channels", "height", "width"))
+    return images and source.is_graph_input() and source.dtype == ir.DataType.FLOAT
 
 
 def from_c4_attributes(activation: QuantizedTensor) -> dict[str, int]:

@@ -9,6 +9,7 @@ dp::Extensions all() {
   dp::add_layouts(extensions);
   dp::add_convolution(extensions);
   dp::add_gates(extensions);
+  dp::add_borders(extensions);
   return extensions;
 }
 

@@ -69,5 +69,6 @@ using Extensions = std::vector<ov::Extension::Ptr>;
 void add_layouts(Extensions&);
 void add_convolution(Extensions&);
 void add_gates(Extensions&);
+void add_borders(Extensions&);
 
 } // namespace dp

@@ -127,6 +127,13 @@ void planes_one(void* context, int32_t piece) {
   const Packed& packed = run.conv.packed;
   const int quads = run.conv.geometry.quads_out;
   const int first = begin_of(quads, piece, run.cut.pieces), last = begin_of(quads, piece + 1, run.cut.pieces);
+  if (packed.is_depthwise) {
+    const Geometry& g = run.conv.geometry;
+    const size_t in = size_t(g.pixels_in) * DP_QUAD, out = size_t(g.pixels_out) * DP_QUAD;
+    for (int quad = first; quad < last; ++quad)
+      run.conv.target.depthwise(g, packed, run.conv.epilogue, {quad, run.x + size_t(quad) * in, run.y + size_t(quad) * out});
+    return;
+  }
   const auto plane = [&](int quad) { return run.scratch + (size_t(piece) * 2 + size_t(quad % 2)) * packed.source_plane; };
   const auto copy = [&](int quad) { gather(run.conv.geometry, packed, run.conv.target, {quad, 0, packed.all_vectors}, run.x, plane(quad)); };
   Tile tile = tile_of(run, 0);
@@ -209,7 +216,7 @@ size_t dp_conv_scratch_bytes(const dp_conv* conv, int32_t threads) {
   const Geometry& g = conv->geometry;
   const Packed& packed = conv->packed;
   if (packed.is_windows) return packed.source_plane * kLinesPerQuad * size_t(g.windows_in());
-  if (!conv->target.tile || g.is_direct()) return 0;
+  if (!conv->target.tile || g.is_direct() || packed.is_depthwise) return 0;
   return size_t(cut_of(*conv, threads).pieces) * (packed.is_planewise ? 2 * packed.source_plane : copy_bytes(*conv));
 }
 
@@ -244,7 +251,7 @@ size_t dp_conv_bytes(const dp_conv* conv) {
   const Packed& p = conv->packed;
   return p.quads.size() * sizeof(SharedRows) + p.shared.size() * sizeof(SharedEntry) + p.groups.size() * sizeof(RowGroup) +
          p.grouped.size() * sizeof(GroupedRow) + p.entries.size() * sizeof(Entry) +
-         p.windows.size() * (sizeof(WindowStep) + sizeof(int32_t)) + p.scale.size() * (sizeof(float) + sizeof(int32_t));
+         p.tap_weights.size() + p.tap_index.size() + p.windows.size() * (sizeof(WindowStep) + sizeof(int32_t)) + p.scale.size() * (sizeof(float) + sizeof(int32_t));
 }
 
 const char* dp_conv_target(const dp_conv* conv) { return conv->target.name; }

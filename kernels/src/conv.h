@@ -51,6 +51,7 @@ constexpr int kBlockQuads = 16, kBlockRows = kBlockQuads * DP_QUAD;
 // SHARED ROWS. Four neighbouring output channels that read the same quads: dense and depthwise layers.
 struct SharedRows {
   int32_t begin, length;
+  int32_t rest[DP_QUAD + 1]; // entries[rest[r] .. rest[r + 1]): what is left of row r where pairs are split
 };
 struct SharedEntry {
   int32_t offset;
@@ -118,6 +119,12 @@ alignas(DP_ALIGN) constexpr float kGate[4][16] = {
 
 struct Packed {
   bool is_shared = false, is_windows = false;
+  bool is_depthwise = false;           // straight from the image: see Target::depthwise
+  int tap_groups = 0;                  // of four neighbouring taps of a row of the kernel
+  std::vector<int8_t> tap_weights;     // [quad][row of the kernel][group][channel][tap]
+  std::vector<uint8_t> tap_index;      // [group][64]: bytes that four output pixels read of sixteen input pixels
+  std::vector<int32_t> tap_from;       // of each four output pixels of a row: where in an input row those sixteen begin
+  std::vector<uint16_t> tap_inside;    // and which of them the image has
   bool is_planewise = false;           // depthwise: a quad reads its own quad only, so that is all there is in the scratch
   std::vector<SharedRows> quads;
   std::vector<SharedEntry> shared;
@@ -155,6 +162,15 @@ struct Tile {
   int first, last, vectors, pixels; // pixels: without those that only fill up the last vector
 };
 
+// One quad of a depthwise convolution: its pixels in the input and in the output.
+struct Plane {
+  int quad;
+  const uint8_t* source;
+  uint8_t* out;
+};
+
+struct Geometry;
+
 // What a vector target is. To add one: a file that defines it, and a line in sources.cmake.
 struct Target {
   const char* name;
@@ -170,11 +186,19 @@ struct Target {
   // byte. Where a target has none, those of gate.cpp do it.
   void (*sums)(int pixels, const uint8_t* quad, int32_t (&sums)[DP_QUAD]) = nullptr;
   void (*scale)(int vectors, const uint8_t* x, const float (&m)[DP_QUAD], const float (&b)[DP_QUAD], uint8_t* y) = nullptr;
+  // Up to four channels of an image to one quad; and y = max(x, y) of so many bytes. Else those of border.cpp.
+  void (*quantize)(int pixels, int channels, const float* x, float step, float zero_point, uint8_t* quad) = nullptr;
+  void (*max_rows)(int bytes, const uint8_t* x, uint8_t* y) = nullptr;
   // Where there are windows: lines of `count` pixels, from up to sixteen quads `plane` bytes apart, absent ones zero; and
   // what a step costs per pixel, and a line, in multiplications of one loaded vector by a quad's weights.
   void (*lines)(int count, int stride, int quads, size_t plane, const uint8_t* from, uint8_t* to) = nullptr;
   double step_cost = 0, line_cost = 0;
+  // Sums of two neighbouring products are kept in 16 bits: weights with which they could leave those become two entries.
+  bool splits_pairs = false;
+  // A depthwise convolution without a copy of its input, for kernels up to kMostTaps high and wide and strides up to 2 across.
+  void (*depthwise)(const Geometry&, const Packed&, const Epilogue&, const Plane&) = nullptr;
 };
+constexpr int kMostTaps = 8;
 
 const std::vector<Target>& targets();
 const Target& choose_target(const char* name); // throws std::runtime_error

@@ -70,6 +70,28 @@ Quads quads_of(const std::vector<Nonzero>& row, const Source& source) {
   return quads;
 }
 
+// Of four weights the second of each pair whose sum x0 * w0 + x1 * w1 might not fit 16 bits, whatever bytes x are.
+uint32_t beyond_16_bits(uint32_t weights) {
+  constexpr int kMost = 32767 / 255;
+  uint32_t rest = 0;
+  for (int shift = 0; shift < 32; shift += 16) {
+    const int a = int8_t(weights >> shift), b = int8_t(weights >> (shift + 8));
+    const int up = std::max(a, 0) + std::max(b, 0), down = std::max(-a, 0) + std::max(-b, 0);
+    if (up > kMost || down > kMost) rest |= weights & 0xffu << (shift + 8);
+  }
+  return rest;
+}
+
+std::vector<Entry> entries_of(const Quads& quads, const Target& target) {
+  std::vector<Entry> entries;
+  for (const auto& [offset, four] : quads) {
+    const uint32_t rest = target.splits_pairs ? beyond_16_bits(four) : 0;
+    entries.push_back({offset, four ^ rest});
+    if (rest) entries.push_back({offset, rest});
+  }
+  return entries;
+}
+
 void lay_out_source(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, Packed& packed) {
   const dp_conv_shape& s = g.shape;
   packed.pitch = g.width_out;
@@ -125,20 +147,67 @@ int vectors_of_tile(const Geometry& g, const Packed& packed, const Target& targe
   return evenly(all, std::min(std::max(1, target.widest), std::max(kNarrowest, fitting)));
 }
 
-void pack_shared(const std::vector<Quads>& rows, int quads_out, Packed& packed) {
+void pack_shared(const std::vector<Quads>& rows, int quads_out, const Target& target, Packed& packed) {
   packed.is_shared = true;
   for (int quad = 0; quad < quads_out; ++quad) {
     std::map<int32_t, std::array<uint32_t, DP_QUAD>> together;
     for (int r = 0; r < DP_QUAD; ++r)
       for (const auto& [offset, four] : rows[quad * DP_QUAD + r]) together[offset][r] = four;
-    packed.quads.push_back({int32_t(packed.shared.size()), int32_t(together.size())});
+    const size_t begin = packed.shared.size();
     for (const auto& [offset, four] : together)
       packed.shared.push_back({offset, {four[0], four[1], four[2], four[3]}});
+    SharedRows found{int32_t(begin), int32_t(packed.shared.size() - begin), {}};
+    for (int r = 0; r < DP_QUAD; ++r) {
+      found.rest[r] = int32_t(packed.entries.size());
+      for (size_t i = begin; i < packed.shared.size() && target.splits_pairs; ++i) {
+        uint32_t& weights = packed.shared[i].weights[r];
+        const uint32_t rest = beyond_16_bits(weights);
+        weights ^= rest;
+        if (rest) packed.entries.push_back({packed.shared[i].offset, rest});
+      }
+    }
+    found.rest[DP_QUAD] = int32_t(packed.entries.size());
+    packed.quads.push_back(found);
   }
-  packed.steps = int64_t(packed.shared.size()) * DP_QUAD;
+  packed.steps = int64_t(packed.shared.size()) * DP_QUAD + int64_t(packed.entries.size());
 }
 
-void pack_group(const std::vector<Quads>& rows, const std::vector<int>& members, Packed& packed) {
+// Weights and indices of a depthwise convolution that is computed straight from its input.
+void pack_depthwise(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, Packed& packed) {
+  const dp_conv_shape& s = g.shape;
+  const int groups = packed.tap_groups = (s.kernel_x + DP_QUAD - 1) / DP_QUAD;
+  packed.is_depthwise = true;
+  packed.tap_weights.assign(size_t(g.quads_out) * size_t(s.kernel_y) * groups * DP_PIXELS, 0);
+  for (size_t row = 0; row < rows.size(); ++row)
+    for (const Nonzero& w : rows[row]) {
+      const size_t line = (row / DP_QUAD * size_t(s.kernel_y) + size_t(w.ky)) * groups + size_t(w.kx / DP_QUAD);
+      packed.tap_weights[line * DP_PIXELS + row % DP_QUAD * DP_QUAD + size_t(w.kx % DP_QUAD)] = int8_t(w.value);
+    }
+  for (int group = 0; group < groups; ++group)
+    for (int pixel = 0; pixel < kVectorBytes / DP_PIXELS; ++pixel)
+      for (int channel = 0; channel < DP_QUAD; ++channel)
+        for (int tap = 0; tap < DP_QUAD; ++tap) {
+          const int column = pixel * s.stride_x + group * DP_QUAD + tap; // beyond the kernel it meets a weight of zero
+          packed.tap_index.push_back(uint8_t(std::min(column, DP_PIXELS - 1) * DP_QUAD + channel));
+        }
+  for (int unit = 0; unit < round_up(g.width_out, DP_PIXELS); unit += kVectorBytes / DP_PIXELS) {
+    const int first = unit * s.stride_x - s.pad_left;
+    uint16_t inside = 0;
+    for (int pixel = 0; pixel < DP_PIXELS; ++pixel)
+      if (first + pixel >= 0 && first + pixel < s.width) inside = uint16_t(inside | 1 << pixel);
+    packed.tap_from.push_back(first * DP_QUAD);
+    packed.tap_inside.push_back(inside);
+  }
+  packed.steps = int64_t(g.quads_out) * s.kernel_y * groups * (kVectorBytes / DP_PIXELS);
+}
+
+bool goes_without_copy(const Geometry& g, const Packed& packed, const Target& target) {
+  const dp_conv_shape& s = g.shape;
+  return target.depthwise && packed.is_planewise && s.kernel_x <= kMostTaps && s.kernel_y <= kMostTaps && s.stride_x <= 2 && s.dilation_x == 1 &&
+         s.dilation_y == 1 && !s.has_residual;
+}
+
+void pack_group(const std::vector<std::vector<Entry>>& rows, const std::vector<int>& members, Packed& packed) {
   size_t length = 0;
   for (int row : members) length = std::max(length, rows[row].size());
   const size_t begin = packed.entries.size(), together = size_t(packed.together);
@@ -150,15 +219,17 @@ void pack_group(const std::vector<Quads>& rows, const std::vector<int>& members,
     }
     packed.grouped.push_back({members[r] % kBlockRows, packed.bias[size_t(members[r])], packed.scale[size_t(members[r])]});
     size_t at = begin + r;
-    for (const auto& [offset, four] : rows[members[r]]) {
-      packed.entries[at] = {offset, four};
+    for (const Entry& entry : rows[size_t(members[r])]) {
+      packed.entries[at] = entry;
       at += together;
     }
   }
   packed.groups.push_back({int32_t(begin), int32_t(length)});
 }
 
-void pack_rows(const std::vector<Quads>& rows, Packed& packed) {
+void pack_rows(const std::vector<Quads>& quads, const Target& target, Packed& packed) {
+  std::vector<std::vector<Entry>> rows;
+  for (const Quads& row : quads) rows.push_back(entries_of(row, target));
   for (size_t block = 0; block < rows.size(); block += kBlockRows) {
     packed.block_groups.push_back(int32_t(packed.groups.size()));
     std::vector<int> order(kBlockRows);
@@ -230,6 +301,10 @@ Packed pack(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, co
   std::copy_n(weights.bias, rows.size(), packed.bias.begin());
   lay_out_source(g, rows, packed);
   packed.is_planewise = !g.is_direct() && g.shape.groups == g.shape.channels_in && g.shape.groups == g.shape.channels_out;
+  if (goes_without_copy(g, packed, target)) {
+    pack_depthwise(g, rows, packed);
+    return packed;
+  }
   const Source source{g, packed};
   std::vector<Quads> quads;
   for (const auto& row : rows) quads.push_back(quads_of(row, source));
@@ -237,9 +312,9 @@ Packed pack(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, co
   packed.vectors = vectors_of_tile(g, packed, target);
   packed.together = target.together ? target.together(packed.vectors) : 1;
   Packed shared = packed, windows = packed;
-  pack_shared(quads, g.quads_out, shared);
+  pack_shared(quads, g.quads_out, target, shared);
   if (packed.is_planewise) return shared;
-  pack_rows(quads, packed);
+  pack_rows(quads, target, packed);
   const double cheaper = std::min(double(shared.steps) / kOwnLoad, double(packed.steps));
   if (windows_pay(g, rows, target, cheaper * packed.all_vectors, windows)) return windows;
   return double(shared.steps) <= kOwnLoad * double(packed.steps) ? shared : packed;

@@ -6,6 +6,7 @@
 //
 // Target 30 on x86_64: -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mavx512vbmi -mfma -mpopcnt -Wno-uninitialized -Wno-maybe-uninitialized
 // GCC's own headers warn about the registers they leave undefined on purpose.
+#include "avx512_border.h"
 #include "avx512_conv.h"
 #include "avx512_gate.h"
 
@@ -31,6 +32,8 @@ inline void multiply_unit(__m512i (&acc)[kUnit], const uint8_t* lines, __m512i i
   for (int i = 0; i < kUnit; ++i) multiply(acc[i], permute_bytes(index, load(lines + i * kWindow)), weights);
 }
 #else
+inline __m512i permute_bytes(__m512i index, __m512i table) { return _mm512_permutexvar_epi8(index, table); }
+
 // As assembly for the order: four loads, four permutations, four multiplications, none waiting for the one before it.
 [[gnu::always_inline]] inline void multiply_unit(__m512i (&acc)[kUnit], const uint8_t* lines, __m512i index,
                                                  __m512i weights) {
@@ -47,6 +50,14 @@ inline void multiply_unit(__m512i (&acc)[kUnit], const uint8_t* lines, __m512i i
         [weights] "v"(weights));
 }
 #endif
+
+} // namespace
+} // namespace dp
+
+#include "avx512_depthwise.h"
+
+namespace dp {
+namespace {
 
 // Four quads of sixteen pixels to four units of sixteen rows, and back: 4 x 4 lanes of sixteen bytes, transposed.
 inline void transpose_units(__m512i (&v)[4]) {
@@ -213,8 +224,9 @@ bool runs() {
 Target target(const char* name, double cheaper) {
   const bool is_amd = __builtin_cpu_is("amd");
   Target made{name, runs, tile_or_windows, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy,
-              sums, scale};
+              sums, scale, quantize, max_rows};
   made.lines = lines;
+  made.depthwise = depthwise;
   made.step_cost = cheaper * (is_amd ? 8.4 / 5.5 : 2);
   made.line_cost = cheaper * (is_amd ? 4 : 8);
   return made;

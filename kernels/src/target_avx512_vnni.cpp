@@ -2,6 +2,7 @@
 //
 // Target 20 on x86_64: -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mfma -mpopcnt -Wno-uninitialized -Wno-maybe-uninitialized
 // GCC's own headers warn about the registers they leave undefined on purpose.
+#include "avx512_border.h"
 #include "avx512_conv.h"
 #include "avx512_gate.h"
 
@@ -17,7 +18,7 @@ bool runs() {
 
 Target avx512_vnni_target() {
   return {"avx512_vnni", runs, tile, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy,
-          sums, scale};
+          sums, scale, quantize, max_rows};
 }
 
 } // namespace dp

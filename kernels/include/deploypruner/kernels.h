@@ -129,6 +129,26 @@ DP_API int dp_pool_c4(const char* target, int32_t batch, int32_t pixels, int32_t
 DP_API int dp_scale_c4(const char* target, int32_t batch, int32_t pixels, int32_t channels, const dp_scale* how,
                        const uint8_t* x, const float* s, uint8_t* y);
 
+/* THE BORDER. IEEE float32, round to nearest even; `target` and what is returned as above, 1 also for numbers that are not
+ * sound.
+ *
+ *   dp_quantize_c4   y[n, c, p] = min(max(rint(x[n, c, p] / step) + zero_point, 0), 255), 255 for NaN
+ *                    `x` is float32 [batch][channels][pixels], as images come in, and needs no more than a float's
+ *                    alignment; the layout and ONNX's QuantizeLinear in one pass
+ *   dp_max_pool_c4   y[c, oy, ox] = largest x[c, iy, ix] of the window's pixels inside the image, of `planes` quads;
+ *                    every padding is less than the kernel, so that there is one. Sides and paddings are
+ *                    2^20 at most, the padded image has 2^26 pixels at most.
+ */
+DP_API int dp_quantize_c4(const char* target, int32_t batch, int32_t pixels, int32_t channels, float step,
+                          int32_t zero_point, const float* x, uint8_t* y);
+typedef struct {
+  int32_t height, width; /* of the input */
+  int32_t kernel_y, kernel_x, stride_y, stride_x, pad_top, pad_left, pad_bottom, pad_right;
+} dp_max_pool;
+DP_API int32_t dp_max_pool_height_out(const dp_max_pool* how); /* 0 where it is not sound or the kernel does not fit */
+DP_API int32_t dp_max_pool_width_out(const dp_max_pool* how);
+DP_API int dp_max_pool_c4(const char* target, int32_t planes, const dp_max_pool* how, const uint8_t* x, uint8_t* y);
+
 /* Names of the targets in this library, best last, and whether this CPU runs them. NULL past the end. */
 DP_API const char* dp_target_name(int32_t i);
 DP_API int dp_target_runs(int32_t i);

@@ -1,0 +1,150 @@
+"""The whole candidate decides: dense and sparse forms of one model, timed side by side before one of them is kept.
+
+Layers are predicted one by one, and what predicts them can be wrong: their times do not add up where caches are
+shared, and counters cost time. So what the layers' times proposed, every layer sparse and the dense model are each
+run as a whole, and nothing slower than the dense model at its best is kept. At its best: OpenVINO takes AMX where a
+CPU has it, which for networks of narrow layers is slower than AVX-512 VNNI, so there the forms are tried both ways.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploypruner.build.state import Feeds
+from deploypruner.latency.clock import Clock
+from deploypruner.measure import DECIDING_SECONDS, paired_ratio
+from deploypruner.records import Artifact, Timing
+from deploypruner.target import detect
+
+DENSE = "dense"
+_RUNTIME = "openvino"
+_ISA = "ONEDNN_MAX_CPU_ISA"
+
+Environment = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A form that was timed.
+
+    Args:
+        form: "dense", or what the caller called it.
+        environment: Variables of the process that ran it, beside its own.
+        ms: Median of one inference.
+        ratio: Speed-up over the fastest dense entrant.
+        ratio_ci: Its 95 % interval.
+    """
+
+    form: str
+    environment: Environment
+    ms: float
+    ratio: float
+    ratio_ci: tuple[float, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """For report.json."""
+        return {**vars(self), "environment": dict(self.environment), "ratio_ci": list(self.ratio_ci)}
+
+
+@dataclass(frozen=True)
+class Race:
+    """Result of `race`.
+
+    Args:
+        entrants: All that ran, in the order they were timed in.
+        kept: The one to keep; a dense one where nothing sparse is as fast.
+    """
+
+    entrants: tuple[Entrant, ...]
+    kept: Entrant
+
+    @property
+    def best_dense(self) -> Entrant:
+        """What every ratio is over."""
+        return _fastest([entrant for entrant in self.entrants if entrant.form == DENSE])
+
+    @property
+    def setting(self) -> str:
+        """What the user gains by a variable of the process alone, in words; "" where the default is fastest."""
+        default = next((e for e in self.entrants if e.form == DENSE and not e.environment), None)
+        if default is None or not self.best_dense.environment:
+            return ""
+        named = " ".join(f"{name}={value}" for name, value in self.best_dense.environment)
+        gain = 1 / default.ratio
+        return (
+            f"with {named} in the environment of the process the dense int8 model is {gain:.2f}x as fast as without"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """For report.json."""
+        return {
+            "candidates": [entrant.to_json() for entrant in self.entrants],
+            "kept": self.kept.form,
+            "environment": dict(self.kept.environment),
+            "setting": self.setting,
+        }
+
+
+def settings_to_try() -> tuple[Environment, ...]:
+    """Environments in which OpenVINO may run a dense model faster than by default; the default first.
+
+    Where the user's own environment says the instruction set, nothing else is tried.
+    """
+    has_amx = "amx_int8" in detect().int8_features
+    return ((), ((_ISA, "AVX512_CORE_VNNI"),)) if has_amx and _ISA not in os.environ else ((),)
+
+
+def race(
+    dense: Path,
+    sparse: Mapping[str, Path],
+    *,
+    preferred: str,
+    feeds: Feeds,
+    threads: int,
+    clock: Clock,
+    seconds: float = DECIDING_SECONDS,
+) -> Race:
+    """Time the dense file and the sparse ones, interleaved, each in a process of its own.
+
+    Args:
+        dense: The dense int8 file.
+        sparse: Form -> file.
+        preferred: Form that is kept where none is faster; one of `sparse`, or "dense".
+        feeds: One array per input.
+        threads: Of the runtime.
+        clock: Says what they take.
+        seconds: Of measuring.
+
+    Raises:
+        MeasureError: A file cannot be timed.
+    """
+    forms = {DENSE: dense, **sparse}
+    jobs = [
+        (Artifact(form, path, "onnx", "int8", environment=environment), _RUNTIME)
+        for environment in settings_to_try()
+        for form, path in forms.items()
+    ]
+    timings = clock.artifacts(jobs, threads=threads, budget_s=seconds, feeds=feeds).complete()
+    base = min((t for t in timings if t.artifact.name == DENSE), key=_median)
+    entrants = tuple(_entrant(timing, base) for timing in timings)
+    kept = max(entrants, key=lambda e: (e.ratio, e.form == preferred, not e.environment))
+    return Race(entrants, kept if kept.ratio >= 1 else _fastest([e for e in entrants if e.form == DENSE]))
+
+
+def _entrant(timing: Timing, base: Timing) -> Entrant:
+    ratio, interval = paired_ratio(timing.samples_ns, base.samples_ns)
+    return Entrant(timing.artifact.name, timing.artifact.environment, _median(timing) / 1e6, ratio, interval)
+
+
+def _fastest(entrants: Sequence[Entrant]) -> Entrant:
+    return max(entrants, key=lambda e: (e.ratio, not e.environment))
+
+
+def _median(timing: Timing) -> float:
+    return float(np.median(timing.samples_ns))
