@@ -72,7 +72,8 @@ class Report:
             dense, pruned, lost and allowed points, kept. For time also `dropped` (branches that are gone),
             `objective` (what the plan was chosen by), and `judged` (that plan before training: `verdict`, the `dense`
             model's on the same images, `accepted`), `cut` (what the search left out for want of time), and
-            `pool` with `judged_by`: the plans that were judged before training.
+            `pool` with `judged_by`: the plans that were judged before training. `bounds` says which bound decided
+            something, `active`, with what the `budget` and the `accuracy` decided and the `margin` left of each.
         rows: One per artifact and runtime, the dense fp32 baseline first.
         verification: One per comparison of two forms of the model.
         loop: One dict per closed-loop round; empty when the loop did not run.

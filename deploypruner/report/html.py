@@ -14,6 +14,7 @@ from markupsafe import Markup
 from deploypruner.records import ACCURACY, Check, Comparison, Cost, Frozen, Row
 from deploypruner.report import units
 from deploypruner.report.bars import share_bar, width_bars
+from deploypruner.report.bounds import bounds_sentence
 from deploypruner.report.chosen import chosen_sentence, pool_lines
 from deploypruner.report.document import Report
 from deploypruner.report.headline import Headline, RuntimeGroup, group_rows, headline, keeps
@@ -90,6 +91,7 @@ def render_html(report: Report) -> str:
         costs=_costs(report.dense, report.pruned),
         widths=width_bars(report.layers),
         branches=list(report.budget.get("dropped") or ()),
+        bounds=bounds_sentence(report.budget),
         chosen=chosen_sentence(report),
         pool=pool_lines(report.budget),
         failed=[check for check in report.verification if not check.passed],

@@ -42,6 +42,21 @@ class _JudgedPlan(TypedDict):
     full: _Bool
 
 
+class _Bound(TypedDict):
+    name: _Text
+    active: _Bool
+    decided: _Names
+    margin: _Measured
+    unit: _Text
+    allowed: _Measured
+
+
+class _Bounds(TypedDict):
+    active: _Text
+    budget: _Bound
+    accuracy: _Bound
+
+
 class _Budget(TypedDict, total=False):
     kind: _Text
     requested: _Measured | _Text
@@ -57,6 +72,7 @@ class _Budget(TypedDict, total=False):
     judged_by: _Text
     pool: list[_JudgedPlan]
     dropped: _Names
+    bounds: _Bounds
 
 
 class _Gate(TypedDict):
@@ -135,6 +151,11 @@ class _Int8File(TypedDict):
     float_all_the_same: dict[str, dict[str, _Text]]
 
 
+class _Trial(TypedDict):
+    float_layers: _Int
+    lost: _Measured
+
+
 class _Judged(TypedDict):
     runtime: _Text
     kind: _Text
@@ -144,7 +165,7 @@ class _Judged(TypedDict):
     float: _Measured
     mixed: _Measured
     needed: _Measured
-    trials: list[dict[str, _Measured]]
+    trials: list[_Trial]
 
 
 class _PrecisionSection(TypedDict):
@@ -168,7 +189,7 @@ _ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "precision": TypeAdapter(_PrecisionSection),
 }
 # Sections of these that may be empty in every way JSON has.
-_MAY_BE_EMPTY = ("quality", "pool", "dropped", "assigned", "against_dense", "accuracy")
+_MAY_BE_EMPTY = ("quality", "bounds", "pool", "dropped", "assigned", "against_dense", "accuracy")
 
 
 def check_section(name: str, held: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deploypruner.records import Check
 from deploypruner.report import units
+from deploypruner.report.bounds import bounds_sentence
 from deploypruner.report.chosen import chosen_sentence
 from deploypruner.report.columns import table_rows
 from deploypruner.report.document import Report
@@ -66,8 +67,8 @@ def _budget(report: Report, paint: Paint, width: int | None) -> str:
     # The verdict stays in one piece where the line is broken, and only it has a colour.
     text = wrap("budget: ", f"{sentence}: {verdict.replace(' ', '_')}", width)
     lines = [text[: -len(verdict)] + paint(verdict, "good" if verdict == "met" else "bad")]
-    chosen = chosen_sentence(report)
-    return "\n".join([*lines, *([wrap("chosen: ", chosen, width)] if chosen else [])])
+    said = {"bounds: ": bounds_sentence(report.budget), "chosen: ": chosen_sentence(report)}
+    return "\n".join([*lines, *(wrap(name, text, width) for name, text in said.items() if text)])
 
 
 def _painted(text: str, paint: Paint, style: str) -> str:

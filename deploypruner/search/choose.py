@@ -22,11 +22,13 @@ class ChosenSetting:
         setting: What the compiled model will run as.
         timing: Of the dense model there.
         remark: One sentence for the user.
+        gave_up: The setting that is faster and loses too much, "" where this one is the fastest.
     """
 
     setting: Setting
     timing: Timing
     remark: str
+    gave_up: str = ""
 
 
 def choose_setting(timings: Sequence[Timing], qualities: Sequence[Quality | None], *, drop: float) -> ChosenSetting:
@@ -63,7 +65,9 @@ def choose_setting(timings: Sequence[Timing], qualities: Sequence[Quality | None
         remark = f"the budget is for {setting}"
     else:
         remark = f"the budget is for {setting}, where the dense model is fastest"
-    return ChosenSetting(setting, timings[chosen], remark)
+    return ChosenSetting(
+        setting, timings[chosen], remark, str(_setting(timings[fastest])) if chosen != fastest else ""
+    )
 
 
 def _best(qualities: Sequence[Quality | None]) -> Quality | None:

@@ -39,6 +39,7 @@ class SearchResult:
         judged: The plan itself, judged like those of the pool; None where nothing was.
         cut: What the search left out because its time was over, "" for nothing.
         artifact: Name of the one the budget is about, "" for the pruned one of the setting.
+        gave_up: A setting in which the dense model is faster and loses too much, "" for none.
     """
 
     setting: Setting
@@ -56,6 +57,7 @@ class SearchResult:
     judged: JudgedPlan | None = None
     cut: str = ""
     artifact: str = ""
+    gave_up: str = ""
 
     def goal(self, budget: Budget) -> Goal:
         """What the budget means in this setting."""

@@ -55,7 +55,7 @@ def meet(request: SearchRequest) -> tuple[Keep, SearchResult]:
     limit = TimeLimit(request.minutes, request.clock.monotonic)
     choice = _choose(request)
     goal = Goal.of(budget, choice.timing)
-    found = SearchResult(choice.setting, goal.dense_ms, goal.tail, remark=choice.remark)
+    found = SearchResult(choice.setting, goal.dense_ms, goal.tail, remark=choice.remark, gave_up=choice.gave_up)
     request.say(f"{choice.remark}: {goal.dense_ms:.3g} ms")
     if goal.assess(choice.timing, choice.timing).met:
         whole = f"the dense model keeps {budget} already, so nothing is cut"

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
+from deploypruner.build.bounds import bounds_of
 from deploypruner.build.folder import MANIFEST
 from deploypruner.build.promise import kept_of, require_met, require_verified
 from deploypruner.build.register import stages
@@ -111,7 +112,7 @@ def budget_of(build: Build) -> dict[str, Any]:
     """What was asked for, predicted, and certified by measuring; `certified` is None where nothing could be."""
     plan, found, budget = build.planned, build.found, build.recipe.prune.budget
     kept = kept_of(build)
-    quality = {} if kept is None else {"quality": kept.to_json()}
+    quality = {"bounds": bounds_of(build, kept), **({} if kept is None else {"quality": kept.to_json()})}
     sound = kept is None or kept.kept
     if found is None:
         remain = plan.macs_after / plan.macs_before
