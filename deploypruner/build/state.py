@@ -73,6 +73,7 @@ class Build:
         loss: What every output is trained and compared by (load).
         metric: Of the user's, None without (load).
         graph: Traced model (trace).
+        floats: Weights of layers that an earlier pass found to need float in int8.
         scores: Group id -> `[C]` (score).
         criterion: Name of the criterion that scored, and of its normaliser (score).
         plan: What stays (allocate), with the channels that training chose in place of others (learn).
@@ -116,6 +117,7 @@ class Build:
     loss: ModelLoss = BY_SHAPE
     metric: OwnMetric | None = None
     graph: Graph | None = None
+    floats: tuple[str, ...] = ()
     scores: dict[str, Tensor] | None = None
     criterion: str = ""
     plan: Plan | None = None

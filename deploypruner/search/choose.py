@@ -23,12 +23,16 @@ class ChosenSetting:
         timing: Of the dense model there.
         remark: One sentence for the user.
         gave_up: The setting that is faster and loses too much, "" where this one is the fastest.
+        int8_given_up: The runtime of the fastest int8 that is faster and loses too much, "" for none.
+        loses: Does this one lose too much itself, for want of a better?
     """
 
     setting: Setting
     timing: Timing
     remark: str
     gave_up: str = ""
+    int8_given_up: str = ""
+    loses: bool = False
 
 
 def choose_setting(timings: Sequence[Timing], qualities: Sequence[Quality | None], *, drop: float) -> ChosenSetting:
@@ -65,9 +69,11 @@ def choose_setting(timings: Sequence[Timing], qualities: Sequence[Quality | None
         remark = f"the budget is for {setting}"
     else:
         remark = f"the budget is for {setting}, where the dense model is fastest"
-    return ChosenSetting(
-        setting, timings[chosen], remark, str(_setting(timings[fastest])) if chosen != fastest else ""
-    )
+    before = by_speed[: by_speed.index(chosen)]
+    int8 = next((timings[i].runtime for i in before if timings[i].artifact.precision == "int8"), "")
+    gave_up = str(_setting(timings[fastest])) if chosen != fastest else ""
+    loses = not keeping and timings[chosen].artifact.precision == "int8"
+    return ChosenSetting(setting, timings[chosen], remark, gave_up, int8, loses)
 
 
 def _best(qualities: Sequence[Quality | None]) -> Quality | None:

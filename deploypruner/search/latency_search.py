@@ -18,6 +18,7 @@ from deploypruner.search.final import judge_final
 from deploypruner.search.found import SearchResult
 from deploypruner.search.goal import Goal
 from deploypruner.search.loop import Keep, Round, Trial, close_loop
+from deploypruner.search.mixed_setting import with_mix
 from deploypruner.search.request import SearchRequest
 from deploypruner.search.selection import choose_objective
 from deploypruner.search.time_limit import TimeLimit
@@ -144,9 +145,11 @@ def _choose(request: SearchRequest) -> ChosenSetting:
         request.jobs, threads=request.threads, budget_s=DECIDING_SECONDS, seed=request.seed, feeds=request.feeds
     )
     jobs = [(timing.artifact, timing.runtime) for timing in measured.timings]
-    ask = request.qualities if len(jobs) > 1 else None
+    # Of one job nothing is asked, but for int8: a mix may keep what it loses.
+    choices = len(jobs) > 1 or (request.mixed is not None and jobs[0][0].precision == "int8")
+    ask = request.qualities if choices else None
     qualities = [None] * len(jobs) if ask is None else ask(jobs)
-    return choose_setting(measured.timings, qualities, drop=request.accuracy_drop)
+    return with_mix(request, choose_setting(measured.timings, qualities, drop=request.accuracy_drop))
 
 
 def _out_of_reach(request: SearchRequest, choice: ChosenSetting, trial: Trial, room: Room) -> OutOfReach:

@@ -15,7 +15,7 @@ from deploypruner.measure import Job
 from deploypruner.progress import Progress
 from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.constraints import Constraints
-from deploypruner.records import Quality
+from deploypruner.records import Artifact, Quality
 from deploypruner.runtime import Array
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.losses import Losses
@@ -36,6 +36,9 @@ class SearchRequest:
         threads: Of every runtime.
         accuracy_drop: Points int8 may cost, see `choose_setting`.
         qualities: Of `jobs`; only asked for where there is more than one.
+        floats: Weights of layers that an earlier pass found to need float in int8.
+        mixed: (runtime, weights of layers to be float at least) -> the dense model in int8 with these in float and
+            those that its accuracy needs, and the weights of all of them; None where there is nothing to gain.
         feeds: One array per input, None for random ones.
         table_seconds: For timing layers.
         cache: Folder of the latency tables, None for the user's cache folder.
@@ -63,6 +66,8 @@ class SearchRequest:
     threads: int = 1
     accuracy_drop: float = 1.0
     qualities: Callable[[Sequence[Job]], Sequence[Quality | None]] | None = None
+    floats: tuple[str, ...] = ()
+    mixed: Callable[[str, tuple[str, ...]], tuple[Artifact, tuple[str, ...]] | None] | None = None
     feeds: Sequence[Array] | None = None
     table_seconds: float = 120.0
     cache: Path | None = None

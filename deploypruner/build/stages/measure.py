@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from deploypruner.build.evaluate import judge, validation_samples
 from deploypruner.build.feeds import timing_feeds
+from deploypruner.build.joint import floats_unforeseen
 from deploypruner.build.register import stages
-from deploypruner.build.stage import Stage
+from deploypruner.build.stage import Again, Stage
 from deploypruner.build.state import Build, Feeds
 from deploypruner.errors import InputError
 from deploypruner.measure import (
@@ -86,6 +87,10 @@ class Measure(Stage):
             environment=machine,
             noise_floor=measured.floor,
         )
+
+    def sends_back(self, build: Build) -> Again | None:
+        """The time is missed because layers had to stay float, of which the search knew nothing."""
+        return floats_unforeseen(build)
 
     def document(self, build: Build) -> str:
         """How much was measured."""
