@@ -8,6 +8,7 @@ them, the search goes once more, with these layers float: it then prunes elsewhe
 from __future__ import annotations
 
 from deploypruner.build.bounds import float_for_accuracy
+from deploypruner.build.points import earlier_points
 from deploypruner.build.stage import Again
 from deploypruner.build.state import Build
 from deploypruner.quantize.by_weight import weights_of
@@ -31,7 +32,8 @@ def floats_unforeseen(build: Build) -> Again | None:
     count = f"{len(layers)} layer{'s have' if len(layers) > 1 else ' has'}"
     budget = build.recipe.prune.budget
     why = f"{count} to be float for the accuracy, and {budget} is missed with that; the search now knows of it"
-    return Again("allocate", {"floats": floats, "remarks": (*build.remarks, f"searched twice: {why}")}, why)
+    remarks = (*build.remarks, f"searched twice: {why}")
+    return Again("allocate", {"floats": floats, "earlier": earlier_points(build), "remarks": remarks}, why)
 
 
 def _missed_anyway(build: Build) -> bool:

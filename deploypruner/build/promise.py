@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from deploypruner.build.points import fastest_keeping, point_sentence, points_of
 from deploypruner.build.state import Build
 from deploypruner.errors import BudgetError, VerificationError
 from deploypruner.report.units import quality_sentence
@@ -47,7 +48,8 @@ def require_met(build: Build) -> None:
     if kept is not None and not kept.kept:
         raise BudgetError(
             f"{kept.artifact} on {kept.runtime} is refused: " + quality_sentence(kept.to_json()),
-            hint=f"{_milder(build)}, train longer with --epochs, or allow --accuracy-drop {math.ceil(kept.lost):g}",
+            hint=f"{_milder(build)}, train longer with --epochs, or allow --accuracy-drop {math.ceil(kept.lost):g}"
+            + _kept_by(build, kept),
             finished=True,
         )
     if certificate is None or certificate.met:
@@ -67,6 +69,12 @@ def require_met(build: Build) -> None:
         hint=f"{finished}; measure again with --resume, or ask for a little more",
         finished=True,
     )
+
+
+def _kept_by(build: Build, kept: Kept) -> str:
+    """The fastest point that was measured and keeps it, in a clause; "" where none does."""
+    found = fastest_keeping([point.document for point in points_of(build)], kept.allowed)
+    return "" if found is None else f"; the fastest that was measured and keeps it: {point_sentence(found)}"
 
 
 def _milder(build: Build) -> str:

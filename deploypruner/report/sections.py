@@ -151,7 +151,7 @@ class _Int8File(TypedDict):
     float_all_the_same: dict[str, dict[str, _Text]]
 
 
-class _Trial(TypedDict):
+class _MixTrial(TypedDict):
     float_layers: _Int
     lost: _Measured
 
@@ -165,7 +165,7 @@ class _Judged(TypedDict):
     float: _Measured
     mixed: _Measured
     needed: _Measured
-    trials: list[_Trial]
+    trials: list[_MixTrial]
 
 
 class _PrecisionSection(TypedDict):
@@ -182,9 +182,31 @@ class _Round(TypedDict, total=False):
     met: _Bool | None
 
 
+class _Point(TypedDict):
+    id: _Text
+    what: _Text
+    kind: _Text
+    runtime: _Text
+    precision: _Text
+    latency_ms: _Measured
+    latency_basis: _Text
+    measured: _Bool
+    metric: _Text
+    value: _Measured
+    lost: _Measured
+    labelled: _Bool
+    quality_basis: _Text
+    samples: _Int
+    bytes: _Int | None
+    bytes_of: _Text
+    macs: _Int | None
+    artifact: _Text
+
+
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "budget": TypeAdapter(_Budget),
     "loop": TypeAdapter(_Round),
+    "points": TypeAdapter(_Point),
     "sparse": TypeAdapter(_SparseSection),
     "precision": TypeAdapter(_PrecisionSection),
 }
@@ -196,8 +218,8 @@ def check_section(name: str, held: dict[str, Any]) -> None:
     """Check what is read of one section; whatever else stands in it is left alone.
 
     Args:
-        name: "budget", "sparse", "precision" or "loop".
-        held: What report.json has there, of a loop one round; empty where nothing is said.
+        name: "budget", "sparse", "precision", "loop" or "points".
+        held: What report.json has there, of a loop one round, of points one; empty where nothing is said.
 
     Raises:
         ValidationError: Something that is read is missing, or of another type.

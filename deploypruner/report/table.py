@@ -10,6 +10,7 @@ from deploypruner.report.columns import table_rows
 from deploypruner.report.document import Report
 from deploypruner.report.headline import headline
 from deploypruner.report.outputs import outputs_text
+from deploypruner.report.points import points_sentence
 from deploypruner.report.precision import precision_sentence
 from deploypruner.report.sparse import assigned_sentence, assigned_table, sparse_sentence
 from deploypruner.report.terminal import Paint, painter, wrap
@@ -36,6 +37,7 @@ def table(report: Report, *, colour: bool, width: int | None = None) -> str:
         _budget(report, paint, width),
         _precision(report, width),
         _sparse(report, width),
+        wrap("points: ", said, width) if (said := points_sentence(report.points)) else "",
         _verification(report, paint, width),
         "\n".join(paint(wrap("warning: ", text, width), "warn") for text in report.warnings),
     ]

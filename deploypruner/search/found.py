@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from deploypruner.errors import InputError
 from deploypruner.recipe.budget import Budget
 from deploypruner.records import Setting
+from deploypruner.search.candidates import Candidate
 from deploypruner.search.final import JudgedPlan
 from deploypruner.search.goal import Goal
 from deploypruner.search.loop import Round
@@ -40,6 +41,7 @@ class SearchResult:
         cut: What the search left out because its time was over, "" for nothing.
         artifact: Name of the one the budget is about, "" for the pruned one of the setting.
         gave_up: A setting in which the dense model is faster and loses too much, "" for none.
+        candidates: Plans that were looked at or measured on the way.
     """
 
     setting: Setting
@@ -58,6 +60,7 @@ class SearchResult:
     cut: str = ""
     artifact: str = ""
     gave_up: str = ""
+    candidates: tuple[Candidate, ...] = ()
 
     def goal(self, budget: Budget) -> Goal:
         """What the budget means in this setting."""

@@ -21,7 +21,7 @@ from deploypruner.search.solve import Solution
 from deploypruner.search.time_limit import TimeLimit
 
 # Part of the images of a quick look, and plans that get a full one at the least.
-_QUICK = 0.25
+QUICK = 0.25
 _FINALISTS = 4
 # Plans whose loss is within this of the best one's are trained briefly before one is chosen, at most so many.
 _CLOSE, _CONTENDERS = 1.2, 3
@@ -86,7 +86,7 @@ def select(
     """
     bar, limit, seconds = progress or SilentProgress(), limit or TimeLimit(), 0.0
     finalists = max(_FINALISTS, len(plans) // 2)
-    quick = _QUICK if len(plans) > finalists else 1.0
+    quick = QUICK if len(plans) > finalists else 1.0
     found: dict[int, tuple[Verdict, bool]] = {}
     bar.start(len(plans) + (finalists if quick < 1 else 0), "search")
     try:

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from deploypruner.errors import BudgetError
 from deploypruner.graph import Keep
 from deploypruner.latency import LatencyModel
 from deploypruner.search.bench import CandidateBench
+from deploypruner.search.candidates import Candidates, Look
 from deploypruner.search.goal import Goal
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.loop import RESERVE
 from deploypruner.search.objectives import Objective, Space, objectives, perturbed, proposals
-from deploypruner.search.pool import Selection, select, train_contenders
+from deploypruner.search.pool import QUICK, Selection, select, train_contenders
 from deploypruner.search.proposed import Proposed
 from deploypruner.search.request import SearchRequest
 from deploypruner.search.solve import Solution
@@ -35,12 +36,14 @@ class Chosen:
     Args:
         objective: What plans are solved for.
         model: Calibrated with one plan that drops branches, and with one that does not.
+        seen: Every plan that was measured or looked at.
         judge: Of the pool, None without data.
         selection: The pool that the objective came out of, None without data.
     """
 
     objective: Objective
     model: LatencyModel
+    seen: Candidates
     judge: Judge | None = None
     selection: Selection | None = None
 
@@ -76,9 +79,9 @@ def choose_objective(
     )
     if not space.drops:
         request.say(f"only widths are chosen: {_no_branches(space)}")
-    known = objectives(space)
+    known, seen = objectives(space), Candidates(request.graph)
     if request.judge is None:
-        return Chosen(known[0], model)
+        return Chosen(known[0], model, seen)
     target = goal.median_ms * (1 - RESERVE)
     # Plans that drop branches and keep wide layers are predicted too fast beside narrow ones: see one of each first.
     for objective in known[: 2 if space.drops else 1]:
@@ -90,6 +93,7 @@ def choose_objective(
             solution = objective.solve(model.tally, target)
             trial = bench.trial(solution.keep, goal)
             model = model.calibrated(solution.keep, trial.assessment.model_ms, trial.profile)
+            seen.add(objective.name, solution, measured_ms=trial.assessment.model_ms)
             limit.reserve = _ROUNDS_LEFT * (limit.spent - begun)
             request.say(
                 f"{objective.name}: predicted {solution.predicted_ms:.3g} ms, measured "
@@ -103,6 +107,7 @@ def choose_objective(
         file.add(plans)
     selection = _selected(request, plans, judge, limit)
     limit.reserve = 0.0
+    _add_pool(seen, selection, judge)
     best = selection.entries[0]
     gone = len(best.dropped)
     request.say(
@@ -110,7 +115,15 @@ def choose_objective(
         + ("" if best.top1 is None else f", top-1 {best.top1:.1f} %")
         + (f", {gone} residual branch{'' if gone == 1 else 'es'} gone)" if gone else ")")
     )
-    return Chosen(selection.objectives[0], model, judge, selection)
+    return Chosen(selection.objectives[0], model, seen, judge, selection)
+
+
+def _add_pool(seen: Candidates, selection: Selection, judge: Judge) -> None:
+    """What was found of each plan of the pool, against the dense model on the same samples."""
+    for solution, entry in zip(selection.solutions, selection.entries, strict=True):
+        share = 1.0 if entry.full else QUICK
+        look = Look.of(judge.look(solution.keep, share=share), judge.dense_on(share))
+        seen.add(entry.objective, solution, look=replace(look, trained=entry.trained))
 
 
 def _selected(
