@@ -120,9 +120,9 @@ def choose_objective(
 
 def _add_pool(seen: Candidates, selection: Selection, judge: Judge) -> None:
     """What was found of each plan of the pool, against the dense model on the same samples."""
-    for solution, entry in zip(selection.solutions, selection.entries, strict=True):
-        share = 1.0 if entry.full else QUICK
-        look = Look.of(judge.look(solution.keep, share=share), judge.dense_on(share))
+    found = zip(selection.solutions, selection.entries, selection.verdicts, strict=True)
+    for solution, entry, verdict in found:
+        look = Look.of(verdict, judge.dense_on(1.0 if entry.full else QUICK))
         seen.add(entry.objective, solution, look=replace(look, trained=entry.trained))
 
 
