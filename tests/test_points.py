@@ -232,3 +232,17 @@ def test_the_python_call_takes_the_model_itself(built, tmp_path):
     assert made.stands_for.startswith("the model as it was given")
     with pytest.raises(InputError, match="no point"):
         export_point(folder, "no such", out=tmp_path / "y")
+
+
+def test_the_fastest_within_the_accuracy_is_found_and_is_what_the_accuracy_decided(built, tmp_path):
+    """Nothing that can be cut costs this net anything, so that the least time is that of its narrowest plan."""
+    for name in ("tiny.pt2", "data.npz"):
+        shutil.copy(built[0].parent / name, tmp_path)
+    options = [o for o in COMPILE if o not in ("--speedup", "1.5")]
+    outcome = by_parameters(*options, "--latency", "fastest", "--out", "build", folder=tmp_path)
+    assert outcome.code == 0, outcome.err
+    budget = report_of(tmp_path / "build")["budget"]
+    assert budget["kind"] == "latency"
+    assert budget["measured"] <= budget["requested"] < 0.5 * budget["dense_ms"]
+    assert budget["bounds"]["active"] == "accuracy"
+    assert "is the least time whose plan loses no more than 100 points" in outcome.err

@@ -53,6 +53,8 @@ def _budget(build: Build) -> dict[str, Any]:
         bound = None if build.certificate is None else build.certificate.bound
         sign = 1 if asked.speedup is None else -1
         margin = None if bound is None else sign * (allowed - bound)
+    if found is not None and found.pace:  # the accuracy decided about the time, see there
+        decided = []
     return _bound(asked.kind, decided, margin, unit=_UNITS[asked.kind], allowed=allowed)
 
 
@@ -60,6 +62,8 @@ def _accuracy(build: Build, kept: Kept | None) -> dict[str, Any]:
     decided, found = [], build.found
     if found is not None and found.gave_up:
         decided.append(f"{found.gave_up} was given up")
+    if found is not None and found.pace:
+        decided.append(f"the time, {found.goal(build.recipe.prune.budget).requested:.3g} ms")
     layers = float_for_accuracy(build)
     if layers:
         decided.append(f"{_counted(len(layers), 'layer')} float")

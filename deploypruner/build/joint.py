@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from deploypruner.build.bounds import float_for_accuracy
 from deploypruner.build.points import earlier_points
+from deploypruner.build.promise import kept_of
 from deploypruner.build.stage import Again
 from deploypruner.build.state import Build
 from deploypruner.quantize.by_weight import weights_of
 from deploypruner.sparsity.patterns import CHANNEL
+
+# Times that are tried after the first.
+_PACES = 2
 
 
 def floats_unforeseen(build: Build) -> Again | None:
@@ -49,3 +53,18 @@ def _missed_anyway(build: Build) -> bool:
     if build.recipe.prune.budget.speedup is not None:
         return bool(certificate.bound / compared["ratio"] < asked)
     return bool(certificate.bound * compared["ratio"] > asked)
+
+
+def too_fast(build: Build) -> Again | None:
+    """The search with a longer time, where the least that seemed to keep the accuracy does not keep it in the end.
+
+    Twice at the most.
+    """
+    found, kept = build.found, kept_of(build)
+    if found is None or not found.pace or kept is None or kept.kept or len(found.paces) >= _PACES:
+        return None
+    ms = found.goal(build.recipe.prune.budget).requested
+    why = f"{ms:.3g} ms lost {kept.lost:.2g} points in the end, {kept.allowed:g} allowed; a longer time is tried"
+    earlier = earlier_points(build)
+    remarks = (*build.remarks, f"searched again: {why}")
+    return Again("allocate", {"paces": (*found.paces, ms), "earlier": earlier, "remarks": remarks}, why)

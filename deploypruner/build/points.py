@@ -20,7 +20,6 @@ from deploypruner.channels.plan import Plan, make_plan
 from deploypruner.records import Row
 from deploypruner.search.candidates import Candidate, Look
 from deploypruner.search.found import SearchResult
-from deploypruner.search.gaps import gaps
 from deploypruner.search.kept import row_kept
 
 _WEIGHT_BYTES = {"fp32": 4, "int8": 1}
@@ -118,11 +117,10 @@ def _row_quality(build: Build, row: Row, *, dense: bool) -> dict[str, Any]:
     judged = row_kept(row, build.rows, drop=build.recipe.measure.accuracy_drop)
     if judged is None:
         return _quality("", None, None, basis="not judged", samples=0)
-    reference = next((gap for gap in gaps(row, None) if gap.kind == judged.kind), judged.gap)
     basis = "as it is" if dense else "after recovery"
     return _quality(
         judged.kind,
-        judged.gap.found if judged.gap.labelled else reference.found,
+        judged.gap.found,
         judged.lost,
         basis=f"{basis}, on validation samples",
         samples=build.recipe.measure.samples

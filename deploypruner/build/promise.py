@@ -87,6 +87,7 @@ def _milder(build: Build) -> str:
     if budget.speedup is not None:
         return f"ask for less, such as --speedup {1 + 0.5 * (budget.speedup - 1):.3g}"
     if budget.latency_ms is not None:
-        dense = 2 * budget.latency_ms if found is None else found.dense_ms
-        return f"ask for less, such as --latency {0.5 * (budget.latency_ms + dense):.3g}ms"
+        asked = budget.latency_ms if found is None else found.goal(budget).requested
+        dense = 2 * asked if found is None else found.dense_ms
+        return f"ask for less, such as --latency {0.5 * (asked + dense):.3g}ms"
     return f"ask for less, such as --macs {0.5 * (1 + (budget.macs or 1.0)):.3g}"

@@ -75,6 +75,7 @@ class Build:
         graph: Traced model (trace).
         floats: Weights of layers that an earlier pass found to need float in int8.
         earlier: Points of an earlier pass.
+        paces: Milliseconds that earlier passes found and that lost too much in the end.
         scores: Group id -> `[C]` (score).
         criterion: Name of the criterion that scored, and of its normaliser (score).
         plan: What stays (allocate), with the channels that training chose in place of others (learn).
@@ -120,6 +121,7 @@ class Build:
     graph: Graph | None = None
     floats: tuple[str, ...] = ()
     earlier: tuple[Point, ...] = ()
+    paces: tuple[float, ...] = ()
     scores: dict[str, Tensor] | None = None
     criterion: str = ""
     plan: Plan | None = None

@@ -25,6 +25,7 @@ class ChosenSetting:
         gave_up: The setting that is faster and loses too much, "" where this one is the fastest.
         int8_given_up: The runtime of the fastest int8 that is faster and loses too much, "" for none.
         loses: Does this one lose too much itself, for want of a better?
+        lost: Points that it costs the dense model; 0 where nobody knows.
     """
 
     setting: Setting
@@ -33,6 +34,7 @@ class ChosenSetting:
     gave_up: str = ""
     int8_given_up: str = ""
     loses: bool = False
+    lost: float = 0.0
 
 
 def choose_setting(timings: Sequence[Timing], qualities: Sequence[Quality | None], *, drop: float) -> ChosenSetting:
@@ -73,7 +75,7 @@ def choose_setting(timings: Sequence[Timing], qualities: Sequence[Quality | None
     int8 = next((timings[i].runtime for i in before if timings[i].artifact.precision == "int8"), "")
     gave_up = str(_setting(timings[fastest])) if chosen != fastest else ""
     loses = not keeping and timings[chosen].artifact.precision == "int8"
-    return ChosenSetting(setting, timings[chosen], remark, gave_up, int8, loses)
+    return ChosenSetting(setting, timings[chosen], remark, gave_up, int8, loses, max(0.0, points[chosen]))
 
 
 def _best(qualities: Sequence[Quality | None]) -> Quality | None:

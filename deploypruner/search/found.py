@@ -41,6 +41,8 @@ class SearchResult:
         cut: What the search left out because its time was over, "" for nothing.
         artifact: Name of the one the budget is about, "" for the pruned one of the setting.
         gave_up: A setting in which the dense model is faster and loses too much, "" for none.
+        pace: The latency that was found to keep the accuracy, "" where one was asked for.
+        paces: Milliseconds that earlier passes found and that lost too much in the end.
         candidates: Plans that were looked at or measured on the way.
     """
 
@@ -60,11 +62,13 @@ class SearchResult:
     cut: str = ""
     artifact: str = ""
     gave_up: str = ""
+    pace: str = ""
+    paces: tuple[float, ...] = ()
     candidates: tuple[Candidate, ...] = ()
 
     def goal(self, budget: Budget) -> Goal:
         """What the budget means in this setting."""
-        return Goal(budget, self.dense_ms, self.tail)
+        return Goal(Budget(latency=self.pace) if self.pace else budget, self.dense_ms, self.tail)
 
     def to_json(self) -> dict[str, Any]:
         """JSON form, readable by `from_json`."""

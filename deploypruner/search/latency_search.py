@@ -62,7 +62,7 @@ def meet(request: SearchRequest) -> tuple[Keep, SearchResult]:
     goal = Goal.of(budget, choice.timing)
     found = SearchResult(choice.setting, goal.dense_ms, goal.tail, remark=choice.remark, gave_up=choice.gave_up)
     request.say(f"{choice.remark}: {goal.dense_ms:.3g} ms")
-    if goal.assess(choice.timing, choice.timing).met:
+    if not budget.fastest and goal.assess(choice.timing, choice.timing).met:
         whole = f"the dense model keeps {budget} already, so nothing is cut"
         return {}, replace(
             found, predicted_ms=goal.dense_ms, measured_ms=goal.dense_ms, remark=f"{choice.remark}; {whole}"
@@ -76,7 +76,8 @@ def meet(request: SearchRequest) -> tuple[Keep, SearchResult]:
         if trial.assessment.excess > 1:
             raise _out_of_reach(request, choice, trial, room)
         model = _latency_model(request, choice, goal, limit)
-        chosen = choose_objective(request, goal, model, bench, limit=limit)
+        chosen = choose_objective(request, goal, model, bench, limit=limit, spent=choice.lost)
+        goal = chosen.goal
         seen, tried = chosen.seen, list[Solution]()
         outcome = close_loop(
             goal,
@@ -109,6 +110,8 @@ def meet(request: SearchRequest) -> tuple[Keep, SearchResult]:
         measured_ms=outcome.line.measured_ms,
         rounds=outcome.rounds,
         table=model.facts,
+        pace=str(goal.budget.latency) if budget.fastest else "",
+        paces=request.paces,
         candidates=seen.all(),
     )
 

@@ -47,6 +47,8 @@ class SearchRequest:
         judge: Makes what judges plans before training, called like `worth`; None without data.
         train: Repairs a plan, trains it briefly and judges it; None where no training will follow.
         keeping: Points of top-1 that may be lost where nothing will be trained after this; None where it will.
+        allowed: Points that everything together may cost; for a time that is to be found.
+        paces: Milliseconds that earlier passes found and that lost too much in the end.
         plans: Size of the pool that is judged.
         minutes: When these are over nothing begins that a plan can be had without.
         clock: For that, and for every other question about time.
@@ -75,6 +77,8 @@ class SearchRequest:
     judge: Callable[[], Judge] | None = None
     train: Callable[[Judge, Keep], Verdict] | None = None
     keeping: float | None = None
+    allowed: float = 3.0
+    paces: tuple[float, ...] = ()
     plans: int = 16
     minutes: float = float("inf")
     clock: Clock = field(default_factory=current_clock)

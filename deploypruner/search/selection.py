@@ -17,6 +17,7 @@ from deploypruner.search.goal import Goal
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.loop import RESERVE
 from deploypruner.search.objectives import Objective, Space, objectives, perturbed, proposals
+from deploypruner.search.pace import find_pace
 from deploypruner.search.pool import QUICK, Selection, select, train_contenders
 from deploypruner.search.proposed import Proposed
 from deploypruner.search.request import SearchRequest
@@ -37,6 +38,7 @@ class Chosen:
         objective: What plans are solved for.
         model: Calibrated with one plan that drops branches, and with one that does not.
         seen: Every plan that was measured or looked at.
+        goal: What to reach; the one that was found where it was to be.
         judge: Of the pool, None without data.
         selection: The pool that the objective came out of, None without data.
     """
@@ -44,12 +46,19 @@ class Chosen:
     objective: Objective
     model: LatencyModel
     seen: Candidates
+    goal: Goal
     judge: Judge | None = None
     selection: Selection | None = None
 
 
 def choose_objective(
-    request: SearchRequest, goal: Goal, model: LatencyModel, bench: CandidateBench, *, limit: TimeLimit
+    request: SearchRequest,
+    goal: Goal,
+    model: LatencyModel,
+    bench: CandidateBench,
+    *,
+    limit: TimeLimit,
+    spent: float = 0.0,
 ) -> Chosen:
     """The objective whose plan does best before training; without data, where nothing can be judged, the first.
 
@@ -59,6 +68,7 @@ def choose_objective(
         model: Predicts milliseconds.
         bench: Measures candidates.
         limit: Time for all of it.
+        spent: Points that the precision alone costs.
     """
     worth_until = limit.spent + _WORTH_SHARE * max(0.0, limit.left)
 
@@ -81,7 +91,10 @@ def choose_objective(
         request.say(f"only widths are chosen: {_no_branches(space)}")
     known, seen = objectives(space), Candidates(request.graph)
     if request.judge is None:
-        return Chosen(known[0], model, seen)
+        return Chosen(known[0], model, seen, goal)
+    judge = request.judge()
+    if goal.budget.fastest:
+        goal = find_pace(request, goal, judge, known[0], model=model, spent=spent, limit=limit, seen=seen)
     target = goal.median_ms * (1 - RESERVE)
     # Plans that drop branches and keep wide layers are predicted too fast beside narrow ones: see one of each first.
     for objective in known[: 2 if space.drops else 1]:
@@ -99,7 +112,6 @@ def choose_objective(
                 f"{objective.name}: predicted {solution.predicted_ms:.3g} ms, measured "
                 f"{trial.assessment.model_ms:.3g} ms"
             )
-    judge = request.judge()
     file = Proposed.of(request, space, bench.setting)
     plans = file.plans(known, space)
     if plans is None:
@@ -115,7 +127,7 @@ def choose_objective(
         + ("" if best.top1 is None else f", top-1 {best.top1:.1f} %")
         + (f", {gone} residual branch{'' if gone == 1 else 'es'} gone)" if gone else ")")
     )
-    return Chosen(selection.objectives[0], model, seen, judge, selection)
+    return Chosen(selection.objectives[0], model, seen, goal, judge, selection)
 
 
 def _add_pool(seen: Candidates, selection: Selection, judge: Judge) -> None:

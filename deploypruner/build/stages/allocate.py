@@ -153,6 +153,8 @@ def _in_time(build: Build) -> Build:
         else lambda: make_judge(build, remark=True),
         train=(lambda judge, keep: trained_briefly(build, judge, keep)) if can_train_briefly(build) else None,
         keeping=_keeping(build),
+        allowed=_allowed(build),
+        paces=build.paces,
         plans=build.recipe.search.plans,
         minutes=build.recipe.search.minutes,
         folder=build.folder.claim(stage_file("pool.json")).parent,
@@ -185,9 +187,15 @@ def _worth(build: Build, scores: Mapping[str, Tensor], enough: Callable[[float],
 
 def _keeping(build: Build) -> float | None:
     """Points that may be lost where the plan is all there will be; None where training follows."""
-    recover, asked = build.recipe.recover, build.recipe.measure.accuracy_drop
+    recover = build.recipe.recover
     if build.data is None or recover.trains or recover.train or build.given.train is not None:
         return None
+    return _allowed(build)
+
+
+def _allowed(build: Build) -> float:
+    """Points that everything together may cost."""
+    asked = build.recipe.measure.accuracy_drop
     if asked is not None:
         return asked
     return ACCURACY_DROP if _judged(build) else AGREEMENT_DROP

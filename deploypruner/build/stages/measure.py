@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from deploypruner.build.evaluate import judge, validation_samples
 from deploypruner.build.feeds import timing_feeds
-from deploypruner.build.joint import floats_unforeseen
+from deploypruner.build.joint import floats_unforeseen, too_fast
 from deploypruner.build.register import stages
 from deploypruner.build.stage import Again, Stage
 from deploypruner.build.state import Build, Feeds
@@ -89,8 +89,8 @@ class Measure(Stage):
         )
 
     def sends_back(self, build: Build) -> Again | None:
-        """The time is missed because layers had to stay float, of which the search knew nothing."""
-        return floats_unforeseen(build)
+        """The time is missed for float layers that nobody foresaw, or one that was found loses too much."""
+        return floats_unforeseen(build) or too_fast(build)
 
     def document(self, build: Build) -> str:
         """How much was measured."""
