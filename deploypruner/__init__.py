@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deploypruner.api import CompiledBuild, Pruned, compile, plan, prune
+    from deploypruner.api import CompiledBuild, Pruned, compile, export_point, plan, prune
     from deploypruner.build.restore import restore
     from deploypruner.channels.plan import Plan, make_plan
     from deploypruner.channels.remove import remove
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "deploypruner.api": ("CompiledBuild", "Pruned", "compile", "plan", "prune"),
+    "deploypruner.api": ("CompiledBuild", "Pruned", "compile", "export_point", "plan", "prune"),
     "deploypruner.errors": ("DeployPrunerError",),
     "deploypruner.graph": ("Graph", "trace"),
     "deploypruner.measure": ("measure",),
@@ -59,6 +59,7 @@ __all__ = [
     "Pruned",
     "Row",
     "compile",
+    "export_point",
     "make_plan",
     "measure",
     "plan",

@@ -10,10 +10,11 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
-from deploypruner.build import pipeline
+from deploypruner.build import exporting, pipeline
 from deploypruner.build.answering import Runner
 from deploypruner.build.choices import check_choices
 from deploypruner.build.criterion import make_criterion
+from deploypruner.build.exporting import ExportedPoint
 from deploypruner.build.fitting import fit
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.state import Build, Given
@@ -353,3 +354,39 @@ def run_recipe(
     )
     done = pipeline.run(build, resume=resume, say=say)
     return CompiledBuild(out, read_report(out), done.compiled, done.planned)
+
+
+def export_point(
+    folder: str | Path,
+    point: str,
+    *,
+    out: str | Path,
+    model: nn.Module | ExportedProgram | str | None = None,
+    example_inputs: Any = None,
+    data: object = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> ExportedPoint:
+    """Make the files of one point of a finished build; nothing is searched or trained again.
+
+    Args:
+        folder: Build folder.
+        point: Id of the point, as in `points` of report.json.
+        out: New folder for the files.
+        model: Model that the build was made from, where its recipe does not name it: as `compile` takes it.
+        example_inputs: Inputs of it, as `compile` takes them.
+        data: Data, where the recipe does not name it: as `compile` takes it.
+        say: Function that is called with a line for each step.
+
+    Raises:
+        DeployPrunerError: No such point, a build of another version, another model, or a failed verification.
+    """
+    named = {
+        "model": model if isinstance(model, str) else None,
+        "data": str(data) if isinstance(data, str | Path) else None,
+    }
+    given = Given(
+        model=None if isinstance(model, str) else model,
+        example_inputs=() if example_inputs is None else as_inputs(example_inputs),
+        data=None if isinstance(data, str | Path) else data,
+    )
+    return exporting.export_point(folder, point, out, given=given, changes=overrides(named), say=say)

@@ -179,14 +179,18 @@ class Setting:
         runtime: Registered runtime name.
         precision: "fp32" or "int8".
         threads: Threads of the runtime.
+        floats: Weights of layers that stay float all the same, by their names in the model: of int8 alone.
     """
 
     runtime: str
     precision: Precision
     threads: int = 1
+    floats: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.precision} on {self.runtime}, {self.threads} thread{'' if self.threads == 1 else 's'}"
+        mixed = f" with {len(self.floats)} layer{'' if len(self.floats) == 1 else 's'} float" if self.floats else ""
+        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        return f"{self.precision}{mixed} on {self.runtime}, {threads}"
 
 
 @dataclass(frozen=True)

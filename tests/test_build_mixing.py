@@ -61,3 +61,19 @@ def test_the_layer_that_costs_too_much_is_float_in_the_file_and_in_the_report(bu
     assert "Int8 or float, layer by layer" in (folder / "report.html").read_text()
     assert kept[0]["name"] in (folder / "report.html").read_text()
     assert all(check["passed"] for check in report["verification"])
+
+
+def test_the_accuracy_is_the_active_bound_for_it_alone_decided_something(built):
+    folder, out = built
+    report = json.loads((folder / "report.json").read_text())
+    bounds = report["budget"]["bounds"]
+    assert bounds["active"] == "accuracy"
+    assert bounds["accuracy"]["decided"] == ["1 layer float"]
+    assert bounds["accuracy"]["margin"] == pytest.approx(6 - report["budget"]["quality"]["lost"])
+    assert bounds["budget"] == {
+        **{"name": "macs", "active": False, "decided": [], "margin": 0.0, "allowed": 100.0},
+        "unit": "% of the multiply-adds",
+    }
+    said = " ".join(out.split())
+    assert "bounds: active: accuracy; multiply-adds decided nothing, 0 of 100 % of the multiply-adds left" in said
+    assert "Bounds: active: accuracy;" in (folder / "report.html").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -42,7 +43,7 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, wrong_by: float = 1.0) -> None:
         self.graph = trace(net(), (torch.randn(2, 3, 8, 8),))
-        self.wrong_by, self.kept, self.tables = wrong_by, dict[str, Any](), 0
+        self.wrong_by, self.kept, self.tables, self.floats = wrong_by, dict[str, Any](), 0, list[Any]()
         monkeypatch.setattr(bench, "write_candidate", self._write)
         self.clock = Clock(artifacts=self._time, profile=self._profile, latency_model=self._build)
 
@@ -59,8 +60,9 @@ class Machine:
             | changes
         )
 
-    def _write(self, graph: Any, keep: Any, precision: str, path: Path) -> None:
+    def _write(self, graph: Any, keep: Any, precision: str, path: Path, *, floats: Any = ()) -> None:
         self.kept[str(path)] = keep
+        self.floats.append(floats)
 
     def _time(self, jobs: Any, **_: Any) -> Any:
         timings = []
@@ -168,3 +170,55 @@ def test_the_budget_is_for_the_fastest_setting_that_keeps_the_accuracy(monkeypat
     for accuracy, precision in ((89.5, "int8"), (80.0, "fp32")):
         _, found = meet.meet(machine.request(Budget(speedup=1.5), jobs=jobs, qualities=judged(accuracy)))
         assert found.setting.precision == precision
+        assert found.gave_up == ("" if precision == "int8" else "int8 on openvino, 1 thread")
+
+
+@pytest.mark.parametrize(("share", "floats"), [(0.5, ("2.weight",)), (1.1, ())])
+def test_int8_with_some_layers_float_competes_with_float_everywhere_by_measured_time(monkeypatch, share, floats):
+    """Int8 everywhere loses 10 points: the mix that keeps the accuracy is taken if it is faster than float."""
+    machine = Machine(monkeypatch)
+    jobs = [
+        (Artifact(f"dense {precision}", Path(f"{precision}.onnx"), "onnx", precision), "openvino")
+        for precision in ("fp32", "int8")
+    ]
+    mixed = Artifact("dense int8 mixed", Path("mixed.onnx"), "onnx", "int8")
+    timed = machine.clock.artifacts
+
+    def time(jobs: Any, **said: Any) -> Any:
+        found = timed(jobs, **said)
+        changed = tuple(
+            replace(t, samples_ns=t.samples_ns * share / 0.3) if t.artifact == mixed else t for t in found.timings
+        )
+        return replace(found, timings=changed, twin=changed[0])
+
+    asked: list[Any] = []
+    request = machine.request(
+        Budget(speedup=1.5),
+        jobs=jobs,
+        qualities=lambda _: [Quality(90.0, 1.0, "top-1", 10), Quality(80.0, 1.0, "top-1", 10)],
+        mixed=lambda *given: (asked.append(given), (mixed, ("2.weight",)))[1],
+        clock=replace(machine.clock, artifacts=time),
+    )
+    _, found = meet.meet(request)
+    assert asked == [("openvino", ())]
+    assert (found.setting.precision, found.setting.floats) == ("int8" if floats else "fp32", floats)
+    assert found.gave_up == "int8 on openvino, 1 thread"
+    assert set(machine.floats) == {floats}, "every candidate is written with these layers float"
+    assert ("is no faster" in found.remark) == (not floats)
+
+
+def test_what_an_earlier_pass_had_to_keep_float_is_float_from_the_start(monkeypatch):
+    machine = Machine(monkeypatch)
+    int8 = Artifact("dense int8", Path("int8.onnx"), "onnx", "int8")
+    mixed = Artifact("dense int8 mixed", Path("mixed.onnx"), "onnx", "int8")
+    _, found = meet.meet(
+        machine.request(
+            Budget(speedup=1.5),
+            jobs=[(int8, "openvino")],
+            floats=("4.weight",),
+            mixed=lambda runtime, floats: (mixed, floats),
+        )
+    )
+    assert found.setting.floats == ("4.weight",)
+    assert str(found.setting) == "int8 with 1 layer float on openvino, 1 thread"
+    assert "which earlier had to stay float" in found.remark

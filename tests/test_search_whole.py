@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -214,9 +215,11 @@ def test_what_keeps_the_accuracy_is_judged_against_the_dense_model_on_the_same_i
     judge = Halves(lambda ms: 10 - ms)
     outcome = SimpleNamespace(solution=solved(None, 2.0), model=machine._build(None, None))
     objective = SimpleNamespace(solve=solved)
-    judged = judge_final(request, judge, outcome, objective=objective, limit=TimeLimit())
+    objective.name, seen = "scores", Mock()
+    judged = judge_final(request, judge, outcome, objective=objective, limit=TimeLimit(), seen=seen)
     assert not judged.accepted
     assert judge.looked == [1.0, 0.5, 0.5, 0.5, 0.5]
+    assert seen.add.call_count == 5, "every plan that was looked at is kept"
     # 2 to 10 ms halved in ratio: 4.47 (lost 5.53), 6.69 (lost 3.31), ...
     fastest = 10 - allowed
     assert judged.keeps is not None

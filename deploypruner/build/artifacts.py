@@ -22,6 +22,7 @@ from deploypruner.graph.open_axes import OpenAxis
 from deploypruner.quantize.placement import Placement
 from deploypruner.quantize.static import Calibrated, QuantizationSummary, calibrate, quantize_static, write_qdq
 from deploypruner.records import Artifact
+from deploypruner.search.certify import DENSE_MIXED
 from deploypruner.target import detect
 
 # Placements of files that one runtime alone may get.
@@ -30,6 +31,9 @@ _MODELS, _SUMMARY = (stage_file("dense.fp32.onnx"), stage_file("dense.int8.onnx"
 
 DENSE = (*_MODELS, _SUMMARY)
 """Files of the dense model: both precisions, and what became int8."""
+
+MIXED = stage_file("dense.mixed.onnx")
+"""The dense model in int8 but for some layers, where a budget of time is for that."""
 
 
 def with_dense(build: Build) -> Build:
@@ -97,17 +101,22 @@ def _write(
     with build.folder.writing(fp32) as path:
         _export(build, module, path, open_axes=build.traced.open_axes)
     with build.folder.writing(int8) as path:
-        calibrated = calibrate(
-            build.folder.path(fp32),
-            calibration_feeds(build),
-            folder=path.parent,
-            method=build.recipe.quantize.method,
-            placements=placements,
-            reduce_range=_saturates(build),
-            repair=build.recipe.quantize.repair and build.data is not None,  # noise is no guide
-            progress=build.progress,
-        )
+        calibrated = calibrated_for(build, build.folder.path(fp32), placements, folder=path.parent)
         return write_mixed(build, calibrated, path, placement=placements[0]), calibrated
+
+
+def calibrated_for(build: Build, fp32: Path, placements: Sequence[Placement], *, folder: Path) -> Calibrated:
+    """What int8 files are written from, as the recipe wants it."""
+    return calibrate(
+        fp32,
+        calibration_feeds(build),
+        folder=folder,
+        method=build.recipe.quantize.method,
+        placements=placements,
+        reduce_range=_saturates(build),
+        repair=build.recipe.quantize.repair and build.data is not None,  # noise is no guide
+        progress=build.progress,
+    )
 
 
 def write_mixed(
@@ -145,7 +154,15 @@ def dense_artifacts(build: Build) -> Build:
         Artifact("dense fp32", folder.path(_MODELS[0]), "onnx", "fp32", "dense", cost),
         Artifact("dense int8", folder.path(_MODELS[1]), "onnx", "int8", "dense", cost),
     )
-    return replace(build, artifacts=artifacts)
+    return with_dense_mixed(replace(build, artifacts=artifacts))
+
+
+def with_dense_mixed(build: Build) -> Build:
+    """The build with the dense model's mix of int8 and float among its artifacts, where there is one."""
+    if not build.folder.has(MIXED):
+        return build
+    mixed = Artifact(DENSE_MIXED, build.folder.path(MIXED), "onnx", "int8", "dense", build.traced.cost())
+    return replace(build, artifacts=(*build.artifacts, mixed))
 
 
 def write_state(folder: BuildFolder, name: str, module: nn.Module) -> None:

@@ -12,6 +12,7 @@ from deploypruner.errors import RecipeError
 from deploypruner.recipe import PruneRecipe, Recipe
 from deploypruner.registries import normalizers, runtimes, scopes
 from deploypruner.sources.foreign import foreign
+from deploypruner.sparsity.patterns import CHANNEL
 from deploypruner.target import detect
 from deploypruner.train.hook import SIGNATURE, hook_name, load_hook
 
@@ -37,6 +38,7 @@ def check_choices(recipe: Recipe, given: Given) -> None:
     criterion = make_criterion(name, recipe.prune.parameters)
     check_learning(recipe.learn, criterion, has_data=has_data)
     require_data(criterion, name, has_data=has_data)
+    _check_fastest(recipe, has_data=has_data)
     _check_axes(recipe.prune, name)
     hooked = bool(recipe.recover.train) or given.train is not None
     check_sparse(recipe, trains=has_data and not hooked and recipe.recover.trains)
@@ -50,6 +52,23 @@ def check_choices(recipe: Recipe, given: Given) -> None:
     if recipe.recover.train:
         with foreign(f"importing '{recipe.recover.train}' raised", hint="fix the module, or run from its folder"):
             load_hook(recipe.recover.train)
+
+
+def _check_fastest(recipe: Recipe, *, has_data: bool) -> None:
+    """The fastest within a budget of accuracy is found by judging plans.
+
+    Raises:
+        RecipeError: None can be judged, or none is made.
+    """
+    if not recipe.prune.budget.fastest:
+        return
+    budget = recipe.prune.budget
+    if not has_data:
+        raise RecipeError(f"{budget} is found by judging plans, and there is no data", hint="pass --data DIR")
+    if CHANNEL not in recipe.prune.patterns:
+        raise RecipeError(f"{budget} is found by removing channels", hint="add channel to --pattern, or give a time")
+    if recipe.search.plans == 1:
+        raise RecipeError(f"{budget} is found by judging plans, and search.plans is 1", hint="raise search.plans")
 
 
 def _check_axes(recipe: PruneRecipe, criterion: str) -> None:

@@ -142,7 +142,7 @@ class BuildFolder:
             for name in sorted(self.own(), key=lambda name: (name == WRITTEN, name == MANIFEST)):
                 self.discard(name)
             self._own = set()
-            for folder in ("measurements", "stages"):
+            for folder in ("measurements", "points", "stages"):
                 if self.path(folder).is_dir() and not any(self.path(folder).iterdir()):
                     self.path(folder).rmdir()
 

@@ -18,6 +18,7 @@ from deploypruner.errors import BudgetError
 from deploypruner.graph.labels.atoms import IntArray
 from deploypruner.latency import LatencyModel
 from deploypruner.search.bench import CandidateBench
+from deploypruner.search.certify import DENSE_MIXED
 from deploypruner.search.found import SearchResult
 from deploypruner.search.gradual import Gradual
 from deploypruner.search.loop import RESERVE, Round, close_loop
@@ -93,7 +94,8 @@ def arrived(
     build = with_dense(build)
     found, gradual, recipe = toward.found, toward.gradual, build.recipe.prune
     goal, setting = found.goal(recipe.budget), found.setting
-    dense = next(a for a, r in dense_jobs(build) if (a.precision, r) == (setting.precision, setting.runtime))
+    alike = [a for a, r in dense_jobs(build) if (a.precision, r) == (setting.precision, setting.runtime)]
+    dense = next((a for a in alike if setting.floats and a.name == DENSE_MIXED), alike[0])
     rounds: list[Round] = []
     with CandidateBench(
         build.traced, setting, dense, feeds=timing_feeds(build), seed=build.recipe.seed, clock=build.clock

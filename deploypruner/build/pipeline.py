@@ -47,13 +47,17 @@ def _run(build: Build, *, resume: bool, say: Say) -> Build:
     order = chain()
     marks: Marks | None = None
     resumable = True  # until the first saved stage that has to run again: later files came from its old result
-    for stage_class in order:
+    begun: dict[str, Build] = {}
+    left = list(order)
+    while left:
+        stage_class = left.pop(0)
         stage = stage_class()
         if stage.saves and marks is None:  # all before it is known to be good, so that bad input costs no old build
             marks = open_folder(build, order, resume=resume)
             if build.folder.remark:
                 say(f"remark: {build.folder.remark}")
                 build = replace(build, remarks=(*build.remarks, build.folder.remark))
+        begun[stage.name] = build
         started = build.clock.monotonic()
         finished = resumable and marks is not None and marks.finished(stage)
         if stage.saves and not finished and resumable:
@@ -69,8 +73,21 @@ def _run(build: Build, *, resume: bool, say: Say) -> Build:
             say(f"{stage.name:9} {'(done before)' if finished else f'{seconds:6.1f} s'}  {note}".rstrip())
         if stage.fatal:  # everything after a wrong graph or a wrong removal is worthless
             require(build.checks)
+        again = stage.sends_back(build)
+        if again is not None:
+            say(f"again from {again.stage}: {again.why}")
+            left = _from(again.stage, order)
+            _discard_from(build.folder, left[1], order)  # what it writes itself it replaces
+            build, resumable = replace(begun[again.stage], **again.changes), False
+            continue
         stage.validate(build)
     return build
+
+
+def _from(name: str, order: Sequence[type[Stage]]) -> list[type[Stage]]:
+    """That stage and all after it."""
+    place = next(place for place, stage in enumerate(order) if stage.name == name)
+    return list(order[place:])
 
 
 def _restored(stage: Stage, build: Build) -> Build:

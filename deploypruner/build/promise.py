@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from deploypruner.build.points import fastest_keeping, point_sentence, points_of
 from deploypruner.build.state import Build
 from deploypruner.errors import BudgetError, VerificationError
 from deploypruner.report.units import quality_sentence
@@ -47,7 +48,8 @@ def require_met(build: Build) -> None:
     if kept is not None and not kept.kept:
         raise BudgetError(
             f"{kept.artifact} on {kept.runtime} is refused: " + quality_sentence(kept.to_json()),
-            hint=f"{_milder(build)}, train longer with --epochs, or allow --accuracy-drop {math.ceil(kept.lost):g}",
+            hint=f"{_milder(build)}, train longer with --epochs, or allow --accuracy-drop {math.ceil(kept.lost):g}"
+            + _kept_by(build, kept),
             finished=True,
         )
     if certificate is None or certificate.met:
@@ -69,6 +71,12 @@ def require_met(build: Build) -> None:
     )
 
 
+def _kept_by(build: Build, kept: Kept) -> str:
+    """The fastest point that was measured and keeps it, in a clause; "" where none does."""
+    found = fastest_keeping([point.document for point in points_of(build)], kept.allowed)
+    return "" if found is None else f"; the fastest that was measured and keeps it: {point_sentence(found)}"
+
+
 def _milder(build: Build) -> str:
     """A budget that is likelier to keep the quality, in the words of the command line."""
     budget, found = build.recipe.prune.budget, build.found
@@ -79,6 +87,7 @@ def _milder(build: Build) -> str:
     if budget.speedup is not None:
         return f"ask for less, such as --speedup {1 + 0.5 * (budget.speedup - 1):.3g}"
     if budget.latency_ms is not None:
-        dense = 2 * budget.latency_ms if found is None else found.dense_ms
-        return f"ask for less, such as --latency {0.5 * (budget.latency_ms + dense):.3g}ms"
+        asked = budget.latency_ms if found is None else found.goal(budget).requested
+        dense = 2 * asked if found is None else found.dense_ms
+        return f"ask for less, such as --latency {0.5 * (asked + dense):.3g}ms"
     return f"ask for less, such as --macs {0.5 * (1 + (budget.macs or 1.0)):.3g}"

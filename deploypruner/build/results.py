@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from typing import Any
 
 from deploypruner.quantize.static import QuantizationSummary
-from deploypruner.records import Metric
+from deploypruner.records import Check, Metric
 from deploypruner.sparsity.assign.in_time import Assignment, LayerFilling
 from deploypruner.sparsity.training.zeros import Zeros
 
@@ -170,3 +172,26 @@ class LayerPatterns:
 
 def _known(record: Any) -> dict[str, Any]:
     return {name: value for name, value in asdict(record).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point.
+
+    Args:
+        document: As report.json has it.
+        keep: Group or branch id -> what stays, where that is not everything; None where it is the build's plan.
+    """
+
+    document: dict[str, Any]
+    keep: Mapping[str, tuple[int, ...]] | None = None
+
+    @property
+    def plan_file(self) -> str:
+        """Where the plan is kept, "" where nothing is cut."""
+        return str(self.document["plan"])
+
+
+def check_document(check: Check) -> dict[str, Any]:
+    """JSON has no NaN: a difference that is not a number is null."""
+    return {**asdict(check), "max_abs_diff": check.max_abs_diff if isfinite(check.max_abs_diff) else None}

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from heapq import heapify, heappop, heappush
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from deploypruner.build.register import stages
 from deploypruner.build.state import Build
+
+
+@dataclass(frozen=True)
+class Again:
+    """What an earlier stage has to know, and had no way to know, to decide better.
+
+    Args:
+        stage: Where the build goes on from.
+        changes: Fields of the build there, and what they are now.
+        why: For the user.
+    """
+
+    stage: str
+    changes: Mapping[str, Any]
+    why: str
 
 
 class Stage(ABC):
@@ -52,6 +69,14 @@ class Stage(ABC):
     def document(self, build: Build) -> str | None:
         """One line for the user about what this stage found, None where there was nothing to do."""
         return ""
+
+    def sends_back(self, build: Build) -> Again | None:
+        """Does this stage's result show that an earlier one went by a wrong assumption? At most once for each.
+
+        Whatever it says has to be so that the stage, run again after that, does not say it again.
+        """
+        del build  # most results cannot show that
+        return None
 
     def validate(self, build: Build) -> None:
         """Refuse to go on where this stage's result shows that the build cannot be what was asked for.

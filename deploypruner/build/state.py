@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from deploypruner.build.folder import BuildFolder
-from deploypruner.build.results import LayerPatterns, Learning, Quantized, Recovery
+from deploypruner.build.results import LayerPatterns, Learning, Point, Quantized, Recovery
 from deploypruner.channels.plan import Plan
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import Inputs
@@ -73,6 +73,9 @@ class Build:
         loss: What every output is trained and compared by (load).
         metric: Of the user's, None without (load).
         graph: Traced model (trace).
+        floats: Weights of layers that an earlier pass found to need float in int8.
+        earlier: Points of an earlier pass.
+        paces: Milliseconds that earlier passes found and that lost too much in the end.
         scores: Group id -> `[C]` (score).
         criterion: Name of the criterion that scored, and of its normaliser (score).
         plan: What stays (allocate), with the channels that training chose in place of others (learn).
@@ -116,6 +119,9 @@ class Build:
     loss: ModelLoss = BY_SHAPE
     metric: OwnMetric | None = None
     graph: Graph | None = None
+    floats: tuple[str, ...] = ()
+    earlier: tuple[Point, ...] = ()
+    paces: tuple[float, ...] = ()
     scores: dict[str, Tensor] | None = None
     criterion: str = ""
     plan: Plan | None = None

@@ -15,6 +15,7 @@ import click
 from deploypruner.atomic import ERRORS, replacing
 from deploypruner.cli.bench import bench_command
 from deploypruner.cli.check import check_command
+from deploypruner.cli.export import export_command
 from deploypruner.cli.options import GroupedCommand, colour, width
 from deploypruner.cli.quantize import quantize_command
 from deploypruner.cli.recipe_options import command_option, recipe_options
@@ -193,6 +194,7 @@ def plan_command(with_times: bool, frozen: bool, as_document: bool, **options: A
 
 
 cli.add_command(bench_command)
+cli.add_command(export_command)
 cli.add_command(check_command)
 cli.add_command(quantize_command)
 cli.add_command(sparsify_command)

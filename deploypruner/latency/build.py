@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -74,8 +75,8 @@ def build_latency_models(
     """
     begin, bar = time.monotonic(), progress or SilentProgress()
     caches = [Cache(cache, setting) for setting in settings]
-    name = fingerprint(graph)
-    found = [one.model(name) for one in caches]
+    names = [_name(fingerprint(graph), setting) for setting in settings]
+    found = [one.model(name) for one, name in zip(caches, names, strict=True)]
     missing = [i for i, one in enumerate(found) if one is None]
     models = dict[int, LatencyModel]()
     bar.start(1 + len(missing) * PROBES, "latency model")
@@ -84,14 +85,16 @@ def build_latency_models(
             if known is not None:
                 nodes, quality = known
                 models[i] = LatencyModel(graph, settings[i], nodes=nodes, points=caches[i].points, quality=quality)
-        if missing:
+        for floats in dict.fromkeys(settings[i].floats for i in missing):
+            alike = [i for i in missing if settings[i].floats == floats]
             with scratch() as folder:
-                files = ProbeFiles(graph, [settings[i].precision for i in missing], folder, seed=seed)
+                files = ProbeFiles(graph, [settings[i].precision for i in alike], folder, seed=seed, floats=floats)
                 bar.advance(1, "probes exported")
                 work = _Work(graph, files, probe_plans(graph, PROBES, step=step, seed=seed), step, bar)
-                for number, i in enumerate(missing):
-                    share = (seconds - (time.monotonic() - begin)) / (len(missing) - number)
-                    models[i] = _build(work, settings[i], caches[i], name=name, seconds=share)
+                for i in alike:
+                    left = sum(other not in models for other in missing)
+                    share = (seconds - (time.monotonic() - begin)) / left
+                    models[i] = _build(work, settings[i], caches[i], name=names[i], seconds=share)
     finally:
         bar.close()
     return [models[i] for i in range(len(settings))]
@@ -142,6 +145,13 @@ def _build(work: _Work, setting: Setting, cache: Cache, *, name: str, seconds: f
     if cache.remark:
         quality = replace(quality, remarks=(*quality.remarks, cache.remark))
     return LatencyModel(graph, setting, nodes=nodes, points=points, quality=quality)
+
+
+def _name(model: str, setting: Setting) -> str:
+    """Of a model in the cache of its setting; another one for other layers in float."""
+    if not setting.floats:
+        return model
+    return hashlib.sha256("\n".join([model, *sorted(setting.floats)]).encode()).hexdigest()
 
 
 def _whole(graph: Graph, keep: Keep) -> Keep:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from deploypruner.measure.cores import pick_cores
 from deploypruner.measure.process import Worker
 from deploypruner.measure.profiling import from_lists
 from deploypruner.onnx_file import write_onnx
+from deploypruner.quantize.by_weight import layers_of
 from deploypruner.quantize.static import quantize_static
 from deploypruner.records import Artifact, Precision, Setting
 from deploypruner.runtime import Array, NodeTime
@@ -70,6 +71,7 @@ class ProbeFiles:
         precisions: In which files will be asked for.
         folder: For temporary files.
         seed: Of the plans the template is learnt from.
+        floats: Weights of layers that stay float in int8 files.
 
     Attributes:
         lengths: Lengths of the graph's axes.
@@ -79,8 +81,16 @@ class ProbeFiles:
         MeasureError: The model cannot be written as ONNX, so that no runtime can tell what each layer takes.
     """
 
-    def __init__(self, graph: Graph, precisions: Sequence[Precision], folder: Path, *, seed: int) -> None:
-        self._graph, self._folder = graph, folder
+    def __init__(
+        self,
+        graph: Graph,
+        precisions: Sequence[Precision],
+        folder: Path,
+        *,
+        seed: int,
+        floats: Collection[str] = (),
+    ) -> None:
+        self._graph, self._folder, self._floats = graph, folder, floats
         self.lengths = Lengths(graph)
         self.learnt: list[Keep] = [{}, *scattered_plans(graph, plans_needed(graph), seed=seed)]
         exported = [self._export(keep, folder / f"learn{i}.onnx") for i, keep in enumerate(self.learnt) if keep]
@@ -152,11 +162,18 @@ class ProbeFiles:
         return self._export({}, path), {}
 
     def _quantize(self, fp32: Path, int8: Path) -> Path:
-        quantize_static(fp32, int8, calibration=[one_sample(self._graph)])
-        return int8
+        return _quantize(self._graph, fp32, int8, self._floats)
 
 
-def write_candidate(graph: Graph, keep: Keep, precision: Precision, path: Path) -> None:
+def _quantize(graph: Graph, fp32: Path, int8: Path, floats: Collection[str]) -> Path:
+    kept = dict.fromkeys(layers_of(fp32, floats) if floats else (), "")
+    quantize_static(fp32, int8, calibration=[one_sample(graph)], keep_float=kept)
+    return int8
+
+
+def write_candidate(
+    graph: Graph, keep: Keep, precision: Precision, path: Path, *, floats: Collection[str] = ()
+) -> None:
     """Write the network that is left under a plan, as a build would but for its weights and ranges, to be timed.
 
     Args:
@@ -164,6 +181,7 @@ def write_candidate(graph: Graph, keep: Keep, precision: Precision, path: Path) 
         keep: Group id -> kept channels.
         precision: "int8" is quantized with ranges from one sample of noise.
         path: The .onnx file.
+        floats: Weights of layers that stay float in it.
 
     Raises:
         MeasureError: The model cannot be written as ONNX.
@@ -172,7 +190,7 @@ def write_candidate(graph: Graph, keep: Keep, precision: Precision, path: Path) 
     fp32 = path if precision == "fp32" else path.with_name(f"{path.stem}.fp32.onnx")
     _write_onnx(graph, module, fp32)
     if precision == "int8":
-        quantize_static(fp32, path, calibration=[one_sample(graph)])
+        _quantize(graph, fp32, path, floats)
         fp32.unlink()
 
 

@@ -18,6 +18,7 @@ _TIME = re.compile(
 _MS = {"us": 1e-3, "\N{MICRO SIGN}s": 1e-3, "\N{GREEK SMALL LETTER MU}s": 1e-3, "ms": 1.0, "s": 1e3}
 _QUANTILES = {"median": 0.5, "p50": 0.5, "p95": 0.95, "p99": 0.99}
 _HINT = "write it as 5ms, 800us or 5ms@p95"
+FASTEST = "fastest"
 
 
 @documented
@@ -40,7 +41,7 @@ class Budget:
     latency: float | str | None = option(
         None,
         "Time of one inference at batch 1 on the target, measured: 5ms, 800us, or 5ms@p95 for a quantile; a "
-        "number is milliseconds.",
+        "number is milliseconds; fastest is the least that --accuracy-drop allows.",
         flag="--latency",
         metavar="5ms",
         group=BUDGET,
@@ -80,8 +81,13 @@ class Budget:
 
     @property
     def latency_ms(self) -> float | None:
-        """Milliseconds, None where another kind was asked for."""
+        """Milliseconds, endless where they are to be found, None where another kind was asked for."""
         return None if self.latency is None else parse_latency(self.latency)[0]
+
+    @property
+    def fastest(self) -> bool:
+        """Is the time to be found, the least within the budget of accuracy?"""
+        return self.latency == FASTEST
 
     @property
     def quantile(self) -> float:
@@ -97,11 +103,13 @@ class Budget:
 
 
 def parse_latency(value: float | str) -> tuple[float, float]:
-    """ "5ms@p95" -> (5.0, 0.95): milliseconds and quantile; a number is milliseconds.
+    """ "5ms@p95" -> (5.0, 0.95): milliseconds and quantile; a number is milliseconds, "fastest" allows any.
 
     Raises:
         RecipeError: Not a positive time in us, ms or s, or a quantile other than p50, p95 and p99.
     """
+    if value == FASTEST:
+        return math.inf, 0.5
     if isinstance(value, str):
         found = _TIME.fullmatch(value)
         unit = (found["unit"] or "ms").lower() if found is not None else ""

@@ -72,7 +72,8 @@ class Report:
             dense, pruned, lost and allowed points, kept. For time also `dropped` (branches that are gone),
             `objective` (what the plan was chosen by), and `judged` (that plan before training: `verdict`, the `dense`
             model's on the same images, `accepted`), `cut` (what the search left out for want of time), and
-            `pool` with `judged_by`: the plans that were judged before training.
+            `pool` with `judged_by`: the plans that were judged before training. `bounds` says which bound decided
+            something, `active`, with what the `budget` and the `accuracy` decided and the `margin` left of each.
         rows: One per artifact and runtime, the dense fp32 baseline first.
         verification: One per comparison of two forms of the model.
         loop: One dict per closed-loop round; empty when the loop did not run.
@@ -100,6 +101,12 @@ class Report:
             `runtime`, the only one it is for, "" for all; `accuracy`: what all-int8, float and the mix lose, what is
             allowed, what is `needed` where no mix keeps it, and `trials`; `note`: what was chosen; `qat`, where it
             was asked for: `epochs`, scores `before` and `after`, and `best_epoch` (0: undone).
+        points: Everything that was measured on the way, each with its `id` (for `export --point`), `what` it is,
+            `runtime`, `precision`, `floats` (weights of layers in float), `latency_ms` and `latency_basis` (whether
+            and how it was `measured`), `metric`, `value`, `lost` points and `quality_basis` (before or after
+            recovery, on which samples, how many), `bytes` (`bytes_of` a file, or of weights), `macs`, `params`,
+            `weights` (finished, dense, or repaired when exported), `artifact` and `plan` (files of the build, "" for
+            none).
     """
 
     target: dict[str, Any]
@@ -119,11 +126,13 @@ class Report:
     pruned: Cost
     sparse: dict[str, Any] = dataclasses.field(default_factory=dict)
     precision: dict[str, Any] = dataclasses.field(default_factory=dict)
+    points: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("target", "environment", "model", "settings", "budget", "sparse", "precision"):
             object.__setattr__(self, name, _json_value(getattr(self, name)))
-        object.__setattr__(self, "loop", tuple(_json_value(entry) for entry in self.loop))
+        for name in ("loop", "points"):
+            object.__setattr__(self, name, tuple(_json_value(entry) for entry in getattr(self, name)))
 
 
 _ADAPTER = TypeAdapter(Report)
@@ -159,6 +168,9 @@ def from_json(data: object, *, source: str = "report.json") -> Report:
             check_section(section, getattr(report, section))
         section = "loop"
         for held in report.loop:
+            check_section(section, held)
+        section = "points"
+        for held in report.points:
             check_section(section, held)
     except ValidationError as error:
         first = error.errors()[0]

@@ -14,11 +14,13 @@ from markupsafe import Markup
 from deploypruner.records import ACCURACY, Check, Comparison, Cost, Frozen, Row
 from deploypruner.report import units
 from deploypruner.report.bars import share_bar, width_bars
+from deploypruner.report.bounds import bounds_sentence
 from deploypruner.report.chosen import chosen_sentence, pool_lines
 from deploypruner.report.document import Report
 from deploypruner.report.headline import Headline, RuntimeGroup, group_rows, headline, keeps
-from deploypruner.report.marks import legend
+from deploypruner.report.marks import legend, way_legend
 from deploypruner.report.outputs import output_lines
+from deploypruner.report.points import point_lines, points_sentence, way_marks
 from deploypruner.report.precision import (
     precision_lines,
     precision_own,
@@ -27,7 +29,7 @@ from deploypruner.report.precision import (
 )
 from deploypruner.report.ranges import collapse
 from deploypruner.report.repaired import settings_sentence
-from deploypruner.report.scatter import quality_axis, scatter, spread
+from deploypruner.report.scatter import in_picture, quality_axis, scatter, spread
 from deploypruner.report.sparse import assigned_sentence, sparse_lines, sparse_sentence
 
 _GLYPHS = {"faster": "▲", "slower": "▼", "indistinguishable": "≈", "baseline": ""}
@@ -86,10 +88,13 @@ def render_html(report: Report) -> str:
         metric_unit=units.metric_unit(report.rows),
         agreement_column=units.agreement_head(report.rows),
         by_output=output_lines(report.rows),
-        picture=_picture(report.rows, result),
+        picture=_picture(report, result),
+        points=point_lines(report.points),
+        points_said=points_sentence(report.points),
         costs=_costs(report.dense, report.pruned),
         widths=width_bars(report.layers),
         branches=list(report.budget.get("dropped") or ()),
+        bounds=bounds_sentence(report.budget),
         chosen=chosen_sentence(report),
         pool=pool_lines(report.budget),
         failed=[check for check in report.verification if not check.passed],
@@ -160,21 +165,37 @@ def _same(row: Row, group: RuntimeGroup) -> _Verdict | None:
     return _Verdict(numbers, same.verdict, _GLYPHS[same.verdict], same.against)
 
 
-def _picture(rows: Sequence[Row], result: Headline) -> dict[str, Any] | None:
+def _picture(report: Report, result: Headline) -> dict[str, Any] | None:
     """Both sizes of the scatter with its legend, None where there is no quality to draw."""
+    rows = report.rows
     quality = quality_axis(rows)
     if quality is None:
         return None
     drawn = [row for row in rows if quality.value(row) is not None]
+    found = way_marks(report.points, drawn)
+    way = in_picture(rows, found)
     return {
         "title": quality.title.partition(",")[0],
         "better": "up" if quality.upward else "down",
-        "wide": scatter(rows, width=760, height=400, emphasis=result.recommended),
-        "narrow": scatter(rows, width=350, height=400, emphasis=result.recommended),
-        "legend": legend(drawn),
+        "wide": scatter(rows, width=760, height=400, emphasis=result.recommended, way=way),
+        "narrow": scatter(rows, width=350, height=400, emphasis=result.recommended, way=way),
+        "legend": [*legend(drawn), *way_legend({mark.measured for mark in way})],
         "left_out": ", ".join(f"{row.name} on {row.runtime}" for row in rows if row not in drawn),
         "spread": _spread_caption(drawn),
+        "way": _way_caption(len(way), len(found)),
     }
+
+
+def _way_caption(drawn: int, known: int) -> str:
+    if not known:
+        return ""
+    outside = "" if drawn == known else f" {known - drawn} more lie outside the picture."
+    if not drawn:
+        return f"{known} candidates on the way lie outside the picture."
+    return (
+        "Small marks are candidates on the way: what each lost against the dense model, mostly before training and "
+        f"on other samples, is taken off the dense model's value here; point at one to see what it is.{outside}"
+    )
 
 
 def _spread_caption(rows: Sequence[Row]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -43,6 +43,19 @@ def marker(row: Row, fill: str, x: float, y: float) -> Markup:
     """The marker of a row, centred on (x, y) pixels."""
     shape = "circle" if row.precision == "fp32" else "square"
     return _shape(shape, f"{kind(row)} {fill}", x, y)
+
+
+def way_marker(x: float, y: float, *, measured: bool) -> Markup:
+    """The mark of a candidate on the way, centred on (x, y) pixels: filled where it was timed."""
+    css = "way timed" if measured else "way"
+    return Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(css, x, y)
+
+
+def way_legend(measured: Collection[bool]) -> list[Legend]:
+    """What the small marks stand for, of those kinds that there are."""
+    texts = {True: "candidate on the way, timed", False: "candidate, time predicted"}
+    key = Markup('<svg class="key" width="20" height="14" aria-hidden="true">{}</svg>')
+    return [Legend(key.format(way_marker(10, 7, measured=k)), text) for k, text in texts.items() if k in measured]
 
 
 def _shape(shape: str, classes: str, x: float, y: float) -> Markup:

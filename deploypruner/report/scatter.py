@@ -13,11 +13,14 @@ from deploypruner.report import svg, units
 from deploypruner.report.axis import Axis, tick_labels
 from deploypruner.report.headline import group_rows
 from deploypruner.report.labels import Box, needs_leader, place_labels
-from deploypruner.report.marks import kind, marker, runtime_fills
+from deploypruner.report.marks import kind, marker, runtime_fills, way_marker
+from deploypruner.report.points import WayMark
 
 _FONT = 12.0
 _LETTER = 6.4  # mean advance of a 12 px sans-serif letter, on the wide side
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 14.0, 34.0, 44.0
+# Spans of the rows that a mark on the way may be below all of them.
+_DEEPER = 4.0
 _LOG_FROM = 12.0  # slowest / fastest beyond which a linear axis crowds the fast rows
 
 
@@ -63,7 +66,14 @@ def quality_axis(rows: Sequence[Row]) -> QualityAxis | None:
     return None
 
 
-def scatter(rows: Sequence[Row], *, width: float, height: float, emphasis: Row | None = None) -> Markup:
+def scatter(
+    rows: Sequence[Row],
+    *,
+    width: float,
+    height: float,
+    emphasis: Row | None = None,
+    way: Sequence[WayMark] = (),
+) -> Markup:
     """Draw one marker per row: shape = precision, colour = dense or pruned, fill = runtime.
 
     Args:
@@ -71,6 +81,7 @@ def scatter(rows: Sequence[Row], *, width: float, height: float, emphasis: Row |
         width: Pixels.
         height: Pixels.
         emphasis: The recommended row; its label is bold.
+        way: Smaller marks without a label; those that `in_picture` leaves out are not drawn.
 
     Returns:
         An svg element. The line beside a marker is `spread`; one without an end mark leaves the picture.
@@ -78,10 +89,14 @@ def scatter(rows: Sequence[Row], *, width: float, height: float, emphasis: Row |
     quality = quality_axis(rows)
     assert quality is not None, "scatter needs rows with an accuracy or one kind of agreement"
     rows = [row for row in rows if quality.value(row) is not None]
-    x, y = _x_axis(rows, width), _y_axis(rows, quality, height)
+    way = in_picture(rows, way)
+    x, y = _x_axis(rows, width, way), _y_axis(rows, quality, height, way)
     fills = runtime_fills(rows)
     parts = [_grid(x, y, quality, (width, height))]
     parts += [_spread_line(row, rows, x=x, y=y, quality=quality) for row in rows]
+    for mark in way:
+        drawn = way_marker(x.pixel(mark.ms), y.pixel(mark.value), measured=mark.measured)
+        parts.append(Markup("<g>{}<title>{}</title></g>").format(drawn, mark.text))
     parts += [_labels(rows, x, y, quality=quality, size=(width, height), emphasis=emphasis)]
     for row in rows:
         shape = marker(row, fills[row.runtime], x.pixel(row.median_ms), y.pixel(_value(quality, row)))
@@ -91,6 +106,16 @@ def scatter(rows: Sequence[Row], *, width: float, height: float, emphasis: Row |
     )
     title = Markup("<title>Quality against measured latency</title>")
     return frame.format(w=width, h=height, inside=title + Markup("").join(parts))
+
+
+def in_picture(rows: Sequence[Row], way: Sequence[WayMark]) -> list[WayMark]:
+    """The marks near enough to the rows that both can be read: no slower than the slowest, and not far below them."""
+    quality = quality_axis(rows)
+    assert quality is not None, "there is a picture"
+    rows = [row for row in rows if quality.value(row) is not None]
+    values, slowest = [_value(quality, row) for row in rows], max(row.median_ms for row in rows)
+    deep = min(values) - max(_DEEPER * (max(values) - min(values)), _DEEPER * quality.slack)
+    return [mark for mark in way if mark.ms <= 1.1 * slowest and mark.value >= deep]
 
 
 def spread(row: Row, rows: Sequence[Row]) -> tuple[float, float] | None:
@@ -120,8 +145,8 @@ def _value(quality: QualityAxis, row: Row) -> float:
     return value
 
 
-def _x_axis(rows: Sequence[Row], width: float) -> Axis:
-    medians = [row.median_ms for row in rows]
+def _x_axis(rows: Sequence[Row], width: float, way: Sequence[WayMark] = ()) -> Axis:
+    medians = [*(row.median_ms for row in rows), *(mark.ms for mark in way)]
     ends = [reach[1] for reach in (spread(row, rows) for row in rows) if reach is not None]
     # A far tail must not squeeze the medians: its line runs off the picture instead.
     high = 1.08 * min(max(medians + ends), 1.6 * max(medians))
@@ -130,8 +155,8 @@ def _x_axis(rows: Sequence[Row], width: float) -> Axis:
     return Axis(0.0, high, _LEFT, width - _RIGHT)
 
 
-def _y_axis(rows: Sequence[Row], quality: QualityAxis, height: float) -> Axis:
-    values = [_value(quality, row) for row in rows]
+def _y_axis(rows: Sequence[Row], quality: QualityAxis, height: float, way: Sequence[WayMark] = ()) -> Axis:
+    values = [*(_value(quality, row) for row in rows), *(mark.value for mark in way)]
     pad = max(0.2 * (max(values) - min(values)), quality.slack)
     return Axis(min(values) - pad, max(values) + pad, height - _BOTTOM, _TOP)
 

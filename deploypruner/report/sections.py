@@ -42,6 +42,21 @@ class _JudgedPlan(TypedDict):
     full: _Bool
 
 
+class _Bound(TypedDict):
+    name: _Text
+    active: _Bool
+    decided: _Names
+    margin: _Measured
+    unit: _Text
+    allowed: _Measured
+
+
+class _Bounds(TypedDict):
+    active: _Text
+    budget: _Bound
+    accuracy: _Bound
+
+
 class _Budget(TypedDict, total=False):
     kind: _Text
     requested: _Measured | _Text
@@ -57,6 +72,7 @@ class _Budget(TypedDict, total=False):
     judged_by: _Text
     pool: list[_JudgedPlan]
     dropped: _Names
+    bounds: _Bounds
 
 
 class _Gate(TypedDict):
@@ -135,6 +151,11 @@ class _Int8File(TypedDict):
     float_all_the_same: dict[str, dict[str, _Text]]
 
 
+class _MixTrial(TypedDict):
+    float_layers: _Int
+    lost: _Measured
+
+
 class _Judged(TypedDict):
     runtime: _Text
     kind: _Text
@@ -144,7 +165,7 @@ class _Judged(TypedDict):
     float: _Measured
     mixed: _Measured
     needed: _Measured
-    trials: list[dict[str, _Measured]]
+    trials: list[_MixTrial]
 
 
 class _PrecisionSection(TypedDict):
@@ -161,22 +182,44 @@ class _Round(TypedDict, total=False):
     met: _Bool | None
 
 
+class _Point(TypedDict):
+    id: _Text
+    what: _Text
+    kind: _Text
+    runtime: _Text
+    precision: _Text
+    latency_ms: _Measured
+    latency_basis: _Text
+    measured: _Bool
+    metric: _Text
+    value: _Measured
+    lost: _Measured
+    labelled: _Bool
+    quality_basis: _Text
+    samples: _Int
+    bytes: _Int | None
+    bytes_of: _Text
+    macs: _Int | None
+    artifact: _Text
+
+
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "budget": TypeAdapter(_Budget),
     "loop": TypeAdapter(_Round),
+    "points": TypeAdapter(_Point),
     "sparse": TypeAdapter(_SparseSection),
     "precision": TypeAdapter(_PrecisionSection),
 }
 # Sections of these that may be empty in every way JSON has.
-_MAY_BE_EMPTY = ("quality", "pool", "dropped", "assigned", "against_dense", "accuracy")
+_MAY_BE_EMPTY = ("quality", "bounds", "pool", "dropped", "assigned", "against_dense", "accuracy")
 
 
 def check_section(name: str, held: dict[str, Any]) -> None:
     """Check what is read of one section; whatever else stands in it is left alone.
 
     Args:
-        name: "budget", "sparse", "precision" or "loop".
-        held: What report.json has there, of a loop one round; empty where nothing is said.
+        name: "budget", "sparse", "precision", "loop" or "points".
+        held: What report.json has there, of a loop one round, of points one; empty where nothing is said.
 
     Raises:
         ValidationError: Something that is read is missing, or of another type.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from deploypruner.records import Check
 from deploypruner.report import units
+from deploypruner.report.bounds import bounds_sentence
 from deploypruner.report.chosen import chosen_sentence
 from deploypruner.report.columns import table_rows
 from deploypruner.report.document import Report
 from deploypruner.report.headline import headline
 from deploypruner.report.outputs import outputs_text
+from deploypruner.report.points import points_sentence
 from deploypruner.report.precision import precision_sentence
 from deploypruner.report.sparse import assigned_sentence, assigned_table, sparse_sentence
 from deploypruner.report.terminal import Paint, painter, wrap
@@ -35,6 +37,7 @@ def table(report: Report, *, colour: bool, width: int | None = None) -> str:
         _budget(report, paint, width),
         _precision(report, width),
         _sparse(report, width),
+        wrap("points: ", said, width) if (said := points_sentence(report.points)) else "",
         _verification(report, paint, width),
         "\n".join(paint(wrap("warning: ", text, width), "warn") for text in report.warnings),
     ]
@@ -66,8 +69,8 @@ def _budget(report: Report, paint: Paint, width: int | None) -> str:
     # The verdict stays in one piece where the line is broken, and only it has a colour.
     text = wrap("budget: ", f"{sentence}: {verdict.replace(' ', '_')}", width)
     lines = [text[: -len(verdict)] + paint(verdict, "good" if verdict == "met" else "bad")]
-    chosen = chosen_sentence(report)
-    return "\n".join([*lines, *([wrap("chosen: ", chosen, width)] if chosen else [])])
+    said = {"bounds: ": bounds_sentence(report.budget), "chosen: ": chosen_sentence(report)}
+    return "\n".join([*lines, *(wrap(name, text, width) for name, text in said.items() if text)])
 
 
 def _painted(text: str, paint: Paint, style: str) -> str:

@@ -184,7 +184,9 @@ def budget_sentence(budget: dict[str, Any]) -> str:
         name += f" (p{100 * budget['quantile']:.0f})"
     if isinstance(where := budget.get("setting"), dict):
         threads = f"{where['threads']} thread{'' if where['threads'] == 1 else 's'}"
-        name += f" of {where['precision']} on {where['runtime']}, {threads}"
+        floats = len(where.get("floats") or ())
+        mixed = f" with {floats} layer{'' if floats == 1 else 's'} float" if floats else ""
+        name += f" of {where['precision']}{mixed} on {where['runtime']}, {threads}"
     parts = [
         f"{key} {budget_value(kind, budget[key])}"
         for key in ("requested", "predicted", "measured", "certified")

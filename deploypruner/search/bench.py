@@ -65,7 +65,7 @@ class CandidateBench:
         """
         self._count += 1
         path = self._folder / f"candidate{self._count}.onnx"
-        write_candidate(self.graph, keep, self.setting.precision, path)
+        write_candidate(self.graph, keep, self.setting.precision, path, floats=self.setting.floats)
         artifact = Artifact(f"candidate {self._count}", path, "onnx", self.setting.precision, "channel")
         measured = self._clock.artifacts(
             [(self.dense, self.setting.runtime), (artifact, self.setting.runtime)],

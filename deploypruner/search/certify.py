@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from deploypruner.records import Setting, Timing
 from deploypruner.search.goal import Assessment, Goal
 
+DENSE_MIXED = "dense int8 mixed"
+"""Name of the dense model in int8 with the layers in float that a setting says."""
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -68,5 +71,6 @@ def in_setting(timings: Sequence[Timing], setting: Setting, *, dense: bool, arti
         if (t.runtime, t.artifact.precision, t.artifact.pattern == "dense")
         == (setting.runtime, setting.precision, dense)
     ]
-    named = [t for t in found if t.artifact.name == artifact]
+    wanted = artifact if not dense else DENSE_MIXED if setting.floats else ""
+    named = [t for t in found if t.artifact.name == wanted]
     return next(iter(named or found), None)

@@ -22,11 +22,19 @@ class ChosenSetting:
         setting: What the compiled model will run as.
         timing: Of the dense model there.
         remark: One sentence for the user.
+        gave_up: The setting that is faster and loses too much, "" where this one is the fastest.
+        int8_given_up: The runtime of the fastest int8 that is faster and loses too much, "" for none.
+        loses: Does this one lose too much itself, for want of a better?
+        lost: Points that it costs the dense model; 0 where nobody knows.
     """
 
     setting: Setting
     timing: Timing
     remark: str
+    gave_up: str = ""
+    int8_given_up: str = ""
+    loses: bool = False
+    lost: float = 0.0
 
 
 def choose_setting(timings: Sequence[Timing], qualities: Sequence[Quality | None], *, drop: float) -> ChosenSetting:
@@ -63,7 +71,11 @@ def choose_setting(timings: Sequence[Timing], qualities: Sequence[Quality | None
         remark = f"the budget is for {setting}"
     else:
         remark = f"the budget is for {setting}, where the dense model is fastest"
-    return ChosenSetting(setting, timings[chosen], remark)
+    before = by_speed[: by_speed.index(chosen)]
+    int8 = next((timings[i].runtime for i in before if timings[i].artifact.precision == "int8"), "")
+    gave_up = str(_setting(timings[fastest])) if chosen != fastest else ""
+    loses = not keeping and timings[chosen].artifact.precision == "int8"
+    return ChosenSetting(setting, timings[chosen], remark, gave_up, int8, loses, max(0.0, points[chosen]))
 
 
 def _best(qualities: Sequence[Quality | None]) -> Quality | None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from deploypruner.latency import LatencyModel
+from deploypruner.search.candidates import Candidates, Look
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.loop import LoopOutcome
 from deploypruner.search.objectives import Objective
@@ -55,6 +56,7 @@ def judge_final(
     *,
     objective: Objective,
     limit: TimeLimit,
+    seen: Candidates,
 ) -> JudgedPlan:
     """Look at the plan, and where it loses too much without training, for the fastest that does not.
 
@@ -64,14 +66,16 @@ def judge_final(
         outcome: What the closed loop ended with.
         objective: What it was solved for.
         limit: Time that is left for looking at other plans.
+        seen: Every plan that is looked at is added here.
     """
     plan: Solution = outcome.solution
     verdict = judge.look(plan.keep)
+    seen.add(objective.name, plan, look=Look.of(verdict, judge.dense))
     judged = JudgedPlan(verdict, judge.dense, request.keeping)
     request.say(f"the plan: {_text(verdict)} before training; the dense model: {_text(judge.dense)}")
     if judged.accepted:
         return judged
-    keeps = _fastest_keeping(request, judge, objective, model=outcome.model, plan=plan, limit=limit)
+    keeps = _fastest_keeping(request, judge, objective, model=outcome.model, plan=plan, limit=limit, seen=seen)
     reached = "no plan that was looked at keeps it" if keeps is None else f"{keeps:.3g} ms are predicted to keep it"
     request.say(f"without training this loses more than {request.keeping:g} points; {reached}")
     return JudgedPlan(verdict, judge.dense, request.keeping, keeps)
@@ -85,6 +89,7 @@ def _fastest_keeping(
     model: LatencyModel,
     plan: Solution,
     limit: TimeLimit,
+    seen: Candidates,
 ) -> float | None:
     """Predicted milliseconds of the fastest plan by this objective that keeps enough, to a few percent.
 
@@ -98,7 +103,9 @@ def _fastest_keeping(
             break
         begun, middle = limit.spent, (low * high) ** 0.5
         solution = objective.solve(model.tally, middle)
-        if _loses(dense, judge.look(solution.keep, share=_KEEPING_SHARE), request.keeping):
+        verdict = judge.look(solution.keep, share=_KEEPING_SHARE)
+        seen.add(objective.name, solution, look=Look.of(verdict, dense))
+        if _loses(dense, verdict, request.keeping):
             low = middle
         else:
             high, best = middle, solution.predicted_ms

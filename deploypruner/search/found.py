@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from deploypruner.errors import InputError
 from deploypruner.recipe.budget import Budget
 from deploypruner.records import Setting
+from deploypruner.search.candidates import Candidate
 from deploypruner.search.final import JudgedPlan
 from deploypruner.search.goal import Goal
 from deploypruner.search.loop import Round
@@ -39,6 +40,10 @@ class SearchResult:
         judged: The plan itself, judged like those of the pool; None where nothing was.
         cut: What the search left out because its time was over, "" for nothing.
         artifact: Name of the one the budget is about, "" for the pruned one of the setting.
+        gave_up: A setting in which the dense model is faster and loses too much, "" for none.
+        pace: The latency that was found to keep the accuracy, "" where one was asked for.
+        paces: Milliseconds that earlier passes found and that lost too much in the end.
+        candidates: Plans that were looked at or measured on the way.
     """
 
     setting: Setting
@@ -56,10 +61,14 @@ class SearchResult:
     judged: JudgedPlan | None = None
     cut: str = ""
     artifact: str = ""
+    gave_up: str = ""
+    pace: str = ""
+    paces: tuple[float, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
 
     def goal(self, budget: Budget) -> Goal:
         """What the budget means in this setting."""
-        return Goal(budget, self.dense_ms, self.tail)
+        return Goal(Budget(latency=self.pace) if self.pace else budget, self.dense_ms, self.tail)
 
     def to_json(self) -> dict[str, Any]:
         """JSON form, readable by `from_json`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil, floor
 from typing import Any
@@ -13,13 +14,17 @@ from deploypruner.measure import DECIDING_SECONDS
 from deploypruner.recipe.budget import Budget
 from deploypruner.search.bench import CandidateBench
 from deploypruner.search.bottlenecks import obstacles
+from deploypruner.search.candidates import Candidates, Look
 from deploypruner.search.choose import ChosenSetting, choose_setting
 from deploypruner.search.final import judge_final
 from deploypruner.search.found import SearchResult
 from deploypruner.search.goal import Goal
+from deploypruner.search.judge import Judge
 from deploypruner.search.loop import Keep, Round, Trial, close_loop
+from deploypruner.search.mixed_setting import with_mix
 from deploypruner.search.request import SearchRequest
-from deploypruner.search.selection import choose_objective
+from deploypruner.search.selection import Chosen, choose_objective
+from deploypruner.search.solve import Solution
 from deploypruner.search.time_limit import TimeLimit
 
 # Part of the time that is left which timing layers may take.
@@ -55,9 +60,9 @@ def meet(request: SearchRequest) -> tuple[Keep, SearchResult]:
     limit = TimeLimit(request.minutes, request.clock.monotonic)
     choice = _choose(request)
     goal = Goal.of(budget, choice.timing)
-    found = SearchResult(choice.setting, goal.dense_ms, goal.tail, remark=choice.remark)
+    found = SearchResult(choice.setting, goal.dense_ms, goal.tail, remark=choice.remark, gave_up=choice.gave_up)
     request.say(f"{choice.remark}: {goal.dense_ms:.3g} ms")
-    if goal.assess(choice.timing, choice.timing).met:
+    if not budget.fastest and goal.assess(choice.timing, choice.timing).met:
         whole = f"the dense model keeps {budget} already, so nothing is cut"
         return {}, replace(
             found, predicted_ms=goal.dense_ms, measured_ms=goal.dense_ms, remark=f"{choice.remark}; {whole}"
@@ -71,12 +76,14 @@ def meet(request: SearchRequest) -> tuple[Keep, SearchResult]:
         if trial.assessment.excess > 1:
             raise _out_of_reach(request, choice, trial, room)
         model = _latency_model(request, choice, goal, limit)
-        chosen = choose_objective(request, goal, model, bench, limit=limit)
+        chosen = choose_objective(request, goal, model, bench, limit=limit, spent=choice.lost)
+        goal = chosen.goal
+        seen, tried = chosen.seen, list[Solution]()
         outcome = close_loop(
             goal,
             chosen.model,
             solve=lambda model, ms: chosen.objective.solve(model.tally, ms),
-            measure=lambda solution: bench.trial(solution.keep, goal),
+            measure=lambda solution: _noted(bench.trial(solution.keep, goal), solution, chosen, tried),
             on_round=lambda line: request.say(_text(line, budget)),
             over=lambda: not limit.allows(),
         )
@@ -87,7 +94,8 @@ def meet(request: SearchRequest) -> tuple[Keep, SearchResult]:
     solution = outcome.solution
     judged, judge = None, chosen.judge
     if judge is not None:
-        judged = judge_final(request, judge, outcome, objective=chosen.objective, limit=limit)
+        judged = judge_final(request, judge, outcome, objective=chosen.objective, limit=limit, seen=seen)
+        _look_at(tried, judge, seen, limit, by=chosen.objective.name)
     if limit.remark:
         request.say(f"remark: {limit.remark}")
     return solution.keep, replace(
@@ -102,7 +110,26 @@ def meet(request: SearchRequest) -> tuple[Keep, SearchResult]:
         measured_ms=outcome.line.measured_ms,
         rounds=outcome.rounds,
         table=model.facts,
+        pace=str(goal.budget.latency) if budget.fastest else "",
+        paces=request.paces,
+        candidates=seen.all(),
     )
+
+
+def _noted(trial: Trial, solution: Solution, chosen: Chosen, tried: list[Solution]) -> Trial:
+    chosen.seen.add(chosen.objective.name, solution, measured_ms=trial.assessment.model_ms)
+    tried.append(solution)
+    return trial
+
+
+def _look_at(tried: Sequence[Solution], judge: Judge, seen: Candidates, limit: TimeLimit, *, by: str) -> None:
+    """How the measured plans do that nobody has looked at, as long as there is time for it."""
+    seconds = 0.0
+    for solution in tried:
+        if not seen.looked(solution) and limit.allows(seconds):
+            begun = limit.spent
+            seen.add(by, solution, look=Look.of(judge.look(solution.keep), judge.dense))
+            seconds = limit.spent - begun
 
 
 def _latency_model(request: SearchRequest, choice: ChosenSetting, goal: Goal, limit: TimeLimit) -> LatencyModel:
@@ -144,9 +171,11 @@ def _choose(request: SearchRequest) -> ChosenSetting:
         request.jobs, threads=request.threads, budget_s=DECIDING_SECONDS, seed=request.seed, feeds=request.feeds
     )
     jobs = [(timing.artifact, timing.runtime) for timing in measured.timings]
-    ask = request.qualities if len(jobs) > 1 else None
+    # Of one job nothing is asked, but for int8: a mix may keep what it loses.
+    choices = len(jobs) > 1 or (request.mixed is not None and jobs[0][0].precision == "int8")
+    ask = request.qualities if choices else None
     qualities = [None] * len(jobs) if ask is None else ask(jobs)
-    return choose_setting(measured.timings, qualities, drop=request.accuracy_drop)
+    return with_mix(request, choose_setting(measured.timings, qualities, drop=request.accuracy_drop))
 
 
 def _out_of_reach(request: SearchRequest, choice: ChosenSetting, trial: Trial, room: Room) -> OutOfReach:

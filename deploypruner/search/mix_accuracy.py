@@ -89,7 +89,9 @@ class MixAccuracy:
         def keeps(count: int) -> bool:
             path = write_mix(request, request.placement, order[:count])
             losses[count] = self.lost(path)
-            self.document["trials"].append({"float_layers": count, "lost": _finite(losses[count])})
+            predicted = None if costs is None else costs.ms(order[:count])
+            tried = {"float_layers": count, "lost": _finite(losses[count]), "layers": order[:count]}
+            self.document["trials"].append({**tried, "predicted_ms": predicted})
             request.say(f"{count} of {len(layers)} layers float: loses {losses[count]:.3g} points")
             return losses[count] <= (request.allowed or 0.0)
 

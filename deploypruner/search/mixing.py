@@ -34,15 +34,20 @@ def mix(request: MixRequest) -> Mixed:
     Raises:
         InputError: A file cannot be run.
     """
-    found = _timed(request)
-    accuracy = MixAccuracy(request)
-    forced = accuracy.forced(None if not found.as_int8 else layer_costs(request, found, _first(found)))
+    found, forced, accuracy = needed(request)
     found = replace(found, errors=accuracy.errors, accuracy=accuracy.document, remarks=accuracy.remarks)
     found = _shared(request, found, forced, accuracy)
     for runtime in request.timed:
         if runtime in _OWN_PLACEMENT and runtime in found.as_int8:
             found = _own(request, found, runtime, forced, accuracy=accuracy)
     return found
+
+
+def needed(request: MixRequest) -> tuple[Mixed, Mix, MixAccuracy]:
+    """The layers that the accuracy needs in float, with what every layer takes both ways, and what was judged."""
+    found = _timed(request)
+    accuracy = MixAccuracy(request)
+    return found, accuracy.forced(None if not found.as_int8 else layer_costs(request, found, _first(found))), accuracy
 
 
 def _timed(request: MixRequest) -> Mixed:

@@ -61,12 +61,14 @@ class Selection:
         solutions: Their plans.
         entries: Every plan that was looked at, the best first.
         kind: What their `loss` is.
+        verdicts: Of their last look.
     """
 
     objectives: tuple[Objective, ...]
     solutions: tuple[Solution, ...]
     entries: tuple[PoolEntry, ...]
     kind: str
+    verdicts: tuple[Verdict, ...] = ()
 
 
 def select(
@@ -117,7 +119,8 @@ def select(
     ranked = sorted(found, key=lambda n: (not found[n][1], found[n][0].loss, n))
     entries = tuple(entry_of(*plans[n], verdict, full=full) for n in ranked for verdict, full in [found[n]])
     ways, solutions = zip(*(plans[n] for n in ranked), strict=True)
-    return Selection(tuple(ways), tuple(solutions), entries, judge.dense.kind)
+    verdicts = tuple(found[n][0] for n in ranked)
+    return Selection(tuple(ways), tuple(solutions), entries, judge.dense.kind, verdicts)
 
 
 def train_contenders(
@@ -164,6 +167,7 @@ def train_contenders(
         objectives=tuple(selection.objectives[n] for n in order),
         solutions=tuple(selection.solutions[n] for n in order),
         entries=tuple(replace(selection.entries[n], trained=losses.get(n)) for n in order),
+        verdicts=tuple(selection.verdicts[n] for n in order),
     )
 
 

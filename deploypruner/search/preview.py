@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deploypruner.channels.criteria import Normalizer
 from deploypruner.channels.feasible_widths import by_importance
+from deploypruner.errors import RecipeError
 from deploypruner.graph import Graph
 from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.constraints import Constraints
@@ -113,6 +114,8 @@ def look_ahead(
     solution = None
     if budget is not None:
         asked = found.dense_ms / budget.speedup if budget.speedup is not None else budget.latency_ms
+        if budget.fastest:
+            raise RecipeError(f"{budget} is found by judging plans, which `plan` does not", hint="give a time")
         assert asked is not None, "multiply-adds are no time; `allocate` plans for them"
         solution = solve(
             graph,

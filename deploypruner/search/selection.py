@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from deploypruner.errors import BudgetError
 from deploypruner.graph import Keep
 from deploypruner.latency import LatencyModel
 from deploypruner.search.bench import CandidateBench
+from deploypruner.search.candidates import Candidates, Look
 from deploypruner.search.goal import Goal
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.loop import RESERVE
 from deploypruner.search.objectives import Objective, Space, objectives, perturbed, proposals
-from deploypruner.search.pool import Selection, select, train_contenders
+from deploypruner.search.pace import find_pace
+from deploypruner.search.pool import QUICK, Selection, select, train_contenders
 from deploypruner.search.proposed import Proposed
 from deploypruner.search.refine import refine
 from deploypruner.search.request import SearchRequest
@@ -36,18 +38,28 @@ class Chosen:
     Args:
         objective: What plans are solved for.
         model: Calibrated with one plan that drops branches, and with one that does not.
+        seen: Every plan that was measured or looked at.
+        goal: What to reach; the one that was found where it was to be.
         judge: Of the pool, None without data.
         selection: The pool that the objective came out of, None without data.
     """
 
     objective: Objective
     model: LatencyModel
+    seen: Candidates
+    goal: Goal
     judge: Judge | None = None
     selection: Selection | None = None
 
 
 def choose_objective(
-    request: SearchRequest, goal: Goal, model: LatencyModel, bench: CandidateBench, *, limit: TimeLimit
+    request: SearchRequest,
+    goal: Goal,
+    model: LatencyModel,
+    bench: CandidateBench,
+    *,
+    limit: TimeLimit,
+    spent: float = 0.0,
 ) -> Chosen:
     """The objective whose plan does best before training; without data, where nothing can be judged, the first.
 
@@ -57,6 +69,7 @@ def choose_objective(
         model: Predicts milliseconds.
         bench: Measures candidates.
         limit: Time for all of it.
+        spent: Points that the precision alone costs.
     """
     worth_until = limit.spent + _WORTH_SHARE * max(0.0, limit.left)
 
@@ -77,9 +90,12 @@ def choose_objective(
     )
     if not space.drops:
         request.say(f"only widths are chosen: {_no_branches(space)}")
-    known = objectives(space)
+    known, seen = objectives(space), Candidates(request.graph)
     if request.judge is None:
-        return Chosen(known[0], model)
+        return Chosen(known[0], model, seen, goal)
+    judge = request.judge()
+    if goal.budget.fastest:
+        goal = find_pace(request, goal, judge, known[0], model=model, spent=spent, limit=limit, seen=seen)
     target = goal.median_ms * (1 - RESERVE)
     # Plans that drop branches and keep wide layers are predicted too fast beside narrow ones: see one of each first.
     for objective in known[: 2 if space.drops else 1]:
@@ -91,12 +107,12 @@ def choose_objective(
             solution = objective.solve(model.tally, target)
             trial = bench.trial(solution.keep, goal)
             model = model.calibrated(solution.keep, trial.assessment.model_ms, trial.profile)
+            seen.add(objective.name, solution, measured_ms=trial.assessment.model_ms)
             limit.reserve = _ROUNDS_LEFT * (limit.spent - begun)
             request.say(
                 f"{objective.name}: predicted {solution.predicted_ms:.3g} ms, measured "
                 f"{trial.assessment.model_ms:.3g} ms"
             )
-    judge = request.judge()
     file = Proposed.of(request, space, bench.setting)
     plans = file.plans(known, space)
     if plans is None:
@@ -110,6 +126,7 @@ def choose_objective(
         train = partial(_trained, request.train, judge)
         selection = train_contenders(selection, train, limit=limit, progress=request.progress)
     limit.reserve = 0.0
+    _add_pool(seen, selection, judge)
     best = selection.entries[0]
     gone = len(best.dropped)
     request.say(
@@ -117,7 +134,15 @@ def choose_objective(
         + ("" if best.top1 is None else f", top-1 {best.top1:.1f} %")
         + (f", {gone} residual branch{'' if gone == 1 else 'es'} gone)" if gone else ")")
     )
-    return Chosen(selection.objectives[0], model, judge, selection)
+    return Chosen(selection.objectives[0], model, seen, goal, judge, selection)
+
+
+def _add_pool(seen: Candidates, selection: Selection, judge: Judge) -> None:
+    """What was found of each plan of the pool, against the dense model on the same samples."""
+    found = zip(selection.solutions, selection.entries, selection.verdicts, strict=True)
+    for solution, entry, verdict in found:
+        look = Look.of(verdict, judge.dense_on(1.0 if entry.full else QUICK))
+        seen.add(entry.objective, solution, look=replace(look, trained=entry.trained))
 
 
 def _refined(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
 
 from deploypruner.build.allocation import dense_jobs, measured_worth, plan_in_macs
-from deploypruner.build.artifacts import DENSE, with_dense
+from deploypruner.build.artifacts import DENSE, MIXED, with_dense, with_dense_mixed
 from deploypruner.build.channels import choosing_scores
 from deploypruner.build.criterion import normalizer_name
+from deploypruner.build.dense_mix import dense_mix
 from deploypruner.build.evaluate import judge, validation_samples
 from deploypruner.build.feeds import timing_feeds
 from deploypruner.build.judging import can_train_briefly, make_judge, trained_briefly
@@ -63,7 +65,7 @@ class Allocate(Stage):
     )
     writes: ClassVar[tuple[str, ...]] = (REACHABLE,)
     # The dense files are written where the plan is timed beside them, or to see that ONNX can hold the model.
-    saves: ClassVar[tuple[str, ...]] = (stage_file("allocated.json"), _FOUND, *DENSE)
+    saves: ClassVar[tuple[str, ...]] = (stage_file("allocated.json"), _FOUND, *DENSE, MIXED)
 
     def run(self, build: Build) -> Build:
         """Give the plan and save it."""
@@ -141,6 +143,8 @@ def _in_time(build: Build) -> Build:
         threads=measure.threads,
         accuracy_drop=_int8_drop(build),
         qualities=lambda jobs: _qualities(build, jobs),
+        floats=build.floats,
+        mixed=None if build.data is None else partial(dense_mix, build, allowed=_int8_drop(build)),
         feeds=timing_feeds(build),
         table_seconds=measure.table_seconds,
         worth=None if build.data is None else lambda enough: _worth(build, scores, enough),
@@ -149,6 +153,8 @@ def _in_time(build: Build) -> Build:
         else lambda: make_judge(build, remark=True),
         train=(lambda judge, keep: trained_briefly(build, judge, keep)) if can_train_briefly(build) else None,
         keeping=_keeping(build),
+        allowed=_allowed(build),
+        paces=build.paces,
         plans=build.recipe.search.plans,
         minutes=build.recipe.search.minutes,
         folder=build.folder.claim(stage_file("pool.json")).parent,
@@ -164,8 +170,10 @@ def _in_time(build: Build) -> Build:
     except OutOfReach as error:
         save_reachable(build.folder, error, error.numbers)
         raise
+    if not found.setting.floats:
+        build.folder.discard(MIXED)
     plan = make_plan(build.traced, keep, criterion=build.criterion, scope="latency", step=recipe.step)
-    return replace(build, plan=plan, found=found)
+    return with_dense_mixed(replace(build, plan=plan, found=found))
 
 
 def _worth(build: Build, scores: Mapping[str, Tensor], enough: Callable[[float], bool]) -> Losses:
@@ -179,9 +187,15 @@ def _worth(build: Build, scores: Mapping[str, Tensor], enough: Callable[[float],
 
 def _keeping(build: Build) -> float | None:
     """Points that may be lost where the plan is all there will be; None where training follows."""
-    recover, asked = build.recipe.recover, build.recipe.measure.accuracy_drop
+    recover = build.recipe.recover
     if build.data is None or recover.trains or recover.train or build.given.train is not None:
         return None
+    return _allowed(build)
+
+
+def _allowed(build: Build) -> float:
+    """Points that everything together may cost."""
+    asked = build.recipe.measure.accuracy_drop
     if asked is not None:
         return asked
     return ACCURACY_DROP if _judged(build) else AGREEMENT_DROP

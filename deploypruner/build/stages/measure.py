@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from deploypruner.build.evaluate import judge, validation_samples
 from deploypruner.build.feeds import timing_feeds
+from deploypruner.build.joint import floats_unforeseen, too_fast
 from deploypruner.build.register import stages
-from deploypruner.build.stage import Stage
+from deploypruner.build.stage import Again, Stage
 from deploypruner.build.state import Build, Feeds
 from deploypruner.errors import InputError
 from deploypruner.measure import (
@@ -86,6 +87,10 @@ class Measure(Stage):
             environment=machine,
             noise_floor=measured.floor,
         )
+
+    def sends_back(self, build: Build) -> Again | None:
+        """The time is missed for float layers that nobody foresaw, or one that was found loses too much."""
+        return floats_unforeseen(build) or too_fast(build)
 
     def document(self, build: Build) -> str:
         """How much was measured."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
+from deploypruner.build.bounds import bounds_of
 from deploypruner.build.folder import MANIFEST
+from deploypruner.build.points import plans_of, points_of
 from deploypruner.build.promise import kept_of, require_met, require_verified
 from deploypruner.build.register import stages
+from deploypruner.build.results import Point
 from deploypruner.build.stage import Stage
 from deploypruner.build.state import Build
 from deploypruner.graph import Graph
@@ -34,11 +38,17 @@ class WriteReport(Stage):
     name: ClassVar[str] = "report"
     needs: ClassVar[tuple[str, ...]] = ("measure",)
     reads: ClassVar[tuple[str, ...]] = tuple(table.name for table in fields(Recipe))
-    writes: ClassVar[tuple[str, ...]] = ("recipe.toml", "report.json", "report.html", MANIFEST)
+    writes: ClassVar[tuple[str, ...]] = ("recipe.toml", "report.json", "report.html", "points/", MANIFEST)
 
     def run(self, build: Build) -> Build:
         """Write the files."""
-        report = make_report(build)
+        points = points_of(build)
+        report = make_report(build, points)
+        for name in build.folder.own():
+            if name.startswith("points/"):
+                build.folder.discard(name)
+        for name, plan in plans_of(build, points).items():
+            build.folder.write_json(name, plan.to_json())
         build.folder.write_text("recipe.toml", resolved_toml(build.recipe))
         build.folder.write_text("report.json", render_json(report))
         build.folder.write_text("report.html", render_html(report))
@@ -58,7 +68,7 @@ class WriteReport(Stage):
         require_met(build)
 
 
-def make_report(build: Build) -> Report:
+def make_report(build: Build, points: Sequence[Point]) -> Report:
     """Everything the build knows, as one record."""
     graph = build.traced
     dense = graph.cost()
@@ -86,6 +96,7 @@ def make_report(build: Build) -> Report:
         pruned=build.pruned or dense,
         sparse=sparse_of(build),
         precision=build.precision,
+        points=tuple(point.document for point in points),
     )
 
 
@@ -111,7 +122,7 @@ def budget_of(build: Build) -> dict[str, Any]:
     """What was asked for, predicted, and certified by measuring; `certified` is None where nothing could be."""
     plan, found, budget = build.planned, build.found, build.recipe.prune.budget
     kept = kept_of(build)
-    quality = {} if kept is None else {"quality": kept.to_json()}
+    quality = {"bounds": bounds_of(build, kept), **({} if kept is None else {"quality": kept.to_json()})}
     sound = kept is None or kept.kept
     if found is None:
         remain = plan.macs_after / plan.macs_before

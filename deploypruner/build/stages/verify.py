@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
 from deploypruner.build.feeds import verification_feeds
 from deploypruner.build.register import stages
+from deploypruner.build.results import check_document
 from deploypruner.build.sparsity import sparse_weights
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
@@ -47,7 +48,7 @@ class Verify(Stage):
         weights = sparse_weights(build)
         if weights:
             checks += verify_zeros(weights, files["model.fp32.onnx"], files["model.int8.onnx"])
-        build.folder.write_json(self.saves[0], [_finite(check) for check in checks])
+        build.folder.write_json(self.saves[0], [check_document(check) for check in checks])
         return replace(build, checks=(*build.checks, *checks))
 
     def restore(self, build: Build) -> Build:
@@ -62,9 +63,3 @@ class Verify(Stage):
         """How many checks passed."""
         passed = sum(c.passed for c in build.checks)
         return f"{passed} of {len(build.checks)} checks passed"
-
-
-def _finite(check: Check) -> dict[str, object]:
-    """JSON has no NaN: a difference that is not a number is null."""
-    fields = asdict(check)
-    return {**fields, "max_abs_diff": check.max_abs_diff if np.isfinite(check.max_abs_diff) else None}

@@ -1,0 +1,64 @@
+"""The command `export`: one of the points that a build has measured, as files."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import click
+
+from deploypruner.cli.options import GroupedCommand
+from deploypruner.cli.recipe_options import command_option, recipe_option
+from deploypruner.errors import RecipeError
+from deploypruner.recipe.option import MODEL
+from deploypruner.recipe.overrides import overrides
+from deploypruner.terminal import escaped, escaped_lines, write_line
+
+
+@click.command("export", cls=GroupedCommand, example="deploypruner export build/ --point plan-4 --out smaller/")
+@click.argument("folder", metavar="BUILD", type=click.Path(path_type=Path))
+@command_option("--point", metavar="ID", help="Id of the point; without it all of them are listed.")
+@command_option("--out", type=click.Path(path_type=Path), help="New folder for the files.")
+@command_option("--model", group=MODEL, help="MODEL that the build was made from, where its recipe does not name it.")
+@recipe_option("weights")
+@recipe_option("data")
+@recipe_option("trust_pickle")
+def export_command(
+    folder: Path,
+    point: str | None,
+    out: Path | None,
+    model: str | None,
+    weights: Path | None,
+    data: str | None,
+    trust_pickle: bool | None,
+) -> None:
+    """Make the files of one point of a finished BUILD, or list its points.
+
+    A point is anything the build measured on its way: a finished artifact, a mix of int8 and float, a plan of the
+    search. Nothing is searched or trained again. Points of the search are repaired and not trained, and point.json
+    says what their accuracy stands for.
+    """
+    if point is not None and out is None:
+        raise RecipeError(f"there is no folder for point '{point}'", hint="name a new one with --out DIR")
+    from deploypruner.build.exporting import export_point
+    from deploypruner.report import read_report
+    from deploypruner.report.points import points_text
+
+    if point is None:
+        click.echo(escaped_lines(points_text(read_report(folder).points)), nl=False)
+        return
+    assert out is not None, "that was checked"
+    changes = overrides({"model": model, "weights": weights, "data": data, "trust_pickle": trust_pickle})
+    from deploypruner.progress import progress_for
+
+    say = partial(write_line, sys.stderr)
+    made = export_point(folder, point, out, changes=changes, say=say, progress=progress_for())
+    click.echo(escaped(f"point {point}: {made.point['what']}, {made.stands_for}"))
+    for name, found in made.found.items():
+        value = "" if found["value"] is None else f"{found['metric']} {found['value']:.4g}, "
+        kind, agreed = found["agreement_kind"], found["agreement"]
+        agreement = "" if agreed is None else f"{kind} agreement {agreed:.4g}"
+        click.echo(escaped(f"  {name}: {value}{agreement} on {found['samples']} samples in {found['runtime']}"))
+    passed = sum(check.passed for check in made.checks)
+    say(f"{passed} of {len(made.checks)} checks passed; {out / 'point.json'} has them all")
