@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 
+from deploypruner.build.answering import Runner
+from deploypruner.build.doubted import doubted_file, doubted_samples
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.given_file import (
     JUDGED_IN,
@@ -28,7 +31,6 @@ from deploypruner.export import exporters
 from deploypruner.graph import trace
 from deploypruner.measure import environment, trial
 from deploypruner.onnx_file import every_node
-from deploypruner.quantize.expected_inputs import doubt, first_norm_of_file, first_norm_of_module
 from deploypruner.quantize.sensitivity import class_outputs, first_samples
 from deploypruner.quantize.static import QuantizationSummary, write_qdq
 from deploypruner.quantize.to_float32 import float_name
@@ -130,7 +132,10 @@ def int8_file(request: Int8Request, *, say: Say) -> Int8File:
         try:
             folder.require_apart(request.file.model, file.data)
             inputs = inputs_of(file, None if loaded is None else loaded.preprocessing)
-            remarks = (*(() if loaded is None else loaded.remarks), *_doubted(model, loaded, inputs))
+            doubts = _doubted(model, loaded, inputs)
+            for text in doubts:
+                say(f"warning: {text}")
+            remarks = (*(() if loaded is None else loaded.remarks), *doubts)
             require_one_answer(given, inputs.judged, threads=file.threads)
             folder.clear()
             if given != request.file.model:
@@ -226,15 +231,11 @@ def _within_drop(
 
 
 def _doubted(model: onnx.ModelProto, loaded: LoadedModel | None, inputs: Inputs) -> tuple[str, ...]:
-    """Whether the inputs are like those of the training, as far as the model's first batch norm can tell."""
-    feeds = inputs.calibration[0]
+    """Whether the samples are like those of the training, as far as the model's first batch norm can tell."""
     if loaded is None:
-        norm = first_norm_of_file(model, feeds)
-    elif isinstance(loaded.example_inputs, tuple):
-        norm = first_norm_of_module(loaded.module, feeds)
-    else:
-        return ()
-    return tuple(filter(None, (doubt(norm, feeds[0]),)))
+        return doubted_file(model, inputs.calibration[0])
+    runner = Runner(loaded.module, loaded.example_inputs)
+    return doubted_samples(runner, [torch.from_numpy(array) for array in inputs.calibration[0]])
 
 
 def _exported(request: Int8Request, path: Path) -> tuple[Path, LoadedModel]:
