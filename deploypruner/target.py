@@ -6,8 +6,11 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from deploypruner.registries import targets
+
+WeightBits = Literal["auto", "7", "8"]
 
 # What the int8 kernels of both runtimes use; reported so that a slow int8 row can be explained.
 _INT8_FLAGS = ("avx2", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
@@ -82,6 +85,19 @@ class Target:
     @property
     def _int8_gives(self) -> tuple[float, str] | None:
         return next((gives for flag, gives in _INT8_GIVES.items() if flag in self.int8_features), None)
+
+
+def reduces_range(asked: WeightBits, name: str = "cpu") -> bool:
+    """Do int8 weights get 7 bits?
+
+    Args:
+        asked: What the user wants; "auto" goes by the target.
+        name: Of the target.
+
+    Raises:
+        RecipeError: No such target.
+    """
+    return asked == "7" or (asked == "auto" and detect(name).saturates)
 
 
 def detect(name: str = "cpu") -> Target:

@@ -35,7 +35,7 @@ from deploypruner.quantize.sensitivity import class_outputs, first_samples
 from deploypruner.quantize.static import QuantizationSummary, write_qdq
 from deploypruner.quantize.to_float32 import float_name
 from deploypruner.records import Artifact, Quality, Row
-from deploypruner.report.repaired import repair_sentence
+from deploypruner.report.repaired import repair_sentence, weights_sentence
 from deploypruner.report.units import quality_sentence
 from deploypruner.scratch import scratch
 from deploypruner.search.choose import INT8_AGREEMENT_DROP, INT8_DROP
@@ -43,7 +43,7 @@ from deploypruner.search.mixes import MixRequest
 from deploypruner.search.mixing import mix
 from deploypruner.sources.data import peek_shape
 from deploypruner.sources.model import LoadedModel, load_model
-from deploypruner.target import detect
+from deploypruner.target import reduces_range
 
 _FP32, _INT8, _DOCUMENT = "model.fp32.onnx", "model.int8.onnx", "quantize.json"
 # Operators by which a file shows that it is int8, or some of it.
@@ -100,6 +100,11 @@ class Int8File:
     def refused(self) -> bool:
         """Does int8 lose more than is allowed?"""
         return bool(self.quality) and not self.quality["kept"]
+
+    @property
+    def weights(self) -> str:
+        """How many bits the weights have, and where that matters."""
+        return weights_sentence(self.summary.weight_bits)
 
     @property
     def repaired(self) -> str:
@@ -191,7 +196,7 @@ def _within_drop(
 ) -> _Form:
     """Write the int8 file; where int8 everywhere loses too much, with the most fragile layers in float."""
     (given_name, given), (int8_name, int8) = files.items()
-    file, saturates = replace(request.file, model=given), detect().saturates
+    file, reduce_range = replace(request.file, model=given), reduces_range(request.file.weight_bits)
     judge = file_judge(file, inputs, given)
 
     def form(summary: QuantizationSummary, precision: dict[str, Any]) -> _Form:
@@ -200,10 +205,10 @@ def _within_drop(
 
     with scratch() as apart:
         fp32, calibrated = calibrated_form(
-            model, apart, inputs.calibration, placement="openvino", repair=request.repair
+            model, apart, inputs.calibration, placement="openvino", repair=request.repair, reduce_range=reduce_range
         )
         with folder.writing(_INT8) as path:
-            summary = write_qdq(calibrated, path, reduce_range=saturates)
+            summary = write_qdq(calibrated, path, reduce_range=reduce_range)
         everywhere = form(summary, {})
         if not everywhere.quality or everywhere.quality["kept"]:
             return everywhere
@@ -216,7 +221,7 @@ def _within_drop(
                 allowed=everywhere.quality["allowed"],
                 classes=class_outputs(inputs.tasks or ()),
                 samples=first_samples(inputs.calibration),
-                reduce_range=saturates,
+                reduce_range=reduce_range,
                 threads=file.threads,
                 say=say,
             )
@@ -226,7 +231,7 @@ def _within_drop(
         if not kept:
             return replace(everywhere, precision={"precision": about})
         with folder.writing(_INT8) as path:
-            summary = write_qdq(calibrated, path, reduce_range=saturates, keep_float=kept)
+            summary = write_qdq(calibrated, path, reduce_range=reduce_range, keep_float=kept)
         return form(summary, {"precision": about})
 
 

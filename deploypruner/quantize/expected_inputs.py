@@ -98,17 +98,17 @@ def first_norm_of_module(module: object, runs: Callable[[], object]) -> FirstNor
         runs: Runs it on a batch; is left at the first batch norm.
     """
     buffers = dict(module.named_buffers()) if isinstance(module, nn.Module) else {}
-    watch = _Watch({buffer.data_ptr(): name for name, buffer in buffers.items()})
-    with torch.no_grad(), suppress(_Seen), watch:
+    watch = _NormWatch({buffer.data_ptr(): name for name, buffer in buffers.items()})
+    with torch.no_grad(), suppress(_FirstSeen), watch:
         runs()
     return watch.found
 
 
-class _Seen(BaseException):
+class _FirstSeen(BaseException):
     """The first batch norm was called; nothing that expects errors of the model takes it for one."""
 
 
-class _Watch(TorchDispatchMode):
+class _NormWatch(TorchDispatchMode):
     """Looks at every operator until the first that normalizes with running statistics.
 
     Args:
@@ -130,5 +130,5 @@ class _Watch(TorchDispatchMode):
                 name = self._names.get(mean.data_ptr(), "").removesuffix(".running_mean")
                 numbers = (value.detach().double().numpy() for value in (mean, variance, given["input"]))
                 self.found = FirstNorm(name or "unnamed", *numbers)
-                raise _Seen("the first batch norm")
+                raise _FirstSeen("the first batch norm")
         return func(*args, **(kwargs or {}))
