@@ -7,13 +7,14 @@
     python -m benchmarks.int8_accuracy table
 
 Forms: the trained weights, those pruned to 70 % of the MACs and solved by least squares, and each with ranges of its
-channels hidden in the weights, up to 10^4 apart, while it computes the same. Methods: "ours", "min-max" (ours without
-repair), "qat" (the file of "ours" trained on 10,000 labelled images, twice, the float network its teacher, the epoch
-chosen on test images that do not judge), "onnxruntime" (quantize_static at its defaults, after its pre-processing),
-"nncf" (nncf.quantize of the OpenVINO model at its defaults) and "quark" (amd-quark's A8W8 at its defaults). All get
-the same unlabelled images and are judged in OpenVINO, on so many test images; "onnxruntime" and "quark" in ONNX
-Runtime: OpenVINO 2026.4 refuses the former's file of a network that pads channels, as these ResNets do. Agreement is
-with the same form in float32. What is there already is kept.
+channels hidden in the weights, up to 10^4 apart, while it computes the same: with every clip as it is, whose channels
+then stay, or ("bounds rescaled", of networks with clips) with a bound of its own for every channel. Methods: "ours",
+"min-max" (ours without repair), "qat" (the file of "ours" trained on 10,000 labelled images, twice, the float network
+its teacher, the epoch chosen on test images that do not judge), "onnxruntime" (quantize_static at its defaults, after
+its pre-processing), "nncf" (nncf.quantize of the OpenVINO model at its defaults) and "quark" (amd-quark's A8W8 at its
+defaults). All get the same unlabelled images and are judged in OpenVINO, on so many test images; "onnxruntime" and
+"quark" in ONNX Runtime: OpenVINO 2026.4 refuses the former's file of a network that pads channels, as these ResNets
+do. Agreement is with the same form in float32. What is there already is kept.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import torch
+from onnx import numpy_helper
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -44,7 +46,7 @@ from benchmarks.kept import changing, read
 from deploypruner.errors import InputError
 from deploypruner.export import exporters
 from deploypruner.graph import trace
-from deploypruner.onnx_graph import to_model
+from deploypruner.onnx_graph import constant, operand, sizes, to_model
 from deploypruner.openvino_import import openvino_core
 from deploypruner.qat import QdqModule, train_quantized
 from deploypruner.quantize.homogeneous import scalable_channels
@@ -57,7 +59,7 @@ from deploypruner.target import detect
 RESULTS = Path(__file__).parent / "results" / "int8_accuracy.zen4.json"
 FOLDER = WORK / "int8-accuracy"
 NETS = ("resnet20", "resnet56", "se_net", "efficientnet_lite0")
-FORMS = ("dense", "dense rescaled", "pruned", "pruned rescaled")
+FORMS = ("dense", "dense rescaled", "dense bounds rescaled", "pruned", "pruned rescaled")
 METHODS = ("float", "min-max", "ours", "qat", "onnxruntime", "nncf", "quark")
 _IN_ONNXRUNTIME = ("onnxruntime", "quark")
 _CALIBRATED = {"efficientnet_lite0": 500}
@@ -106,7 +108,7 @@ def run(net: Sequence[str], form: Sequence[str], method: Sequence[str], images: 
     """Quantize and judge what has not been judged yet."""
     for name in net or NETS:
         data = photographs() if name in _CALIBRATED else cifar10()
-        for kind in form or (FORMS[:2] if name in _CALIBRATED else FORMS):
+        for kind in form or (FORMS[:3] if name in _CALIBRATED else (*FORMS[:2], *FORMS[3:])):
             fp32 = _fp32(name, kind, data)
             x, labels, others = _judging(data, images)
             reference = _answers(fp32, x)
@@ -161,7 +163,8 @@ def _fp32(net: str, form: str, data: Data) -> Path:
         return path
     part = path.with_suffix(".part")
     if form.endswith("rescaled"):
-        onnx.save(rescaled(onnx.load(_fp32(net, form.split()[0], data))), part)
+        plain = onnx.load(_fp32(net, form.split()[0], data))
+        onnx.save(rescaled(bounds_by_channel(plain) if "bounds" in form else plain), part)
     else:
         model = efficientnet_lite0() if net in _CALIBRATED else baseline(net)
         side = 224 if net in _CALIBRATED else 32
@@ -174,6 +177,29 @@ def _fp32(net: str, form: str, data: Data) -> Path:
         exporters.get("onnx")().write(module, graph.example_inputs, part, dynamic_batch=True)
     part.replace(path)
     return path
+
+
+def bounds_by_channel(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same network with each Clip(0, B) as a relu and a Min with a stored bound B for each channel."""
+    held = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    clips = {str(node.outputs[0].name): node for node in held.graph if node.op_type == "Clip"}
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    nodes = []
+    for node in made.graph.node:
+        if node.op_type != "Clip":
+            nodes.append(node)
+            continue
+        clip, (x, *_), (y,) = clips[node.output[0]], node.input, node.output
+        channels = sizes(operand(clip, 0))
+        assert channels is not None, f"the shape of '{x}' is not known"
+        bound = np.full((1, channels[1] or 0, 1, 1), constant(operand(clip, 2)), np.float32)
+        made.graph.initializer.append(numpy_helper.from_array(bound, f"{y}_bound"))
+        nodes.append(onnx.helper.make_node("Relu", [x], [f"{y}_relu"], name=f"{node.name}_relu"))
+        nodes.append(onnx.helper.make_node("Min", [f"{y}_relu", f"{y}_bound"], [y], name=f"{node.name}_min"))
+    del made.graph.node[:]
+    made.graph.node.extend(nodes)
+    return onnx.shape_inference.infer_shapes(made)
 
 
 def rescaled(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -110,3 +110,14 @@ def images(count: int, *, seed: int = 0, size: int = 8) -> Array:
     rng = np.random.default_rng(seed)
     varied = rng.standard_normal((count, 3, 1, 1)) + 0.3 * rng.standard_normal((count, 3, size, size))
     return varied.astype(np.float32)
+
+
+def relu6_net() -> onnx.ModelProto:
+    """MobileNetV2's parts: relu6, depthwise convolution with relu6, linear bottleneck that is added, classifier."""
+    net = Net(["n", 3, 8, 8], seed=4)
+    stream = net.conv(net.relu6(net.add("Mul", net.conv("x", 12, 3), net.keep(3.0))), 8, 12, 1)
+    wide = net.relu6(net.add("Mul", net.conv(stream, 24, 8, 1), net.keep(3.0)))
+    deep = net.relu6(net.add("Mul", net.conv(wide, 24, 24, group=24), net.keep(3.0)))
+    stream = net.add("Add", stream, net.conv(deep, 8, 24, 1))
+    pooled = net.add("Flatten", net.add("GlobalAveragePool", net.relu6(net.conv(stream, 16, 8, 1))))
+    return net.model(net.gemm(pooled, 5, 16))

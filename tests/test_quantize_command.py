@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from deploypruner.build.int8_file import _slower
-from deploypruner.quantize.expected_inputs import doubt, first_norm_of_file, first_norm_of_module
+from deploypruner.quantize.expected_inputs import FirstNorm, doubt, first_norm_of_file, first_norm_of_module
 from deploypruner.records import Row
 from tests.builds import run_cli
 from tests.int8_nets import Net, images, run
@@ -28,10 +29,14 @@ def trained(*, scale: float) -> nn.Module:
     return net.eval()
 
 
+def norm_of(net: nn.Module, x: np.ndarray) -> FirstNorm | None:
+    return first_norm_of_module(net, lambda: net(torch.from_numpy(x)))
+
+
 @pytest.mark.parametrize("scale", [1.0, 50.0, 0.02])
 def test_inputs_of_another_range_than_in_training_are_named_with_both(scale):
     x = np.random.default_rng(0).standard_normal((32, 3, 8, 8)).astype(np.float32)
-    said = doubt(first_norm_of_module(trained(scale=scale), [x]), x)
+    said = doubt(norm_of(trained(scale=scale), x), [x])
     if scale == 1:
         assert said == ""
     else:
@@ -46,14 +51,41 @@ def test_the_same_of_a_file_whose_batch_norm_is_not_folded():
     hidden = net.conv("x", 4, 3)
     ones, wide = net.keep(np.ones(4)), net.keep(np.full(4, 100.0**2))
     model = net.model(net.add("BatchNormalization", hidden, ones, net.keep(np.zeros(4)), net.keep(np.zeros(4)), wide))
-    said = doubt(first_norm_of_file(model, [images(16)]), images(16))
+    said = doubt(first_norm_of_file(model, [images(16)]), [images(16)])
     assert "batchnormalization_1" in said
-    assert doubt(None, images(1)) == ""
+    assert doubt(None, [images(1)]) == ""
 
 
 def test_a_batch_norm_that_has_seen_nothing_says_nothing():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
-    assert doubt(first_norm_of_module(net, [9 * images(4)]), 9 * images(4)) == ""
+    assert doubt(norm_of(net, 9 * images(4)), [9 * images(4)]) == ""
+
+
+def test_the_first_norm_of_a_traced_program_is_that_of_the_module():
+    net, x = trained(scale=50.0), images(16)
+    program = torch.export.export(net, (torch.from_numpy(x),)).module(check_guards=False)
+    of_program, of_module = norm_of(program, x), norm_of(net, x)
+    assert of_program.name == of_module.name == "1"
+    np.testing.assert_array_equal(of_program.values, of_module.values)
+    assert doubt(of_program, [x]) == doubt(of_module, [x]) != ""
+
+
+def test_samples_that_are_all_alike_are_said_to_be():
+    x = np.full((16, 3, 8, 8), 0.25, np.float32)
+    said = doubt(norm_of(trained(scale=1.0), x), [x])
+    assert "the inputs are 0.25 to 0.25, and all alike to the first batch norm, '1'" in said
+
+
+def test_too_few_values_say_nothing():
+    norm = FirstNorm("n", np.array([1.0]), np.array([2.0]), np.full((7, 1), 900.0))
+    assert doubt(norm, [np.ones((7, 1), np.float32)]) == ""
+    more = replace(norm, values=np.linspace(800, 900, 8).reshape(8, 1))
+    assert "means are 600 of its standard deviations off" in doubt(more, [np.ones((8, 1), np.float32)])
+
+
+def test_whole_numbers_have_no_range_to_doubt():
+    norm = FirstNorm("n", np.array([1.0]), np.array([2.0]), np.linspace(800, 900, 8).reshape(8, 1))
+    assert doubt(norm, [np.ones((8, 1), np.int64)]) == ""
 
 
 def spoilt() -> onnx.ModelProto:

@@ -15,9 +15,10 @@ from deploypruner.build.folder import BuildFolder
 from deploypruner.build.metric import own_metric
 from deploypruner.build.stage import chain
 from deploypruner.build.state import Build, Given
+from deploypruner.caches import default_folder
 from deploypruner.cli import bench
 from deploypruner.errors import InputError, said_by
-from deploypruner.latency.cache import Cache, default_folder
+from deploypruner.latency.cache import Cache
 from deploypruner.measure.files import detect_precision
 from deploypruner.measure.own_metric import OwnMetric
 from deploypruner.progress import SilentProgress

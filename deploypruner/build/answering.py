@@ -34,18 +34,20 @@ class Runner:
 
     Attributes:
         example_inputs: As given.
+        module: What runs.
         names: Of its outputs, as the exported files have them.
     """
 
     example_inputs: Inputs
+    module: Any
     names: list[str]
 
     def __init__(self, model: nn.Module | ExportedProgram, example_inputs: Inputs) -> None:
         # Guards of a program are about strides, too, which say nothing about what it computes.
-        self._module: Any = model if isinstance(model, nn.Module) else model.module(check_guards=False)
+        self.module = model if isinstance(model, nn.Module) else model.module(check_guards=False)
         self.example_inputs = example_inputs
         with torch.no_grad():
-            output = call(self._module, example_inputs)
+            output = call(self.module, example_inputs)
         leaves = pytree.tree_flatten_with_path(output)[0]
         found = [pytree.keystr(path).strip("[]'.\"") for path, leaf in leaves if isinstance(leaf, Tensor)]
         if not found:
@@ -100,7 +102,7 @@ class Runner:
     def run(self, inputs: tuple[Tensor, ...]) -> list[Array]:
         """Every output for a batch that the model takes as it is."""
         with torch.no_grad():
-            output = call(self._module, filled(self.example_inputs, self._whole(inputs)))
+            output = call(self.module, filled(self.example_inputs, self._whole(inputs)))
         return [as_numpy(leaf) for leaf in tensors(output)]
 
     def _whole(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -121,7 +123,7 @@ class SessionRunner(Runner):
     """
 
     def __init__(self, session: Session, example_inputs: tuple[Tensor, ...]) -> None:
-        self._session = session
+        self._session = self.module = session
         self.example_inputs = example_inputs
         self.names = [spec.name for spec in session.outputs]
         self._keys = self.names

@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from deploypruner import target
 from deploypruner.atomic import file_sha256
 from deploypruner.build.feeds import calibration_feeds
 from deploypruner.build.folder import BuildFolder
@@ -23,7 +24,6 @@ from deploypruner.quantize.placement import Placement
 from deploypruner.quantize.static import Calibrated, QuantizationSummary, calibrate, quantize_static, write_qdq
 from deploypruner.records import Artifact
 from deploypruner.search.certify import DENSE_MIXED
-from deploypruner.target import detect
 
 # Placements of files that one runtime alone may get.
 _RUNTIMES_OWN: tuple[Placement, ...] = ("onnxruntime",)
@@ -76,7 +76,7 @@ def write_int8(build: Build, module: nn.Module, folder: Path, *, batches: int) -
         calibration=islice(calibration_feeds(build), batches),
         method=build.recipe.quantize.method,
         placement="sparse",
-        reduce_range=_saturates(build),
+        reduce_range=reduces_range(build),
     )
     return fp32, int8
 
@@ -113,7 +113,7 @@ def calibrated_for(build: Build, fp32: Path, placements: Sequence[Placement], *,
         folder=folder,
         method=build.recipe.quantize.method,
         placements=placements,
-        reduce_range=_saturates(build),
+        reduce_range=reduces_range(build),
         repair=build.recipe.quantize.repair and build.data is not None,  # noise is no guide
         progress=build.progress,
     )
@@ -128,11 +128,12 @@ def write_mixed(
     keep_float: Mapping[str, str] | None = None,
 ) -> QuantizationSummary:
     """Write a mix of int8 and float for the build's target."""
-    return write_qdq(calibrated, path, placement=placement, reduce_range=_saturates(build), keep_float=keep_float)
+    return write_qdq(calibrated, path, placement=placement, reduce_range=reduces_range(build), keep_float=keep_float)
 
 
-def _saturates(build: Build) -> bool:
-    return detect(build.recipe.target).saturates
+def reduces_range(build: Build) -> bool:
+    """Do int8 weights get 7 bits?"""
+    return target.reduces_range(build.recipe.quantize.weight_bits, build.recipe.target)
 
 
 def _export(build: Build, module: nn.Module, fp32: Path, *, open_axes: Sequence[OpenAxis]) -> None:

@@ -35,7 +35,7 @@ from deploypruner.search.gaps import Gap, gaps, largest
 from deploypruner.search.kept import ACCURACY_DROP, AGREEMENT_DROP, Kept
 from deploypruner.sources.classes import read_classes
 from deploypruner.sources.preprocessing import Preprocessing
-from deploypruner.target import detect
+from deploypruner.target import WeightBits, reduces_range
 from deploypruner.tasks.recognise import parse_tasks
 
 JUDGED_IN = "openvino"
@@ -59,6 +59,7 @@ class FileRequest:
         tasks: What outputs are, as `--task` says it.
         metric: `package.module:function`, "" for none.
         classes: File with the names of the model's classes.
+        weight_bits: Of int8 weights; "auto" goes by this machine.
         seed: Of random inputs and of the order of measuring.
         clock: Says how long things take.
     """
@@ -76,6 +77,7 @@ class FileRequest:
     tasks: tuple[str, ...] = ()
     metric: str = ""
     classes: Path | None = None
+    weight_bits: WeightBits = "auto"
     clock: Clock = field(default_factory=current_clock)
 
 
@@ -98,7 +100,13 @@ def read_given(path: Path) -> onnx.ModelProto:
 
 
 def calibrated_form(
-    model: onnx.ModelProto, folder: Path, calibration: Sequence[Feeds], *, placement: Placement, repair: bool
+    model: onnx.ModelProto,
+    folder: Path,
+    calibration: Sequence[Feeds],
+    *,
+    placement: Placement,
+    repair: bool,
+    reduce_range: bool,
 ) -> tuple[Path, Calibrated]:
     """A model of any origin ready for int8: its float32 file, and what any mix of int8 and float is written from.
 
@@ -108,6 +116,7 @@ def calibrated_form(
         calibration: Batches.
         placement: For which runtime.
         repair: Whether to repair what int8 costs.
+        reduce_range: 7-bit weights.
 
     Raises:
         InputError: Nothing of it can be quantized.
@@ -120,7 +129,7 @@ def calibrated_form(
         folder=folder,
         method="auto",
         placements=(placement,),
-        reduce_range=detect().saturates,
+        reduce_range=reduce_range,
         repair=repair,
         progress=progress_for(),
     )
@@ -129,14 +138,17 @@ def calibrated_form(
 def write_int8(
     model: onnx.ModelProto, path: Path, calibration: Sequence[Feeds], *, placement: Placement, repair: bool
 ) -> QuantizationSummary:
-    """Quantize a model of any origin to `path`; the rest as `calibrated_form`.
+    """Quantize a model of any origin to `path`, weights as they suit this machine; the rest as `calibrated_form`.
 
     Raises:
         InputError: Nothing of it can be quantized.
     """
+    reduce_range = reduces_range("auto")
     with scratch() as apart:
-        _, calibrated = calibrated_form(model, apart, calibration, placement=placement, repair=repair)
-        return write_qdq(calibrated, path, placement=placement, reduce_range=detect().saturates)
+        _, calibrated = calibrated_form(
+            model, apart, calibration, placement=placement, repair=repair, reduce_range=reduce_range
+        )
+        return write_qdq(calibrated, path, placement=placement, reduce_range=reduce_range)
 
 
 def inputs_of(request: FileRequest, preprocessing: Preprocessing | None = None) -> Inputs:

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 
+from deploypruner.build.answering import Runner
+from deploypruner.build.doubted import doubted_file, doubted_samples
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.given_file import (
     JUDGED_IN,
@@ -28,12 +31,11 @@ from deploypruner.export import exporters
 from deploypruner.graph import trace
 from deploypruner.measure import environment, trial
 from deploypruner.onnx_file import every_node
-from deploypruner.quantize.expected_inputs import doubt, first_norm_of_file, first_norm_of_module
 from deploypruner.quantize.sensitivity import class_outputs, first_samples
 from deploypruner.quantize.static import QuantizationSummary, write_qdq
 from deploypruner.quantize.to_float32 import float_name
 from deploypruner.records import Artifact, Quality, Row
-from deploypruner.report.repaired import repair_sentence
+from deploypruner.report.repaired import repair_sentence, weights_sentence
 from deploypruner.report.units import quality_sentence
 from deploypruner.scratch import scratch
 from deploypruner.search.choose import INT8_AGREEMENT_DROP, INT8_DROP
@@ -41,7 +43,7 @@ from deploypruner.search.mixes import MixRequest
 from deploypruner.search.mixing import mix
 from deploypruner.sources.data import peek_shape
 from deploypruner.sources.model import LoadedModel, load_model
-from deploypruner.target import detect
+from deploypruner.target import reduces_range
 
 _FP32, _INT8, _DOCUMENT = "model.fp32.onnx", "model.int8.onnx", "quantize.json"
 # Operators by which a file shows that it is int8, or some of it.
@@ -100,6 +102,11 @@ class Int8File:
         return bool(self.quality) and not self.quality["kept"]
 
     @property
+    def weights(self) -> str:
+        """How many bits the weights have, and where that matters."""
+        return weights_sentence(self.summary.weight_bits)
+
+    @property
     def repaired(self) -> str:
         """What the repair did; "" where it was left out."""
         return repair_sentence([asdict(step) for step in self.summary.repair])
@@ -130,7 +137,10 @@ def int8_file(request: Int8Request, *, say: Say) -> Int8File:
         try:
             folder.require_apart(request.file.model, file.data)
             inputs = inputs_of(file, None if loaded is None else loaded.preprocessing)
-            remarks = (*(() if loaded is None else loaded.remarks), *_doubted(model, loaded, inputs))
+            doubts = _doubted(model, loaded, inputs)
+            for text in doubts:
+                say(f"warning: {text}")
+            remarks = (*(() if loaded is None else loaded.remarks), *doubts)
             require_one_answer(given, inputs.judged, threads=file.threads)
             folder.clear()
             if given != request.file.model:
@@ -186,7 +196,7 @@ def _within_drop(
 ) -> _Form:
     """Write the int8 file; where int8 everywhere loses too much, with the most fragile layers in float."""
     (given_name, given), (int8_name, int8) = files.items()
-    file, saturates = replace(request.file, model=given), detect().saturates
+    file, reduce_range = replace(request.file, model=given), reduces_range(request.file.weight_bits)
     judge = file_judge(file, inputs, given)
 
     def form(summary: QuantizationSummary, precision: dict[str, Any]) -> _Form:
@@ -195,10 +205,10 @@ def _within_drop(
 
     with scratch() as apart:
         fp32, calibrated = calibrated_form(
-            model, apart, inputs.calibration, placement="openvino", repair=request.repair
+            model, apart, inputs.calibration, placement="openvino", repair=request.repair, reduce_range=reduce_range
         )
         with folder.writing(_INT8) as path:
-            summary = write_qdq(calibrated, path, reduce_range=saturates)
+            summary = write_qdq(calibrated, path, reduce_range=reduce_range)
         everywhere = form(summary, {})
         if not everywhere.quality or everywhere.quality["kept"]:
             return everywhere
@@ -211,7 +221,7 @@ def _within_drop(
                 allowed=everywhere.quality["allowed"],
                 classes=class_outputs(inputs.tasks or ()),
                 samples=first_samples(inputs.calibration),
-                reduce_range=saturates,
+                reduce_range=reduce_range,
                 feeds=inputs.timed,
                 threads=file.threads,
                 say=say,
@@ -222,20 +232,16 @@ def _within_drop(
         if not kept:
             return replace(everywhere, precision={"precision": about})
         with folder.writing(_INT8) as path:
-            summary = write_qdq(calibrated, path, reduce_range=saturates, keep_float=kept)
+            summary = write_qdq(calibrated, path, reduce_range=reduce_range, keep_float=kept)
         return form(summary, {"precision": about})
 
 
 def _doubted(model: onnx.ModelProto, loaded: LoadedModel | None, inputs: Inputs) -> tuple[str, ...]:
-    """Whether the inputs are like those of the training, as far as the model's first batch norm can tell."""
-    feeds = inputs.calibration[0]
+    """Whether the samples are like those of the training, as far as the model's first batch norm can tell."""
     if loaded is None:
-        norm = first_norm_of_file(model, feeds)
-    elif isinstance(loaded.example_inputs, tuple):
-        norm = first_norm_of_module(loaded.module, feeds)
-    else:
-        return ()
-    return tuple(filter(None, (doubt(norm, feeds[0]),)))
+        return doubted_file(model, inputs.calibration[0])
+    runner = Runner(loaded.module, loaded.example_inputs)
+    return doubted_samples(runner, [torch.from_numpy(array) for array in inputs.calibration[0]])
 
 
 def _exported(request: Int8Request, path: Path) -> tuple[Path, LoadedModel]:

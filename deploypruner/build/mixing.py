@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deploypruner.build.artifacts import write_mixed
+from deploypruner.build.artifacts import reduces_range, write_mixed
 from deploypruner.build.evaluate import open_artifact, validation_samples
 from deploypruner.build.feeds import calibration_feeds, timing_feeds, verification_feeds
 from deploypruner.build.form_judge import FormJudge
@@ -22,7 +22,6 @@ from deploypruner.search.choose import INT8_AGREEMENT_DROP, INT8_DROP
 from deploypruner.search.kept import allowed_points
 from deploypruner.search.mixes import Mixed, MixedFile, MixRequest
 from deploypruner.search.mixing import mix
-from deploypruner.target import detect
 
 
 def own_file(runtime: str) -> str:
@@ -69,7 +68,7 @@ def mix_precision(
                 classes=class_outputs(build.tasks),
                 samples=first_samples(calibration_feeds(build)),
                 placement=placement,
-                reduce_range=detect(build.recipe.target).saturates,
+                reduce_range=reduces_range(build),
                 threads=build.recipe.measure.threads,
                 feeds=timing_feeds(build) or verification_feeds(build)[0],
                 seed=build.recipe.seed,

@@ -71,6 +71,8 @@ def _run(build: Build, *, resume: bool, say: Say) -> Build:
         note = stage.document(build)
         if note is not None:
             say(f"{stage.name:9} {'(done before)' if finished else f'{seconds:6.1f} s'}  {note}".rstrip())
+        for warning in stage.warnings(build):
+            say(f"warning: {warning}")
         if stage.fatal:  # everything after a wrong graph or a wrong removal is worthless
             require(build.checks)
         again = stage.sends_back(build)

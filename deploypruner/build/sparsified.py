@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from deploypruner.build.doubted import doubted_file
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.given_file import (
     FileRequest,
@@ -96,6 +97,11 @@ def sparsified(request: FileRequest, *, say: Say) -> Sparsified:
     try:
         folder.require_apart(request.model, request.data)
         inputs = inputs_of(request)
+        if request.data is not None:
+            doubts = doubted_file(model, inputs.calibration[0])
+            for text in doubts:
+                say(f"warning: {text}")
+            inputs = replace(inputs, remarks=(*doubts, *inputs.remarks))
         folder.clear()
         return _sparsified(request, model, inputs, folder, library=library, say=say)
     finally:

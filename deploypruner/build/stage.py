@@ -78,6 +78,11 @@ class Stage(ABC):
         del build  # most results cannot show that
         return None
 
+    def warnings(self, build: Build) -> tuple[str, ...]:
+        """What the user should know before the work that follows; the report has it, too."""
+        del build  # most results cast no doubt on what follows
+        return ()
+
     def validate(self, build: Build) -> None:
         """Refuse to go on where this stage's result shows that the build cannot be what was asked for.
 

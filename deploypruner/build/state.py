@@ -71,6 +71,7 @@ class Build:
         data: Training and validation data, None without (load).
         tasks: What every output is (load).
         loss: What every output is trained and compared by (load).
+        doubts: How the data differs from that of the training; also among `remarks` (load).
         metric: Of the user's, None without (load).
         graph: Traced model (trace).
         floats: Weights of layers that an earlier pass found to need float in int8.
@@ -117,6 +118,7 @@ class Build:
     data: Data | None = None
     tasks: tuple[OutputTask, ...] = ()
     loss: ModelLoss = BY_SHAPE
+    doubts: tuple[str, ...] = ()
     metric: OwnMetric | None = None
     graph: Graph | None = None
     floats: tuple[str, ...] = ()

@@ -14,8 +14,10 @@ import click
 
 from deploypruner.atomic import ERRORS, replacing
 from deploypruner.cli.bench import bench_command
+from deploypruner.cli.cache import cache_group
 from deploypruner.cli.check import check_command
 from deploypruner.cli.export import export_command
+from deploypruner.cli.doctor import doctor_command
 from deploypruner.cli.options import GroupedCommand, colour, width
 from deploypruner.cli.quantize import quantize_command
 from deploypruner.cli.recipe_options import command_option, recipe_options
@@ -269,6 +271,10 @@ def demo_command(out: Path) -> None:
 
     run_demo(out, progress=progress_for(), say=_say, command=shlex.join(["deploypruner", *sys.argv[1:]]))
     _show(out)
+
+
+cli.add_command(doctor_command)
+cli.add_command(cache_group)
 
 
 def _checked_recipe(options: dict[str, Any]) -> Recipe:

@@ -14,6 +14,7 @@ from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.reading import check_present
 from deploypruner.recipe.option import MEASURING
 from deploypruner.registries import tasks
+from deploypruner.target import WeightBits
 from deploypruner.terminal import write_line
 
 
@@ -31,6 +32,7 @@ from deploypruner.terminal import write_line
 @recipe_option("metric")
 @recipe_option("classes")
 @recipe_option("quantize_repair")
+@recipe_option("weight_bits")
 @recipe_option("threads")
 @BATCH
 @recipe_option("seconds")
@@ -55,6 +57,7 @@ def quantize_command(
     metric: str | None,
     classes: Path | None,
     quantize_repair: bool | None,
+    weight_bits: WeightBits | None,
     threads: int | None,
     batch: int | None,
     seconds: float | None,
@@ -90,12 +93,13 @@ def quantize_command(
         tasks=task,
         metric=metric or "",
         classes=classes,
+        weight_bits=weight_bits or "auto",
     )
     request = Int8Request(file, weights, input_shape, bool(trust_pickle), quantize_repair is not False)
     found = int8_file(request, say=partial(write_line, sys.stderr))
     show_forms(
         found.rows,
-        [("repair: ", found.repaired), ("quality: ", found.sentence)],
+        [("weights: ", found.weights), ("repair: ", found.repaired), ("quality: ", found.sentence)],
         found.warnings,
         read_on=f"{out / 'quantize.json'} has every step",
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from deploypruner.atomic import write_json
+from deploypruner.caches import default_folder
 from deploypruner.errors import InputError, said_by
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import tensors
@@ -26,15 +26,6 @@ from deploypruner.records import Setting
 from deploypruner.target import detect
 
 FORMAT = 4
-
-
-def default_folder() -> Path:
-    """$DEPLOYPRUNER_CACHE, or the folder called deploypruner in the user's cache folder."""
-    named = os.environ.get("DEPLOYPRUNER_CACHE")
-    if named:
-        return Path(named)
-    caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches else Path(os.path.expanduser("~")) / ".cache") / "deploypruner"
 
 
 class Cache:

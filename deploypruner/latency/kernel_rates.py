@@ -18,8 +18,9 @@ import numpy as np
 from scipy.optimize import nnls
 
 from deploypruner.atomic import file_sha256, write_json
+from deploypruner.caches import default_folder
 from deploypruner.errors import InputError, said_by
-from deploypruner.latency.cache import default_folder, device
+from deploypruner.latency.cache import device
 from deploypruner.latency.kernel_probes import CHAINS, HEAD, TAIL, Chain, probe_feeds, probe_model
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
 from deploypruner.onnx_file import write_onnx

@@ -27,8 +27,10 @@ Size = Literal["root mean square", "largest value", "mean of both"]
 SIZES: tuple[Size, ...] = ("root mean square", "mean of both", "largest value")
 
 Statistics = Mapping[str, ChannelStatistics]
-# Room that a clip leaves above the largest value seen of a channel.
-_ROOM = 1.25
+ROOMS = (1.25, 2.0, 4.0, 16.0)
+"""What clips may leave above the largest value seen of a channel, the first that unseen samples do not go beyond.
+Each doubling costs a bit of int8, where channels that were not enlarged at all could lose all eight."""
+
 # Least size of a channel behind an activation function, in sizes before it: one that was off on the calibration data
 # is not off on all data.
 _LEAST = 1 / 8
@@ -36,7 +38,13 @@ _ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "PRelu")
 
 
 def equalizing_factors(
-    graph: ir.Graph, found: Scalable, statistics: Statistics, *, size: Size, read: frozenset[str]
+    graph: ir.Graph,
+    found: Scalable,
+    statistics: Statistics,
+    *,
+    size: Size,
+    read: frozenset[str],
+    room: float = ROOMS[0],
 ) -> Array:
     """What to divide the channels by, [labels]; 1 where they have to stay.
 
@@ -46,6 +54,7 @@ def equalizing_factors(
         statistics: Of every tensor with channels.
         size: What counts as the size of a channel.
         read: Names of the tensors that int8 operators read, whose sizes count.
+        room: What a clip leaves above the largest value seen of a channel, one of `ROOMS`.
     """
     makers = {str(value.name): node for node in graph for value in node.outputs}
     sizes = {name: _size(statistics[name], size) for name in sorted(read & statistics.keys())}
@@ -57,7 +66,7 @@ def equalizing_factors(
     factors = _typical(found, sizes)
     weights = _weights(graph, found, factors)
     factors = factors / np.sqrt(np.where(weights > 0, weights, 1.0))
-    return np.where(found.free, _within_bounds(found, factors, statistics), 1.0)
+    return np.where(found.free, _within_bounds(found, factors, statistics, room), 1.0)
 
 
 def scaled_ranges(found: Scalable, statistics: Statistics, factors: Array) -> dict[str, tuple[float, float]]:
@@ -120,7 +129,7 @@ def _weights(graph: ir.Graph, found: Scalable, factors: Array) -> Array:
     return largest
 
 
-def _within_bounds(found: Scalable, factors: Array, statistics: Statistics) -> Array:
+def _within_bounds(found: Scalable, factors: Array, statistics: Statistics, room: float) -> Array:
     """Channels on whose way a clip stands are enlarged alone, and by no more than leaves room below its bound."""
     bounded = np.isfinite(found.bounds) & found.free
     factors = factors.copy()
@@ -130,5 +139,5 @@ def _within_bounds(found: Scalable, factors: Array, statistics: Statistics) -> A
     least = np.zeros(len(factors))
     for name, seen in statistics.items():
         labels = found.labels[name]
-        np.maximum.at(least, labels, _ROOM * seen.high / found.bounds[labels])
+        np.maximum.at(least, labels, room * seen.high / found.bounds[labels])
     return np.where(bounded, np.minimum(1.0, np.maximum(factors, least)), factors)

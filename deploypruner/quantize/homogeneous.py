@@ -189,6 +189,8 @@ def _sum(walk: _Labelling, node: ir.Node) -> None:
     """Add and Sub: channels that are added have one factor; a stored operand changes with them."""
     a, b = operand(node, 0), operand(node, 1)
     one, other, output = walk.get(a), walk.get(b), node.outputs[0]
+    if len(node.inputs) != 2:  # Min and Max take any number
+        return _other(walk, node)
     if one is not None and other is not None:
         if one[1] == other[1] and len(one[0]) == len(other[0]) and len(a.shape or ()) == len(b.shape or ()):
             walk.unite(one[0], other[0])
@@ -208,6 +210,27 @@ def _sum(walk: _Labelling, node: ir.Node) -> None:
         return _other(walk, node)
     walk.changes.append(Scaled(str(term.name), str(x.name), axis, False))
     return walk.give(output, *found)
+
+
+def _least_or_most(walk: _Labelling, node: ir.Node) -> None:
+    """Min and Max: as a sum, for min(x / d, b / d) = min(x, b) / d; a bound for each channel changes with it.
+
+    One bound for all channels is a clip's: Max with 0 is a relu, Min with B leaves what stays below it.
+    """
+    a, b = operand(node, 0), operand(node, 1)
+    x, bound = (b, constant(a)) if walk.get(a) is None else (a, constant(b))
+    found = walk.get(x)
+    if found is None or bound is None or len(node.inputs) != 2:
+        return _sum(walk, node)
+    if not bound.any() and sizes(x) == sizes(node.outputs[0]):
+        return walk.give(node.outputs[0], *found)
+    if bound.size > 1:
+        return _sum(walk, node)
+    if node.op_type == "Max" or not float(bound.reshape(())) > 0:
+        return _other(walk, node)
+    for label in found[0].tolist():
+        walk.bounds[label] = min(float(bound.reshape(())), walk.bounds.get(label, np.inf))
+    return walk.give(node.outputs[0], *found)
 
 
 def _scaled(walk: _Labelling, node: ir.Node) -> None:
@@ -327,6 +350,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("Conv", "ConvTranspose"), _convolution),
     **dict.fromkeys(("Gemm", "MatMul"), _product),
     **dict.fromkeys(("Add", "Sub"), _sum),
+    **dict.fromkeys(("Min", "Max"), _least_or_most),
     **dict.fromkeys(("Mul", "Div"), _scaled),
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze"), _reshaped),
     **dict.fromkeys(("ReduceMean", "ReduceMax"), _mean),

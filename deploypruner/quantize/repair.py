@@ -23,10 +23,11 @@ from deploypruner.onnx_graph import Array, to_model
 from deploypruner.progress import Progress
 from deploypruner.quantize.calibrate import activation_ranges
 from deploypruner.quantize.choose_ranges import choose_ranges, histograms
-from deploypruner.quantize.equalize import SIZES, equalizing_factors, scaled_ranges
+from deploypruner.quantize.equalize import ROOMS, SIZES, equalizing_factors, scaled_ranges
 from deploypruner.quantize.homogeneous import scalable_channels
 from deploypruner.quantize.layers import WeightedLayer, layers_of, sampled_rows
 from deploypruner.quantize.placement import WEIGHTED
+from deploypruner.quantize.plain_clips import plain_clips
 from deploypruner.quantize.rounding import ActivationGrid, Rounded, rounded
 from deploypruner.quantize.running import CalibrationBatches, channel_statistics, output_error, run
 from deploypruner.quantize.scaling import Scalable, rescale
@@ -51,7 +52,7 @@ class RepairStep:
     """One step of the repair.
 
     Args:
-        name: "equalization", "calibration", "rounding" or "bias correction".
+        name: "clips", "equalization", "calibration", "rounding" or "bias correction".
         done: What was done, in words.
         before: Error of the int8 outputs on samples that judge, relative to the spread of the float ones.
         after: With this step; None where there was nothing to do.
@@ -129,14 +130,25 @@ class Repair:
 
     def all_steps(self, method: Method, *, reduce_range: bool) -> None:
         """Every step, each kept where it helps."""
-        self._progress.start(_STEPS, "quantize")
+        clipped, count = plain_clips(self.form.model)
+        self._progress.start(_STEPS + (count > 0), "quantize")
         try:
+            if count:
+                self.clip(clipped, count)
             self.equalize()
             self.calibrate(method)
             self.unrounded = self.form.model
             self.round(reduce_range=reduce_range)
         finally:
             self._progress.close()
+
+    def clip(self, model: onnx.ModelProto, count: int) -> None:
+        """Take the network whose bounds by channel are plain clips, see `plain_clips`."""
+        said = f"{count} bound{'' if count == 1 else 's'} that differed by channel made one"
+        if output_error(self._expected, run(model, self._batches.some(self._judging))) > _SAME_FUNCTION:
+            self._none("clips", "the float network with one bound for all channels gives other answers")
+        else:
+            self._try("clips", {said: Int8Form(model, self._ranges(model, "minmax"))})
 
     def equalize(self) -> None:
         """Bring the channels of one tensor to one range."""
@@ -147,12 +159,21 @@ class Repair:
             return
         seen = channel_statistics(self.form.model, found.axes, self._batches.some(self._fit))
         before, forms = _plain(self.form.ranges), {}
+        clipped = bool(np.isfinite(found.bounds).any())
+        rooms = list(ROOMS if clipped else ROOMS[:1])
         for size in SIZES:
-            factors = equalizing_factors(graph, found, seen, size=size, read=read)
             said = f"{found.sets} sets of channels that share a factor, sized by {size}"
-            model = self._scaled(found, factors)
-            if model is None and np.isfinite(found.bounds).any():  # samples that judge reach what the clips bound
+            model = None
+            for room in tuple(rooms):
+                factors = equalizing_factors(graph, found, seen, size=size, read=read, room=room)
+                model = self._scaled(found, factors)
+                if model is not None:
+                    break
+                if clipped:  # samples that judge reach what clips bound, by whatever size channels are divided
+                    rooms.remove(room)
+            if model is None and clipped:
                 said = f"{said}, those in front of clips left alone"
+                factors = equalizing_factors(graph, found, seen, size=size, read=read, room=ROOMS[0])
                 factors = np.where(np.isfinite(found.bounds), 1.0, factors)
                 model = self._scaled(found, factors)
             if model is None:

@@ -58,6 +58,7 @@ class QuantizationSummary:
         quantized: Convolutions and matrix products that read int8 operands.
         left_float: Name of each that does not -> why.
         repair: Steps of the repair; none where it was left out.
+        weight_bits: 7 where the range of weights was reduced, else 8.
     """
 
     method: Method
@@ -65,6 +66,7 @@ class QuantizationSummary:
     quantized: int
     left_float: dict[str, str]
     repair: tuple[RepairStep, ...] = ()
+    weight_bits: int = 8
 
     @staticmethod
     def from_json(found: dict[str, Any]) -> QuantizationSummary:
@@ -227,7 +229,8 @@ def write_qdq(
     result = _qdq(form, placement=placement, reduce_range=reduce_range, kept=kept, layers_alone=layers_alone)
     write_onnx(to_model(result), int8)
     quantized, left_float = _account(result.graph, kept)
-    return QuantizationSummary(calibrated.method, calibrated.samples, quantized, left_float, calibrated.repair)
+    bits = 7 if reduce_range else 8
+    return QuantizationSummary(calibrated.method, calibrated.samples, quantized, left_float, calibrated.repair, bits)
 
 
 def _check_placement(placement: str) -> None:

@@ -24,6 +24,7 @@ from deploypruner.recipe.option import (
     option,
     section,
 )
+from deploypruner.target import WeightBits
 
 Method = Literal["auto", "minmax", "percentile", "entropy"]
 
@@ -245,6 +246,13 @@ class QuantizeRecipe:
         "Whether int8 is repaired, with data: channels equalized, ranges chosen, weights rounded for the layers' "
         "outputs, biases corrected; every step is undone where it does not help.",
         flag="--quantize-repair/--no-quantize-repair",
+        group=RECOVERY,
+    )
+    weight_bits: WeightBits = option(
+        "auto",
+        "Bits of int8 weights; auto: 8, or 7 where int8 sums saturate on the target (x86 without VNNI). 7 makes "
+        "files for such processors elsewhere.",
+        flag="--weight-bits",
         group=RECOVERY,
     )
     qat: int = option(

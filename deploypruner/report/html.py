@@ -28,7 +28,7 @@ from deploypruner.report.precision import (
     precision_sentence,
 )
 from deploypruner.report.ranges import collapse
-from deploypruner.report.repaired import settings_sentence
+from deploypruner.report.repaired import settings_sentence, weight_bits
 from deploypruner.report.scatter import in_picture, quality_axis, scatter, spread
 from deploypruner.report.sparse import assigned_sentence, sparse_lines, sparse_sentence
 
@@ -106,6 +106,7 @@ def render_html(report: Report) -> str:
         sparse=sparse_sentence(report.sparse),
         assigned=assigned_sentence(report.sparse),
         repaired=settings_sentence(report.settings),
+        weight_bits=weight_bits(report.settings),
         sparse_lines=sparse_lines(report.sparse),
         stage_seconds=sum(stage.seconds for stage in report.stages),
     )

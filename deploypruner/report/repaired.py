@@ -25,6 +25,27 @@ def repair_sentence(steps: Sequence[Mapping[str, Any]]) -> str:
     return f"{done}: int8 outputs are {_share(kept[-1]['after'])} off on samples apart instead of {before}"
 
 
+def weights_sentence(bits: int) -> str:
+    """How many bits int8 weights have, and on which processors that matters."""
+    if bits == 7:
+        return (
+            "7 bits, from -64 to 64: sums of two products fit into 16 bits, as x86 processors without VNNI want; "
+            "others compute the same"
+        )
+    return (
+        "8 bits: exact with VNNI, AMX or dot products, while on x86 processors without VNNI sums of two products "
+        "saturate; --weight-bits 7 makes a file for those, too"
+    )
+
+
+def weight_bits(settings: Mapping[str, Any]) -> str:
+    """`weights_sentence` of a report's pruned int8 model; "" where the settings do not say."""
+    try:
+        return weights_sentence(settings["quantization"]["pruned"]["weight_bits"])
+    except (LookupError, TypeError):
+        return ""
+
+
 def settings_sentence(settings: Mapping[str, Any]) -> str:
     """`repair_sentence` of a report's pruned int8 model; "" where the settings say nothing that can be read."""
     try:

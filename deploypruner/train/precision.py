@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from deploypruner.errors import InputError
 from deploypruner.recipe.finetune import Amp
+from deploypruner.target import detect
 from deploypruner.train.modes import device_of
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,12 +35,7 @@ def chosen_amp(amp: Amp, module: nn.Module) -> Amp:
 @cache
 def cpu_has_bf16() -> bool:
     """Does this CPU have AVX512-BF16 or AMX-BF16? False where the operating system does not say."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(detect().bf16_features)
 
 
 class Precision:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from deploypruner.build.answering import Runner
+from deploypruner.build.doubted import doubted_data
 from deploypruner.build.fitting import Said, fit, tasks_without_data
 from deploypruner.build.metric import own_metric
 from deploypruner.build.register import stages
@@ -38,6 +39,7 @@ class Load(Stage):
         loaded, recipe = _model(build), build.recipe
         given = build.given.data if build.given.data is not None else recipe.data.source
         data, remarks, loss = None, loaded.remarks, BY_SHAPE
+        doubts: tuple[str, ...] = ()
         said = Said(
             parse_tasks(recipe.measure.tasks),
             loaded.task,
@@ -55,7 +57,8 @@ class Load(Stage):
             data, cast = matched(data, loaded.example_inputs, input_names(loaded.module, loaded.example_inputs))
             fitted = fit(data, runner, said)
             data, found, loss = fitted.data, fitted.tasks, fitted.loss
-            remarks += cast + fitted.remarks
+            doubts = doubted_data(runner, data, seed=recipe.seed)
+            remarks += cast + fitted.remarks + doubts
         return replace(
             build,
             name=loaded.name,
@@ -66,6 +69,7 @@ class Load(Stage):
             data=data,
             tasks=found,
             loss=loss,
+            doubts=doubts,
             metric=metric,
             remarks=build.remarks + remarks,
         )
@@ -79,6 +83,10 @@ class Load(Stage):
         kind = "labelled" if judged or build.data.labelled else "unlabelled"
         counts = " + ".join(str(b.samples or "?") for b in (build.data.train, build.data.val))
         return f"{build.name} on {shapes}, {kind} data '{build.data.name}' ({counts} samples)"
+
+    def warnings(self, build: Build) -> tuple[str, ...]:
+        """How the data differs from that of the training."""
+        return build.doubts
 
 
 def _metric(build: Build) -> OwnMetric | None:

@@ -15,7 +15,7 @@ from deploypruner.build.state import Build
 from deploypruner.qat import QatOutcome
 from deploypruner.quantize.placement import Placement
 from deploypruner.records import Artifact
-from deploypruner.report.repaired import repair_sentence
+from deploypruner.report.repaired import repair_sentence, weights_sentence
 from deploypruner.runtime import runtimes
 
 _PRUNED = ("model.fp32.onnx", "model.int8.onnx")
@@ -66,6 +66,8 @@ class Quantize(Stage):
         own = [file["file"] for file in build.precision["files"] if file["runtime"]]
         more = f"; {own[0]} for {runtimes.get(_OWN).label} alone" if own else ""
         counts = f"{summary.quantized} layers int8, {len(summary.left_float)} left float, ranges from {samples}"
+        if summary.weight_bits == 7:
+            counts += f"; weights have {weights_sentence(7)}"
         repaired = repair_sentence([asdict(step) for step in summary.repair])
         found = build.precision.get("qat")
         trained = "" if found is None else qat_sentence(QatOutcome(**found))

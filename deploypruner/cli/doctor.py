@@ -1,0 +1,78 @@
+"""The command `doctor`: what this machine has, what it lacks, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from deploypruner.cli.options import GroupedCommand, colour, width
+from deploypruner.cli.recipe_options import command_option
+from deploypruner.errors import InputError
+from deploypruner.terminal import write_line
+
+if TYPE_CHECKING:
+    from deploypruner.doctor import Finding
+
+_MARKS = {"fine": "", "lack": "lack: ", "broken": "broken: "}
+_STYLES = {"fine": "", "lack": "warn", "broken": "bad"}
+_TOPIC = 17
+
+
+@click.command("doctor", cls=GroupedCommand, example="deploypruner doctor")
+@command_option("--json", "as_document", is_flag=True, help="Everything as JSON, for a program.")
+def doctor_command(as_document: bool) -> None:
+    """What this machine has and lacks: int8, bf16, cores, load, memory, disks, runtimes, kernels, caches.
+
+    Every lack has a hint. Exit code 2 where something that every build needs is missing or broken. Nothing is changed
+    and nothing is sent anywhere.
+    """
+    write_line(sys.stderr, "looking at this machine; the runtimes are loaded, each in a process of its own")
+    from deploypruner.doctor import examine
+
+    found = []
+    for finding in examine():
+        found.append(finding)
+        if not as_document:
+            click.echo(_lines(finding))
+    broken = [finding for finding in found if finding.state == "broken"]
+    if as_document:
+        click.echo(json.dumps(_document(found), indent=2))
+    else:
+        lacks = sum(finding.state == "lack" for finding in found)
+        write_line(sys.stderr, "")
+        write_line(sys.stderr, f"{'all' if not broken else 'not all'} that is needed is there; {_count(lacks)}")
+    if broken:
+        raise InputError(
+            f"{broken[0].topic}: {broken[0].says}" + (f", and {len(broken) - 1} more" if broken[1:] else ""),
+            hint=broken[0].hint,
+        )
+
+
+def _count(lacks: int) -> str:
+    if not lacks:
+        return "nothing is lacking"
+    return f"{lacks} thing{' that costs' if lacks == 1 else 's that cost'} speed or trust, with hints, above"
+
+
+def _lines(finding: Finding) -> str:
+    """The finding, and below it its hint, in columns."""
+    from deploypruner.report.terminal import painter, wrap
+
+    paint = painter(colour())
+    mark = _MARKS[finding.state]
+    text = wrap(f"{finding.topic:{_TOPIC}}", mark + finding.says, width())
+    if mark:
+        text = text.replace(mark, paint(mark.rstrip(), _STYLES[finding.state]) + " ", 1)
+    if finding.hint:
+        text += "\n" + wrap(f"{'':{_TOPIC}}hint: ", finding.hint, width())
+    return text
+
+
+def _document(found: list[Finding]) -> dict[str, object]:
+    """For programs: the state of everything together, and what was found in order."""
+    states = {finding.state for finding in found}
+    worst = next(state for state in ("broken", "lack", "fine") if state in states)
+    return {"state": worst, "findings": [vars(finding) for finding in found]}

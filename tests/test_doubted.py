@@ -1,0 +1,102 @@
+"""Samples of another range than in training: said by every command, once, before the work that they would spoil."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from deploypruner.build.answering import Runner
+from deploypruner.build.doubted import doubted_data
+from deploypruner.build.folder import BuildFolder
+from deploypruner.build.stages.load import Load
+from deploypruner.build.stages.report import warnings_of
+from deploypruner.build.state import Build, Given
+from deploypruner.progress import SilentProgress
+from deploypruner.recipe import Recipe
+from deploypruner.sources.data import as_data, settings_for
+from deploypruner.sparse.library import is_built
+from tests.builds import run_cli
+from tests.int8_nets import Net
+
+EXPECTED = "are expected: the first batch norm, '0.1', has learned from values"
+
+
+def net() -> nn.Module:
+    """Has seen standard normal images."""
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8, momentum=None), nn.ReLU())
+    for _ in range(4):
+        stem(torch.randn(32, 3, 8, 8))
+    return nn.Sequential(
+        stem, nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    ).eval()
+
+
+def samples(scale: float) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    x = scale * generator.standard_normal((80, 3, 8, 8)).astype(np.float32)
+    return {"x": x[:40], "y": generator.integers(0, 4, 40), "x_val": x[40:], "y_val": generator.integers(0, 4, 40)}
+
+
+def build(scale: float, folder: Path) -> Build:
+    data = {name: torch.from_numpy(array) for name, array in samples(scale).items()}
+    given = Given(net(), (torch.zeros(2, 3, 8, 8),), data=(data["x"], data["y"]))
+    return Build(Recipe(), BuildFolder(folder), "", given, SilentProgress())
+
+
+@pytest.mark.parametrize("scale", [1.0, 50.0])
+def test_a_build_knows_it_from_its_first_stage_on_and_its_report_has_it(tmp_path, scale):
+    found = Load().run(build(scale, tmp_path))
+    said = Load().warnings(found)
+    assert all(text in warnings_of(found) for text in said)
+    if scale == 1:
+        assert said == ()
+    else:
+        (text,) = said
+        assert EXPECTED in text
+        low, high = text.split("the inputs are ")[1].split(",")[0].split(" to ")
+        # 32 of the samples, of which the farthest lies within four to five standard deviations.
+        assert -250 < float(low) < -150
+        assert 150 < float(high) < 250
+
+
+def test_compile_says_it_before_it_stops_for_what_follows_from_it(tmp_path):
+    program = torch.export.export(net(), (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program, tmp_path / "net.pt2")
+    np.savez(tmp_path / "wide.npz", **samples(50.0))
+    said = run_cli("compile", "net.pt2", "--data", "wide.npz", "--macs", "0.5", "--step", "1", folder=tmp_path)
+    assert said.code == 2
+    assert said.err.index("warning: the inputs are") < said.err.index(EXPECTED) < said.err.index("error: ")
+    assert "no better than chance" in said.err
+
+
+def batch_norm_file(path: Path) -> None:
+    """A file whose batch norm is not folded."""
+    made = Net(["n", 3, 8, 8])
+    hidden = made.conv("x", 8, 3)
+    kept = [made.keep(values) for values in (np.ones(8), np.zeros(8), np.zeros(8), np.full(8, 100.0**2))]
+    hidden = made.add("Relu", made.add("BatchNormalization", hidden, *kept))
+    onnx.save(made.model(made.gemm(made.add("Flatten", made.add("GlobalAveragePool", hidden)), 4, 8)), path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_built(), reason="the kernels are not built here")
+def test_sparsify_says_it_before_it_quantizes(tmp_path):
+    batch_norm_file(tmp_path / "net.onnx")
+    np.savez(tmp_path / "data.npz", x=samples(1.0)["x"])
+    said = run_cli("sparsify", "net.onnx", "--data", "data.npz", folder=tmp_path)
+    assert said.code == 2  # there are no zeros
+    assert said.err.index("warning: the inputs are") < said.err.index("quantizing net.onnx")
+    assert "batchnormalization" in said.err
+
+
+def test_data_without_samples_of_its_range_is_not_doubted_where_there_is_no_batch_norm():
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
+    example = (torch.zeros(2, 12),)
+    data = as_data((torch.full((9, 12), 1e6),), settings_for(example, None, Recipe().data.settings))
+    assert doubted_data(Runner(plain, example), data, seed=0) == ()
