@@ -90,4 +90,8 @@ def _row(timing: Timing, quality: Quality | None, *, against: Comparison, same_p
         peak_rss_bytes=timing.peak_rss_bytes,
         metric=quality.metric if quality else ACCURACY,
         outputs=quality.outputs if quality else (),
+        evaluated=quality.samples if quality else 0,
+        agreement_ci=quality.agreement_ci if quality else None,
+        accuracy_ci=quality.accuracy_ci if quality else None,
+        change=quality.change if quality else None,
     )

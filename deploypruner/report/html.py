@@ -30,7 +30,7 @@ from deploypruner.report.repaired import settings_sentence
 from deploypruner.report.scatter import quality_axis, scatter, spread
 from deploypruner.report.sparse import assigned_sentence, sparse_lines, sparse_sentence
 
-_GLYPHS = {"faster": "▲", "slower": "▼", "indistinguishable": "≈", "baseline": ""}
+_GLYPHS = {"faster": "▲", "better": "▲", "slower": "▼", "worse": "▼", "indistinguishable": "≈", "baseline": ""}
 _NAMED = 3
 
 
@@ -53,6 +53,7 @@ class _Line:
     refused: bool
     speed: _Verdict
     same: _Verdict | None
+    accuracy: _Verdict | None
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def render_html(report: Report) -> str:
         labelled=any(row.accuracy is not None for row in report.rows),
         metric=next((row.metric for row in report.rows if row.accuracy is not None), ACCURACY),
         metric_unit=units.metric_unit(report.rows),
+        evaluated=units.evaluated(report.rows),
         agreement_column=units.agreement_head(report.rows),
         by_output=output_lines(report.rows),
         picture=_picture(report.rows, result),
@@ -129,6 +131,7 @@ def _lines(group: RuntimeGroup, result: Headline, report: Report) -> list[_Line]
             refused=row.pattern != "dense" and not keeps(row, group, report),
             speed=_speed(row, group),
             same=_same(row, group),
+            accuracy=_accuracy(row),
         )
         for row in group.rows
     ]
@@ -158,6 +161,15 @@ def _same(row: Row, group: RuntimeGroup) -> _Verdict | None:
         return None
     numbers = units.ratio_with_interval(same.ratio, same.ratio_ci)
     return _Verdict(numbers, same.verdict, _GLYPHS[same.verdict], same.against)
+
+
+def _accuracy(row: Row) -> _Verdict | None:
+    """Against the dense fp32 model; how that was found in the place of numbers."""
+    word, change = units.accuracy_verdict(row), row.change
+    if not word or change is None:
+        return None
+    samples = f"{change.gained} samples are right here alone, {change.lost} in the dense model alone"
+    return _Verdict(f"{samples}; p = {change.p:.2g}", word, _GLYPHS[word])
 
 
 def _picture(rows: Sequence[Row], result: Headline) -> dict[str, Any] | None:
