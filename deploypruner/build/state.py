@@ -96,6 +96,7 @@ class Build:
         rows: Report rows (measure).
         certificate: The budget of time, judged on the final artifact (measure).
         remarks: What the user should know, in the order it came up.
+        noise: What casts doubt on the times (measure).
         seconds: Name of each stage so far, and how long it took.
     """
 
@@ -138,6 +139,7 @@ class Build:
     rows: tuple[Row, ...] = ()
     certificate: Certificate | None = None
     remarks: tuple[str, ...] = ()
+    noise: tuple[str, ...] = ()
     seconds: tuple[tuple[str, float], ...] = ()
 
     # What later stages read has been given by earlier ones; these say so to the type checker and the reader.

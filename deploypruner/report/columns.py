@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from deploypruner.records import ACCURACY, Comparison, Row
 from deploypruner.report import units
-from deploypruner.report.headline import RuntimeGroup, group_rows
+from deploypruner.report.headline import RuntimeGroup, group_rows, heading
 from deploypruner.report.terminal import Paint, ascii_only, painter
 from deploypruner.terminal import escaped
 
@@ -66,8 +66,7 @@ def table_rows(rows: Sequence[Row], *, colour: bool, width: int | None = None) -
         paint(layout.line("", lambda column: column.unit, _INTERVAL.ljust(layout.speed)), "faint"),
     ]
     for group in groups:
-        plural = "" if group.threads == 1 else "s"
-        lines.append(paint(f"{escaped(group.runtime)}, {group.threads} thread{plural}", "strong"))
+        lines.append(paint(escaped(heading(group)), "strong"))
         for row in group.rows:
             lines += _row_lines(row, group, layout=layout, paint=paint)
     if layout.dropped:

@@ -80,6 +80,7 @@ class Report:
         frozen: Channels that could not be removed.
         stages: Wall time, in the order they ran.
         warnings: Full sentences for the user.
+        noise: What casts doubt on the times, full sentences too.
         dense: Predicted cost of the user's model.
         pruned: Predicted cost of the pruned model.
         sparse: What sparse kernels did; empty without zeros. `chosen`: layers that run in them, of `layers` (each
@@ -119,6 +120,7 @@ class Report:
     pruned: Cost
     sparse: dict[str, Any] = dataclasses.field(default_factory=dict)
     precision: dict[str, Any] = dataclasses.field(default_factory=dict)
+    noise: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("target", "environment", "model", "settings", "budget", "sparse", "precision"):

@@ -16,8 +16,9 @@ from deploypruner.report import units
 from deploypruner.report.bars import share_bar, width_bars
 from deploypruner.report.chosen import chosen_sentence, pool_lines
 from deploypruner.report.document import Report
-from deploypruner.report.headline import Headline, RuntimeGroup, group_rows, headline, keeps
+from deploypruner.report.headline import Headline, RuntimeGroup, budget_verdict, group_rows, heading, headline, keeps
 from deploypruner.report.marks import legend
+from deploypruner.report.noise import noise_sentence
 from deploypruner.report.outputs import output_lines
 from deploypruner.report.precision import (
     precision_lines,
@@ -80,6 +81,8 @@ def render_html(report: Report) -> str:
         style=Markup(_resource("style.css")),
         result=result,
         refused=units.is_refused(report.budget),
+        budget=budget_verdict(report, result),
+        noise=noise_sentence(report).rpartition(";")[0],
         groups=[(group, _lines(group, result, report), _samples(group)) for group in group_rows(report.rows)],
         threads=_threads(report.rows),
         labelled=any(row.accuracy is not None for row in report.rows),
@@ -116,6 +119,7 @@ def _template() -> jinja2.Template:
     environment.globals["u"] = units
     environment.globals["share_bar"] = share_bar
     environment.globals["collapse"] = collapse
+    environment.globals["heading"] = heading
     return environment.from_string(_resource("template.html.j2"))
 
 

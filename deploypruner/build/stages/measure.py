@@ -82,7 +82,8 @@ class Measure(Stage):
             timings=measured.timings,
             rows=tuple(rows),
             certificate=certificate,
-            remarks=(*build.remarks, *failures, *warnings),
+            remarks=(*build.remarks, *failures),
+            noise=tuple(warnings),
             environment=machine,
             noise_floor=measured.floor,
         )

@@ -86,6 +86,7 @@ def make_report(build: Build) -> Report:
         pruned=build.pruned or dense,
         sparse=sparse_of(build),
         precision=build.precision,
+        noise=build.noise,
     )
 
 
