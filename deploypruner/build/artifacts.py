@@ -26,7 +26,7 @@ from deploypruner.target import detect
 
 # Placements of files that one runtime alone may get.
 _RUNTIMES_OWN: tuple[Placement, ...] = ("onnxruntime",)
-_MODELS, _SUMMARY = (stage_file("dense.fp32.onnx"), stage_file("dense.int8.onnx")), stage_file("dense.json")
+_MODELS, _SUMMARY = ("dense.fp32.onnx", "dense.int8.onnx"), stage_file("dense.json")
 
 DENSE = (*_MODELS, _SUMMARY)
 """Files of the dense model: both precisions, and what became int8."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import ClassVar
 
+from deploypruner.build.eager import eager_job
 from deploypruner.build.evaluate import judge, validation_samples
 from deploypruner.build.feeds import timing_feeds
 from deploypruner.build.register import stages
@@ -42,7 +43,8 @@ class Measure(Stage):
     def run(self, build: Build) -> Build:
         """Give rows, raw timings and warnings."""
         recipe = build.recipe.measure
-        jobs = make_jobs(build.artifacts, recipe.runtimes or default_runtimes())
+        eager, without = eager_job(build)
+        jobs = [*make_jobs(build.artifacts, recipe.runtimes or default_runtimes()), *([eager] if eager else [])]
         machine = environment()
         samples = validation_samples(build)
         qualities = judge(build, jobs, samples)
@@ -82,7 +84,7 @@ class Measure(Stage):
             timings=measured.timings,
             rows=tuple(rows),
             certificate=certificate,
-            remarks=(*build.remarks, *failures),
+            remarks=(*build.remarks, *([without] if without else []), *failures),
             noise=tuple(warnings),
             environment=machine,
             noise_floor=measured.floor,
