@@ -279,7 +279,8 @@ class Row:
     `same_precision` is against the dense model of the same precision there. p95 and p99 are None where
     fewer than five samples lie beyond them. `accuracy` is counted in `metric`, `outputs` has each output by itself;
     `evaluated` is the number of inputs behind accuracy and agreement, and their intervals and `change`, the paired
-    comparison with the dense fp32 model, are None where they are no shares of these inputs (see `Quality`).
+    comparison with the dense fp32 model, are None where they are no shares of these inputs (see `Quality`). `file` is
+    the artifact's path, in a build within its folder.
     """
 
     name: str
@@ -310,6 +311,7 @@ class Row:
     agreement_ci: tuple[float, float] | None = None
     accuracy_ci: tuple[float, float] | None = None
     change: AccuracyChange | None = None
+    file: str = ""
 
 
 @dataclass(frozen=True)

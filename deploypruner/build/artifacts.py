@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from deploypruner.atomic import file_sha256
 from deploypruner.build.feeds import calibration_feeds
 from deploypruner.build.folder import BuildFolder
+from deploypruner.build.provenance import metadata_of
 from deploypruner.build.stage import stage_file
 from deploypruner.build.state import Build
 from deploypruner.errors import TraceError
 from deploypruner.export import exporters
+from deploypruner.export.metadata import label_onnx
 from deploypruner.export.offered import with_offer
 from deploypruner.graph.open_axes import OpenAxis
 from deploypruner.quantize.placement import Placement
@@ -96,6 +98,7 @@ def _write(
     fp32, int8 = names
     with build.folder.writing(fp32) as path:
         _export(build, module, path, open_axes=build.traced.open_axes)
+        label_onnx(path, metadata_of(build))
     with build.folder.writing(int8) as path:
         calibrated = calibrate(
             build.folder.path(fp32),
@@ -119,7 +122,10 @@ def write_mixed(
     keep_float: Mapping[str, str] | None = None,
 ) -> QuantizationSummary:
     """Write a mix of int8 and float for the build's target."""
-    return write_qdq(calibrated, path, placement=placement, reduce_range=_saturates(build), keep_float=keep_float)
+    saturates = _saturates(build)
+    summary = write_qdq(calibrated, path, placement=placement, reduce_range=saturates, keep_float=keep_float)
+    label_onnx(path, metadata_of(build))
+    return summary
 
 
 def _saturates(build: Build) -> bool:

@@ -94,4 +94,5 @@ def _row(timing: Timing, quality: Quality | None, *, against: Comparison, same_p
         agreement_ci=quality.agreement_ci if quality else None,
         accuracy_ci=quality.accuracy_ci if quality else None,
         change=quality.change if quality else None,
+        file=str(artifact.path),
     )

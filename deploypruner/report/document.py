@@ -81,6 +81,9 @@ class Report:
         stages: Wall time, in the order they ran.
         warnings: Full sentences for the user.
         noise: What casts doubt on the times, full sentences too.
+        deploy: The file to ship: `file` (within the build), `files` (it and what has to lie beside it), `bytes`,
+            `artifact`, `runtime`, `threads`, `version` of the runtime, `inputs` (each with name, shape, layout,
+            dtype, range, mean and std), `classes`, `load` (three lines of Python); empty where a check failed.
         dense: Predicted cost of the user's model.
         pruned: Predicted cost of the pruned model.
         sparse: What sparse kernels did; empty without zeros. `chosen`: layers that run in them, of `layers` (each
@@ -121,9 +124,10 @@ class Report:
     sparse: dict[str, Any] = dataclasses.field(default_factory=dict)
     precision: dict[str, Any] = dataclasses.field(default_factory=dict)
     noise: tuple[str, ...] = ()
+    deploy: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("target", "environment", "model", "settings", "budget", "sparse", "precision"):
+        for name in ("target", "environment", "model", "settings", "budget", "sparse", "precision", "deploy"):
             object.__setattr__(self, name, _json_value(getattr(self, name)))
         object.__setattr__(self, "loop", tuple(_json_value(entry) for entry in self.loop))
 
@@ -157,7 +161,7 @@ def from_json(data: object, *, source: str = "report.json") -> Report:
     section = ""
     try:
         report = _ADAPTER.validate_python({**data, **_with_nan(data)})
-        for section in ("budget", "sparse", "precision"):
+        for section in ("budget", "sparse", "precision", "deploy"):
             check_section(section, getattr(report, section))
         section = "loop"
         for held in report.loop:

@@ -1,4 +1,4 @@
-"""The shapes of what the forms of a report read of `budget`, `loop`, `sparse` and `precision`."""
+"""The shapes of what the forms of a report read of `budget`, `loop`, `sparse`, `precision` and `deploy`."""
 
 from __future__ import annotations
 
@@ -161,11 +161,35 @@ class _Round(TypedDict, total=False):
     met: _Bool | None
 
 
+class _DeployedInput(TypedDict):
+    name: _Text
+    shape: list[_Int | _Text]
+    layout: _Text
+    dtype: _Text
+    range: list[_Measured] | None
+    mean: list[_Number] | None
+    std: list[_Number] | None
+
+
+class _Deploy(TypedDict):
+    file: _Text
+    files: _Names
+    bytes: _Int
+    artifact: _Text
+    runtime: _Text
+    threads: _Int
+    version: _Text
+    inputs: list[_DeployedInput]
+    classes: _Names
+    load: _Names
+
+
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "budget": TypeAdapter(_Budget),
     "loop": TypeAdapter(_Round),
     "sparse": TypeAdapter(_SparseSection),
     "precision": TypeAdapter(_PrecisionSection),
+    "deploy": TypeAdapter(_Deploy),
 }
 # Sections of these that may be empty in every way JSON has.
 _MAY_BE_EMPTY = ("quality", "pool", "dropped", "assigned", "against_dense", "accuracy")
@@ -175,7 +199,7 @@ def check_section(name: str, held: dict[str, Any]) -> None:
     """Check what is read of one section; whatever else stands in it is left alone.
 
     Args:
-        name: "budget", "sparse", "precision" or "loop".
+        name: "budget", "sparse", "precision", "deploy" or "loop".
         held: What report.json has there, of a loop one round; empty where nothing is said.
 
     Raises:

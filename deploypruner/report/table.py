@@ -12,6 +12,7 @@ from deploypruner.report.headline import Headline, budget_verdict, headline
 from deploypruner.report.noise import noise_sentence
 from deploypruner.report.outputs import outputs_text
 from deploypruner.report.precision import precision_sentence
+from deploypruner.report.ship import ship_lines
 from deploypruner.report.sparse import assigned_sentence, assigned_table, sparse_sentence
 from deploypruner.report.terminal import Paint, ascii_only, painter, wrap
 from deploypruner.terminal import escaped
@@ -34,6 +35,7 @@ def table(report: Report, *, colour: bool, width: int | None = None) -> str:
     blocks = [
         paint(_title(report), "strong"),
         *((result, rows, by_output) if found.lost else (rows, by_output, result)),
+        "\n".join(ship_lines(report, width)),
         _budget(report, found, paint, width=width),
         _precision(report, width),
         _sparse(report, width),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any, ClassVar
 
+from deploypruner.build.deploy import deploy_of, within
 from deploypruner.build.folder import MANIFEST
 from deploypruner.build.promise import kept_of, require_met, require_verified
 from deploypruner.build.register import stages
@@ -62,7 +63,7 @@ def make_report(build: Build) -> Report:
     """Everything the build knows, as one record."""
     graph = build.traced
     dense = graph.cost()
-    return Report(
+    report = Report(
         target=asdict(detect(build.recipe.target)),
         environment=_environment(build),
         command=build.command,
@@ -75,7 +76,7 @@ def make_report(build: Build) -> Report:
         },
         settings=_settings(build),
         budget=budget_of(build),
-        rows=build.rows,
+        rows=tuple(replace(row, file=within(build, row.file)) for row in build.rows),
         verification=build.checks,
         loop=() if build.found is None else tuple(asdict(line) for line in build.found.rounds),
         layers=layer_widths(build),
@@ -88,6 +89,7 @@ def make_report(build: Build) -> Report:
         precision=build.precision,
         noise=build.noise,
     )
+    return replace(report, deploy=deploy_of(build, report))
 
 
 def inputs_of(build: Build) -> list[dict[str, Any]]:
