@@ -272,6 +272,21 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """How raw latencies are spread.
+
+    Args:
+        low_ms: Where the first bin begins: the quickest sample.
+        high_ms: Where the last bin ends; it holds all that took longer, too.
+        counts: Samples in bins of equal width.
+    """
+
+    low_ms: float
+    high_ms: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of the report: an artifact on a runtime, its speed and its quality side by side.
 
@@ -280,7 +295,7 @@ class Row:
     fewer than five samples lie beyond them. `accuracy` is counted in `metric`, `outputs` has each output by itself;
     `evaluated` is the number of inputs behind accuracy and agreement, and their intervals and `change`, the paired
     comparison with the dense fp32 model, are None where they are no shares of these inputs (see `Quality`). `file` is
-    the artifact's path, in a build within its folder.
+    the artifact's path, in a build within its folder; `histogram` is None where no samples were kept.
     """
 
     name: str
@@ -312,6 +327,7 @@ class Row:
     accuracy_ci: tuple[float, float] | None = None
     change: AccuracyChange | None = None
     file: str = ""
+    histogram: Histogram | None = None
 
 
 @dataclass(frozen=True)

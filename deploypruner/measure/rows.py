@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deploypruner.measure.baselines import Job, baseline_index, dense_index
 from deploypruner.measure.files import external_files
-from deploypruner.measure.statistics import compare, median_ms, quantile_ms
+from deploypruner.measure.statistics import compare, histogram, median_ms, quantile_ms
 from deploypruner.records import ACCURACY, Comparison, Quality, Row, Timing
 
 
@@ -95,4 +95,5 @@ def _row(timing: Timing, quality: Quality | None, *, against: Comparison, same_p
         accuracy_ci=quality.accuracy_ci if quality else None,
         change=quality.change if quality else None,
         file=str(artifact.path),
+        histogram=histogram(samples),
     )

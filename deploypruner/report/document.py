@@ -40,6 +40,13 @@ class LayerWidth:
         before: Output channels of the dense model.
         after: Output channels of the pruned one; 0 where the layer is gone with its branch.
         branch: Id of the residual branch it is gone with, "" where it is there.
+        macs: Predicted multiply-adds of one sample, dense and pruned.
+        params: Elements of its weight, dense and pruned.
+        ms: Measured inside the network in the runtime and precision of the recommended file, dense and pruned; None
+            where nobody measured, or the runtime fused it into another layer.
+        precision: "int8" or "fp32", as that runtime executed the pruned one; "" where nobody looked.
+        pattern: Of the zeros inside it, "" without.
+        bound: What its time goes by: "compute", "memory" or "overhead"; "" where it is not known (`bounds`).
     """
 
     name: str
@@ -47,6 +54,12 @@ class LayerWidth:
     before: int
     after: int
     branch: str = ""
+    macs: tuple[int, int] | None = None
+    params: tuple[int, int] | None = None
+    ms: tuple[float | None, float | None] | None = None
+    precision: str = ""
+    pattern: str = ""
+    bound: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,7 @@ class Report:
         deploy: The file to ship: `file` (within the build), `files` (it and what has to lie beside it), `bytes`,
             `artifact`, `runtime`, `threads`, `version` of the runtime, `inputs` (each with name, shape, layout,
             dtype, range, mean and std), `classes`, `load` (three lines of Python); empty where a check failed.
+        files: Names of the build's files.
         dense: Predicted cost of the user's model.
         pruned: Predicted cost of the pruned model.
         sparse: What sparse kernels did; empty without zeros. `chosen`: layers that run in them, of `layers` (each
@@ -125,6 +139,7 @@ class Report:
     precision: dict[str, Any] = dataclasses.field(default_factory=dict)
     noise: tuple[str, ...] = ()
     deploy: dict[str, Any] = dataclasses.field(default_factory=dict)
+    files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("target", "environment", "model", "settings", "budget", "sparse", "precision", "deploy"):

@@ -1,4 +1,4 @@
-"""The report as one HTML page that opens offline: no script, no font, no picture from elsewhere."""
+"""The report as one HTML page that opens offline: nothing from elsewhere, and one small script that sorts a table."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from markupsafe import Markup
 
 from deploypruner.records import ACCURACY, Check, Comparison, Cost, Frozen, Row
 from deploypruner.report import units
-from deploypruner.report.bars import share_bar, width_bars
+from deploypruner.report.bars import histogram, share_bar, width_bars
 from deploypruner.report.chosen import chosen_sentence, pool_lines
 from deploypruner.report.document import Report
 from deploypruner.report.headline import Headline, RuntimeGroup, budget_verdict, group_rows, heading, headline, keeps
+from deploypruner.report.layers import breakable, layer_table
 from deploypruner.report.marks import legend
 from deploypruner.report.noise import noise_sentence
 from deploypruner.report.outputs import output_lines
@@ -89,6 +90,7 @@ def render_html(report: Report) -> str:
         noise=noise_sentence(report).rpartition(";")[0],
         groups=[(group, _lines(group, result, report), _samples(group)) for group in group_rows(report.rows)],
         threads=_threads(report.rows),
+        histograms=any(row.histogram is not None for row in report.rows),
         labelled=any(row.accuracy is not None for row in report.rows),
         metric=next((row.metric for row in report.rows if row.accuracy is not None), ACCURACY),
         metric_unit=units.metric_unit(report.rows),
@@ -98,6 +100,8 @@ def render_html(report: Report) -> str:
         picture=_picture(report.rows, result),
         costs=_costs(report.dense, report.pruned),
         widths=width_bars(report.layers),
+        layers=layer_table(report.layers),
+        script=Markup(_resource("sort.js")),
         branches=list(report.budget.get("dropped") or ()),
         chosen=chosen_sentence(report),
         pool=pool_lines(report.budget),
@@ -124,6 +128,8 @@ def _template() -> jinja2.Template:
     environment.globals["share_bar"] = share_bar
     environment.globals["collapse"] = collapse
     environment.globals["heading"] = heading
+    environment.globals["histogram"] = histogram
+    environment.globals["breakable"] = breakable
     return environment.from_string(_resource("template.html.j2"))
 
 

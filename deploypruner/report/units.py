@@ -204,7 +204,9 @@ def plain_text(value: object) -> str:
         if all(isinstance(item, int) for item in value):
             return "x".join(str(item) for item in value) if len(value) > 1 else str(value[0])
         return ", ".join(plain_text(item) for item in value)
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
 
 
 def budget_sentence(budget: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import ClassVar
 from deploypruner.build.eager import eager_job
 from deploypruner.build.evaluate import judge, validation_samples
 from deploypruner.build.feeds import timing_feeds
+from deploypruner.build.layer_table import measured_layers
 from deploypruner.build.register import stages
 from deploypruner.build.stage import Stage
 from deploypruner.build.state import Build, Feeds
@@ -78,13 +79,15 @@ class Measure(Stage):
             floor=measured.floor,
             conditions=measured.conditions,
         )
+        layers, why = measured_layers(build, rows)
         certificate = None if build.found is None else _certify(build, build.found, measured, feeds=feeds)
         return replace(
             build,
             timings=measured.timings,
             rows=tuple(rows),
             certificate=certificate,
-            remarks=(*build.remarks, *([without] if without else []), *failures),
+            remarks=(*build.remarks, *filter(None, (without, why)), *failures),
+            layer_ms=layers,
             noise=tuple(warnings),
             environment=machine,
             noise_floor=measured.floor,
