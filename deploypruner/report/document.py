@@ -143,8 +143,8 @@ class Report:
 
     def __post_init__(self) -> None:
         for name in ("target", "environment", "model", "settings", "budget", "sparse", "precision", "deploy"):
-            object.__setattr__(self, name, _json_value(getattr(self, name)))
-        object.__setattr__(self, "loop", tuple(_json_value(entry) for entry in self.loop))
+            object.__setattr__(self, name, json_value(getattr(self, name)))
+        object.__setattr__(self, "loop", tuple(json_value(entry) for entry in self.loop))
 
 
 _ADAPTER = TypeAdapter(Report)
@@ -152,7 +152,7 @@ _ADAPTER = TypeAdapter(Report)
 
 def to_json(report: Report) -> dict[str, Any]:
     """Return the report as JSON values; numbers that are not finite become None."""
-    fields = {field.name: _json_value(getattr(report, field.name)) for field in dataclasses.fields(report)}
+    fields = {field.name: json_value(getattr(report, field.name)) for field in dataclasses.fields(report)}
     return {"schema": SCHEMA, **fields}
 
 
@@ -233,16 +233,16 @@ def _nan_for_null(kind: type[Any], record: object) -> object:
     return restored
 
 
-def _json_value(value: object) -> Any:
+def json_value(value: object) -> Any:
     """Copy of `value` made of dict, list, str, int, bool, finite float and None only."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _json_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: json_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): _json_value(item) for key, item in value.items()}
+        return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_value(item) for item in value]
+        return [json_value(item) for item in value]
     if isinstance(value, np.generic):
-        return _json_value(value.item())
+        return json_value(value.item())
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, PurePath):
