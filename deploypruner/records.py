@@ -272,7 +272,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Histogram:
+class SampleHistogram:
     """How raw latencies are spread.
 
     Args:
@@ -327,7 +327,7 @@ class Row:
     accuracy_ci: tuple[float, float] | None = None
     change: AccuracyChange | None = None
     file: str = ""
-    histogram: Histogram | None = None
+    histogram: SampleHistogram | None = None
 
 
 @dataclass(frozen=True)

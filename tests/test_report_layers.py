@@ -12,7 +12,7 @@ from deploypruner.errors import RecipeError
 from deploypruner.export.to_onnx import Onnx
 from deploypruner.graph import trace
 from deploypruner.measure.statistics import histogram
-from deploypruner.records import Histogram
+from deploypruner.records import SampleHistogram
 from deploypruner.report import LayerWidth, render_html
 from deploypruner.report.bars import histogram as picture
 from deploypruner.report.bounds import bounds
@@ -78,7 +78,7 @@ def test_samples_are_a_histogram_to_twice_the_median():
     assert (found.low_ms, found.high_ms, sum(found.counts)) == (1.0, 3.0, 8)
     assert (found.counts[0], found.counts[10], found.counts[-1]) == (4, 3, 1)
     assert sum(histogram(np.full((3, 2), 5_000_000)).counts) == 6
-    drawn = str(picture(Histogram(1.0, 3.0, (4, 0, 1))))
+    drawn = str(picture(SampleHistogram(1.0, 3.0, (4, 0, 1))))
     assert drawn.count("<rect") == 2
     assert "5 samples, 1.00 to 3.00 ms" in drawn
     assert picture(None) == ""

@@ -139,8 +139,8 @@ def test_an_unpruned_winner_is_said_so():
     assert result.lost
     assert (result.recommended.name, result.steps[0].command.split()[-4:-2]) == ("dense int8", ["--speedup", "1.5"])
     assert result.sentence.startswith(
-        "pruning lost: the fastest pruned artifact, pruned int8 on openvino, takes 0.600 ms, 1.67x [1.63, 1.70] of "
-        "dense int8; ship dense int8 on openvino: 1.00 -> 0.500 ms: int8 2.0x · accuracy"
+        "pruning lost: the fastest pruned artifact, pruned int8 on openvino, takes 0.600 ms, 1.67x [1.63, 1.70] the "
+        "speed of dense int8; ship dense int8 on openvino: 1.00 -> 0.500 ms: int8 2.0x · accuracy"
     )
 
 

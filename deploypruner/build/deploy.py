@@ -56,7 +56,7 @@ def deploy_of(build: Build, report: Report) -> dict[str, Any]:
         "artifact": row.name,
         "runtime": row.runtime,
         "threads": row.threads,
-        "version": runtime().version(),
+        "version": runtime().version().partition("-")[0],
         "inputs": inputs_of(build, specs, row),
         "classes": class_names(build),
         "load": list(load),

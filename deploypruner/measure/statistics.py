@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploypruner.errors import MeasureError
-from deploypruner.records import Comparison, Histogram, Timing, Verdict
+from deploypruner.records import Comparison, SampleHistogram, Timing, Verdict
 
 SMALLEST_FLOOR = 0.01
 _CONFIDENCE = 0.95
@@ -42,13 +42,13 @@ def quantile_ms(samples_ns: Samples, q: float) -> float | None:
     return float(np.quantile(samples_ns, q)) / 1e6
 
 
-def histogram(samples_ns: Samples) -> Histogram:
+def histogram(samples_ns: Samples) -> SampleHistogram:
     """Twenty bins from the quickest sample to twice the median, or the slowest where that is less."""
     ms = np.ravel(samples_ns) / 1e6
     low, high = float(ms.min()), float(min(ms.max(), 2 * np.median(ms)))
     high = high if high > low else low * (1 + 1e-6) + 1e-9
     counts, _ = np.histogram(np.minimum(ms, high), bins=_BINS, range=(low, high))
-    return Histogram(low, high, tuple(int(count) for count in counts))
+    return SampleHistogram(low, high, tuple(int(count) for count in counts))
 
 
 def samples_for(q: float) -> int:

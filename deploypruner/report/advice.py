@@ -17,7 +17,7 @@ _FAR = 10.0
 
 
 @dataclass(frozen=True)
-class Step:
+class NextStep:
     """One thing to try.
 
     Args:
@@ -45,7 +45,7 @@ def milder(budget: Mapping[str, Any]) -> tuple[str, str]:
     return "--macs", f"{0.5 * (1 + (asked or 1.0)):.3g}"
 
 
-def for_accuracy(report: Report) -> tuple[Step, ...]:
+def for_accuracy(report: Report) -> tuple[NextStep, ...]:
     """What may keep more of the accuracy."""
     found, settings, quality = [], report.settings, report.budget.get("quality") or {}
     epochs, over = settings.get("epochs"), (quality.get("lost") or 0.0) - (quality.get("allowed") or 0.0)
@@ -67,7 +67,7 @@ def for_accuracy(report: Report) -> tuple[Step, ...]:
     return (*found, *([less, *longer] if over > _FAR else [*longer, less]))[:2]
 
 
-def for_time(report: Report) -> tuple[Step, ...]:
+def for_time(report: Report) -> tuple[NextStep, ...]:
     """What may be faster than the dense model in the same precision."""
     budget = report.budget
     if budget.get("kind") == "macs":
@@ -82,7 +82,7 @@ def for_time(report: Report) -> tuple[Step, ...]:
     return ()
 
 
-def step_lines(steps: Sequence[Step]) -> list[str]:
+def step_lines(steps: Sequence[NextStep]) -> list[str]:
     """Each as text: the command, and why."""
     return [f"{step.command} ({step.why})" for step in steps]
 
@@ -103,10 +103,10 @@ def _only_int8_loses(report: Report) -> bool:
     return floats.metric.lost(dense, floats.accuracy) <= quality["allowed"]
 
 
-def _step(report: Report, changes: Mapping[str, str], why: str) -> Step:
+def _step(report: Report, changes: Mapping[str, str], why: str) -> NextStep:
     words = shlex.split(report.command)
     if words[:2] != ["deploypruner", "compile"]:
-        return Step(", ".join(_keyword(option, value) for option, value in changes.items()), why)
+        return NextStep(", ".join(_keyword(option, value) for option, value in changes.items()), why)
     for option, value in changes.items():
         drop = _BUDGETS if option in _BUDGETS else (option,)
         for name in drop:
@@ -116,7 +116,7 @@ def _step(report: Report, changes: Mapping[str, str], why: str) -> Step:
     if "--out" in words[:-1]:
         out = words[words.index("--out") + 1]
     words = [word for word in _without(words, "--out") if word not in ("--resume", "--overwrite")]
-    return Step(shlex.join([*words, "--out", f"{(out or 'build').rstrip('/')}-2"]), why)
+    return NextStep(shlex.join([*words, "--out", f"{(out or 'build').rstrip('/')}-2"]), why)
 
 
 def _without(words: Sequence[str], option: str) -> list[str]:

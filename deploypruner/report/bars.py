@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from deploypruner.records import Histogram
+from deploypruner.records import SampleHistogram
 from deploypruner.report import units
 from deploypruner.report.document import LayerWidth
 
@@ -18,8 +18,8 @@ _RECT = Markup('<rect class="{}" y="{}" width="{:.2f}%" height="{}"/>')
 
 _COLUMN = Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>')
 _HISTOGRAM = Markup(
-    '<svg class="histogram" width="60" height="17" role="img" aria-label="{}"><title>{}</title>{}'
-    '<line x1="0" y1="16.5" x2="60" y2="16.5"/></svg>'
+    '<svg class="histogram" width="48" height="17" role="img" aria-label="{}"><title>{}</title>{}'
+    '<line x1="0" y1="16.5" x2="48" y2="16.5"/></svg>'
 )
 
 
@@ -62,11 +62,11 @@ def width_bars(layers: Sequence[LayerWidth]) -> WidthBars:
     return WidthBars(tuple(_width_bar(layers[i], longest) for i in picked), changed=changed, gone=gone)
 
 
-def histogram(found: Histogram | None) -> Markup:
+def histogram(found: SampleHistogram | None) -> Markup:
     """Raw samples as a few columns, the highest as high as the picture; nothing where none were kept."""
     if found is None or not sum(found.counts):
         return Markup("")
-    most, wide = max(found.counts), 60 / len(found.counts)
+    most, wide = max(found.counts), 48 / len(found.counts)
     columns = (
         _COLUMN.format(i * wide, 16 - 16 * count / most, wide - 0.4, 16 * count / most)
         for i, count in enumerate(found.counts)

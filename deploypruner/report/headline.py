@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deploypruner.records import Row
 from deploypruner.report import units
-from deploypruner.report.advice import Step, for_accuracy, for_time
+from deploypruner.report.advice import NextStep, for_accuracy, for_time
 from deploypruner.report.document import Report
 from deploypruner.report.gains import EAGER, best_dense, eager, gains
 from deploypruner.search.kept import row_kept
@@ -47,19 +47,19 @@ class Headline:
     sentence: str
     notes: tuple[str, ...]
     lost: bool = False
-    steps: tuple[Step, ...] = ()
+    steps: tuple[NextStep, ...] = ()
 
 
 def budget_verdict(report: Report, found: Headline) -> tuple[str, str]:
     """Is the budget met, and the colour of that: good only beside a network that was worth pruning.
 
     Returns:
-        The word, and "good", "bad" or "plain".
+        The word, and "good", "bad" or "unsure".
     """
     word, labelled = units.budget_verdict(report.budget), report.budget.get("quality")
     if word != "met":
         return word, "bad"
-    return (word, "good") if labelled and not found.lost else (word, "plain")
+    return (word, "good") if labelled and not found.lost else (word, "unsure")
 
 
 def group_rows(rows: Sequence[Row]) -> tuple[RuntimeGroup, ...]:
@@ -119,7 +119,11 @@ def _dense_won(report: Report, winner: tuple[RuntimeGroup, Row], pruned: Row) ->
     """The dense model in another precision beats, or is all that is left of, the pruned ones."""
     group, best = winner
     same, base = pruned.same_precision, best_dense(report.rows) or group.baseline
-    compared = "" if same is None else f", {units.ratio_with_interval(same.ratio, same.ratio_ci)} of {same.against}"
+    compared = (
+        ""
+        if same is None
+        else f", {units.ratio_with_interval(same.ratio, same.ratio_ci)} the speed of {same.against}"
+    )
     if pruned.median_ms < best.median_ms:
         how = f"{pruned.name} on {pruned.runtime} loses more than it may"
     else:
