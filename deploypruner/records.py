@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from deploypruner.notebook import count
 from deploypruner.quality_records import ACCURACY as ACCURACY
 from deploypruner.quality_records import AccuracyChange as AccuracyChange
 from deploypruner.quality_records import Metric as Metric
@@ -40,6 +41,10 @@ class Member:
     parameter: str
     axis: int
     index: NDArray[np.int64]
+
+    def __repr__(self) -> str:
+        channels, each = self.index.shape
+        return f"Member({self.parameter!r}, axis {self.axis}, {channels} channels of {each})"
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,10 @@ class Group:
     secondary: bool = False
     kind: GroupKind = "channels"
     partners: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        members = f"{len(self.members)} member{'' if len(self.members) == 1 else 's'}"
+        return f"Group({self.id!r}, {self.size} {self.kind}, {members}, {count(self.macs_per_channel)} MACs each)"
 
 
 @dataclass(frozen=True)

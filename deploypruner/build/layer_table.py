@@ -77,6 +77,8 @@ def layer_widths(build: Build) -> tuple[LayerWidth, ...]:
     gone = {name: branch for branch in build.planned.dropped for name in graph.branch(branch).parameters}
     all_macs = graph.costs.layer_macs()
     patterns = {} if build.zeros is None else {layer.name: layer.pattern for layer in build.zeros.layers}
+    fp32 = build.folder.path(_FLOATS[1])
+    nodes = {weight: node for node, weight in layer_weights(fp32).items()} if build.folder.has(_FLOATS[1]) else {}
     found = []
     for affine in (a for a in graph.labelling.affines.values() if a.role == "producer"):
         dense, branch = get_state(graph.module, affine.weight), gone.get(affine.weight, "")
@@ -96,6 +98,7 @@ def layer_widths(build: Build) -> tuple[LayerWidth, ...]:
                 ms=None if times is None else (times["ms"][0], times["ms"][1]),
                 precision="" if times is None else times["precision"],
                 pattern=patterns.get(name, ""),
+                node=nodes.get(affine.weight, ""),
             )
         )
     return bounds(found)

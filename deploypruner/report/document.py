@@ -46,6 +46,7 @@ class LayerWidth:
             where nobody measured, or the runtime fused it into another layer.
         precision: "int8" or "fp32", as that runtime executed the pruned one; "" where nobody looked.
         pattern: Of the zeros inside it, "" without.
+        node: Its name in the ONNX files, "" where it is in none.
         bound: What its time goes by: "compute", "memory" or "overhead"; "" where it is not known (`bounds`).
     """
 
@@ -59,6 +60,7 @@ class LayerWidth:
     ms: tuple[float | None, float | None] | None = None
     precision: str = ""
     pattern: str = ""
+    node: str = ""
     bound: str = ""
 
 

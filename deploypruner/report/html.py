@@ -111,6 +111,7 @@ def render_html(report: Report) -> str:
         precision=precision_sentence(report.precision),
         precision_heads=(precision_runtimes(report.precision), precision_own(report.precision)),
         precision_lines=precision_lines(report.precision),
+        modules={layer.node: layer.name for layer in report.layers if layer.node},
         sparse=sparse_sentence(report.sparse),
         assigned=assigned_sentence(report.sparse),
         repaired=settings_sentence(report.settings),
