@@ -12,6 +12,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from deploypruner.notebook import count
+from deploypruner.quality_records import ACCURACY as ACCURACY
+from deploypruner.quality_records import AccuracyChange as AccuracyChange
+from deploypruner.quality_records import Metric as Metric
+from deploypruner.quality_records import OutputQuality as OutputQuality
+from deploypruner.quality_records import Quality as Quality
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -34,6 +41,10 @@ class Member:
     parameter: str
     axis: int
     index: NDArray[np.int64]
+
+    def __repr__(self) -> str:
+        channels, each = self.index.shape
+        return f"Member({self.parameter!r}, axis {self.axis}, {channels} channels of {each})"
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,10 @@ class Group:
     secondary: bool = False
     kind: GroupKind = "channels"
     partners: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        members = f"{len(self.members)} member{'' if len(self.members) == 1 else 's'}"
+        return f"Group({self.id!r}, {self.size} {self.kind}, {members}, {count(self.macs_per_channel)} MACs each)"
 
 
 @dataclass(frozen=True)
@@ -255,82 +270,6 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Metric:
-    """What an accuracy is counted in, and how much of it is lost.
-
-    Args:
-        name: As people call it: "accuracy", "mIoU", "R2", or the name of the user's own function.
-        unit: "%" for shares in percent, "" for plain numbers.
-        points: What one of its units is worth in points of `--accuracy-drop`: 1 for percent, 100 for R2; None where
-            what is lost counts in percent of the dense model's value, as for a function of the user's.
-        higher_is_better: False for errors.
-    """
-
-    name: str
-    unit: str = "%"
-    points: float | None = 1.0
-    higher_is_better: bool = True
-
-    def lost(self, dense: float, value: float) -> float:
-        """Points that `value` is worse than `dense`; below 0 where it is better, NaN where it is not a number."""
-        worse = dense - value if self.higher_is_better else value - dense
-        if self.points is not None:
-            return self.points * worse
-        return 100 * worse / (abs(dense) or 1.0)
-
-
-ACCURACY = Metric("accuracy")
-"""Top-1, or the share of right decisions, in percent."""
-
-
-@dataclass(frozen=True)
-class OutputQuality:
-    """How well one output of an artifact does its job on validation inputs.
-
-    Args:
-        output: Its name.
-        task: Registered name of what it is: "classification", "regression", ...
-        agreement: With the same output of the dense fp32 model, 1 for the same; None without a reference.
-        agreement_kind: What agreement means: "top-1", "cosine", "mIoU", "relative error" (it is 1 minus that), ...
-        details: More about the difference from the dense model: name -> value; "relative error" is the root relative
-            squared error (`tasks.relative`).
-        metric: What budgets count `accuracy` in, None where there are no labels for this output.
-        accuracy: The metric on the labels.
-        scores: All metrics on the labels: name -> value, for example {"R2": 0.45, "MAE": 43.1}.
-    """
-
-    output: str
-    task: str
-    agreement: float | None
-    agreement_kind: str
-    details: dict[str, float | None] = field(default_factory=dict)
-    metric: Metric | None = None
-    accuracy: float | None = None
-    scores: dict[str, float | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Quality:
-    """How well an artifact does its job on validation inputs.
-
-    Args:
-        accuracy: The metric on the labels, None without: top-1 in percent for classes.
-        agreement: With the dense fp32 model: that of the output that agrees least, 1 for the same answers.
-        agreement_kind: What that is: "top-1", "cosine", "relative error" (agreement is 1 minus it), ...
-        samples: Number of inputs behind all numbers.
-        metric: What `accuracy` is counted in.
-        outputs: Each output by itself.
-    """
-
-    accuracy: float | None
-    agreement: float | None
-    agreement_kind: str
-    samples: int
-    metric: Metric = ACCURACY
-    outputs: tuple[OutputQuality, ...] = ()
-
-
-@dataclass(frozen=True)
 class Comparison:
     """A paired latency comparison.
 
@@ -348,13 +287,30 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class SampleHistogram:
+    """How raw latencies are spread.
+
+    Args:
+        low_ms: Where the first bin begins: the quickest sample.
+        high_ms: Where the last bin ends; it holds all that took longer, too.
+        counts: Samples in bins of equal width.
+    """
+
+    low_ms: float
+    high_ms: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of the report: an artifact on a runtime, its speed and its quality side by side.
 
     `ratio`, `ratio_ci` and `verdict` are against the dense fp32 model on the same runtime and threads;
     `same_precision` is against the dense model of the same precision there. p95 and p99 are None where
-    fewer than five samples lie beyond them. `accuracy` is counted in `metric`, `outputs` has each output by itself
-    (see `Quality`).
+    fewer than five samples lie beyond them. `accuracy` is counted in `metric`, `outputs` has each output by itself;
+    `evaluated` is the number of inputs behind accuracy and agreement, and their intervals and `change`, the paired
+    comparison with the dense fp32 model, are None where they are no shares of these inputs (see `Quality`). `file` is
+    the artifact's path, in a build within its folder; `histogram` is None where no samples were kept.
     """
 
     name: str
@@ -381,6 +337,12 @@ class Row:
     peak_rss_bytes: int
     metric: Metric = ACCURACY
     outputs: tuple[OutputQuality, ...] = ()
+    evaluated: int = 0
+    agreement_ci: tuple[float, float] | None = None
+    accuracy_ci: tuple[float, float] | None = None
+    change: AccuracyChange | None = None
+    file: str = ""
+    histogram: SampleHistogram | None = None
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ LAYERS = (
     {"atomic"},
     {"registries"},
     {"registry", "records", "locking", "reading"},
-    {"refusals", "ranges", "terminal", "openmp"},
+    {"refusals", "ranges", "terminal", "openmp", "quality_records", "notebook"},
     {"errors"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

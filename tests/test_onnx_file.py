@@ -139,9 +139,7 @@ def test_a_file_of_other_origin_is_read_sorted(tmp_path):
     assert kinds(read_onnx(tmp_path / "m.onnx").graph)[-1] == "If"
 
 
-@pytest.mark.parametrize(
-    "name", ["model.fp32.onnx", "model.int8.onnx", "stages/dense.fp32.onnx", "stages/dense.int8.onnx"]
-)
+@pytest.mark.parametrize("name", ["model.fp32.onnx", "model.int8.onnx", "dense.fp32.onnx", "dense.int8.onnx"])
 def test_every_file_of_a_build_is_valid(name):
     assert onnx_fault(finished() / name) == ""
 

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import deploypruner as dp
 from deploypruner.build import pipeline
+from deploypruner.build.artifacts import DENSE
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.resume import Marks
 from deploypruner.build.stage import chain
@@ -162,6 +163,7 @@ def test_a_resumed_build_writes_nothing_again_that_was_finished(tmp_path):
     """The dense files of stage allocate, too, which stage quantize needs."""
     folder = copy_of_finished(tmp_path)
     kept = [p for p in (folder / "stages").iterdir() if p.name not in RECORDS]
+    kept += [folder / name for name in DENSE if "/" not in name]
     before = {p: p.stat().st_mtime_ns for p in kept}
     assert {p.name for p in kept} > {"dense.fp32.onnx", "dense.int8.onnx"}
     (folder / "model.int8.onnx").unlink()
@@ -184,7 +186,7 @@ def test_a_file_that_a_later_stage_wrote_does_not_undo_an_earlier_one(tmp_path):
     folder.write_json("stages/allocated.json", {})
     marks = Marks(folder, chain(), {"recipe": {}, "stages": {}})
     marks.add(stage, 1.0)
-    folder.write_text("stages/dense.fp32.onnx", "")
+    folder.write_text(DENSE[0], "")
     assert marks.finished(stage)
     folder.write_json("stages/allocated.json", {"other": 1})
     assert not marks.finished(stage)
@@ -366,6 +368,7 @@ def test_the_recipe_of_a_build_alone_repeats_it(tmp_path):
 def test_a_finished_folder_holds_what_is_promised_and_nothing_else():
     assert {p.name for p in finished().iterdir()} == {
         *REPRODUCED,
+        *(name for name in DENSE if "/" not in name),
         *("report.html", "report.json", "recipe.toml", "manifest.json", "measurements", "stages"),
     }
     assert left_over(finished()) == []

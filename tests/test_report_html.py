@@ -15,7 +15,7 @@ from deploypruner.report.labels import Box, place_labels
 from deploypruner.report.scatter import quality_axis, scatter, spread
 from tests.test_report_examples import EXAMPLES, a_report, a_row, eight_rows, page_of, rows_on, without_labels
 
-VOID = {"meta", "line", "rect", "circle"}
+VOID = {"meta", "line", "rect", "circle", "wbr"}
 
 
 class Page(HTMLParser):
@@ -64,14 +64,14 @@ def test_every_name_is_escaped():
         settings={evil: [evil]},
     )
     page = render_html(report)
-    assert "<script" not in page
+    assert page.count("<script") == 1  # ours, which sorts
     assert page.count("&lt;script&gt;") >= 10
 
 
 def test_the_headline_is_the_first_thing_said():
     page = render_html(a_report())
     sentence = re.search(r'<p class="headline good">(.*?)</p>', page).group(1)
-    assert sentence.startswith("pruned int8 on openvino: 2.20x faster than the dense fp32 model [2.16, 2.24]")
+    assert sentence.startswith("pruned int8 on openvino: 0.880 → 0.400 ms: int8 1.5x, pruning 1.5x")
     assert page.count(">recommended<") == 1
 
 
@@ -147,14 +147,14 @@ def test_an_axis_maps_its_ends_to_its_pixels():
 def test_bars_share_one_scale():
     bars = width_bars((LayerWidth("a", "conv", 100, 50), LayerWidth("b", "conv", 200, 200)))
     assert re.findall(r'width="([\d.]+)%" height="9"/>', str(bars.shown[0].bar)) == ["50.00", "25.00"]
-    assert (bars.shown[0].change, bars.changed, bars.everything) == ("−50 %", 1, ())
+    assert (bars.shown[0].change, bars.changed) == ("−50 %", 1)
 
 
 def test_of_300_layers_the_40_that_lost_most_are_shown_and_all_are_kept():
     bars = width_bars(EXAMPLES["300 layers"].layers)
     assert [bar.layer.name for bar in bars.shown] == [f"l{i}" for i in range(260, 300)]
-    assert len(bars.everything) == 300
-    assert "<summary>All 300 layers</summary>" in page_of("300 layers")
+    assert page_of("300 layers").count("<td>linear</td>") == 300
+    assert "<summary>All 300 layers in numbers</summary>" in page_of("300 layers")
 
 
 def test_a_metric_keeps_its_spelling_at_the_start_of_a_heading():

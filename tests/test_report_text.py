@@ -61,7 +61,7 @@ def test_a_number_of_one_output_of_several_says_of_which_and_an_error_is_no_agre
     assert [units.agreement_cell(row, rows) for row in rows] == ["top-1 100.0 %", "relative error 25.0 %"]
     assert units.agreement_cell(rows[1], rows[1:]) == "25.0 %"
     assert units.metric_unit([replace(row, outputs=outputs[:1]) for row in rows]) == "%"
-    assert headline(a_report(rows)).sentence.endswith("accuracy of kind 77.6 % (dense 77.6 %)")
+    assert headline(a_report(rows)).sentence.endswith("accuracy of kind 77.6 -> 77.6 %")
     own = replace(rows[0], metric=Metric("mAP", "", None))
     assert units.of_output(own) == ""
     text = table_rows(rows, colour=False)
@@ -95,9 +95,10 @@ def test_the_fastest_row_that_is_faster_than_its_own_dense_is_recommended():
     result = headline(a_report())
     assert (result.recommended.name, result.recommended.runtime) == ("pruned int8", "openvino")
     assert result.sentence == (
-        "pruned int8 on openvino: 2.20x faster than the dense fp32 model [2.16, 2.24], accuracy 97.2 % (dense 97.8 %)"
+        "pruned int8 on openvino: 0.880 -> 0.400 ms: int8 1.5x, pruning 1.5x · accuracy 97.8 -> 97.2 %"
     )
-    assert result.notes == ()
+    assert result.notes == ("Side by side it is 2.20x [2.16, 2.24] faster than the dense fp32 model on openvino.",)
+    assert not result.lost
 
 
 @pytest.mark.parametrize("ms", [1.4, 1.01])
@@ -128,19 +129,29 @@ def test_without_labels_the_headline_gives_the_agreement():
 def test_a_gain_that_comes_from_int8_alone_is_said_so():
     same = Comparison("dense int8", 1.01, (0.99, 1.03), "indistinguishable")
     rows = (a_row(), a_row("pruned int8", median_ms=0.5, same_precision=same))
-    (note,) = headline(a_report(rows)).notes
+    _, note = headline(a_report(rows)).notes
     assert "cannot be told from dense int8: 1.01x [0.99, 1.03]" in note
 
 
 def test_an_unpruned_winner_is_said_so():
     rows = rows_on("openvino", {"dense fp32": 1.0, "dense int8": 0.5, "pruned int8": 0.6})
-    assert headline(a_report(rows)).notes == ("No pruned artifact was faster than dense int8, which is not pruned.",)
+    result = headline(a_report(rows))
+    assert result.lost
+    assert (result.recommended.name, result.steps[0].command.split()[-4:-2]) == ("dense int8", ["--speedup", "1.5"])
+    assert result.sentence.startswith(
+        "pruning lost: the fastest pruned artifact, pruned int8 on openvino, takes 0.600 ms, 1.67x [1.63, 1.70] the "
+        "speed of dense int8; ship dense int8 on openvino: 1.00 -> 0.500 ms: int8 2.0x · accuracy"
+    )
 
 
 def test_a_quicker_dense_model_elsewhere_is_said_so():
     rows = rows_on("onnxruntime", {"dense fp32": 1.0, "pruned fp32": 0.6}) + rows_on("openvino", {"dense fp32": 0.5})
-    (note,) = headline(a_report(rows)).notes
-    assert note.startswith("dense fp32 on openvino has a lower median, 0.500 ms against 0.600 ms")
+    result = headline(a_report(rows))
+    assert (result.recommended, result.lost) == (None, True)
+    assert result.sentence.startswith(
+        "nothing is faster than the dense fp32 model on openvino, 0.500 ms: the closest, pruned fp32 on onnxruntime, "
+        "takes 0.600 ms"
+    )
 
 
 def test_rows_are_grouped_by_runtime_with_the_baseline_first():

@@ -15,7 +15,7 @@ from deploypruner.recipe.constraints import Constraints
 from deploypruner.report.chosen import objective_name
 from deploypruner.search.judge import Verdict
 from deploypruner.search.objectives import Space, named_objective, objectives, perturbed, proposals, refined
-from deploypruner.search.pool import select
+from deploypruner.search.pool import Selection, select
 from deploypruner.search.proposed import Proposed
 from deploypruner.search.refine import refine
 from deploypruner.search.saved import Saved
@@ -64,6 +64,10 @@ def pool(speed: float = 0.8, count: int = 8):
     return known, judge, select(plans, judge), lambda way: way.solve(model.tally, target), target
 
 
+def _columns(selection: Selection):
+    return selection.objectives, selection.solutions, selection.entries
+
+
 def test_changes_find_better_plans_of_the_same_time_and_the_best_is_first():
     _, judge, selection, solve, target = pool()
     found = refine(selection, judge, solve)
@@ -72,7 +76,7 @@ def test_changes_find_better_plans_of_the_same_time_and_the_best_is_first():
     assert found.selection.entries[0].loss < selection.entries[0].loss
     assert losses == sorted(losses)
     assert len(found.selection.entries) == len(selection.entries) + found.kept
-    for way, solution, entry in zip(found.selection.objectives, found.selection.solutions, found.selection.entries, strict=True):
+    for way, solution, entry in zip(*_columns(found.selection), strict=True):
         assert (way.name, solution.dropped) == (entry.objective, entry.dropped)
         assert solution.predicted_ms <= target * (1 + 1e-9)
 

@@ -14,10 +14,12 @@ from deploypruner import target
 from deploypruner.atomic import file_sha256
 from deploypruner.build.feeds import calibration_feeds
 from deploypruner.build.folder import BuildFolder
+from deploypruner.build.provenance import metadata_of
 from deploypruner.build.stage import stage_file
 from deploypruner.build.state import Build
 from deploypruner.errors import TraceError
 from deploypruner.export import exporters
+from deploypruner.export.metadata import label_onnx
 from deploypruner.export.offered import with_offer
 from deploypruner.graph.open_axes import OpenAxis
 from deploypruner.quantize.placement import Placement
@@ -27,7 +29,7 @@ from deploypruner.search.certify import DENSE_MIXED
 
 # Placements of files that one runtime alone may get.
 _RUNTIMES_OWN: tuple[Placement, ...] = ("onnxruntime",)
-_MODELS, _SUMMARY = (stage_file("dense.fp32.onnx"), stage_file("dense.int8.onnx")), stage_file("dense.json")
+_MODELS, _SUMMARY = ("dense.fp32.onnx", "dense.int8.onnx"), stage_file("dense.json")
 
 DENSE = (*_MODELS, _SUMMARY)
 """Files of the dense model: both precisions, and what became int8."""
@@ -100,6 +102,7 @@ def _write(
     fp32, int8 = names
     with build.folder.writing(fp32) as path:
         _export(build, module, path, open_axes=build.traced.open_axes)
+        label_onnx(path, metadata_of(build))
     with build.folder.writing(int8) as path:
         calibrated = calibrated_for(build, build.folder.path(fp32), placements, folder=path.parent)
         return write_mixed(build, calibrated, path, placement=placements[0]), calibrated
@@ -128,7 +131,11 @@ def write_mixed(
     keep_float: Mapping[str, str] | None = None,
 ) -> QuantizationSummary:
     """Write a mix of int8 and float for the build's target."""
-    return write_qdq(calibrated, path, placement=placement, reduce_range=reduces_range(build), keep_float=keep_float)
+    summary = write_qdq(
+        calibrated, path, placement=placement, reduce_range=reduces_range(build), keep_float=keep_float
+    )
+    label_onnx(path, metadata_of(build))
+    return summary
 
 
 def reduces_range(build: Build) -> bool:

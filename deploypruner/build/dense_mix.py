@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploypruner.build.artifacts import MIXED, calibrated_for, write_mixed
+from deploypruner.build.artifacts import MIXED, calibrated_for, reduces_range, write_mixed
 from deploypruner.build.evaluate import open_artifact, validation_samples
 from deploypruner.build.feeds import calibration_feeds, timing_feeds, verification_feeds
 from deploypruner.build.form_judge import FormJudge
@@ -18,7 +18,6 @@ from deploypruner.scratch import scratch
 from deploypruner.search.certify import DENSE_MIXED
 from deploypruner.search.mixes import MixRequest
 from deploypruner.search.mixing import needed
-from deploypruner.target import detect
 
 
 def dense_mix(
@@ -77,7 +76,7 @@ def _needed(
             allowed=allowed,
             classes=class_outputs(build.tasks),
             samples=first_samples(calibration_feeds(build)),
-            reduce_range=detect(build.recipe.target).saturates,
+            reduce_range=reduces_range(build),
             threads=build.recipe.measure.threads,
             feeds=timing_feeds(build) or verification_feeds(build)[0],
             seed=build.recipe.seed,

@@ -7,6 +7,7 @@ import math
 from deploypruner.build.points import fastest_keeping, point_sentence, points_of
 from deploypruner.build.state import Build
 from deploypruner.errors import BudgetError, VerificationError
+from deploypruner.report.advice import milder
 from deploypruner.report.units import quality_sentence
 from deploypruner.search.kept import Kept, quality_kept
 
@@ -84,10 +85,7 @@ def _milder(build: Build) -> str:
         keeps = found.judged.keeps
         reach = f"--speedup {found.dense_ms / keeps:.3g}" if budget.speedup else f"--latency {keeps:.3g}ms"
         return f"{reach} is predicted to keep it without any training"
-    if budget.speedup is not None:
-        return f"ask for less, such as --speedup {1 + 0.5 * (budget.speedup - 1):.3g}"
-    if budget.latency_ms is not None:
-        asked = budget.latency_ms if found is None else found.goal(budget).requested
-        dense = 2 * asked if found is None else found.dense_ms
-        return f"ask for less, such as --latency {0.5 * (asked + dense):.3g}ms"
-    return f"ask for less, such as --macs {0.5 * (1 + (budget.macs or 1.0)):.3g}"
+    asked = found.goal(budget).requested if found is not None else budget.macs
+    dense = {} if found is None else {"dense_ms": found.dense_ms, "quantile": budget.quantile}
+    option, value = milder({"kind": budget.kind, "requested": asked, **dense})
+    return f"ask for less, such as {option} {value}"

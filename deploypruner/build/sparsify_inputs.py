@@ -73,7 +73,13 @@ class Inputs:
 
 
 def sparsify_inputs(
-    session: Session, data: str | None, settings: DataSettings, *, batch: int | None, said: Said
+    session: Session,
+    data: str | None,
+    settings: DataSettings,
+    *,
+    batch: int | None,
+    said: Said,
+    judged: int = _SAMPLES,
 ) -> Inputs:
     """Read the data, or draw random inputs where there is none.
 
@@ -83,6 +89,7 @@ def sparsify_inputs(
         settings: How samples are prepared; its seed is that of random inputs and of the order of samples, too.
         batch: That the model is to run with; None: that of the file, 1 where it is open.
         said: About the outputs.
+        judged: Validation samples, at most.
 
     Raises:
         InputError: The file's batch is another one, or the data does not fit.
@@ -116,9 +123,9 @@ def sparsify_inputs(
     parts = [
         [
             ([np.asarray(t.numpy(), order="C") for t in inputs], as_numpy(labels))
-            for inputs, labels in islice(split.with_targets(batch_size=drawn, seed=seed, shuffle=True), count)
+            for inputs, labels in islice(split.with_targets(batch_size=drawn, seed=seed, shuffle=True), batches)
         ]
-        for split in (fitted.data.train, fitted.data.val)
+        for split, batches in ((fitted.data.train, count), (fitted.data.val, max(1, judged // drawn)))
     ]
     remarks = (*loaded.remarks, *remarks, *fitted.remarks)
     return Inputs(tuple(specs), parts[0], fixed or batch or 1, parts[1], fitted.tasks, remarks)

@@ -100,6 +100,8 @@ class Build:
         rows: Report rows (measure).
         certificate: The budget of time, judged on the final artifact (measure).
         remarks: What the user should know, in the order it came up.
+        noise: What casts doubt on the times (measure).
+        layer_ms: Times of layers, see `layer_table.measured_layers` (measure).
         seconds: Name of each stage so far, and how long it took.
     """
 
@@ -146,6 +148,8 @@ class Build:
     rows: tuple[Row, ...] = ()
     certificate: Certificate | None = None
     remarks: tuple[str, ...] = ()
+    noise: tuple[str, ...] = ()
+    layer_ms: dict[str, Any] = field(default_factory=dict)
     seconds: tuple[tuple[str, float], ...] = ()
 
     # What later stages read has been given by earlier ones; these say so to the type checker and the reader.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import product
 from math import ceil, gcd, lcm
 
 from deploypruner.errors import PlanError, RecipeError
@@ -15,6 +17,8 @@ from deploypruner.records import Group
 
 NARROW = "too narrow"
 STATISTICS_NOTE = "statistics"
+_RANGE = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
+_MOST_OF_A_RANGE = 10_000
 _OUTER = ("heads", "conv groups", "norm groups")
 
 
@@ -174,10 +178,32 @@ def parameters_named(graph: Graph, patterns: Sequence[str]) -> dict[str, set[str
     }
     found = {}
     for pattern in patterns:
-        found[pattern] = {name for name, parts in inside.items() if any(fnmatchcase(p, pattern) for p in parts)}
+        spelled = _spelled(pattern)
+        found[pattern] = {
+            name for name, parts in inside.items() if any(fnmatchcase(p, wanted) for p in parts for wanted in spelled)
+        }
         if not found[pattern]:
             modules = sorted({part for parts in inside.values() for part in parts} - inside.keys())
             raise RecipeError(f"no module of this model matches '{pattern}'", hint=_offer(pattern, modules))
+    return found
+
+
+def _spelled(pattern: str) -> list[str]:
+    """A name as tables print it, for pasting: without the axis of a group's id, each name of a range by itself.
+
+    "blocks.0-1,3.mlp.weight:0" -> "blocks.0.mlp.weight", "blocks.1.mlp.weight", "blocks.3.mlp.weight".
+    """
+    pieces = re.sub(r"(:\d+)?(#\d+)?$", "", pattern).split(".")
+    return [".".join(chosen) for chosen in product(*(_numbers(piece) for piece in pieces))]
+
+
+def _numbers(piece: str) -> list[str]:
+    if not _RANGE.fullmatch(piece):
+        return [piece]
+    found = []
+    for span in piece.split(","):
+        first, _, last = span.partition("-")
+        found += [str(n) for n in range(int(first), min(int(last or first), int(first) + _MOST_OF_A_RANGE) + 1)]
     return found
 
 

@@ -16,6 +16,7 @@ from deploypruner.channels.plan_fields import kept_channels, members, number, te
 from deploypruner.errors import PlanError
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import to_json
+from deploypruner.notebook import count, html_table
 from deploypruner.records import Group
 
 FORMAT = 3
@@ -38,6 +39,9 @@ class GroupPlan:
     size: int
     keep: tuple[int, ...]
     members: tuple[tuple[str, int, int], ...]
+
+    def __repr__(self) -> str:
+        return f"GroupPlan({self.id!r}, {self.size} -> {len(self.keep)} channels)"
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,23 @@ class Plan:
     params_after: int
     part: str = ""
     dropped: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        narrower = sum(len(group.keep) < group.size for group in self.groups)
+        gone = f", {len(self.dropped)} residual branches gone" if self.dropped else ""
+        return (
+            f"Plan({narrower} of {len(self.groups)} groups narrower{gone}, {count(self.macs_before)} -> "
+            f"{count(self.macs_after)} MACs ({self.macs_after / max(1, self.macs_before):.3f}), "
+            f"{count(self.params_before)} -> {count(self.params_after)} parameters, by {self.criterion}, "
+            f"{self.scope})"
+        )
+
+    def _repr_html_(self) -> str:
+        """In a notebook: what stays of every group, and the branches that go."""
+        rows = [(group.id, group.size, len(group.keep)) for group in self.groups]
+        return html_table(
+            repr(self), ("group", "channels", "stay"), [*rows, *((b, "branch", 0) for b in self.dropped)]
+        )
 
     @property
     def keep(self) -> Mapping[str, NDArray[np.int64]]:

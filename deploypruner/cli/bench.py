@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from deploypruner.measure import Bench
 
 _BUILD_FILES = (
-    "stages/dense.fp32.onnx",
-    "stages/dense.int8.onnx",
+    "dense.fp32.onnx",
+    "dense.int8.onnx",
     "model.fp32.onnx",
     "model.int8.onnx",
     "model.int8.onnxruntime.onnx",

@@ -16,12 +16,14 @@ from deploypruner.atomic import ERRORS, replacing
 from deploypruner.cli.bench import bench_command
 from deploypruner.cli.cache import cache_group
 from deploypruner.cli.check import check_command
-from deploypruner.cli.export import export_command
+from deploypruner.cli.compare import compare_command
 from deploypruner.cli.doctor import doctor_command
+from deploypruner.cli.export import export_command
 from deploypruner.cli.options import GroupedCommand, colour, width
 from deploypruner.cli.quantize import quantize_command
 from deploypruner.cli.recipe_options import command_option, recipe_options
 from deploypruner.cli.sparsify import sparsify_command
+from deploypruner.cli.validate import validate_command
 from deploypruner.errors import DeployPrunerError, RecipeError, nearest
 from deploypruner.openmp import SPINNING
 from deploypruner.recipe import Recipe
@@ -197,6 +199,8 @@ def plan_command(with_times: bool, frozen: bool, as_document: bool, **options: A
 
 cli.add_command(bench_command)
 cli.add_command(export_command)
+cli.add_command(compare_command)
+cli.add_command(validate_command)
 cli.add_command(check_command)
 cli.add_command(quantize_command)
 cli.add_command(sparsify_command)

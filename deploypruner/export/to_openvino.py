@@ -13,6 +13,7 @@ import torch
 from deploypruner.atomic import unsaid_errors
 from deploypruner.errors import InputError, TraceError
 from deploypruner.export import Exporter, exporters
+from deploypruner.export.metadata import PREFIX, read_metadata
 from deploypruner.export.to_onnx import Onnx
 from deploypruner.graph.inputs import Inputs
 from deploypruner.graph.open_axes import OpenAxis
@@ -23,7 +24,7 @@ def write_ir(onnx_path: Path, xml_path: Path) -> None:
     """Convert an ONNX file, fp32 or QDQ, to IR: `xml_path` and a .bin of the same stem beside it.
 
     The same ONNX file gives the same bytes. Weights keep their precision: OpenVINO would store fp32 as fp16 by
-    default, which changes the numbers.
+    default, which changes the numbers. What the file says of itself is in the IR's rt_info under "deploypruner".
 
     Raises:
         InputError: `onnx_path` cannot be read or uses an operator OpenVINO lacks.
@@ -37,6 +38,8 @@ def write_ir(onnx_path: Path, xml_path: Path) -> None:
             f"OpenVINO cannot read '{onnx_path}': {said}", hint="check that the file is a complete ONNX model"
         ) from None
     _number_names(model)
+    for name, value in read_metadata(onnx_path).items():
+        model.set_rt_info(value, [PREFIX.rstrip("."), name])
     openvino.save_model(model, xml_path, compress_to_fp16=False)
 
 

@@ -26,6 +26,7 @@ from deploypruner.graph.labels.lazy_axes import JointAxis
 from deploypruner.graph.labels.output_layers import find_last_affines
 from deploypruner.graph.nodes import where
 from deploypruner.graph.open_axes import OpenAxis
+from deploypruner.notebook import count, html_table
 from deploypruner.records import Branch, Check, Cost, Frozen, Group
 
 FrontEnd = Literal["torch.export", "torch-pruning"]
@@ -78,6 +79,20 @@ class Graph:
     whole: nn.Module | None = None
     trains_differently: str = ""
     open_axes: tuple[OpenAxis, ...] = ()
+
+    def __repr__(self) -> str:
+        cost = self.cost()
+        name = f" of {self.part!r}" if self.part else ""
+        return (
+            f"Graph{name}({len(self.groups)} groups, {len(self.branches)} residual branches, "
+            f"{sum(entry.count for entry in self.frozen)} channels frozen, {count(cost.macs)} MACs, "
+            f"{count(cost.params)} parameters)"
+        )
+
+    def _repr_html_(self) -> str:
+        """In a notebook: every group."""
+        rows = [(g.id, g.kind, g.size, count(g.macs_per_channel), len(g.members)) for g in self.groups]
+        return html_table(repr(self), ("group", "kind", "channels", "MACs each", "members"), rows)
 
     def group(self, group_id: str) -> Group:
         """The group called `group_id`."""

@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from deploypruner.errors import MeasureError
-from deploypruner.runtime import Array, NodeTime, Profiler, Runtime
+from deploypruner.runtime import Array, NodeTime, Profiler, Runtime, runtimes
 
 _MIN_CALLS, _MAX_CALLS = 8, 1000
+
+
+def can_profile(runtime: str) -> bool:
+    """Does a runtime count the time of single operations?"""
+    return issubclass(runtimes.get(runtime), Profiler)
 
 
 def profile_file(

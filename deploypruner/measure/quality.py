@@ -10,6 +10,7 @@ import numpy as np
 
 from deploypruner.errors import InputError
 from deploypruner.measure.own_metric import OwnMetric
+from deploypruner.measure.proportions import changed, share_interval
 from deploypruner.records import ACCURACY, OutputQuality, Quality
 from deploypruner.runtime import Array, Session
 from deploypruner.tasks import tasks as registry
@@ -94,7 +95,7 @@ def judge_outputs(
     scored = next((quality for quality in found if quality.accuracy is not None), None)
     first = (ACCURACY, None) if scored is None or scored.metric is None else (scored.metric, scored.accuracy)
     if metric is not None:
-        first = metric.metric, None if wanted is None else metric(answers, wanted)
+        first, scored = (metric.metric, None if wanted is None else metric(answers, wanted)), None
     return Quality(
         accuracy=first[1],
         agreement=least.agreement,
@@ -102,6 +103,9 @@ def judge_outputs(
         samples=len(answers[0]),
         metric=first[0],
         outputs=found,
+        agreement_ci=least.agreement_ci,
+        accuracy_ci=None if scored is None else scored.accuracy_ci,
+        change=None if scored is None else scored.change,
     )
 
 
@@ -124,6 +128,9 @@ def judge_output(
         details = {} if dense is None else task.details(answer, dense)
     wanted = None if output.label is None or output.label >= len(labels) else labels[output.label]
     scores = task.scores(answer, wanted, dense) if task.metric is not None and wanted is not None else {}
+    same = None if dense is None else task.same(answer, dense)
+    right = None if not scores or wanted is None else task.right(answer, wanted, dense)
+    theirs = None if right is None or wanted is None or dense is None else task.right(dense, wanted, dense)
     return OutputQuality(
         output=output.output,
         task=output.task,
@@ -133,6 +140,9 @@ def judge_output(
         metric=task.metric if scores else None,
         accuracy=scores[task.metric.name] if task.metric is not None and scores else None,
         scores=_finite(scores),
+        agreement_ci=None if same is None else share_interval(same),
+        accuracy_ci=None if right is None else share_interval(right, whole=100.0),
+        change=None if right is None or theirs is None else changed(right, theirs),
     )
 
 

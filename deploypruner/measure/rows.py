@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deploypruner.measure.baselines import Job, baseline_index, dense_index
 from deploypruner.measure.files import external_files
-from deploypruner.measure.statistics import compare, median_ms, quantile_ms
+from deploypruner.measure.statistics import compare, histogram, median_ms, quantile_ms
 from deploypruner.records import ACCURACY, Comparison, Quality, Row, Timing
 
 
@@ -90,4 +90,10 @@ def _row(timing: Timing, quality: Quality | None, *, against: Comparison, same_p
         peak_rss_bytes=timing.peak_rss_bytes,
         metric=quality.metric if quality else ACCURACY,
         outputs=quality.outputs if quality else (),
+        evaluated=quality.samples if quality else 0,
+        agreement_ci=quality.agreement_ci if quality else None,
+        accuracy_ci=quality.accuracy_ci if quality else None,
+        change=quality.change if quality else None,
+        file=str(artifact.path),
+        histogram=histogram(samples),
     )

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploypruner.errors import MeasureError
-from deploypruner.records import Comparison, Timing, Verdict
+from deploypruner.records import Comparison, SampleHistogram, Timing, Verdict
 
 SMALLEST_FLOOR = 0.01
 _CONFIDENCE = 0.95
 _RESAMPLES = 4000
+_BINS = 20
 _SAMPLES_BEYOND = 5
 _FEWEST_ROUNDS = 5
 _MOST_INDEPENDENT = 5000
@@ -39,6 +40,15 @@ def quantile_ms(samples_ns: Samples, q: float) -> float | None:
     if samples_ns.size < samples_for(q):
         return None
     return float(np.quantile(samples_ns, q)) / 1e6
+
+
+def histogram(samples_ns: Samples) -> SampleHistogram:
+    """Twenty bins from the quickest sample to twice the median, or the slowest where that is less."""
+    ms = np.ravel(samples_ns) / 1e6
+    low, high = float(ms.min()), float(min(ms.max(), 2 * np.median(ms)))
+    high = high if high > low else low * (1 + 1e-6) + 1e-9
+    counts, _ = np.histogram(np.minimum(ms, high), bins=_BINS, range=(low, high))
+    return SampleHistogram(low, high, tuple(int(count) for count in counts))
 
 
 def samples_for(q: float) -> int:
@@ -98,11 +108,21 @@ def paired_ratio(samples_ns: Samples, baseline_ns: Samples, *, seed: int = 0) ->
     rounds = len(samples_ns)
     if len(baseline_ns) != rounds:
         raise MeasureError(f"cannot compare {rounds} rounds with {len(baseline_ns)}", hint="measure both in one run")
+    from scipy.stats import bootstrap  # a timing worker imports this file and stays light
+
     ratios = np.median(baseline_ns, axis=1) / np.median(samples_ns, axis=1)
-    picks = np.random.default_rng(seed).integers(0, rounds, size=(_RESAMPLES, rounds))
-    tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(np.median(ratios[picks], axis=1), [tail, 1 - tail])
-    return float(np.median(ratios)), (float(low), float(high))
+    ratio = float(np.median(ratios))
+    if rounds == 1:  # nothing to resample
+        return ratio, (ratio, ratio)
+    found = bootstrap(
+        (ratios,),
+        np.median,
+        n_resamples=_RESAMPLES,
+        confidence_level=_CONFIDENCE,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
+    return ratio, (float(found.low), float(found.high))
 
 
 def half_width(ratio: float, interval: tuple[float, float]) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from deploypruner.records import SampleHistogram
 from deploypruner.report import units
 from deploypruner.report.document import LayerWidth
 
@@ -14,6 +15,12 @@ _MANY = 60
 _SHOWN_OF_MANY = 40
 _SVG = Markup('<svg class="bar" width="100%" height="{}" aria-hidden="true">{}</svg>')
 _RECT = Markup('<rect class="{}" y="{}" width="{:.2f}%" height="{}"/>')
+
+_COLUMN = Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>')
+_HISTOGRAM = Markup(
+    '<svg class="histogram" width="48" height="17" role="img" aria-label="{}"><title>{}</title>{}'
+    '<line x1="0" y1="16.5" x2="48" y2="16.5"/></svg>'
+)
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,11 @@ class WidthBars:
 
     Args:
         shown: What is always visible: every layer, or of more than 60 the 40 that lost most, in model order.
-        everything: Every layer in model order; empty when `shown` has them all.
         changed: How many layers are narrower than before.
         gone: How many are not there any more.
     """
 
     shown: tuple[WidthBar, ...]
-    everything: tuple[WidthBar, ...]
     changed: int
     gone: int
 
@@ -50,14 +55,25 @@ class WidthBars:
 def width_bars(layers: Sequence[LayerWidth]) -> WidthBars:
     """Draw the widths on one linear scale: the pale bar is before, the solid one after."""
     longest = max((max(layer.before, layer.after) for layer in layers), default=1)
-    bars = tuple(_width_bar(layer, longest) for layer in layers)
     gone = sum(map(_is_gone, layers))
     changed = sum(layer.after < layer.before for layer in layers) - gone
-    if len(bars) <= _MANY:
-        return WidthBars(shown=bars, everything=(), changed=changed, gone=gone)
-    by_loss = sorted(range(len(bars)), key=lambda i: (layers[i].after - layers[i].before, i))
-    shown = tuple(bars[i] for i in sorted(by_loss[:_SHOWN_OF_MANY]))
-    return WidthBars(shown=shown, everything=bars, changed=changed, gone=gone)
+    by_loss = sorted(range(len(layers)), key=lambda i: (layers[i].after - layers[i].before, i))
+    picked = range(len(layers)) if len(layers) <= _MANY else sorted(by_loss[:_SHOWN_OF_MANY])
+    return WidthBars(tuple(_width_bar(layers[i], longest) for i in picked), changed=changed, gone=gone)
+
+
+def histogram(found: SampleHistogram | None) -> Markup:
+    """Raw samples as a few columns, the highest as high as the picture; nothing where none were kept."""
+    if found is None or not sum(found.counts):
+        return Markup("")
+    most, wide = max(found.counts), 48 / len(found.counts)
+    columns = (
+        _COLUMN.format(i * wide, 16 - 16 * count / most, wide - 0.4, 16 * count / most)
+        for i, count in enumerate(found.counts)
+        if count
+    )
+    said = f"{sum(found.counts)} samples, {units.significant(found.low_ms)} to {units.significant(found.high_ms)} ms"
+    return _HISTOGRAM.format(said, said, Markup("").join(columns))
 
 
 def share_bar(share: float) -> Markup:

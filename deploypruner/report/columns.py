@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 from deploypruner.records import ACCURACY, Comparison, Row
 from deploypruner.report import units
-from deploypruner.report.headline import RuntimeGroup, group_rows
-from deploypruner.report.terminal import Paint, painter
+from deploypruner.report.headline import RuntimeGroup, group_rows, heading
+from deploypruner.report.terminal import Paint, ascii_only, painter
 from deploypruner.terminal import escaped
 
 _GAP = "  "
 _MIN_NAME = 12
 _INTERVAL = "[95 % interval]"
+_SHORT = {"indistinguishable": "indist."}
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,7 @@ def table_rows(rows: Sequence[Row], *, colour: bool, width: int | None = None) -
         paint(layout.line("", lambda column: column.unit, _INTERVAL.ljust(layout.speed)), "faint"),
     ]
     for group in groups:
-        plural = "" if group.threads == 1 else "s"
-        lines.append(paint(f"{escaped(group.runtime)}, {group.threads} thread{plural}", "strong"))
+        lines.append(paint(escaped(heading(group)), "strong"))
         for row in group.rows:
             lines += _row_lines(row, group, layout=layout, paint=paint)
     if layout.dropped:
@@ -77,18 +77,24 @@ def table_rows(rows: Sequence[Row], *, colour: bool, width: int | None = None) -
 def _layout(rows: Sequence[Row], groups: Sequence[RuntimeGroup]) -> _Layout:
     metric = next((row.metric for row in rows if row.accuracy is not None), ACCURACY)
     agreed, kinds = units.agreement_head(rows)
-    scored = _Column(metric.name, units.metric_unit(rows), lambda row: units.accuracy(row.accuracy, row.metric.unit))
+    labelled = any(row.accuracy is not None for row in rows)
+    compared = any(units.accuracy_verdict(row) for row in rows)
+    scored = _Column(
+        metric.name, ascii_only(units.metric_unit(rows)), lambda row: ascii_only(units.accuracy_cell(row))
+    )
+    under = ", ".join(filter(None, (kinds, "" if labelled else units.evaluated(rows))))
     left = (
-        *([scored] if any(row.accuracy is not None for row in rows) or not kinds else []),
-        _Column(agreed, kinds, lambda row: units.agreement_cell(row, rows)),
+        *([scored] if labelled or not kinds else []),
+        *([_Column("vs dense", "p < 0.05", lambda row: _SHORT.get(v := units.accuracy_verdict(row), v))] * compared),
+        _Column(agreed, under, lambda row: ascii_only(units.agreement_cell(row, rows)), spare=1 if labelled else 0),
         _Column("median", "ms", lambda row: units.significant(row.median_ms)),
-        _Column("p95", "ms", lambda row: units.significant(row.p95_ms), spare=1),
+        _Column("p95", "ms", lambda row: units.significant(row.p95_ms), spare=2),
     )
     right = (
-        _Column("MACs", "predicted", lambda row: units.scaled(row.macs), spare=3),
-        _Column("params", "", lambda row: units.scaled(row.params), spare=4),
-        *([_Column("nonzero", "params", lambda row: units.scaled(row.nonzero), spare=4)] if _sparse(rows) else []),
-        _Column("size", "", lambda row: units.scaled(row.bytes, "B"), spare=2),
+        _Column("MACs", "predicted", lambda row: units.scaled(row.macs), spare=4),
+        _Column("params", "", lambda row: units.scaled(row.params), spare=5),
+        *([_Column("nonzero", "params", lambda row: units.scaled(row.nonzero), spare=5)] if _sparse(rows) else []),
+        _Column("size", "", lambda row: units.scaled(row.bytes, "B"), spare=3),
     )
 
     def sized(columns: tuple[_Column, ...]) -> tuple[tuple[_Column, int], ...]:

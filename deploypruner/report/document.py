@@ -40,6 +40,14 @@ class LayerWidth:
         before: Output channels of the dense model.
         after: Output channels of the pruned one; 0 where the layer is gone with its branch.
         branch: Id of the residual branch it is gone with, "" where it is there.
+        macs: Predicted multiply-adds of one sample, dense and pruned.
+        params: Elements of its weight, dense and pruned.
+        ms: Measured inside the network in the runtime and precision of the recommended file, dense and pruned; None
+            where nobody measured, or the runtime fused it into another layer.
+        precision: "int8" or "fp32", as that runtime executed the pruned one; "" where nobody looked.
+        pattern: Of the zeros inside it, "" without.
+        node: Its name in the ONNX files, "" where it is in none.
+        bound: What its time goes by: "compute", "memory" or "overhead"; "" where it is not known (`bounds`).
     """
 
     name: str
@@ -47,6 +55,13 @@ class LayerWidth:
     before: int
     after: int
     branch: str = ""
+    macs: tuple[int, int] | None = None
+    params: tuple[int, int] | None = None
+    ms: tuple[float | None, float | None] | None = None
+    precision: str = ""
+    pattern: str = ""
+    node: str = ""
+    bound: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,11 @@ class Report:
         frozen: Channels that could not be removed.
         stages: Wall time, in the order they ran.
         warnings: Full sentences for the user.
+        noise: What casts doubt on the times, full sentences too.
+        deploy: The file to ship: `file` (within the build), `files` (it and what has to lie beside it), `bytes`,
+            `artifact`, `runtime`, `threads`, `version` of the runtime, `inputs` (each with name, shape, layout,
+            dtype, range, mean and std), `classes`, `load` (three lines of Python); empty where a check failed.
+        files: Names of the build's files.
         dense: Predicted cost of the user's model.
         pruned: Predicted cost of the pruned model.
         sparse: What sparse kernels did; empty without zeros. `chosen`: layers that run in them, of `layers` (each
@@ -127,12 +147,15 @@ class Report:
     sparse: dict[str, Any] = dataclasses.field(default_factory=dict)
     precision: dict[str, Any] = dataclasses.field(default_factory=dict)
     points: tuple[dict[str, Any], ...] = ()
+    noise: tuple[str, ...] = ()
+    deploy: dict[str, Any] = dataclasses.field(default_factory=dict)
+    files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("target", "environment", "model", "settings", "budget", "sparse", "precision"):
-            object.__setattr__(self, name, _json_value(getattr(self, name)))
+        for name in ("target", "environment", "model", "settings", "budget", "sparse", "precision", "deploy"):
+            object.__setattr__(self, name, json_value(getattr(self, name)))
         for name in ("loop", "points"):
-            object.__setattr__(self, name, tuple(_json_value(entry) for entry in getattr(self, name)))
+            object.__setattr__(self, name, tuple(json_value(entry) for entry in getattr(self, name)))
 
 
 _ADAPTER = TypeAdapter(Report)
@@ -140,7 +163,7 @@ _ADAPTER = TypeAdapter(Report)
 
 def to_json(report: Report) -> dict[str, Any]:
     """Return the report as JSON values; numbers that are not finite become None."""
-    fields = {field.name: _json_value(getattr(report, field.name)) for field in dataclasses.fields(report)}
+    fields = {field.name: json_value(getattr(report, field.name)) for field in dataclasses.fields(report)}
     return {"schema": SCHEMA, **fields}
 
 
@@ -164,7 +187,7 @@ def from_json(data: object, *, source: str = "report.json") -> Report:
     section = ""
     try:
         report = _ADAPTER.validate_python({**data, **_with_nan(data)})
-        for section in ("budget", "sparse", "precision"):
+        for section in ("budget", "sparse", "precision", "deploy"):
             check_section(section, getattr(report, section))
         section = "loop"
         for held in report.loop:
@@ -224,16 +247,16 @@ def _nan_for_null(kind: type[Any], record: object) -> object:
     return restored
 
 
-def _json_value(value: object) -> Any:
+def json_value(value: object) -> Any:
     """Copy of `value` made of dict, list, str, int, bool, finite float and None only."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _json_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: json_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): _json_value(item) for key, item in value.items()}
+        return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_value(item) for item in value]
+        return [json_value(item) for item in value]
     if isinstance(value, np.generic):
-        return _json_value(value.item())
+        return json_value(value.item())
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, PurePath):

@@ -43,7 +43,12 @@ class GroupLine:
 
 
 def group_table(lines: Sequence[GroupLine], width: int | None) -> list[str]:
-    """Aligned lines, equal ones of repeated layers collapsed; at most `width` columns where it is given."""
+    """Aligned lines, equal ones of repeated layers collapsed; names stay whole, to be pasted into --exclude.
+
+    Args:
+        lines: Of the table.
+        width: Columns there are, None for no limit; long names get a line of their own.
+    """
     timed = any(line.saved_ms is not None for line in lines)
     together: dict[tuple[str, ...], list[GroupLine]] = {}
     for line in lines:
@@ -53,10 +58,12 @@ def group_table(lines: Sequence[GroupLine], width: int | None) -> list[str]:
     head = ("group", "kind", "channels", "MACs each", "of all", *(_TIMED if timed else ()), "")
     last = len(head) - 1
     sizes = [max(len(row[i]) for row in (head, *rows)) for i in range(last)]
+    apart = False
     if width is not None:
         spare = width - sum(sizes[1:]) - 2 * last - max(len(row[last]) for row in rows or [head])
-        sizes[0] = max(_MIN_NAME, min(sizes[0], spare))
-    return [_line(row, sizes, width) for row in (head, *rows)]
+        apart = sizes[0] > max(_MIN_NAME, spare)
+        sizes[0] = _MIN_NAME if apart else sizes[0]
+    return [line for row in (head, *rows) for line in _line(row, sizes, apart=apart)]
 
 
 def _cells(line: GroupLine, timed: bool) -> tuple[str, ...]:
@@ -70,16 +77,10 @@ def _cells(line: GroupLine, timed: bool) -> tuple[str, ...]:
     return line.kind, channels, scaled(line.macs), f"{line.share:.1%}", *times, line.note
 
 
-def _line(row: Sequence[str], sizes: Sequence[int], width: int | None) -> str:
-    name = _shortened(escaped(row[0]), sizes[0])
+def _line(row: Sequence[str], sizes: Sequence[int], *, apart: bool) -> list[str]:
+    """A row; where names do not fit beside the numbers (`apart`), they have lines of their own and stay whole."""
+    name = escaped(row[0])
     numbers = [f"{cell:>{size}}" for cell, size in zip(row[2:-1], sizes[2:], strict=True)]
-    text = "  ".join((f"{name:{sizes[0]}}", f"{row[1]:{sizes[1]}}", *numbers, row[-1]))
-    return text[:width].rstrip()
-
-
-def _shortened(name: str, size: int) -> str:
-    """The name with its middle left out where it is too long: both ends tell a layer from its neighbours."""
-    if len(name) <= size:
-        return name
-    front = (size - 2) // 3
-    return f"{name[:front]}..{name[len(name) - (size - 2 - front) :]}"
+    first = "" if len(name) > sizes[0] else name
+    text = "  ".join((f"{first:{sizes[0]}}", f"{row[1]:{sizes[1]}}", *numbers, row[-1])).rstrip()
+    return [name, text] if apart and len(name) > sizes[0] else [text]

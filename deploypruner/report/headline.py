@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from deploypruner.records import Row
 from deploypruner.report import units
+from deploypruner.report.advice import NextStep, for_accuracy, for_time
 from deploypruner.report.document import Report
+from deploypruner.report.gains import EAGER, best_dense, eager, gains
 from deploypruner.search.kept import row_kept
 
 
@@ -35,19 +37,41 @@ class Headline:
     Args:
         recommended: The fastest row measured faster than the dense fp32 model on its own runtime; None when
             there is none or a verification failed.
-        sentence: The result with its interval and its accuracy.
+        sentence: The result: milliseconds, what the gain is made of, and the accuracy.
         notes: What a sceptical reader would ask next.
+        lost: Was pruning not worth it: did it make nothing faster, or cost more of the accuracy than it may?
+        steps: What to try then, the most promising first.
     """
 
     recommended: Row | None
     sentence: str
     notes: tuple[str, ...]
+    lost: bool = False
+    steps: tuple[NextStep, ...] = ()
+
+
+def budget_verdict(report: Report, found: Headline) -> tuple[str, str]:
+    """Is the budget met, and the colour of that: good only beside a network that was worth pruning.
+
+    Returns:
+        The word, and "good", "bad" or "unsure".
+    """
+    word, labelled = units.budget_verdict(report.budget), report.budget.get("quality")
+    if word != "met":
+        return word, "bad"
+    return (word, "good") if labelled and not found.lost else (word, "unsure")
 
 
 def group_rows(rows: Sequence[Row]) -> tuple[RuntimeGroup, ...]:
     """Group rows by runtime and threads, in order of first appearance."""
     keys = dict.fromkeys((row.runtime, row.threads) for row in rows)
     return tuple(_group(key, [row for row in rows if (row.runtime, row.threads) == key]) for key in keys)
+
+
+def heading(group: RuntimeGroup) -> str:
+    """ "openvino, 1 thread"; of torch also that it is eager mode, which is what most people run so far."""
+    name = f"{EAGER} eager, what runs before any export" if group.runtime == EAGER else group.runtime
+    return f"{name}, {group.threads} thread{'' if group.threads == 1 else 's'}"
 
 
 def headline(report: Report) -> Headline:
@@ -66,6 +90,8 @@ def headline(report: Report) -> Headline:
     if not pairs:
         return Headline(recommended=None, sentence="only the baseline was measured: nothing to compare", notes=())
     faster = [(group, row) for group, row in pairs if row.verdict == "faster" and keeps(row, group, report)]
+    base = best_dense(report.rows)
+    faster = [(group, row) for group, row in faster if base is None or row.median_ms < base.median_ms]
     if units.is_refused(report.budget):
         kept = min(faster, key=lambda pair: pair[1].median_ms, default=None)
         return Headline(
@@ -74,15 +100,46 @@ def headline(report: Report) -> Headline:
             notes=()
             if kept is None
             else (f"{kept[1].name} on {kept[1].runtime} is faster and keeps it: deploy that.",),
+            lost=True,
+            steps=for_accuracy(report),
         )
     if not faster:
-        return _nothing_faster(pairs)
+        return _nothing_faster(pairs, base, report)
     group, best = min(faster, key=lambda pair: pair[1].median_ms)
-    sentence = (
-        f"{best.name} on {best.runtime}: {units.ratio(best.ratio)} faster than {_baseline_name(group)} "
-        f"{_interval(best)}, {_quality(best, group.baseline)}"
+    if best.pattern == "dense" and (pruned := _fastest_pruned(pairs)) is not None:
+        return _dense_won(report, (group, best), pruned)
+    return Headline(best, _won(best, base or group.baseline, report.rows), _all_notes(best, group, report.rows))
+
+
+def _fastest_pruned(pairs: Sequence[tuple[RuntimeGroup, Row]]) -> Row | None:
+    return min((row for _, row in pairs if row.pattern != "dense"), key=lambda row: row.median_ms, default=None)
+
+
+def _dense_won(report: Report, winner: tuple[RuntimeGroup, Row], pruned: Row) -> Headline:
+    """The dense model in another precision beats, or is all that is left of, the pruned ones."""
+    group, best = winner
+    same, base = pruned.same_precision, best_dense(report.rows) or group.baseline
+    compared = (
+        ""
+        if same is None
+        else f", {units.ratio_with_interval(same.ratio, same.ratio_ci)} the speed of {same.against}"
     )
-    return Headline(recommended=best, sentence=sentence, notes=_notes(best, report.rows))
+    if pruned.median_ms < best.median_ms:
+        how = f"{pruned.name} on {pruned.runtime} loses more than it may"
+    else:
+        how = f"the fastest pruned artifact, {pruned.name} on {pruned.runtime}, takes {_ms(pruned)} ms{compared}"
+    return Headline(
+        recommended=best,
+        sentence=f"pruning lost: {how}; ship {_won(best, base, report.rows)}",
+        notes=_all_notes(best, group, report.rows),
+        lost=True,
+        steps=for_time(report) if pruned.median_ms >= best.median_ms else for_accuracy(report),
+    )
+
+
+def _won(best: Row, base: Row | None, rows: Sequence[Row]) -> str:
+    speed = "" if base is None else f"{_ms(base)} -> {_ms(best)} ms: {gains(base, best, rows)} · "
+    return f"{best.name} on {best.runtime}: {speed}{_quality(best, base)}"
 
 
 def keeps(row: Row, group: RuntimeGroup, report: Report) -> bool:
@@ -104,8 +161,20 @@ def _group(key: tuple[str, int], rows: list[Row]) -> RuntimeGroup:
     return RuntimeGroup(runtime=key[0], threads=key[1], baseline=baseline, rows=tuple(ordered))
 
 
-def _nothing_faster(pairs: list[tuple[RuntimeGroup, Row]]) -> Headline:
+def _nothing_faster(pairs: Sequence[tuple[RuntimeGroup, Row]], base: Row | None, report: Report) -> Headline:
     group, best = max(pairs, key=lambda pair: pair[1].ratio)
+    pruned = _fastest_pruned(pairs) is not None
+    steps = for_time(report) if pruned else ()
+    elsewhere = base is not None and base.runtime != best.runtime and best.verdict == "faster"
+    if elsewhere and base is not None:
+        return Headline(
+            recommended=None,
+            sentence=f"nothing is faster than the dense fp32 model on {base.runtime}, {_ms(base)} ms: the closest, "
+            f"{best.name} on {best.runtime}, takes {_ms(best)} ms, {_quality(best, base)}",
+            notes=(f"Deploy the dense model on {base.runtime}.",),
+            lost=pruned,
+            steps=steps,
+        )
     word = "slower" if best.verdict == "slower" else "indistinguishable from it"
     return Headline(
         recommended=None,
@@ -113,13 +182,30 @@ def _nothing_faster(pairs: list[tuple[RuntimeGroup, Row]]) -> Headline:
         f"runs at {units.ratio_with_interval(best.ratio, best.ratio_ci)} of its speed ({word}), "
         f"{_quality(best, group.baseline)}",
         notes=("Deploy the dense model: no artifact of this build is measurably faster.",),
+        lost=pruned,
+        steps=steps,
     )
+
+
+def _ms(row: Row) -> str:
+    return units.significant(row.median_ms)
+
+
+def _all_notes(best: Row, group: RuntimeGroup, rows: Sequence[Row]) -> tuple[str, ...]:
+    return (_paired(best, group), *_notes(best, rows))
+
+
+def _paired(best: Row, group: RuntimeGroup) -> str:
+    """The same gain measured side by side, which its verdict rests on."""
+    ratio = units.ratio_with_interval(best.ratio, best.ratio_ci)
+    return f"Side by side it is {ratio} faster than {_baseline_name(group)} on {best.runtime}."
 
 
 def _notes(best: Row, rows: Sequence[Row]) -> tuple[str, ...]:
     notes = []
-    if best.pattern == "dense" and any(row.pattern != "dense" for row in rows):
-        notes.append(f"No pruned artifact was faster than {best.name}, which is not pruned.")
+    if (today := eager(rows)) is not None and today.runtime != best.runtime:
+        times = f"{units.significant(today.median_ms)} ms, {units.ratio(today.median_ms / best.median_ms)} this"
+        notes.append(f"The dense model in torch eager, operator by operator, takes {times}.")
     same = best.same_precision
     if same is not None and same.verdict != "faster":
         verb = "is slower than" if same.verdict == "slower" else "cannot be told from"
@@ -142,18 +228,22 @@ def _baseline_name(group: RuntimeGroup) -> str:
     return group.baseline.name
 
 
-def _interval(row: Row) -> str:
-    return units.ratio_with_interval(row.ratio, row.ratio_ci).partition(" ")[2]
-
-
-def _quality(row: Row, baseline: Row | None) -> str:
+def _quality(row: Row, base: Row | None) -> str:
+    """ "accuracy 98.9 -> 99.4 % (± 0.9, n = 360, indistinguishable)", or the agreement where nothing is labelled."""
+    n = units.evaluated([row])
     if row.accuracy is not None:
-        name, unit = row.metric.name, row.metric.unit
-        sign = " %" if unit == "%" else ""
-        dense = baseline.accuracy if baseline else None
-        beside = f" (dense {units.accuracy(dense, unit)}{sign})" if dense is not None else ""
-        named = " ".join(filter(None, (name, units.of_output(row))))
-        return f"{named} {units.accuracy(row.accuracy, unit)}{sign}{beside}"
+        unit = row.metric.unit
+        before = None if base is None else base.accuracy
+        values = [units.accuracy(value, unit) for value in (before, row.accuracy) if value is not None]
+        named = " ".join(filter(None, (row.metric.name, units.of_output(row))))
+        known = (units.give_or_take(row.accuracy_ci, whole=1.0).strip(), n, units.accuracy_verdict(row))
+        return f"{named} {' -> '.join(values)}{' %' if unit == '%' else ''}{_bracketed(known)}"
     if row.agreement is not None:
-        return units.agreement_text(row.agreement, row.agreement_kind)
+        agreed = units.agreement_text(row.agreement, row.agreement_kind)
+        return f"{agreed}{_bracketed((units.give_or_take(row.agreement_ci).strip(), n))}"
     return "accuracy not measured"
+
+
+def _bracketed(parts: Sequence[str]) -> str:
+    said = ", ".join(filter(None, parts))
+    return f" ({said})" if said else ""

@@ -1,4 +1,4 @@
-"""The report as one HTML page that opens offline: no script, no font, no picture from elsewhere."""
+"""The report as one HTML page that opens offline: nothing from elsewhere, and one small script that sorts a table."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from markupsafe import Markup
 
 from deploypruner.records import ACCURACY, Check, Comparison, Cost, Frozen, Row
 from deploypruner.report import units
-from deploypruner.report.bars import share_bar, width_bars
+from deploypruner.report.bars import histogram, share_bar, width_bars
 from deploypruner.report.bounds import bounds_sentence
 from deploypruner.report.chosen import chosen_sentence, pool_lines
 from deploypruner.report.document import Report
-from deploypruner.report.headline import Headline, RuntimeGroup, group_rows, headline, keeps
+from deploypruner.report.headline import Headline, RuntimeGroup, budget_verdict, group_rows, heading, headline, keeps
+from deploypruner.report.layers import breakable, layer_table
 from deploypruner.report.marks import legend, way_legend
+from deploypruner.report.noise import noise_sentence
 from deploypruner.report.outputs import output_lines
 from deploypruner.report.points import point_lines, points_sentence, way_marks
 from deploypruner.report.precision import (
@@ -30,9 +32,10 @@ from deploypruner.report.precision import (
 from deploypruner.report.ranges import collapse
 from deploypruner.report.repaired import settings_sentence, weight_bits
 from deploypruner.report.scatter import in_picture, quality_axis, scatter, spread
+from deploypruner.report.ship import classes_sentence, input_sentence, ship_sentence
 from deploypruner.report.sparse import assigned_sentence, sparse_lines, sparse_sentence
 
-_GLYPHS = {"faster": "▲", "slower": "▼", "indistinguishable": "≈", "baseline": ""}
+_GLYPHS = {"faster": "▲", "better": "▲", "slower": "▼", "worse": "▼", "indistinguishable": "≈", "baseline": ""}
 _NAMED = 3
 
 
@@ -55,6 +58,7 @@ class _Line:
     refused: bool
     speed: _Verdict
     same: _Verdict | None
+    accuracy: _Verdict | None
 
 
 @dataclass(frozen=True)
@@ -81,11 +85,18 @@ def render_html(report: Report) -> str:
         style=Markup(_resource("style.css")),
         result=result,
         refused=units.is_refused(report.budget),
+        budget=budget_verdict(report, result),
+        ship=ship_sentence(report.deploy) if report.deploy else "",
+        ship_inputs=[input_sentence(entry) for entry in report.deploy.get("inputs", ())],
+        ship_classes=classes_sentence(report.deploy.get("classes", ())),
+        noise=noise_sentence(report).rpartition(";")[0],
         groups=[(group, _lines(group, result, report), _samples(group)) for group in group_rows(report.rows)],
         threads=_threads(report.rows),
+        histograms=any(row.histogram is not None for row in report.rows),
         labelled=any(row.accuracy is not None for row in report.rows),
         metric=next((row.metric for row in report.rows if row.accuracy is not None), ACCURACY),
         metric_unit=units.metric_unit(report.rows),
+        evaluated=units.evaluated(report.rows),
         agreement_column=units.agreement_head(report.rows),
         by_output=output_lines(report.rows),
         picture=_picture(report, result),
@@ -93,6 +104,8 @@ def render_html(report: Report) -> str:
         points_said=points_sentence(report.points),
         costs=_costs(report.dense, report.pruned),
         widths=width_bars(report.layers),
+        layers=layer_table(report.layers),
+        script=Markup(_resource("sort.js")),
         branches=list(report.budget.get("dropped") or ()),
         bounds=bounds_sentence(report.budget),
         chosen=chosen_sentence(report),
@@ -103,6 +116,7 @@ def render_html(report: Report) -> str:
         precision=precision_sentence(report.precision),
         precision_heads=(precision_runtimes(report.precision), precision_own(report.precision)),
         precision_lines=precision_lines(report.precision),
+        modules={layer.node: layer.name for layer in report.layers if layer.node},
         sparse=sparse_sentence(report.sparse),
         assigned=assigned_sentence(report.sparse),
         repaired=settings_sentence(report.settings),
@@ -120,6 +134,9 @@ def _template() -> jinja2.Template:
     environment.globals["u"] = units
     environment.globals["share_bar"] = share_bar
     environment.globals["collapse"] = collapse
+    environment.globals["heading"] = heading
+    environment.globals["histogram"] = histogram
+    environment.globals["breakable"] = breakable
     return environment.from_string(_resource("template.html.j2"))
 
 
@@ -135,6 +152,7 @@ def _lines(group: RuntimeGroup, result: Headline, report: Report) -> list[_Line]
             refused=row.pattern != "dense" and not keeps(row, group, report),
             speed=_speed(row, group),
             same=_same(row, group),
+            accuracy=_accuracy(row),
         )
         for row in group.rows
     ]
@@ -164,6 +182,15 @@ def _same(row: Row, group: RuntimeGroup) -> _Verdict | None:
         return None
     numbers = units.ratio_with_interval(same.ratio, same.ratio_ci)
     return _Verdict(numbers, same.verdict, _GLYPHS[same.verdict], same.against)
+
+
+def _accuracy(row: Row) -> _Verdict | None:
+    """Against the dense fp32 model; how that was found in the place of numbers."""
+    word, change = units.accuracy_verdict(row), row.change
+    if not word or change is None:
+        return None
+    samples = f"{change.gained} samples are right here alone, {change.lost} in the dense model alone"
+    return _Verdict(f"{samples}; p = {change.p:.2g}", word, _GLYPHS[word])
 
 
 def _picture(report: Report, result: Headline) -> dict[str, Any] | None:

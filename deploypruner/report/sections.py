@@ -1,4 +1,4 @@
-"""The shapes of what the forms of a report read of `budget`, `loop`, `sparse` and `precision`."""
+"""The shapes of what the forms of a report read of `budget`, `loop`, `sparse`, `precision` and `deploy`."""
 
 from __future__ import annotations
 
@@ -203,12 +203,36 @@ class _Point(TypedDict):
     artifact: _Text
 
 
+class _DeployedInput(TypedDict):
+    name: _Text
+    shape: list[_Int | _Text]
+    layout: _Text
+    dtype: _Text
+    range: list[_Measured] | None
+    mean: list[_Number] | None
+    std: list[_Number] | None
+
+
+class _Deploy(TypedDict):
+    file: _Text
+    files: _Names
+    bytes: _Int
+    artifact: _Text
+    runtime: _Text
+    threads: _Int
+    version: _Text
+    inputs: list[_DeployedInput]
+    classes: _Names
+    load: _Names
+
+
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "budget": TypeAdapter(_Budget),
     "loop": TypeAdapter(_Round),
     "points": TypeAdapter(_Point),
     "sparse": TypeAdapter(_SparseSection),
     "precision": TypeAdapter(_PrecisionSection),
+    "deploy": TypeAdapter(_Deploy),
 }
 # Sections of these that may be empty in every way JSON has.
 _MAY_BE_EMPTY = ("quality", "bounds", "pool", "dropped", "assigned", "against_dense", "accuracy")
@@ -218,7 +242,7 @@ def check_section(name: str, held: dict[str, Any]) -> None:
     """Check what is read of one section; whatever else stands in it is left alone.
 
     Args:
-        name: "budget", "sparse", "precision", "loop" or "points".
+        name: "budget", "sparse", "precision", "deploy", "loop" or "points".
         held: What report.json has there, of a loop one round, of points one; empty where nothing is said.
 
     Raises:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from deploypruner.records import Check
 from deploypruner.report import units
+from deploypruner.report.advice import step_lines
 from deploypruner.report.bounds import bounds_sentence
 from deploypruner.report.chosen import chosen_sentence
 from deploypruner.report.columns import table_rows
 from deploypruner.report.document import Report
-from deploypruner.report.headline import headline
+from deploypruner.report.headline import Headline, budget_verdict, headline
+from deploypruner.report.noise import noise_sentence
 from deploypruner.report.outputs import outputs_text
 from deploypruner.report.points import points_sentence
 from deploypruner.report.precision import precision_sentence
+from deploypruner.report.ship import ship_lines
 from deploypruner.report.sparse import assigned_sentence, assigned_table, sparse_sentence
-from deploypruner.report.terminal import Paint, painter, wrap
+from deploypruner.report.terminal import Paint, ascii_only, painter, wrap
 from deploypruner.terminal import escaped
 
 
@@ -28,18 +31,20 @@ def table(report: Report, *, colour: bool, width: int | None = None) -> str:
     paint = painter(colour)
     rows = table_rows(report.rows, colour=colour, width=width)
     # A network that is worth nothing any more must not be taken for the speed-up in its table.
-    refused = units.is_refused(report.budget)
-    result = _result(report, paint, width, style="bad" if refused else "")
+    found = headline(report)
+    result = _result(found, paint, width)
     by_output = outputs_text(report.rows)
     blocks = [
         paint(_title(report), "strong"),
-        *((result, rows, by_output) if refused else (rows, by_output, result)),
-        _budget(report, paint, width),
+        *((result, rows, by_output) if found.lost else (rows, by_output, result)),
+        "\n".join(ship_lines(report, width)),
+        _budget(report, found, paint, width=width),
         _precision(report, width),
         _sparse(report, width),
         wrap("points: ", said, width) if (said := points_sentence(report.points)) else "",
         _verification(report, paint, width),
         "\n".join(paint(wrap("warning: ", text, width), "warn") for text in report.warnings),
+        paint(wrap("noise: ", noise_sentence(report), width), "warn") if report.noise else "",
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -55,20 +60,21 @@ def _title(report: Report) -> str:
     return "  ".join(escaped(part) for part in parts if part)
 
 
-def _result(report: Report, paint: Paint, width: int | None, *, style: str) -> str:
-    found = headline(report)
+def _result(found: Headline, paint: Paint, width: int | None) -> str:
     notes = [wrap("note: ", note, width) for note in found.notes]
-    return "\n".join([_painted(wrap("result: ", found.sentence, width), paint, style), *notes])
+    steps = [wrap("next: ", text, width) for text in step_lines(found.steps)]
+    style = "bad" if found.lost else ""
+    return "\n".join([_painted(wrap("result: ", ascii_only(found.sentence), width), paint, style), *steps, *notes])
 
 
-def _budget(report: Report, paint: Paint, width: int | None) -> str:
+def _budget(report: Report, found: Headline, paint: Paint, *, width: int | None) -> str:
     if not report.budget:
         return ""
     sentence = units.budget_sentence(report.budget)
-    verdict = units.budget_verdict(report.budget)
+    verdict, style = budget_verdict(report, found)
     # The verdict stays in one piece where the line is broken, and only it has a colour.
     text = wrap("budget: ", f"{sentence}: {verdict.replace(' ', '_')}", width)
-    lines = [text[: -len(verdict)] + paint(verdict, "good" if verdict == "met" else "bad")]
+    lines = [text[: -len(verdict)] + paint(verdict, style)]
     said = {"bounds: ": bounds_sentence(report.budget), "chosen: ": chosen_sentence(report)}
     return "\n".join([*lines, *(wrap(name, text, width) for name, text in said.items() if text)])
 

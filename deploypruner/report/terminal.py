@@ -18,6 +18,11 @@ def painter(colour: bool) -> Paint:
     return lambda text, style: f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if style in _STYLES else text
 
 
+def ascii_only(text: str) -> str:
+    """The signs that sentences and cells of a report share with the page, as a terminal without them has them."""
+    return text.replace(" ± ", " +-").replace("± ", "+-").replace(" · ", " | ")
+
+
 def wrap(prefix: str, text: str, width: int | None) -> str:
     """`prefix` and escaped `text`, later lines indented under the text; one line when width is None."""
     if width is None:

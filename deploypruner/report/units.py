@@ -64,15 +64,46 @@ def agreement_head(rows: Iterable[Row]) -> tuple[str, str]:
 def agreement_cell(row: Row, rows: Iterable[Row]) -> str:
     """What a row has in that column; with its kind where those of the rows differ, for an error is no agreement."""
     text = agreement(row.agreement, row.agreement_kind)
+    if text != UNKNOWN and text.endswith(" %"):
+        text = text.removesuffix(" %") + give_or_take(row.agreement_ci) + " %"
     return text if len(_kinds(rows)) < 2 or text == UNKNOWN else f"{row.agreement_kind} {text}"
 
 
 def metric_unit(rows: Iterable[Row]) -> str:
-    """What stands under the name of the metric: its unit, and of several outputs the one it is of."""
+    """What stands under the name of the metric: its unit, of several outputs the one it is of, and n."""
+    rows = list(rows)
     row = next((row for row in rows if row.accuracy is not None), None)
     if row is None:
         return ""
-    return ", ".join(filter(None, (row.metric.unit, of_output(row))))
+    return ", ".join(filter(None, (row.metric.unit, of_output(row), evaluated(rows))))
+
+
+def evaluated(rows: Iterable[Row]) -> str:
+    """ "n = 360", the inputs behind accuracy and agreement; "" where nobody noted it."""
+    counts = sorted({row.evaluated for row in rows if row.evaluated})
+    return f"n = {' to '.join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))}" if counts else ""
+
+
+def give_or_take(interval: tuple[float, float] | None, *, whole: float = 100.0) -> str:
+    """ " ± 0.9", half of a 95 % interval in percent; "" without one.
+
+    Args:
+        interval: Lower and upper end.
+        whole: What one unit of it is in percent: 1 for percent, 100 for shares.
+    """
+    return "" if interval is None else f" ± {whole * (interval[1] - interval[0]) / 2:.1f}"
+
+
+def accuracy_cell(row: Row) -> str:
+    """A row's metric and how well it is known: "99.4 ± 0.9"."""
+    text = accuracy(row.accuracy, row.metric.unit)
+    return text if text == UNKNOWN else text + give_or_take(row.accuracy_ci, whole=1.0)
+
+
+def accuracy_verdict(row: Row) -> str:
+    """better, worse or indistinguishable from the dense fp32 model; "" for that model itself, and where unknown."""
+    itself = (row.pattern, row.precision) == ("dense", "fp32")
+    return "" if row.change is None or itself else row.change.verdict
 
 
 def of_output(row: Row) -> str:
@@ -173,7 +204,9 @@ def plain_text(value: object) -> str:
         if all(isinstance(item, int) for item in value):
             return "x".join(str(item) for item in value) if len(value) > 1 else str(value[0])
         return ", ".join(plain_text(item) for item in value)
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
 
 
 def budget_sentence(budget: dict[str, Any]) -> str:

@@ -6,10 +6,13 @@ A runtime file imports its library inside `open` and `version` for the same reas
 
 from __future__ import annotations
 
+import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +26,7 @@ from deploypruner.sparse.custom_ops import uses_sparse_operations
 
 Array = NDArray[Any]
 Shapes = Sequence[Sequence[int]]
+Usage = tuple[str, str, str]
 
 
 class Session(ABC):
@@ -84,6 +88,18 @@ class Runtime(ABC):
             InputError: The file is missing, damaged, or of a kind this runtime cannot execute.
             RecipeError: `threads` < 1.
         """
+
+    @classmethod
+    def usage(cls, file: Path, inputs: Sequence[str], *, threads: int, extension: Path | None = None) -> Usage:
+        """Three lines of Python that load a file without DeployPruner and run it, as it was timed.
+
+        Args:
+            file: The artifact.
+            inputs: Names of its inputs; the lines read arrays of these names.
+            threads: Threads it may use.
+            extension: Library with the operations of a sparse file, None where it needs none.
+        """
+        raise NotImplementedError(f"nobody wrote down how {cls.label} is used")
 
     @abstractmethod
     def version(self) -> str:
@@ -182,6 +198,17 @@ def no_numpy(path: Path, name: str, native_type: str) -> InputError:
     )
 
 
+def keyword(name: str) -> str:
+    """A name for an input in Python: what is no identifier becomes one."""
+    found = re.sub(r"\W", "_", name)
+    return found if found.isidentifier() and not iskeyword(found) else f"input_{found}"
+
+
+def fed(inputs: Sequence[str]) -> str:
+    """A dict of arrays by input name, as Python: `{"x": x}`."""
+    return "{" + ", ".join(f"{json.dumps(name)}: {keyword(name)}" for name in inputs) + "}"
+
+
 def hint_for(path: Path) -> str:
     """What to do about a file that was refused, "" where nothing about it stands out.
 
@@ -244,9 +271,12 @@ __all__ = [
     "Profiler",
     "Runtime",
     "Session",
+    "Usage",
     "check_feeds",
     "check_openable",
     "default_runtimes",
+    "fed",
+    "keyword",
     "no_numpy",
     "opens",
     "running",

@@ -17,8 +17,10 @@ from deploypruner.runtime import (
     Runtime,
     Session,
     Shapes,
+    Usage,
     check_feeds,
     check_openable,
+    fed,
     no_numpy,
     running,
     runtimes,
@@ -103,6 +105,16 @@ class OnnxRuntime(Runtime, Profiler):
         with scratch() as folder:
             session = self.open(path, threads=threads, counters=folder)
             return session.node_times(feeds, calls=calls)
+
+    @classmethod
+    def usage(cls, file: Path, inputs: Sequence[str], *, threads: int, extension: Path | None = None) -> Usage:
+        """See `Runtime.usage`."""
+        del extension  # sparse files run elsewhere
+        return (
+            f"import onnxruntime; options = onnxruntime.SessionOptions(); options.intra_op_num_threads = {threads}",
+            f'session = onnxruntime.InferenceSession({str(file)!r}, options, providers=["CPUExecutionProvider"])',
+            f"outputs = session.run(None, {fed(inputs)})",
+        )
 
     def version(self) -> str:
         """Version of the loaded onnxruntime."""

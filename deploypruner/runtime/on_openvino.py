@@ -19,8 +19,10 @@ from deploypruner.runtime import (
     Runtime,
     Session,
     Shapes,
+    Usage,
     check_feeds,
     check_openable,
+    fed,
     no_numpy,
     running,
     runtimes,
@@ -98,6 +100,21 @@ class OpenVino(Runtime, Profiler):
                 raise _refused(path, error) from None
             raise unreadable(OpenVino, path, error) from None
         return OpenVinoSession(compiled, settings | fixed, path)
+
+    @classmethod
+    def usage(cls, file: Path, inputs: Sequence[str], *, threads: int, extension: Path | None = None) -> Usage:
+        """See `Runtime.usage`."""
+        first = "import openvino"
+        core = "openvino.Core()"
+        if extension is not None:
+            first += f"; core = openvino.Core(); core.add_extension({str(extension)!r})"
+            core = "core"
+        settings = {"INFERENCE_NUM_THREADS": str(threads), **_FIXED}
+        return (
+            first,
+            f'model = {core}.compile_model({str(file)!r}, "CPU", {settings})',
+            f"outputs = model({fed(inputs)})",
+        )
 
     def version(self) -> str:
         """Version of the loaded openvino."""

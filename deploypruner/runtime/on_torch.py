@@ -16,8 +16,10 @@ from deploypruner.runtime import (
     Runtime,
     Session,
     Shapes,
+    Usage,
     check_feeds,
     check_openable,
+    keyword,
     runtimes,
     unreadable,
 )
@@ -65,6 +67,17 @@ class TorchEager(Runtime):
         except Exception as error:  # noqa: BLE001 - building the module raises whatever torch raises
             raise unreadable(TorchEager, path, error) from None
         return session
+
+    @classmethod
+    def usage(cls, file: Path, inputs: Sequence[str], *, threads: int, extension: Path | None = None) -> Usage:
+        """See `Runtime.usage`; the program takes its inputs as they were exported, tensors in order."""
+        del extension  # sparse files run elsewhere
+        tensors = ", ".join(f"torch.as_tensor({keyword(name)})" for name in inputs)
+        return (
+            f"import torch; torch.set_num_threads({threads})",
+            f"module = torch.export.load({str(file)!r}).module()",
+            f"outputs = module({tensors})",
+        )
 
     def version(self) -> str:
         """Version of the loaded torch."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,7 @@ def from_arrays(arrays: dict[str, NDArray[Any]], settings: DataSettings, *, name
         val=_limited_batches(x_val, y_val, "val", settings),
         name=name,
         remarks=tuple(dict.fromkeys(remarks)),
+        images=replace(settings, channels=x.shape[1]) if x.dtype == torch.uint8 else None,
     )
 
 

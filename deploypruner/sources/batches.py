@@ -95,6 +95,7 @@ class Data:
         name: Short title: folder, file stem or factory.
         classes: Class names by index, None where the source has no names.
         remarks: What was decided on the user's behalf, one sentence each.
+        images: How pixels, 0 to 255, become the model's input; None where inputs are used as they are.
     """
 
     train: Batches
@@ -102,6 +103,7 @@ class Data:
     name: str
     classes: tuple[str, ...] | None = None
     remarks: tuple[str, ...] = ()
+    images: DataSettings | None = None
 
     @property
     def labelled(self) -> bool:

@@ -128,6 +128,7 @@ def load_image_folder(root: Path, settings: DataSettings) -> Data:
         name=root.resolve().name,
         classes=train.classes or val.classes,
         remarks=tuple(remarks),
+        images=settings,
     )
 
 

@@ -66,6 +66,20 @@ class Task(ABC):
         """
         raise NotImplementedError("a task without a metric has no scores")
 
+    def right(self, output: Array, labels: Array, dense: Array | None = None) -> Array | None:
+        """`[N]` bool, which samples are right; None where the metric is not the share of these.
+
+        Args:
+            output: As for `scores`.
+            labels: As for `scores`.
+            dense: As for `scores`.
+        """
+        return None
+
+    def same(self, output: Array, reference: Array) -> Array | None:
+        """`[N]` bool, which samples have the dense model's answer; None where agreement is not the share of these."""
+        return None
+
     @abstractmethod
     def agreement(self, output: Array, reference: Array) -> float:
         """Agreement with the dense model's answers of the same shape: 1 for the same, 0 for a useless answer."""

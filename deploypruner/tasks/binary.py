@@ -38,15 +38,22 @@ class Binary(Task):
 
     def scores(self, output: Array, labels: Array, dense: Array | None = None) -> dict[str, float]:
         """Percent of samples with the right decision."""
-        right = (decisions(output, output if dense is None else dense) == (labels.reshape(output.shape) > 0)).reshape(
-            -1
-        ) & valid(output)
-        return {ACCURACY.name: 100 * float(np.mean(right))}
+        return {ACCURACY.name: 100 * float(np.mean(self.right(output, labels, dense)))}
+
+    def right(self, output: Array, labels: Array, dense: Array | None = None) -> Array:
+        """Those with the right decision; NaN is never right."""
+        said = decisions(output, output if dense is None else dense)
+        return np.asarray((said == (labels.reshape(output.shape) > 0)).reshape(-1) & valid(output))
 
     def agreement(self, output: Array, reference: Array) -> float:
         """Share of samples with the same decision."""
-        same = (decisions(output, reference) == decisions(reference, reference)).reshape(-1)
-        return float(np.mean(same & valid(output)))
+        return float(np.mean(self.same(output, reference)))
+
+    def same(self, output: Array, reference: Array) -> Array:
+        """Those with the same decision; NaN never agrees."""
+        return np.asarray(
+            (decisions(output, reference) == decisions(reference, reference)).reshape(-1) & valid(output)
+        )
 
     def details(self, output: Array, reference: Array) -> dict[str, float]:
         """The relative error of the scores."""

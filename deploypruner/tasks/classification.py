@@ -49,11 +49,20 @@ class Classification(Task):
 
     def scores(self, output: Array, labels: Array, dense: Array | None = None) -> dict[str, float]:
         """Percent of samples whose largest score is at the label; NaN is never right."""
-        return {ACCURACY.name: 100 * float(np.mean(_right(output, labels)))}
+        return {ACCURACY.name: 100 * float(np.mean(self.right(output, labels)))}
+
+    def right(self, output: Array, labels: Array, dense: Array | None = None) -> Array:
+        """Those whose largest score is at the label; NaN is never right."""
+        wanted = labels.argmax(axis=1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)
+        return np.asarray((output.argmax(axis=1) == wanted) & valid(output))
 
     def agreement(self, output: Array, reference: Array) -> float:
         """Share of samples with the same largest score; NaN never agrees."""
-        return float(np.mean((output.argmax(axis=1) == reference.argmax(axis=1)) & valid(output)))
+        return float(np.mean(self.same(output, reference)))
+
+    def same(self, output: Array, reference: Array) -> Array:
+        """Those with the same largest score; NaN never agrees."""
+        return np.asarray((output.argmax(axis=1) == reference.argmax(axis=1)) & valid(output))
 
     def details(self, output: Array, reference: Array) -> dict[str, float]:
         """The relative error of the scores."""
@@ -62,7 +71,7 @@ class Classification(Task):
     def by_chance(self, output: Array, labels: Array) -> str:
         """One-sided binomial test at 5 % against a model that guesses among K classes."""
         count, classes = len(output), output.shape[1]
-        right = int(_right(output, labels).sum())
+        right = int(self.right(output, labels).sum())
         if not is_luck(right, count, 1 / classes):
             return ""
         return f"accuracy {100 * right / count:.1f} % on {count} samples, where guessing has {100 / classes:.3g} %"
@@ -115,8 +124,3 @@ def is_luck(right: int, count: int, chance: float) -> bool:
 def valid(output: Array) -> Array:
     """`[N]` bool: samples without NaN."""
     return np.asarray(~np.isnan(output.reshape(len(output), -1)).any(axis=1))
-
-
-def _right(output: Array, labels: Array) -> Array:
-    wanted = labels.argmax(axis=1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)
-    return np.asarray((output.argmax(axis=1) == wanted) & valid(output))

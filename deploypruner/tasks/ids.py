@@ -34,6 +34,18 @@ class Ids(Task):
         """Percent of equal values."""
         return {ACCURACY.name: 100 * float(np.mean(output == labels.reshape(output.shape)))}
 
+    def right(self, output: Array, labels: Array, dense: Array | None = None) -> Array | None:
+        """Equal values, where a sample has one."""
+        return _equal(output, labels.reshape(output.shape))
+
+    def same(self, output: Array, reference: Array) -> Array | None:
+        """Equal values, where a sample has one."""
+        return _equal(output, reference)
+
     def agreement(self, output: Array, reference: Array) -> float:
         """Share of equal values."""
         return float(np.mean(output == reference))
+
+
+def _equal(output: Array, other: Array) -> Array | None:
+    return np.asarray(output == other).reshape(-1) if output.size == len(output) else None

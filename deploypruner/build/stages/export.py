@@ -8,8 +8,9 @@ from typing import ClassVar
 from torch import nn
 
 from deploypruner.build.artifacts import write_state
+from deploypruner.build.eager import EAGER
 from deploypruner.build.register import stages
-from deploypruner.build.stage import Stage, stage_file
+from deploypruner.build.stage import Stage
 from deploypruner.build.state import Build
 from deploypruner.export import Exporter, from_module
 from deploypruner.export.to_openvino import write_ir
@@ -22,7 +23,7 @@ def _pruned(exporter: type[Exporter]) -> str:
 
 
 def _dense(exporter: type[Exporter]) -> str:
-    return stage_file(f"dense{exporter.suffix}")
+    return f"dense{exporter.suffix}"
 
 
 @stages.register("export")
@@ -47,7 +48,7 @@ class Export(Stage):
         if graph.front_end == "torch.export":  # what no export could trace has no program either
             for exporter in from_module():
                 _write(build, exporter, build.compiled, _pruned(exporter))
-                if _is_timed(build, exporter):
+                if _is_timed(build, exporter) or _is_compared(build, exporter):
                     _write(build, exporter, graph.module, _dense(exporter))
         write_state(folder, "weights.safetensors", build.compiled)
         return self.restore(build)
@@ -70,6 +71,11 @@ class Export(Stage):
 def _is_timed(build: Build, exporter: type[Exporter]) -> bool:
     """Did the user name a runtime that opens such files?"""
     return any(exporter.suffix in runtimes.get(name).suffixes for name in build.recipe.measure.runtimes)
+
+
+def _is_compared(build: Build, exporter: type[Exporter]) -> bool:
+    """Is the dense model timed as the user runs it today?"""
+    return not build.recipe.measure.runtimes and exporter.suffix in runtimes.get(EAGER).suffixes
 
 
 def _write(build: Build, exporter: type[Exporter], module: nn.Module, name: str) -> None:

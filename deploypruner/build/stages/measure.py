@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import ClassVar
 
+from deploypruner.build.eager import eager_job
 from deploypruner.build.evaluate import judge, validation_samples
 from deploypruner.build.feeds import timing_feeds
 from deploypruner.build.joint import floats_unforeseen, too_fast
+from deploypruner.build.layer_table import measured_layers
 from deploypruner.build.register import stages
 from deploypruner.build.stage import Again, Stage
 from deploypruner.build.state import Build, Feeds
@@ -43,7 +45,8 @@ class Measure(Stage):
     def run(self, build: Build) -> Build:
         """Give rows, raw timings and warnings."""
         recipe = build.recipe.measure
-        jobs = make_jobs(build.artifacts, recipe.runtimes or default_runtimes())
+        eager, without = eager_job(build)
+        jobs = [*make_jobs(build.artifacts, recipe.runtimes or default_runtimes()), *([eager] if eager else [])]
         machine = environment()
         samples = validation_samples(build)
         qualities = judge(build, jobs, samples)
@@ -77,13 +80,16 @@ class Measure(Stage):
             floor=measured.floor,
             conditions=measured.conditions,
         )
+        layers, why = measured_layers(build, rows)
         certificate = None if build.found is None else _certify(build, build.found, measured, feeds=feeds)
         return replace(
             build,
             timings=measured.timings,
             rows=tuple(rows),
             certificate=certificate,
-            remarks=(*build.remarks, *failures, *warnings),
+            remarks=(*build.remarks, *filter(None, (without, why)), *failures),
+            layer_ms=layers,
+            noise=tuple(warnings),
             environment=machine,
             noise_floor=measured.floor,
         )

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any, ClassVar
 
 from deploypruner.build.bounds import bounds_of
+from deploypruner.build.deploy import deploy_of, within
 from deploypruner.build.folder import MANIFEST
+from deploypruner.build.layer_table import layer_widths
 from deploypruner.build.points import plans_of, points_of
 from deploypruner.build.promise import kept_of, require_met, require_verified
 from deploypruner.build.register import stages
 from deploypruner.build.results import Point
 from deploypruner.build.stage import Stage
 from deploypruner.build.state import Build
-from deploypruner.graph import Graph
 from deploypruner.graph.capture.asked_axes import argument_names
-from deploypruner.graph.execute.module import get_state
 from deploypruner.graph.inputs import carries_batch, tensors
 from deploypruner.graph.open_axes import as_json
 from deploypruner.measure import environment
 from deploypruner.measure.statistics import compare
 from deploypruner.recipe import Recipe, resolved_toml
 from deploypruner.records import ACCURACY
-from deploypruner.report import LayerWidth, Report, StageTime, render_html, render_json
+from deploypruner.report import Report, StageTime, render_html, render_json
 from deploypruner.sparsity.assign.solver import DENSE
 from deploypruner.target import detect
 
@@ -72,7 +72,7 @@ def make_report(build: Build, points: Sequence[Point]) -> Report:
     """Everything the build knows, as one record."""
     graph = build.traced
     dense = graph.cost()
-    return Report(
+    report = Report(
         target=asdict(detect(build.recipe.target)),
         environment=_environment(build),
         command=build.command,
@@ -85,7 +85,7 @@ def make_report(build: Build, points: Sequence[Point]) -> Report:
         },
         settings=_settings(build),
         budget=budget_of(build),
-        rows=build.rows,
+        rows=tuple(replace(row, file=within(build, row.file)) for row in build.rows),
         verification=build.checks,
         loop=() if build.found is None else tuple(asdict(line) for line in build.found.rounds),
         layers=layer_widths(build),
@@ -97,7 +97,16 @@ def make_report(build: Build, points: Sequence[Point]) -> Report:
         sparse=sparse_of(build),
         precision=build.precision,
         points=tuple(point.document for point in points),
+        noise=build.noise,
     )
+    return replace(report, deploy=deploy_of(build, report), files=_files(build))
+
+
+def _files(build: Build) -> tuple[str, ...]:
+    """Names of what a finished folder holds, resume state left out."""
+    own = {name for name in build.folder.own() if build.folder.has(name)}
+    named = own | {name for name in WriteReport.writes if not name.endswith("/")}
+    return tuple(sorted(name for name in named if not name.startswith("stages/")))
 
 
 def inputs_of(build: Build) -> list[dict[str, Any]]:
@@ -197,24 +206,6 @@ def _patterns(build: Build) -> dict[str, Any]:
     return {"layers": layers, "assigned": {name: assigned[name] for name in names}}
 
 
-def layer_widths(build: Build) -> tuple[LayerWidth, ...]:
-    """Output channels of every convolution and linear layer before and after; none where its branch is gone."""
-    graph, module = build.traced, build.compiled
-    gone = {name: branch for branch in build.planned.dropped for name in graph.branch(branch).parameters}
-    widths = []
-    for affine in (a for a in graph.labelling.affines.values() if a.role == "producer"):
-        before = get_state(graph.module, affine.weight).shape[affine.axis]
-        branch = gone.get(affine.weight, "")
-        after = 0 if branch else get_state(module, affine.weight).shape[affine.axis]
-        name, kind = affine.weight.removesuffix(".weight"), _kind(graph, affine.weight)
-        widths.append(LayerWidth(name, kind, before, after, branch))
-    return tuple(widths)
-
-
-def _kind(graph: Graph, weight: str) -> str:
-    return "linear" if get_state(graph.module, weight).ndim == 2 else "conv"
-
-
 def warnings_of(build: Build) -> tuple[str, ...]:
     """What was said on the way, and what the numbers say now."""
     found = list(build.remarks)
@@ -253,6 +244,7 @@ def _settings(build: Build) -> dict[str, Any]:
         **build.recovery.to_json(),
         "quantization": build.quantized.to_json(),
         "noise_floor": build.noise_floor,
+        "layers_timed_in": build.layer_ms.get("", None),
     }
 
 

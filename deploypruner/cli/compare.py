@@ -1,0 +1,61 @@
+"""The command `compare`: finished builds side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from deploypruner.atomic import ERRORS, replacing
+from deploypruner.cli.options import GroupedCommand, colour, width
+from deploypruner.cli.recipe_options import command_option
+from deploypruner.errors import InputError
+from deploypruner.reading import status
+
+
+@click.command("compare", cls=GroupedCommand, example="deploypruner compare build/ build-2/ --html compared.html")
+@click.argument("builds", nargs=-1, required=True, type=click.Path(path_type=Path))
+@command_option("--json", "document", metavar="FILE", help="The numbers as JSON; - for stdout.")
+@command_option("--html", "page", metavar="FILE", help="The same as a page.")
+def compare_command(builds: tuple[Path, ...], document: str | None, page: str | None) -> None:
+    """Finished builds side by side: what each ships, its speed, its accuracy, and whether its budget was met.
+
+    Nothing is measured: `bench` times builds side by side.
+    """
+    from deploypruner.report import read_report
+    from deploypruner.report.compare import compare_html, compare_json, compare_text, compared, remarks
+
+    for name in (document, page):
+        _check_new(name, {"--json": b"{", "--html": b"<"}["--json" if name is document else "--html"])
+    reports = [read_report(folder) for folder in builds]
+    lines = [compared(_name(folder), report) for folder, report in zip(builds, reports, strict=True)]
+    notes = remarks(reports)
+    text = json.dumps(compare_json(lines, notes), indent=2, allow_nan=False)
+    if document == "-":
+        click.echo(text)
+    else:
+        click.echo(compare_text(lines, notes, colour=colour(), width=width()), nl=False)
+    for name, content in ((document, text + "\n"), (page, compare_html(lines, notes))):
+        if name not in (None, "-"):
+            with replacing(Path(str(name)).resolve(), instead="name a file that can be written to") as temporary:
+                temporary.write_text(content, encoding="utf-8", errors=ERRORS)
+
+
+def _name(folder: Path) -> str:
+    """As the user calls it, without the file that stands for the build."""
+    found = folder.parent if folder.name == "report.json" else folder
+    return str(found)
+
+
+def _check_new(name: str | None, first: bytes) -> None:
+    """A file that is replaced must be of the kind that is written there.
+
+    Raises:
+        InputError: It is there and is another kind, or is a folder.
+    """
+    if name in (None, "-") or (found := status(Path(str(name)), what="file")) is None:
+        return
+    path = Path(str(name))
+    if path.is_dir() or (found.st_size and path.read_bytes()[:64].lstrip()[:1] != first):
+        raise InputError(f"'{path}' is there and is something else", hint="name a new file")

@@ -1,0 +1,68 @@
+"""The command `validate`: does a build still keep what it has to, here and now?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from deploypruner.cli.options import GroupedCommand, Real, colour
+from deploypruner.cli.recipe_options import command_option
+from deploypruner.errors import BudgetError, RecipeError
+from deploypruner.ranges import MOST
+from deploypruner.recipe.budget import parse_latency
+from deploypruner.recipe.option import BUDGET, MEASURING, MODEL
+
+
+@click.command(
+    "validate", cls=GroupedCommand, example="deploypruner validate build/ --max-latency 5ms --min-accuracy 0.92"
+)
+@click.argument("build", type=click.Path(path_type=Path))
+@command_option("--max-latency", group=BUDGET, metavar="TIME", help="Largest latency: 5ms, 800us, 5ms@p95.")
+@command_option(
+    "--min-accuracy",
+    group=BUDGET,
+    type=Real(-MOST, MOST),
+    metavar="SHARE",
+    help="Least accuracy, 0.92 for 92 %; of a metric that is no share the least value, of an error the largest.",
+)
+@command_option("--data", group=MODEL, metavar="DIR", help="Labelled data.  [default: the build's]")
+@command_option(
+    "--seconds",
+    group=MEASURING,
+    type=Real(1, MOST),
+    default=10.0,
+    show_default=True,
+    help="Seconds of timing.",
+)
+def validate_command(
+    build: Path, max_latency: str | None, min_accuracy: float | None, data: str | None, seconds: float
+) -> None:
+    """Measure the file that BUILD says to ship, on this machine: 0 where it keeps every limit, 3 where not.
+
+    The end of the latency's 95 % interval has to keep its limit; accuracy is of the validation data.
+    """
+    if max_latency is None and min_accuracy is None:
+        raise RecipeError("there is nothing to validate", hint="give --max-latency 5ms, --min-accuracy 0.92, or both")
+    latency, quantile = (None, 0.5) if max_latency is None else parse_latency(max_latency)
+    from deploypruner.build.validated import Limits, validate
+    from deploypruner.report.terminal import ascii_only, painter
+    from deploypruner.terminal import escaped
+
+    found = validate(build, Limits(latency, quantile, min_accuracy), data=data, seconds=seconds)
+    paint = painter(colour())
+    threads = f"{found.threads} thread{'' if found.threads == 1 else 's'}"
+    click.echo(escaped(f"{found.file} on {found.runtime}, {threads}"))
+    for check in found.checks:
+        word, style = ("ok", "good") if check.kept else ("NOT CERTIFIED" if check.doubt else "NOT KEPT", "bad")
+        doubt = f": {check.doubt}" if check.doubt else ""
+        said = ascii_only(f"{check.name}  {check.found}  {check.limit}")
+        click.echo(f"  {escaped(said)}  {paint(word, style)}{escaped(doubt)}")
+    broken = [check for check in found.checks if not check.kept]
+    if broken:
+        names = " and ".join(check.name for check in broken)
+        said = ascii_only("; ".join(f"{check.found}, {check.limit} asked" for check in broken))
+        raise BudgetError(
+            f"{found.file} does not keep its {names}: {said}",
+            hint="a latency is known better on a quiet machine with more --seconds; else compile for that limit",
+        )

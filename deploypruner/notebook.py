@@ -1,0 +1,32 @@
+"""What objects look like in a notebook: a line, and a small table that needs no style sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+_MOST = 200
+_CELL = "text-align:left; padding:.15em .8em .15em 0; vertical-align:top"
+
+
+def html_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A title and a table, every text escaped; of more than 200 rows the first, and how many there are.
+
+    Args:
+        title: One sentence.
+        heads: Of the columns.
+        rows: As many cells each.
+    """
+    head = "".join(f'<th style="{_CELL}">{escape(text)}</th>' for text in heads)
+    cells = (f'<td style="{_CELL}">{{}}</td>' * len(heads)).format
+    body = "".join(f"<tr>{cells(*(escape(str(cell)) for cell in row))}</tr>" for row in rows[:_MOST])
+    more = f"<p>and {len(rows) - _MOST} more</p>" if len(rows) > _MOST else ""
+    return f"<p><b>{escape(title)}</b></p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+
+
+def count(value: float) -> str:
+    """A large number in short: 27_182_000 -> "27.2 M"."""
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:.4g}"

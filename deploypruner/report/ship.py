@@ -1,0 +1,56 @@
+"""The file to ship, as lines for a terminal and facts for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from deploypruner.report import units
+from deploypruner.report.document import Report
+from deploypruner.report.terminal import wrap
+
+_NAMES = 8
+
+
+def ship_lines(report: Report, width: int | None) -> list[str]:
+    """The file, its inputs, its classes and how it is loaded; nothing where there is none to ship."""
+    found = report.deploy
+    if not found:
+        return []
+    lines = [wrap("ship: ", f"{ship_sentence(found)}", width)]
+    lines += [wrap("  input: ", input_sentence(entry), width) for entry in found["inputs"]]
+    if found["classes"]:
+        lines.append(wrap("  classes: ", classes_sentence(found["classes"]), width))
+    # Never broken: they are to be pasted.
+    return [*lines, *(wrap("    ", line, None) for line in found["load"])]
+
+
+def ship_sentence(found: dict[str, Any]) -> str:
+    """ "model.int8.xml with model.int8.bin, 360 kB: pruned int8 for openvino 2026.1, 1 thread"."""
+    beside = [name for name in found["files"] if name != found["file"]]
+    files = f"{found['file']} with {' and '.join(beside)}" if beside else found["file"]
+    threads = f"{found['threads']} thread{'' if found['threads'] == 1 else 's'}"
+    size = units.scaled(found["bytes"], "B")
+    return f"{files}, {size}: {found['artifact']} for {found['runtime']} {found['version']}, {threads}"
+
+
+def input_sentence(entry: dict[str, Any]) -> str:
+    """ "x, float32 [N, 3, 32, 32] NCHW, -2.1 to 2.6: pixels / 255, less mean 0.485 0.456 0.406, by std ..."."""
+    shape = f"[{', '.join(map(str, entry['shape']))}]"
+    text = " ".join(filter(None, (f"{entry['name']},", entry["dtype"], shape, entry["layout"])))
+    if entry["range"] is not None:
+        low, high = (f"{value:.3g}" for value in entry["range"] if value is not None)
+        text += f", {low} to {high}"
+    if entry["mean"] is None:
+        return f"{text} in the data" if entry["range"] is not None else text
+    return f"{text}: (pixels / 255 - mean) / std, mean {_numbers(entry['mean'])}, std {_numbers(entry['std'])}"
+
+
+def classes_sentence(names: Sequence[str]) -> str:
+    """The first names in the order of the output, and how many there are."""
+    shown = ", ".join(names[:_NAMES])
+    return shown if len(names) <= _NAMES else f"{shown} and {len(names) - _NAMES} more (see report.json)"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
