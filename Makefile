@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 .PHONY: demo fast test clean
 
 demo: $(VENV)/.demo
-	$(BIN)/deploypruner demo
+	$(BIN)/deploypruner demo --overwrite
 
 # A file at a time for each worker, and one thread each: files may share what they compile, and spinning threads of
 # several workers would take each other's cores.

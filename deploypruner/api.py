@@ -17,6 +17,8 @@ from deploypruner.build.criterion import make_criterion
 from deploypruner.build.exporting import ExportedPoint
 from deploypruner.build.fitting import fit
 from deploypruner.build.folder import BuildFolder
+from deploypruner.build.place import place_for
+from deploypruner.build.resume import begun
 from deploypruner.build.state import Build, Given
 from deploypruner.channels.allocate import allocate
 from deploypruner.channels.criteria import Needs, criteria
@@ -250,6 +252,7 @@ def compile(
     dynamic_shapes: Any = None,
     recipe: str | Path | Recipe | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> CompiledBuild:
@@ -259,7 +262,7 @@ def compile(
         model: Model: a module, a program from torch.export, or MODEL as on the command line.
         example_inputs: Inputs the model can run on, batch on axis 0: one tensor, a tuple of them, or a dict of
             keyword inputs; not needed where `model` is a string.
-        out: Build folder; an earlier build in it is replaced, unless `resume`.
+        out: Build folder; a finished build in it is kept, and refused, unless `overwrite` or `resume`.
         data: Path, loader, pair of loaders or pair of tensors; None prunes by weights and recovers nothing.
         target: --target
         latency: --latency
@@ -289,6 +292,7 @@ def compile(
         dynamic_shapes: Axes that stay open beside the batch, in every artifact, as `trace` takes them.
         recipe: Recipe, or a TOML file with the rest; arguments that are given win.
         resume: Whether the build in `out` is continued.
+        overwrite: Whether a finished build in `out` may be replaced; it is once the new one is finished.
         progress: Listener that is told about long work.
         say: Function that is called with one line per stage.
 
@@ -336,6 +340,7 @@ def compile(
         given=given,
         command="deploypruner.compile(...)",
         resume=resume,
+        overwrite=overwrite,
         progress=progress,
         say=say,
     )
@@ -362,21 +367,26 @@ def run_recipe(
     given: Given | None = None,
     command: str,
     resume: bool = False,
+    overwrite: bool = False,
+    offer: Callable[[Path], str] = lambda free: f'pass out="{free}", which is free, or overwrite=True',
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> CompiledBuild:
     """Run a resolved recipe; `compile` and the command line both end here."""
     given = given or Given()
+    folder = place_for(BuildFolder(out), overwrite=overwrite, resume=resume, offer=offer)
+    if resume and not begun(folder):
+        say(f"there is nothing to resume in {out}: this build starts at the beginning")
     check_choices(recipe, given)
     build = Build(
         recipe=recipe,
-        folder=BuildFolder(out),
+        folder=folder,
         command=command,
         given=given,
         progress=progress or SilentProgress(),
         say=say,
     )
-    done = pipeline.run(build, resume=resume, say=say)
+    done = pipeline.run(build, resume=resume, overwrite=overwrite, say=say)
     return CompiledBuild(out, read_report(out), done.compiled, done.planned)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -36,6 +37,8 @@ _ROOM_BYTES = 1 << 20
 # Where nothing failed, or for a reason that is known, it is one without this much: a library may stop at a full disk
 # in the middle of a file and not say a word.
 _LEAST_BYTES = 1 << 12
+# Of renameat2(2): paths are relative to the working folder, and names are exchanged.
+_HERE, _EXCHANGE = -100, 2
 
 
 @contextmanager
@@ -62,6 +65,35 @@ def replacing(final: Path, siblings: tuple[str, ...] = (), *, instead: str = ANO
                 with written.open("rb") as file:
                     os.fsync(file.fileno())
                 written.replace(final.with_suffix(suffix))
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Give two files or folders of one file system each other's names, in one step where the system has one.
+
+    Elsewhere `second` has no name for the moment between two renames.
+
+    Raises:
+        OSError: They cannot be renamed; both are where they were.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        done = libc.renameat2(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE)
+        if done == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+            raise OSError(number, os.strerror(number), str(second))
+    apart = Path(tempfile.mkdtemp(dir=second.parent, prefix=SCRATCH)) / second.name
+    try:
+        second.rename(apart)
+        try:
+            first.rename(second)
+        except OSError:
+            apart.rename(second)
+            raise
+        apart.rename(first)
+    finally:
+        apart.parent.rmdir()
 
 
 def write_json(path: Path, document: Any) -> None:

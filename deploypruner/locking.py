@@ -126,6 +126,10 @@ class FolderLock:
         os.close(self._file)
         self._file = None
 
+    def moved(self, path: Path) -> None:
+        """Follow the lock file to where its folder is now."""
+        self._path = path
+
     def _lock(self, file: int) -> bool:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -122,7 +122,7 @@ def test_every_flag_of_the_recipe_is_an_option_of_compile_with_the_help_of_its_f
         assert flag.option.help.endswith("."), name
         assert isinstance(options[name], Grouped)
         assert options[name].help.startswith(flag.option.help)
-    assert set(options) - set(flags(Recipe)) == {"recipe", "out", "resume"}
+    assert set(options) - set(flags(Recipe)) == {"recipe", "out", "resume", "overwrite"}
 
 
 def test_options_of_a_command_line_and_arguments_of_compile_make_the_same_recipe():
@@ -133,7 +133,7 @@ def test_options_of_a_command_line_and_arguments_of_compile_make_the_same_recipe
     def spy(context: click.Context, **options: object) -> None:
         seen.update(options)
 
-    spy.params = [p for p in cli.commands["compile"].params if p.name not in ("out", "resume", "recipe")]
+    spy.params = [p for p in cli.commands["compile"].params if p.name not in ("out", "resume", "overwrite", "recipe")]
     line = "m.pt2 --macs 0.3 --pattern channel,2:4 --sparse-layers conv --mean 0.5,0.25,0.125 --no-reconstruct"
     line += " --input-shape 1x3x8x8 --learn-epochs 2 --ema 0.5 --runtime auto --task regression --seed 7"
     assert CliRunner().invoke(spy, line.split()).exit_code == 0

@@ -90,6 +90,15 @@ def test_a_busy_machine_keeps_its_numbers_and_certifies_nothing() -> None:
     assert measured(seen(*(QUIET,) * 4)).certifiable
 
 
+def test_time_that_was_lost_to_others() -> None:
+    """45 % waited; 30 % stolen and 0.1 % waited; else 1.9 + 1 cores are wanted of 2."""
+    assert seen(GUEST, GUEST).lost == pytest.approx(0.45)
+    assert seen(STOLEN, QUIET).lost == pytest.approx((0.3 + 0.001) / 2)
+    assert seen(Window(1.0, 1.9, 0.0, None, None)).lost == pytest.approx(0.9)
+    assert seen(Window(1.0, 1.9, 0.5, None, None)).lost == 1.0
+    assert seen().lost == 0.0
+
+
 def test_a_machine_that_disagrees_with_itself_certifies_nothing() -> None:
     assert measured(seen(QUIET), floor=0.02).reason == ""
     assert measured(seen(QUIET), floor=0.25).reason == (
@@ -100,7 +109,10 @@ def test_a_machine_that_disagrees_with_itself_certifies_nothing() -> None:
 @pytest.mark.parametrize(
     ("conditions", "said"),
     [
-        (seen(*(GUEST,) * 4), ("busy throughout", "no budget is certified", "stop other programs")),
+        (
+            seen(*(GUEST,) * 4),
+            ("busy throughout", "certified only with a margin larger than that", "stop other programs"),
+        ),
         (seen(*(QUIET,) * 3, GUEST), ("busy for 25% of the time", "other programs used 0.5 of 2 cores", "--seconds")),
         (
             seen(QUIET, Window(1.0, 0.0, 0.0, 0.0, 1200.0)),

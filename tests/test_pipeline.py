@@ -195,6 +195,7 @@ def test_a_file_that_a_later_stage_wrote_does_not_undo_an_earlier_one(tmp_path):
 def test_resume_in_an_empty_folder_starts_a_build(tmp_path):
     with stopped_before("remove"):
         outcome = run_cli(*COMPILE, "--out", str(tmp_path), "--resume")
+    assert outcome.err.startswith(f"there is nothing to resume in {tmp_path}: this build starts at the beginning\n")
     assert done_before(outcome.err) == []
     assert digests(tmp_path, ["plan.json"]) == digests(finished(), ["plan.json"])
 
@@ -258,12 +259,34 @@ def test_resume_with_other_options_names_the_first_difference_and_changes_nothin
 
 def test_resume_with_another_budget_uses_the_scores_again(tmp_path):
     folder = copy_of_finished(tmp_path)
+    command = (*COMPILE, "--macs", "1", "--out", str(folder), "--resume")
+    refused = run_cli(*command)
+    refused.assert_error(2, "holds a finished build, made with prune.macs = None", "add --overwrite")
+    assert not folder.with_name("build.new").exists()
     with stopped_before("remove"):
-        outcome = run_cli(*COMPILE, "--macs", "1", "--out", str(folder), "--resume")
+        outcome = run_cli(*command, "--overwrite")
     outcome.assert_error(130, "interrupted")
     assert done_before(outcome.err) == ["score"]
-    plan = json.loads((folder / "plan.json").read_text())
+    plan = json.loads((folder.with_name("build.new") / "plan.json").read_text())
     assert plan["macs_after"] == plan["macs_before"]
+    assert digests(folder) == digests(finished())
+
+
+def test_a_finished_build_is_replaced_when_the_new_one_is_finished_and_not_before(tmp_path):
+    folder = copy_of_finished(tmp_path)
+    command = (*COMPILE, "--macs", "1", "--out", str(folder))
+    run_cli(*command).assert_error(2, "holds a finished build, which is kept", f"--out {tmp_path / 'build-2'}`")
+    with interrupted_in("measure"), pretended_timings():
+        run_cli(*command, "--overwrite").assert_error(130, "interrupted")
+    assert digests(folder) == digests(finished())
+    with pretended_timings():
+        outcome = run_cli(*command, "--overwrite", "--resume")
+    assert outcome.code == 0, outcome.err
+    assert "verify" in done_before(outcome.err)
+    assert [path.name for path in tmp_path.iterdir()] == ["build"]
+    report = json.loads((folder / "report.json").read_text())
+    assert report["budget"]["requested"] == 1
+    assert left_over(tmp_path) == []
 
 
 def test_a_build_whose_training_diverged_goes_on_with_a_lower_rate_after_its_scores(tmp_path):
@@ -326,7 +349,7 @@ def test_a_stage_whose_file_is_damaged_is_done_again_with_all_after_it(tmp_path,
     outcome.assert_error(130, "interrupted")
     assert done_before(outcome.err) == [s for s in SAVING[: SAVING.index(first_again)] if s in SAID]
     kept = ("plan.json", "stages/scores.safetensors", "stages/recovered.safetensors")
-    assert digests(folder, kept) == digests(finished(), kept)
+    assert digests(folder.with_name("build.new"), kept) == digests(finished(), kept)
 
 
 @pytest.mark.parametrize(
@@ -344,7 +367,7 @@ def test_a_damaged_record_of_what_is_finished_is_refused(tmp_path, text, said):
     folder = copy_of_finished(tmp_path)
     (folder / "stages" / "finished.json").write_text(text)
     outcome = run_cli(*COMPILE, "--out", str(folder), "--resume")
-    outcome.assert_error(2, said, "hint: leave out --resume to start over")
+    outcome.assert_error(2, said, "hint: leave out --resume and add --overwrite to start over")
     assert digests(folder) == digests(finished())
 
 

@@ -1,4 +1,4 @@
-"""The build folder: every file appears whole or not at all."""
+"""The build folder: every file appears whole or not at all, and so does what replaces a finished build."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from deploypruner.atomic import ERRORS, SCRATCH, file_sha256, json_text, os_errors, replacing
+from deploypruner.atomic import ERRORS, SCRATCH, exchange, file_sha256, json_text, os_errors, replacing
 from deploypruner.build.register import stage_files
 from deploypruner.errors import InputError
 from deploypruner.locking import FolderLock
@@ -34,12 +34,20 @@ class BuildFolder:
         root: The folder; it is made when the first file is written.
         kind: What builds there: "build", or the name of another command.
         names: Top-level names of all that may be written there; what the stages of a build declare where None.
+        replaces: Folder of a finished build, whose place this one takes once it is finished.
 
     Raises:
         InputError: `root` is a file, or has a name that no folder can have.
     """
 
-    def __init__(self, root: Path, kind: str = "build", *, names: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        kind: str = "build",
+        *,
+        names: Collection[str] | None = None,
+        replaces: BuildFolder | None = None,
+    ) -> None:
         found = status(root, what="--out")
         if found is not None and not stat.S_ISDIR(found.st_mode):
             other = "a file" if stat.S_ISREG(found.st_mode) else kind_name(found)
@@ -48,7 +56,7 @@ class BuildFolder:
             raise InputError(
                 f"--out {root} is not UTF-8, and runtimes could not open what is in it", hint="give it another name"
             )
-        self.root, self.kind, self._names = root, kind, names
+        self.root, self.kind, self.names, self.replaces = root, kind, names, replaces
         self._lock = FolderLock(root / _LOCK)
         self._own: set[str] | None = None  # None until `prepare`: nothing is recorded
 
@@ -65,6 +73,11 @@ class BuildFolder:
         """Has the file called `name` been written?"""
         return self.path(name).is_file()
 
+    @property
+    def finished(self) -> bool:
+        """Does it hold what a command of this kind finished? What is damaged counts."""
+        return self.has(MANIFEST) and self._recorded()[0] == self.kind
+
     def own(self) -> set[str]:
         """Names of the files that a build recorded here as its own."""
         return set(self._own) if self._own is not None else self._recorded()[1]
@@ -75,6 +88,8 @@ class BuildFolder:
         Raises:
             InputError: One of `sources` does.
         """
+        if self.replaces is not None:
+            self.replaces.require_apart(*sources)
         own = {self.path(name).resolve() for name in self.own()}
         root = self.root.resolve()
         for source in sources:
@@ -95,6 +110,8 @@ class BuildFolder:
         """
         if self._lock.held:
             return
+        if self.replaces is not None:
+            self.replaces.prepare()
         with os_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(self.root)
@@ -127,19 +144,61 @@ class BuildFolder:
         kind, recorded = _recorded(self.root)
         if not recorded:
             return kind, recorded
-        names = {WRITTEN.split("/")[0], MANIFEST, *(stage_files() if self._names is None else self._names)}
+        names = {WRITTEN.split("/")[0], MANIFEST, *(stage_files() if self.names is None else self.names)}
         return kind, {name for name in recorded if PurePosixPath(name).parts[0] in names}
 
     def release(self) -> None:
         """Let other processes build here; nothing where the folder was not prepared."""
         with suppress(OSError):
             self._lock.release()
+        if self.replaces is not None:
+            self.replaces.release()
+            with suppress(OSError):  # it holds something
+                self.root.rmdir()
+
+    def adopt(self) -> None:
+        """Begin with all that the build has made whose place this one takes, which stays as it is.
+
+        The files are linked, not copied, where the file system can: what is written later is renamed into its place
+        and leaves the other name alone.
+        """
+        assert self.replaces is not None, "there is nothing to begin with"
+        self.clear()
+        for name in sorted(self.replaces.own() - {WRITTEN}):
+            source = self.replaces.path(name)
+            if source.is_file():
+                with self.writing(name) as path:
+                    try:
+                        path.hardlink_to(source)
+                    except OSError:
+                        shutil.copy2(source, path)
+
+    def put_in_place(self) -> None:
+        """Take the place of the finished build that this one replaces, if it replaces one, and delete that one.
+
+        Raises:
+            InputError: The folders cannot be renamed; the finished build is where it was.
+        """
+        old = self.replaces
+        if old is None:
+            return
+        with os_errors(old.root):
+            exchange(self.root, old.root)
+        self.root, old.root, self.replaces = old.root, self.root, None
+        for folder in (self, old):
+            folder._lock.moved(folder.root / _LOCK)
+        old.clear()
+        old.release()
+        _bring(old.root, self.root)
 
     def clear(self) -> None:
         """Delete an earlier build's own files, and nothing else."""
         with os_errors(self.root):
-            # The records last: a clearing that is killed leaves nothing that nobody owns.
-            for name in sorted(self.own(), key=lambda name: (name == WRITTEN, name == MANIFEST)):
+            # The records last: a clearing that is killed leaves nothing that nobody owns. Resume state first: what is
+            # left is nothing to go on with.
+            for name in sorted(
+                self.own(), key=lambda name: (name == WRITTEN, name == MANIFEST, name[:6] != "stages")
+            ):
                 self.discard(name)
             self._own = set()
             for folder in ("measurements", "points", "stages"):
@@ -243,6 +302,20 @@ class BuildFolder:
     def write_manifest(self, about: dict[str, Any]) -> None:
         """Write the manifest: what made the folder, and the sha256 of its files."""
         self.write_json(MANIFEST, {"deploypruner": self.kind, **about, "sha256": self.sha256()})
+
+
+def _bring(left: Path, root: Path) -> None:
+    """Move what nobody recorded, hidden files of the user's, to the same place in another folder."""
+    for folder, _, files in os.walk(left, topdown=False):
+        for name in files:
+            path = Path(folder, name)
+            target = root / path.relative_to(left)
+            if not os.path.lexists(target):
+                with suppress(OSError):  # then it stays where it is
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    path.rename(target)
+        with suppress(OSError):  # something stays in it
+            os.rmdir(folder)
 
 
 def _recorded(root: Path) -> tuple[str, set[str]]:

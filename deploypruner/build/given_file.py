@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ import onnx
 from onnx import numpy_helper
 
 from deploypruner.build.fitting import Said
+from deploypruner.build.folder import BuildFolder
 from deploypruner.build.form_judge import FormJudge
 from deploypruner.build.metric import own_metric
+from deploypruner.build.place import place_for
 from deploypruner.build.sparsify_inputs import Inputs, sparsify_inputs
 from deploypruner.build.state import Feeds
 from deploypruner.errors import InputError
@@ -49,6 +51,7 @@ class FileRequest:
     Args:
         model: The .onnx file.
         out: Folder to write to.
+        overwrite: Whether something finished in it may be replaced.
         data: Image folder, .npz or factory; None for random inputs.
         mean: Per channel, of pixels scaled to 0..1; None for the usual ones.
         std: As `mean`.
@@ -66,6 +69,7 @@ class FileRequest:
 
     model: Path
     out: Path
+    overwrite: bool = False
     data: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -79,6 +83,19 @@ class FileRequest:
     classes: Path | None = None
     weight_bits: WeightBits = "auto"
     clock: Clock = field(default_factory=current_clock)
+
+    def place(self, kind: str, names: Collection[str]) -> BuildFolder:
+        """The folder, or the one beside it in which what replaces a finished one is made.
+
+        Args:
+            kind: Name of the command.
+            names: Of all that it writes.
+
+        Raises:
+            InputError: Something finished in it may not be replaced.
+        """
+        folder = BuildFolder(self.out, kind, names=names)
+        return place_for(folder, overwrite=self.overwrite, offer=lambda free: f"{free} is free")
 
 
 def read_given(path: Path) -> onnx.ModelProto:

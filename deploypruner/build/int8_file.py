@@ -132,7 +132,7 @@ def int8_file(request: Int8Request, *, say: Say) -> Int8File:
         _require_float(request.file.model, model)
         say(f"trying {request.file.model}")
         trial.check_runs(given, ("onnxruntime", "openvino"))
-        folder = BuildFolder(file.out, "quantize", names=(_FP32, _INT8, _DOCUMENT))
+        folder = file.place("quantize", (_FP32, _INT8, _DOCUMENT))
         folder.prepare()
         try:
             folder.require_apart(request.file.model, file.data)
@@ -170,6 +170,7 @@ def int8_file(request: Int8Request, *, say: Say) -> Int8File:
             document |= form.precision
             folder.write_json(_DOCUMENT, {**document, "rows": [asdict(row) for row in measured.rows]})
             folder.write_manifest({"model": str(request.file.model), "versions": environment()["versions"]})
+            folder.put_in_place()
             return Int8File(measured.rows, summary, quality, warnings)
         finally:
             folder.release()

@@ -20,12 +20,13 @@ from deploypruner.errors import InputError, said_by
 Say = Callable[[str], None]
 
 
-def run(build: Build, *, resume: bool, say: Say) -> Build:
+def run(build: Build, *, resume: bool, overwrite: bool = False, say: Say) -> Build:
     """Run every stage.
 
     Args:
         build: Recipe, folder and what the Python API gave; everything else empty.
         resume: Continue the build in the folder instead of replacing it.
+        overwrite: Whether a finished build that is continued may become another one.
         say: Called with one line per finished stage that had something to do.
 
     Returns:
@@ -38,12 +39,12 @@ def run(build: Build, *, resume: bool, say: Say) -> Build:
         DeployPrunerError: Whatever a stage finds wrong; finished files stay.
     """
     try:
-        return _run(build, resume=resume, say=say)
+        return _run(build, resume=resume, overwrite=overwrite, say=say)
     finally:
         build.folder.release()
 
 
-def _run(build: Build, *, resume: bool, say: Say) -> Build:
+def _run(build: Build, *, resume: bool, overwrite: bool, say: Say) -> Build:
     order = chain()
     marks: Marks | None = None
     resumable = True  # until the first saved stage that has to run again: later files came from its old result
@@ -53,7 +54,7 @@ def _run(build: Build, *, resume: bool, say: Say) -> Build:
         stage_class = left.pop(0)
         stage = stage_class()
         if stage.saves and marks is None:  # all before it is known to be good, so that bad input costs no old build
-            marks = open_folder(build, order, resume=resume)
+            marks = open_folder(build, order, resume=resume, overwrite=overwrite)
             if build.folder.remark:
                 say(f"remark: {build.folder.remark}")
                 build = replace(build, remarks=(*build.remarks, build.folder.remark))
@@ -64,6 +65,8 @@ def _run(build: Build, *, resume: bool, say: Say) -> Build:
             _discard_from(build.folder, stage_class, order)
         resumable = resumable and (finished or not stage.saves)
         build = _restored(stage, build) if finished else stage.run(build)
+        if stage_class is order[-1]:
+            build.folder.put_in_place()
         seconds = build.clock.monotonic() - started
         if marks is not None and stage.saves:
             seconds = marks.seconds(stage) if finished else marks.add(stage, seconds)
@@ -103,7 +106,7 @@ def _restored(stage: Stage, build: Build) -> Build:
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"what '{stage.name}' saved in {build.folder.root} cannot be read: {said_by(error)}",
-            hint="leave out --resume to start over",
+            hint="leave out --resume and add --overwrite to start over",
         ) from error
 
 

@@ -19,6 +19,9 @@ from deploypruner.sources.data import content_fingerprint
 
 _MARKS = stage_file("finished.json")
 _START_OVER = "leave out --resume to start over"
+# Of a finished build.
+_REPLACE = "leave out --resume and add --overwrite to start over"
+_OTHERWISE = "add --overwrite to replace it once the new one is finished, or make another one with --out"
 _CONTENT = "data content"
 
 Order = Sequence[type[Stage]]
@@ -62,25 +65,31 @@ class Marks:
         self.write()
         return seconds
 
-    def follow(self, recipe: dict[str, Any]) -> None:
+    def follow(self, recipe: dict[str, Any]) -> str:
         """Forget what followed from values that a stage lets change and that this recipe changes.
 
         So a build goes on with another budget, and its scores and the latency table are used again.
+
+        Returns:
+            The first of them on which more depends than the measurement at the end, in words; "" where none is.
 
         Raises:
             RecipeError: Another value differs.
             InputError: The data differs.
         """
-        theirs = self._document["recipe"]
+        theirs, changed = self._document["recipe"], ""
         for key in sorted(theirs.keys() | recipe.keys()):
             if theirs.get(key) == recipe.get(key) or not any(stage.lets_change(key) for stage in self._order):
                 continue
             first = next((stage for stage in self._order if stage.depends_on(key)), None)
             if first is not None:
                 self._forget_from(first)
+            if first is not None and first.saves:
+                changed = changed or f"{key} = {theirs.get(key)!r}; this command says {recipe.get(key)!r}"
             theirs = {**theirs, key: recipe.get(key)}
         self._document["recipe"] = theirs
         _same_recipe(self._folder, theirs, recipe)
+        return changed
 
     def _forget_from(self, stage: type[Stage]) -> None:
         earlier = {cls.name for cls in self._order[: self._order.index(stage)]}
@@ -92,33 +101,58 @@ class Marks:
         return {name: file_sha256(folder.path(name)) for name in stage.saves if folder.has(name)}
 
 
-def open_folder(build: Build, order: Order, *, resume: bool) -> Marks:
+def open_folder(build: Build, order: Order, *, resume: bool, overwrite: bool) -> Marks:
     """Prepare the folder once the inputs are known to be good.
 
     Args:
         build: So far.
         order: Of all stages.
         resume: Go on with the build in the folder instead of replacing it.
+        overwrite: Whether a finished build may become another one.
 
     Raises:
-        InputError: The folder cannot be taken, holds nothing to resume, or lies among what is read.
+        InputError: The folder cannot be taken, holds nothing to resume, or lies among what is read; or a finished
+            build would become another one.
         RecipeError: The build to resume was made by another recipe.
     """
     folder = build.folder
     folder.prepare()
     folder.require_apart(build.recipe.model.source, build.recipe.model.weights, build.recipe.data.source)
     recipe = _fingerprint(build)
-    if resume and folder.has(_MARKS):
-        marks = Marks(folder, order, _read(folder))
-        marks.follow(recipe)
+    begun = _begun(folder) if resume else None
+    if begun is not None:
+        marks = Marks(folder, order, _read(begun))
+        changed = marks.follow(recipe)
+        if changed and folder.replaces is not None and not overwrite:
+            raise InputError(f"{folder.replaces.root} holds a finished build, made with {changed}", hint=_OTHERWISE)
+        if begun is not folder:
+            folder.adopt()
         folder.discard(REACHABLE)
         return marks
-    if resume and any(folder.root.glob("*.json")):
-        raise InputError(f"{folder.root} holds nothing to resume", hint="leave out --resume")
+    known = folder if folder.replaces is None else folder.replaces
+    if resume and any(known.root.glob("*.json")):
+        raise InputError(f"{known.root} holds nothing to resume", hint=_over(folder))
     folder.clear()
     marks = Marks(folder, order, {"recipe": recipe, "stages": {}})
     marks.write()
     return marks
+
+
+def begun(folder: BuildFolder) -> bool:
+    """Is there a build that `--resume` goes on with?"""
+    return _begun(folder) is not None
+
+
+def _begun(folder: BuildFolder) -> BuildFolder | None:
+    """The folder with what a build left to go on with: this one, or the finished one that it replaces."""
+    if folder.has(_MARKS):
+        return folder
+    return folder.replaces if folder.replaces is not None and folder.replaces.has(_MARKS) else None
+
+
+def _over(folder: BuildFolder) -> str:
+    """How to start over."""
+    return _START_OVER if folder.replaces is None and not folder.finished else _REPLACE
 
 
 def _read(folder: BuildFolder) -> dict[str, Any]:
@@ -127,7 +161,7 @@ def _read(folder: BuildFolder) -> dict[str, Any]:
     Raises:
         InputError: The file is damaged, or another version wrote it.
     """
-    marks: Any = folder.read_json(_MARKS, hint=_START_OVER)
+    marks: Any = folder.read_json(_MARKS, hint=_over(folder))
     sound = (
         isinstance(marks, dict)
         and isinstance(marks.get("recipe"), dict)
@@ -140,7 +174,7 @@ def _read(folder: BuildFolder) -> dict[str, Any]:
         )
     )
     if not sound:
-        raise InputError(f"{folder.path(_MARKS)} is damaged", hint=_START_OVER)
+        raise InputError(f"{folder.path(_MARKS)} is damaged", hint=_over(folder))
     return dict(marks)
 
 
@@ -150,12 +184,12 @@ def _same_recipe(folder: BuildFolder, theirs: dict[str, Any], ours: dict[str, An
             continue
         if key == _CONTENT:
             raise InputError(
-                f"data '{ours.get('data')}' changed since the build in {folder.root} was begun", hint=_START_OVER
+                f"data '{ours.get('data')}' changed since the build in {folder.root} was begun", hint=_over(folder)
             )
         raise RecipeError(
             f"the build in {folder.root} was made with {key} = {theirs.get(key)!r}, this command says "
             f"{ours.get(key)!r}",
-            hint="repeat the original options, or leave out --resume to start over",
+            hint=f"repeat the original options, or {_over(folder)}",
         )
 
 

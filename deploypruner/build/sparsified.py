@@ -92,7 +92,7 @@ def sparsified(request: FileRequest, *, say: Say) -> Sparsified:
     check_convertible(model)
     say(f"trying {request.model}")
     trial.check_runs(request.model, ("onnxruntime", "openvino"))
-    folder = BuildFolder(request.out, "sparsify", names=(_INT8, MODEL, EXTENSION, _DOCUMENT))
+    folder = request.place("sparsify", (_INT8, MODEL, EXTENSION, _DOCUMENT))
     folder.prepare()
     try:
         folder.require_apart(request.model, request.data)
@@ -152,10 +152,11 @@ def _sparsified(
     check = None if made.check is None else asdict(made.check)
     folder.write_json(_DOCUMENT, {**document, "check": check, "rows": [asdict(row) for row in rows]})
     folder.write_manifest({"model": str(request.model), "versions": environment()["versions"]})
+    folder.put_in_place()
     if made.check is not None and not made.check.passed:
         raise VerificationError(
             f"{made.check.name}: {made.check.max_abs_diff:g} steps apart, allowed {made.check.tolerance:g}",
-            hint=f"do not deploy {sparse}; {request.out / 'sparsify.json'} has the layers",
+            hint=f"do not deploy {folder.path(MODEL)}; {request.out / 'sparsify.json'} has the layers",
         )
     return Sparsified(rows, document, remarks)
 

@@ -146,11 +146,14 @@ def train_demo_model(
     return model.eval()
 
 
-def run_demo(out: Path, *, progress: Progress, say: Callable[[str], None], command: str) -> None:
+def run_demo(
+    out: Path, *, overwrite: bool = False, progress: Progress, say: Callable[[str], None], command: str
+) -> None:
     """Train the network, then compile it to half its multiply-adds as `deploypruner compile` would.
 
     Args:
         out: Build folder.
+        overwrite: Whether a finished build in it may be replaced.
         progress: Told about every step.
         say: Called with one line per stage.
         command: What the report says made the build.
@@ -164,4 +167,4 @@ def run_demo(out: Path, *, progress: Progress, say: Callable[[str], None], comma
         measure=MeasureRecipe(seconds=15.0),
     )
     given = Given(model=model, example_inputs=(torch.zeros(2, 1, IMAGE_SIZE, IMAGE_SIZE),), data=data)
-    run_recipe(recipe, out, given=given, command=command, progress=progress, say=say)
+    run_recipe(recipe, out, given=given, command=command, overwrite=overwrite, progress=progress, say=say)

@@ -19,7 +19,7 @@ from deploypruner.cli.check import check_command
 from deploypruner.cli.compare import compare_command
 from deploypruner.cli.doctor import doctor_command
 from deploypruner.cli.export import export_command
-from deploypruner.cli.options import GroupedCommand, colour, width
+from deploypruner.cli.options import OVERWRITE, GroupedCommand, colour, require_place, width
 from deploypruner.cli.quantize import quantize_command
 from deploypruner.cli.recipe_options import command_option, recipe_options
 from deploypruner.cli.sparsify import sparsify_command
@@ -153,13 +153,15 @@ def cli(context: click.Context) -> None:
 @recipe_options(*GROUPS)
 @command_option("--out", default="build", show_default=True, type=click.Path(path_type=Path), help="Build folder.")
 @command_option("--resume", is_flag=True, help="Go on with the build in --out.")
-def compile_command(out: Path, resume: bool, **options: Any) -> None:
+@OVERWRITE
+def compile_command(out: Path, resume: bool, overwrite: bool, **options: Any) -> None:
     """Prune, recover, quantize, export, verify and measure MODEL.
 
     MODEL is file.pt2, file.pt (with --trust-pickle), package.module:factory, timm:NAME, torchvision:NAME or
     transformers:DIR_OR_NAME.
     """
     recipe = _checked_recipe(options)
+    require_place(out, overwrite=overwrite or resume)
     from deploypruner.api import run_recipe
     from deploypruner.build.folder import BuildFolder
     from deploypruner.progress import progress_for
@@ -168,7 +170,9 @@ def compile_command(out: Path, resume: bool, **options: Any) -> None:
         BuildFolder(out).require_apart(options["recipe"])
     command = shlex.join(["deploypruner", *sys.argv[1:]])
     try:
-        run_recipe(recipe, out, command=command, resume=resume, progress=progress_for(), say=_say)
+        run_recipe(
+            recipe, out, command=command, resume=resume, overwrite=overwrite, progress=progress_for(), say=_say
+        )
     except DeployPrunerError as error:
         if error.finished:
             _show(out)  # the answer comes before what is wrong with it
@@ -268,12 +272,15 @@ def _described(kind: str) -> dict[str, str]:
 
 @cli.command("demo")
 @click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Build folder.")
-def demo_command(out: Path) -> None:
+@OVERWRITE
+def demo_command(out: Path, overwrite: bool) -> None:
     """Train a small network on handwritten digits and compile it; about two minutes, no download."""
+    require_place(out, overwrite=overwrite)
     from deploypruner.cli.demo import run_demo
     from deploypruner.progress import progress_for
 
-    run_demo(out, progress=progress_for(), say=_say, command=shlex.join(["deploypruner", *sys.argv[1:]]))
+    command = shlex.join(["deploypruner", *sys.argv[1:]])
+    run_demo(out, overwrite=overwrite, progress=progress_for(), say=_say, command=command)
     _show(out)
 
 

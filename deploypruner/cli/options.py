@@ -6,10 +6,14 @@ import math
 import os
 import shutil
 import sys
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 
+from deploypruner.build.folder import BuildFolder
+from deploypruner.build.place import offered, place_for
 from deploypruner.ranges import MOST, SEEDS
 from deploypruner.ranges import THREADS as MOST_THREADS
 from deploypruner.recipe.option import GROUPS, MEASURING, OUTPUT
@@ -97,6 +101,25 @@ BATCH = click.option(
     group=MEASURING,
     help="Number of images at a time that it is to run with.  [default: the file's, else 1]",
 )
+
+OVERWRITE = click.option(
+    "--overwrite",
+    is_flag=True,
+    cls=Grouped,
+    group=OUTPUT,
+    help="Replace what is finished in --out, once the new one is.",
+)
+
+
+def require_place(out: Path, kind: str = "build", *, overwrite: bool) -> None:
+    """Refuse a folder with something finished in it before any work, and offer this command with another one.
+
+    Raises:
+        InputError: It holds something finished that may not be replaced.
+    """
+    place_for(
+        BuildFolder(out, kind, names=()), overwrite=overwrite, offer=partial(offered, ["deploypruner", *sys.argv[1:]])
+    )
 
 
 def colour() -> bool:

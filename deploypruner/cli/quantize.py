@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from deploypruner.cli.forms import refused_form, show_forms
-from deploypruner.cli.options import BATCH, SEED, GroupedCommand
+from deploypruner.cli.options import BATCH, OVERWRITE, SEED, GroupedCommand, require_place
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.reading import check_present
 from deploypruner.recipe.option import MEASURING
@@ -44,6 +44,7 @@ from deploypruner.terminal import write_line
     help="Points that int8 may cost; without labels of agreement.  [default: 1, of agreement 5]",
 )
 @command_option("--out", default="int8", show_default=True, type=click.Path(path_type=Path), help="Folder.")
+@OVERWRITE
 @SEED
 def quantize_command(
     model: Path,
@@ -63,6 +64,7 @@ def quantize_command(
     seconds: float | None,
     accuracy_drop: float | None,
     out: Path,
+    overwrite: bool,
     seed: int,
 ) -> None:
     """Quantize MODEL to int8 without training, and repair what that costs.
@@ -74,6 +76,7 @@ def quantize_command(
     """
     if model.suffix == ".onnx":
         check_present(model, what="model", hint="give an .onnx file", native=True)
+    require_place(out, "quantize", overwrite=overwrite)
     for name in task:
         tasks.check(name.rpartition("=")[2])
     from deploypruner.build.given_file import FileRequest
@@ -82,6 +85,7 @@ def quantize_command(
     file = FileRequest(
         model,
         out,
+        overwrite=overwrite,
         data=data,
         mean=mean,
         std=std,

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from deploypruner.cli.forms import refused_form, show_forms
-from deploypruner.cli.options import BATCH, SEED, GroupedCommand
+from deploypruner.cli.options import BATCH, OVERWRITE, SEED, GroupedCommand, require_place
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.reading import check_present
 from deploypruner.recipe.option import MEASURING
@@ -38,6 +38,7 @@ from deploypruner.terminal import write_line
 @recipe_option("metric")
 @recipe_option("classes")
 @command_option("--out", default="sparse", show_default=True, type=click.Path(path_type=Path), help="Folder.")
+@OVERWRITE
 @SEED
 def sparsify_command(
     model: Path,
@@ -52,6 +53,7 @@ def sparsify_command(
     metric: str | None,
     classes: Path | None,
     out: Path,
+    overwrite: bool,
     seed: int,
 ) -> None:
     """Convert MODEL, an .onnx file with zeros in its weights, so that OpenVINO skips them.
@@ -62,6 +64,7 @@ def sparsify_command(
     runs it.
     """
     check_present(model, what="model", hint="give an .onnx file", native=True)
+    require_place(out, "sparsify", overwrite=overwrite)
     for name in task:
         tasks.check(name.rpartition("=")[2])
     from deploypruner.build.given_file import FileRequest
@@ -71,6 +74,7 @@ def sparsify_command(
     request = FileRequest(
         model,
         out,
+        overwrite=overwrite,
         data=data,
         mean=mean,
         std=std,

@@ -81,6 +81,20 @@ class Conditions:
         return self._mean([window.waited or 0.0 for window in self.windows])
 
     @property
+    def lost(self) -> float:
+        """Mean share of the workers' time that others took, 0 to 1.
+
+        Where the system does not say how long workers waited, all that others used beyond the cores that were free
+        was theirs.
+        """
+        return self._mean([min(1.0, self._waited(window) + window.stolen) for window in self.windows])
+
+    def _waited(self, window: Window) -> float:
+        if window.waited is not None:
+            return window.waited
+        return max(0.0, window.others_cores + self.threads - self.cores) / self.threads
+
+    @property
     def mhz_moved(self) -> tuple[float, float] | None:
         """Lowest and highest frequency where they lie more than 5 % apart."""
         seen = [window.mhz for window in self.windows if window.mhz]

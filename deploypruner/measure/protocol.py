@@ -72,7 +72,7 @@ class Measured:
 
     @property
     def reason(self) -> str:
-        """Why no budget may be certified by this run, "" where it may: one phrase for the user."""
+        """Why no budget may be certified by this run as it stands, "" where it may: one phrase for the user."""
         busy = self.conditions.busy_throughout()
         if busy:
             return busy

@@ -86,7 +86,10 @@ def _about_machine(busy: float, cores: int, threads: int) -> list[str]:
 def _about_conditions(conditions: Conditions) -> list[str]:
     texts = []
     if busy := conditions.busy_throughout():
-        texts.append(f"{busy}; no budget is certified by such numbers; stop other programs and measure again")
+        texts.append(
+            f"{busy}; a budget is certified only with a margin larger than that; stop other programs and "
+            "measure again"
+        )
     elif conditions.disturbed > _SOMETIMES:
         texts.append(
             f"the machine was busy for {conditions.disturbed:.0%} of the time while measuring: "

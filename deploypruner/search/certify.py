@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
+from deploypruner.measure import Measured
 from deploypruner.records import Setting, Timing
 from deploypruner.search.goal import Assessment, Goal
 
@@ -19,9 +21,10 @@ class Certificate:
     Args:
         artifact: Name of the row it is about.
         measured: In the unit of the budget; None where the artifact could not be measured.
-        bound: End of its 95 % interval that has to keep the budget; None where the machine was too busy to tell.
+        bound: End of its 95 % interval that has to keep the budget, widened where the machine was busy; None where
+            that leaves too little to tell.
         met: Is the budget kept? None where the machine was too busy to tell.
-        doubt: Why nothing is certified, "" where it is.
+        doubt: What disturbed the run and what was made of it, "" where nothing did.
     """
 
     artifact: str
@@ -31,29 +34,54 @@ class Certificate:
     doubt: str = ""
 
 
-def certify(
-    goal: Goal, setting: Setting, timings: Sequence[Timing], *, doubt: str, seed: int = 0, artifact: str = ""
-) -> Certificate:
-    """Judge the pruned artifact of `setting` by timings of one run that hold the dense one too.
+def certify(goal: Goal, setting: Setting, run: Measured, *, seed: int = 0, artifact: str = "") -> Certificate:
+    """Judge the pruned artifact of `setting` by a run that holds the dense one too.
+
+    On a machine that was busy the interval is widened by `widening`, and a budget that it keeps all the same is
+    certified; one that it does not keep is neither kept nor missed.
 
     Args:
         goal: What was promised.
         setting: Where.
-        timings: Of one run.
-        doubt: Why they certify nothing, "" where they do.
+        run: With the timings.
         seed: Of the bootstrap.
         artifact: As in `SearchResult`.
     """
-    pruned, dense = (in_setting(timings, setting, dense=dense, artifact=artifact) for dense in (False, True))
+    pruned, dense = (in_setting(run.timings, setting, dense=dense, artifact=artifact) for dense in (False, True))
     if pruned is None or dense is None:
         lost = "pruned" if pruned is None else "dense"
         name = f"pruned {setting.precision} on {setting.runtime}"
         return Certificate(name, None, None, None, f"the {lost} artifact could not be measured")
     found: Assessment = goal.assess(pruned, dense, seed=seed)
     name = f"{pruned.artifact.name} on {setting.runtime}"
-    if doubt:
-        return Certificate(name, found.measured, None, None, doubt)
-    return Certificate(name, found.measured, found.bound, found.met)
+    if not run.reason:
+        return Certificate(name, found.measured, found.bound, found.met)
+    is_ratio = goal.budget.speedup is not None
+    factor = widening(run, dense) if is_ratio else 1 + run.floor
+    if not found.strain * factor <= 1:
+        return Certificate(name, found.measured, None, None, f"{run.reason}, and the margin is no larger than that")
+    bound = found.bound / factor if is_ratio else found.bound * factor
+    return Certificate(
+        name, found.measured, bound, True, f"{run.reason}, so its interval was widened by {factor:.2f}x"
+    )
+
+
+def widening(run: Measured, dense: Timing) -> float:
+    """By what factor others may have made a speed-up over `dense` look larger than it is.
+
+        (1 + floor) / (1 - min(1, lost T / T_dense))
+
+    As if all the time that workers lost to others had been lost by the dense model and none by the pruned one: of T
+    seconds that all workers ran, lost T; and as if the two had differed as two workers of one file did. A latency
+    needs the second alone: others make calls longer, never shorter.
+
+    Args:
+        run: All that was timed.
+        dense: Of it, what the speed-up is over.
+    """
+    spent = [float(timing.samples_ns.sum()) for timing in (*run.timings, run.twin)]
+    share = min(1.0, run.conditions.lost * sum(spent) / float(dense.samples_ns.sum()))
+    return (1 + run.floor) / (1 - share) if share < 1 else inf
 
 
 def in_setting(timings: Sequence[Timing], setting: Setting, *, dense: bool, artifact: str = "") -> Timing | None:

@@ -10,7 +10,7 @@ from typing import Any
 from deploypruner.channels.feasible_widths import Room, by_importance, find_room
 from deploypruner.errors import BudgetError
 from deploypruner.latency import LatencyModel, LayerTime, Profile
-from deploypruner.measure import DECIDING_SECONDS
+from deploypruner.measure import DECIDING_SECONDS, median_ms
 from deploypruner.recipe.budget import Budget
 from deploypruner.search.bench import CandidateBench
 from deploypruner.search.bottlenecks import obstacles
@@ -170,6 +170,8 @@ def _choose(request: SearchRequest) -> ChosenSetting:
     measured = request.clock.artifacts(
         request.jobs, threads=request.threads, budget_s=DECIDING_SECONDS, seed=request.seed, feeds=request.feeds
     )
+    medians = sorted((median_ms(t.samples_ns), f"{t.artifact.precision} on {t.runtime}") for t in measured.timings)
+    request.say(f"the dense model: {', '.join(f'{ms:.3g} ms {name}' for ms, name in medians)}")
     jobs = [(timing.artifact, timing.runtime) for timing in measured.timings]
     # Of one job nothing is asked, but for int8: a mix may keep what it loses.
     choices = len(jobs) > 1 or (request.mixed is not None and jobs[0][0].precision == "int8")

@@ -102,7 +102,8 @@ class LoopOutcome:
     """What the loop ends with.
 
     Args:
-        solution: The candidate of the greatest merit within the budget.
+        solution: The candidate of the greatest merit within the budget; where no interval lies within it, the one
+            whose interval leaves it least, as long as what was measured is within.
         line: Its round.
         rounds: Everything that was tried.
         doubt: Why the measurement of the solution certifies nothing, "" where it does.
@@ -143,10 +144,11 @@ def close_loop(
         over: Is the time over? Asked after every round.
 
     Raises:
-        BudgetError: No candidate was measured within the goal.
+        BudgetError: No candidate was measured within the goal, not even without regard to the uncertainty.
     """
     rounds: list[Round] = []
     best: tuple[_S, Trial] | None = None
+    nearly: tuple[_S, Trial] | None = None
     seen: set[tuple[int, ...]] = set()
     doubt_share, retreat, cut = 1.0, 1.0, False
     for number in range(ROUNDS + _RETREATS):
@@ -174,10 +176,13 @@ def close_loop(
         on_round(rounds[-1])
         if trial.assessment.met and (best is None or solution.merit > best[0].merit):
             best = solution, trial
+        if trial.assessment.excess <= 1 and (nearly is None or trial.assessment.strain < nearly[1].assessment.strain):
+            nearly = solution, trial
         if trial.assessment.met and trial.assessment.strain >= 1 - SLACK:
             break
         doubt_share = min(1.0, trial.assessment.excess / trial.assessment.strain)
         model = model.calibrated(solution.keep, trial.assessment.model_ms, trial.profile)
+    best = best or nearly  # the last measurement, which is longer, has to tell
     if best is None:
         closest = min(rounds, key=lambda line: line.measured_ms)
         raise BudgetError(

@@ -108,7 +108,7 @@ def _certify(build: Build, found: SearchResult, measured: Measured, *, feeds: Fe
     """Judge the budget by this run; one that cannot tell is followed by another of the two artifacts alone."""
     goal, recipe = found.goal(build.recipe.prune.budget), build.recipe
     setting, name = found.setting, found.artifact
-    first = certify(goal, setting, measured.timings, doubt=measured.reason, seed=recipe.seed, artifact=name)
+    first = certify(goal, setting, measured, seed=recipe.seed, artifact=name)
     pair = [in_setting(measured.timings, setting, dense=dense, artifact=name) for dense in (True, False)]
     if first.met or None in pair:
         return first
@@ -119,7 +119,7 @@ def _certify(build: Build, found: SearchResult, measured: Measured, *, feeds: Fe
         seed=recipe.seed + 1,
         feeds=feeds,
     )
-    return certify(goal, setting, again.timings, doubt=again.reason, seed=recipe.seed, artifact=name)
+    return certify(goal, setting, again, seed=recipe.seed, artifact=name)
 
 
 def make_jobs(artifacts: Iterable[Artifact], names: Iterable[str]) -> list[Job]:
