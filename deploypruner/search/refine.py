@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from deploypruner.errors import BudgetError
 from deploypruner.progress import Progress, SilentProgress
-from deploypruner.search.judge import Judge
+from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.objectives import Objective, distance, refined
-from deploypruner.search.pool import QUICK, PoolEntry, Selection, entry_of
+from deploypruner.search.pool import QUICK, Selection, entry_of
 from deploypruner.search.solve import Solution
 from deploypruner.search.time_limit import TimeLimit
 
@@ -96,7 +96,7 @@ def refine(
                 continue
             objective, quick, best = changed, first, verdict.loss
             kept, misses = kept + 1, 0
-            selection = _with(selection, changed, found, entry_of(changed, found, verdict, full=True))
+            selection = _with(selection, changed, found, verdict)
     finally:
         bar.close()
     return Refined(selection, looks, kept)
@@ -112,12 +112,14 @@ def _leads_on(selection: Selection, number: int, solve: Callable[[Objective], So
     return False
 
 
-def _with(selection: Selection, objective: Objective, solution: Solution, entry: PoolEntry) -> Selection:
+def _with(selection: Selection, objective: Objective, solution: Solution, verdict: Verdict) -> Selection:
     """With one more plan, in its place by the losses of full looks."""
+    entry = entry_of(objective, solution, verdict, full=True)
     at = sum(known.full and known.loss <= entry.loss for known in selection.entries)
     return replace(
         selection,
         objectives=(*selection.objectives[:at], objective, *selection.objectives[at:]),
         solutions=(*selection.solutions[:at], solution, *selection.solutions[at:]),
         entries=(*selection.entries[:at], entry, *selection.entries[at:]),
+        verdicts=(*selection.verdicts[:at], verdict, *selection.verdicts[at:]),
     )

@@ -119,9 +119,11 @@ def choose_objective(
         plans = proposals(known, perturbed(space), model.tally, target, count=request.plans)
         file.add(plans)
     selection = select(plans, judge, limit=limit, progress=request.progress)
-    selection = _refined(
-        request, selection, judge, limit, lambda way: file.solved(way, partial(way.solve, model.tally, target))
-    )
+
+    def solved(objective: Objective) -> Solution:
+        return file.solved(objective, partial(objective.solve, model.tally, target))
+
+    selection = _refined(request, selection, judge, solved, limit)
     if request.train is not None:
         train = partial(_trained, request.train, judge)
         selection = train_contenders(selection, train, limit=limit, progress=request.progress)
