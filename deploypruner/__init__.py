@@ -19,10 +19,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deploypruner.api import CompiledBuild, Pruned, compile, export_point, plan, prune
+    from deploypruner.api import Pruned, compile, export_point, plan, prune
     from deploypruner.build.restore import restore
     from deploypruner.channels.plan import Plan, make_plan
     from deploypruner.channels.remove import remove
+    from deploypruner.compiled import CompiledBuild
     from deploypruner.errors import DeployPrunerError
     from deploypruner.graph import Graph, trace
     from deploypruner.measure import measure
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "deploypruner.api": ("CompiledBuild", "Pruned", "compile", "export_point", "plan", "prune"),
+    "deploypruner.api": ("Pruned", "compile", "export_point", "plan", "prune"),
+    "deploypruner.compiled": ("CompiledBuild",),
     "deploypruner.errors": ("DeployPrunerError",),
     "deploypruner.graph": ("Graph", "trace"),
     "deploypruner.measure": ("measure",),

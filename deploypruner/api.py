@@ -25,11 +25,11 @@ from deploypruner.channels.criteria import Needs, criteria
 from deploypruner.channels.plan import Plan
 from deploypruner.channels.remove import remove
 from deploypruner.channels.statistics import Batch, score_groups
+from deploypruner.compiled import CompiledBuild
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.capture.asked_axes import requested
 from deploypruner.graph.inputs import as_inputs
-from deploypruner.notebook import html_table
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.budget import Budget
@@ -37,8 +37,7 @@ from deploypruner.recipe.constraints import Constraints
 from deploypruner.recipe.option import with_help_of
 from deploypruner.recipe.overrides import overrides
 from deploypruner.recipe.reading import overlay, read_recipe
-from deploypruner.records import Row
-from deploypruner.report import Report, headline, read_report, units
+from deploypruner.report import read_report
 from deploypruner.sources.data import as_data
 from deploypruner.sources.matched import input_names, matched
 
@@ -59,51 +58,6 @@ class Pruned:
     module: nn.Module
     plan: Plan
     graph: Graph
-
-
-@dataclass(frozen=True)
-class CompiledBuild:
-    """Result of `compile`.
-
-    Args:
-        folder: Folder with the artifacts.
-        report: Contents of report.json.
-        module: Pruned and recovered module, in eval mode.
-        plan: Plan that was carried out: what was kept.
-    """
-
-    folder: Path
-    report: Report
-    module: nn.Module
-    plan: Plan
-
-    def __repr__(self) -> str:
-        return f"CompiledBuild({str(self.folder)!r}: {headline(self.report).sentence})"
-
-    def _repr_html_(self) -> str:
-        """In a notebook: the result, every row, and where the whole report is."""
-        rows = [
-            (
-                row.name,
-                row.runtime,
-                units.accuracy_cell(row) if row.accuracy is not None else units.agreement_cell(row, self.rows),
-                units.significant(row.median_ms),
-                units.ratio_with_interval(row.ratio, row.ratio_ci),
-                row.verdict,
-                units.scaled(row.bytes, "B"),
-            )
-            for row in self.rows
-        ]
-        first = self.rows[0]
-        judged = first.metric.name if first.accuracy is not None else "agreement"
-        heads = ("artifact", "runtime", judged, "median, ms", "speed-up", "verdict", "size")
-        title = f"{headline(self.report).sentence}. {self.folder / 'report.html'} has the pictures and the proof."
-        return html_table(title, heads, rows)
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        """Measured rows, the dense baseline of each runtime first."""
-        return self.report.rows
 
 
 def plan(

@@ -32,6 +32,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"api"},
+    {"compiled"},
     {"build", "doctor"},
     {"report"},
     {"sparsity.assign"},

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import deploypruner as dp
-from deploypruner.api import CompiledBuild
+from deploypruner.compiled import CompiledBuild
 from deploypruner.notebook import count, html_table
 from deploypruner.records import Member
 from tests.builds import IMAGE, tiny

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -97,22 +97,7 @@ def choose_objective(
     if goal.budget.fastest:
         goal = find_pace(request, goal, judge, known[0], model=model, spent=spent, limit=limit, seen=seen)
     target = goal.median_ms * (1 - RESERVE)
-    # Plans that drop branches and keep wide layers are predicted too fast beside narrow ones: see one of each first.
-    for objective in known[: 2 if space.drops else 1]:
-        if not limit.allows():
-            limit.cut(f"'{objective.name}' not measured to correct the predicted time")
-            continue
-        with suppress(BudgetError):
-            begun = limit.spent
-            solution = objective.solve(model.tally, target)
-            trial = bench.trial(solution.keep, goal)
-            model = model.calibrated(solution.keep, trial.assessment.model_ms, trial.profile)
-            seen.add(objective.name, solution, measured_ms=trial.assessment.model_ms)
-            limit.reserve = _ROUNDS_LEFT * (limit.spent - begun)
-            request.say(
-                f"{objective.name}: predicted {solution.predicted_ms:.3g} ms, measured "
-                f"{trial.assessment.model_ms:.3g} ms"
-            )
+    model = _corrected(request, goal, bench, model, known[: 2 if space.drops else 1], limit=limit, seen=seen)
     file = Proposed.of(request, space, bench.setting)
     plans = file.plans(known, space)
     if plans is None:
@@ -137,6 +122,38 @@ def choose_objective(
         + (f", {gone} residual branch{'' if gone == 1 else 'es'} gone)" if gone else ")")
     )
     return Chosen(selection.objectives[0], model, seen, goal, judge, selection)
+
+
+def _corrected(
+    request: SearchRequest,
+    goal: Goal,
+    bench: CandidateBench,
+    model: LatencyModel,
+    first: Sequence[Objective],
+    *,
+    limit: TimeLimit,
+    seen: Candidates,
+) -> LatencyModel:
+    """The model after one plan of each of the first objectives was measured.
+
+    Plans that drop branches and keep wide layers are predicted too fast beside narrow ones: one of each is seen.
+    """
+    for objective in first:
+        if not limit.allows():
+            limit.cut(f"'{objective.name}' not measured to correct the predicted time")
+            continue
+        with suppress(BudgetError):
+            begun = limit.spent
+            solution = objective.solve(model.tally, goal.median_ms * (1 - RESERVE))
+            trial = bench.trial(solution.keep, goal)
+            model = model.calibrated(solution.keep, trial.assessment.model_ms, trial.profile)
+            seen.add(objective.name, solution, measured_ms=trial.assessment.model_ms)
+            limit.reserve = _ROUNDS_LEFT * (limit.spent - begun)
+            request.say(
+                f"{objective.name}: predicted {solution.predicted_ms:.3g} ms, measured "
+                f"{trial.assessment.model_ms:.3g} ms"
+            )
+    return model
 
 
 def _add_pool(seen: Candidates, selection: Selection, judge: Judge) -> None:
