@@ -22,6 +22,7 @@ from deploypruner.measure import evaluate, outputs
 from deploypruner.quantize import quantize_static
 from deploypruner.recipe.finetune import Amp, FinetuneSettings
 from deploypruner.runtime import runtimes
+from deploypruner.search.judge import Judge
 from deploypruner.sources.adapted import Unlabelled
 from deploypruner.sources.batches import Batches, Data
 from deploypruner.target import detect
@@ -62,10 +63,12 @@ def repaired(
     statistics: bool = True,
     augment: bool = True,
     weights: Mapping[str, Tensor] | None = None,
+    held_out: int = 0,
 ) -> nn.Module:
     """What is left of the model, its layers solved by least squares and its batch-norm statistics set anew.
 
-    With `weights` in place of the dense model's own, which stays what layers are solved for.
+    With `weights` in place of the dense model's own, which stays what layers are solved for. With so many images held
+    out, what `compile` does: of the corrections as much stays as does best on these, without labels.
     """
 
     def images() -> Iterator[Batch]:
@@ -73,7 +76,12 @@ def repaired(
 
     with holding(graph, weights or {}):
         module = graph.cut(graph.removed(keep))
-    if reconstruction:
+    if reconstruction and held_out:
+        plain = train.epoch(batch_size=_BATCH, seed=seed, shuffle=True, augment=False)
+        held = [(inputs, None) for inputs, _ in islice(plain, held_out // _BATCH)]
+        others = islice(images(), len(held), len(held) + _RECONSTRUCTED // _BATCH)
+        Judge(graph, solving=list(others), held_out=held).repair(module.eval(), keep)
+    elif reconstruction:
         reconstruct(graph, keep, module, islice(images(), _RECONSTRUCTED // _BATCH))
     if statistics:
         reestimate_batchnorm(module, images(), max_batches=_STATISTICS_BATCHES)
