@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from deploypruner.build.answering import Runner
-from deploypruner.build.doubted import doubted_data
+from deploypruner.build.doubted import doubted_count, doubted_data, doubted_labels
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.stages.load import Load
 from deploypruner.build.stages.report import warnings_of
@@ -20,6 +20,7 @@ from deploypruner.progress import SilentProgress
 from deploypruner.recipe import Recipe
 from deploypruner.sources.data import as_data, settings_for
 from deploypruner.sparse.library import is_built
+from deploypruner.tasks.recognise import OutputTask
 from tests.builds import run_cli
 from tests.int8_nets import Net
 
@@ -98,5 +99,27 @@ def test_sparsify_says_it_before_it_quantizes(tmp_path):
 def test_data_without_samples_of_its_range_is_not_doubted_where_there_is_no_batch_norm():
     plain = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
     example = (torch.zeros(2, 12),)
-    data = as_data((torch.full((9, 12), 1e6),), settings_for(example, None, Recipe().data.settings))
+    data = as_data((1e6 * torch.rand(9, 12),), settings_for(example, None, Recipe().data.settings))
     assert doubted_data(Runner(plain, example), data, seed=0) == ()
+
+
+def test_samples_that_are_all_alike_are_said_to_be_whatever_the_model():
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
+    example = (torch.zeros(2, 12),)
+    data = as_data((torch.full((9, 12), 3.0),), settings_for(example, None, Recipe().data.settings))
+    (said,) = doubted_data(Runner(plain, example), data, seed=0)
+    assert "samples that were looked at are all alike" in said
+
+
+def test_a_budget_of_accuracy_without_labels_is_one_of_agreement_and_says_so():
+    unlabelled, labelled = OutputTask("output", "classification"), OutputTask("output", "classification", label=0)
+    (said,) = doubted_labels((unlabelled,), 0.5, own=False)
+    assert "--accuracy-drop 0.5 is kept in points of agreement" in said
+    for tasks, drop, own in (((labelled,), 0.5, False), ((unlabelled,), None, False), ((unlabelled,), 0.5, True)):
+        assert doubted_labels(tasks, drop, own=own) == ()
+
+
+def test_few_calibration_samples_are_counted():
+    assert doubted_count(8) == ()
+    assert doubted_count(1)[0].startswith("1 calibration sample is few")
+    assert doubted_count(7)[0].startswith("7 calibration samples are few")

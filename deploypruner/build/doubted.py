@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
@@ -13,9 +14,13 @@ from deploypruner.build.answering import Runner
 from deploypruner.build.state import Feeds
 from deploypruner.quantize.expected_inputs import doubt, first_norm_of_file, first_norm_of_module
 from deploypruner.sources.batches import Data
+from deploypruner.tasks.recognise import OutputTask
 
 # Samples that are looked at.
 _SAMPLES = 32
+# Calibration samples from which on a part of them can judge.
+_FEW = 8
+_ALIKE = "the {} samples that were looked at are all alike: ranges and accuracy of such data mean nothing; check it"
 
 
 def doubted_data(runner: Runner, data: Data, *, seed: int) -> tuple[str, ...]:
@@ -37,12 +42,48 @@ def doubted_data(runner: Runner, data: Data, *, seed: int) -> tuple[str, ...]:
     return doubted_samples(runner, seen)
 
 
+def doubted_labels(tasks: Sequence[OutputTask] | None, drop: float | None, *, own: bool) -> tuple[str, ...]:
+    """That a budget of accuracy is kept in agreement, where there are no labels to count accuracy by.
+
+    Args:
+        tasks: What every output is; None where that is not known.
+        drop: Points that were asked for, None where nothing was.
+        own: Does a metric of the user's judge?
+    """
+    if drop is None or tasks is None or own or any(output.label is not None for output in tasks):
+        return ()
+    return (
+        f"the data has no labels: --accuracy-drop {drop:g} is kept in points of agreement with the dense model, not "
+        "of accuracy",
+    )
+
+
+def doubted_count(samples: int) -> tuple[str, ...]:
+    """That calibration samples are few, where they are."""
+    if samples >= _FEW:
+        return ()
+    return (
+        f"{samples} calibration {'sample is' if samples == 1 else 'samples are'} few: ranges and repair follow from "
+        "nothing else; a few hundred unlabelled ones suffice",
+    )
+
+
 def doubted_samples(runner: Runner, inputs: list[Tensor]) -> tuple[str, ...]:
     """The same of one batch."""
+    if _alike(inputs):
+        return (_ALIKE.format(len(inputs[0])),)
     norm = first_norm_of_module(runner.module, lambda: list(runner.answers([(tuple(inputs), None)])))
     return tuple(filter(None, (doubt(norm, [np.asarray(x.numpy()) for x in inputs]),)))
 
 
+def _alike(inputs: Sequence[Tensor]) -> bool:
+    """Are all samples the same, in every input that has more than one?"""
+    several = [x for x in inputs if x.ndim and len(x) > 1]
+    return bool(several) and all(bool((x == x[:1]).all()) for x in several)
+
+
 def doubted_file(model: onnx.ModelProto, batch: Feeds) -> tuple[str, ...]:
     """The same of an ONNX file; most files have their batch norms folded into other layers, which says nothing."""
+    if _alike([torch.from_numpy(array) for array in batch]):
+        return (_ALIKE.format(len(batch[0])),)
     return tuple(filter(None, (doubt(first_norm_of_file(model, batch), batch),)))

@@ -80,6 +80,7 @@ def fit(data: Data, runner: Runner, said: Said | None = None) -> Fitted:
     judged = data.val if data.val.has_targets else data.train
     batches = _limited(judged.with_targets(batch_size=_BATCH, shuffle=True), _SEEN)
     answers, labels = runner.answers(batches)
+    _require_numbers(answers, runner.names, data.name)
     known = label_list(labels, len(answers[0]))
     found = recognise(runner.names, answers, known, asked=runner.by_number(said.tasks), expected=said.task)
     labelled = data.train.labelled or data.val.labelled
@@ -99,6 +100,23 @@ def fit(data: Data, runner: Runner, said: Said | None = None) -> Fitted:
     )
     told = _about_labels(data, found, answers, labels, labelled=labelled)
     return Fitted(data, found, loss, (*remarks, *told, *_about_tasks(found, answers)))
+
+
+def _require_numbers(answers: Sequence[Array], names: Sequence[str], data: str) -> None:
+    """Refuse a dense model that answers NaN: nothing could be calibrated, trained or judged by it.
+
+    Raises:
+        InputError: It does; names the output and says for how many samples.
+    """
+    for name, answer in zip(names, answers, strict=True):
+        if answer.dtype.kind != "f" or not answer.ndim:
+            continue
+        wrong = int(np.isnan(answer).reshape(len(answer), -1).any(axis=1).sum())
+        if wrong:
+            raise InputError(
+                f"output '{name}' of the dense model is NaN for {wrong} of {len(answer)} samples of '{data}'",
+                hint="check how the samples are prepared (--mean and --std of images), or use an earlier checkpoint",
+            )
 
 
 def _trainable(data: Data, found: Sequence[OutputTask]) -> tuple[Data, tuple[int, ...]]:

@@ -12,7 +12,7 @@ import onnx
 import torch
 
 from deploypruner.build.answering import Runner
-from deploypruner.build.doubted import doubted_file, doubted_samples
+from deploypruner.build.doubted import doubted_count, doubted_file, doubted_labels, doubted_samples
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.given_file import (
     JUDGED_IN,
@@ -48,8 +48,6 @@ from deploypruner.target import reduces_range
 _FP32, _INT8, _DOCUMENT = "model.fp32.onnx", "model.int8.onnx", "quantize.json"
 # Operators by which a file shows that it is int8, or some of it.
 _INT8_KINDS = frozenset(("QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"))
-# Calibration samples from which on a part of them can judge.
-_FEW = 8
 _NAMED = 3
 _DROPS = (INT8_DROP, INT8_AGREEMENT_DROP)
 
@@ -137,7 +135,10 @@ def int8_file(request: Int8Request, *, say: Say) -> Int8File:
         try:
             folder.require_apart(request.file.model, file.data)
             inputs = inputs_of(file, None if loaded is None else loaded.preprocessing)
-            doubts = _doubted(model, loaded, inputs)
+            doubts = (
+                *_doubted(model, loaded, inputs),
+                *doubted_labels(inputs.tasks, file.drop, own=bool(file.metric)),
+            )
             for text in doubts:
                 say(f"warning: {text}")
             remarks = (*(() if loaded is None else loaded.remarks), *doubts)
@@ -276,12 +277,7 @@ def _slower(rows: Sequence[Row], given: Path) -> tuple[str, ...]:
 
 def _about(summary: QuantizationSummary) -> tuple[str, ...]:
     """What the user should know about the quantization."""
-    found = []
-    if summary.samples < _FEW:
-        found.append(
-            f"{summary.samples} calibration {'sample is' if summary.samples == 1 else 'samples are'} few: ranges and "
-            "repair follow from nothing else; a few hundred unlabelled ones suffice"
-        )
+    found = [*doubted_count(summary.samples)]
     if summary.left_float:
         names = [f"'{name}' ({why})" for name, why in list(summary.left_float.items())[:_NAMED]]
         more = len(summary.left_float) - len(names)

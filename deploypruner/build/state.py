@@ -71,7 +71,7 @@ class Build:
         data: Training and validation data, None without (load).
         tasks: What every output is (load).
         loss: What every output is trained and compared by (load).
-        doubts: How the data differs from that of the training; also among `remarks` (load).
+        doubts: What casts doubt on the data and what is judged by it; also among `remarks` (load).
         metric: Of the user's, None without (load).
         graph: Traced model (trace).
         floats: Weights of layers that an earlier pass found to need float in int8.

@@ -19,6 +19,7 @@ from deploypruner.cli.check import check_command
 from deploypruner.cli.compare import compare_command
 from deploypruner.cli.doctor import doctor_command
 from deploypruner.cli.export import export_command
+from deploypruner.cli.init import init_command
 from deploypruner.cli.options import OVERWRITE, GroupedCommand, colour, require_place, width
 from deploypruner.cli.quantize import quantize_command
 from deploypruner.cli.recipe_options import command_option, recipe_options
@@ -34,6 +35,8 @@ from deploypruner.refusals import allow_open_files, native_refusal, refusal
 from deploypruner.registries import REGISTRIES, schedules, targets
 from deploypruner.terminal import escaped, escaped_lines, open_streams, reader_is_gone, silence, write_line
 
+# By which shells ask what a line could go on with.
+_COMPLETE = "_DEPLOYPRUNER_COMPLETE"
 # Beside the registries, what is chosen from one of them by another option.
 _KINDS = (*sorted({*REGISTRIES, "sparse-schedules"}),)
 
@@ -57,6 +60,10 @@ def main() -> None:
 
 def _main() -> None:
     try:
+        if asked := os.environ.get(_COMPLETE):
+            from click.shell_completion import shell_complete
+
+            sys.exit(shell_complete(cli, {}, "deploypruner", _COMPLETE, asked))
         allow_open_files()
         # Not cli.main(): it turns a closed pipe into exit code 1.
         with cli.make_context("deploypruner", sys.argv[1:]) as context:
@@ -129,7 +136,7 @@ class _InOrder(click.Group):
         return list(self.commands)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and not args[0].startswith("-") and args[0] not in self.commands:
+        if args and not ctx.resilient_parsing and not args[0].startswith("-") and args[0] not in self.commands:
             raise RecipeError(f"no command called '{args[0]}'", hint=nearest(args[0], self.commands))
         return super().resolve_command(ctx, args)
 
@@ -285,6 +292,7 @@ def demo_command(out: Path, overwrite: bool) -> None:
 
 
 cli.add_command(doctor_command)
+cli.add_command(init_command)
 cli.add_command(cache_group)
 
 

@@ -163,11 +163,15 @@ def _border(name: str, borders: Collection[str]) -> str:
 def _undisturbed(layers: Sequence[Operation], times: Mapping[str, float], *, alike: float) -> dict[str, float]:
     """The least time among layers of the same shape and about as many steps: a disturbance hits one of them."""
     groups: dict[Hashable, list[Operation]] = defaultdict(list)
+
+    def near(one: Operation, other: Operation) -> bool:
+        return abs(one.steps - other.steps) <= alike * max(one.steps, 1)  # a layer of zeros has no steps at all
+
     for layer in layers:
         if layer.name in times:
             groups[layer.form].append(layer)
     return {
-        layer.name: min(times[twin.name] for twin in twins if abs(twin.steps - layer.steps) <= alike * layer.steps)
+        layer.name: min(times[twin.name] for twin in twins if near(layer, twin))
         for twins in groups.values()
         for layer in twins
     }

@@ -188,6 +188,11 @@ def _first_line(cls: type) -> str:
     return (cls.__doc__ or "").split("\n")[0]
 
 
+def described(cls: type) -> dict[str, str]:
+    """Name of a field, or of a section -> what it is."""
+    return {name: about.help for name, about in _options(cls)}
+
+
 def _options(cls: type) -> list[tuple[str, Option]]:
     return [(f.name, f.metadata[_KEY]) for f in dataclasses.fields(cls) if _KEY in f.metadata]
 

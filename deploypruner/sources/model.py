@@ -24,6 +24,7 @@ from deploypruner.sources.program_file import load_program
 from deploypruner.sources.soundness import (
     check_dense,
     check_finite,
+    check_float,
     check_runs,
     fingerprint,
     to_cpu_float32,
@@ -116,6 +117,7 @@ def load_model(
         module, changed = to_cpu_float32(module)
         remarks += changed
         module.eval()
+    check_float(module)
     check_finite(module)
     example_inputs = found.example_inputs or _example_inputs(found, request, data_shape)
     try:

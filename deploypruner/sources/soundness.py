@@ -13,12 +13,12 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from deploypruner.errors import InputError
-from deploypruner.graph.capture.input_checks import check_dense, check_finite, state_tensors
+from deploypruner.graph.capture.input_checks import check_dense, check_finite, check_float, state_tensors
 from deploypruner.graph.inputs import Inputs, call, described, raw_bytes
 from deploypruner.sources.foreign import first_line, foreign
 from deploypruner.sources.room import check_room
 
-__all__ = ["check_dense", "check_finite", "check_runs", "fingerprint", "to_cpu_float32"]
+__all__ = ["check_dense", "check_finite", "check_float", "check_runs", "fingerprint", "to_cpu_float32"]
 
 
 def fingerprint(module: nn.Module | ExportedProgram) -> str:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from deploypruner.build.answering import Runner
-from deploypruner.build.doubted import doubted_data
+from deploypruner.build.doubted import doubted_data, doubted_labels
 from deploypruner.build.fitting import Said, fit, tasks_without_data
 from deploypruner.build.metric import own_metric
 from deploypruner.build.register import stages
@@ -23,7 +23,14 @@ from deploypruner.sources.classes import names_in, read_classes
 from deploypruner.sources.data import as_data, peek_shape, settings_for
 from deploypruner.sources.matched import input_names, matched
 from deploypruner.sources.model import LoadedModel, load_model
-from deploypruner.sources.soundness import check_dense, check_finite, check_runs, fingerprint, to_cpu_float32
+from deploypruner.sources.soundness import (
+    check_dense,
+    check_finite,
+    check_float,
+    check_runs,
+    fingerprint,
+    to_cpu_float32,
+)
 from deploypruner.tasks.recognise import parse_tasks
 
 
@@ -57,7 +64,11 @@ class Load(Stage):
             data, cast = matched(data, loaded.example_inputs, input_names(loaded.module, loaded.example_inputs))
             fitted = fit(data, runner, said)
             data, found, loss = fitted.data, fitted.tasks, fitted.loss
-            doubts = doubted_data(runner, data, seed=recipe.seed)
+            drop = recipe.measure.accuracy_drop
+            doubts = (
+                *doubted_data(runner, data, seed=recipe.seed),
+                *doubted_labels(found, drop, own=metric is not None),
+            )
             remarks += cast + fitted.remarks + doubts
         return replace(
             build,
@@ -122,6 +133,7 @@ def _model(build: Build) -> LoadedModel:
         check_dense(module)
         # The user's module keeps its mode and its batch-norm statistics.
         module, remarks = to_cpu_float32(evaluating(module))
+    check_float(module)
     check_finite(module)
     check_runs(module, given.example_inputs)
     return LoadedModel(

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import ClassVar
 
 from deploypruner.build.artifacts import DENSE, dense_artifacts, with_dense, write_mixable, write_state
+from deploypruner.build.doubted import doubted_count
 from deploypruner.build.mixing import mix_precision, own_file
 from deploypruner.build.quantized_training import qat_sentence, train_int8
 from deploypruner.build.register import stages
@@ -54,7 +55,8 @@ class Quantize(Stage):
         """The files are there."""
         found = build.folder.read_json(self.saves[-1])
         quantized, precision = Quantized.from_json(found["quantization"]), found["precision"]
-        remarks = (*build.remarks, *precision["remarks"])
+        few = () if build.data is None or quantized.pruned is None else doubted_count(quantized.pruned.samples)
+        remarks = (*build.remarks, *precision["remarks"], *few)
         build = replace(build, quantized=quantized, precision=precision, remarks=remarks)
         return _with_pruned(dense_artifacts(build))
 

@@ -17,6 +17,10 @@ _PACKED_MODULES = (
     "torch.nn.quantized",
     "torch.ao.nn.intrinsic.quantized",
 )
+_QUANTIZED_OPERATORS = (
+    *("quantized_decomposed.", "quantized.", "torchao.", "onednn.q"),
+    *("aten.quantize_per_", "aten.fake_quantize_per_"),
+)
 
 
 def check_model(model: object) -> None:
@@ -31,6 +35,7 @@ def check_model(model: object) -> None:
         )
     if isinstance(model, nn.Module):
         check_dense(model)
+    check_float(model)
     check_finite(model)
 
 
@@ -61,6 +66,24 @@ def check_finite(module: nn.Module | ExportedProgram) -> None:
             f"'{name}' holds {count} NaN or Inf among its {total} elements{others}",
             hint="training diverged or the file is damaged; use an earlier checkpoint",
         )
+
+
+def check_float(module: nn.Module | ExportedProgram) -> None:
+    """Check that a traced graph rounds to no integers: a layer's channels cannot be followed through that.
+
+    Raises:
+        InputError: It does; names the operation.
+    """
+    graph = getattr(module, "graph", None)
+    if not isinstance(graph, torch.fx.Graph):
+        return
+    for node in graph.nodes:
+        target = str(node.target)
+        if node.op == "call_function" and target.startswith(_QUANTIZED_OPERATORS):
+            raise InputError(
+                f"the model is int8 already: '{node.name}' is {target}",
+                hint="give the float model; deploypruner quantizes after pruning",
+            )
 
 
 def check_dense(module: nn.Module) -> None:
