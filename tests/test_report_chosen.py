@@ -139,7 +139,8 @@ def test_a_ruined_model_is_refused_in_red_and_nothing_says_met():
     lost = "accuracy fell from 88.0 to 2.4 %, 85.6 points where 3 are allowed"
     lines = text.splitlines()
     assert lines[2] == f"{RED}result: no pruned artifact is worth having: {lost}\x1b[0m"
-    assert lines[3].startswith("note: dense int8 on openvino is faster and keeps it")
+    assert lines[3].startswith("next: deploypruner compile nets:resnet")
+    assert any(line.startswith("note: dense int8 on openvino is faster and keeps it") for line in lines)
     (budget,) = (line for line in lines if line.startswith("budget:"))
     assert "requested 2.00x, measured 2.10x, certified 2.04x" in budget
     assert budget.endswith(f"{lost}: {RED}REFUSED\x1b[0m")
@@ -189,12 +190,12 @@ def test_a_row_that_loses_too_much_is_marked_where_the_budget_is_kept_as_well():
 
 
 def test_layers_that_are_gone_are_struck_and_counted_apart():
-    page = page_of("judged")
+    page = page_of("judged").replace("<wbr>", "")
     assert re.findall(r'title="conv, gone with (layer1\.\d)"><del>([^<]*)</del>', page) == [
         ("layer1.0", "layer1.0.conv1"),
         ("layer1.1", "layer1.1.conv1"),
     ]
-    assert page.count("64 → <b>gone</b>") == 2
+    assert page.count("64 → <b>gone</b>") == 4  # beside the bars, and in the table
     words = plain(page)
     assert "Layers narrowed 9 of 12; 2 are gone" in words
     assert "Residual branches gone 3 layer1.0-1, layer2.2" in words
@@ -204,7 +205,7 @@ def test_layers_that_are_gone_are_struck_and_counted_apart():
 def test_the_pool_is_a_folded_table():
     page = page_of("judged")
     folded = page[page.index("All 2 plans that were judged") :].partition("</details>")[0]
-    assert "<details open" not in page
+    assert page.count("<details open") == 1  # the layers in numbers
     assert re.findall(r'<tr[^>]*><td>([^<]*)(?: <span class="tag met">taken</span>)?</td>', folded) == [
         "measured worth",
         "scores with every branch kept",
@@ -229,7 +230,7 @@ def test_every_new_name_is_escaped():
     budget["quality"] = a_quality(kind=evil)
     layers = (LayerWidth("a", "conv", 8, 0, branch=f'"{evil}'),)
     page = render_html(replace(a_cut_report(budget, rows=ruined_rows()), layers=layers))
-    assert "<script" not in page
+    assert page.count("<script") == 1  # ours, which sorts
     assert "gone with &#34;&lt;script&gt;" in page
     text = table(a_cut_report({**budget, "objective": "a\x1b[31m", "dropped": ["b\x07"]}), colour=False)
     assert not {"\x1b", "\x07"} & set(text)

@@ -105,6 +105,12 @@ class DataRecipe:
         flag="--allow-chance",
         group=MODEL,
     )
+    embed_preprocessing: bool = option(
+        False,
+        "Whether the file to ship is written once more with the preprocessing of images inside: uint8 NHWC goes in.",
+        flag="--embed-preprocessing",
+        group=MODEL,
+    )
 
 
 @documented

@@ -93,7 +93,7 @@ def remarks(reports: Sequence[Report]) -> list[str]:
     machines = {(report.target.get("processor"), *(row.threads for row in report.rows[:1])) for report in reports}
     if len(machines) > 1:
         found.append("the builds were measured on different processors or threads: milliseconds do not compare")
-    counts = {row.evaluated for report in reports for row in report.rows[:1]}
+    counts = {row.evaluated for report in reports for row in report.rows[:1] if row.evaluated}
     if len(counts) > 1:
         found.append("accuracy is of different numbers of inputs")
     if len(reports) > 1:

@@ -99,7 +99,8 @@ class Report:
         noise: What casts doubt on the times, full sentences too.
         deploy: The file to ship: `file` (within the build), `files` (it and what has to lie beside it), `bytes`,
             `artifact`, `runtime`, `threads`, `version` of the runtime, `inputs` (each with name, shape, layout,
-            dtype, range, mean and std), `classes`, `load` (three lines of Python); empty where a check failed.
+            dtype, range, mean and std), `classes`, `load` (three lines of Python), and with --embed-preprocessing
+            `pixels` (the same with pixels going in: `file`, `input`, `load`); empty where a check failed.
         files: Names of the build's files.
         dense: Predicted cost of the user's model.
         pruned: Predicted cost of the pruned model.

@@ -32,7 +32,7 @@ from deploypruner.report.precision import (
 from deploypruner.report.ranges import collapse
 from deploypruner.report.repaired import settings_sentence, weight_bits
 from deploypruner.report.scatter import in_picture, quality_axis, scatter, spread
-from deploypruner.report.ship import classes_sentence, input_sentence, ship_sentence
+from deploypruner.report.ship import classes_sentence, input_sentence, pixels_sentence, ship_sentence
 from deploypruner.report.sparse import assigned_sentence, sparse_lines, sparse_sentence
 
 _GLYPHS = {"faster": "▲", "better": "▲", "slower": "▼", "worse": "▼", "indistinguishable": "≈", "baseline": ""}
@@ -88,6 +88,7 @@ def render_html(report: Report) -> str:
         budget=budget_verdict(report, result),
         ship=ship_sentence(report.deploy) if report.deploy else "",
         ship_inputs=[input_sentence(entry) for entry in report.deploy.get("inputs", ())],
+        pixels=pixels_sentence(report.deploy["pixels"]) if "pixels" in report.deploy else "",
         ship_classes=classes_sentence(report.deploy.get("classes", ())),
         noise=noise_sentence(report).rpartition(";")[0],
         groups=[(group, _lines(group, result, report), _samples(group)) for group in group_rows(report.rows)],

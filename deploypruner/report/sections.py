@@ -213,6 +213,19 @@ class _DeployedInput(TypedDict):
     std: list[_Number] | None
 
 
+class _PixelInput(TypedDict):
+    name: _Text
+    shape: list[_Int | _Text]
+    layout: _Text
+    dtype: _Text
+
+
+class _Pixels(TypedDict):
+    file: _Text
+    input: _PixelInput
+    load: _Names
+
+
 class _Deploy(TypedDict):
     file: _Text
     files: _Names
@@ -224,6 +237,7 @@ class _Deploy(TypedDict):
     inputs: list[_DeployedInput]
     classes: _Names
     load: _Names
+    pixels: NotRequired[_Pixels]
 
 
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {

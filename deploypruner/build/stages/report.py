@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from deploypruner.build.bounds import bounds_of
 from deploypruner.build.deploy import deploy_of, within
+from deploypruner.build.embedded import EMBEDDED, embedded
 from deploypruner.build.folder import MANIFEST
 from deploypruner.build.layer_table import layer_widths
 from deploypruner.build.points import plans_of, points_of
@@ -38,7 +39,7 @@ class WriteReport(Stage):
     name: ClassVar[str] = "report"
     needs: ClassVar[tuple[str, ...]] = ("measure",)
     reads: ClassVar[tuple[str, ...]] = tuple(table.name for table in fields(Recipe))
-    writes: ClassVar[tuple[str, ...]] = ("recipe.toml", "report.json", "report.html", "points/", MANIFEST)
+    writes: ClassVar[tuple[str, ...]] = ("recipe.toml", "report.json", "report.html", EMBEDDED, "points/", MANIFEST)
 
     def run(self, build: Build) -> Build:
         """Write the files."""
@@ -99,13 +100,21 @@ def make_report(build: Build, points: Sequence[Point]) -> Report:
         points=tuple(point.document for point in points),
         noise=build.noise,
     )
-    return replace(report, deploy=deploy_of(build, report), files=_files(build))
+    report = replace(report, deploy=deploy_of(build, report))
+    pixels, checks, remarks = embedded(build, report)
+    return replace(
+        report,
+        deploy=report.deploy | ({"pixels": pixels} if pixels else {}),
+        verification=(*report.verification, *checks),
+        warnings=(*report.warnings, *remarks),
+        files=_files(build),
+    )
 
 
 def _files(build: Build) -> tuple[str, ...]:
     """Names of what a finished folder holds, resume state left out."""
     own = {name for name in build.folder.own() if build.folder.has(name)}
-    named = own | {name for name in WriteReport.writes if not name.endswith("/")}
+    named = own | {"recipe.toml", "report.json", "report.html", MANIFEST}
     return tuple(sorted(name for name in named if not name.startswith("stages/")))
 
 
