@@ -70,7 +70,7 @@ def _accuracy(build: Build, kept: Kept | None) -> dict[str, Any]:
     if kept is None:
         return _bound("accuracy", decided, None, unit="points", allowed=None)
     if not kept.kept:
-        decided.append("the result is refused")
+        decided.append("the refusal")
     margin = kept.allowed - kept.lost
     return _bound("accuracy", decided, margin if margin == margin else None, unit="points", allowed=kept.allowed)
 

@@ -99,6 +99,10 @@ def export_point(
     _check_version(manifest, source.root)
     target = _new_folder(Path(out))
     recipe = read_recipe(source.path("recipe.toml"), dict(changes or {}))
+    if not recipe.model.source and (given is None or given.model is None):
+        raise InputError(
+            f"{source.root} was made from Python, and its recipe names no model", hint="name it with --model"
+        )
     build = Build(
         recipe=recipe,
         folder=target,

@@ -83,7 +83,8 @@ def _run(build: Build, *, resume: bool, overwrite: bool, say: Say) -> Build:
             say(f"again from {again.stage}: {again.why}")
             left = _from(again.stage, order)
             _discard_from(build.folder, left[1], order)  # what it writes itself it replaces
-            build, resumable = replace(begun[again.stage], **again.changes), False
+            changed = {**again.changes, "seconds": build.seconds}  # what a pass took stays in the report
+            build, resumable = replace(begun[again.stage], **changed), False
             continue
         stage.validate(build)
     return build

@@ -19,8 +19,8 @@ from deploypruner.report.points import WayMark
 _FONT = 12.0
 _LETTER = 6.4  # mean advance of a 12 px sans-serif letter, on the wide side
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 14.0, 34.0, 44.0
-# Spans of the rows that a mark on the way may be below all of them.
-_DEEPER = 4.0
+# Spans of the rows, and times the slack of the axis, that a mark on the way may be below all rows.
+_DEEPER, _AT_LEAST = 2.0, 10.0
 _LOG_FROM = 12.0  # slowest / fastest beyond which a linear axis crowds the fast rows
 
 
@@ -97,7 +97,8 @@ def scatter(
     for mark in way:
         drawn = way_marker(x.pixel(mark.ms), y.pixel(mark.value), measured=mark.measured)
         parts.append(Markup("<g>{}<title>{}</title></g>").format(drawn, mark.text))
-    parts += [_labels(rows, x, y, quality=quality, size=(width, height), emphasis=emphasis)]
+    taken = [(x.pixel(mark.ms), y.pixel(mark.value)) for mark in way]
+    parts += [_labels(rows, x, y, quality=quality, size=(width, height), emphasis=emphasis, taken=taken)]
     for row in rows:
         shape = marker(row, fills[row.runtime], x.pixel(row.median_ms), y.pixel(_value(quality, row)))
         parts.append(Markup("<g>{}<title>{}</title></g>").format(shape, _tooltip(row, quality)))
@@ -114,7 +115,7 @@ def in_picture(rows: Sequence[Row], way: Sequence[WayMark]) -> list[WayMark]:
     assert quality is not None, "there is a picture"
     rows = [row for row in rows if quality.value(row) is not None]
     values, slowest = [_value(quality, row) for row in rows], max(row.median_ms for row in rows)
-    deep = min(values) - max(_DEEPER * (max(values) - min(values)), _DEEPER * quality.slack)
+    deep = min(values) - max(_DEEPER * (max(values) - min(values)), _AT_LEAST * quality.slack)
     return [mark for mark in way if mark.ms <= 1.1 * slowest and mark.value >= deep]
 
 
@@ -193,7 +194,14 @@ def _spread_line(row: Row, rows: Sequence[Row], *, x: Axis, y: Axis, quality: Qu
 
 
 def _labels(
-    rows: Sequence[Row], x: Axis, y: Axis, *, quality: QualityAxis, size: tuple[float, float], emphasis: Row | None
+    rows: Sequence[Row],
+    x: Axis,
+    y: Axis,
+    *,
+    quality: QualityAxis,
+    size: tuple[float, float],
+    emphasis: Row | None,
+    taken: Sequence[tuple[float, float]],
 ) -> Markup:
     several = len({row.runtime for row in rows}) > 1
     longest = int((x.end - x.start) / _LETTER) - 2
@@ -202,7 +210,7 @@ def _labels(
     boxes = place_labels(
         anchors,
         [(_LETTER * len(text) + 4, _FONT + 3) for text in texts],
-        obstacles=_obstacles(rows, anchors, x),
+        obstacles=[*_obstacles(rows, anchors, x), *(Box(a - 4, b - 4, a + 4, b + 4) for a, b in taken)],
         bounds=Box(x.start + 2, 18.0, size[0] - 2, y.start - 3),
     )
     parts = []
