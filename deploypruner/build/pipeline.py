@@ -10,12 +10,15 @@ from dataclasses import replace
 
 from safetensors import SafetensorError
 
+from deploypruner.atomic import ANOTHER_OUT
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.resume import Marks, open_folder
 from deploypruner.build.stage import Stage, chain
 from deploypruner.build.state import Build
 from deploypruner.channels.remove import require
 from deploypruner.errors import InputError, said_by
+from deploypruner.logbook import LOG
+from deploypruner.progress import StageProgress
 
 Say = Callable[[str], None]
 
@@ -48,10 +51,13 @@ def _run(build: Build, *, resume: bool, overwrite: bool, say: Say) -> Build:
     order = chain()
     marks: Marks | None = None
     resumable = True  # until the first saved stage that has to run again: later files came from its old result
-    for stage_class in order:
+    for number, stage_class in enumerate(order, 1):
         stage = stage_class()
+        if isinstance(build.progress, StageProgress):
+            build.progress.stage(number, len(order), stage.name)
         if stage.saves and marks is None:  # all before it is known to be good, so that bad input costs no old build
             marks = open_folder(build, order, resume=resume, overwrite=overwrite)
+            build.log.keep_in(build.folder.claim(LOG), instead=ANOTHER_OUT)
             if build.folder.remark:
                 say(f"remark: {build.folder.remark}")
                 build = replace(build, remarks=(*build.remarks, build.folder.remark))
