@@ -1,5 +1,5 @@
 """`python -m deploypruner` is `deploypruner`."""
 
-from deploypruner.cli.main import main
+from deploypruner.cli.main import run
 
-main()
+run()

@@ -30,7 +30,8 @@ from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.capture.asked_axes import requested
 from deploypruner.graph.inputs import as_inputs
-from deploypruner.progress import Progress, SilentProgress
+from deploypruner.logbook import Logbook
+from deploypruner.progress import Console, Progress, SilentProgress, shown
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.constraints import Constraints
@@ -207,7 +208,7 @@ def compile(
     recipe: str | Path | Recipe | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> CompiledBuild:
     """Prune, recover, quantize, export, verify and measure a model; leave everything in one folder.
@@ -247,8 +248,9 @@ def compile(
         recipe: Recipe, or a TOML file with the rest; arguments that are given win.
         resume: Whether the build in `out` is continued.
         overwrite: Whether a finished build in `out` may be replaced; it is once the new one is finished.
-        progress: Listener that is told about long work.
-        say: Function that is called with one line per stage.
+        progress: Whether a live line on stderr says how far it is, plain lines every 30 s where that is no terminal;
+            or a listener that is told.
+        say: Function that is called with one line per stage, and what they say on the way.
 
     Raises:
         DeployPrunerError: Bad input, an unreachable budget, or a failed verification.
@@ -288,16 +290,17 @@ def compile(
         resolved = read_recipe(Path(recipe) if recipe else None, asked)
         if not resume:  # a build that goes on is asked for by its own recipe
             BuildFolder(Path(out)).require_apart(recipe)
-    return run_recipe(
-        resolved,
-        Path(out),
-        given=given,
-        command="deploypruner.compile(...)",
-        resume=resume,
-        overwrite=overwrite,
-        progress=progress,
-        say=say,
-    )
+    with shown(progress, say) as (listener, told):
+        return run_recipe(
+            resolved,
+            Path(out),
+            given=given,
+            command="deploypruner.compile(...)",
+            resume=resume,
+            overwrite=overwrite,
+            progress=listener,
+            say=told,
+        )
 
 
 def _dynamic(dynamic_shapes: Any, given: Given) -> tuple[str, ...] | None:
@@ -325,9 +328,12 @@ def run_recipe(
     offer: Callable[[Path], str] = lambda free: f'pass out="{free}", which is free, or overwrite=True',
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
+    detail: Callable[[str], None] | None = None,
 ) -> CompiledBuild:
     """Run a resolved recipe; `compile` and the command line both end here."""
-    given = given or Given()
+    given, log = given or Given(), progress.log if isinstance(progress, Console) else Logbook()
+    if not isinstance(progress, Console):  # which logs by itself
+        say = _both(log, say)
     folder = place_for(BuildFolder(out), overwrite=overwrite, resume=resume, offer=offer)
     if resume and not begun(folder):
         say(f"there is nothing to resume in {out}: this build starts at the beginning")
@@ -338,9 +344,14 @@ def run_recipe(
         command=command,
         given=given,
         progress=progress or SilentProgress(),
-        say=say,
+        log=log,
+        say=detail or say,
     )
-    done = pipeline.run(build, resume=resume, overwrite=overwrite, say=say)
+    try:
+        done = pipeline.run(build, resume=resume, overwrite=overwrite, say=say)
+    finally:
+        if not isinstance(progress, Console):
+            log.close()
     return CompiledBuild(out, read_report(out), done.compiled, done.planned)
 
 
@@ -378,3 +389,11 @@ def export_point(
         data=None if isinstance(data, str | Path) else data,
     )
     return exporting.export_point(folder, point, out, given=given, changes=overrides(named), say=say)
+
+
+def _both(first: Callable[[str], None], second: Callable[[str], None]) -> Callable[[str], None]:
+    def told(line: str) -> None:
+        first(line)
+        second(line)
+
+    return told

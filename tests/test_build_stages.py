@@ -95,7 +95,10 @@ def count_stage() -> type[Stage]:
 
 def run(build: Build, *, resume: bool = False) -> Build:
     said: list[str] = []
-    return pipeline.run(build, resume=resume, say=said.append)
+    try:
+        return pipeline.run(build, resume=resume, say=said.append)
+    finally:
+        build.log.close()
 
 
 def test_a_stage_added_by_one_class_is_run_and_resumed_and_its_files_are_owned(tmp_path):
@@ -132,10 +135,11 @@ def test_a_resumed_build_keeps_what_does_not_read_the_key_that_changed(tmp_path)
     [
         *((f"prune.{name}", "allocate") for name in ("macs", "latency", "speedup")),
         *((key, "allocate") for key in ("measure.precision", "measure.accuracy_drop", "search.minutes")),
+        ("measure.seconds", "measure"),
         ("recover.settings.lr", "recover"),  # training that diverged does not cost the plan
         *(
             (key, None)
-            for key in ("prune.step", "prune.criterion", "recover.epochs", "seed", "target", "measure.seconds")
+            for key in ("prune.step", "prune.criterion", "recover.epochs", "seed", "target", "measure.threads")
         ),
     ],
 )
@@ -242,6 +246,6 @@ def test_every_file_of_a_build_is_declared_by_a_stage_or_is_a_record_of_the_driv
         for path in (p for p in folder.rglob("*") if p.is_file()):
             name = str(path.relative_to(folder))
             told = name in declared or any(name.startswith(d) for d in declared if d.endswith("/"))
-            assert told or name in ("stages/finished.json", "stages/written.json"), name
+            assert told or name in ("log.txt", "stages/finished.json", "stages/written.json"), name
     marks = json.loads((seen[1][0] / "stages" / "finished.json").read_text())["stages"]
     assert list(marks) == [stage.name for stage in chain() if stage.saves]

@@ -240,14 +240,13 @@ def test_a_wrong_command_is_named(arguments, said):
 def test_a_budget_out_of_reach_exits_with_3_and_is_saved_beside_the_old_build(tmp_path):
     folder = copy_of_finished(tmp_path)
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
-    outcome = run_cli("compile", "tiny.pt2", "--macs", "0.01", "--out", str(folder))
+    outcome = run_cli("compile", "tiny.pt2", "--macs", "0.01", "--out", str(folder), "--overwrite")
     outcome.assert_error(3, "--macs 0.01 allows", "the smallest reachable budget is --macs 0.")
-    saved = json.loads((folder / "reachable.json").read_text())
+    saved = json.loads((tmp_path / "build.new" / "reachable.json").read_text())
     assert saved["requested_macs"] == 0.01
     assert 0.01 < saved["reachable_macs"] < 1
     assert saved["message"] in outcome.err
     assert {name: (folder / name).read_bytes() for name in before} == before
-    (folder / "reachable.json").unlink()
     assert run_cli("report", str(folder)).code == 0
 
 
@@ -276,7 +275,7 @@ def test_an_output_folder_that_cannot_be_used_is_named(out, said):
 def test_a_build_does_not_replace_the_model_it_starts_from(tmp_path):
     folder = copy_of_finished(tmp_path)
     command = ("compile", str(folder / "model.pt2"), "--step", "1", "--macs", "0.9", "--out", str(folder))
-    run_cli(*command).assert_error(2, "would replace", "model.pt2, which this build reads")
+    run_cli(*command, "--overwrite").assert_error(2, "would replace", "model.pt2, which this build reads")
     assert (folder / "model.pt2").is_file()
 
 
@@ -313,8 +312,7 @@ def test_a_finished_build_prints_the_table_to_stdout_and_everything_else_to_stde
     silent = ("learn", "assign", "sparse")  # they had nothing to do
     stages = [stage.name for stage in chain() if stage.name not in silent]
     lines = outcome.err.splitlines()
-    steps = [line for line in lines[:-2] if line.startswith("quantize: ") or ("epoch" in line and " s  " not in line)]
-    assert [line.split()[0] for line in lines[:-2] if line not in steps] == stages
+    assert [line.split()[0] for line in lines[:-2] if not line.startswith("stage ")] == stages  # one every 30 s
     assert lines[-1].endswith("report.html has the pictures, the proof and the raw data")
     assert "\x1b" not in outcome.out + outcome.err
 
@@ -337,7 +335,7 @@ def test_bench_of_a_build_folder_measures_all_its_models():
     assert outcome.code == 0, outcome.err
     for name in ("dense.fp32.onnx", "dense.int8.onnx", "model.fp32.onnx", "model.int8.onnx"):
         assert name in outcome.out
-    assert outcome.err == ""
+    assert [line for line in outcome.err.splitlines() if ": " not in line] == []  # where it is, every 30 s
 
 
 def test_plan_shows_groups_widths_and_what_is_frozen_and_writes_nothing():

@@ -122,7 +122,7 @@ def test_every_flag_of_the_recipe_is_an_option_of_compile_with_the_help_of_its_f
         assert flag.option.help.endswith("."), name
         assert isinstance(options[name], Grouped)
         assert options[name].help.startswith(flag.option.help)
-    assert set(options) - set(flags(Recipe)) == {"recipe", "out", "resume", "overwrite"}
+    assert set(options) - set(flags(Recipe)) == {"recipe", "out", "resume", "overwrite", "verbose", "quiet", "log"}
 
 
 def test_options_of_a_command_line_and_arguments_of_compile_make_the_same_recipe():

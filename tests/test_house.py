@@ -48,7 +48,7 @@ LAYERS = (
     {"recipe"},
     {"onnx_graph"},
     {"scratch", "progress", "openvino_import", "target", "onnx_advice", "caches"},
-    {"onnx_file"},
+    {"onnx_file", "logbook"},
     {"atomic"},
     {"registries"},
     {"registry", "records", "locking", "reading"},

@@ -147,7 +147,7 @@ def test_training_toward_a_time_keeps_it_and_goes_on_to_the_bit(clocked, tmp_pat
 
 def test_what_is_measured_slower_than_predicted_is_cut_once_more(clocked, tmp_path):
     clock = clocked(share=0.9)
-    said = built(tmp_path)
+    said = built(tmp_path, "-v")
     assert ms_of(clock, tmp_path) / 0.9 <= clock.of(clock.graph).ms({}) / 1.5
     assert "trained toward" in said
     rounds = json.loads((tmp_path / "stages" / "learned_search.json").read_text())["rounds"]

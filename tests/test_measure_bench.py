@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from deploypruner.cli.bench import _as_text
 from deploypruner.errors import InputError
 from deploypruner.measure import bench, detect_precision, openers, pair_up
 from deploypruner.measure.inputs import random_feeds
 from deploypruner.measure.rows import file_bytes
+from deploypruner.measure.shapes import side_by_side
 from deploypruner.records import TensorSpec
 from tests.builds import run_cli
 
@@ -210,3 +213,86 @@ def test_a_mistake_is_named_with_what_to_try(folder: Path, arguments: tuple[str,
 
 def test_torch_is_listed_as_a_runtime() -> None:
     assert "torch " in run_cli("list", "runtimes").out
+
+
+def net(path: Path, name: str, sizes: list[int | str], weight: np.ndarray) -> Path:
+    """`name` [N, 3, H, W] -> mean over the picture -> scores [N, K] by `weight` [3, K]."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", [name], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info(name, FLOAT, sizes)]
+    outputs = [helper.make_tensor_value_info("y", FLOAT, [sizes[0], weight.shape[1]])]
+    return save(helper.make_graph(nodes, "net", inputs, outputs, [numpy_helper.from_array(weight, "w")]), path)
+
+
+RIGHT = np.eye(3, dtype=np.float32)
+
+
+def test_files_that_call_their_input_otherwise_or_leave_its_size_open_run_side_by_side(tmp_path: Path) -> None:
+    fixed = net(tmp_path / "fixed.onnx", "image", [1, 3, 4, 5], RIGHT)
+    opened = net(tmp_path / "open.onnx", "x", ["N", 3, "H", "W"], RIGHT)
+    for files in ([fixed, opened], [opened, fixed]):
+        found = bench(files, runtimes=["onnxruntime"], budget_s=0.1)
+        fed = {key: size for t in found.measured.timings for key, size in t.settings.items() if "fed " in key}
+        assert fed == {"fed image": "1x3x4x5 float32", "fed x": "1x3x4x5 float32"}
+        assert found.settings["input_shapes"] == {"x": [1, 3, 4, 5]}
+    other = net(tmp_path / "other.onnx", "input", ["N", 3, "H", "W"], RIGHT)
+    found = bench([opened, other], runtimes=["onnxruntime"], input_shapes={"x": [2, 3, 6, 7]}, budget_s=0.1)
+    assert found.settings["input_shapes"] == {"x": [2, 3, 6, 7], "input": [2, 3, 6, 7]}
+    with pytest.raises(InputError, match="no file has an input called 'y'"):
+        bench([opened, other], runtimes=["onnxruntime"], input_shapes={"y": [2, 3, 6, 7]}, budget_s=0.1)
+
+
+def test_sizes_are_taken_from_the_same_place_where_they_fit(tmp_path: Path) -> None:
+    words = save_words(tmp_path / "words.onnx")  # two inputs, both [?, ?]
+    fixed = net(tmp_path / "fixed.onnx", "image", [1, 3, 4, 5], RIGHT)
+    assert side_by_side(pair_up([words, fixed], ["onnxruntime"]), {"ids": [2, 9]}) == {"ids": (2, 9)}
+    assert side_by_side(pair_up([words], ["onnxruntime"]), {"nobody": [1]}) == {"nobody": (1,)}
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    jobs = pair_up([tmp_path / "junk.onnx", fixed], ["onnxruntime"])
+    assert side_by_side(jobs, {"image": [1, 3, 4, 5]}) == {"image": (1, 3, 4, 5)}
+
+
+def test_with_data_every_file_is_judged_and_a_column_without_values_is_left_out(tmp_path: Path) -> None:
+    """The class is the brightest channel; the second file takes the third for the second and gets a third wrong."""
+    net(tmp_path / "right.onnx", "image", ["N", 3, 4, 5], RIGHT)
+    wrong = RIGHT.copy()
+    wrong[:, 1] = 0  # what is green is called red
+    net(tmp_path / "wrong.onnx", "x", ["N", 3, 4, 5], wrong)
+    y = np.arange(60) % 3
+    x = np.zeros((60, 3, 4, 5), np.float32)
+    x[np.arange(60), y] = 1
+    np.savez(tmp_path / "data.npz", x=x, y=y, x_val=x[:30], y_val=y[:30])
+    files = ("right.onnx", "wrong.onnx")
+    outcome = run_cli("bench", *files, *QUICK, "--data", "data.npz", "--json", "found.json", folder=tmp_path)
+    assert outcome.code == 0, outcome.err
+    right, bad = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert (right["accuracy"], right["agreement"]) == (100.0, 1.0)
+    assert (bad["accuracy"], bad["agreement"]) == (pytest.approx(200 / 3), pytest.approx(2 / 3))
+    assert "accuracy" in outcome.out
+    assert "66.7" in outcome.out
+    assert "MACs" not in outcome.out
+    plain = run_cli("bench", *files, *QUICK, folder=tmp_path)
+    assert plain.code == 0, plain.err
+    for head in ("accuracy", "top-1", "MACs", "params"):
+        assert head not in plain.out
+
+
+def test_noise_is_one_line_for_all_rows(tmp_path: Path) -> None:
+    found = bench([save_linear(tmp_path / "a.onnx", [1, 3])], runtimes=["onnxruntime"], budget_s=0.1)
+    noise = (
+        "the machine was busy throughout: others; stop other programs, or give more time: `deploypruner bench a`",
+        "two speeds in the samples of 'a' on onnxruntime, 'b' on onnxruntime, as when the processor rests; fix it",
+        "two workers of the same file differ by up to 8.0%, so smaller differences are not called; stop",
+    )
+    measured = replace(found.measured, floor=0.08)
+    text = _as_text(replace(found, noise=noise, warnings=(*noise, "3 weights are denormal"), measured=measured))
+    lines = text.splitlines()[-2:]
+    assert lines[0] == "warning: 3 weights are denormal"
+    assert lines[1] == (
+        "noise: differences below 8.0% are not called; the machine was busy throughout; two speeds in the samples of "
+        "'a' on onnxruntime, 'b' on onnxruntime; two workers of the same file differ by up to 8.0%; longer: "
+        "`deploypruner bench a`"
+    )

@@ -85,7 +85,7 @@ def done_before(err: str) -> list[str]:
 
 
 # What each run adds to.
-RECORDS = ("finished.json", "written.json")
+RECORDS = ("finished.json", "written.json", "log.txt")
 
 
 def test_a_build_interrupted_in_every_stage_and_resumed_each_time_ends_in_the_same_files(tmp_path):
@@ -128,7 +128,7 @@ def test_a_build_killed_between_two_epochs_goes_on_from_its_checkpoint_to_the_sa
     killed = subprocess.run([sys.executable, "-c", KILLED, *command], cwd=workshop(), env=ENVIRONMENT, check=False)
     assert killed.returncode == -signal.SIGKILL
     with stopped_before("quantize"):
-        outcome = run_cli(*command, "--resume")
+        outcome = run_cli(*command, "--resume", "-v")
     assert "recover: continued after epoch 2" in outcome.err
     assert done_before(outcome.err) == ["score", "allocate"]
     assert left_over(tmp_path) == []
@@ -261,7 +261,9 @@ def test_resume_with_another_budget_uses_the_scores_again(tmp_path):
     folder = copy_of_finished(tmp_path)
     command = (*COMPILE, "--macs", "1", "--out", str(folder), "--resume")
     refused = run_cli(*command)
-    refused.assert_error(2, "holds a finished build, made with prune.macs = None", "add --overwrite")
+    refused.assert_error(
+        2, "holds a finished build, made with prune.macs = 0.5; this command says 1.0", "add --overwrite"
+    )
     assert not folder.with_name("build.new").exists()
     with stopped_before("remove"):
         outcome = run_cli(*command, "--overwrite")
@@ -279,6 +281,8 @@ def test_a_finished_build_is_replaced_when_the_new_one_is_finished_and_not_befor
     with interrupted_in("measure"), pretended_timings():
         run_cli(*command, "--overwrite").assert_error(130, "interrupted")
     assert digests(folder) == digests(finished())
+    other = run_cli(*COMPILE, "--out", str(folder), "--resume")
+    other.assert_error(2, "build.new holds an unfinished build, made with prune.macs = 1.0", f"delete {folder}.new")
     with pretended_timings():
         outcome = run_cli(*command, "--overwrite", "--resume")
     assert outcome.code == 0, outcome.err
@@ -295,7 +299,7 @@ def test_a_build_whose_training_diverged_goes_on_with_a_lower_rate_after_its_sco
     command = (*COMPILE, "--recipe", str(recipe), "--optimizer", "adamw", "--out", str(tmp_path / "build"))
     run_cli(*command, "--lr", "1e30").assert_error(2, "became", "in epoch 1, batch", "lower the learning rate")
     with stopped_before("quantize"):
-        outcome = run_cli(*command, "--lr", "0.001", "--resume")
+        outcome = run_cli(*command, "--lr", "0.001", "--resume", "-v")
     assert done_before(outcome.err) == ["score", "allocate"]
     assert "recover: epoch 3 of 3" in outcome.err
     resumed = run_cli(*command, "--lr", "0.001", "--ema", "0.9", "--resume")
@@ -306,7 +310,7 @@ def test_a_build_that_trains_in_two_processes_goes_on_once(tmp_path):
     pytest.importorskip("lightning_fabric")
     command = (*COMPILE, "--devices", "2", "--out", str(tmp_path / "build"))
     with stopped_before("quantize"):
-        outcome = run_cli(*command)
+        outcome = run_cli(*command, "-v")
     lines = [line.split()[0] for line in outcome.err.splitlines() if " s  " in line]
     assert lines == ["load", "trace", "score", "allocate", "remove", "recover"]
     epochs = [line.split(",")[0] for line in outcome.err.splitlines() if line.startswith("recover:")]
@@ -392,7 +396,7 @@ def test_a_finished_folder_holds_what_is_promised_and_nothing_else():
     assert {p.name for p in finished().iterdir()} == {
         *REPRODUCED,
         *(name for name in DENSE if "/" not in name),
-        *("report.html", "report.json", "recipe.toml", "manifest.json", "measurements", "stages"),
+        *("report.html", "report.json", "recipe.toml", "manifest.json", "measurements", "stages", "log.txt"),
     }
     assert left_over(finished()) == []
 
@@ -403,7 +407,7 @@ def test_the_manifest_lists_the_sha256_of_every_file():
     assert manifest["sha256"] == {
         str(p.relative_to(finished())): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in files
-        if p.name != "manifest.json"
+        if p.name not in ("manifest.json", "log.txt")  # which is added to
     }
     assert manifest["command"].startswith("deploypruner compile tiny.pt2 --data labelled.npz")
     assert manifest["versions"]["torch"] == torch.__version__

@@ -53,7 +53,8 @@ def test_options_in_the_text_are_taken_with_these_values(printed):
         if words == [words[0]]:
             continue  # the name of an option
         for command in taking:
-            needed = ["m.onnx", "--data", "d"] if "--data" in options_of(command) else ["m.onnx"]
+            needed = ["m.onnx"] if any(isinstance(p, click.Argument) for p in command.params) else []
+            needed += ["--data", "d"] if "--data" in options_of(command) else []
             with command.make_context(command.name, [*needed, *words]) as context:
                 overrides(context.params)  # names are checked here
                 if command.name == "compile":

@@ -183,9 +183,14 @@ def test_a_pruned_int8_row_is_also_compared_with_dense_int8():
     assert lines[-1].strip() == "1.52x [1.49, 1.55] faster than dense int8"
 
 
-def test_unknown_values_are_a_dash():
+def test_unknown_values_are_a_dash_and_columns_without_any_value_are_left_out():
     row = replace(a_row(), accuracy=None, agreement=None, p95_ms=None, macs=None, params=None, nonzero=None)
-    assert table_rows((row,), colour=False).splitlines()[-1].split().count("-") == 5
+    lines = table_rows((replace(a_row(), name="known"), row), colour=False).splitlines()
+    assert next(line for line in lines if line.startswith(f"  {row.name}")).split().count("-") == 5
+    alone = table_rows((row,), colour=False)
+    assert "-" not in alone.splitlines()[-1].split()
+    for head in ("p95", "MACs", "params", "top-1"):
+        assert head not in alone
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deploypruner.build.stages.measure import make_jobs
+from deploypruner.build.timed import make_jobs
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.records import Artifact, TensorSpec
 from deploypruner.runtime import Session, default_runtimes, runtimes

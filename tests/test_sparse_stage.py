@@ -14,6 +14,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from deploypruner.build.sparsified import _most_zeros
 from deploypruner.build.sparsity import existing_zeros, remaining
 from deploypruner.channels.plan import make_plan
 from deploypruner.errors import InputError, KernelError
@@ -224,6 +225,39 @@ def test_sparsify_of_an_fp32_model_without_data_says_what_its_ranges_are_worth(t
 def test_sparsify_refuses_with_one_hint(make, said, tmp_path):
     (tmp_path / "m.onnx").write_bytes(make().SerializeToString() or b"\x0f")
     run_cli("sparsify", "m.onnx", "--out", "s", folder=tmp_path).assert_error(2, said)
+
+
+@pytest.mark.parametrize(
+    ("weight", "zeros"),
+    [
+        (np.array([[1, 1, 1, 1], [2, 2, 2, 2]], np.int8), 0.5),  # as if the most frequent value were the zero point
+        (np.array([[127.0, 0.4], [127.0, 0.6]], np.float32), 0.25),  # 0.4 of a step is zero, 0.6 is one
+        (np.array([[127.0, 0.4], [1.0, 0.003]], np.float32), 0.5),  # with a scale for each row
+        (np.array([[127.0, 1.0], [0.4, 0.003]], np.float32), 0.5),  # with a scale for each column
+        (np.ones((2, 2), np.float32), 0.0),
+        (np.zeros((2, 2), np.float32), 1.0),
+        (np.ones((2, 2), bool), 0.0),
+    ],
+)
+def test_zeros_that_int8_can_have_at_most(weight, zeros):
+    assert _most_zeros(weight) == zeros
+
+
+def test_a_file_without_zeros_is_refused_before_anything_is_run(tmp_path):
+    weight = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    node = onnx.helper.make_node("Gemm", ["x", "weight"], ["y"], transB=1)
+    graph = onnx.helper.make_graph(
+        [node],
+        "dense",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 32])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 64])],
+        [onnx.numpy_helper.from_array(weight, "weight")],
+    )
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "m.onnx")
+    with mock.patch("deploypruner.measure.trial.check_runs", side_effect=AssertionError("nothing is run")):
+        outcome = run_cli("sparsify", "m.onnx", "--out", "s", folder=tmp_path)
+    outcome.assert_error(2, "no layer of 'm.onnx' has enough zeros: the sparsest, 'weight', keeps 9")
+    assert not (tmp_path / "s").exists()
 
 
 def one_dimensional():

@@ -17,6 +17,7 @@ from deploypruner.atomic import ERRORS, SCRATCH, exchange, file_sha256, json_tex
 from deploypruner.build.register import stage_files
 from deploypruner.errors import InputError
 from deploypruner.locking import FolderLock
+from deploypruner.logbook import LOG
 from deploypruner.reading import is_utf8, kind_name, read_json, status
 
 MANIFEST = "manifest.json"
@@ -65,6 +66,11 @@ class BuildFolder:
         """What a user should know about the folder's lock, "" for nothing."""
         return self._lock.remark
 
+    @property
+    def final(self) -> Path:
+        """Where it will be once it is finished."""
+        return self.root if self.replaces is None else self.replaces.root
+
     def path(self, name: str) -> Path:
         """Where the file called `name` is or will be."""
         return self.root / name
@@ -101,6 +107,16 @@ class BuildFolder:
                     f"--out {self.root} would replace {source}, which this build reads", hint="name a new folder"
                 )
 
+    def require_kind(self) -> None:
+        """Check that nothing else builds here.
+
+        Raises:
+            InputError: Another command does.
+        """
+        kind, _ = self._recorded()
+        if kind not in ("", self.kind):
+            raise InputError(f"--out {self.root} holds the files of a {kind}", hint="name a new or empty folder")
+
     def prepare(self) -> None:
         """Make the folder, lock it, check it, and sweep up what a killed run left half written.
 
@@ -122,9 +138,8 @@ class BuildFolder:
                 raise
 
     def _take(self) -> None:
-        kind, own = self._recorded()
-        if kind not in ("", self.kind):
-            raise InputError(f"--out {self.root} holds the files of a {kind}", hint="name a new or empty folder")
+        self.require_kind()
+        _, own = self._recorded()
         foreign = list(islice(_foreign(self.root, own), 3))
         if foreign:
             raise InputError(
@@ -144,7 +159,7 @@ class BuildFolder:
         kind, recorded = _recorded(self.root)
         if not recorded:
             return kind, recorded
-        names = {WRITTEN.split("/")[0], MANIFEST, *(stage_files() if self.names is None else self.names)}
+        names = {WRITTEN.split("/")[0], MANIFEST, LOG, *(stage_files() if self.names is None else self.names)}
         return kind, {name for name in recorded if PurePosixPath(name).parts[0] in names}
 
     def release(self) -> None:
@@ -169,7 +184,10 @@ class BuildFolder:
             if source.is_file():
                 with self.writing(name) as path:
                     try:
-                        path.hardlink_to(source)
+                        if name == LOG:  # which is added to
+                            shutil.copy2(source, path)
+                        else:
+                            path.hardlink_to(source)
                     except OSError:
                         shutil.copy2(source, path)
 
@@ -280,7 +298,8 @@ class BuildFolder:
 
     def sha256(self) -> dict[str, str]:
         """Name -> sha256 of every finished file of the build outside stages/, the manifest itself left out."""
-        names = sorted(name for name in self.own() if not name.startswith("stages/") and name != MANIFEST)
+        left_out = (MANIFEST, LOG)  # which is added to after this
+        names = sorted(name for name in self.own() if not name.startswith("stages/") and name not in left_out)
         return {name: file_sha256(self.path(name)) for name in names if self.has(name)}
 
     def manifest(self) -> dict[str, Any]:

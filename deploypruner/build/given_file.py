@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.measure import environment, find_warnings, make_rows
 from deploypruner.measure.files import check_external
 from deploypruner.onnx_file import read_onnx, write_onnx
-from deploypruner.progress import progress_for
+from deploypruner.progress import Progress, SilentProgress, percent
 from deploypruner.quantize.placement import Placement
 from deploypruner.quantize.preparing import prepared
 from deploypruner.quantize.static import Calibrated, QuantizationSummary, calibrate, write_qdq
@@ -52,6 +53,7 @@ class FileRequest:
         model: The .onnx file.
         out: Folder to write to.
         overwrite: Whether something finished in it may be replaced.
+        progress: Told how far it is.
         data: Image folder, .npz or factory; None for random inputs.
         mean: Per channel, of pixels scaled to 0..1; None for the usual ones.
         std: As `mean`.
@@ -70,6 +72,7 @@ class FileRequest:
     model: Path
     out: Path
     overwrite: bool = False
+    progress: Progress = field(default_factory=SilentProgress)
     data: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -124,6 +127,7 @@ def calibrated_form(
     placement: Placement,
     repair: bool,
     reduce_range: bool,
+    progress: Progress | None = None,
 ) -> tuple[Path, Calibrated]:
     """A model of any origin ready for int8: its float32 file, and what any mix of int8 and float is written from.
 
@@ -134,6 +138,7 @@ def calibrated_form(
         placement: For which runtime.
         repair: Whether to repair what int8 costs.
         reduce_range: 7-bit weights.
+        progress: Told about every step.
 
     Raises:
         InputError: Nothing of it can be quantized.
@@ -148,12 +153,18 @@ def calibrated_form(
         placements=(placement,),
         reduce_range=reduce_range,
         repair=repair,
-        progress=progress_for(),
+        progress=progress,
     )
 
 
 def write_int8(
-    model: onnx.ModelProto, path: Path, calibration: Sequence[Feeds], *, placement: Placement, repair: bool
+    model: onnx.ModelProto,
+    path: Path,
+    calibration: Sequence[Feeds],
+    *,
+    placement: Placement,
+    repair: bool,
+    progress: Progress | None = None,
 ) -> QuantizationSummary:
     """Quantize a model of any origin to `path`, weights as they suit this machine; the rest as `calibrated_form`.
 
@@ -163,7 +174,13 @@ def write_int8(
     reduce_range = reduces_range("auto")
     with scratch() as apart:
         _, calibrated = calibrated_form(
-            model, apart, calibration, placement=placement, repair=repair, reduce_range=reduce_range
+            model,
+            apart,
+            calibration,
+            placement=placement,
+            repair=repair,
+            reduce_range=reduce_range,
+            progress=progress,
         )
         return write_qdq(calibrated, path, placement=placement, reduce_range=reduce_range)
 
@@ -282,7 +299,12 @@ class MeasuredFiles:
 
 
 def measured_files(
-    request: FileRequest, artifacts: Sequence[Artifact], qualities: Mapping[str, Quality], inputs: Inputs
+    request: FileRequest,
+    artifacts: Sequence[Artifact],
+    qualities: Mapping[str, Quality],
+    inputs: Inputs,
+    *,
+    root: Path,
 ) -> MeasuredFiles:
     """Time all forms in OpenVINO, interleaved.
 
@@ -291,19 +313,35 @@ def measured_files(
         artifacts: The forms; the first is what the others are compared with.
         qualities: Name of the form -> how good it is.
         inputs: With what to time on.
+        root: Folder that is written to, which will be `request.out`.
     """
     machine = environment()
-    measured = request.clock.artifacts(
-        [(artifact, JUDGED_IN) for artifact in artifacts],
-        threads=request.threads,
-        budget_s=request.seconds,
-        seed=request.seed,
-        feeds=inputs.timed,
-    )
+    with percent(request.progress, "measure") as progress:
+        measured = request.clock.artifacts(
+            [(artifact, JUDGED_IN) for artifact in artifacts],
+            threads=request.threads,
+            budget_s=request.seconds,
+            seed=request.seed,
+            feeds=inputs.timed,
+            progress=progress,
+        )
     judged_forms: list[Quality | None] = [qualities[artifact.name] for artifact in artifacts]
     rows = make_rows(measured.complete(), judged_forms, floor=measured.floor, seed=request.seed)
     doubts = find_warnings(
-        measured.timings, machine, settled=measured.settled, floor=measured.floor, conditions=measured.conditions
+        measured.timings,
+        machine,
+        settled=measured.settled,
+        floor=measured.floor,
+        conditions=measured.conditions,
+        longer=_longer(request, [artifact.path for artifact in artifacts], root),
     )
     timings = {timing.artifact.name: timing for timing in measured.timings}
     return MeasuredFiles(tuple(rows), timings, measured.floor, tuple(doubts))
+
+
+def _longer(request: FileRequest, paths: Sequence[Path], root: Path) -> str:
+    """The command that times the same files for longer."""
+    files = [str(request.out / path.relative_to(root) if path.is_relative_to(root) else path) for path in paths]
+    options = ["--runtime", JUDGED_IN, "--threads", str(request.threads)]
+    seconds = f"{max(60.0, 3 * request.seconds):.0f}"
+    return f"`{shlex.join(['deploypruner', 'bench', *files, *options, '--seconds', seconds])}`"

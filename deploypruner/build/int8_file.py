@@ -158,7 +158,7 @@ def int8_file(request: Int8Request, *, say: Say) -> Int8File:
                 Artifact(names[1], files[names[1]], "onnx", "int8", "dense"),
             ]
             say(f"measuring, batch {inputs.batch}, threads {file.threads}")
-            measured = measured_files(file, artifacts, qualities, inputs)
+            measured = measured_files(file, artifacts, qualities, inputs, root=folder.root)
             warnings = (
                 *_slower(measured.rows, request.file.model),
                 *remarks,
@@ -207,7 +207,13 @@ def _within_drop(
 
     with scratch() as apart:
         fp32, calibrated = calibrated_form(
-            model, apart, inputs.calibration, placement="openvino", repair=request.repair, reduce_range=reduce_range
+            model,
+            apart,
+            inputs.calibration,
+            placement="openvino",
+            repair=request.repair,
+            reduce_range=reduce_range,
+            progress=file.progress,
         )
         with folder.writing(_INT8) as path:
             summary = write_qdq(calibrated, path, reduce_range=reduce_range)
@@ -226,6 +232,7 @@ def _within_drop(
                 reduce_range=reduce_range,
                 feeds=inputs.timed,
                 threads=file.threads,
+                progress=file.progress,
                 say=say,
             )
         )

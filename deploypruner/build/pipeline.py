@@ -10,12 +10,15 @@ from dataclasses import replace
 
 from safetensors import SafetensorError
 
+from deploypruner.atomic import ANOTHER_OUT
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.resume import Marks, open_folder
 from deploypruner.build.stage import Stage, chain
 from deploypruner.build.state import Build
 from deploypruner.channels.remove import require
 from deploypruner.errors import InputError, said_by
+from deploypruner.logbook import LOG
+from deploypruner.progress import StageProgress
 
 Say = Callable[[str], None]
 
@@ -53,8 +56,11 @@ def _run(build: Build, *, resume: bool, overwrite: bool, say: Say) -> Build:
     while left:
         stage_class = left.pop(0)
         stage = stage_class()
+        if isinstance(build.progress, StageProgress):
+            build.progress.stage(1 + order.index(stage_class), len(order), stage.name)
         if stage.saves and marks is None:  # all before it is known to be good, so that bad input costs no old build
             marks = open_folder(build, order, resume=resume, overwrite=overwrite)
+            build.log.keep_in(build.folder.claim(LOG), instead=ANOTHER_OUT)
             if build.folder.remark:
                 say(f"remark: {build.folder.remark}")
                 build = replace(build, remarks=(*build.remarks, build.folder.remark))

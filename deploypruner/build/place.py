@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
@@ -34,8 +33,9 @@ def place_for(
         `folder` itself where nothing in it is finished.
 
     Raises:
-        InputError: It holds a finished build that may not, or cannot, be replaced.
+        InputError: It holds a finished build that may not, or cannot, be replaced, or what another command made.
     """
+    folder.require_kind()
     if not folder.finished:
         return folder
     root = folder.root
@@ -65,14 +65,3 @@ def free_name(root: Path) -> Path:
     named = root if root.name not in ("", "..") else Path(os.path.realpath(root))
     tries = (named.with_name(f"{named.name}-{number}") for number in count(2))
     return next(path for path in tries if not os.path.lexists(path))
-
-
-def offered(arguments: Sequence[str], out: Path) -> str:
-    """What a command line offers instead of a folder that is taken: itself with another --out."""
-    kept, skip = [], False
-    for word in arguments:
-        if not (skip or word == "--out" or word.startswith("--out=")):
-            kept.append(word)
-        skip = word == "--out"
-    command = shlex.join([*kept, "--out", str(out)])
-    return f"`{command}` leaves it alone; --overwrite replaces it once the new one is finished"

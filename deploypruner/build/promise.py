@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from deploypruner.build.points import fastest_keeping, point_sentence, points_of
 from deploypruner.build.state import Build
+from deploypruner.build.timed import longer
 from deploypruner.errors import BudgetError, VerificationError
+from deploypruner.recipe.budget import Budget
 from deploypruner.report.advice import milder
 from deploypruner.report.units import quality_sentence
+from deploypruner.search.certify import Certificate
 from deploypruner.search.kept import Kept, quality_kept
 
 
@@ -53,21 +57,36 @@ def require_met(build: Build) -> None:
             + _kept_by(build, kept),
             finished=True,
         )
-    if certificate is None or certificate.met:
+    if certificate is not None:
+        require_certified(certificate, budget, build.folder.root)
+
+
+def require_certified(certificate: Certificate, budget: Budget, root: Path) -> None:
+    """Refuse a finished build whose budget of time is missed, or could not be certified.
+
+    Args:
+        certificate: What the measurement says.
+        budget: What was asked for.
+        root: Folder of the build.
+
+    Raises:
+        BudgetError: It is.
+    """
+    if certificate.met:
         return
     unit = "x" if budget.speedup is not None else " ms"
     value = "nothing" if certificate.measured is None else f"{certificate.measured:.3g}{unit}"
     measured = f"{certificate.artifact}: measured {value}"
-    finished = f"the files in {build.folder.root} are finished"
+    again = f"the files in {root} are finished; {longer(root, 0)} measures again"
     if certificate.met is None:
         raise BudgetError(
             f"{budget} cannot be certified: {certificate.doubt} ({measured})",
-            hint=f"{finished}; run the same command with --resume on a quiet machine",
+            hint=f"stop what else runs: {again}",
             finished=True,
         )
     raise BudgetError(
         f"{budget} is missed: {measured}, and its 95 % interval ends at {certificate.bound:.3g}{unit}, which counts",
-        hint=f"{finished}; measure again with --resume, or ask for a little more",
+        hint=f"{again}, or ask for a little more",
         finished=True,
     )
 

@@ -124,7 +124,11 @@ def open_folder(build: Build, order: Order, *, resume: bool, overwrite: bool) ->
         marks = Marks(folder, order, _read(begun))
         changed = marks.follow(recipe)
         if changed and folder.replaces is not None and not overwrite:
-            raise InputError(f"{folder.replaces.root} holds a finished build, made with {changed}", hint=_OTHERWISE)
+            unfinished = f"repeat the original options, or delete {folder.root} to go on with {folder.replaces.root}"
+            raise InputError(
+                f"{begun.root} holds {'an un' if begun is folder else 'a '}finished build, made with {changed}",
+                hint=unfinished if begun is folder else _OTHERWISE,
+            )
         if begun is not folder:
             folder.adopt()
         folder.discard(REACHABLE)

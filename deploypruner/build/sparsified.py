@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from deploypruner.build.doubted import doubted_file
 from deploypruner.build.folder import BuildFolder
@@ -90,6 +92,7 @@ def sparsified(request: FileRequest, *, say: Say) -> Sparsified:
     check_forced_target()
     model = read_given(request.model)
     check_convertible(model)
+    _require_sparse(request.model, model)
     say(f"trying {request.model}")
     trial.check_runs(request.model, ("onnxruntime", "openvino"))
     folder = request.place("sparsify", (_INT8, MODEL, EXTENSION, _DOCUMENT))
@@ -122,7 +125,14 @@ def _sparsified(
     else:
         say(f"quantizing {request.model}: it is {float_name(model)}")
         with folder.writing(_INT8) as path:
-            summary = write_int8(model, path, inputs.calibration, placement="sparse", repair=request.data is not None)
+            summary = write_int8(
+                model,
+                path,
+                inputs.calibration,
+                placement="sparse",
+                repair=request.data is not None,
+                progress=request.progress,
+            )
         repaired = repair_sentence([asdict(step) for step in summary.repair])
         if repaired:
             say(repaired)
@@ -147,7 +157,7 @@ def _sparsified(
     if made.check is not None:
         with folder.writing(EXTENSION) as path:
             shutil.copyfile(library, path)
-        rows, document, doubts = _measured(request, files, qualities, inputs, document=document)
+        rows, document, doubts = _measured(request, files, qualities, inputs, document=document, root=folder.root)
         remarks = (*remarks, *doubts)
     check = None if made.check is None else asdict(made.check)
     folder.write_json(_DOCUMENT, {**document, "check": check, "rows": [asdict(row) for row in rows]})
@@ -161,6 +171,43 @@ def _sparsified(
     return Sparsified(rows, document, remarks)
 
 
+def _require_sparse(path: Path, model: onnx.ModelProto) -> None:
+    """Refuse a file whose weights have no zeros before anything is quantized or timed.
+
+    Float weights are looked at as int8 with a scale for each slice of their first or last axis will have them, and
+    integers by their most frequent value: more cannot be zeros.
+    """
+    found = {
+        tensor.name: _most_zeros(numpy_helper.to_array(tensor))
+        for tensor in model.graph.initializer
+        if len(tensor.dims) in (2, 4)  # what the kernels may compute
+    }
+    if found and max(found.values()) < _SPARSE:
+        name = max(found, key=lambda name: found[name])
+        raise _too_dense(path, name, 1 - found[name])
+
+
+def _most_zeros(weight: np.ndarray) -> float:
+    """Share of a weight's numbers that are zeros in int8, at most."""
+    if weight.dtype.kind in "iu":
+        return float(np.unique(weight, return_counts=True)[1].max(initial=0) / max(1, weight.size))
+    if weight.dtype.kind != "f" or not weight.size:
+        return 0.0
+    size = np.abs(weight.astype(np.float32))
+    # Rounded to zero is what is less than half a step, and 127 steps reach the largest number of a slice.
+    most = [
+        size.max(axis=tuple(a for a in range(size.ndim) if a != axis), keepdims=True) for axis in (0, -1 % size.ndim)
+    ]
+    return max(float((size <= peak / 254).mean()) for peak in most)
+
+
+def _too_dense(path: Path, name: str, density: float) -> InputError:
+    return InputError(
+        f"no layer of '{path}' has enough zeros: the sparsest, '{name}', keeps {density:.0%} of its weights",
+        hint=f"kernels pay from {_SPARSE:.0%} zeros; `deploypruner compile --pattern 1x4` makes them",
+    )
+
+
 def _require_zeros(path: Path, document: dict[str, Any], *, is_int8: bool) -> None:
     layers = document["layers"]
     if not layers:
@@ -172,11 +219,7 @@ def _require_zeros(path: Path, document: dict[str, Any], *, is_int8: bool) -> No
         )
     sparsest = min(layers, key=lambda layer: layer["density"])
     if sparsest["density"] > 1 - _SPARSE:
-        raise InputError(
-            f"no layer of '{path}' has enough zeros: the sparsest, '{sparsest['name']}', keeps "
-            f"{sparsest['density']:.0%} of its weights",
-            hint=f"kernels pay from {_SPARSE:.0%} zeros; `deploypruner compile --pattern 1x4` makes them",
-        )
+        raise _too_dense(path, sparsest["name"], sparsest["density"])
 
 
 def _measured(
@@ -186,6 +229,7 @@ def _measured(
     inputs: Inputs,
     *,
     document: dict[str, Any],
+    root: Path,
 ) -> tuple[tuple[Row, ...], dict[str, Any], tuple[str, ...]]:
     """All models side by side: rows, the document with the comparison, warnings."""
     artifacts = [
@@ -198,7 +242,7 @@ def _measured(
         )
         for name, path in files.items()
     ]
-    measured = measured_files(request, artifacts, qualities, inputs)
+    measured = measured_files(request, artifacts, qualities, inputs, root=root)
     found = compare(
         measured.timings["sparse int8"], measured.timings["dense int8"], floor=measured.floor, seed=request.seed
     )

@@ -16,6 +16,7 @@ from deploypruner.channels.plan import Plan
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import Inputs
 from deploypruner.latency.clock import Clock, current_clock
+from deploypruner.logbook import Logbook
 from deploypruner.losses import BY_SHAPE, ModelLoss
 from deploypruner.measure.own_metric import OwnMetric
 from deploypruner.progress import Progress
@@ -61,6 +62,7 @@ class Build:
         command: Command line or call that started the build.
         given: Objects from the Python API.
         progress: Told about long work.
+        log: Of everything that is said; the build keeps it in its folder.
         clock: Says how long things take.
         say: Called with a line about what a stage is doing.
         name: Short name of the model (load).
@@ -110,6 +112,7 @@ class Build:
     command: str
     given: Given
     progress: Progress
+    log: Logbook = field(default_factory=Logbook)
     say: Callable[[str], None] = lambda line: None
     clock: Clock = field(default_factory=current_clock)
     name: str = ""

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
@@ -11,9 +17,20 @@ from typing import TYPE_CHECKING
 import click
 
 from deploypruner.atomic import os_errors, replacing
-from deploypruner.cli.options import SEED, GroupedCommand, Real, colour, shape_of, width
+from deploypruner.cli.options import (
+    SEED,
+    GroupedCommand,
+    Real,
+    colour,
+    console,
+    shape_of,
+    shows_progress,
+    width,
+    with_option,
+)
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.errors import InputError, MeasureError, RecipeError
+from deploypruner.progress import percent
 from deploypruner.ranges import MOST
 from deploypruner.reading import status
 from deploypruner.recipe.option import MEASURING, MODEL
@@ -23,7 +40,12 @@ from deploypruner.registries import runtimes
 if TYPE_CHECKING:
     import numpy as np
 
-    from deploypruner.measure import Bench
+    from deploypruner.measure import Bench, Job
+    from deploypruner.recipe.data import DataSettings
+    from deploypruner.records import Quality
+    from deploypruner.runtime import Session
+
+    Judged = Callable[[Sequence[Job]], Sequence[Quality | None]]
 
 _BUILD_FILES = (
     "dense.fp32.onnx",
@@ -58,8 +80,12 @@ _BUILD_FILES = (
     metavar="FILE",
     help="Real inputs: an .npz with one array per input name, or what `compile` takes.",
 )
+@recipe_option("mean")
+@recipe_option("std")
+@recipe_option("task")
 @command_option("--json", "document", metavar="FILE", help="Everything as JSON, raw samples too; - for stdout.")
 @SEED
+@shows_progress
 def bench_command(
     artifacts: tuple[Path, ...],
     runtime: tuple[str, ...],
@@ -68,12 +94,17 @@ def bench_command(
     interval: float,
     input_shape: tuple[str, ...],
     data: str | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    task: tuple[str, ...],
     document: str | None,
     seed: int,
 ) -> None:
     """Measure artifacts side by side; the first one is the baseline.
 
-    An artifact is an .onnx, .xml or .pt2 file, or a build folder, which stands for all its models.
+    An artifact is an .onnx, .xml or .pt2 file, or a build folder, which stands for all its models. Inputs may have
+    other names in each file; sizes that one leaves open are taken from another. With --data every file is judged,
+    too: on labels where there are any, and against the first file.
     """
     asked = _named_shapes(input_shape)
     names = chosen_runtimes(runtime)
@@ -83,25 +114,35 @@ def bench_command(
         _check_there(path)
     if document not in (None, "-"):
         _check_writable(Path(str(document)), artifacts)
-    from deploypruner.measure import bench, openers
+    with console() as shown:
+        shown.doing("loading")
+        from deploypruner.measure import bench, openers
 
-    opened = openers(names)
-    files = [file for path in artifacts for file in _artifact_files(path, opened)]
-    examples = {name: shape for name, shape in _example_shapes(files).items() if name not in asked}
-    shapes = {**examples, **asked}
-    if examples:
-        sizes = ", ".join(f"{name}={','.join(map(str, shape))}" for name, shape in examples.items())
-        click.echo(f"sizes are open: timed at the build's example, --input-shape {sizes}", err=True)
-    found = bench(
-        files,
-        runtimes=names,
-        threads=threads or 1,
-        budget_s=seconds or 20.0,
-        narrow=interval / 100,
-        input_shapes=shapes,
-        feeds=None if data is None else _real_inputs(files[0], data, shapes, seed),
-        seed=seed,
-    )
+        opened = openers(names)
+        files = [file for path in artifacts for file in _artifact_files(path, opened)]
+        examples = {name: shape for name, shape in _example_shapes(files).items() if name not in asked}
+        shapes = {**examples, **asked}
+        if examples:
+            sizes = ", ".join(f"{name}={','.join(map(str, shape))}" for name, shape in examples.items())
+            shown.say(f"sizes are open: timed at the build's example, --input-shape {sizes}")
+        settings = partial(_settings, mean, std, seed)
+        feeds = None if data is None else _real_inputs(files[0], data, shapes, settings())
+        judged = None if data is None else _judge(files[0], data, settings(), task)
+        shown.doing("starting a worker for each file")
+        with percent(shown, "measure") as progress:
+            found = bench(
+                files,
+                runtimes=names,
+                threads=threads or 1,
+                budget_s=seconds or 20.0,
+                narrow=interval / 100,
+                input_shapes=shapes,
+                feeds=feeds,
+                judged=judged,
+                seed=seed,
+                longer=_longer(seconds or 20.0),
+                progress=progress,
+            )
     text = json.dumps(found.as_json()) if document is not None else ""
     if document == "-":
         click.echo(text)
@@ -111,33 +152,87 @@ def bench_command(
     _report_failures(found)
 
 
-def _real_inputs(file: Path, data: str, shapes: dict[str, tuple[int, ...]], seed: int) -> list[np.ndarray]:
-    """One batch of the data as the first file takes it."""
-    from dataclasses import replace
+def _longer(seconds: float) -> str:
+    """What was typed, with more time."""
+    command = with_option(["deploypruner", *sys.argv[1:]], "--seconds", f"{max(60.0, 3 * seconds):.0f}")
+    return f"`{shlex.join(command)}`"
 
-    from deploypruner.build.sparsify_inputs import named_arrays, one_batch
-    from deploypruner.measure.bench import pair_up
+
+def _settings(mean: tuple[float, ...] | None, std: tuple[float, ...] | None, seed: int) -> DataSettings:
     from deploypruner.recipe.data import DataSettings
+
+    return DataSettings(mean=mean, std=std, augment=False, seed=seed)
+
+
+def _opened(file: Path, runtime: str) -> Session:
     from deploypruner.runtime import runtimes
 
+    return runtimes.get(runtime)().open(file)
+
+
+def _real_inputs(
+    file: Path, data: str, shapes: dict[str, tuple[int, ...]], settings: DataSettings
+) -> list[np.ndarray]:
+    """One batch of the data as the first file takes it."""
+    from deploypruner.build.sparsify_inputs import named_arrays, one_batch
+    from deploypruner.measure.bench import pair_up
+
     ((_, runtime), *_) = pair_up([file])
-    specs = [
-        replace(spec, shape=shapes.get(spec.name, spec.shape)) for spec in runtimes.get(runtime)().open(file).inputs
-    ]
+    specs = [replace(spec, shape=shapes.get(spec.name, spec.shape)) for spec in _opened(file, runtime).inputs]
     named = named_arrays(Path(data), specs)
     if named is not None:
         return named
-    return one_batch(specs, data, DataSettings(augment=False, seed=seed))
+    return one_batch(specs, data, settings)
+
+
+def _judge(file: Path, data: str, settings: DataSettings, tasks: tuple[str, ...]) -> Judged | None:
+    """Judges files on the data; None for one batch of named arrays, and for sizes that are open."""
+    from deploypruner.build.fitting import Said
+    from deploypruner.build.form_judge import FormJudge
+    from deploypruner.build.sparsify_inputs import named_arrays, sparsify_inputs
+    from deploypruner.measure.bench import pair_up
+    from deploypruner.tasks.recognise import parse_tasks
+
+    ((_, runtime), *_) = pair_up([file])
+    session = _opened(file, runtime)
+    if any(None in spec.shape[1:] for spec in session.inputs) or named_arrays(Path(data), session.inputs) is not None:
+        return None
+    inputs = sparsify_inputs(session, data, settings, batch=None, said=Said(parse_tasks(tasks)))
+    judge = FormJudge(file, runtime, inputs.judged, opened=_opened, tasks=inputs.tasks, metric=None)
+
+    def judged(jobs: Sequence[Job]) -> list[Quality | None]:
+        return [
+            judge.reference if (artifact.path, name) == (file, runtime) else judge.quality(artifact.path, name)
+            for artifact, name in jobs
+        ]
+
+    return judged
 
 
 def _as_text(found: Bench) -> str:
-    """The table, then what failed and what casts doubt."""
+    """The table, then what failed, what casts doubt, and how large the noise is."""
     from deploypruner.report import table_rows
+    from deploypruner.report.outputs import outputs_text
     from deploypruner.report.terminal import wrap
 
     failed = [wrap("failed: ", str(failure.message), width()) for failure in found.measured.failures]
-    doubts = [wrap("warning: ", text, width()) for text in found.warnings]
-    return "\n".join([table_rows(found.rows, colour=colour(), width=width()), *failed, *doubts])
+    doubts = [wrap("warning: ", text, width()) for text in found.warnings if text not in found.noise]
+    by_output = outputs_text(found.rows)
+    table = [table_rows(found.rows, colour=colour(), width=width()), *([by_output] if by_output else [])]
+    return "\n".join([*table, *failed, *doubts, wrap("noise: ", _noise(found), width())])
+
+
+def _noise(found: Bench) -> str:
+    """One line for all rows: the floor, each cause in a few words, and what to try; --json has the rest."""
+    from deploypruner.measure.statistics import SMALLEST_FLOOR
+
+    causes = [re.split(r"[:;(]| so |, as when", text, maxsplit=1)[0].strip(" ,") for text in found.noise]
+    commands = [command for text in found.noise for command in re.findall(r"`[^`]+`", text)]
+    said = [
+        f"differences below {max(found.measured.floor, SMALLEST_FLOOR):.1%} are not called",
+        *dict.fromkeys(causes),
+    ]
+    return "; ".join([*said, *(f"longer: {command}" for command in commands[:1])])
 
 
 def _report_failures(found: Bench) -> None:

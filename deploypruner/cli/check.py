@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from deploypruner.cli.options import GroupedCommand
+from deploypruner.cli.options import GroupedCommand, console, shows_progress
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.ranges import MOST
 from deploypruner.recipe.option import CHANNELS, MODEL
@@ -35,6 +35,7 @@ from deploypruner.terminal import escaped_lines
     help="Training samples to look at.",
 )
 @recipe_option("seed")
+@shows_progress
 def check_command(
     model: str,
     data: str,
@@ -52,26 +53,24 @@ def check_command(
     """
     for name in criterion:
         criteria.check(name)
-    from deploypruner.recipe.reading import read_recipe
+    with console() as shown:
+        from deploypruner.recipe.reading import read_recipe
 
-    given = {"model": model, "data": data, "weights": weights, "trust_pickle": trust_pickle, "seed": seed}
-    chosen = read_recipe(recipe, overrides(given))
-    from deploypruner.build.criterion import make_criterion
-    from deploypruner.build.feeds import training_batches
-    from deploypruner.channels.rank_agreement import agreements, table
-    from deploypruner.cli.plan import loaded
-    from deploypruner.progress import progress_for
+        given = {"model": model, "data": data, "weights": weights, "trust_pickle": trust_pickle, "seed": seed}
+        chosen = read_recipe(recipe, overrides(given))
+        from deploypruner.build.criterion import make_criterion
+        from deploypruner.build.feeds import training_batches
+        from deploypruner.channels.rank_agreement import agreements, table
+        from deploypruner.cli.plan import loaded
 
-    made = {name: make_criterion(name, {}) for name in criterion or criteria}
-    if not criterion:  # the oracle is the yardstick, and learned criteria have no scores of their own before training
-        made = {name: one for name, one in made.items() if name != "oracle" and not one.learned}
-    build, graph = loaded(chosen, "deploypruner criteria-check")
-    size = min(chosen.prune.batch_size, samples)
-    batches = list(training_batches(build, batch_size=size, count=max(1, samples // size)))
-    progress = progress_for()
-    progress.start(len(made) + 1, "criteria-check")
-    try:
-        found = agreements(graph, made, batches, seed=chosen.seed, on_done=lambda name: progress.advance())
-    finally:
-        progress.close()
+        made = {name: make_criterion(name, {}) for name in criterion or criteria}
+        if (
+            not criterion
+        ):  # the oracle is the yardstick, and learned criteria have no scores of their own before training
+            made = {name: one for name, one in made.items() if name != "oracle" and not one.learned}
+        build, graph = loaded(chosen, "deploypruner criteria-check")
+        size = min(chosen.prune.batch_size, samples)
+        batches = list(training_batches(build, batch_size=size, count=max(1, samples // size)))
+        shown.start(len(made) + 1, "criteria-check")
+        found = agreements(graph, made, batches, seed=chosen.seed, on_done=lambda name: shown.advance())
     click.echo(escaped_lines(table(found)), nl=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from deploypruner.api import run_recipe
 from deploypruner.build.state import Given
 from deploypruner.errors import InputError
-from deploypruner.progress import Progress
+from deploypruner.progress import Console, Progress
 from deploypruner.recipe import MeasureRecipe, PruneRecipe, Recipe, RecoverRecipe
 from deploypruner.recipe.data import DataSettings
 from deploypruner.recipe.finetune import FinetuneSettings
@@ -146,25 +145,31 @@ def train_demo_model(
     return model.eval()
 
 
-def run_demo(
-    out: Path, *, overwrite: bool = False, progress: Progress, say: Callable[[str], None], command: str
-) -> None:
+def run_demo(out: Path, *, overwrite: bool = False, shown: Console, command: str) -> None:
     """Train the network, then compile it to half its multiply-adds as `deploypruner compile` would.
 
     Args:
         out: Build folder.
         overwrite: Whether a finished build in it may be replaced.
-        progress: Told about every step.
-        say: Called with one line per stage.
+        shown: Told about every step.
         command: What the report says made the build.
     """
     data = demo_data()
-    say("training a small residual network on scikit-learn's handwritten digits")
-    model = train_demo_model(progress, data=data)
+    shown.step("training a small residual network on scikit-learn's handwritten digits")
+    model = train_demo_model(shown, data=data)
     recipe = Recipe(
         prune=PruneRecipe(macs=0.5, criterion="taylor"),
         recover=RecoverRecipe(epochs=3, settings=FinetuneSettings(batch_size=64, channels_last=True)),
         measure=MeasureRecipe(seconds=15.0),
     )
     given = Given(model=model, example_inputs=(torch.zeros(2, 1, IMAGE_SIZE, IMAGE_SIZE),), data=data)
-    run_recipe(recipe, out, given=given, command=command, overwrite=overwrite, progress=progress, say=say)
+    run_recipe(
+        recipe,
+        out,
+        given=given,
+        command=command,
+        overwrite=overwrite,
+        progress=shown,
+        say=shown.say,
+        detail=shown.detail,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shlex
@@ -20,7 +21,8 @@ from deploypruner.cli.compare import compare_command
 from deploypruner.cli.doctor import doctor_command
 from deploypruner.cli.export import export_command
 from deploypruner.cli.init import init_command
-from deploypruner.cli.options import OVERWRITE, GroupedCommand, colour, require_place, width
+from deploypruner.cli.measure import measure_command
+from deploypruner.cli.options import OVERWRITE, GroupedCommand, colour, console, require_place, shows_progress, width
 from deploypruner.cli.quantize import quantize_command
 from deploypruner.cli.recipe_options import command_option, recipe_options
 from deploypruner.cli.sparsify import sparsify_command
@@ -41,8 +43,24 @@ _COMPLETE = "_DEPLOYPRUNER_COMPLETE"
 _KINDS = (*sorted({*REGISTRIES, "sparse-schedules"}),)
 
 
+def run() -> None:
+    """Entry point of the program: `main`, without the second that Python takes to unload torch after the answer."""
+    code = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # which Python says in its own way
+        sys.exit(code)
+    os._exit(code)
+
+
 def main() -> None:
-    """Entry point: run a command and turn every outcome into an exit code.
+    """Run a command and turn every outcome into an exit code.
 
     0 done, 1 our bug (traceback), 2 bad usage or input, 3 budget not reachable, 4 verification failed,
     130 interrupted.
@@ -161,30 +179,42 @@ def cli(context: click.Context) -> None:
 @command_option("--out", default="build", show_default=True, type=click.Path(path_type=Path), help="Build folder.")
 @command_option("--resume", is_flag=True, help="Go on with the build in --out.")
 @OVERWRITE
+@shows_progress
 def compile_command(out: Path, resume: bool, overwrite: bool, **options: Any) -> None:
     """Prune, recover, quantize, export, verify and measure MODEL.
 
     MODEL is file.pt2, file.pt (with --trust-pickle), package.module:factory, timm:NAME, torchvision:NAME or
     transformers:DIR_OR_NAME.
     """
-    recipe = _checked_recipe(options)
-    require_place(out, overwrite=overwrite or resume)
-    from deploypruner.api import run_recipe
-    from deploypruner.build.folder import BuildFolder
-    from deploypruner.progress import progress_for
-
-    if not resume:  # a build that goes on is asked for by its own recipe
-        BuildFolder(out).require_apart(options["recipe"])
     command = shlex.join(["deploypruner", *sys.argv[1:]])
-    try:
-        run_recipe(
-            recipe, out, command=command, resume=resume, overwrite=overwrite, progress=progress_for(), say=_say
-        )
-    except DeployPrunerError as error:
-        if error.finished:
-            _show(out)  # the answer comes before what is wrong with it
-        raise
-    _show(out)
+    with console() as shown:
+        recipe = _checked_recipe(options)
+        require_place(out, overwrite=overwrite or resume)
+        from deploypruner.api import run_recipe
+        from deploypruner.build.folder import BuildFolder
+
+        if not resume:  # a build that goes on is asked for by its own recipe
+            BuildFolder(out).require_apart(options["recipe"])
+        try:
+            run_recipe(
+                recipe,
+                out,
+                command=command,
+                resume=resume,
+                overwrite=overwrite,
+                progress=shown,
+                say=shown.say,
+                detail=shown.detail,
+            )
+        except DeployPrunerError as error:
+            if not error.finished:
+                raise
+            broken: DeployPrunerError | None = error
+        else:
+            broken = None
+    _show(out, quiet=shown.quiet)
+    if broken is not None:  # the answer comes before what is wrong with it
+        raise broken
 
 
 @cli.command("plan", cls=GroupedCommand, example="deploypruner plan model.pt2 --macs 0.5 --frozen")
@@ -194,14 +224,15 @@ def compile_command(out: Path, resume: bool, overwrite: bool, **options: Any) ->
 )
 @command_option("--frozen", is_flag=True, help="List what cannot be pruned, why, and where in the code.")
 @command_option("--json", "as_document", is_flag=True, help="Everything as JSON, for a program.")
+@shows_progress
 def plan_command(with_times: bool, frozen: bool, as_document: bool, **options: Any) -> None:
     """Dry run: groups, what is frozen and why, and the reachable budget; with a budget also the widths for it."""
-    recipe = _checked_recipe(options)
-    from deploypruner.cli import plan as planning
-    from deploypruner.progress import progress_for
-
     asked = any(options[name] is not None for name in ("latency", "speedup", "macs"))
-    found = planning.dry_run(recipe, with_widths=asked, with_times=with_times, progress=progress_for())
+    with console() as shown:
+        recipe = _checked_recipe(options)
+        from deploypruner.cli import plan as planning
+
+        found = planning.dry_run(recipe, with_widths=asked, with_times=with_times, progress=shown)
     if as_document:
         click.echo(json.dumps(planning.as_json(found), indent=2))
         return
@@ -212,6 +243,7 @@ cli.add_command(bench_command)
 cli.add_command(export_command)
 cli.add_command(compare_command)
 cli.add_command(validate_command)
+cli.add_command(measure_command)
 cli.add_command(check_command)
 cli.add_command(quantize_command)
 cli.add_command(sparsify_command)
@@ -280,15 +312,15 @@ def _described(kind: str) -> dict[str, str]:
 @cli.command("demo")
 @click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Build folder.")
 @OVERWRITE
+@shows_progress
 def demo_command(out: Path, overwrite: bool) -> None:
     """Train a small network on handwritten digits and compile it; about two minutes, no download."""
     require_place(out, overwrite=overwrite)
-    from deploypruner.cli.demo import run_demo
-    from deploypruner.progress import progress_for
+    with console() as shown:
+        from deploypruner.cli.demo import run_demo
 
-    command = shlex.join(["deploypruner", *sys.argv[1:]])
-    run_demo(out, overwrite=overwrite, progress=progress_for(), say=_say, command=command)
-    _show(out)
+        run_demo(out, overwrite=overwrite, shown=shown, command=shlex.join(["deploypruner", *sys.argv[1:]]))
+    _show(out, quiet=shown.quiet)
 
 
 cli.add_command(doctor_command)
@@ -308,10 +340,11 @@ def _checked_recipe(options: dict[str, Any]) -> Recipe:
     return recipe
 
 
-def _show(folder: Path) -> None:
+def _show(folder: Path, *, quiet: bool) -> None:
     """The result on stdout; where to read more on stderr."""
     _show_table(folder)
-    _name_pictures(folder)
+    if not quiet:
+        _name_pictures(folder)
 
 
 def _show_table(folder: Path) -> None:

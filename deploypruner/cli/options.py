@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import shutil
 import sys
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
+from deploypruner import __version__
 from deploypruner.build.folder import BuildFolder
-from deploypruner.build.place import offered, place_for
+from deploypruner.build.place import place_for
+from deploypruner.logbook import Logbook
+from deploypruner.progress import Console, redraws
 from deploypruner.ranges import MOST, SEEDS
 from deploypruner.ranges import THREADS as MOST_THREADS
 from deploypruner.recipe.option import GROUPS, MEASURING, OUTPUT
@@ -117,9 +122,63 @@ def require_place(out: Path, kind: str = "build", *, overwrite: bool) -> None:
     Raises:
         InputError: It holds something finished that may not be replaced.
     """
-    place_for(
-        BuildFolder(out, kind, names=()), overwrite=overwrite, offer=partial(offered, ["deploypruner", *sys.argv[1:]])
+    place_for(BuildFolder(out, kind, names=()), overwrite=overwrite, offer=_offer)
+
+
+def _offer(free: Path) -> str:
+    command = shlex.join(with_option(["deploypruner", *sys.argv[1:]], "--out", str(free)))
+    return f"`{command}` leaves it alone; --overwrite replaces it once the new one is finished"
+
+
+def with_option(command: Sequence[str], option: str, value: str) -> list[str]:
+    """A command line with another value of an option, which may stand in it already."""
+    kept, skip = [], False
+    for word in command:
+        if not (skip or word == option or word.startswith(f"{option}=")):
+            kept.append(word)
+        skip = word == option
+    return [*kept, option, value]
+
+
+def _kept(context: click.Context, parameter: click.Parameter, value: object) -> None:
+    context.meta[f"deploypruner.{parameter.name}"] = value
+
+
+def shows_progress(command: Any) -> Any:
+    """Options of a command that says how far it is, see `console`."""
+    about: dict[str, Any] = {"expose_value": False, "callback": _kept, "cls": Grouped, "group": OUTPUT}
+    verbose = click.option("-v", "--verbose", is_flag=True, help="Print every milestone and detail, too.", **about)
+    quiet = click.option("-q", "--quiet", is_flag=True, help="Print the result and errors alone.", **about)
+    log = click.option(
+        "--log",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Add everything that is said or could be to this file, with the time.",
+        **about,
     )
+    return verbose(quiet(log(command)))
+
+
+@contextmanager
+def console() -> Iterator[Console]:
+    """Yield what shows how far this command is, as its options say.
+
+    Raises:
+        InputError: What is named for the log is something else.
+    """
+    meta = click.get_current_context().meta
+    verbose, quiet, file = (meta.get(f"deploypruner.{name}") for name in ("verbose", "quiet", "log"))
+    log = Logbook()
+    log(f"deploypruner {__version__}: {shlex.join(['deploypruner', *sys.argv[1:]])}")
+    try:
+        if file is not None:
+            log.keep_in(file)
+        with Console(
+            sys.stderr, live=redraws(sys.stderr), verbose=bool(verbose), quiet=bool(quiet), log=log
+        ) as shown:
+            yield shown
+    finally:
+        log.close()
 
 
 def colour() -> bool:

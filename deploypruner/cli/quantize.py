@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from functools import partial
 from pathlib import Path
 
 import click
 
 from deploypruner.cli.forms import refused_form, show_forms
-from deploypruner.cli.options import BATCH, OVERWRITE, SEED, GroupedCommand, require_place
+from deploypruner.cli.options import BATCH, OVERWRITE, SEED, GroupedCommand, console, require_place, shows_progress
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.reading import check_present
 from deploypruner.recipe.option import MEASURING
 from deploypruner.registries import tasks
 from deploypruner.target import WeightBits
-from deploypruner.terminal import write_line
 
 
 @click.command(
@@ -45,6 +42,7 @@ from deploypruner.terminal import write_line
 )
 @command_option("--out", default="int8", show_default=True, type=click.Path(path_type=Path), help="Folder.")
 @OVERWRITE
+@shows_progress
 @SEED
 def quantize_command(
     model: Path,
@@ -79,28 +77,30 @@ def quantize_command(
     require_place(out, "quantize", overwrite=overwrite)
     for name in task:
         tasks.check(name.rpartition("=")[2])
-    from deploypruner.build.given_file import FileRequest
-    from deploypruner.build.int8_file import Int8Request, int8_file
+    with console() as shown:
+        from deploypruner.build.given_file import FileRequest
+        from deploypruner.build.int8_file import Int8Request, int8_file
 
-    file = FileRequest(
-        model,
-        out,
-        overwrite=overwrite,
-        data=data,
-        mean=mean,
-        std=std,
-        threads=threads or 1,
-        batch=batch,
-        seconds=seconds or 20.0,
-        seed=seed,
-        drop=accuracy_drop,
-        tasks=task,
-        metric=metric or "",
-        classes=classes,
-        weight_bits=weight_bits or "auto",
-    )
-    request = Int8Request(file, weights, input_shape, bool(trust_pickle), quantize_repair is not False)
-    found = int8_file(request, say=partial(write_line, sys.stderr))
+        file = FileRequest(
+            model,
+            out,
+            overwrite=overwrite,
+            progress=shown,
+            data=data,
+            mean=mean,
+            std=std,
+            threads=threads or 1,
+            batch=batch,
+            seconds=seconds or 20.0,
+            seed=seed,
+            drop=accuracy_drop,
+            tasks=task,
+            metric=metric or "",
+            classes=classes,
+            weight_bits=weight_bits or "auto",
+        )
+        request = Int8Request(file, weights, input_shape, bool(trust_pickle), quantize_repair is not False)
+        found = int8_file(request, say=shown.step)
     show_forms(
         found.rows,
         [("weights: ", found.weights), ("repair: ", found.repaired), ("quality: ", found.sentence)],

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from functools import partial
 from pathlib import Path
 
 import click
 
 from deploypruner.cli.forms import refused_form, show_forms
-from deploypruner.cli.options import BATCH, OVERWRITE, SEED, GroupedCommand, require_place
+from deploypruner.cli.options import BATCH, OVERWRITE, SEED, GroupedCommand, console, require_place, shows_progress
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.reading import check_present
 from deploypruner.recipe.option import MEASURING
 from deploypruner.registries import tasks
-from deploypruner.terminal import write_line
 
 
 @click.command(
@@ -39,6 +36,7 @@ from deploypruner.terminal import write_line
 @recipe_option("classes")
 @command_option("--out", default="sparse", show_default=True, type=click.Path(path_type=Path), help="Folder.")
 @OVERWRITE
+@shows_progress
 @SEED
 def sparsify_command(
     model: Path,
@@ -67,27 +65,30 @@ def sparsify_command(
     require_place(out, "sparsify", overwrite=overwrite)
     for name in task:
         tasks.check(name.rpartition("=")[2])
-    from deploypruner.build.given_file import FileRequest
-    from deploypruner.build.sparsified import sparsified
+    with console() as shown:
+        from deploypruner.build.given_file import FileRequest
+        from deploypruner.build.sparsified import sparsified
+
+        request = FileRequest(
+            model,
+            out,
+            overwrite=overwrite,
+            progress=shown,
+            data=data,
+            mean=mean,
+            std=std,
+            threads=threads or 1,
+            batch=batch,
+            seconds=seconds or 20.0,
+            seed=seed,
+            drop=accuracy_drop,
+            tasks=task,
+            metric=metric or "",
+            classes=classes,
+        )
+        found = sparsified(request, say=shown.step)
     from deploypruner.report.sparse import sparse_sentence
 
-    request = FileRequest(
-        model,
-        out,
-        overwrite=overwrite,
-        data=data,
-        mean=mean,
-        std=std,
-        threads=threads or 1,
-        batch=batch,
-        seconds=seconds or 20.0,
-        seed=seed,
-        drop=accuracy_drop,
-        tasks=task,
-        metric=metric or "",
-        classes=classes,
-    )
-    found = sparsified(request, say=partial(write_line, sys.stderr))
     sparse = "" if found.refused else sparse_sentence(found.document)
     show_forms(
         found.rows,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from deploypruner.measure.files import denormal_weights, describe_file
 from deploypruner.measure.protocol import Measured, time_artifacts
 from deploypruner.measure.rounds import NARROW, Progress
 from deploypruner.measure.rows import make_rows
-from deploypruner.measure.warnings import find_warnings
-from deploypruner.records import Artifact, Row
+from deploypruner.measure.shapes import side_by_side
+from deploypruner.measure.warnings import about_inputs, find_warnings
+from deploypruner.records import Artifact, Quality, Row
 from deploypruner.runtime import Array, default_runtimes, opens, runtimes
 
 FORMAT = 1
@@ -30,6 +31,7 @@ class Bench:
         measured: Raw timings, failures and what else the machine did.
         environment: Machine and software before the run.
         warnings: What casts doubt on the numbers, each with what to try.
+        noise: Those of them that are about the machine and its noise.
         settings: What was asked for.
     """
 
@@ -37,6 +39,7 @@ class Bench:
     measured: Measured
     environment: dict[str, Any]
     warnings: tuple[str, ...]
+    noise: tuple[str, ...]
     settings: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
@@ -91,6 +94,8 @@ def bench(
     feeds: Sequence[Array] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    longer: str = "",
+    judged: Callable[[Sequence[Job]], Sequence[Quality | None]] | None = None,
 ) -> Bench:
     """Time artifacts side by side; the first file is what the others are compared with.
 
@@ -101,10 +106,13 @@ def bench(
         threads: Threads of every runtime.
         budget_s: Seconds of measuring, loading and warm-up not counted.
         narrow: Half width of every ratio's interval that ends the measuring: 0.02 is ±2 %.
-        input_shapes: Full shapes by input name, for dynamic dimensions.
+        input_shapes: Full shapes by input name, for dynamic dimensions; of an input that is not named they are those
+            of the input in the same place of another file.
         feeds: One array per input, for every file; random ones where None.
         seed: Seed of random inputs, order and bootstrap.
         progress: Told after every round: fraction of the budget, one line of text.
+        longer: Command that measures longer, for warnings; "" where there is none.
+        judged: Gives the quality of each of the files on its runtime, None where nothing is known about it.
 
     Raises:
         InputError: No file, or one that none of the runtimes can open.
@@ -112,6 +120,8 @@ def bench(
         MeasureError: No artifact could be loaded and run; where some could, the others are in `measured.failures`.
     """
     jobs = pair_up(paths, runtimes)
+    input_shapes = side_by_side(jobs, input_shapes or {})
+    qualities = dict(zip(jobs, judged(jobs), strict=True)) if judged is not None else {}
     machine = environment()
     measured = time_artifacts(
         jobs,
@@ -123,7 +133,7 @@ def bench(
         input_shapes=input_shapes,
         progress=progress,
     )
-    rows = make_rows(measured.timings, [None] * len(measured.timings), floor=measured.floor, seed=seed)
+    rows = make_rows(measured.timings, [qualities.get(job) for job in measured.jobs], floor=measured.floor, seed=seed)
     warnings = find_warnings(
         measured.timings,
         machine,
@@ -131,7 +141,9 @@ def bench(
         floor=measured.floor,
         narrow=narrow,
         conditions=measured.conditions,
+        longer=longer,
     )
+    noise = tuple(text for text in warnings if text not in about_inputs(measured.timings))
     warnings += [
         f"{found} weights of '{path}' are denormal (below 1.2e-38, not zero), which is many times slower: "
         "set them to zero"
@@ -142,10 +154,10 @@ def bench(
         "threads": threads,
         "seconds": budget_s,
         "interval": narrow,
-        "input_shapes": {name: list(shape) for name, shape in (input_shapes or {}).items()},
+        "input_shapes": {name: list(shape) for name, shape in input_shapes.items()},
         "seed": seed,
     }
-    return Bench(tuple(rows), measured, machine, tuple(warnings), settings)
+    return Bench(tuple(rows), measured, machine, tuple(warnings), noise, settings)
 
 
 def openers(names: Sequence[str] | None = None) -> frozenset[str]:

@@ -28,7 +28,7 @@ def random_feeds(
         inputs: Declared inputs.
         shapes: Full shapes by input name, for dynamic dimensions. A first dimension that is dynamic and not named
             is the batch: as large as that of the inputs that are named, or else 1.
-        others: Some of the shapes may be for other files; one of them has to be for this one.
+        others: Shapes may be for other files.
         seed: Seed of the generator.
 
     Raises:
@@ -38,7 +38,7 @@ def random_feeds(
     """
     shapes = shapes or {}
     names = [spec.name for spec in inputs]
-    if others and any(name in names for name in shapes):
+    if others:
         shapes = {name: shape for name, shape in shapes.items() if name in names}
     for name in shapes:
         if name not in names:

@@ -31,6 +31,7 @@ def find_warnings(
     floor: float,
     narrow: float = NARROW,
     conditions: Conditions | None = None,
+    longer: str = "",
 ) -> list[str]:
     """Return what casts doubt on `timings`, each with its cause and what to try; empty where nothing does.
 
@@ -41,14 +42,16 @@ def find_warnings(
         floor: Noise floor of the run.
         narrow: How well the ratios were to be known, relative.
         conditions: What else the machine did during the run; None where nobody looked.
+        longer: Command that measures longer; "" where only the option can be named.
     """
+    more = f"give more time: {longer}" if longer else "give more time with --seconds"
     threads = max((timing.threads for timing in timings), default=1)
     return [
         *_about_machine(machine["busy_cores"], machine["cores"], threads),
-        *(_about_conditions(conditions) if conditions is not None else ()),
-        *_about_run(settled=settled, floor=floor, narrow=narrow),
+        *(_about_conditions(conditions, more) if conditions is not None else ()),
+        *_about_run(settled=settled, floor=floor, narrow=narrow, more=more),
         *_about_samples(timings),
-        *_about_inputs(timings),
+        *about_inputs(timings),
     ]
 
 
@@ -83,7 +86,7 @@ def _about_machine(busy: float, cores: int, threads: int) -> list[str]:
     return texts
 
 
-def _about_conditions(conditions: Conditions) -> list[str]:
+def _about_conditions(conditions: Conditions, more: str) -> list[str]:
     texts = []
     if busy := conditions.busy_throughout():
         texts.append(
@@ -93,33 +96,33 @@ def _about_conditions(conditions: Conditions) -> list[str]:
     elif conditions.disturbed > _SOMETIMES:
         texts.append(
             f"the machine was busy for {conditions.disturbed:.0%} of the time while measuring: "
-            f"{conditions.reasons()}; stop other programs, or give more time with --seconds"
+            f"{conditions.reasons()}; stop other programs, or {more}"
         )
     if conditions.mhz_moved is not None:
         low, high = conditions.mhz_moved
         texts.append(
-            f"the processor's frequency moved between {low:.0f} and {high:.0f} MHz while measuring; fix it (governor "
-            "'performance', turbo off) or give more time with --seconds, and rely on ratios, not on milliseconds"
+            f"the processor's frequency moved between {low:.0f} and {high:.0f} MHz while measuring; rely on ratios, "
+            f"not on milliseconds; fix it (governor 'performance', turbo off) or {more}"
         )
     return texts
 
 
-def _about_run(*, settled: bool, floor: float, narrow: float) -> list[str]:
+def _about_run(*, settled: bool, floor: float, narrow: float, more: str) -> list[str]:
     texts = []
     if not settled:
         texts.append(
             f"the time budget ended before every ratio was known to ±{narrow * 100:g} % (noise floor {floor:.1%}); "
-            "give more time with --seconds, or measure on a quieter machine"
+            f"measure on a quieter machine, or {more}"
         )
     if floor > _NOISY_FLOOR:
         texts.append(
             f"two workers of the same file differ by up to {floor:.1%}, so smaller differences are not called; stop "
-            "other programs, try --threads 1, or give more time with --seconds"
+            f"other programs, try --threads 1, or {more}"
         )
     return texts
 
 
-def _about_inputs(timings: Sequence[Timing]) -> list[str]:
+def about_inputs(timings: Sequence[Timing]) -> list[str]:
     """Milliseconds per call of models that are called differently do not compare."""
     fed: dict[str, list[str]] = {}
     for timing in timings:

@@ -98,7 +98,12 @@ def _layout(rows: Sequence[Row], groups: Sequence[RuntimeGroup]) -> _Layout:
     )
 
     def sized(columns: tuple[_Column, ...]) -> tuple[tuple[_Column, int], ...]:
-        return tuple((c, max(len(c.head), len(c.unit), *(len(c.cell(row)) for row in rows))) for c in columns)
+        cells = ((column, [column.cell(row) for row in rows]) for column in columns)
+        return tuple(
+            (column, max(map(len, (column.head, column.unit, *shown))))
+            for column, shown in cells
+            if any(cell != units.UNKNOWN for cell in shown)  # a column without a value says nothing
+        )
 
     cells = [" ".join(_speed(row, group)) for group in groups for row in group.rows]
     return _Layout(

@@ -58,7 +58,7 @@ class Allocate(Stage):
         "seed",
     )
     # Plans may be judged by a brief training; whatever its rate, the plan that was chosen is a sound one.
-    outlives: ClassVar[tuple[str, ...]] = ("recover.settings.lr",)
+    outlives: ClassVar[tuple[str, ...]] = ("recover.settings.lr", "measure.seconds")
     changeable: ClassVar[tuple[str, ...]] = (
         *(f"prune.{name}" for name in BUDGETS),
         *("measure.precision", "measure.accuracy_drop", "search.minutes"),

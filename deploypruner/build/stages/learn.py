@@ -43,6 +43,7 @@ class Learn(Stage):
     name: ClassVar[str] = "learn"
     needs: ClassVar[tuple[str, ...]] = ("allocate",)
     reads: ClassVar[tuple[str, ...]] = ("prune", "learn", "search", "measure", "quantize", "target", "seed")
+    outlives: ClassVar[tuple[str, ...]] = ("measure.seconds",)
     saves: ClassVar[tuple[str, ...]] = ("plan.json", _WEIGHTS, _LEARNING, _FOUND)
 
     def run(self, build: Build) -> Build:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import ClassVar
 
@@ -14,18 +13,16 @@ from deploypruner.build.layer_table import measured_layers
 from deploypruner.build.register import stages
 from deploypruner.build.stage import Again, Stage
 from deploypruner.build.state import Build, Feeds
-from deploypruner.errors import InputError
+from deploypruner.build.timed import keep_inputs, keep_run, longer, make_jobs
 from deploypruner.measure import (
     Measured,
     environment,
     find_warnings,
     make_rows,
-    write_timing,
 )
-from deploypruner.measure.baselines import Job
+from deploypruner.progress import percent
 from deploypruner.recipe import BUDGETS
-from deploypruner.records import Artifact
-from deploypruner.runtime import default_runtimes, opens, runtimes
+from deploypruner.runtime import default_runtimes
 from deploypruner.search.certify import Certificate, certify, in_setting
 from deploypruner.search.found import SearchResult
 
@@ -40,6 +37,7 @@ class Measure(Stage):
         *("measure.runtimes", "measure.threads", "measure.seconds", "measure.samples", "seed"),
         *(f"prune.{name}" for name in BUDGETS),
     )
+    changeable: ClassVar[tuple[str, ...]] = ("measure.seconds",)
     writes: ClassVar[tuple[str, ...]] = ("measurements/",)
 
     def run(self, build: Build) -> Build:
@@ -51,24 +49,15 @@ class Measure(Stage):
         samples = validation_samples(build)
         qualities = judge(build, jobs, samples)
         feeds = timing_feeds(build)
-        try:
+        with percent(build.progress, "measure") as progress:
             measured = build.clock.artifacts(
                 jobs,
                 threads=recipe.threads,
                 budget_s=recipe.seconds,
                 seed=build.recipe.seed,
                 feeds=feeds,
-                progress=_Percent(build),
+                progress=progress,
             )
-        finally:
-            build.progress.close()
-        for name in build.folder.own():
-            if name.startswith("measurements/"):
-                build.folder.discard(name)
-        for timing in measured.timings:
-            name = f"{timing.artifact.name.replace(' ', '-')}.{timing.artifact.format}.{timing.runtime}.json"
-            with build.folder.writing(f"measurements/{name}") as path:
-                write_timing(timing, path)
         judged = dict(zip(jobs, qualities, strict=True))
         known = [judged[job] for job in measured.jobs]
         rows = make_rows(measured.timings, known, floor=measured.floor, seed=build.recipe.seed)
@@ -79,7 +68,14 @@ class Measure(Stage):
             settled=measured.settled,
             floor=measured.floor,
             conditions=measured.conditions,
+            longer=longer(build.folder.final, recipe.seconds),
         )
+        for name in build.folder.own():
+            if name.startswith("measurements/"):
+                build.folder.discard(name)
+        keep_run(build.folder, measured, seconds=recipe.seconds, warnings=[*failures, *warnings])
+        if feeds is not None:
+            keep_inputs(build.folder, feeds)
         layers, why = measured_layers(build, rows)
         certificate = None if build.found is None else _certify(build, build.found, measured, feeds=feeds)
         return replace(
@@ -120,37 +116,3 @@ def _certify(build: Build, found: SearchResult, measured: Measured, *, feeds: Fe
         feeds=feeds,
     )
     return certify(goal, setting, again, seed=recipe.seed, artifact=name)
-
-
-def make_jobs(artifacts: Iterable[Artifact], names: Iterable[str]) -> list[Job]:
-    """Every artifact on every runtime, the baseline first; a runtime's own format and file is preferred to ONNX.
-
-    Raises:
-        InputError: A runtime that opens none of the files.
-    """
-    jobs: list[Job] = []
-    for name in names:
-        runtime = runtimes.get(name)
-        best: dict[str, Artifact] = {}
-        for artifact in artifacts:
-            ours = artifact.runtime in ("", name) and opens(runtime, artifact.path)
-            if ours and (artifact.name not in best or artifact.format != "onnx" or artifact.runtime):
-                best[artifact.name] = artifact
-        if not best:
-            raise InputError(f"runtime '{name}' opens none of the build's files", hint="choose another --runtime")
-        jobs += [(artifact, name) for artifact in best.values()]
-    return jobs
-
-
-class _Percent:
-    """Passes the protocol's fraction on to a progress bar of 100 steps."""
-
-    def __init__(self, build: Build) -> None:
-        self._progress = build.progress
-        self._shown = 0
-        self._progress.start(100, "measure")
-
-    def __call__(self, fraction: float, text: str) -> None:
-        now = min(100, int(100 * fraction))
-        self._progress.advance(now - self._shown)
-        self._shown = now

@@ -171,6 +171,7 @@ def budget_of(build: Build) -> dict[str, Any]:
         "judged": None if found.judged is None else found.judged.to_json(),
         "cut": found.cut,
         "predicted": predicted,
+        "artifact": certificate.artifact,
         "measured": certificate.measured,
         "certified": certificate.bound,
         "met": certificate.met if sound else False,

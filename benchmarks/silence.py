@@ -1,0 +1,146 @@
+"""The longest silence of each command: how long a terminal shows nothing new while somebody waits.
+
+    python -m benchmarks.silence [--only bench]
+
+Each command runs in a pseudo-terminal. Every byte that it writes counts as news, because the live line changes with
+every drawing. From the start of the process to its last byte the longest time without news is printed, and what was
+on the screen before it; the time from the last byte to the prompt stands apart. The network is that of the demo,
+trained for one epoch.
+"""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import struct
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from fcntl import ioctl
+from pathlib import Path
+from termios import TIOCSWINSZ
+
+import click
+import numpy as np
+import torch
+
+from deploypruner.cli.demo import IMAGE_SIZE, digits_data, train_demo_model
+from deploypruner.export.to_onnx import Onnx
+from deploypruner.sparsity.patterns import make_pattern
+
+SIZE = (40, 120)  # rows, columns
+COMMANDS = {
+    "plan": ("plan", "model.pt2", "--macs", "0.5", "--time"),
+    "bench": ("bench", "model.onnx", "zeros.onnx", "--data", "digits.npz", "--seconds", "5"),
+    "quantize": ("quantize", "model.onnx", "--data", "digits.npz", "--seconds", "5"),
+    "sparsify": ("sparsify", "zeros.onnx", "--data", "digits.npz", "--seconds", "5"),
+    "demo": ("demo", "--out", "demo"),
+    "measure": ("measure", "demo", "--seconds", "5"),
+    "compile": (
+        *("compile", "model.pt2", "--data", "digits.npz", "--speedup", "1.5", "--epochs", "1"),
+        *("--search-minutes", "1", "--seconds", "5"),
+    ),
+    "python": (),
+}
+# In Python, where nobody asked for anything to be shown.
+IN_PYTHON = """
+import torch, deploypruner as dp
+model = torch.export.load("model.pt2")
+dp.compile(model, (torch.zeros(2, 1, 16, 16),), macs=0.5, data="digits.npz", out="python", epochs=1)
+"""
+
+
+@dataclass(frozen=True)
+class Silence:
+    """What a terminal saw of one command.
+
+    Args:
+        seconds: From its start to its end.
+        longest: Without a byte, until the last one.
+        first: Until the first one.
+        end: From the last one to the end.
+        before: Last words before the longest silence.
+        code: How it ended.
+    """
+
+    seconds: float
+    longest: float
+    first: float
+    end: float
+    before: str
+    code: int
+
+
+def watched(command: list[str], folder: Path) -> Silence:
+    """Run a command in a pseudo-terminal."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(folder)
+        os.environ["TERM"] = "xterm-256color"
+        os.execv(sys.executable, [sys.executable, *command])
+    ioctl(terminal, TIOCSWINSZ, struct.pack("HHHH", *SIZE, 0, 0))
+    begun = last = time.monotonic()
+    longest, first, before, tail = 0.0, 0.0, "", b""
+    while True:
+        select.select([terminal], [], [])
+        try:
+            news = os.read(terminal, 65536)
+        except OSError:  # the other end is closed
+            news = b""
+        now = time.monotonic()
+        if not news:
+            break
+        first = first or now - begun
+        if now - last > longest:
+            longest, before = now - last, _words(tail)
+        last, tail = now, (tail + news)[-400:]
+    _, status = os.waitpid(pid, 0)
+    end = time.monotonic()
+    return Silence(end - begun, longest, first, end - last, before, os.waitstatus_to_exitcode(status))
+
+
+def _words(tail: bytes) -> str:
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", tail.decode(errors="replace"))
+    lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def prepare(folder: Path) -> None:
+    """Put model.pt2, model.onnx, zeros.onnx and digits.npz into a folder."""
+    x, y, x_val, y_val = digits_data()
+    np.savez(folder / "digits.npz", x=x, y=y, x_val=x_val, y_val=y_val)
+    model = train_demo_model(epochs=1)
+    example = torch.zeros(2, 1, IMAGE_SIZE, IMAGE_SIZE)
+    shapes = ({0: torch.export.Dim.DYNAMIC},)
+    torch.export.save(torch.export.export(model, (example,), dynamic_shapes=shapes), folder / "model.pt2")
+    Onnx().write(model, (example[:1],), folder / "model.onnx", dynamic_batch=True)
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Conv2d) and layer.weight[0].numel() >= 64:
+                units = make_pattern("1x4").units(layer.weight.abs())
+                layer.weight *= units.mask(layer.weight.abs(), units.per_row // 5)
+    Onnx().write(model, (example[:1],), folder / "zeros.onnx", dynamic_batch=True)
+
+
+@click.command()
+@click.option("--only", multiple=True, type=click.Choice(list(COMMANDS)), help="Commands to watch; all without it.")
+def main(only: tuple[str, ...]) -> None:
+    """Print a line for each command."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder)
+        click.echo(f"{'command':9} {'took':>7} {'first':>7} {'longest':>8} {'end':>7}  exit  before it")
+        for command in only or COMMANDS:
+            words = ["-m", "deploypruner", *COMMANDS[command]] if COMMANDS[command] else ["-c", IN_PYTHON]
+            found = watched(words, folder)
+            click.echo(
+                f"{command:9} {found.seconds:5.0f} s {found.first:5.1f} s {found.longest:6.1f} s "
+                f"{found.end:5.1f} s  {found.code:4}  {found.before[:60]}"
+            )
+
+
+if __name__ == "__main__":
+    main()
