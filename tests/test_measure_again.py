@@ -75,6 +75,8 @@ def test_times_are_renewed_and_nothing_else(tmp_path, machine):
     assert [(r.name, r.accuracy, r.agreement) for r in after.rows] == [
         (r.name, r.accuracy, r.agreement) for r in before.rows
     ]
+    assert after.deploy["load"][0].endswith("options.intra_op_num_threads = 2")
+    assert (after.deploy["inputs"], after.deploy["classes"]) == (before.deploy["inputs"], before.deploy["classes"])
     assert everything(folder) == files
     assert (after.verification, after.layers, after.budget) == (before.verification, before.layers, before.budget)
     samples = json.loads((folder / "measurements" / "pruned-int8.onnx.onnxruntime.json").read_text())
@@ -85,15 +87,26 @@ def test_times_are_renewed_and_nothing_else(tmp_path, machine):
         assert listed[name] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
 
 
+def test_the_file_to_ship_is_the_one_that_is_fastest_now(tmp_path, machine, monkeypatch):
+    folder = copy_of_finished(tmp_path)
+    assert run_cli("measure", str(folder), folder=tmp_path).code == 0
+    assert read_report(folder).deploy["file"] == "model.int8.onnx"
+    monkeypatch.setitem(MS, "pruned fp32", 0.25)
+    assert run_cli("measure", str(folder), folder=tmp_path).code == 0
+    deploy = read_report(folder).deploy
+    assert (deploy["file"], deploy["artifact"]) == ("model.fp32.onnx", "pruned fp32")
+    assert deploy["bytes"] == (folder / "model.fp32.onnx").stat().st_size
+
+
 def test_a_warning_that_asks_for_more_time_names_a_command_that_works_and_goes_when_it_is_followed(tmp_path, machine):
     folder = copy_of_finished(tmp_path)
     run_cli("measure", "build", folder=tmp_path)
-    (said,) = [text for text in read_report(folder).warnings if "ended before every ratio" in text]
+    (said,) = [text for text in read_report(folder).noise if "ended before every ratio" in text]
     assert said.endswith("or give more time: `deploypruner measure build --seconds 180`")
     outcome = run_cli(*said.split("`")[1].split()[1:], folder=tmp_path)
     assert outcome.code == 0, outcome.err
     assert machine.asked[-1][2] == 180.0
-    (again,) = [text for text in read_report(folder).warnings if "ended before every ratio" in text]
+    (again,) = [text for text in read_report(folder).noise if "ended before every ratio" in text]
     assert again.endswith("`deploypruner measure build --seconds 540`")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from deploypruner.build.deploy import deployed_again
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.promise import require_certified
 from deploypruner.build.timed import INPUTS, RUN, keep_run, longer, make_jobs, timing_files
@@ -80,10 +81,11 @@ def measure_again(request: AgainRequest) -> Report:
             measured = request.clock.artifacts(
                 jobs, threads=threads, budget_s=request.seconds, seed=recipe.seed, progress=progress, **_fed(folder)
             )
-        warnings = _warnings(report, measured, machine, longer=longer(folder.root, request.seconds))
+        warnings, noise = _warnings(report, measured), _noise(folder, measured, machine, request)
         renewed = _renewed(report, measured, folder=folder, recipe=recipe)
-        renewed = replace(renewed, environment=machine, warnings=(*renewed.warnings, *warnings))
-        keep_run(folder, measured, seconds=request.seconds, warnings=warnings)
+        renewed = replace(renewed, environment=machine, warnings=(*renewed.warnings, *warnings), noise=tuple(noise))
+        renewed = replace(renewed, deploy=deployed_again(folder, renewed))
+        keep_run(folder, measured, seconds=request.seconds, warnings=[*warnings, *noise])
         _write(folder, renewed)
     finally:
         folder.release()
@@ -161,18 +163,22 @@ def _fed(folder: BuildFolder) -> dict[str, Any]:
     return {"input_shapes": shapes} if shapes else {}
 
 
-def _warnings(report: Report, measured: Measured, machine: dict[str, Any], *, longer: str) -> list[str]:
-    """What casts doubt on this run."""
-    rows = [(timing.artifact.name, timing.runtime) for timing in measured.timings]
-    found = [failure.message for failure in measured.failures]
-    found += find_warnings(
+def _noise(folder: BuildFolder, measured: Measured, machine: dict[str, Any], request: AgainRequest) -> list[str]:
+    """What casts doubt on the times of this run."""
+    return find_warnings(
         measured.timings,
         machine,
         settled=measured.settled,
         floor=measured.floor,
         conditions=measured.conditions,
-        longer=longer,
+        longer=longer(folder.root, request.seconds),
     )
+
+
+def _warnings(report: Report, measured: Measured) -> list[str]:
+    """What else there is to know about this run."""
+    rows = [(timing.artifact.name, timing.runtime) for timing in measured.timings]
+    found = [failure.message for failure in measured.failures]
     setting, threads = report.budget.get("setting"), measured.timings[0].threads
     if isinstance(setting, dict) and setting["threads"] != threads:
         found.append(f"the budget is about {Setting(**setting)}: what was certified there stays")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deploypruner.build.feeds import verification_feeds
+from deploypruner.build.folder import BuildFolder
 from deploypruner.build.provenance import class_names, preprocessing_of
 from deploypruner.build.state import Build
 from deploypruner.errors import DeployPrunerError
@@ -21,9 +23,9 @@ from deploypruner.sparse.custom_ops import uses_sparse_operations
 from deploypruner.sparse.library import EXTENSION
 
 
-def within(build: Build, path: str) -> str:
+def within(folder: BuildFolder, path: str) -> str:
     """A path inside the build folder, relative to it; another as it is."""
-    root, found = build.folder.root.resolve(), Path(path).resolve()
+    root, found = folder.root.resolve(), Path(path).resolve()
     return found.relative_to(root).as_posix() if path and found.is_relative_to(root) else path
 
 
@@ -34,31 +36,53 @@ def deploy_of(build: Build, report: Report) -> dict[str, Any]:
         build: Measured.
         report: Of it.
     """
+
+    def about(specs: tuple[TensorSpec, ...], row: Row) -> dict[str, Any]:
+        return {"inputs": inputs_of(build, specs, row), "classes": class_names(build)}
+
+    return _deployed(build.folder, report, about)
+
+
+def deployed_again(folder: BuildFolder, report: Report) -> dict[str, Any]:
+    """The same of a build that was timed again: another file may be the fastest now, and threads may be others.
+
+    Args:
+        folder: Of the build.
+        report: With its new times and the old `deploy`, whose inputs and classes stay.
+    """
+    before = report.deploy
+    found = _deployed(folder, report, lambda specs, row: {name: before[name] for name in ("inputs", "classes")})
+    same = found.get("artifact") == before.get("artifact")  # what was embedded was made from that one
+    return found | ({"pixels": before["pixels"]} if found and same and "pixels" in before else {})
+
+
+def _deployed(
+    folder: BuildFolder, report: Report, about: Callable[[tuple[TensorSpec, ...], Row], dict[str, Any]]
+) -> dict[str, Any]:
     if any(not check.passed for check in report.verification):
         return {}
     row = headline(report).recommended or best_dense(report.rows)
     if row is None or not row.file:
         return {}
-    path, runtime = build.folder.path(row.file), runtimes.get(row.runtime)
+    path, runtime = folder.path(row.file), runtimes.get(row.runtime)
     try:
         specs = runtime().open(path, threads=row.threads).inputs
     except DeployPrunerError:  # measuring has said why
         return {}
     sparse = uses_sparse_operations(path)
     beside = [path.with_suffix(".bin")] if path.suffix == ".xml" else list(external_files(path))
-    files = [path, *beside, *([build.folder.path(EXTENSION)] if sparse else [])]
-    extension = build.folder.path(EXTENSION) if sparse else None
+    extension = folder.path(EXTENSION) if sparse else None
+    files = [path, *beside, *([extension] if extension is not None else [])]
     load = runtime.usage(path, [spec.name for spec in specs], threads=row.threads, extension=extension)
     return {
         "file": row.file,
-        "files": [within(build, str(file)) for file in files],
+        "files": [within(folder, str(file)) for file in files],
         "bytes": file_bytes(path) + (extension.stat().st_size if extension is not None else 0),
         "artifact": row.name,
         "runtime": row.runtime,
         "threads": row.threads,
         "version": runtime().version().partition("-")[0],
-        "inputs": inputs_of(build, specs, row),
-        "classes": class_names(build),
+        **about(specs, row),
         "load": list(load),
     }
 

@@ -86,7 +86,7 @@ def make_report(build: Build, points: Sequence[Point]) -> Report:
         },
         settings=_settings(build),
         budget=budget_of(build),
-        rows=tuple(replace(row, file=within(build, row.file)) for row in build.rows),
+        rows=tuple(replace(row, file=within(build.folder, row.file)) for row in build.rows),
         verification=build.checks,
         loop=() if build.found is None else tuple(asdict(line) for line in build.found.rounds),
         layers=layer_widths(build),
