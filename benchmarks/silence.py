@@ -1,6 +1,7 @@
 """The longest silence of each command: how long a terminal shows nothing new while somebody waits.
 
-    python -m benchmarks.silence [--only bench]
+    python -m benchmarks.silence
+    python -m benchmarks.silence --only bench
 
 Each command runs in a pseudo-terminal. Every byte that it writes counts as news, because the live line changes with
 every drawing. From the start of the process to its last byte the longest time without news is printed, and what was

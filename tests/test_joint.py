@@ -99,7 +99,10 @@ def missed(tmp_path: Path, *, ratio: float | None, floats: tuple[str, ...] = (),
 
 
 def test_only_a_time_missed_for_float_layers_that_nobody_foresaw_sends_back(tmp_path):
-    with mock.patch.object(joint, "weights_of", lambda file, layers: tuple(f"{name}.weight" for name in layers)):
+    with (
+        mock.patch.object(joint, "weights_of", lambda file, layers: tuple(f"{name}.weight" for name in layers)),
+        mock.patch.object(joint, "earlier_points", return_value=()),
+    ):
         for ratio in (0.8, None):
             again = floats_unforeseen(missed(tmp_path, ratio=ratio))
             assert again is not None

@@ -73,10 +73,12 @@ def loops_with(name: str, library: Path) -> list[Loop]:
     not is_built() or "avx512_vbmi" not in known_targets(), reason="built without the target avx512_vbmi"
 )
 def test_the_inner_loop_of_windows_loads_permutes_and_multiplies_once_a_pixel_and_spills_nothing() -> None:
-    loops = loops_with("vpermb", path_of(KERNELS))
-    assert sorted(loop.names.count("vpermb") for loop in loops) == sorted(PASSES * VARIANTS)
-    for loop in loops:
-        pixels = loop.names.count("vpermb")
-        assert loop.names.count("vpdpbusd") == pixels
-        assert len(loop.names) <= 3 * pixels + 9  # indices, weights, the line's address, the loop
-        assert not loop.touches_the_stack
+    tight = [
+        loop.names.count("vpermb")
+        for loop in loops_with("vpermb", path_of(KERNELS))
+        if loop.names.count("vpdpbusd") == loop.names.count("vpermb")
+        and len(loop.names) <= 3 * loop.names.count("vpermb") + 9  # indices, weights, the line's address, the loop
+        and not loop.touches_the_stack
+    ]
+    # Others of that instruction, depthwise ones and what lays out an image, are not windows.
+    assert sorted(filter(None, tight)) == sorted(PASSES * VARIANTS)

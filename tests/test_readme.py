@@ -48,7 +48,7 @@ def alternatives(printed: str) -> list[list[str]]:
 @pytest.mark.parametrize("printed", INLINE)
 def test_options_in_the_text_are_taken_with_these_values(printed):
     for words in alternatives(printed):
-        taking = [command for command in cli.commands.values() if words[0] in options_of(command)]
+        taking = [command for command in every(cli) if words[0] in options_of(command)]
         assert taking, f"no command has {words[0]}"
         if words == [words[0]]:
             continue  # the name of an option
@@ -59,6 +59,12 @@ def test_options_in_the_text_are_taken_with_these_values(printed):
                 overrides(context.params)  # names are checked here
                 if command.name == "compile":
                     read_recipe(None, overrides(context.params))
+
+
+def every(group: click.Group) -> list[click.Command]:
+    """Its commands, and those of groups in it."""
+    found = list(group.commands.values())
+    return [*found, *(inner for command in found if isinstance(command, click.Group) for inner in every(command))]
 
 
 def options_of(command: click.Command) -> set[str]:

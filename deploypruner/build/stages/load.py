@@ -39,7 +39,11 @@ class Load(Stage):
     """Load the model and the data, and check that they are sound and belong together."""
 
     name: ClassVar[str] = "load"
-    reads: ClassVar[tuple[str, ...]] = ("model", "data", "measure.tasks", "measure.metric", "seed")
+    reads: ClassVar[tuple[str, ...]] = (
+        *("model", "data", "seed"),
+        *(f"measure.{name}" for name in ("tasks", "metric", "accuracy_drop")),
+    )
+    outlives: ClassVar[tuple[str, ...]] = ("measure.accuracy_drop",)  # only a remark tells what it is judged by
 
     def run(self, build: Build) -> Build:
         """Give model, example inputs and data."""
