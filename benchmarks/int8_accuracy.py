@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -316,12 +317,12 @@ def _nncf(fp32: Path, path: Path, given: Given) -> tuple[Path, dict[str, Any]]:
 
 
 def _quark(fp32: Path, path: Path, given: Given) -> tuple[Path, dict[str, Any]]:
-    from quark.onnx import ModelQuantizer, QConfig, __version__
+    from quark.onnx import ModelQuantizer, QConfig
 
     path = path.with_suffix(".onnx")
     settings = QConfig.get_default_config("A8W8")
     ModelQuantizer(settings).quantize_model(str(fp32), str(path), _Reader(fp32, given))
-    return path, {"version": __version__}
+    return path, {"version": version("amd-quark")}
 
 
 _WAYS: dict[str, Callable[[Path, Path, Given], tuple[Path, dict[str, Any]]]] = {
