@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from deploypruner.build.artifacts import MIXED, calibrated_for, reduces_range, write_mixed
-from deploypruner.build.evaluate import open_artifact, validation_samples
-from deploypruner.build.feeds import calibration_feeds, timing_feeds, verification_feeds
-from deploypruner.build.form_judge import FormJudge
+from deploypruner.build.artifacts import MIXED, calibrated_for, write_mixed
+from deploypruner.build.evaluate import form_judge
+from deploypruner.build.mixing import mix_request
 from deploypruner.build.state import Build
+from deploypruner.measure.profiling import can_profile
 from deploypruner.quantize.by_weight import layers_of, weights_of
-from deploypruner.quantize.sensitivity import class_outputs, first_samples
 from deploypruner.quantize.static import Calibrated
 from deploypruner.records import Artifact
-from deploypruner.runtime import Profiler, runtimes
 from deploypruner.scratch import scratch
 from deploypruner.search.certify import DENSE_MIXED
-from deploypruner.search.mixes import MixRequest
 from deploypruner.search.mixing import needed
 
 
@@ -56,33 +54,13 @@ def _needed(
     build: Build, calibrated: Calibrated, files: tuple[Path, Path], folder: Path, *, runtime: str, allowed: float
 ) -> set[str]:
     """Layers that have to be float; none where no mix keeps the accuracy."""
-    judge = FormJudge(
-        files[0],
-        runtime,
-        validation_samples(build),
-        opened=lambda path, name: open_artifact(Artifact("mix", path, "onnx", "int8"), name),
-        tasks=build.tasks,
-        metric=build.metric,
+    judge = form_judge(build, files[0], runtime)
+    request = replace(
+        mix_request(build, files, calibrated, folder),
+        timed=(runtime,) if can_profile(runtime) else (),
+        judged=runtime,
+        lost=judge.lost,
+        allowed=allowed,
     )
-    _, forced, _ = needed(
-        MixRequest(
-            fp32=files[0],
-            int8=files[1],
-            calibrated=calibrated,
-            folder=folder,
-            timed=(runtime,) if issubclass(runtimes.get(runtime), Profiler) else (),
-            judged=runtime,
-            lost=judge.lost,
-            allowed=allowed,
-            classes=class_outputs(build.tasks),
-            samples=first_samples(calibration_feeds(build)),
-            reduce_range=reduces_range(build),
-            threads=build.recipe.measure.threads,
-            feeds=timing_feeds(build) or verification_feeds(build)[0],
-            seed=build.recipe.seed,
-            clock=build.clock,
-            say=build.say,
-            progress=build.progress,
-        )
-    )
+    _, forced, _ = needed(request)
     return set(forced)

@@ -10,8 +10,8 @@ from deploypruner.build.state import Build
 from deploypruner.graph.inputs import call
 from deploypruner.measure.baselines import Job
 from deploypruner.records import Artifact
+from deploypruner.report.gains import EAGER
 
-EAGER = "torch"
 _FILE = "dense.pt2"
 # Part of --seconds that one call may take: rounds of it take a fifth of them then.
 _CHEAP = 1 / 200

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ import torch
 from torch import nn
 
 from deploypruner.build.answering import as_numpy, join_labels
+from deploypruner.build.form_judge import FormJudge
 from deploypruner.build.state import Build
 from deploypruner.graph.inputs import batch_size, call, filled, noise_like, tensors
 from deploypruner.measure import Job, evaluate, outputs
 from deploypruner.measure.quality import Batch, judge_output, label_list
-from deploypruner.records import ACCURACY, Artifact, Metric, Quality
+from deploypruner.records import ACCURACY, Metric, Quality
 from deploypruner.runtime import default_runtimes, opens, runtimes
 from deploypruner.search.judge import Judge
 from deploypruner.train.modes import evaluating
@@ -66,12 +68,12 @@ def judge(build: Build, jobs: Sequence[Job], samples: Samples) -> list[Quality]:
     build.progress.start(len(jobs) + 1, "evaluate")
     try:
         artifact, runtime = _dense(build, jobs)
-        reference = outputs(open_artifact(artifact, runtime), samples)
+        reference = outputs(_open(artifact.path, runtime), samples)
         build.progress.advance()
         tasks = build.tasks if reference and len(reference[0]) == len(build.tasks) else None
         found = []
         for artifact, runtime in jobs:
-            session = open_artifact(artifact, runtime)
+            session = _open(artifact.path, runtime)
             found.append(evaluate(session, samples, reference=reference, tasks=tasks, metric=build.metric))
             build.progress.advance()
         return found
@@ -184,6 +186,24 @@ def _accuracy(quality: Quality) -> float:
     return quality.accuracy
 
 
-def open_artifact(artifact: Artifact, runtime: str) -> Any:
+def form_judge(build: Build, file: Path, runtime: str) -> FormJudge:
+    """Judges forms of the build's model on its validation samples.
+
+    Args:
+        build: Loaded and traced.
+        file: What they are judged against.
+        runtime: That it runs in.
+    """
+    return FormJudge(
+        file,
+        runtime,
+        validation_samples(build),
+        opened=_open,
+        tasks=build.tasks,
+        metric=build.metric,
+    )
+
+
+def _open(path: Path, runtime: str) -> Any:
     """A session that judges: on as many threads as torch has."""
-    return runtimes.get(runtime)().open(artifact.path, threads=torch.get_num_threads())
+    return runtimes.get(runtime)().open(path, threads=torch.get_num_threads())

@@ -19,9 +19,8 @@ from safetensors.torch import load_file
 from deploypruner import __version__
 from deploypruner.atomic import file_sha256
 from deploypruner.build.artifacts import write_mixable, write_mixed, write_state
-from deploypruner.build.evaluate import open_artifact, validation_samples
+from deploypruner.build.evaluate import form_judge
 from deploypruner.build.folder import BuildFolder
-from deploypruner.build.form_judge import FormJudge
 from deploypruner.build.judging import make_judge
 from deploypruner.build.points import DENSE, FINISHED, REPAIRED
 from deploypruner.build.promise import require_verified
@@ -34,7 +33,7 @@ from deploypruner.export import exporters
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.quantize.by_weight import layers_of
 from deploypruner.recipe.reading import read_recipe
-from deploypruner.records import Artifact, Check
+from deploypruner.records import Check
 from deploypruner.report import Report, read_report
 from deploypruner.runtime import default_runtimes
 from deploypruner.scratch import scratch
@@ -269,14 +268,7 @@ def _judged(build: Build) -> dict[str, dict[str, Any]]:
         exporters.get("onnx")().write(
             graph.module, graph.example_inputs, dense, dynamic_batch=graph.dynamic_batch, open_axes=graph.open_axes
         )
-        judge = FormJudge(
-            dense,
-            runtime,
-            validation_samples(build),
-            opened=lambda path, name: open_artifact(Artifact("point", path, "onnx", "int8"), name),
-            tasks=build.tasks,
-            metric=build.metric,
-        )
+        judge = form_judge(build, dense, runtime)
         forms = {"dense": judge.reference}
         forms |= {name: judge.quality(build.folder.path(name), runtime) for name in (_FP32, _INT8)}
     return {

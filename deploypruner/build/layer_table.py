@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import onnx
 
 from deploypruner.build.feeds import timing_feeds
 from deploypruner.build.state import Build
 from deploypruner.errors import DeployPrunerError
 from deploypruner.graph.execute.module import get_state
 from deploypruner.measure.profiling import can_profile
-from deploypruner.quantize.islands import WEIGHTED
+from deploypruner.quantize.by_weight import layer_weights
 from deploypruner.records import Row, Setting
 from deploypruner.report import LayerWidth
 from deploypruner.report.roofline import bounds
@@ -57,18 +54,6 @@ def measured_layers(build: Build, rows: Sequence[Row]) -> tuple[dict[str, Any], 
         for weight in (*dense, *(weight for weight in pruned if weight not in dense))
     }
     return (found | {"": {"runtime": best.runtime, "precision": best.precision}}) if found else {}, ""
-
-
-def layer_weights(fp32: Path) -> dict[str, str]:
-    """Name of each layer in a float file -> the weight it reads, as the module calls it."""
-    graph = onnx.load(fp32, load_external_data=False).graph
-    held = {tensor.name for tensor in graph.initializer}
-    found = {}
-    for node in graph.node:
-        weight = next((name for name in node.input[1:] if name in held), "")
-        if node.op_type in WEIGHTED and weight:
-            found[str(node.name)] = weight
-    return found
 
 
 def layer_widths(build: Build) -> tuple[LayerWidth, ...]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from deploypruner.build.artifacts import reduces_range, write_mixed
-from deploypruner.build.evaluate import open_artifact, validation_samples
+from deploypruner.build.evaluate import form_judge
 from deploypruner.build.feeds import calibration_feeds, timing_feeds, verification_feeds
 from deploypruner.build.form_judge import FormJudge
 from deploypruner.build.state import Build
 from deploypruner.latency.layer_times import LayerRun
+from deploypruner.measure.profiling import can_profile
 from deploypruner.quantize.placement import Placement
 from deploypruner.quantize.sensitivity import class_outputs, first_samples
 from deploypruner.quantize.static import Calibrated, QuantizationSummary
-from deploypruner.records import Artifact, Comparison
-from deploypruner.runtime import Profiler, default_runtimes, opens, runtimes
+from deploypruner.records import Comparison
+from deploypruner.runtime import default_runtimes, opens, runtimes
 from deploypruner.scratch import scratch
 from deploypruner.search.choose import INT8_AGREEMENT_DROP, INT8_DROP
 from deploypruner.search.kept import allowed_points
@@ -54,29 +56,16 @@ def mix_precision(
     with scratch() as folder:
         judged = _judged_in(build)
         judge = _judge(build, judged) if build.data is not None else None
-        found = mix(
-            MixRequest(
-                fp32=fp32,
-                int8=int8,
-                calibrated=calibrated,
-                folder=folder,
-                # What zeros give is measured by `sparse`; nothing of it shows here.
-                timed=() if build.zeros is not None else timed,
-                judged=judged,
-                lost=None if judge is None else judge.lost,
-                allowed=None if judge is None else _allowed(build, judge, fp32, int8, runtime=judged),
-                classes=class_outputs(build.tasks),
-                samples=first_samples(calibration_feeds(build)),
-                placement=placement,
-                reduce_range=reduces_range(build),
-                threads=build.recipe.measure.threads,
-                feeds=timing_feeds(build) or verification_feeds(build)[0],
-                seed=build.recipe.seed,
-                clock=build.clock,
-                say=build.say,
-                progress=build.progress,
-            )
+        request = replace(
+            mix_request(build, (fp32, int8), calibrated, folder),
+            # What zeros give is measured by `sparse`; nothing of it shows here.
+            timed=() if build.zeros is not None else timed,
+            judged=judged,
+            lost=None if judge is None else judge.lost,
+            allowed=None if judge is None else _allowed(build, judge, fp32, int8, runtime=judged),
+            placement=placement,
         )
+        found = mix(request)
     if found.shared.keep_float:
         with build.folder.writing(names[1]) as path:
             kept = found.shared.keep_float
@@ -89,10 +78,36 @@ def mix_precision(
     return summary, _document(found, calibrated.layers, summary, owned, int8=names[1])
 
 
+def mix_request(build: Build, files: tuple[Path, Path], calibrated: Calibrated, folder: Path) -> MixRequest:
+    """What every mix of a build has in common; nothing is timed or judged yet.
+
+    Args:
+        build: Loaded and traced.
+        files: fp32 and int8.
+        calibrated: They were written from.
+        folder: For candidates.
+    """
+    return MixRequest(
+        fp32=files[0],
+        int8=files[1],
+        calibrated=calibrated,
+        folder=folder,
+        classes=class_outputs(build.tasks),
+        samples=first_samples(calibration_feeds(build)),
+        reduce_range=reduces_range(build),
+        threads=build.recipe.measure.threads,
+        feeds=timing_feeds(build) or verification_feeds(build)[0],
+        seed=build.recipe.seed,
+        clock=build.clock,
+        say=build.say,
+        progress=build.progress,
+    )
+
+
 def _timed(build: Build) -> tuple[str, ...]:
     """Measured runtimes that tell what every layer takes."""
     names = build.recipe.measure.runtimes or default_runtimes()
-    return tuple(name for name in names if issubclass(runtimes.get(name), Profiler))
+    return tuple(name for name in names if can_profile(name))
 
 
 def _judged_in(build: Build) -> str:
@@ -106,14 +121,7 @@ def _judged_in(build: Build) -> str:
 def _judge(build: Build, runtime: str) -> FormJudge:
     """On the samples that the finished artifacts will be judged on, against the dense fp32 model."""
     dense = next(a for a in build.artifacts if (a.pattern, a.precision) == ("dense", "fp32"))
-    return FormJudge(
-        dense.path,
-        runtime,
-        validation_samples(build),
-        opened=lambda path, name: open_artifact(Artifact("mix", path, "onnx", "int8"), name),
-        tasks=build.tasks,
-        metric=build.metric,
-    )
+    return form_judge(build, dense.path, runtime)
 
 
 def _allowed(build: Build, judge: FormJudge, fp32: Path, int8: Path, *, runtime: str) -> float | None:

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from deploypruner.build.state import Feeds
 from deploypruner.latency.clock import Clock
-from deploypruner.measure import DECIDING_SECONDS, paired_ratio
+from deploypruner.measure import DECIDING_SECONDS, median_ms, paired_ratio
 from deploypruner.records import Artifact, Timing
 from deploypruner.target import detect
 
@@ -131,7 +129,7 @@ def race(
         for form, path in forms.items()
     ]
     timings = clock.artifacts(jobs, threads=threads, budget_s=seconds, feeds=feeds).complete()
-    base = min((t for t in timings if t.artifact.name == DENSE), key=_median)
+    base = min((t for t in timings if t.artifact.name == DENSE), key=lambda t: median_ms(t.samples_ns))
     entrants = tuple(_entrant(timing, base) for timing in timings)
     kept = max(entrants, key=lambda e: (e.ratio, e.form == preferred, not e.environment))
     return Race(entrants, kept if kept.ratio >= 1 else _fastest([e for e in entrants if e.form == DENSE]))
@@ -139,12 +137,8 @@ def race(
 
 def _entrant(timing: Timing, base: Timing) -> Entrant:
     ratio, interval = paired_ratio(timing.samples_ns, base.samples_ns)
-    return Entrant(timing.artifact.name, timing.artifact.environment, _median(timing) / 1e6, ratio, interval)
+    return Entrant(timing.artifact.name, timing.artifact.environment, median_ms(timing.samples_ns), ratio, interval)
 
 
 def _fastest(entrants: Sequence[Entrant]) -> Entrant:
     return max(entrants, key=lambda e: (e.ratio, not e.environment))
-
-
-def _median(timing: Timing) -> float:
-    return float(np.median(timing.samples_ns))

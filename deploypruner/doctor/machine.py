@@ -11,12 +11,11 @@ import psutil
 
 from deploypruner.doctor.finding import Finding
 from deploypruner.measure import environment
+from deploypruner.measure.interference import SLACK_CORES
 from deploypruner.report.units import scaled
 from deploypruner.target import Target, detect
 
 _CGROUP = Path("/sys/fs/cgroup")
-# As in `measure.interference`: what a desktop does by itself.
-_SLACK_CORES = 0.5
 # torch and the runtimes take half of it before any model.
 _LEAST_MEMORY = 1 << 30
 # Products of one bf16 instruction against those of a fused fp32 one, the first that a processor has.
@@ -102,7 +101,7 @@ def load(busy: float, own: int, average: float) -> Finding:
     """Cores that other programs use now, of those this process may use."""
     says = f"other programs use {busy:.1f} of {own} cores now; {average:.1f} ran on average in the last minute"
     facts = {"busy_cores": busy, "load_average_1min": average}
-    if busy > _SLACK_CORES and busy + 1 > own + _SLACK_CORES:
+    if busy > SLACK_CORES and busy + 1 > own + SLACK_CORES:
         return Finding("load", says, "lack", "stop other programs before anything is timed", facts)
     return Finding("load", says, facts=facts)
 

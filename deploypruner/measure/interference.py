@@ -19,7 +19,7 @@ WINDOW_S = 0.5
 # A worker that loses a twentieth of its time to somebody else is slower by more than any bound of ours is wide.
 _DISTURBED = 0.05
 # Half of one core is what a desktop does by itself; more leaves no room for the worker's threads.
-_SLACK_CORES = 0.5
+SLACK_CORES = 0.5
 _THROUGHOUT = 0.5
 _FREQUENCY_MOVES = 0.05
 
@@ -133,9 +133,7 @@ class Conditions:
         }
 
     def _why(self, window: Window) -> list[str]:
-        crowded = (
-            window.others_cores > _SLACK_CORES and window.others_cores + self.threads > self.cores + _SLACK_CORES
-        )
+        crowded = window.others_cores > SLACK_CORES and window.others_cores + self.threads > self.cores + SLACK_CORES
         found = {
             "others": crowded,
             "waited": window.waited is not None and window.waited > _DISTURBED,

@@ -17,16 +17,16 @@ def weights_of(file: Path, layers: Collection[str]) -> tuple[str, ...]:
         file: fp32 .onnx.
         layers: Names of nodes.
     """
-    return tuple(weight for layer, weight in _weights(file).items() if layer in layers)
+    return tuple(weight for layer, weight in layer_weights(file).items() if layer in layers)
 
 
 def layers_of(file: Path, weights: Collection[str]) -> tuple[str, ...]:
     """Names of the layers with some weights, in the order of the file; those that are gone are left out."""
-    return tuple(layer for layer, weight in _weights(file).items() if weight in weights)
+    return tuple(layer for layer, weight in layer_weights(file).items() if weight in weights)
 
 
-def _weights(file: Path) -> dict[str, str]:
-    """Layer -> its weight, where it has one."""
+def layer_weights(file: Path) -> dict[str, str]:
+    """Name of each layer of an fp32 .onnx file -> the weight it reads, as the module calls it."""
     graph = onnx.load(file, load_external_data=False).graph
     stored = {tensor.name for tensor in graph.initializer}
     layers = [node for node in graph.node if node.op_type in WEIGHTED]

@@ -170,16 +170,17 @@ class Judge:
         for streams in (True, False)[:ways]:
             module.load_state_dict(before)
             solved = reconstruct(self.graph, keep, module, batches, streams=streams)
-            verdict, part = self._best_part(module, before, share)
+            verdict, part, state = self._best_part(module, before, share)
             if best is None or verdict.loss < best[0].loss:
-                kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-                best = verdict, replace(solved, part=part), kept
+                best = verdict, replace(solved, part=part), state
         assert best is not None, "one way is always tried"
         module.load_state_dict(best[2])
         return best[0], best[1]
 
-    def _best_part(self, module: nn.Module, before: Mapping[str, Tensor], share: float) -> tuple[Verdict, float]:
-        """Leave the module with as much of its correction as does best; the verdict on it, and how much that is."""
+    def _best_part(
+        self, module: nn.Module, before: Mapping[str, Tensor], share: float
+    ) -> tuple[Verdict, float, dict[str, Tensor]]:
+        """The verdict on as much of a module's correction as does best, how much that is, and the state with it."""
         after = {name: tensor.clone() for name, tensor in module.state_dict().items()}
         best, part = self.verdict(module, share=share), 1.0
         for less in _PARTS:
@@ -188,8 +189,7 @@ class Judge:
             if verdict.loss >= best.loss:
                 break
             best, part = verdict, less
-        module.load_state_dict(_between(before, after, part))
-        return best, part
+        return best, part, _between(before, after, part)
 
     def verdict(self, module: nn.Module, *, share: float = 1.0) -> Verdict:
         """Judge a module as it is."""

@@ -8,13 +8,13 @@ from typing import ClassVar
 from torch import nn
 
 from deploypruner.build.artifacts import write_state
-from deploypruner.build.eager import EAGER
 from deploypruner.build.register import stages
 from deploypruner.build.stage import Stage
 from deploypruner.build.state import Build
 from deploypruner.export import Exporter, from_module
 from deploypruner.export.to_openvino import write_ir
 from deploypruner.records import Artifact
+from deploypruner.report.gains import EAGER
 from deploypruner.runtime import runtimes
 
 
