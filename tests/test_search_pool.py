@@ -353,19 +353,19 @@ def test_the_best_of_a_pool_is_first_and_only_the_better_half_is_looked_at_in_fu
     judge = Oracle([9, 8, 7, 6, 5, 4, 3, 1, 2, 10])
     found = select(pool_of(10), judge)
     assert [entry.objective for entry in found.entries[:3]] == ["way 7", "way 8", "way 6"]
-    assert found.objectives[0].name == "way 7"
+    assert found.best.objective.name == "way 7"
     assert [entry.full for entry in found.entries] == [True] * 5 + [False] * 5
     assert sorted(n for n, share in judge.asked if share == 1) == [4, 5, 6, 7, 8]
 
 
 def test_a_full_look_overrules_a_quick_one():
     judge = Oracle([5, 4, 3, 2, 1, 9, 9, 9, 9, 9], quick=[1, 2, 3, 4, 5, 9, 9, 9, 9, 9])
-    assert select(pool_of(10), judge).objectives[0].name == "way 4"
+    assert select(pool_of(10), judge).best.objective.name == "way 4"
 
 
 def test_a_small_pool_is_looked_at_in_full_at_once():
     judge = Oracle([3, 1, 2])
-    assert select(pool_of(3), judge).objectives[0].name == "way 1"
+    assert select(pool_of(3), judge).best.objective.name == "way 1"
     assert judge.asked == [(0, 1.0), (1, 1.0), (2, 1.0)]
 
 
@@ -377,7 +377,7 @@ def test_when_the_time_is_over_the_plans_seen_so_far_decide_and_the_user_hears_o
     assert judge.seconds == 6 * 60
     assert limit.cuts == ["6 of 10 plans judged", "0 of 5 full looks"]
     assert limit.remark.startswith("the time for the search (--search-minutes 6.5) ended: 6 of 10 plans judged, 0 of")
-    assert found.objectives[0].name == "way 5"
+    assert found.best.objective.name == "way 5"
 
 
 def test_full_looks_that_not_all_could_get_do_not_count():
@@ -385,7 +385,7 @@ def test_full_looks_that_not_all_could_get_do_not_count():
     limit = TimeLimit(10 + 3 * 4 + 1, judge.clock)  # a full look takes four times as long
     found = select(pool_of(10), judge, limit=limit)
     assert limit.cuts == ["3 of 5 full looks"]
-    assert found.objectives[0].name == "way 0"
+    assert found.best.objective.name == "way 0"
     assert not any(entry.full for entry in found.entries)
 
 
@@ -401,7 +401,7 @@ def test_plans_that_come_close_are_trained_briefly_and_the_best_of_them_wins():
     assert asked == [0, 1, 3]  # at most three
     assert [entry.objective for entry in trained.entries] == ["way 1", "way 3", "way 0", "way 2", "way 4"]
     assert [entry.trained for entry in trained.entries] == [0.5, 0.7, 0.9, None, None]
-    assert trained.objectives[0].name == "way 1"
+    assert trained.best.objective.name == "way 1"
     clock = iter([0.0, 0.0, 60.0, 120.0, 120.0])  # made, begun, asked, ... : no time for a second training
     limit = TimeLimit(1.0, Oracle([]).clock)
     limit.clock = lambda: next(clock)

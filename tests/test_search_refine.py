@@ -15,7 +15,7 @@ from deploypruner.recipe.constraints import Constraints
 from deploypruner.report.chosen import objective_name
 from deploypruner.search.judge import Verdict
 from deploypruner.search.objectives import Space, named_objective, objectives, perturbed, proposals, refined
-from deploypruner.search.pool import Selection, select
+from deploypruner.search.pool import select
 from deploypruner.search.proposed import Proposed
 from deploypruner.search.refine import refine
 from deploypruner.search.saved import Saved
@@ -64,10 +64,6 @@ def pool(speed: float = 0.8, count: int = 8):
     return known, judge, select(plans, judge), lambda way: way.solve(model.tally, target), target
 
 
-def _columns(selection: Selection):
-    return selection.objectives, selection.solutions, selection.entries
-
-
 def test_changes_find_better_plans_of_the_same_time_and_the_best_is_first():
     _, judge, selection, solve, target = pool()
     found = refine(selection, judge, solve)
@@ -76,9 +72,9 @@ def test_changes_find_better_plans_of_the_same_time_and_the_best_is_first():
     assert found.selection.entries[0].loss < selection.entries[0].loss
     assert losses == sorted(losses)
     assert len(found.selection.entries) == len(selection.entries) + found.kept
-    for way, solution, entry in zip(*_columns(found.selection), strict=True):
-        assert (way.name, solution.dropped) == (entry.objective, entry.dropped)
-        assert solution.predicted_ms <= target * (1 + 1e-9)
+    for plan, entry in zip(found.selection.plans, found.selection.entries, strict=True):
+        assert (plan.objective.name, plan.solution.dropped) == (entry.objective, entry.dropped)
+        assert plan.solution.predicted_ms <= target * (1 + 1e-9)
 
 
 def test_a_quick_look_decides_whether_a_full_one_is_worth_its_time():
@@ -100,13 +96,8 @@ def test_twelve_looks_in_a_row_without_a_better_plan_end_it():
 
 def test_rules_have_no_prices_to_change_and_no_plan_is_no_better_one():
     _, judge, selection, solve, _ = pool()
-    rules = [n for n, way in enumerate(selection.objectives) if way.priced is None]
-    only = replace(
-        selection,
-        objectives=tuple(selection.objectives[n] for n in rules),
-        solutions=tuple(selection.solutions[n] for n in rules),
-        entries=tuple(selection.entries[n] for n in rules),
-    )
+    rules = tuple(plan for plan in selection.plans if plan.objective.priced is None)
+    only = replace(selection, plans=rules)
     assert rules
     assert refine(only, judge, solve).selection == only
 

@@ -53,22 +53,65 @@ class PoolEntry:
 
 
 @dataclass(frozen=True)
+class PoolPlan:
+    """One plan of the pool, with all that is known of it.
+
+    Args:
+        objective: What it was chosen by.
+        solution: The plan.
+        verdict: Of the last look at it.
+        full: Was that on all images?
+        trained: Loss after a brief training, None for plans that got none.
+    """
+
+    objective: Objective
+    solution: Solution
+    verdict: Verdict
+    full: bool
+    trained: float | None = None
+
+    @property
+    def loss(self) -> float:
+        """Of the last look."""
+        return self.verdict.loss
+
+    @property
+    def entry(self) -> PoolEntry:
+        """What the report says of it."""
+        solution, verdict = self.solution, self.verdict
+        return PoolEntry(
+            self.objective.name,
+            solution.predicted_ms,
+            solution.importance,
+            solution.dropped,
+            verdict.loss,
+            verdict.top1,
+            self.full,
+            self.trained,
+        )
+
+
+@dataclass(frozen=True)
 class Selection:
     """What a pool comes to.
 
     Args:
-        objectives: The best first.
-        solutions: Their plans.
-        entries: Every plan that was looked at, the best first.
+        plans: Every plan that was looked at, the best first.
         kind: What their `loss` is.
-        verdicts: Of their last look.
     """
 
-    objectives: tuple[Objective, ...]
-    solutions: tuple[Solution, ...]
-    entries: tuple[PoolEntry, ...]
+    plans: tuple[PoolPlan, ...]
     kind: str
-    verdicts: tuple[Verdict, ...] = ()
+
+    @property
+    def best(self) -> PoolPlan:
+        """The plan to go on with."""
+        return self.plans[0]
+
+    @property
+    def entries(self) -> tuple[PoolEntry, ...]:
+        """What the report says of every plan, the best first."""
+        return tuple(plan.entry for plan in self.plans)
 
 
 def select(
@@ -89,25 +132,25 @@ def select(
     bar, limit, seconds = progress or SilentProgress(), limit or TimeLimit(), 0.0
     finalists = max(_FINALISTS, len(plans) // 2)
     quick = QUICK if len(plans) > finalists else 1.0
-    found: dict[int, tuple[Verdict, bool]] = {}
+    found: dict[int, PoolPlan] = {}
     bar.start(len(plans) + (finalists if quick < 1 else 0), "search")
     try:
-        for number, (_, solution) in enumerate(plans):
+        for number, (objective, solution) in enumerate(plans):
             if number > 1 and not limit.allows(seconds):
                 limit.cut(f"{number} of {len(plans)} plans judged")
                 break
             begun = limit.spent
-            found[number] = judge.look(solution.keep, share=quick), quick == 1
+            found[number] = PoolPlan(objective, solution, judge.look(solution.keep, share=quick), quick == 1)
             seconds = max(seconds, limit.spent - begun)
             bar.advance(1, _milestone(number + 1, len(plans)))
-        best = sorted(found, key=lambda n: (found[n][0].loss, n))[:finalists] if quick < 1 else []
-        full: dict[int, tuple[Verdict, bool]] = {}
+        best = sorted(found, key=lambda n: (found[n].loss, n))[:finalists] if quick < 1 else []
+        full: dict[int, PoolPlan] = {}
         seconds /= quick
         for number in best:
             if not limit.allows(seconds):
                 break
             begun = limit.spent
-            full[number] = judge.look(plans[number][1].keep), True
+            full[number] = replace(found[number], verdict=judge.look(found[number].solution.keep), full=True)
             seconds = limit.spent - begun
             bar.advance()
         if len(full) == len(best):
@@ -116,11 +159,8 @@ def select(
             limit.cut(f"{len(full)} of {len(best)} full looks")
     finally:
         bar.close()
-    ranked = sorted(found, key=lambda n: (not found[n][1], found[n][0].loss, n))
-    entries = tuple(entry_of(*plans[n], verdict, full=full) for n in ranked for verdict, full in [found[n]])
-    ways, solutions = zip(*(plans[n] for n in ranked), strict=True)
-    verdicts = tuple(found[n][0] for n in ranked)
-    return Selection(tuple(ways), tuple(solutions), entries, judge.dense.kind, verdicts)
+    ranked = sorted(found, key=lambda n: (not found[n].full, found[n].loss, n))
+    return Selection(tuple(found[n] for n in ranked), judge.dense.kind)
 
 
 def train_contenders(
@@ -138,8 +178,8 @@ def train_contenders(
         limit: No training begins that would end after it, as far as the one before tells; one alone decides nothing.
         progress: Counts plans.
     """
-    best = selection.entries[0]
-    close = [n for n, e in enumerate(selection.entries) if e.full and e.loss <= _CLOSE * best.loss][:_CONTENDERS]
+    best = selection.best.loss
+    close = [n for n, p in enumerate(selection.plans) if p.full and p.loss <= _CLOSE * best][:_CONTENDERS]
     if len(close) < 2:
         return selection
     limit = limit or TimeLimit()
@@ -154,34 +194,15 @@ def train_contenders(
                 limit.cut(f"{len(losses)} of {len(close)} plans trained briefly")
                 break
             begun = limit.spent
-            losses[number] = train(selection.solutions[number]).loss
+            losses[number] = train(selection.plans[number].solution).loss
             seconds = max(seconds, limit.spent - begun)
             bar.advance(1, f"{len(losses)} of {len(close)} plans trained" if len(losses) == len(close) else "")
     finally:
         bar.close()
     if len(losses) < 2:
         return selection
-    order = sorted(range(len(selection.entries)), key=lambda n: (n not in losses, losses.get(n, 0.0), n))
-    return replace(
-        selection,
-        objectives=tuple(selection.objectives[n] for n in order),
-        solutions=tuple(selection.solutions[n] for n in order),
-        entries=tuple(replace(selection.entries[n], trained=losses.get(n)) for n in order),
-        verdicts=tuple(selection.verdicts[n] for n in order),
-    )
-
-
-def entry_of(objective: Objective, solution: Solution, verdict: Verdict, *, full: bool) -> PoolEntry:
-    """A plan with what a look at it found, on all images or on some."""
-    return PoolEntry(
-        objective.name,
-        solution.predicted_ms,
-        solution.importance,
-        solution.dropped,
-        verdict.loss,
-        verdict.top1,
-        full,
-    )
+    order = sorted(range(len(selection.plans)), key=lambda n: (n not in losses, losses.get(n, 0.0), n))
+    return replace(selection, plans=tuple(replace(selection.plans[n], trained=losses.get(n)) for n in order))
 
 
 def _milestone(done: int, of: int) -> str:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from deploypruner.errors import BudgetError
 from deploypruner.progress import Progress, SilentProgress
-from deploypruner.search.judge import Judge, Verdict
+from deploypruner.search.judge import Judge
 from deploypruner.search.objectives import Objective, distance, refined
-from deploypruner.search.pool import QUICK, Selection, entry_of
+from deploypruner.search.pool import QUICK, PoolPlan, Selection
 from deploypruner.search.solve import Solution
 from deploypruner.search.time_limit import TimeLimit
 
@@ -61,13 +61,13 @@ def refine(
     Source: SPDY's local search, arXiv:2201.13096, sec. 3.3; see `refined`. Quick looks and the start are ours.
     """
     limit, bar = limit or TimeLimit(), progress or SilentProgress()
-    start = next((n for n in range(len(selection.entries)) if _leads_on(selection, n, solve)), None)
+    start = next((plan for plan in selection.plans if _leads_on(plan, solve)), None)
     if start is None:
         return Refined(selection, 0, 0)
-    objective, solution, best = selection.objectives[start], selection.solutions[start], selection.entries[start].loss
-    seen = [known.widths for known in selection.solutions]
+    objective, best = start.objective, start.loss
+    seen = [plan.solution.widths for plan in selection.plans]
     looks = kept = misses = stale = number = 0
-    quick, seconds = judge.look(solution.keep, share=QUICK).loss, 0.0
+    quick, seconds = judge.look(start.solution.keep, share=QUICK).loss, 0.0
     bar.start(_LOOKS, "search, improved")
     try:
         while looks < _LOOKS and misses < _MISSES and stale < _STALE:
@@ -96,30 +96,23 @@ def refine(
                 continue
             objective, quick, best = changed, first, verdict.loss
             kept, misses = kept + 1, 0
-            selection = _with(selection, changed, found, verdict)
+            selection = _with(selection, PoolPlan(changed, found, verdict, full=True))
     finally:
         bar.close()
     return Refined(selection, looks, kept)
 
 
-def _leads_on(selection: Selection, number: int, solve: Callable[[Objective], Solution]) -> bool:
+def _leads_on(plan: PoolPlan, solve: Callable[[Objective], Solution]) -> bool:
     """Does another plan come of a change? Not of rules, and not where every choice is at its end."""
-    objective, entry, solution = selection.objectives[number], selection.entries[number], selection.solutions[number]
-    if objective.priced is None or not entry.full:
+    if plan.objective.priced is None or not plan.full:
         return False
     with suppress(BudgetError):
-        return any(distance(solve(refined(objective, n)).widths, solution.widths) for n in range(1, 1 + _TRIED))
+        changed = (solve(refined(plan.objective, n)).widths for n in range(1, 1 + _TRIED))
+        return any(distance(widths, plan.solution.widths) for widths in changed)
     return False
 
 
-def _with(selection: Selection, objective: Objective, solution: Solution, verdict: Verdict) -> Selection:
+def _with(selection: Selection, plan: PoolPlan) -> Selection:
     """With one more plan, in its place by the losses of full looks."""
-    entry = entry_of(objective, solution, verdict, full=True)
-    at = sum(known.full and known.loss <= entry.loss for known in selection.entries)
-    return replace(
-        selection,
-        objectives=(*selection.objectives[:at], objective, *selection.objectives[at:]),
-        solutions=(*selection.solutions[:at], solution, *selection.solutions[at:]),
-        entries=(*selection.entries[:at], entry, *selection.entries[at:]),
-        verdicts=(*selection.verdicts[:at], verdict, *selection.verdicts[at:]),
-    )
+    at = sum(known.full and known.loss <= plan.loss for known in selection.plans)
+    return replace(selection, plans=(*selection.plans[:at], plan, *selection.plans[at:]))

@@ -114,14 +114,14 @@ def choose_objective(
         selection = train_contenders(selection, train, limit=limit, progress=request.progress)
     limit.reserve = 0.0
     _add_pool(seen, selection, judge)
-    best = selection.entries[0]
-    gone = len(best.dropped)
+    best = selection.best
+    gone, top1 = len(best.solution.dropped), best.verdict.top1
     request.say(
-        f"{len(selection.entries)} plans judged by {selection.kind}: best by {best.objective} ({best.loss:.3g}"
-        + ("" if best.top1 is None else f", top-1 {best.top1:.1f} %")
+        f"{len(selection.plans)} plans judged by {selection.kind}: best by {best.objective.name} ({best.loss:.3g}"
+        + ("" if top1 is None else f", top-1 {top1:.1f} %")
         + (f", {gone} residual branch{'' if gone == 1 else 'es'} gone)" if gone else ")")
     )
-    return Chosen(selection.objectives[0], model, seen, goal, judge, selection)
+    return Chosen(best.objective, model, seen, goal, judge, selection)
 
 
 def _corrected(
@@ -158,10 +158,9 @@ def _corrected(
 
 def _add_pool(seen: Candidates, selection: Selection, judge: Judge) -> None:
     """What was found of each plan of the pool, against the dense model on the same samples."""
-    found = zip(selection.solutions, selection.entries, selection.verdicts, strict=True)
-    for solution, entry, verdict in found:
-        look = Look.of(verdict, judge.dense_on(1.0 if entry.full else QUICK))
-        seen.add(entry.objective, solution, look=replace(look, trained=entry.trained))
+    for plan in selection.plans:
+        look = Look.of(plan.verdict, judge.dense_on(1.0 if plan.full else QUICK))
+        seen.add(plan.objective.name, plan.solution, look=replace(look, trained=plan.trained))
 
 
 def _refined(
@@ -172,10 +171,10 @@ def _refined(
     limit: TimeLimit,
 ) -> Selection:
     """With plans near the best one that do better."""
-    before = selection.entries[0]
+    before = selection.best
     found = refine(selection, judge, solve, limit=limit, progress=request.progress)
     if found.looks:
-        better = f"{before.loss:.3g} -> {found.selection.entries[0].loss:.3g}"
+        better = f"{before.loss:.3g} -> {found.selection.best.loss:.3g}"
         request.say(f"{found.looks} plans near the best one judged, {found.kept} better: {better}")
     return found.selection
 
