@@ -3,32 +3,20 @@
 // the unnamed namespace.
 #pragma once
 
-#include <utility>
-
 #include "avx2_layout.h"
+#include "unrolled.h"
 
 namespace dp {
 namespace {
 
-// Vectors of a tile, and registers of one pass over shared rows: twelve accumulators, of sixteen registers there are.
-constexpr int kWidest = 3, kSharedHalves = 3;
+// Vectors of a tile, registers of a vector, and those of one pass over shared rows: twelve accumulators, of sixteen registers there
+// are.
+constexpr int kWidest = 3, kRegisters = 2, kPass = 3;
 
 // Rows of a group: twelve accumulators where there are as many.
 constexpr int rows_for(int vectors) {
   constexpr int table[kWidest + 1] = {6, 6, 3, 2};
   return table[vectors];
-}
-
-#define DP_INLINE __attribute__((always_inline))
-
-// f(0), f(1) ... f(N - 1), each a constant: what a loop indexes, the compiler may keep in memory instead of registers.
-template <class F, int... I>
-[[gnu::always_inline]] inline void unrolled_over(F&& f, std::integer_sequence<int, I...>) {
-  (f(std::integral_constant<int, I>{}), ...);
-}
-template <int N, class F>
-[[gnu::always_inline]] inline void unrolled(F&& f) {
-  unrolled_over(f, std::make_integer_sequence<int, N>());
 }
 
 // What a swish multiplies by. Apart, so that the loops before it keep their accumulators in registers.
@@ -124,7 +112,7 @@ inline __m256i transpose_lanes(__m256i bytes) {
 
 // SHARED ROWS: all quads of halves begin .. begin + H.
 template <int H, bool kSwish, bool kResidual>
-void shared_halves(const Tile& tile, int begin) {
+void shared_pass(const Tile& tile, int begin) {
   const Packed& packed = *tile.packed;
   const Epilogue& e = *tile.epilogue;
   const uint8_t* source = tile.source + begin * kHalf;
@@ -254,46 +242,7 @@ void sparse_block(const Tile& tile, int first) {
   interleave<H>(planar, tile, first, last);
 }
 
-// Tiles of sparse rows are as wide as was planned, or one vector narrower.
-template <int V, bool kSwish, bool kResidual>
-void sparse_rows(const Tile& tile, int first) {
-  if (tile.packed->together == rows_for(V))
-    sparse_block<rows_for(V), V, kSwish, kResidual>(tile, first);
-  else
-    sparse_block<rows_for(V < kWidest ? V + 1 : V), V, kSwish, kResidual>(tile, first);
-}
-
-template <bool kSwish, bool kResidual, int... V>
-void run_sparse(const Tile& tile, std::integer_sequence<int, V...>) {
-  using Rows = void (*)(const Tile&, int);
-  static constexpr Rows rows[] = {sparse_rows<V + 1, kSwish, kResidual>...};
-  for (int first = tile.first; first < tile.last; first += kBlockQuads) rows[tile.vectors - 1](tile, first);
-}
-
-template <bool kSwish, bool kResidual, int... H>
-void run_shared(const Tile& tile, std::integer_sequence<int, H...>) {
-  using Halves = void (*)(const Tile&, int);
-  static constexpr Halves halves[] = {shared_halves<H + 1, kSwish, kResidual>...};
-  const int all = 2 * tile.vectors, pieces = (all + kSharedHalves - 1) / kSharedHalves;
-  for (int piece = 0; piece < pieces; ++piece) {
-    const int begin = begin_of(all, piece, pieces), end = begin_of(all, piece + 1, pieces);
-    halves[end - begin - 1](tile, begin);
-  }
-}
-
-template <bool kSwish, bool kResidual>
-void run(const Tile& tile) {
-  if (tile.packed->is_shared)
-    run_shared<kSwish, kResidual>(tile, std::make_integer_sequence<int, kSharedHalves>());
-  else
-    run_sparse<kSwish, kResidual>(tile, std::make_integer_sequence<int, kWidest>());
-}
-
-void tile(const Tile& tile) {
-  const bool swish = tile.epilogue->has_swish();
-  if (tile.residual) return swish ? run<true, true>(tile) : run<false, true>(tile);
-  return swish ? run<true, false>(tile) : run<false, false>(tile);
-}
-
 } // namespace
 } // namespace dp
+
+#include "vector_tile.h"

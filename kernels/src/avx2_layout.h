@@ -65,11 +65,12 @@ template <bool kHalved>
 }
 
 template <bool kHalved>
-void copy_segments(const Packed& packed, const uint8_t* plane, __m256i outside, int begin, int end, uint8_t* to) {
+void copy_segments(const Packed& packed, const uint8_t* plane, uint32_t outside, int begin, int end, uint8_t* to) {
+  const __m256i around = _mm256_set1_epi32(int32_t(outside));
   const int32_t* starts = packed.vector_segments.data();
   const Segment* segment = packed.segments.data() + starts[begin];
   for (int v = begin; v < end; ++v, to += kVectorBytes) {
-    __m256i first = outside, second = outside;
+    __m256i first = around, second = around;
     for (const Segment* last = packed.segments.data() + starts[v + 1]; segment != last; ++segment) {
       const uint8_t* from = plane + segment->from;
       const unsigned low = segment->lanes & 255u, high = unsigned(segment->lanes) >> kLanes;
@@ -82,15 +83,7 @@ void copy_segments(const Packed& packed, const uint8_t* plane, __m256i outside, 
   }
 }
 
-void copy(const Packed& packed, const uint8_t* plane, uint32_t outside, int begin, int end, uint8_t* to) {
-  const __m256i around = _mm256_set1_epi32(int32_t(outside));
-  if (packed.pixels.empty() && packed.is_halved) return copy_segments<true>(packed, plane, around, begin, end, to);
-  if (packed.pixels.empty()) return copy_segments<false>(packed, plane, around, begin, end, to);
-  for (int i = begin * DP_PIXELS; i < end * DP_PIXELS; ++i, to += DP_QUAD) {
-    const int32_t pixel = packed.pixels[size_t(i)];
-    std::memcpy(to, pixel < 0 ? reinterpret_cast<const uint8_t*>(&outside) : plane + size_t(pixel) * DP_QUAD, DP_QUAD);
-  }
-}
-
 } // namespace
 } // namespace dp
+
+#include "vector_copy.h"

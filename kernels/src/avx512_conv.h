@@ -5,31 +5,20 @@
 #include <immintrin.h>
 
 #include <algorithm>
-#include <utility>
 
 #include "avx512_layout.h"
+#include "unrolled.h"
 
 namespace dp {
 namespace {
 
-constexpr int kWidest = 8, kShared = 6; // vectors of a tile; of one pass over shared rows: 24 accumulators
+// Vectors of a tile, registers of a vector, and those of one pass over shared rows: 24 accumulators.
+constexpr int kWidest = 8, kRegisters = 1, kPass = 6;
 
 // Rows of a group: some sixteen accumulators, enough to hide a multiplication's latency; what rounds them needs the rest.
 constexpr int rows_for(int vectors) {
   constexpr int table[kWidest + 1] = {8, 8, 8, 6, 4, 4, 3, 3, 2};
   return table[vectors];
-}
-
-#define DP_INLINE __attribute__((always_inline))
-
-// f(0), f(1) ... f(N - 1), each a constant: what a loop indexes, the compiler may keep in memory instead of registers.
-template <class F, int... I>
-[[gnu::always_inline]] inline void unrolled_over(F&& f, std::integer_sequence<int, I...>) {
-  (f(std::integral_constant<int, I>{}), ...);
-}
-template <int N, class F>
-[[gnu::always_inline]] inline void unrolled(F&& f) {
-  unrolled_over(f, std::make_integer_sequence<int, N>());
 }
 
 // acc += x * weights. As assembly, because the compiler keeps copies of the accumulators around its own intrinsic.
@@ -120,7 +109,7 @@ template <int V, bool kSwish, bool kResidual>
 
 // All quads of vectors begin .. begin + V.
 template <int V, bool kSwish, bool kResidual>
-void shared_vectors(const Tile& tile, int begin) {
+void shared_pass(const Tile& tile, int begin) {
   const Packed& packed = *tile.packed;
   const uint8_t* source = tile.source + begin * kVectorBytes;
   for (int quad = tile.first; quad < tile.last; ++quad) {
@@ -285,47 +274,7 @@ void sparse_block(const Tile& tile, int first) {
   interleave<V>(planar, tile, first, last);
 }
 
-// Tiles of sparse rows are as wide as was planned, or one vector narrower.
-template <int V, bool kSwish, bool kResidual>
-void sparse_rows(const Tile& tile, int first) {
-  if (tile.packed->together == rows_for(V))
-    sparse_block<rows_for(V), V, kSwish, kResidual>(tile, first);
-  else
-    sparse_block<rows_for(V < kWidest ? V + 1 : V), V, kSwish, kResidual>(tile, first);
-}
-
-template <bool kSwish, bool kResidual, int... V>
-void run_sparse(const Tile& tile, std::integer_sequence<int, V...>) {
-  using Rows = void (*)(const Tile&, int);
-  static constexpr Rows rows[] = {sparse_rows<V + 1, kSwish, kResidual>...};
-  for (int first = tile.first; first < tile.last; first += kBlockQuads) rows[tile.vectors - 1](tile, first);
-}
-
-// Tiles of shared rows may be of any width.
-template <bool kSwish, bool kResidual, int... V>
-void run_shared(const Tile& tile, std::integer_sequence<int, V...>) {
-  using Vectors = void (*)(const Tile&, int);
-  static constexpr Vectors vectors[] = {shared_vectors<V + 1, kSwish, kResidual>...};
-  const int pieces = (tile.vectors + kShared - 1) / kShared;
-  for (int piece = 0; piece < pieces; ++piece) {
-    const int begin = begin_of(tile.vectors, piece, pieces), end = begin_of(tile.vectors, piece + 1, pieces);
-    vectors[end - begin - 1](tile, begin);
-  }
-}
-
-template <bool kSwish, bool kResidual>
-void run(const Tile& tile) {
-  if (tile.packed->is_shared)
-    run_shared<kSwish, kResidual>(tile, std::make_integer_sequence<int, kShared>());
-  else
-    run_sparse<kSwish, kResidual>(tile, std::make_integer_sequence<int, kWidest>());
-}
-
-void tile(const Tile& tile) {
-  const bool swish = tile.epilogue->has_swish();
-  if (tile.residual) return swish ? run<true, true>(tile) : run<false, true>(tile);
-  return swish ? run<true, false>(tile) : run<false, false>(tile);
-}
-
 } // namespace
 } // namespace dp
+
+#include "vector_tile.h"

@@ -1,9 +1,7 @@
-// Channels of pixels to C4 and back, for every AVX-512 target.
+// Channels of pixels to C4 and back, and the copy of a plane, for every AVX-512 target.
 #pragma once
 
 #include <immintrin.h>
-
-#include <cstring>
 
 #include "conv.h"
 
@@ -74,12 +72,13 @@ void from_c4(int pixels, int channels, const uint8_t* c4, uint8_t* nhwc) {
 }
 
 template <bool kHalved>
-void copy_segments(const Packed& packed, const uint8_t* plane, __m512i outside, int begin, int end, uint8_t* to) {
+void copy_segments(const Packed& packed, const uint8_t* plane, uint32_t outside, int begin, int end, uint8_t* to) {
+  const __m512i around = _mm512_set1_epi32(int32_t(outside));
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   const int32_t* starts = packed.vector_segments.data();
   const Segment* segment = packed.segments.data() + starts[begin];
   for (int v = begin; v < end; ++v, to += kVectorBytes) {
-    __m512i x = outside;
+    __m512i x = around;
     for (const Segment* last = packed.segments.data() + starts[v + 1]; segment != last; ++segment) {
       const uint8_t* from = plane + segment->from;
       if (kHalved) {
@@ -94,15 +93,7 @@ void copy_segments(const Packed& packed, const uint8_t* plane, __m512i outside, 
   }
 }
 
-void copy(const Packed& packed, const uint8_t* plane, uint32_t outside, int begin, int end, uint8_t* to) {
-  const __m512i around = _mm512_set1_epi32(int32_t(outside));
-  if (packed.pixels.empty() && packed.is_halved) return copy_segments<true>(packed, plane, around, begin, end, to);
-  if (packed.pixels.empty()) return copy_segments<false>(packed, plane, around, begin, end, to);
-  for (int i = begin * DP_PIXELS; i < end * DP_PIXELS; ++i, to += DP_QUAD) {
-    const int32_t pixel = packed.pixels[size_t(i)];
-    std::memcpy(to, pixel < 0 ? reinterpret_cast<const uint8_t*>(&outside) : plane + size_t(pixel) * DP_QUAD, DP_QUAD);
-  }
-}
-
 } // namespace
 } // namespace dp
+
+#include "vector_copy.h"
