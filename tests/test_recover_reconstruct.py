@@ -15,6 +15,7 @@ from deploypruner.errors import InputError
 from deploypruner.graph import Graph
 from deploypruner.train.least_squares import NormalEquations, columns, outputs
 from deploypruner.train.reconstruct import reconstruct
+from deploypruner.train.spread import Spread
 
 pytestmark = pytest.mark.slow
 
@@ -88,7 +89,7 @@ def test_one_layer_agrees_with_numpys_least_squares() -> None:
     graph = dp.trace(drawn(Plain), (x[:2],))
     kept = np.array([1, 2, 5])
     module = cut(graph, {"first.weight:0": kept.tolist()})
-    reconstruct(graph, {"first.weight:0": kept}, module, batches(x), ridge=SMALL, positions=10**6)
+    reconstruct(graph, {"first.weight:0": kept}, module, batches(x), ridge=SMALL, positions=10**6, gains=False)
     with torch.no_grad():
         target = graph.module(x)
         patches = F.unfold(F.relu(_first(graph, x)[:, kept]), 3, **_SECOND)
@@ -100,6 +101,62 @@ def test_one_layer_agrees_with_numpys_least_squares() -> None:
         module.second.weight.detach().reshape(4, 27).numpy(), solution[:27].T, rtol=1e-3, atol=1e-5
     )
     np.testing.assert_allclose(module.second.bias.detach().numpy(), solution[27], rtol=1e-3, atol=1e-5)
+
+
+def test_a_solved_layer_varies_as_the_dense_one_does_around_the_mean_of_least_squares() -> None:
+    x = images()
+    graph = dp.trace(drawn(Plain), (x[:2],))
+    keep = {"first.weight:0": np.array([1, 2, 4, 5])}
+    plain, enlarged = (cut(graph, {name: kept.tolist() for name, kept in keep.items()}) for _ in range(2))
+    for module, gains in ((plain, False), (enlarged, True)):
+        reconstruct(graph, keep, module, batches(x), ridge=SMALL, positions=10**6, gains=gains)
+    with torch.no_grad():
+        wanted, smaller, found = (net(x).transpose(0, 1).flatten(1) for net in (graph.module, plain, enlarged))
+    ratio = smaller.std(dim=1) / wanted.std(dim=1)
+    assert float(ratio.min()) > 0.7
+    assert float(ratio.max()) < 0.98  # else there is nothing to see, or too much
+    torch.testing.assert_close(found.std(dim=1), wanted.std(dim=1), rtol=1e-3, atol=0.0)
+    torch.testing.assert_close(found.mean(dim=1), smaller.mean(dim=1), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weight", "noise", "gain"),
+    # t = 3 x + noise, x of variance 4: the solution varies by 36, what is wanted by 36 + noise.
+    [(0.0, 13.0, 7 / 6), (1.0, 13.0, 7 / 6), (3.0, 0.0, 1.0), (3.0, 64.0, 1.5)],
+)
+def test_the_gain_of_one_output_by_hand(weight: float, noise: float, gain: float) -> None:
+    x = torch.tensor([2.0, 2.0, -2.0, -2.0, 2.0, 2.0, -2.0, -2.0])[None, :, None]
+    unseen = noise**0.5 * torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0])[None, :, None]
+    wanted = 3 * x + unseen + 50
+    rows = torch.cat([x, torch.ones_like(x)], dim=2)
+    missing = wanted - weight * x
+    sums, spread = NormalEquations(1, 2, 1), Spread(1, 2, 1)
+    sums.add(rows, missing)
+    spread.add(rows, missing, wanted)
+    correction = sums.solve(SMALL)
+    assert correction.flatten().tolist() == pytest.approx([3 - weight, 50])
+    weights = torch.tensor([[[weight], [0.0]]], dtype=torch.float64)
+    found = spread.gains(sums, correction, weights, constant=True)
+    assert float(found) == pytest.approx(gain, rel=1e-4)
+
+
+def test_what_else_arrives_counts_too() -> None:
+    # A shortcut of variance 16 and 3 x of variance 36, independent, instead of a stream of variance 16 + 36 + 29:
+    # with (1 + u) 3 x it varies by 16 + 36 (1 + u)^2, so that (1 + u)^2 = 65 / 36.
+    x, shortcut, unseen = (
+        torch.tensor(signs * 1.0)[None, :, None] * size
+        for signs, size in (
+            (np.array([1, 1, 1, 1, -1, -1, -1, -1]), 2),
+            (np.array([1, 1, -1, -1, 1, 1, -1, -1]), 4),
+            (np.array([1, -1, 1, -1, 1, -1, 1, -1]), 29**0.5),
+        )
+    )
+    wanted = shortcut + 3 * x + unseen
+    sums, spread = NormalEquations(1, 1, 1), Spread(1, 1, 1)
+    sums.add(x, wanted - shortcut)
+    spread.add(x, wanted - shortcut, wanted)
+    found = spread.gains(sums, sums.solve(SMALL), torch.zeros(1, 1, 1, dtype=torch.float64), constant=False)
+    assert float(found) == pytest.approx((65 / 36) ** 0.5, rel=1e-5)
 
 
 _SECOND = {"stride": 2, "padding": 1, "dilation": 2}

@@ -75,7 +75,7 @@ def test_the_stream_is_reached_as_numpys_least_squares_reaches_it(norm: bool, dr
         keep["b"] = np.array([], np.int64)
     module = graph.cut(graph.removed(keep)).eval()
     start = copy.deepcopy(module)
-    reconstruct(graph, keep, module, batches(x), ridge=SMALL, positions=ALL)
+    reconstruct(graph, keep, module, batches(x), ridge=SMALL, positions=ALL, gains=False)
 
     adds = [n.name for n in graph.module.graph.nodes if "add" in n.name]
     target = value(graph, graph.module, adds[1 if dropped else 0], x)
@@ -148,7 +148,7 @@ def test_the_stream_is_never_further_off_than_with_each_layers_own_target(
     off = {}
     for streams in (False, True):
         module = graph.cut(graph.removed(keep)).eval()
-        reconstruct(graph, keep, module, batches(x), ridge=SMALL, positions=ALL, streams=streams)
+        reconstruct(graph, keep, module, batches(x), ridge=SMALL, positions=ALL, streams=streams, gains=False)
         adds = [n.name for n in graph.module.graph.nodes if "add" in n.name]
         here = [name for name in adds if any(n.name == name for n in module.graph.nodes)]
         # Between the last sum that is left and the last dense one only dropped branches lie; of Scaled, views too.

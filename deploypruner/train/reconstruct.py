@@ -33,7 +33,8 @@ from deploypruner.graph.inputs import tensors
 from deploypruner.graph.nodes import arguments, op_name
 from deploypruner.train.batches import Batch
 from deploypruner.train.least_squares import CONVOLUTIONS, NormalEquations, columns, outputs, places
-from deploypruner.train.residual_stream import Aim, Stream, aim, find_stream
+from deploypruner.train.residual_stream import Aim, Stream, aim, find_stream, mean_behind
+from deploypruner.train.spread import Spread
 
 # Part of the free memory that activations may take which wait between two layers. What does not fit is computed
 # again, layer after layer: with 1 GiB, 256 photographs at 224 pixels took minutes.
@@ -102,6 +103,7 @@ def reconstruct(
     ridge: float | None = None,
     positions: int = 64,
     streams: bool = True,
+    gains: bool = True,
     memory: int | None = None,
 ) -> Reconstruction:
     """Solve the convolutions and linear layers of the pruned `module` anew, in place; it is run in evaluation mode.
@@ -116,6 +118,7 @@ def reconstruct(
             samples, a classifier of many inputs learns the samples by heart.
         positions: Output positions taken of each sample, at most; the same for all samples of a batch.
         streams: Solve the last layer of a branch towards the stream; without, every layer towards its own output.
+        gains: Enlarge what was solved until it varies as it should (`Spread`); without, plain least squares.
         memory: Bytes of activations kept from one layer to the next; what does not fit is computed again. None for a
             quarter of what is free. The result is the same.
 
@@ -133,19 +136,20 @@ def reconstruct(
         raise InputError("there are no samples to reconstruct layers from", hint="check the training split")
     memory = int(_MEMORY * psutil.virtual_memory().available) if memory is None else memory
     walks = _Walks(graph.module, module, samples, memory)
-    errors = {layer.name: _solve(layer, module, walks, ridge, positions) for layer in layers}
+    errors = {layer.name: _solve(layer, module, walks, ridge, positions, gains) for layer in layers}
     return Reconstruction(errors, left)
 
 
 def _solve(
-    layer: _Layer, module: TracedModule, walks: _Walks, ridge: float | None, positions: int
+    layer: _Layer, module: TracedModule, walks: _Walks, ridge: float | None, positions: int, enlarge: bool
 ) -> tuple[float, float]:
     """Correct one layer; returns its relative error before and after."""
     op, weight = op_name(layer.pruned), get_state(module, layer.name)
     shift = _shift(layer, module)
     groups = int(arguments(layer.pruned).get("groups") or 1)
     fan_in = weight[0].numel()
-    sums = NormalEquations(groups, fan_in + (shift is not None), len(weight) // groups)
+    shape = groups, fan_in + (shift is not None), len(weight) // groups
+    sums, spread = NormalEquations(*shape), Spread(*shape)
     size, factor = 0.0, torch.ones(1)
     chosen = torch.Generator().manual_seed(0)
     for number in range(len(walks)):
@@ -155,8 +159,10 @@ def _solve(
         rows = columns(op, arguments(layer.pruned) | {"weight": weight}, x, picked)
         if shift is not None:
             rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
-        sums.add(rows, outputs(op, groups, asked.missing, picked))
-        size += float(outputs(op, groups, asked.wanted, picked).double().square().sum())
+        missing, wanted = (outputs(op, groups, part, picked) for part in (asked.missing, asked.wanted))
+        sums.add(rows, missing)
+        spread.add(rows, missing, wanted)
+        size += float(wanted.double().square().sum())
         factor = outputs(op, groups, asked.factor[:1], torch.tensor([0]))
     if not bool(torch.isfinite(sums.gram).all() and torch.isfinite(sums.moment).all()):
         raise InputError(
@@ -167,12 +173,20 @@ def _solve(
     size = max(size, torch.finfo(torch.float64).tiny)
     errors = sums.squares / size, sums.left(correction) / size
     usable = factor[:, :1] != 0
-    correction = torch.where(usable, correction / factor[:, :1].double().masked_fill(~usable, 1), 0)
-    change = correction[:, :fan_in].mT.reshape(len(weight), fan_in)
-    weight.add_(change.view(weight.shape).to(weight.dtype))
+    unit = factor[:, :1].double().masked_fill(~usable, 1)
+    kept = weight.double().reshape(groups, shape[2], fan_in).mT
+    # What a constant is now does not matter to what varies around it.
+    own = kept if shift is None else torch.cat([kept, kept.new_zeros(groups, 1, shape[2])], dim=1)
+    gains = spread.gains(sums, correction, own * unit, constant=shift is not None)[:, None]
+    gains = gains if enlarge else torch.ones_like(gains)
+    correction = correction / unit
+    solved = kept + correction[:, :fan_in]
+    weight.copy_(torch.where(usable, gains * solved, kept).mT.reshape(weight.shape).to(weight.dtype))
     if shift is not None:
         tensor, sign = shift
-        tensor.add_(sign * correction[:, fan_in].reshape(-1).to(tensor.dtype))
+        means = sums.gram[:, -1:, :fan_in] / sums.gram[:, -1:, -1:]
+        constant = torch.where(usable, correction[:, fan_in:] - (gains - 1) * (means @ solved), 0)
+        tensor.add_(sign * constant.reshape(-1).to(tensor.dtype))
     return errors
 
 
@@ -181,9 +195,8 @@ def _shift(layer: _Layer, module: TracedModule) -> tuple[Tensor, int] | None:
     bias = arguments(layer.pruned)["bias"]
     if bias is not None:
         return get_state(module, str(bias.target)), 1
-    if layer.stream is not None and layer.stream.mean:
-        return get_state(module, layer.stream.mean), -1
-    return None
+    mean = mean_behind(layer.pruned, module)
+    return (get_state(module, mean), -1) if mean else None
 
 
 # ---------------------------------------------------------------------- which layers

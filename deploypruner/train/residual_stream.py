@@ -41,8 +41,6 @@ class Stream:
         target: The node of the dense graph whose value is to be reached.
         axis: Channels of that value.
         rectified: Whether nothing but a relu reads the sum, so that values below zero are all the same.
-        mean: Running mean of the batch norm that follows a layer without bias, "" where there is none: it can take
-            in a constant.
     """
 
     chain: tuple[Node, ...]
@@ -50,7 +48,6 @@ class Stream:
     target: Node
     axis: int
     rectified: bool
-    mean: str
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ def find_stream(
     # Without a shortcut to lean on, a relu between was measured to do harm: the stem of a ResNet-20.
     if other is None and (rectified or target is dense[at.name]):
         return None
-    return Stream(tuple(chain), other, target, axis, rectified, _mean(layer, chain, module))
+    return Stream(tuple(chain), other, target, axis, rectified)
 
 
 def aim(stream: Stream, runner: Streamed, value: Value, *, given: Tensor, target: Tensor) -> Aim:
@@ -133,6 +130,22 @@ def aim(stream: Stream, runner: Streamed, value: Value, *, given: Tensor, target
     usable = factor.abs() > _NOTHING * factor.abs().max()
     inverse = torch.where(usable, 1 / factor.masked_fill(~usable, 1), 0)
     return Aim(back(missing) * inverse, back(target) * inverse, factor * usable)
+
+
+def mean_behind(layer: Node, module: TracedModule) -> str:
+    """Name of a running mean that can take in a constant in place of the layer's bias, "" where there is none."""
+    users = list(layer.users)
+    if arguments(layer)["bias"] is not None or len(users) != 1 or op_name(users[0]) != "batch_norm":
+        return ""
+    mean = arguments(users[0])["running_mean"]
+    if not isinstance(mean, Node):
+        return ""
+    readers = [
+        n
+        for n in module.graph.find_nodes(op="get_attr")
+        if get_state(module, str(n.target)) is get_state(module, str(mean.target))
+    ]
+    return str(mean.target) if sum(len(n.users) for n in readers) == 1 else ""
 
 
 def _step(runner: Streamed, node: Node, before: Node | None, reached: Tensor, value: Value) -> Any:
@@ -208,16 +221,3 @@ def _after_dropped(node: Node, dense: Mapping[str, Node], present: set[str]) -> 
         if not additions:
             return node
         node = dense[additions[0].name]
-
-
-def _mean(layer: Node, chain: list[Node], module: TracedModule) -> str:
-    """Name of a running mean that can take in a constant in place of the layer's bias."""
-    if not chain or op_name(chain[0]) != "batch_norm" or arguments(layer)["bias"] is not None:
-        return ""
-    mean = arguments(chain[0])["running_mean"]
-    readers = [
-        n
-        for n in module.graph.find_nodes(op="get_attr")
-        if get_state(module, str(n.target)) is get_state(module, str(mean.target))
-    ]
-    return str(mean.target) if sum(len(n.users) for n in readers) == 1 else ""
