@@ -110,19 +110,22 @@ class Judge:
         samples = "" if file is None else (batches_hash(solving), batches_hash(held_out))
         self._saved = Saved(file, "" if file is None else identity_of(graph.module, _FORMAT, samples, self._loss))
 
-    def look(self, keep: Keep, *, share: float = 1.0) -> Verdict:
+    def look(self, keep: Keep, *, share: float = 1.0, repaired: bool = True) -> Verdict:
         """Judge a plan.
 
         Args:
             keep: Group or branch id -> what stays.
             share: Of the batches of each kind that are used, 0 < share <= 1; at least one batch.
+            repaired: Is the plan reconstructed first? Without, a look takes as long as running the held-out images.
         """
 
         def found() -> Verdict:
             module = self.graph.cut(self.graph.removed(keep)).eval()
+            if not repaired:
+                return self.verdict(module, share=share)
             return self.repair(module, keep, share=share, ways=1)[0]
 
-        return self.remembered(keep, f"share {share:g}", found)
+        return self.remembered(keep, f"share {share:g}" + ("" if repaired else ", as cut"), found)
 
     def remembered(self, keep: Keep, how: str, find: Callable[[], Verdict]) -> Verdict:
         """The verdict on a plan that an interrupted search has found already, or a new one.

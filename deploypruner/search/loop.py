@@ -19,6 +19,9 @@ RESERVE = 0.015
 # A candidate that leaves more of the budget than this unused is worth another round.
 SLACK = 0.04
 ROUNDS = 6
+# Where a plan comes up again that leaves more, each further round asks for this much more, so often at most.
+_ADVANCE = 1.03
+_ADVANCES = 4
 # After that, each further round asks for this much less, until one keeps the budget.
 _RETREAT = 0.96
 _RETREATS = 6
@@ -132,8 +135,8 @@ def close_loop(
 
     Each round solves for what the goal leaves after the reserve and the width of the last interval, measures the
     candidate, and calibrates the model with it. It ends when a candidate keeps the goal and leaves little of it
-    unused, when the same candidate comes up again, after `ROUNDS`, or when the time is over; from then on the aim
-    retreats until a candidate keeps the goal.
+    unused, when the same candidates come up again although more is asked for, after `ROUNDS`, or when the time is
+    over; from then on the aim retreats until a candidate keeps the goal.
 
     Args:
         goal: What to reach.
@@ -150,7 +153,7 @@ def close_loop(
     best: tuple[_S, Trial] | None = None
     nearly: tuple[_S, Trial] | None = None
     seen: set[tuple[int, ...]] = set()
-    doubt_share, retreat, cut = 1.0, 1.0, False
+    doubt_share, retreat, advances, cut = 1.0, 1.0, 0, False
     for number in range(ROUNDS + _RETREATS):
         late = number > 0 and over()
         if number >= ROUNDS or late:
@@ -159,16 +162,20 @@ def close_loop(
                 break
             retreat *= _RETREAT
         try:
-            solution = solve(model, goal.median_ms * (1 - RESERVE) * doubt_share * retreat)
+            aim = goal.median_ms * (1 - RESERVE) * doubt_share * retreat * _ADVANCE**advances
+            solution = solve(model, aim)
         except BudgetError:
             if best is None and number == 0:
                 raise
             break
         key = tuple(solution.widths.values())
         if key in seen:
-            if best is not None:
+            if best is None:
+                retreat *= _RETREAT
+                continue
+            if advances == _ADVANCES or best[1].assessment.strain >= 1 - SLACK:
                 break
-            retreat *= _RETREAT
+            advances += 1
             continue
         seen.add(key)
         trial = measure(solution)
@@ -180,6 +187,8 @@ def close_loop(
             nearly = solution, trial
         if trial.assessment.met and trial.assessment.strain >= 1 - SLACK:
             break
+        if advances and not trial.assessment.met:
+            break  # what was asked for beyond the prediction is too much
         doubt_share = min(1.0, trial.assessment.excess / trial.assessment.strain)
         model = model.calibrated(solution.keep, trial.assessment.model_ms, trial.profile)
     best = best or nearly  # the last measurement, which is longer, has to tell

@@ -12,7 +12,7 @@ of Jamieson and Talwalkar, arXiv:1502.07943. The objectives and the judge are ou
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.search.judge import Judge, Verdict
@@ -98,10 +98,12 @@ class Selection:
     Args:
         plans: Every plan that was looked at, the best first.
         kind: What their `loss` is.
+        seconds: Of the longest full look; 0 where none was made.
     """
 
     plans: tuple[PoolPlan, ...]
     kind: str
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def best(self) -> PoolPlan:
@@ -146,12 +148,14 @@ def select(
         best = sorted(found, key=lambda n: (found[n].loss, n))[:finalists] if quick < 1 else []
         full: dict[int, PoolPlan] = {}
         seconds /= quick
+        longest = 0.0 if best else seconds
         for number in best:
             if not limit.allows(seconds):
                 break
             begun = limit.spent
             full[number] = replace(found[number], verdict=judge.look(found[number].solution.keep), full=True)
             seconds = limit.spent - begun
+            longest = max(longest, seconds)
             bar.advance()
         if len(full) == len(best):
             found |= full  # losses on some of the images and on all of them cannot be compared
@@ -160,7 +164,7 @@ def select(
     finally:
         bar.close()
     ranked = sorted(found, key=lambda n: (not found[n].full, found[n].loss, n))
-    return Selection(tuple(found[n] for n in ranked), judge.dense.kind)
+    return Selection(tuple(found[n] for n in ranked), judge.dense.kind, longest)
 
 
 def train_contenders(

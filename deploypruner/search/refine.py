@@ -9,19 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
+import torch
+
+from deploypruner.channels.rank_agreement import rank_correlation
 from deploypruner.errors import BudgetError
 from deploypruner.progress import Progress, SilentProgress
-from deploypruner.search.judge import Judge
+from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.objectives import Objective, distance, refined
 from deploypruner.search.pool import QUICK, PoolPlan, Selection
 from deploypruner.search.solve import Solution
 from deploypruner.search.time_limit import TimeLimit
 
 # Looks at most, and those in a row that found nothing better which end it earlier.
-_LOOKS, _MISSES = 32, 12
+_LOOKS, _MISSES = 48, 12
 # Changes in a row that lead to a plan that was seen already, and those that tell whether a plan can be changed.
 _STALE, _TRIED = 32, 6
+# Of the plans that did better and better, the last ones that get a full look.
+_FULL = 3
+# Spearman's coefficient over at least so many plans from which on looks without repair are trusted.
+_AGREES, _COMPARED = 0.7, 4
 
 
 @dataclass(frozen=True)
@@ -29,14 +37,16 @@ class Refined:
     """What changing one plan step by step came to.
 
     Args:
-        selection: With every plan that did better at its time, the best first.
+        selection: With the plans that did better, as far as they got a full look, each in its place.
         looks: Plans that were looked at.
-        kept: Of them.
+        kept: Of them, those that did better than the one before.
+        repaired: Were plans reconstructed for these looks? Not where the pool has the same order without.
     """
 
     selection: Selection
     looks: int
     kept: int
+    repaired: bool = True
 
 
 def refine(
@@ -49,7 +59,8 @@ def refine(
 ) -> Refined:
     """Change the losses of the best plan as long as that finds better ones.
 
-    A plan gets a quick look first, on a part of the images, and a full one where it does better there.
+    Each plan gets a quick look: on a part of the images, or on all of them without repair where the plans of the pool
+    have nearly the same order with and without. The last plans that did better get a full look, which decides.
 
     Args:
         selection: From `select`.
@@ -64,42 +75,87 @@ def refine(
     start = next((plan for plan in selection.plans if _leads_on(plan, solve)), None)
     if start is None:
         return Refined(selection, 0, 0)
-    objective, best = start.objective, start.loss
-    seen = [plan.solution.widths for plan in selection.plans]
-    looks = kept = misses = stale = number = 0
-    quick, seconds = judge.look(start.solution.keep, share=QUICK).loss, 0.0
+    repaired = not _same_order_without_repair(selection, judge)
+    search = _LocalSearch(selection, solve, partial(_quick, judge, repaired), limit)
     bar.start(_LOOKS, "search, improved")
     try:
-        while looks < _LOOKS and misses < _MISSES and stale < _STALE:
-            number += 1
-            changed = refined(objective, number)
-            try:
-                found = solve(changed)
-            except BudgetError:
-                stale += 1
-                continue
-            if any(distance(found.widths, widths) == 0 for widths in seen):
-                stale += 1
-                continue
-            if not limit.allows(seconds):
-                limit.cut(f"{looks} plans near the best one judged")
+        better = search.run(start, on_look=bar.advance)
+        for plan in reversed(better[-_FULL:]):
+            if not limit.allows(selection.seconds):
+                limit.cut("a plan near the best one got no full look")
                 break
-            begun = limit.spent
-            seen.append(found.widths)
-            looks, stale = looks + 1, 0
-            first = judge.look(found.keep, share=QUICK).loss
-            verdict = judge.look(found.keep) if first < quick else None
-            seconds = max(seconds, limit.spent - begun)
-            bar.advance()
-            if verdict is None or verdict.loss >= best:
-                misses += 1
-                continue
-            objective, quick, best = changed, first, verdict.loss
-            kept, misses = kept + 1, 0
-            selection = _with(selection, PoolPlan(changed, found, verdict, full=True))
+            selection = _with(selection, replace(plan, verdict=judge.look(plan.solution.keep), full=True))
     finally:
         bar.close()
-    return Refined(selection, looks, kept)
+    return Refined(selection, search.looks, len(better), repaired)
+
+
+class _LocalSearch:
+    """From one plan to a better one by quick looks, which are compared with one another alone."""
+
+    def __init__(
+        self,
+        selection: Selection,
+        solve: Callable[[Objective], Solution],
+        look: Callable[[Solution], Verdict],
+        limit: TimeLimit,
+    ) -> None:
+        self._solve, self._look, self._limit = solve, look, limit
+        self._seen = [plan.solution.widths for plan in selection.plans]
+        self._full_seconds = selection.seconds
+        self.looks = 0
+
+    def run(self, start: PoolPlan, *, on_look: Callable[[], None]) -> list[PoolPlan]:
+        """Every plan that did better than all before it, the best last."""
+        objective, best = start.objective, self._look(start.solution).loss
+        better: list[PoolPlan] = []
+        misses = stale = number = 0
+        seconds = 0.0
+        while self.looks < _LOOKS and misses < _MISSES and stale < _STALE:
+            number += 1
+            changed = refined(objective, number)
+            found = self._new(changed)
+            if found is None:
+                stale += 1
+                continue
+            # A plan that did better is worth nothing without its full look.
+            if not self._limit.allows(seconds + self._full_seconds):
+                self._limit.cut(f"{self.looks} plans near the best one judged")
+                break
+            begun = self._limit.spent
+            verdict = self._look(found)
+            seconds = max(seconds, self._limit.spent - begun)
+            self.looks, stale, misses = self.looks + 1, 0, misses + 1
+            on_look()
+            if verdict.loss < best:
+                objective, best, misses = changed, verdict.loss, 0
+                better.append(PoolPlan(changed, found, verdict, full=False))
+        return better
+
+    def _new(self, objective: Objective) -> Solution | None:
+        """Its plan, None where there is none or it was seen already."""
+        try:
+            found = self._solve(objective)
+        except BudgetError:
+            return None
+        if any(distance(found.widths, widths) == 0 for widths in self._seen):
+            return None
+        self._seen.append(found.widths)
+        return found
+
+
+def _quick(judge: Judge, repaired: bool, plan: Solution) -> Verdict:
+    return judge.look(plan.keep, share=QUICK) if repaired else judge.look(plan.keep, repaired=False)
+
+
+def _same_order_without_repair(selection: Selection, judge: Judge) -> bool:
+    """Do looks without repair order the plans of the pool as the full ones did?"""
+    full = [plan for plan in selection.plans if plan.full]
+    if len(full) < _COMPARED:
+        return False
+    bare = [judge.look(plan.solution.keep, repaired=False).loss for plan in full]
+    agreement = rank_correlation(torch.tensor(bare), torch.tensor([plan.loss for plan in full]))
+    return agreement is not None and agreement >= _AGREES
 
 
 def _leads_on(plan: PoolPlan, solve: Callable[[Objective], Solution]) -> bool:

@@ -174,8 +174,9 @@ def _refined(
     before = selection.best
     found = refine(selection, judge, solve, limit=limit, progress=request.progress)
     if found.looks:
+        how = "" if found.repaired else " without repair, which orders the pool alike"
         better = f"{before.loss:.3g} -> {found.selection.best.loss:.3g}"
-        request.say(f"{found.looks} plans near the best one judged, {found.kept} better: {better}")
+        request.say(f"{found.looks} plans near the best one judged{how}, {found.kept} better: {better}")
     return found.selection
 
 
