@@ -107,6 +107,42 @@ def test_a_right_prediction_takes_one_round():
     assert outcome.rounds[0].met
 
 
+@dataclass(frozen=True)
+class Stubborn(Model):
+    """Predicts the same whatever was measured."""
+
+    def calibrated(self, keep, measured_ms: float, profile=None) -> Stubborn:
+        return self
+
+
+def in_hundreds(model: Model, budget_ms: float) -> Plan:
+    width = 100 * int(budget_ms / model.scale / 100)
+    return Plan(width, width * model.scale)
+
+
+def test_more_is_asked_for_where_a_plan_comes_up_again_that_leaves_much_unused():
+    """5 ms less the reserve are 394 channels of a prediction that is a quarter too slow, with 3 % more 405."""
+    machine = Machine(0.01)
+    outcome = close_loop(machine.goal, Stubborn(0.0125), solve=in_hundreds, measure=machine.measure)
+    assert machine.asked == [300, 400]
+    assert outcome.solution.width == 400
+
+
+def test_asking_for_more_ends_with_the_first_candidate_that_takes_too_long():
+    """The same, where channels beyond 300 take three times as long."""
+    asked: list[int] = []
+
+    def measure(plan: Plan) -> Trial:
+        asked.append(plan.width)
+        ms = 0.01 * min(plan.width, 300) + 0.03 * max(0, plan.width - 300)
+        return Trial(Assessment(ms, ms, ms, ms, ms / 5, ms / 5))
+
+    goal = Goal(Budget(latency=5.0), 10.0)
+    outcome = close_loop(goal, Stubborn(0.0125), solve=in_hundreds, measure=measure)
+    assert asked == [300, 400]
+    assert outcome.solution.width == 300
+
+
 def test_the_end_of_the_interval_has_to_keep_the_budget():
     machine = Machine(0.01, uncertainty=1.1)
     outcome = close_loop(machine.goal, Model(0.01), solve=solve, measure=machine.measure)
