@@ -36,7 +36,7 @@ from deploypruner.recipe.reading import read_recipe
 from deploypruner.sources.batches import Data
 from deploypruner.target import detect
 
-RESULTS = Path(__file__).parent / "results" / "accuracy_budgets.json"
+RESULTS = Path(__file__).parent / "results" / "accuracy_budgets.zen4.json"
 FOLDER = WORK / "accuracy-budgets"
 NETS = ("resnet20", "resnet32", "se_net", "resnet56")
 DROPS = (0.5, 2.0, 8.0)
