@@ -63,6 +63,11 @@ class Target:
         return "avx2" in self.int8_features and not any("vnni" in f or "amx" in f for f in self.int8_features)
 
     @property
+    def multiplies_bf16(self) -> bool:
+        """Do torch and OpenVINO find instructions for products in bf16 here? False where the system does not say."""
+        return not {"avx512_bf16", "amx_bf16"}.isdisjoint(self.bf16_features)
+
+    @property
     def int8_bound(self) -> float | None:
         """Multiply-adds a cycle in int8 over those in fp32, a bound on what int8 can give; None where nobody knows.
 

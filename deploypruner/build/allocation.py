@@ -16,7 +16,7 @@ from deploypruner.channels.plan import Plan
 from deploypruner.errors import RecipeError
 from deploypruner.measure import Job
 from deploypruner.recipe.budget import Budget
-from deploypruner.runtime import default_runtimes, runtimes
+from deploypruner.runtime import runtimes
 from deploypruner.search.measured import MeasuredWorth
 from deploypruner.search.worth import measure_worth
 
@@ -62,7 +62,7 @@ def dense_jobs(build: Build) -> list[Job]:
         RecipeError: None of the runtimes opens the ONNX files that layers are timed in.
     """
     measure = build.recipe.measure
-    names = measure.runtimes or default_runtimes()
+    names = build.measured_runtimes
     wanted = ("fp32", "int8") if measure.precision == "auto" else (measure.precision,)
     dense = [a for a in build.artifacts if a.pattern == "dense" and a.precision in wanted]
     jobs = [(a, name) for name in names for a in dense if a.path.suffix in runtimes.get(name).suffixes]

@@ -10,7 +10,9 @@ from deploypruner.channels.allocate import check_recipe_scope
 from deploypruner.channels.statistics import require_data
 from deploypruner.errors import RecipeError
 from deploypruner.recipe import PruneRecipe, Recipe
+from deploypruner.recipe.sections import MeasureRecipe
 from deploypruner.registries import normalizers, runtimes, scopes
+from deploypruner.runtime import check_machine
 from deploypruner.sources.foreign import foreign
 from deploypruner.sparsity.patterns import CHANNEL
 from deploypruner.target import detect
@@ -26,13 +28,14 @@ def check_choices(recipe: Recipe, given: Given) -> None:
 
     Raises:
         RecipeError: An unknown name, a choice that needs data without data.
-        InputError: The training function cannot be imported.
+        InputError: The training function cannot be imported, or a runtime cannot run on this machine.
     """
     if given.model is None:
         recipe.model.require_source()
     detect(recipe.target)
     for name in recipe.measure.runtimes:
-        runtimes.get(name)
+        check_machine(runtimes.get(name))
+    _check_bf16(recipe.measure)
     has_data = given.data is not None or recipe.data.source is not None
     name = criterion_name(recipe.prune, has_data=has_data)
     criterion = make_criterion(name, recipe.prune.parameters)
@@ -52,6 +55,21 @@ def check_choices(recipe: Recipe, given: Given) -> None:
     if recipe.recover.train:
         with foreign(f"importing '{recipe.recover.train}' raised", hint="fix the module, or run from its folder"):
             load_hook(recipe.recover.train)
+
+
+def _check_bf16(measure: MeasureRecipe) -> None:
+    """A permission that no runtime can use is a mistake.
+
+    Raises:
+        RecipeError: None of those named computes in bf16.
+    """
+    named = measure.runtimes
+    able = [name for name in named if runtimes.get(name).in_bf16 or runtimes.get(name).in_float32]
+    if measure.allow_bf16 and named and not able:
+        raise RecipeError(
+            f"--allow-bf16 allows nothing in {', '.join(named)}: on the CPU only OpenVINO has kernels for bf16",
+            hint="add --runtime openvino, or leave out --allow-bf16",
+        )
 
 
 def _check_fastest(recipe: Recipe, *, has_data: bool) -> None:

@@ -19,7 +19,7 @@ from deploypruner.graph.inputs import batch_size, call, filled, noise_like, tens
 from deploypruner.measure import Job, evaluate, outputs
 from deploypruner.measure.quality import Batch, judge_output, label_list
 from deploypruner.records import ACCURACY, Metric, Quality
-from deploypruner.runtime import default_runtimes, opens, runtimes
+from deploypruner.runtime import default_runtimes, in_float32, opens, runtimes
 from deploypruner.search.judge import Judge
 from deploypruner.train.modes import evaluating
 from deploypruner.train.validate import top1_percent
@@ -86,7 +86,7 @@ def _dense(build: Build, jobs: Sequence[Job]) -> Job:
     dense = next(
         artifact for artifact in build.artifacts if (artifact.pattern, artifact.precision) == ("dense", "fp32")
     )
-    names = [*(runtime for _, runtime in jobs), *default_runtimes()]
+    names = [*(in_float32(runtime) for _, runtime in jobs), *default_runtimes()]
     return dense, next(name for name in names if opens(runtimes.get(name), dense.path))
 
 
@@ -192,11 +192,11 @@ def form_judge(build: Build, file: Path, runtime: str) -> FormJudge:
     Args:
         build: Loaded and traced.
         file: What they are judged against.
-        runtime: That it runs in.
+        runtime: That it runs in; in float32 where that runtime computes in bf16.
     """
     return FormJudge(
         file,
-        runtime,
+        in_float32(runtime),
         validation_samples(build),
         opened=_open,
         tasks=build.tasks,

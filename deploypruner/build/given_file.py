@@ -31,8 +31,8 @@ from deploypruner.quantize.static import Calibrated, QuantizationSummary, calibr
 from deploypruner.reading import check_present
 from deploypruner.recipe.data import DataSettings
 from deploypruner.records import Artifact, Quality, Row, Timing
+from deploypruner.runtime import runtimes
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
-from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.scratch import scratch
 from deploypruner.search.gaps import Gap, gaps, largest
 from deploypruner.search.kept import ACCURACY_DROP, AGREEMENT_DROP, Kept
@@ -41,8 +41,8 @@ from deploypruner.sources.preprocessing import Preprocessing
 from deploypruner.target import WeightBits, reduces_range
 from deploypruner.tasks.recognise import parse_tasks
 
-JUDGED_IN = "openvino"
-"""Runtime that forms of a given file are judged and timed in."""
+JUDGED_IN, IN_BF16 = "openvino", "openvino-bf16"
+"""Runtime that forms of a given file are judged and timed in, and the same in bf16, where the user allows it."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class FileRequest:
         classes: File with the names of the model's classes.
         weight_bits: Of int8 weights; "auto" goes by this machine.
         seed: Of random inputs and of the order of measuring.
+        allow_bf16: Permission to compute in bf16 what is float.
         clock: Says how long things take.
     """
 
@@ -85,6 +86,7 @@ class FileRequest:
     metric: str = ""
     classes: Path | None = None
     weight_bits: WeightBits = "auto"
+    allow_bf16: bool = False
     clock: Clock = field(default_factory=current_clock)
 
     def place(self, kind: str, names: Collection[str]) -> BuildFolder:
@@ -223,7 +225,7 @@ def file_judge(request: FileRequest, inputs: Inputs, given: Path) -> FormJudge:
         given,
         JUDGED_IN,
         inputs.judged,
-        opened=lambda path, runtime: OpenVino().open(path, threads=request.threads),
+        opened=lambda path, runtime: runtimes.get(runtime)().open(path, threads=request.threads),
         tasks=inputs.tasks,
         metric=own_metric(request.metric),
     )
@@ -305,6 +307,7 @@ def measured_files(
     inputs: Inputs,
     *,
     root: Path,
+    in_bf16: Mapping[str, Quality] | None = None,
 ) -> MeasuredFiles:
     """Time all forms in OpenVINO, interleaved.
 
@@ -314,19 +317,22 @@ def measured_files(
         qualities: Name of the form -> how good it is.
         inputs: With what to time on.
         root: Folder that is written to, which will be `request.out`.
+        in_bf16: Name of the form -> how good it is there, where the forms are timed in bf16 as well.
     """
+    known = {(artifact, JUDGED_IN): qualities[artifact.name] for artifact in artifacts}
+    if in_bf16:
+        known |= {(artifact, IN_BF16): in_bf16[artifact.name] for artifact in artifacts}
     machine = environment()
     with percent(request.progress, "measure") as progress:
         measured = request.clock.artifacts(
-            [(artifact, JUDGED_IN) for artifact in artifacts],
+            list(known),
             threads=request.threads,
             budget_s=request.seconds,
             seed=request.seed,
             feeds=inputs.timed,
             progress=progress,
         )
-    judged_forms: list[Quality | None] = [qualities[artifact.name] for artifact in artifacts]
-    rows = make_rows(measured.complete(), judged_forms, floor=measured.floor, seed=request.seed)
+    rows = make_rows(measured.complete(), list(known.values()), floor=measured.floor, seed=request.seed)
     doubts = find_warnings(
         measured.timings,
         machine,
@@ -335,7 +341,7 @@ def measured_files(
         conditions=measured.conditions,
         longer=_longer(request, [artifact.path for artifact in artifacts], root),
     )
-    timings = {timing.artifact.name: timing for timing in measured.timings}
+    timings = {timing.artifact.name: timing for timing in measured.timings if timing.runtime == JUDGED_IN}
     return MeasuredFiles(tuple(rows), timings, measured.floor, tuple(doubts))
 
 

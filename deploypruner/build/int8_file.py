@@ -14,7 +14,9 @@ import torch
 from deploypruner.build.answering import Runner
 from deploypruner.build.doubted import doubted_count, doubted_file, doubted_labels, doubted_samples
 from deploypruner.build.folder import BuildFolder
+from deploypruner.build.form_judge import FormJudge
 from deploypruner.build.given_file import (
+    IN_BF16,
     JUDGED_IN,
     FileRequest,
     calibrated_form,
@@ -26,6 +28,7 @@ from deploypruner.build.given_file import (
 )
 from deploypruner.build.one_answer import require_one_answer
 from deploypruner.build.sparsify_inputs import Inputs
+from deploypruner.build.timed import no_bf16
 from deploypruner.errors import InputError
 from deploypruner.export import exporters
 from deploypruner.graph import trace
@@ -37,6 +40,7 @@ from deploypruner.quantize.to_float32 import float_name
 from deploypruner.records import Artifact, Quality, Row
 from deploypruner.report.repaired import repair_sentence, weights_sentence
 from deploypruner.report.units import quality_sentence
+from deploypruner.runtime import runtimes
 from deploypruner.scratch import scratch
 from deploypruner.search.choose import INT8_AGREEMENT_DROP, INT8_DROP
 from deploypruner.search.mixes import MixRequest
@@ -93,6 +97,19 @@ class Int8File:
     def sentence(self) -> str:
         """What became of the quality; "" where nothing is known."""
         return quality_sentence(dict(self.quality)) if self.quality else ""
+
+    @property
+    def in_bf16(self) -> str:
+        """What computing in bf16 what is float gives, and how it is asked for; "" where it was not timed."""
+        known = {(row.name, row.runtime): row.median_ms for row in self.rows}
+        gives = [
+            f"{row.name} {known[row.name, JUDGED_IN] / row.median_ms:.2f}x"
+            for row in self.rows
+            if row.runtime == IN_BF16
+        ]
+        if not gives:
+            return ""
+        return f"with INFERENCE_PRECISION_HINT=bf16 instead of f32: {', '.join(gives)}"
 
     @property
     def refused(self) -> bool:
@@ -158,12 +175,13 @@ def int8_file(request: Int8Request, *, say: Say) -> Int8File:
                 Artifact(names[1], files[names[1]], "onnx", "int8", "dense"),
             ]
             say(f"measuring, batch {inputs.batch}, threads {file.threads}")
-            measured = measured_files(file, artifacts, qualities, inputs, root=folder.root)
+            in_bf16 = _in_bf16(file, files, form.judge)
+            measured = measured_files(file, artifacts, qualities, inputs, root=folder.root, in_bf16=in_bf16)
             warnings = (
                 *_slower(measured.rows, request.file.model),
                 *remarks,
                 *inputs.remarks,
-                *filter(None, (folder.remark,)),
+                *filter(None, (folder.remark, no_bf16(file.allow_bf16))),
                 *_about(summary),
                 *measured.doubts,
             )
@@ -179,12 +197,20 @@ def int8_file(request: Int8Request, *, say: Say) -> Int8File:
 
 @dataclass(frozen=True)
 class _Form:
-    """The int8 file, and how good it is."""
+    """The int8 file, how good it is, and who judged that."""
 
     summary: QuantizationSummary
     qualities: Mapping[str, Quality]
     quality: dict[str, Any]
     precision: dict[str, Any]
+    judge: FormJudge
+
+
+def _in_bf16(request: FileRequest, files: Mapping[str, Path], judge: FormJudge) -> dict[str, Quality]:
+    """How good the forms are with what is float in bf16; nothing where that is not allowed, or not possible."""
+    if not request.allow_bf16 or runtimes.get(IN_BF16).lacking():
+        return {}
+    return {name: judge.quality(path, IN_BF16) for name, path in files.items()}
 
 
 def _within_drop(
@@ -203,7 +229,7 @@ def _within_drop(
 
     def form(summary: QuantizationSummary, precision: dict[str, Any]) -> _Form:
         qualities = {given_name: judge.reference, int8_name: judge.quality(int8, JUDGED_IN)}
-        return _Form(summary, qualities, quality_of(qualities, file, drops=_DROPS), precision)
+        return _Form(summary, qualities, quality_of(qualities, file, drops=_DROPS), precision, judge)
 
     with scratch() as apart:
         fp32, calibrated = calibrated_form(
@@ -278,7 +304,7 @@ def _require_float(path: Path, model: onnx.ModelProto) -> None:
 
 def _slower(rows: Sequence[Row], given: Path) -> tuple[str, ...]:
     """That int8 does not pay here, where it does not."""
-    slower = [row for row in rows[1:] if row.verdict == "slower"]
+    slower = [row for row in rows[1:] if row.verdict == "slower" and row.runtime == JUDGED_IN]
     return tuple(f"int8 is slower than {given} here ({row.ratio:.2f}x): deploy that as it is" for row in slower)
 
 

@@ -106,16 +106,15 @@ def mix_request(build: Build, files: tuple[Path, Path], calibrated: Calibrated, 
 
 def _timed(build: Build) -> tuple[str, ...]:
     """Measured runtimes that tell what every layer takes."""
-    names = build.recipe.measure.runtimes or default_runtimes()
-    return tuple(name for name in names if can_profile(name))
+    return tuple(name for name in build.measured_runtimes if can_profile(name))
 
 
 def _judged_in(build: Build) -> str:
     """The runtime that the promise is about, or else the first one measured that opens the file."""
     path = build.folder.path("model.int8.onnx")
-    names = build.recipe.measure.runtimes or default_runtimes()
     first = () if build.found is None else (build.found.setting.runtime,)
-    return next(name for name in (*first, *names, *default_runtimes()) if opens(runtimes.get(name), path))
+    names = (*first, *build.measured_runtimes, *default_runtimes())
+    return next(name for name in names if opens(runtimes.get(name), path))
 
 
 def _judge(build: Build, runtime: str) -> FormJudge:

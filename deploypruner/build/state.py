@@ -22,6 +22,7 @@ from deploypruner.measure.own_metric import OwnMetric
 from deploypruner.progress import Progress
 from deploypruner.recipe import Recipe
 from deploypruner.records import Artifact, Check, Cost, Row, Timing
+from deploypruner.runtime import measured_runtimes
 from deploypruner.search.certify import Certificate
 from deploypruner.search.found import SearchResult
 from deploypruner.sources.batches import Data
@@ -179,6 +180,12 @@ class Build:
         """What the pruned artifacts are pruned by: "channel", "2:4", "channel + 2:4", "channel + given"."""
         given = self.zeros is not None and self.zeros.pattern == GIVEN
         return " + ".join((*self.recipe.prune.patterns, *((GIVEN,) if given else ())))
+
+    @property
+    def measured_runtimes(self) -> tuple[str, ...]:
+        """Names of the runtimes that are measured."""
+        measure = self.recipe.measure
+        return measured_runtimes(measure.runtimes, allow_bf16=measure.allow_bf16)
 
     @property
     def compiled(self) -> nn.Module:

@@ -42,6 +42,12 @@ def make_jobs(artifacts: Iterable[Artifact], names: Iterable[str]) -> list[Job]:
     return jobs
 
 
+def no_bf16(allowed: bool) -> str:
+    """That a permission for bf16 had no effect; "" where it had one, or was not given."""
+    why = runtimes.get("openvino-bf16").lacking() if allowed else ""
+    return f"--allow-bf16 changed nothing: {why}; all that is float ran in f32" if why else ""
+
+
 def longer(root: Path, seconds: float) -> str:
     """The command that measures a build for longer than so many seconds."""
     return f"`{shlex.join(['deploypruner', 'measure', str(root), '--seconds', f'{max(60.0, 3 * seconds):.0f}'])}`"

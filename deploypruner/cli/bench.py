@@ -53,6 +53,7 @@ _BUILD_FILES = (
     "model.fp32.onnx",
     "model.int8.onnx",
     "model.int8.onnxruntime.onnx",
+    "model.int8.openvino-bf16.onnx",
     "model.int8.xml",
 )
 

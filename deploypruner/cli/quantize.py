@@ -30,6 +30,7 @@ from deploypruner.target import WeightBits
 @recipe_option("classes")
 @recipe_option("quantize_repair")
 @recipe_option("weight_bits")
+@recipe_option("allow_bf16")
 @recipe_option("threads")
 @BATCH
 @recipe_option("seconds")
@@ -57,6 +58,7 @@ def quantize_command(
     classes: Path | None,
     quantize_repair: bool | None,
     weight_bits: WeightBits | None,
+    allow_bf16: bool | None,
     threads: int | None,
     batch: int | None,
     seconds: float | None,
@@ -98,12 +100,18 @@ def quantize_command(
             metric=metric or "",
             classes=classes,
             weight_bits=weight_bits or "auto",
+            allow_bf16=bool(allow_bf16),
         )
         request = Int8Request(file, weights, input_shape, bool(trust_pickle), quantize_repair is not False)
         found = int8_file(request, say=shown.step)
     show_forms(
         found.rows,
-        [("weights: ", found.weights), ("repair: ", found.repaired), ("quality: ", found.sentence)],
+        [
+            ("weights: ", found.weights),
+            ("repair: ", found.repaired),
+            ("quality: ", found.sentence),
+            ("bf16: ", found.in_bf16),
+        ],
         found.warnings,
         read_on=f"{out / 'quantize.json'} has every step",
     )

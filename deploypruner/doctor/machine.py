@@ -55,7 +55,8 @@ def bf16(target: Target) -> Finding:
     if gives is None:
         says = "no instructions for it" if target.described else "not known: the system does not say"
     else:
-        says = f"{gives} ({target.bf16_features[0]}): a bound, not a promise; training may use it (--amp)"
+        used = "training may use it (--amp), and OpenVINO what is float (--allow-bf16)"
+        says = f"{gives} ({target.bf16_features[0]}): a bound, not a promise; {used}"
     return Finding("bf16", says, facts={"features": list(target.bf16_features)})
 
 

@@ -36,6 +36,7 @@ from deploypruner.quantize.placement import (
     Placement,
     idle_tensors,
     int8_nodes,
+    misquantized_in_openvino,
     op_types,
     read_unrounded,
     remove_pairs,
@@ -366,6 +367,8 @@ def _account(graph: ir.Graph, keep_float: Mapping[str, str]) -> tuple[int, dict[
             quantized += 1
         elif node.name in keep_float:
             left_float[str(node.name)] = keep_float[str(node.name)]
+        elif weight.is_initializer() and misquantized_in_openvino(node):
+            left_float[str(node.name)] = "OpenVINO computes the reduction before it wrongly with int8 behind"
         elif weight.is_initializer():
             left_float[str(weight.name)] = "its input has no calibrated range"
         elif node.op_type == "MatMul":

@@ -295,6 +295,13 @@ class MeasureRecipe:
         flag="--precision",
         group=BUDGET,
     )
+    allow_bf16: bool = option(
+        False,
+        "Permission for OpenVINO to compute in bf16 what is float: timed and judged as one more runtime, "
+        "openvino-bf16, where the CPU has bf16.",
+        flag="--allow-bf16",
+        group=MEASURING,
+    )
     accuracy_drop: float | None = option(
         None,
         "Points that everything together may cost: of accuracy, mIoU or F1, hundredths of R2, percent of your "

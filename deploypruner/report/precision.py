@@ -7,7 +7,7 @@ from typing import Any
 
 from deploypruner.report import units
 
-_LABELS = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+_LABELS = {"openvino": "OpenVINO", "openvino-bf16": "OpenVINO in bf16", "onnxruntime": "ONNX Runtime"}
 
 
 @dataclass(frozen=True)

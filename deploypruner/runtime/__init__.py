@@ -67,12 +67,21 @@ class Runtime(ABC):
         label: Its name as people write it.
         by_default: Is it measured where nobody named a runtime? False for one that deployments do not use.
         sparse: Does it execute the sparse operations of our domain?
+        in_bf16: Name of the runtime that does the same and computes in bf16 what is float, "" for none.
+        in_float32: Name of the runtime that does the same in float32, "" where that is this one.
     """
 
     suffixes: ClassVar[frozenset[str]]
     label: ClassVar[str]
     by_default: ClassVar[bool] = True
     sparse: ClassVar[bool] = False
+    in_bf16: ClassVar[str] = ""
+    in_float32: ClassVar[str] = ""
+
+    @classmethod
+    def lacking(cls) -> str:
+        """What this machine lacks for executing artifacts as the runtime would, in a sentence; "" for nothing."""
+        return ""
 
     @abstractmethod
     def open(self, path: Path, *, threads: int = 1, shapes: Shapes | None = None) -> Session:
@@ -155,20 +164,50 @@ def default_runtimes() -> tuple[str, ...]:
     return tuple(name for name in runtimes if runtimes.get(name).by_default)
 
 
+def measured_runtimes(named: Sequence[str], *, allow_bf16: bool) -> tuple[str, ...]:
+    """Names of those that are measured, each followed by itself in bf16 where that is allowed and runs here.
+
+    Args:
+        named: By the user; () for the default ones.
+        allow_bf16: The user's permission.
+    """
+    found = list[str]()
+    for name in named or default_runtimes():
+        other = runtimes.get(name).in_bf16
+        found += [name, *([other] if allow_bf16 and other and not runtimes.get(other).lacking() else [])]
+    return tuple(dict.fromkeys(found))
+
+
+def in_float32(name: str) -> str:
+    """The runtime whose numbers those of `name` are compared with: itself, but for one that computes in bf16."""
+    return runtimes.get(name).in_float32 or name
+
+
 def opens(runtime: type[Runtime], path: Path) -> bool:
     """Is the file at `path` of a kind that `runtime` executes, going by its name and operations?"""
     return path.suffix in runtime.suffixes and (runtime.sparse or not uses_sparse_operations(path))
+
+
+def check_machine(runtime: type[Runtime]) -> None:
+    """Refuse a runtime that would quietly do something else on this machine.
+
+    Raises:
+        InputError: The machine lacks what it needs.
+    """
+    if why := runtime.lacking():
+        raise InputError(why, hint=f"use --runtime {runtime.in_float32 or default_runtimes()[0]}")
 
 
 def check_openable(runtime: type[Runtime], path: Path, threads: int) -> None:
     """Refuse what no attempt to load could make work.
 
     Raises:
-        InputError: No file at `path`, not one of the runtime's suffixes, or operations it lacks.
+        InputError: No file at `path`, not one of the runtime's suffixes, operations it lacks, or the wrong machine.
         RecipeError: `threads` < 1.
     """
     if threads < 1:
         raise RecipeError(f"threads must be >= 1, got {threads}", hint="use 1 for the steadiest timing")
+    check_machine(runtime)
     if path.suffix not in runtime.suffixes:
         kinds = ", ".join(sorted(runtime.suffixes))
         raise InputError(f"{runtime.label} cannot open '{path}'", hint=f"it opens {kinds}")
@@ -273,10 +312,13 @@ __all__ = [
     "Session",
     "Usage",
     "check_feeds",
+    "check_machine",
     "check_openable",
     "default_runtimes",
     "fed",
+    "in_float32",
     "keyword",
+    "measured_runtimes",
     "no_numpy",
     "opens",
     "running",

@@ -35,8 +35,7 @@ from deploypruner.sparse.library import REBUILD, active_target, extension_path
 if TYPE_CHECKING:
     import openvino
 
-# f32 is said aloud because on processors with bf16 units OpenVINO would compute fp32 models in bf16.
-_FIXED = {"NUM_STREAMS": "1", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+_FIXED = {"NUM_STREAMS": "1", "PERFORMANCE_HINT": "LATENCY"}
 _DTYPES = (
     {"boolean": "bool"}
     | {f"f{bits}": f"float{bits}" for bits in (16, 32, 64)}
@@ -52,6 +51,9 @@ class OpenVino(Runtime, Profiler):
     suffixes: ClassVar[frozenset[str]] = frozenset({".onnx", ".xml"})
     label: ClassVar[str] = "OpenVINO"
     sparse: ClassVar[bool] = True
+    in_bf16: ClassVar[str] = "openvino-bf16"
+    # Said aloud: where a processor multiplies in bf16, OpenVINO would compute float layers in it without being asked.
+    float_precision: ClassVar[str] = "f32"
 
     def open(self, path: Path, *, threads: int = 1, shapes: Shapes | None = None) -> Session:
         """Load and compile `path`; see `Runtime.open`.
@@ -77,14 +79,14 @@ class OpenVino(Runtime, Profiler):
         return self._compile(path, threads=threads, shapes=shapes, more={"PERF_COUNT": "YES"})
 
     def _compile(self, path: Path, *, threads: int, shapes: Shapes | None, more: dict[str, str]) -> OpenVinoSession:
-        check_openable(OpenVino, path, threads)
+        check_openable(type(self), path, threads)
         weights = path.with_suffix(".bin")
         if path.suffix == ".xml" and not weights.is_file():
             raise InputError(
                 f"'{path}' has no weights beside it: '{weights.name}' is missing",
                 hint="keep the .xml and .bin of one export together",
             )
-        settings = {"INFERENCE_NUM_THREADS": str(threads), **_FIXED, **more}
+        settings = {**self._settings(threads), **more}
         fixed: dict[str, str] = {}
         core = openvino_core()
         if uses_sparse_operations(path):
@@ -98,7 +100,7 @@ class OpenVino(Runtime, Profiler):
         except RuntimeError as error:
             if uses_sparse_operations(path):
                 raise _refused(path, error) from None
-            raise unreadable(OpenVino, path, error) from None
+            raise unreadable(type(self), path, error) from None
         return OpenVinoSession(compiled, settings | fixed, path)
 
     @classmethod
@@ -109,12 +111,15 @@ class OpenVino(Runtime, Profiler):
         if extension is not None:
             first += f"; core = openvino.Core(); core.add_extension({str(extension)!r})"
             core = "core"
-        settings = {"INFERENCE_NUM_THREADS": str(threads), **_FIXED}
         return (
             first,
-            f'model = {core}.compile_model({str(file)!r}, "CPU", {settings})',
+            f'model = {core}.compile_model({str(file)!r}, "CPU", {cls._settings(threads)})',
             f"outputs = model({fed(inputs)})",
         )
+
+    @classmethod
+    def _settings(cls, threads: int) -> dict[str, str]:
+        return {"INFERENCE_NUM_THREADS": str(threads), **_FIXED, "INFERENCE_PRECISION_HINT": cls.float_precision}
 
     def version(self) -> str:
         """Version of the loaded openvino."""

@@ -23,8 +23,9 @@ from deploypruner.search.precision import Mix, fastest_mix, without_losing_islan
 _OWN = 1.10
 # What a mix has to be faster at least than the file with fewer float layers, by the lower end of the interval.
 _FASTER = 1.01
-# Whose kernels want pairs elsewhere than in the shared file.
-_OWN_PLACEMENT: dict[str, Placement] = {"onnxruntime": "onnxruntime"}
+OWN_PLACEMENT: dict[str, Placement] = {"onnxruntime": "onnxruntime", "openvino-bf16": "openvino"}
+"""Runtimes that may get a file of their own, and where its pairs stand: whose kernels want them elsewhere, or whose
+float layers take another time, so that other layers had better be float."""
 _SHARED = "openvino"
 
 
@@ -38,7 +39,7 @@ def mix(request: MixRequest) -> Mixed:
     found = replace(found, errors=accuracy.errors, accuracy=accuracy.document, remarks=accuracy.remarks)
     found = _shared(request, found, forced, accuracy)
     for runtime in request.timed:
-        if runtime in _OWN_PLACEMENT and runtime in found.as_int8:
+        if runtime in OWN_PLACEMENT and runtime in found.as_int8:
             found = _own(request, found, runtime, forced, accuracy=accuracy)
     return found
 
@@ -55,7 +56,7 @@ def _timed(request: MixRequest) -> Mixed:
     plain = MixedFile(request.placement, {}, "every layer that can be is int8")
     found = Mixed(plain)
     for runtime in request.timed:
-        own = _OWN_PLACEMENT.get(runtime, request.placement)
+        own = OWN_PLACEMENT.get(runtime, request.placement)
         int8 = request.int8 if own == request.placement else write_mix(request, own, {})
         try:
             as_float, as_int8 = run_layers(request, runtime, [request.fp32, int8])
@@ -69,7 +70,7 @@ def _timed(request: MixRequest) -> Mixed:
             as_float={**found.as_float, runtime: as_float},
             as_int8={**found.as_int8, runtime: as_int8},
         )
-    shared = {name: runs for name, runs in found.as_int8.items() if name not in _OWN_PLACEMENT}
+    shared = {name: runs for name, runs in found.as_int8.items() if name not in OWN_PLACEMENT}
     return replace(found, shared=replace(plain, runs=shared))
 
 
@@ -98,7 +99,7 @@ def _own(request: MixRequest, found: Mixed, runtime: str, forced: Mix, *, accura
 
     Its pairs stand behind layers, too: a layer that gives what a float layer is to read in full may have to be float.
     """
-    placement = _OWN_PLACEMENT[runtime]
+    placement = OWN_PLACEMENT[runtime]
     shared = write_mix(request, found.shared.placement, found.shared.keep_float)
     runs = {**found.shared.runs, runtime: run_layers(request, runtime, [shared])[0]}
     found = replace(found, shared=replace(found.shared, runs=runs))

@@ -14,7 +14,7 @@ from typing import Literal
 _CLEARLY, _CLEARLY_MS = 0.05, 0.003
 # Nanoseconds for each number that passes between an int8 and a float layer, with the change of layout it brings.
 # Measured on a Zen 4 with AVX-512 VNNI in ResNet-18 at 224 x 224; it only proposes mixes, a measurement takes them.
-_BORDER_NS = {"openvino": 0.2, "onnxruntime": 0.9}
+_BORDER_NS = {"openvino": 0.2, "openvino-bf16": 0.2, "onnxruntime": 0.9}
 _BORDER_MS = 0.002
 _SMALLEST = 1e-12
 # What int8 is taken to give at least, where layers are compared by error for each millisecond: a counter's step.

@@ -34,8 +34,8 @@ def chosen_amp(amp: Amp, module: nn.Module) -> Amp:
 
 @cache
 def cpu_has_bf16() -> bool:
-    """Does this CPU have AVX512-BF16 or AMX-BF16? False where the operating system does not say."""
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(detect().bf16_features)
+    """Does this CPU multiply in bf16?"""
+    return detect().multiplies_bf16
 
 
 class Precision:

@@ -13,7 +13,7 @@ from deploypruner.build.layer_table import measured_layers
 from deploypruner.build.register import stages
 from deploypruner.build.stage import Again, Stage
 from deploypruner.build.state import Build, Feeds
-from deploypruner.build.timed import keep_inputs, keep_run, longer, make_jobs
+from deploypruner.build.timed import keep_inputs, keep_run, longer, make_jobs, no_bf16
 from deploypruner.measure import (
     Measured,
     environment,
@@ -22,7 +22,6 @@ from deploypruner.measure import (
 )
 from deploypruner.progress import percent
 from deploypruner.recipe import BUDGETS
-from deploypruner.runtime import default_runtimes
 from deploypruner.search.certify import Certificate, certify, in_setting
 from deploypruner.search.found import SearchResult
 
@@ -34,7 +33,7 @@ class Measure(Stage):
     name: ClassVar[str] = "measure"
     needs: ClassVar[tuple[str, ...]] = ("verify",)
     reads: ClassVar[tuple[str, ...]] = (
-        *("measure.runtimes", "measure.threads", "measure.seconds", "measure.samples", "seed"),
+        *("measure.runtimes", "measure.allow_bf16", "measure.threads", "measure.seconds", "measure.samples", "seed"),
         *(f"prune.{name}" for name in BUDGETS),
     )
     changeable: ClassVar[tuple[str, ...]] = ("measure.seconds",)
@@ -44,7 +43,7 @@ class Measure(Stage):
         """Give rows, raw timings and warnings."""
         recipe = build.recipe.measure
         eager, without = eager_job(build)
-        jobs = [*make_jobs(build.artifacts, recipe.runtimes or default_runtimes()), *([eager] if eager else [])]
+        jobs = [*make_jobs(build.artifacts, build.measured_runtimes), *([eager] if eager else [])]
         machine = environment()
         samples = validation_samples(build)
         qualities = judge(build, jobs, samples)
@@ -83,7 +82,7 @@ class Measure(Stage):
             timings=measured.timings,
             rows=tuple(rows),
             certificate=certificate,
-            remarks=(*build.remarks, *filter(None, (without, why)), *failures),
+            remarks=(*build.remarks, *filter(None, (without, why, no_bf16(recipe.allow_bf16))), *failures),
             layer_ms=layers,
             noise=tuple(warnings),
             environment=machine,

@@ -18,9 +18,9 @@ from deploypruner.quantize.placement import Placement
 from deploypruner.records import Artifact
 from deploypruner.report.repaired import repair_sentence, weights_sentence
 from deploypruner.runtime import runtimes
+from deploypruner.search.mixing import OWN_PLACEMENT
 
 _PRUNED = ("model.fp32.onnx", "model.int8.onnx")
-_OWN = "onnxruntime"
 
 
 @stages.register("quantize")
@@ -31,9 +31,10 @@ class Quantize(Stage):
     needs: ClassVar[tuple[str, ...]] = ("recover",)
     reads: ClassVar[tuple[str, ...]] = (
         *("quantize", "target", "prune.patterns", "seed"),
-        *("measure.accuracy_drop", "measure.runtimes", "measure.samples", "measure.threads", "recover.settings"),
+        *("measure.accuracy_drop", "measure.runtimes", "measure.allow_bf16", "measure.samples", "measure.threads"),
+        "recover.settings",
     )
-    saves: ClassVar[tuple[str, ...]] = (*DENSE, *_PRUNED, own_file(_OWN), stage_file("quantize.json"))
+    saves: ClassVar[tuple[str, ...]] = (*DENSE, *_PRUNED, *map(own_file, OWN_PLACEMENT), stage_file("quantize.json"))
 
     def run(self, build: Build) -> Build:
         """Give the four ONNX artifacts."""
@@ -65,8 +66,8 @@ class Quantize(Stage):
         summary = build.quantized.pruned
         assert summary is not None, "this stage gives it"
         samples = "random noise" if build.data is None else f"{summary.samples} samples"
-        own = [file["file"] for file in build.precision["files"] if file["runtime"]]
-        more = f"; {own[0]} for {runtimes.get(_OWN).label} alone" if own else ""
+        own = [file for file in build.precision["files"] if file["runtime"]]
+        more = "".join(f"; {file['file']} for {runtimes.get(file['runtime']).label} alone" for file in own)
         counts = f"{summary.quantized} layers int8, {len(summary.left_float)} left float, ranges from {samples}"
         if summary.weight_bits == 7:
             counts += f"; weights have {weights_sentence(7)}"
@@ -82,7 +83,9 @@ def _with_pruned(build: Build) -> Build:
         Artifact("pruned fp32", folder.path(_PRUNED[0]), "onnx", "fp32", build.pattern, build.pruned),
         Artifact("pruned int8", folder.path(_PRUNED[1]), "onnx", "int8", build.pattern, build.pruned),
     )
-    if folder.has(own_file(_OWN)):
-        own = replace(artifacts[1], path=folder.path(own_file(_OWN)), runtime=_OWN)
-        artifacts = (*artifacts, own)
+    artifacts += tuple(
+        replace(artifacts[1], path=folder.path(own_file(name)), runtime=name)
+        for name in OWN_PLACEMENT
+        if folder.has(own_file(name))
+    )
     return replace(build, artifacts=(*build.artifacts, *artifacts))

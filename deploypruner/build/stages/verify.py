@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from deploypruner.build.feeds import verification_feeds
+from deploypruner.build.mixing import own_file
 from deploypruner.build.register import stages
 from deploypruner.build.results import check_document
 from deploypruner.build.sparsity import sparse_weights
@@ -15,11 +16,12 @@ from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.export import from_module
 from deploypruner.records import Check
+from deploypruner.search.mixing import OWN_PLACEMENT
 from deploypruner.sparsity.zeros_check import verify_zeros
 from deploypruner.verify.exported import verify_exports
 
 _FILES = (
-    *("model.fp32.onnx", "model.int8.onnx", "model.int8.onnxruntime.onnx", "model.int8.xml", "model.sparse.onnx"),
+    *("model.fp32.onnx", "model.int8.onnx", *map(own_file, OWN_PLACEMENT), "model.int8.xml", "model.sparse.onnx"),
     *(f"model{exporter.suffix}" for exporter in from_module()),
 )
 
@@ -30,7 +32,7 @@ class Verify(Stage):
 
     name: ClassVar[str] = "verify"
     needs: ClassVar[tuple[str, ...]] = ("sparse",)
-    reads: ClassVar[tuple[str, ...]] = ("seed", "measure.runtimes")
+    reads: ClassVar[tuple[str, ...]] = ("seed", "measure.runtimes", "measure.allow_bf16")
     saves: ClassVar[tuple[str, ...]] = (stage_file("verify.json"),)
 
     def run(self, build: Build) -> Build:
@@ -41,7 +43,7 @@ class Verify(Stage):
             files,
             verification_feeds(build),
             dynamic_batch=build.traced.dynamic_batch,
-            measured=build.recipe.measure.runtimes,
+            measured=build.measured_runtimes,
             example_inputs=build.traced.example_inputs,
             open_axes=build.traced.open_axes,
         )
