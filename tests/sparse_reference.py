@@ -142,6 +142,34 @@ class SparseConv(OpRun):
         return (to_c4(np.clip(np.rint(f) + output_zero_point, low, high).astype(np.uint8)),)
 
 
+class SparseLinear(OpRun):
+    op_domain = "deploypruner"
+
+    def _run(
+        self,
+        x,
+        mask,
+        values,
+        scale,
+        bias,
+        channels_in=None,
+        channels_out=None,
+        step=None,
+        zero_point=None,
+        activation=None,
+        low=None,
+        high=None,
+        slope=None,
+    ):
+        q = np.clip(np.rint(x.reshape(len(x), -1) / np.float32(step)) + zero_point, 0, 255).astype(np.int64)
+        weights = unpack(mask, values, (channels_out, channels_in)).astype(np.int64)
+        v = (q @ weights.T + bias).astype(np.float32) * scale
+        hard = np.clip(v * np.float32(slope) + np.float32(0.5), 0, 1)
+        soft = 1 / (1 + np.exp(-v.astype(np.float64)))
+        y = (v, np.clip(v, low, high), hard, v * hard, soft, v * soft)[activation]
+        return (y.astype(np.float32).reshape(len(x), channels_out, *[1] * (x.ndim - 2)),)
+
+
 class PoolC4(OpRun):
     op_domain = "deploypruner"
 
@@ -159,8 +187,9 @@ class ScaleC4(OpRun):
         return (to_c4(np.clip(y, 0, 255).astype(np.uint8)),)
 
 
+_OPERATIONS = [QuantizeC4, MaxPoolC4, ToC4, FromC4, SparseConv, SparseLinear, PoolC4, ScaleC4]
+
+
 def run_reference(model: onnx.ModelProto, feeds: dict, *, wanted=None):
     """Outputs of a sparse model, or the tensors called `wanted`."""
-    return ReferenceEvaluator(model, new_ops=[QuantizeC4, MaxPoolC4, ToC4, FromC4, SparseConv, PoolC4, ScaleC4]).run(
-        wanted, feeds
-    )
+    return ReferenceEvaluator(model, new_ops=_OPERATIONS).run(wanted, feeds)

@@ -19,7 +19,7 @@ KERNEL_SOURCES = Path(__file__).parents[1] / "kernels"
 CASES = 1500
 FEW_CASES, SANITIZED_CASES = 32, 300
 SANITIZERS = ("address,undefined", "thread")
-PROGRAMS = ("fuzz", "fuzz_gates", "fuzz_border")
+PROGRAMS = ("fuzz", "fuzz_gates", "fuzz_border", "fuzz_linear")
 _BUILD_S = 1800
 
 compiler = shutil.which(os.environ.get("CXX", "g++"))

@@ -22,6 +22,7 @@ from deploypruner.sparse.cost import Rates
 from deploypruner.sparse.gates import Pool, Scale, find_gates
 from deploypruner.sparse.layer import Layer
 from deploypruner.sparse.library import is_built
+from deploypruner.sparse.linear import LinearLayer
 from deploypruner.sparse.verify import verify_operations
 from deploypruner.target import detect
 from tests.qdq import Qdq, images
@@ -100,11 +101,19 @@ def test_a_net_with_squeeze_and_excitation_stays_in_c4_and_is_right_within_a_ste
     found = sparsify(onnx.load(int8), every=True)
     onnx.save(found.model, tmp_path / "sparse.onnx")
     kinds = [node.op_type for node in found.model.graph.node]
-    # Entered at the image and at each block's mean; left to excite only, which is float.
-    names = ("SparseConv", "PoolC4", "ScaleC4", "QuantizeC4", "ToC4", "FromC4")
+    # Entered at the image and never left; squeeze, excite and the classifier are linear layers of one pixel.
+    names = ("SparseConv", "SparseLinear", "PoolC4", "ScaleC4", "QuantizeC4", "ToC4", "FromC4", "QuantizeLinear")
     assert {kind: kinds.count(kind) for kind in names} == {
-        "SparseConv": 9, "PoolC4": 3, "ScaleC4": 2, "QuantizeC4": 1, "ToC4": 2, "FromC4": 2,
+        "SparseConv": 7, "SparseLinear": 5, "PoolC4": 3, "ScaleC4": 2, "QuantizeC4": 1, "ToC4": 0, "FromC4": 0,
+        "QuantizeLinear": 0,
     }  # fmt: skip
+    gates = {layer.name: layer.activation for layer in of_kind(found, LinearLayer)}
+    inner, outer = {
+        "silu": ("swish", "sigmoid"),
+        "hardswish": ("hard-swish", "hard-sigmoid"),
+        "relu": ("", "sigmoid"),  # the pair behind it clips
+    }[activation]
+    assert gates == {"squeeze1": inner, "excite1": outer, "squeeze2": inner, "excite2": outer, "head": ""}
     assert {layer.swish for layer in of_kind(found, Layer) if layer.name.startswith("depth")} == {
         {"silu": "swish", "hardswish": "hard-swish", "relu": ""}[activation]
     }

@@ -19,7 +19,7 @@ from deploypruner.records import Check
 from deploypruner.scratch import scratch
 from deploypruner.sparse.convert import SparseModel, sparsify
 from deploypruner.sparse.gates import Gate
-from deploypruner.sparse.layer import Layer
+from deploypruner.sparse.layer import Weighted
 from deploypruner.sparse.library import active_target, extension_path, targets
 from deploypruner.sparse.partition import LayerDecision
 from deploypruner.sparse.verify import verify_operations
@@ -171,7 +171,9 @@ def _document(found: SparseModel, *, reason: str, target: str = "") -> dict[str,
         "reason": reason,
         "target": target,
         "costs": found.costs.source if measured else "",
-        "layers": [_layer(choice, measured=measured) for choice in found.choices if isinstance(choice.layer, Layer)],
+        "layers": [
+            _layer(choice, measured=measured) for choice in found.choices if isinstance(choice.layer, Weighted)
+        ],
         "gates": [_gate(choice, measured=measured) for choice in found.choices if isinstance(choice.layer, Gate)],
         "refused": found.refused,
     }
@@ -179,13 +181,13 @@ def _document(found: SparseModel, *, reason: str, target: str = "") -> dict[str,
 
 def _layer(choice: LayerDecision, *, measured: bool) -> dict[str, Any]:
     layer = choice.layer
-    assert isinstance(layer, Layer), "gates have no weights"
+    assert isinstance(layer, Weighted), "gates have no weights"
     return {
         "name": layer.name,
         "kind": layer.kind,
-        "kernel": list(layer.geometry.kernel),
-        "channels": [layer.x.channels, layer.y.channels],
-        "pixels": layer.y.pixels,
+        "kernel": list(layer.weights.shape[2:]),
+        "channels": [layer.x.channels, len(layer.weights)],
+        "pixels": layer.pixels,
         "density": layer.density,
         "quads": layer.filled,
         **_times(choice, measured=measured),

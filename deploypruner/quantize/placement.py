@@ -16,9 +16,9 @@ Swish and hard-swish run in float in both runtimes. OpenVINO fuses them into the
 a pair stands between; ONNX Runtime has no such fusion and computes the convolution in int8 only if one does.
 Residual additions keep their pairs in both: OpenVINO fuses them either way, ONNX Runtime needs them.
 
-Placement "sparse" is "openvino" with a pair more where squeeze and excitation reads an image that a swish left in
-float: our sparse kernels compute the whole block only if it is in u8. OpenVINO alone loses 1 to 2 % by it
-(efficientnet_b0, mobilenet_v3_large), so it is taken where weights are zero.
+Placement "sparse" is "openvino" with a pair more where squeeze and excitation, or the mean before a classifier,
+reads an image that a swish left in float: our sparse kernels compute the whole block only if it is in u8. OpenVINO
+alone loses 1 to 2 % by it (efficientnet_b0, mobilenet_v3_large), so it is taken where weights are zero.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _MOVED = (
 _PLACED = {
     "openvino": (*_COMPUTED, *_MOVED),
     "onnxruntime": (*_COMPUTED, "Mul", "Sigmoid", *_MOVED),
-    "sparse": (*_COMPUTED, "Mul", *_MOVED),
+    "sparse": (*_COMPUTED, "Mul", "ReduceMean", *_MOVED),
 }
 _RESHAPED = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
@@ -63,7 +63,8 @@ def int8_nodes(graph: ir.Graph, placement: Placement, keep_float: Collection[str
     3. an operator that only moves values no int8 operator reads. Quantizing the concatenation of class token
        and patches raised DeiT's error in OpenVINO from 2 % to 14 %, while ONNX Runtime stayed at 3 %;
     4. a product without a constant operand: attention, which both runtimes fuse in float;
-    5. for the sparse kernels, a Mul that does not scale an image that int8 operators read;
+    5. for the sparse kernels, a Mul that does not scale an image that int8 operators read, and a mean that is not
+       one over an image, for int8 operators;
     6. what reads a constant without a number, as a concatenation with no channels: OpenVINO refuses its pair;
     7. layers named in `keep_float`, and what serves no other layer than them: see `islands`;
     8. but for ONNX Runtime, a layer that reads a reduction which OpenVINO would compute wrongly with the layer's
@@ -82,6 +83,8 @@ def int8_nodes(graph: ir.Graph, placement: Placement, keep_float: Collection[str
         ):
             continue
         if node.op_type == "Mul" and placement == "sparse" and not (node in factors and is_read):
+            continue
+        if node.op_type == "ReduceMean" and not (is_read and _is_image_mean(node)):
             continue
         if node.op_type in _MOVED and not is_read:
             continue
@@ -135,8 +138,18 @@ def idle_tensors(
     factors = gate_factors(graph) if placement == "sparse" else {}
     written = [value for node in graph if node.op_type in weighted for value in node.outputs]
     read = {value for node in chosen for value in node.inputs if value is not factors.get(node)}
+    # A mean that is only reshaped has its pair behind that.
+    means = [node.outputs[0] for node in chosen if node.op_type == "ReduceMean"]
+    reshaped = [mean for mean in means if all(user.op_type in _MOVED for user in mean.consumers())]
     idle = frozenset(str(value.name) for value in (*written, *factors.values()) if value not in read)
+    idle |= {str(mean.name) for mean in reshaped}
     return idle | unread_sums(graph, chosen) if mixed and placement != "onnxruntime" else idle
+
+
+def _is_image_mean(node: ir.Node) -> bool:
+    """Does it average [N, C, H, W] to [N, C, 1, 1] or [N, C]?"""
+    image, mean = tuple(operand(node, 0).shape or ()), tuple(node.outputs[0].shape or ())
+    return len(image) == 4 and mean in ((*image[:2], 1, 1), image[:2]) and image[2:] != (1, 1)
 
 
 def gate_factors(graph: ir.Graph) -> dict[ir.Node, ir.Value]:

@@ -11,7 +11,7 @@ from deploypruner.onnx_file import every_node
 from deploypruner.onnx_graph import read_graph
 from deploypruner.sparse.cost import Costs, Rates
 from deploypruner.sparse.custom_ops import DOMAIN
-from deploypruner.sparse.layer import Layer
+from deploypruner.sparse.layer import Weighted
 from deploypruner.sparse.match import match
 from deploypruner.sparse.partition import LayerDecision, choose
 from deploypruner.sparse.rewrite import rewrite
@@ -36,7 +36,7 @@ class SparseModel:
     @property
     def chosen(self) -> int:
         """Layers that went sparse."""
-        return sum(choice.sparse and isinstance(choice.layer, Layer) for choice in self.choices)
+        return sum(choice.sparse and isinstance(choice.layer, Weighted) for choice in self.choices)
 
 
 def sparsify(model: onnx.ModelProto, *, costs: Costs | None = None, every: bool = False) -> SparseModel:
@@ -61,7 +61,7 @@ def sparsify(model: onnx.ModelProto, *, costs: Costs | None = None, every: bool 
     if every:
         choices = tuple(LayerDecision(c.layer, True, c.sparse_ns, c.dense_ns, "asked for") for c in choices)
     chosen = [choice.layer for choice in choices if choice.sparse]
-    if not any(isinstance(layer, Layer) for layer in chosen):  # gates alone are no sparse model
+    if not any(isinstance(layer, Weighted) for layer in chosen):  # gates alone are no sparse model
         chosen, choices = [], tuple(replace(c, sparse=False) if c.sparse else c for c in choices)
     return SparseModel(rewrite(read, chosen) if chosen else None, choices, found.refused, costs)
 

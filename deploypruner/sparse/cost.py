@@ -3,6 +3,7 @@
     sparse   call + N * (step * S * V + requant * Q * V + residual * Q * V (where there is one) + copy * bytes in)
     dense    dense_call + N * (mac * MACs + byte * (bytes in + bytes out))
     gate     call + N * gate * Q * V                     (half of squeeze and excitation: a mean, or a product)
+    linear   call + N * 4 * shared * S                   (of one pixel; S steps of sixteen outputs and four inputs)
     border   border_call + N * move * bytes              (u8 channels-last to C4, or back, transposition included)
 
 with N images of a batch, V vectors of 16 output pixels, Q output channels / 4, S vector multiply-adds per vector of
@@ -18,11 +19,14 @@ from dataclasses import dataclass
 
 from deploypruner.sparse.bindings import Conv, ConvShape
 from deploypruner.sparse.layer import QUAD, Layer, Operation, QuantizedTensor
+from deploypruner.sparse.linear import LinearLayer
 
 Counts = dict[str, float]
 
 # What rows may have to multiply more where four of them share what they load: `kOwnLoad` of `pack.cpp`.
 _OWN_LOAD = 1.2
+# A step of a linear layer of one pixel reads 64 bytes of weights, in multiply-adds of shared rows.
+_LINEAR_STEP = 4
 
 
 class Costs(ABC):
@@ -95,6 +99,8 @@ class Rates(Costs):
 
     def sparse(self, layer: Operation) -> float:
         """See `Costs.sparse`."""
+        if isinstance(layer, LinearLayer):
+            return self.call + self.images * _LINEAR_STEP * self.shared * layer.steps
         if not isinstance(layer, Layer):
             return self.call + self.images * self.gate * layer.steps * layer.x.vectors
         return self._sum(sparse_counts(layer, packed=self.packed), once="call")

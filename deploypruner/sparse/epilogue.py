@@ -70,7 +70,7 @@ def follow(node: ir.Node, *, channels_last: bool, taken: Collection[ir.Value]) -
     Raises:
         NoMatch: No quantization is reached.
     """
-    tail = _with_activation(_with_bias(Tail(node.outputs[0], (node,)), node))
+    tail = with_activation(with_bias(Tail(node.outputs[0], (node,)), node))
     plain: Tail | None = None
     reader = _only_reader(tail.end)
     if reader.op_type == "QuantizeLinear":
@@ -83,7 +83,7 @@ def follow(node: ir.Node, *, channels_last: bool, taken: Collection[ir.Value]) -
         return plain
 
 
-def _with_bias(tail: Tail, node: ir.Node) -> Tail:
+def with_bias(tail: Tail, node: ir.Node) -> Tail:
     """Pass the addition of a constant after a MatMul."""
     if node.op_type != "MatMul":
         return tail
@@ -99,7 +99,7 @@ def _is_stored(value: ir.Value) -> bool:
     return constant(value if restore is None else operand(restore, 0)) is not None
 
 
-def _with_activation(tail: Tail) -> Tail:
+def with_activation(tail: Tail) -> Tail:
     """Pass relu, clip or swish."""
     kind, nodes = _swish(tail.end)
     if kind:
@@ -162,7 +162,7 @@ def _with_residual(tail: Tail, *, channels_last: bool, taken: Collection[ir.Valu
     if sizes(reader.outputs[0]) != sizes(tail.end):
         raise NoMatch("what is added to its output has other sizes")
     added = tail.past(reader)
-    tail = replace(_with_activation(added), residual=residual)
+    tail = replace(with_activation(added), residual=residual)
     if len(tail.nodes) > len(added.nodes) and not tail.clips:
         raise NoMatch("a swish follows its residual addition")
     last = _only_reader(tail.end)

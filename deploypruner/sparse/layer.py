@@ -141,50 +141,30 @@ class Operation(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer(Operation):
-    """A convolution or linear layer, with what it is fused with.
+class Weighted(Operation):
+    """A convolution or linear layer.
 
     Args:
         name: The weight's name without ".weight".
         kind: "conv", "depthwise" or "linear".
-        x: What it reads.
-        y: What it gives, after activation and residual addition.
-        geometry: Sizes; a linear layer is a 1x1 convolution.
         weights: int8 [channels out, channels in / groups, ky, kx].
-        scale: float32 [channels out], output steps per accumulator step.
+        scale: float32 [channels out], what a step of the accumulator is in the result.
         bias: int32 [channels out], -zero point * sum of weights included.
-        low: Smallest output, 0..255.
-        high: Largest output.
-        swish: Activation before the residual addition: "hard-swish", x * clip(x / 6 + 1 / 2, 0, 1); "swish",
-            x * sigmoid(x); "" for neither.
-        residual: What is added, None without.
-        skipped: The pair between convolution and addition, whose rounding the fusion leaves out; None without one.
-        nodes: What it replaces.
     """
 
-    op_type: ClassVar[str] = "SparseConv"
-
-    y: QuantizedTensor
-    geometry: Geometry
     weights: NDArray[np.int8]
     scale: Floats
     bias: Words
-    low: int = 0
-    high: int = 255
-    swish: Swish = ""
-    residual: QuantizedTensor | None = None
-    skipped: QuantizedTensor | None = None
+
+    @property
+    def pixels(self) -> int:
+        """Of its output."""
+        return self.x.pixels if self.y is None else self.y.pixels
 
     @property
     def macs(self) -> int:
         """See `Operation.macs`."""
-        return int(self.weights.size * self.y.pixels)
-
-    @property
-    def form(self) -> Hashable:
-        """See `Operation.form`."""
-        fused = (self.swish, self.residual is None)
-        return self.kind, self.x.shape, self.y.shape, self.geometry, fused
+        return int(self.weights.size * self.pixels)
 
     @property
     def nonzero(self) -> int:
@@ -196,34 +176,70 @@ class Layer(Operation):
         """Share of weights that are not zero."""
         return self.nonzero / self.weights.size
 
-    @cached_property
-    def steps(self) -> int:
-        """(Output channel, tap, four neighbouring inputs) with a weight that is not zero: vector multiply-adds for
-        16 pixels of all output channels.
-        """
-        return int(self._quads.sum())
+    @property
+    def filled(self) -> float:
+        """Share of groups of four neighbouring inputs with a weight that is not zero: what a kernel computes."""
+        return float(self.quads.mean())
 
     @cached_property
-    def shared_steps(self) -> int:
-        """The same where four neighbouring outputs multiply every four inputs that one of them has a weight for."""
-        found = self._quads
-        padded = np.zeros((-(-len(found) // QUAD) * QUAD, *found.shape[1:]), bool)
-        padded[: len(found)] = found
-        return QUAD * int(padded.reshape(-1, QUAD, *found.shape[1:]).any(axis=1).sum())
-
-    @cached_property
-    def _quads(self) -> NDArray[np.bool_]:
+    def quads(self) -> NDArray[np.bool_]:
         """[Cout, Cin / 4, ky, kx]: has the output a weight for one of these four inputs?"""
         outputs, inputs, *taps = self.weights.shape
         padded = np.zeros((outputs, -(-inputs // QUAD) * QUAD, *taps), bool)
         padded[:, :inputs] = self.weights != 0
         return np.asarray(padded.reshape(outputs, -1, QUAD, *taps).any(axis=2))
 
+    def shared_quads(self, rows: int) -> int:
+        """Groups of four neighbouring inputs that one of `rows` neighbouring outputs has a weight for, added up."""
+        found = self.quads
+        padded = np.zeros((-(-len(found) // rows) * rows, *found.shape[1:]), bool)
+        padded[: len(found)] = found
+        return int(padded.reshape(-1, rows, *found.shape[1:]).any(axis=1).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer(Weighted):
+    """A convolution or linear layer in C4, with what it is fused with.
+
+    Args:
+        x: What it reads.
+        y: What it gives, after activation and residual addition, in steps of which its scale is.
+        geometry: Sizes; a linear layer is a 1x1 convolution.
+        low: Smallest output, 0..255.
+        high: Largest output.
+        swish: Activation before the residual addition: "hard-swish", x * clip(x / 6 + 1 / 2, 0, 1); "swish",
+            x * sigmoid(x); "" for neither.
+        residual: What is added, None without.
+        skipped: The pair between convolution and addition, whose rounding the fusion leaves out; None without one.
+    """
+
+    op_type: ClassVar[str] = "SparseConv"
+
+    y: QuantizedTensor
+    geometry: Geometry
+    low: int = 0
+    high: int = 255
+    swish: Swish = ""
+    residual: QuantizedTensor | None = None
+    skipped: QuantizedTensor | None = None
+
     @property
-    def filled(self) -> float:
-        """Share of groups of four neighbouring inputs with a weight that is not zero: what a kernel computes."""
-        outputs, inputs, *taps = self.weights.shape
-        return self.steps / (outputs * -(-inputs // QUAD) * int(np.prod(taps)))
+    def form(self) -> Hashable:
+        """See `Operation.form`."""
+        fused = (self.swish, self.residual is None)
+        return self.kind, self.x.shape, self.y.shape, self.geometry, fused
+
+    @cached_property
+    def steps(self) -> int:
+        """(Output channel, tap, four neighbouring inputs) with a weight that is not zero: vector multiply-adds for
+        16 pixels of all output channels.
+        """
+        return int(self.quads.sum())
+
+    @cached_property
+    def shared_steps(self) -> int:
+        """The same where four neighbouring outputs multiply every four inputs that one of them has a weight for."""
+        return QUAD * self.shared_quads(QUAD)
 
     @property
     def reads(self) -> tuple[QuantizedTensor, ...]:

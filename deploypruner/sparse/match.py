@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from deploypruner.onnx_graph import made_by, operand, optional, sizes
 from deploypruner.sparse.epilogue import Tail, follow
 from deploypruner.sparse.gates import find_gates
-from deploypruner.sparse.layer import Geometry, Layer, Operation, QuantizedTensor
+from deploypruner.sparse.layer import Geometry, Layer, Operation, QuantizedTensor, Weighted
+from deploypruner.sparse.linear import LinearLayer, follow_float, is_vector
 from deploypruner.sparse.qdq import NoMatch, Weights, read_activation, read_bias, read_weights
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -43,7 +44,7 @@ def match(graph: ir.Graph) -> MatchedOperations:
     Args:
         graph: The QDQ graph.
     """
-    layers: list[Layer] = []
+    layers: list[Weighted] = []
     refused: dict[str, str] = {}
     taken: set[ir.Value] = set()
     # Backwards: an addition of two convolutions belongs to the later one.
@@ -63,7 +64,7 @@ def match(graph: ir.Graph) -> MatchedOperations:
     return MatchedOperations(tuple(found), dict(reversed(refused.items())))
 
 
-def _layer(node: ir.Node, name: str, *, taken: Collection[ir.Value]) -> Layer:
+def _layer(node: ir.Node, name: str, *, taken: Collection[ir.Value]) -> Weighted:
     linear = node.op_type in ("Gemm", "MatMul")
     if node.op_type == "ConvTranspose":
         raise NoMatch("it is a transposed convolution")
@@ -73,6 +74,8 @@ def _layer(node: ir.Node, name: str, *, taken: Collection[ir.Value]) -> Layer:
     outputs, per_group = weights.values.shape[:2]
     if per_group * geometry.group != x.channels:
         raise NoMatch(f"its weight takes {per_group * geometry.group} channels, its input has {x.channels}")
+    if is_vector(node, x) and weights.values.shape[2:] == (1, 1) and not any(geometry.pads) and geometry.group == 1:
+        return _vector(node, name, x, weights, bias)
     tail = follow(node, channels_last=linear, taken=taken)
     assert tail.y is not None, "a tail that is returned ends in a quantization"
     if tail.bias is not None:
@@ -97,6 +100,25 @@ def _layer(node: ir.Node, name: str, *, taken: Collection[ir.Value]) -> Layer:
         residual=tail.residual,
         skipped=tail.skipped,
         nodes=tail.nodes,
+    )
+
+
+def _vector(node: ir.Node, name: str, x: QuantizedTensor, weights: Weights, bias: NDArray[np.float64]) -> LinearLayer:
+    tail, said = follow_float(node)
+    if tail.bias is not None:
+        bias = bias + read_bias(tail.bias, len(weights.values))
+    scale, words = _words(weights, bias, x, spare=x.scale)
+    return LinearLayer(
+        name=name,
+        kind="conv" if node.op_type == "Conv" else "linear",
+        x=x,
+        weights=weights.values,
+        scale=scale.astype(np.float32),
+        bias=words,
+        restored=str(operand(node, 0).name),
+        result=str(tail.end.name),
+        nodes=tail.nodes,
+        **said,
     )
 
 
@@ -162,19 +184,27 @@ def _steps(
     weights: Weights, bias: NDArray[np.float64], x: QuantizedTensor, y: QuantizedTensor
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Scale and bias of every output channel, as the formula in kernels.h has them."""
+    step, words = _words(weights, bias, x, spare=y.scale, tolerance=_BIAS_ERROR * y.scale)
+    return (step / y.scale).astype(np.float32), words
+
+
+def _words(
+    weights: Weights, bias: NDArray[np.float64], x: QuantizedTensor, *, spare: float, tolerance: float = np.inf
+) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    """Real numbers per accumulator step of every output channel, `spare` for one of zeros; and its bias in steps."""
     by_row = weights.values.reshape(len(weights.values), -1).astype(np.int64)
     empty = ~by_row.any(axis=1)
     step = x.scale * weights.scale
     # A quantizer may have given a channel without weights any scale, in which its bias need not be a number of steps.
-    step = np.where(empty, np.where(bias == 0, y.scale, np.abs(bias) / _FREE_BIAS), step)
+    step = np.where(empty, np.where(bias == 0, spare, np.abs(bias) / _FREE_BIAS), step)
     words = np.rint(bias / step)
-    error = float((np.abs(bias - words * step) / y.scale).max(initial=0))
-    if error > _BIAS_ERROR:
-        raise NoMatch(f"rounding its bias would cost {error:.1f} steps of the output")
+    error = float(np.abs(bias - words * step).max(initial=0))
+    if error > tolerance:
+        raise NoMatch(f"rounding its bias would cost {error / tolerance * _BIAS_ERROR:.1f} steps of the output")
     words -= x.zero_point * by_row.sum(axis=1)
     if (np.abs(words) + 255 * np.abs(by_row).sum(axis=1)).max(initial=0) > _INT32:
         raise NoMatch("its sums do not fit into 32 bits")
-    return (step / y.scale).astype(np.float32), words.astype(np.int32)
+    return step, words.astype(np.int32)
 
 
 def _bounds(tail: Tail, y: QuantizedTensor) -> tuple[int, int]:

@@ -4,6 +4,7 @@
     entry   float -> Transpose to channels last -> QuantizeLinear -> ToC4
     layer   SparseConv(x, mask, values, scale, bias [, residual])
     gate    PoolC4(x) -> float, ScaleC4(x, float), MaxPoolC4(x)
+    linear  SparseLinear(float, mask, values, scale, bias) -> float, of one pixel
     exit    FromC4 -> DequantizeLinear -> Transpose to channels first -> float
 
 Transposition stands outside of the pair on both sides: OpenVINO then folds it into its neighbours, and its int8 pass
@@ -23,7 +24,8 @@ from numpy.typing import NDArray
 from deploypruner.onnx_graph import readers, remove_unused, take_over, to_model
 from deploypruner.sparse.custom_ops import DOMAIN
 from deploypruner.sparse.gates import Pool, Scale
-from deploypruner.sparse.layer import Layer, Operation, QuantizedTensor
+from deploypruner.sparse.layer import Layer, Operation, QuantizedTensor, Weighted
+from deploypruner.sparse.linear import LinearLayer
 from deploypruner.sparse.packed import pack
 
 VERSION = 1
@@ -112,9 +114,23 @@ class _Rewriting:
     def _compute(self, layer: Operation) -> None:
         """Insert the node that computes a layer, with the name it has for the user."""
         after = self._twins[layer.nodes[-1]]
+        if isinstance(layer, LinearLayer):
+            inputs = [self._vector(layer), *self._weights(layer)]
+            node = ir.node(
+                layer.op_type,
+                inputs,
+                layer.attributes(),
+                outputs=[ir.val(layer.result)],
+                name=layer.name,
+                domain=DOMAIN,
+            )
+            self._insert(after, node)
+            self._replace(after.outputs[0], node.outputs[0])
+            return
         inputs = [self._c4[layer.x.key]]
         if isinstance(layer, Layer):
             inputs += self._weights(layer)
+            inputs += [] if layer.residual is None else [self._c4[layer.residual.key]]
         if isinstance(layer, Scale):
             inputs.append(self._values[layer.by])
         flat = isinstance(layer, Pool) and layer.flat
@@ -126,8 +142,12 @@ class _Rewriting:
             mean = self._reshape(after, mean, layer.name, [layer.x.channels], name="") if flat else mean
             self._replace(after.outputs[0], mean)
 
-    def _weights(self, layer: Layer) -> list[ir.Value]:
-        """What SparseConv reads besides x."""
+    def _vector(self, layer: LinearLayer) -> ir.Value:
+        """What a linear layer quantizes itself; where that is computed in C4, what comes out of there."""
+        return self._values[layer.restored if layer.x.key in self._c4 else layer.x.source]
+
+    def _weights(self, layer: Weighted) -> list[ir.Value]:
+        """What SparseConv and SparseLinear read after x."""
         packed = pack(layer.weights)
         stored: dict[str, NDArray[Any]] = {
             "mask": packed.mask,
@@ -135,8 +155,7 @@ class _Rewriting:
             "scale": layer.scale,
             "bias": layer.bias,
         }
-        found = [self._constant(f"{layer.name}/sparse_{key}", value) for key, value in stored.items()]
-        return found if layer.residual is None else [*found, self._c4[layer.residual.key]]
+        return [self._constant(f"{layer.name}/sparse_{key}", value) for key, value in stored.items()]
 
     def _step(self, activation: QuantizedTensor) -> tuple[ir.Value, ir.Value]:
         """An activation's scale and u8 zero point."""

@@ -2,7 +2,8 @@
 
 Outputs of whole networks hide errors: with random weights they hardly depend on the input. So every operation is
 given the very integers its layer reads in the QDQ model, executed literally, and must give the integers its layer
-writes there, within one step. A mean, which is a real number, must be right to a small part of a step.
+writes there, within one step. What gives real numbers must be right to a small part of them: a mean to one of its
+steps, a linear layer to a step of its accumulator and a small part of its largest number.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from deploypruner.scratch import scratch
 from deploypruner.sparse.custom_ops import DOMAIN
 from deploypruner.sparse.gates import Pool, Scale
 from deploypruner.sparse.layer import Layer, Operation, QuantizedTensor
+from deploypruner.sparse.linear import LinearLayer
 from deploypruner.sparse.rewrite import VERSION, from_c4_attributes
 
 Array = NDArray[Any]
@@ -35,6 +37,8 @@ Open = Callable[[Path], Session]
 
 # Share of a step that a mean may be wrong by.
 _MEAN = 1 / 64
+# Share of a linear layer's largest number that its numbers may be wrong by, beside a step of the accumulator.
+_LINEAR = 1e-4
 
 
 @dataclass
@@ -92,13 +96,16 @@ def operations_apart(sparse: onnx.ModelProto, layers: Sequence[Operation]) -> on
             inputs.append(_images(name, read))
             nodes.append(helper.make_node("ToC4", [name], [f"{name}_c4"], domain=DOMAIN))
             node.input[place] = f"{name}_c4"
-        if isinstance(layer, Scale):
-            node.input[1] = f"{index}_by"
-            inputs.append(_numbers(node.input[1], layer))
+        numbers = _numbers_of(layer)
+        if numbers:
+            place, channels = (1 if isinstance(layer, Scale) else 0), layer.x.channels
+            node.input[place] = f"{index}_numbers"
+            inputs.append(_numbers(node.input[place], channels))
         nodes.append(node)
         node.output[0] = f"{index}_y"
         if layer.y is None:
-            outputs.append(_numbers(f"{index}_y", layer))
+            given = len(layer.weights) if isinstance(layer, LinearLayer) else layer.x.channels
+            outputs.append(_numbers(f"{index}_y", given))
             continue
         node.output[0] += "_c4"
         c4 = node.output[0]
@@ -119,8 +126,8 @@ def _literal(dense: Path, layers: Sequence[Operation]) -> Iterator[Callable[[Fee
         path = folder / "literal.onnx"
         write_onnx(_with_outputs(onnx.load(dense), layers), path)
         session = OnnxRuntime().open(path, literal=True)
-        names = [spec.name for spec in session.outputs]
-        yield lambda batch: dict(zip(names, session.run(batch), strict=True))
+        given, names = ([spec.name for spec in specs] for specs in (session.inputs, session.outputs))
+        yield lambda batch: dict(zip((*given, *names), (*batch, *session.run(batch)), strict=True))
 
 
 def _images(name: str, activation: QuantizedTensor) -> onnx.ValueInfoProto:
@@ -128,25 +135,36 @@ def _images(name: str, activation: QuantizedTensor) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.UINT8, ["batch", height, width, activation.channels])
 
 
-def _numbers(name: str, layer: Operation) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", layer.x.channels, 1, 1])
+def _numbers(name: str, channels: int) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", channels, 1, 1])
+
+
+def _numbers_of(layer: Operation) -> str:
+    """The tensor of real numbers that an operation reads, one per channel; "" where there is none."""
+    return layer.by if isinstance(layer, Scale) else layer.x.source if isinstance(layer, LinearLayer) else ""
+
+
+def _result_of(layer: Operation) -> str:
+    """The tensor of real numbers that an operation gives."""
+    return layer.mean if isinstance(layer, Pool) else layer.result if isinstance(layer, LinearLayer) else ""
 
 
 def _given(layer: Operation, seen: dict[str, Array]) -> list[Array]:
     """What an operation on its own reads."""
-    numbers = [seen[layer.by]] if isinstance(layer, Scale) else []
+    name = _numbers_of(layer)
+    numbers = [seen[name].reshape(len(seen[name]), -1, 1, 1)] if name else []
     return [*(_last(seen[read.name], read) for read in layer.reads), *numbers]
 
 
 def _with_outputs(dense: onnx.ModelProto, layers: Sequence[Operation]) -> onnx.ModelProto:
     """The QDQ model with every tensor that is compared, or given to an operation, as an output."""
     wanted = [activation.name for layer in layers for activation in layer.touches]
-    wanted += [layer.by for layer in layers if isinstance(layer, Scale)]
-    wanted += [layer.mean for layer in layers if isinstance(layer, Pool)]
+    wanted += [name for layer in layers for name in (_numbers_of(layer), _result_of(layer)) if name]
     graph = onnx.shape_inference.infer_shapes(dense, data_prop=True).graph
-    known = {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
+    known = {value.name: value for value in (*graph.value_info, *graph.output)}
     del dense.graph.output[:]
-    dense.graph.output.extend(known[name] for name in dict.fromkeys(wanted))
+    given = {value.name for value in graph.input}
+    dense.graph.output.extend(known[name] for name in dict.fromkeys(wanted) if name not in given)
     return dense
 
 
@@ -163,7 +181,12 @@ def _compare(layer: Operation, output: Array, seen: dict[str, Array], into: _See
         wrong = np.abs(output.reshape(-1) - seen[layer.mean].reshape(-1)) / layer.x.scale
         into.steps = max(into.steps, float(wrong.max(initial=0)) / _MEAN)
         return
-    assert layer.y is not None, "what is no mean gives an activation"
+    if isinstance(layer, LinearLayer):
+        found, real = output.reshape(len(output), -1), seen[layer.result].reshape(len(output), -1)
+        allowed = layer.scale + _LINEAR * np.abs(real).max(initial=0)
+        into.steps = max(into.steps, float((np.abs(found - real) / allowed).max(initial=0)))
+        return
+    assert layer.y is not None, "what gives no real numbers gives an activation"
     want = _last(seen[layer.y.name], layer.y)
     difference = np.abs(output.astype(np.int16) - want)
     explained = 0

@@ -1,33 +1,10 @@
 // SparseConv: dp_conv_run.
-#include <mutex>
-#include <openvino/op/constant.hpp>
-
+#include "constants.h"
 #include "register.h"
+#include "scratch_pool.h"
 
 namespace dp {
 namespace {
-
-// Scratch that an inference takes and gives back: as many pieces come into being as inferences run at once.
-class Pool {
- public:
-  Buffer take(size_t bytes) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (free_.empty()) return Buffer(bytes);
-    Buffer buffer = std::move(free_.back());
-    free_.pop_back();
-    if (buffer.bytes < bytes) return Buffer(bytes);
-    return buffer;
-  }
-
-  void give(Buffer buffer) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    free_.push_back(std::move(buffer));
-  }
-
- private:
-  std::mutex mutex_;
-  std::vector<Buffer> free_;
-};
 
 // A convolution with its scratch, shared by all clones of a node.
 struct Prepared {
@@ -37,7 +14,7 @@ struct Prepared {
   Prepared& operator=(const Prepared&) = delete;
 
   dp_conv* conv;
-  Pool pool;
+  ScratchPool pool;
 };
 
 class SparseConv : public ov::op::Op {
@@ -153,27 +130,10 @@ class SparseConv : public ov::op::Op {
     return s;
   }
 
-  std::shared_ptr<ov::op::v0::Constant> constant(size_t input, const ov::element::Type& type, const char* name) const {
-    auto found = ov::as_type_ptr<ov::op::v0::Constant>(get_input_node_shared_ptr(input));
-    NODE_VALIDATION_CHECK(this, found && found->get_element_type() == type, name, " must be a constant of ", type);
-    return found;
-  }
-
   // Once, when the model is read: a file whose weights contradict themselves is refused here and never runs.
   void prepare(const dp_conv_shape& shape) {
-    const auto mask = constant(1, ov::element::u8, "mask"), values = constant(2, ov::element::i8, "values"),
-               scale = constant(3, ov::element::f32, "scale"), bias = constant(4, ov::element::i32, "bias");
-    for (const auto& one : {scale, bias})
-      NODE_VALIDATION_CHECK(this, int64_t(ov::shape_size(one->get_shape())) == at_.channels_out,
-                            "scale and bias need one number for each of ", at_.channels_out, " output channels, and one has ",
-                            ov::shape_size(one->get_shape()));
-    dp_conv_weights weights{};
-    weights.mask = mask->get_data_ptr<uint8_t>();
-    weights.mask_bytes = ov::shape_size(mask->get_shape());
-    weights.values = values->get_data_ptr<int8_t>();
-    weights.values_count = ov::shape_size(values->get_shape());
-    weights.scale = scale->get_data_ptr<float>();
-    weights.bias = bias->get_data_ptr<int32_t>();
+    const Constants constants(this, at_.channels_out);
+    const dp_conv_weights weights = constants.weights();
     char error[256];
     dp_conv* conv = dp_conv_create(&shape, &weights, nullptr, error, sizeof error);
     NODE_VALIDATION_CHECK(this, conv, error);

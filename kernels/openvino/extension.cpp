@@ -10,6 +10,7 @@ dp::Extensions all() {
   dp::add_convolution(extensions);
   dp::add_gates(extensions);
   dp::add_borders(extensions);
+  dp::add_linear(extensions);
   return extensions;
 }
 

@@ -70,5 +70,6 @@ void add_layouts(Extensions&);
 void add_convolution(Extensions&);
 void add_gates(Extensions&);
 void add_borders(Extensions&);
+void add_linear(Extensions&);
 
 } // namespace dp

@@ -170,6 +170,7 @@ struct Plane {
 };
 
 struct Geometry;
+struct LinearStep;
 
 // What a vector target is. To add one: a file that defines it, and a line in sources.cmake.
 struct Target {
@@ -193,8 +194,12 @@ struct Target {
   // what a step costs per pixel, and a line, in multiplications of one loaded vector by a quad's weights.
   void (*lines)(int count, int stride, int quads, size_t plane, const uint8_t* from, uint8_t* to) = nullptr;
   double step_cost = 0, line_cost = 0;
+  // Of tests: false where windows and `depthwise` are to be taken wherever they are possible, whatever they cost.
+  bool weighs = true;
   // Sums of two neighbouring products are kept in 16 bits: weights with which they could leave those become two entries.
   bool splits_pairs = false;
+  // Adds, to the sums of sixteen rows of a linear layer, so many steps' products with the input at `from` of each.
+  void (*dot)(int steps, const int32_t* from, const LinearStep*, const uint8_t* x, int32_t (&sums)[DP_PIXELS]) = nullptr;
   // A depthwise convolution without a copy of its input, for kernels up to kMostTaps high and wide and strides up to 2 across.
   void (*depthwise)(const Geometry&, const Packed&, const Epilogue&, const Plane&) = nullptr;
 };

@@ -21,6 +21,7 @@ constexpr bool kSplitsPairs = true;
 #include "avx2_border.h"
 #include "avx2_conv.h"
 #include "avx2_gate.h"
+#include "avx2_linear.h"
 
 namespace dp {
 namespace {
@@ -33,6 +34,7 @@ Target avx2_target() {
   Target made{"avx2", runs, tile, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy,
               sums, scale, quantize, max_rows};
   made.splits_pairs = kSplitsPairs;
+  made.dot = dot;
   return made;
 }
 

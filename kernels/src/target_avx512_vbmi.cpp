@@ -9,6 +9,7 @@
 #include "avx512_border.h"
 #include "avx512_conv.h"
 #include "avx512_gate.h"
+#include "avx512_linear.h"
 
 namespace dp {
 namespace {
@@ -221,23 +222,25 @@ bool runs() {
 // 5.5e9 steps of one pixel (load, VPERMB, VPDPBUSD): shared/kernels.md, section 1, measured. Intel has one port for VPERMB,
 // so one step a cycle where two multiplications fit: from documentation, not measured. A line is four of the 64 shuffles
 // that transpose sixteen, of which Zen 5 does two a cycle and Intel one: counted, not measured.
-Target target(const char* name, double cheaper) {
+Target target(const char* name, bool weighs) {
   const bool is_amd = __builtin_cpu_is("amd");
   Target made{name, runs, tile_or_windows, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy,
               sums, scale, quantize, max_rows};
   made.lines = lines;
   made.depthwise = depthwise;
-  made.step_cost = cheaper * (is_amd ? 8.4 / 5.5 : 2);
-  made.line_cost = cheaper * (is_amd ? 4 : 8);
+  made.dot = dot;
+  made.step_cost = is_amd ? 8.4 / 5.5 : 2;
+  made.line_cost = is_amd ? 4 : 8;
+  made.weighs = weighs;
   return made;
 }
 
 } // namespace
 
-Target avx512_vbmi_target() { return target("avx512_vbmi", 1); }
+Target avx512_vbmi_target() { return target("avx512_vbmi", true); }
 
 #if defined(DP_EMULATE_VBMI) || defined(DP_TRAP_VBMI)
-Target avx512_windows_target() { return target("avx512_windows", 0); } // windows wherever they are possible
+Target avx512_windows_target() { return target("avx512_windows", false); }
 #endif
 
 } // namespace dp

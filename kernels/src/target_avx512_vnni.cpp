@@ -5,6 +5,7 @@
 #include "avx512_border.h"
 #include "avx512_conv.h"
 #include "avx512_gate.h"
+#include "avx512_linear.h"
 
 namespace dp {
 namespace {
@@ -17,8 +18,10 @@ bool runs() {
 } // namespace
 
 Target avx512_vnni_target() {
-  return {"avx512_vnni", runs, tile, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy,
+  Target made{"avx512_vnni", runs, tile, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy,
           sums, scale, quantize, max_rows};
+  made.dot = dot;
+  return made;
 }
 
 } // namespace dp

@@ -26,6 +26,7 @@ constexpr bool kSplitsPairs = false;
 #include "avx2_border.h"
 #include "avx2_conv.h"
 #include "avx2_gate.h"
+#include "avx2_linear.h"
 
 namespace dp {
 namespace {
@@ -42,8 +43,10 @@ bool runs() {
 } // namespace
 
 Target avx_vnni_target() {
-  return {"avx_vnni", runs, tile, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy,
+  Target made{"avx_vnni", runs, tile, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy,
           sums, scale, quantize, max_rows};
+  made.dot = dot;
+  return made;
 }
 
 } // namespace dp

@@ -52,6 +52,7 @@ void pack_windows(const std::vector<std::vector<Placed>>& rows, Packed& packed) 
 
 // Requantizing and storing take as many vectors as with quads, so only what differs is counted.
 double windows_cost(const Geometry& g, const Packed& packed, const Target& target, size_t steps) {
+  if (!target.weighs) return 0;
   const double lines = double(packed.source_plane / DP_QUAD) * g.windows_in();
   return double(steps) * round_up(g.height_out * packed.pitch, DP_QUAD) * target.step_cost +
          lines * target.line_cost;

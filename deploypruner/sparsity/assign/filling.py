@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from deploypruner.sparse.cost import Rates
-from deploypruner.sparse.layer import Layer
+from deploypruner.sparse.layer import Weighted
 from deploypruner.sparsity.assign.solver import DENSE, PatternOption, worthwhile
 from deploypruner.sparsity.patterns import CANDIDATES, make_pattern
 from deploypruner.sparsity.patterns.ladder import Rung, ladder
@@ -31,13 +31,13 @@ class Fillable:
         factors: Pattern -> measured / predicted; of a pattern that was not measured, that of the reference.
     """
 
-    layer: Layer
+    layer: Weighted
     options: tuple[PatternOption, ...]
     weight: Tensor
     factors: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
-    def of(layer: Layer, weight: Tensor, rates: Rates, *, reference: float) -> Fillable:
+    def of(layer: Weighted, weight: Tensor, rates: Rates, *, reference: float) -> Fillable:
         """Project the weight onto every pattern at every sparsity, that of the reference among them."""
         zeros = (
             PatternOption(name, rung.sparsity, rung.kept, rates.sparse(_projected(layer, rung)))
@@ -59,7 +59,7 @@ class Fillable:
         found = next(o for o in self.options if (o.pattern, o.sparsity) == (pattern, sparsity))
         return replace(found, ns=found.ns * self.factor(pattern))
 
-    def filled(self, option: PatternOption) -> Layer:
+    def filled(self, option: PatternOption) -> Weighted:
         """The layer with the zeros of an option."""
         if option.pattern == DENSE:
             return self.layer
@@ -77,6 +77,6 @@ def _rungs(pattern: str, weight: Tensor, sparsities: Iterable[float]) -> Iterato
     yield from ladder(make_pattern(pattern), weight.detach().square(), list(sparsities))
 
 
-def _projected(layer: Layer, rung: Rung) -> Layer:
+def _projected(layer: Weighted, rung: Rung) -> Weighted:
     mask = rung.mask.cpu().numpy().reshape(layer.weights.shape)
     return replace(layer, weights=np.where(mask, layer.weights, np.int8(0)))

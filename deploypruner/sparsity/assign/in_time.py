@@ -28,7 +28,7 @@ from deploypruner.runtime import Array
 from deploypruner.scratch import scratch
 from deploypruner.search.latency_search import OutOfReach
 from deploypruner.sparse.cost import Rates
-from deploypruner.sparse.layer import Layer, Operation
+from deploypruner.sparse.layer import Operation, Weighted
 from deploypruner.sparse.match import match
 from deploypruner.sparse.partition import Sides
 from deploypruner.sparse.rewrite import rewrite
@@ -146,7 +146,7 @@ class _Search:
             number: Fillable.of(layer, request.weights[layer.name], rates, reference=request.sparsity)
             for number, layer in enumerate(self._layers)
             # A weight that two layers share would have to suit both.
-            if isinstance(layer, Layer) and layer.name in request.weights and f"{layer.name}'" not in names
+            if isinstance(layer, Weighted) and layer.name in request.weights and f"{layer.name}'" not in names
         }
         if not self._fillable:
             raise InputError("no layer that may have zeros fits the sparse kernels", hint="see --sparse-layers")

@@ -149,6 +149,31 @@ DP_API int32_t dp_max_pool_height_out(const dp_max_pool* how); /* 0 where it is 
 DP_API int32_t dp_max_pool_width_out(const dp_max_pool* how);
 DP_API int dp_max_pool_c4(const char* target, int32_t planes, const dp_max_pool* how, const uint8_t* x, uint8_t* y);
 
+/* LINEAR LAYERS OF ONE PIXEL: classifiers, and the small layers of squeeze and excitation. Floats in and out, quantized inside, so
+ * that nothing stands before or behind them; each weight is read once for one product, which is what they take their time for.
+ *
+ *   q[n, c] = min(max(rint(x[n, c] / step) + zero_point, 0), 255), 255 for NaN
+ *   v = (float)(bias[r] + sum over c of q[n, c] * w[r, c]) * scale[r]    scale: of real numbers per accumulator step
+ *   y[n, r] = v;  DP_CLIP: min(max(v, low), high);  DP_HARD_SIGMOID: h(v) = min(max(v * slope + 0.5, 0), 1);
+ *             DP_HARD_SWISH: v * h(v);  DP_SIGMOID: s(v) = 1 / (1 + exp(-v)) to 4e-7;  DP_SWISH: v * s(v)
+ *
+ * `x` float32 [batch][channels_in] and `y` float32 [batch][channels_out] need no more than a float's alignment, and are apart;
+ * `scratch` is 64-byte aligned. Weights, `target`, errors, threads and what may be freed as with dp_conv; any target gives the same
+ * bits. */
+enum { DP_NONE, DP_CLIP, DP_HARD_SIGMOID, DP_HARD_SWISH, DP_SIGMOID, DP_SWISH };
+typedef struct {
+  int32_t channels_in, channels_out, zero_point, activation;
+  float step, low, high, slope;
+} dp_linear_shape;
+typedef struct dp_linear dp_linear;
+DP_API dp_linear* dp_linear_create(const dp_linear_shape* shape, const dp_conv_weights* weights, const char* target, char* error,
+                                   size_t error_bytes);
+DP_API void dp_linear_destroy(dp_linear* linear);
+DP_API size_t dp_linear_scratch_bytes(const dp_linear* linear, int32_t batch);
+DP_API void dp_linear_run(const dp_linear* linear, int32_t batch, const float* x, float* y, void* scratch, int32_t threads,
+                          dp_parallel parallel, void* pool);
+DP_API const char* dp_linear_target(const dp_linear* linear);
+
 /* Names of the targets in this library, best last, and whether this CPU runs them. NULL past the end. */
 DP_API const char* dp_target_name(int32_t i);
 DP_API int dp_target_runs(int32_t i);
