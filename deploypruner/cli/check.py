@@ -11,6 +11,7 @@ from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.ranges import MOST
 from deploypruner.recipe.option import CHANNELS, MODEL
 from deploypruner.recipe.overrides import overrides
+from deploypruner.recipe.reading import read_recipe
 from deploypruner.registries import criteria
 from deploypruner.terminal import escaped_lines
 
@@ -54,8 +55,6 @@ def check_command(
     for name in criterion:
         criteria.check(name)
     with console() as shown:
-        from deploypruner.recipe.reading import read_recipe
-
         given = {"model": model, "data": data, "weights": weights, "trust_pickle": trust_pickle, "seed": seed}
         chosen = read_recipe(recipe, overrides(given))
         from deploypruner.build.criterion import make_criterion
@@ -64,9 +63,8 @@ def check_command(
         from deploypruner.cli.plan import loaded
 
         made = {name: make_criterion(name, {}) for name in criterion or criteria}
-        if (
-            not criterion
-        ):  # the oracle is the yardstick, and learned criteria have no scores of their own before training
+        if not criterion:
+            # The oracle is the yardstick, and learned criteria have no scores of their own before training.
             made = {name: one for name, one in made.items() if name != "oracle" and not one.learned}
         build, graph = loaded(chosen, "deploypruner criteria-check")
         size = min(chosen.prune.batch_size, samples)

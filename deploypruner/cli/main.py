@@ -31,8 +31,9 @@ from deploypruner.errors import DeployPrunerError, RecipeError, nearest
 from deploypruner.openmp import SPINNING
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.option import BUDGET, CHANNELS, GROUPS, MEASURING, MODEL
+from deploypruner.recipe.origins import Origins
 from deploypruner.recipe.overrides import overrides
-from deploypruner.recipe.sections import ModelRecipe
+from deploypruner.recipe.reading import origins_of, recipe_of
 from deploypruner.refusals import allow_open_files, native_refusal, refusal
 from deploypruner.registries import REGISTRIES, schedules, targets
 from deploypruner.terminal import escaped, escaped_lines, open_streams, reader_is_gone, silence, write_line
@@ -188,7 +189,7 @@ def compile_command(out: Path, resume: bool, overwrite: bool, **options: Any) ->
     """
     command = shlex.join(["deploypruner", *sys.argv[1:]])
     with console() as shown:
-        recipe = _checked_recipe(options)
+        recipe, origins = _checked_recipe(options)
         require_place(out, overwrite=overwrite or resume)
         from deploypruner.api import run_recipe
         from deploypruner.build.folder import BuildFolder
@@ -196,16 +197,17 @@ def compile_command(out: Path, resume: bool, overwrite: bool, **options: Any) ->
         if not resume:  # a build that goes on is asked for by its own recipe
             BuildFolder(out).require_apart(options["recipe"])
         try:
-            run_recipe(
-                recipe,
-                out,
-                command=command,
-                resume=resume,
-                overwrite=overwrite,
-                progress=shown,
-                say=shown.say,
-                detail=shown.detail,
-            )
+            with origins.speaking():
+                run_recipe(
+                    recipe,
+                    out,
+                    command=command,
+                    resume=resume,
+                    overwrite=overwrite,
+                    progress=shown,
+                    say=shown.say,
+                    detail=shown.detail,
+                )
         except DeployPrunerError as error:
             if not error.finished:
                 raise
@@ -229,10 +231,11 @@ def plan_command(with_times: bool, frozen: bool, as_document: bool, **options: A
     """Dry run: groups, what is frozen and why, and the reachable budget; with a budget also the widths for it."""
     asked = any(options[name] is not None for name in ("latency", "speedup", "macs"))
     with console() as shown:
-        recipe = _checked_recipe(options)
+        recipe, origins = _checked_recipe(options)
         from deploypruner.cli import plan as planning
 
-        found = planning.dry_run(recipe, with_widths=asked, with_times=with_times, progress=shown)
+        with origins.speaking():
+            found = planning.dry_run(recipe, with_widths=asked, with_times=with_times, progress=shown)
     if as_document:
         click.echo(json.dumps(planning.as_json(found), indent=2))
         return
@@ -328,16 +331,12 @@ cli.add_command(init_command)
 cli.add_command(cache_group)
 
 
-def _checked_recipe(options: dict[str, Any]) -> Recipe:
-    """The recipe that was asked for, its numbers and names checked before anything heavy is loaded."""
-    given = overrides(options)
-    if options["recipe"] is None:
-        ModelRecipe(options["model"] or "").require_source()
-    from deploypruner.recipe.reading import read_recipe
-
-    recipe = read_recipe(options["recipe"], given)
+def _checked_recipe(options: dict[str, Any]) -> tuple[Recipe, Origins]:
+    """The recipe that was asked for, its numbers and names checked before anything heavy is loaded; who set what."""
+    origins = origins_of(options["recipe"], overrides(options))
+    recipe = recipe_of(origins)
     recipe.model.require_source()
-    return recipe
+    return recipe, origins
 
 
 def _show(folder: Path, *, quiet: bool) -> None:

@@ -21,6 +21,7 @@ from deploypruner.recipe.option import (
     RECOVERY,
     check_names,
     documented,
+    keyed,
     option,
     section,
 )
@@ -347,7 +348,8 @@ class MeasureRecipe:
         )
         check_names(self)
         for task in self.tasks:
-            registries.tasks.check(task.rpartition("=")[2])
+            with keyed("tasks"):
+                registries.tasks.check(task.rpartition("=")[2])
         check_number("measure.table_seconds", self.table_seconds, least=1, hint="120 suits most models")
         check_number("--threads", self.threads, least=1, most=THREADS, hint="1 times most steadily")
         check_number("--seconds", self.seconds, least=1, hint="20 suits most models")
