@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from deploypruner.cli.options import GroupedCommand, console, shows_progress
+from deploypruner.cli.help import GroupedCommand
+from deploypruner.cli.options import console, shows_progress
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.ranges import MOST
 from deploypruner.recipe.option import CHANNELS, MODEL
@@ -16,7 +17,9 @@ from deploypruner.registries import criteria
 from deploypruner.terminal import escaped_lines
 
 
-@click.command("criteria-check", cls=GroupedCommand, example="deploypruner criteria-check model.pt2 --data photos/")
+@click.command(
+    "criteria-check", cls=GroupedCommand, examples={"deploypruner criteria-check model.pt2 --data photos/": ""}
+)
 @click.argument("model")
 @recipe_option("data", required=True)
 @recipe_option("weights")

@@ -88,6 +88,7 @@ class Constraints:
         (),
         "Patterns of module names that are left alone, such as 'layer1.*'; repeat.",
         flag="--exclude",
+        basic=True,
         metavar="PATTERN",
         group=CHANNELS,
     )

@@ -30,6 +30,7 @@ class DataSettings:
         None,
         "Mean per channel of pixels scaled to 0..1; ImageNet's for 3 channels, else 0.5.",
         flag="--mean",
+        basic=True,
         metavar="R,G,B",
         group=MODEL,
     )
@@ -37,6 +38,7 @@ class DataSettings:
         None,
         "Standard deviation per channel of pixels scaled to 0..1; ImageNet's for 3 channels, else 0.5.",
         flag="--std",
+        basic=True,
         metavar="R,G,B",
         group=MODEL,
     )

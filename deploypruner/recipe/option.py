@@ -49,6 +49,7 @@ class Option:
         names: Registry of the names that may be chosen.
         to: See `Registry.check`.
         also: Names that may be chosen beside them.
+        basic: Does the short help of the command line show it?
     """
 
     help: str
@@ -60,6 +61,7 @@ class Option:
     names: Registry[Any] | None = None
     to: str = ""
     also: tuple[str, ...] = ()
+    basic: bool = False
 
     def check(self, value: Any) -> None:
         """Check a value, or several, where it is chosen by name.
@@ -118,6 +120,7 @@ def option(
     names: Registry[Any] | None = None,
     to: str = "",
     also: tuple[str, ...] = (),
+    basic: bool = False,
 ) -> Any:
     """A field with its help.
 
@@ -133,8 +136,9 @@ def option(
         names: See `Option`.
         to: See `Option`.
         also: See `Option`.
+        basic: See `Option`.
     """
-    metadata = {_KEY: Option(help, flag, group, metavar, shown, commas, names, to, also)}
+    metadata = {_KEY: Option(help, flag, group, metavar, shown, commas, names, to, also, basic)}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -43,12 +43,14 @@ class ModelRecipe:
         None,
         "Weights for package.module:factory: a safetensors file or a state dict.",
         flag="--weights",
+        basic=True,
         group=MODEL,
     )
     input_shapes: tuple[tuple[int, ...], ...] = option(
         (),
         "Shape of each input, batch included, where the source or the data do not say it; repeat.",
         flag="--input-shape",
+        basic=True,
         metavar="1,3,224,224",
         group=MODEL,
     )
@@ -56,6 +58,7 @@ class ModelRecipe:
         False,
         "Permission for a pickled module to run its code.",
         flag="--trust-pickle",
+        basic=True,
         group=MODEL,
     )
     dynamic: tuple[str, ...] = option(
@@ -89,6 +92,7 @@ class DataRecipe:
         None,
         "Data: an image folder, an .npz, or package.module:factory of loaders.",
         flag="--data",
+        basic=True,
         metavar="DIR",
         group=MODEL,
     )
@@ -189,6 +193,7 @@ class RecoverRecipe:
         "auto",
         "Epochs of fine-tuning, at least 0; auto: what data and the gap to the dense model ask for.",
         flag="--epochs",
+        basic=True,
         metavar="N|auto",
         group=RECOVERY,
     )
@@ -285,6 +290,7 @@ class MeasureRecipe:
         (),
         "Runtimes that are measured, see `list runtimes`; repeat for several.",
         flag="--runtime",
+        basic=True,
         metavar="NAME",
         shown="openvino and onnxruntime",
         group=MEASURING,
@@ -294,6 +300,7 @@ class MeasureRecipe:
         "auto",
         "Numbers that --latency and --speedup are for; auto: the fastest that keeps the accuracy.",
         flag="--precision",
+        basic=True,
         group=BUDGET,
     )
     accuracy_drop: float | None = option(
@@ -301,6 +308,7 @@ class MeasureRecipe:
         "Points that everything together may cost: of accuracy, mIoU or F1, hundredths of R2, percent of your "
         "own metric; without labels, of agreement with the dense model. By default int8 alone may cost 1 (5).",
         flag="--accuracy-drop",
+        basic=True,
         metavar="POINTS",
         shown="3, of agreement 10",
         group=BUDGET,
@@ -323,6 +331,7 @@ class MeasureRecipe:
         1,
         "Number of threads of every runtime, 1 to 1024.",
         flag="--threads",
+        basic=True,
         metavar="N",
         group=MEASURING,
     )
@@ -330,6 +339,7 @@ class MeasureRecipe:
         20.0,
         "Seconds for the interleaved rounds of all artifacts together, at least 1.",
         flag="--seconds",
+        basic=True,
         metavar="SECONDS",
         group=MEASURING,
     )
