@@ -37,7 +37,7 @@ from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.constraints import Constraints
 from deploypruner.recipe.option import with_help_of
 from deploypruner.recipe.overrides import overrides
-from deploypruner.recipe.reading import overlay, read_recipe
+from deploypruner.recipe.reading import origins_of, overlay, recipe_of
 from deploypruner.report import read_report
 from deploypruner.sources.data import as_data
 from deploypruner.sources.matched import input_names, matched
@@ -284,13 +284,12 @@ def compile(
     asked = overrides(options)
     if constraints is not None:
         asked["prune"] |= asdict(constraints)
-    if isinstance(recipe, Recipe):
-        resolved = overlay(recipe, asked)
-    else:
-        resolved = read_recipe(Path(recipe) if recipe else None, asked)
-        if not resume:  # a build that goes on is asked for by its own recipe
-            BuildFolder(Path(out)).require_apart(recipe)
-    with shown(progress, say) as (listener, told):
+    file = None if isinstance(recipe, Recipe) or not recipe else Path(recipe)
+    origins = origins_of(file, asked)
+    resolved = overlay(recipe, asked) if isinstance(recipe, Recipe) else recipe_of(origins)
+    if not resume:  # a build that goes on is asked for by its own recipe
+        BuildFolder(Path(out)).require_apart(file)
+    with shown(progress, say) as (listener, told), origins.speaking():
         return run_recipe(
             resolved,
             Path(out),

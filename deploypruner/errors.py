@@ -32,7 +32,17 @@ class InputError(DeployPrunerError):
 
 
 class RecipeError(DeployPrunerError):
-    """An option, recipe key or parameter that is unknown, of the wrong type or out of range."""
+    """An option, recipe key or parameter that is unknown, of the wrong type or out of range.
+
+    Args:
+        message: See `DeployPrunerError`; calls a key of the recipe by its option, or by its dotted name.
+        hint: See there.
+        keys: Fields that the message calls by their bare names, because their record is held in several places.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", keys: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.keys = keys
 
 
 class TraceError(DeployPrunerError):

@@ -6,6 +6,7 @@ import json
 import lzma
 import math
 import os
+import re
 import stat
 import struct
 import sys
@@ -217,10 +218,26 @@ def read_toml(path: Path, *, what: str, hint: str, missing: str = "") -> dict[st
     text, name = read_text(path, what=what, hint=hint, missing=missing), f"{what} '{path}'"
     try:
         document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        line, why = _toml_place(text, str(error))
+        raise InputError(f"{path}:{line}: the {what} is not TOML: {shortened(why)}", hint=hint) from error
     except (RecursionError, ValueError) as error:
         raise InputError(f"{name} is not TOML: {_said(error)}", hint=hint) from error
     _check_sound(document, name=name, hint=hint, finite=False)
     return document
+
+
+def _toml_place(text: str, said: str) -> tuple[int, str]:
+    """Line of a mistake, and what it is: tomllib says both in one sentence."""
+    found = re.fullmatch(
+        r"(?P<why>.*) \((?:at line (?P<line>\d+), column (?P<column>\d+)|at end of document)\)", said, re.S
+    )
+    if found is None:
+        return 1, said
+    why = found["why"][:1].lower() + found["why"][1:]
+    if found["line"] is None:
+        return len(text.splitlines()), f"{why} at the end"
+    return int(found["line"]), f"{why} at column {found['column']}"
 
 
 @contextmanager

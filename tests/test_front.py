@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,12 +17,13 @@ import pytest
 from click.testing import CliRunner
 
 import deploypruner as dp
+from deploypruner.cli.help import Grouped
 from deploypruner.cli.main import _KINDS, cli
-from deploypruner.cli.options import Grouped
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.option import GROUPS, flags
 from deploypruner.recipe.overrides import overrides
 from deploypruner.recipe.reading import read_recipe
+from tests.builds import run_cli
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "scipy", "PIL", "numpy", "pydantic", "rich")
@@ -90,10 +94,11 @@ def loaded_by(commands: list[tuple[str, ...]]) -> tuple[list[int], list[list[str
 
 
 def test_help_and_lists_load_no_heavy_library():
-    commands = [(), *((name, "--help") for name in cli.commands), *(("list", kind) for kind in _KINDS)]
-    codes, loaded = loaded_by(commands)
-    assert codes == [0] * len(commands)
-    assert {name: found for name, found in zip(commands, loaded, strict=True) if found} == {}
+    helped = [(*path, option) for path, _ in commands() for option in ("--help", "--help-all")]
+    lines = [(), *helped, *(("list", kind) for kind in _KINDS)]
+    codes, loaded = loaded_by(lines)
+    assert codes == [0] * len(lines)
+    assert {name: found for name, found in zip(lines, loaded, strict=True) if found} == {}
 
 
 def test_a_mistake_in_the_arguments_is_answered_without_a_heavy_library():
@@ -108,11 +113,77 @@ def test_importing_the_package_loads_no_heavy_library():
     assert done.stdout == "[]\n"
 
 
-def test_the_help_of_compile_begins_with_an_example_and_the_budget():
-    text = CliRunner().invoke(cli, ["compile", "--help"]).output
+def commands(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command with its path: ("cache", "clear")."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def help_of(*path: str, columns: int = 80, option: str = "--help") -> str:
+    done = CliRunner().invoke(cli, [*path, option], terminal_width=columns)
+    assert done.exit_code == 0
+    return done.output
+
+
+@pytest.mark.parametrize("option", ["--help", "--help-all"])
+def test_the_help_of_compile_begins_with_examples_and_the_budget(option):
+    text = help_of("compile", option=option)
     heads = [line.rstrip(":") for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert heads == ["Example", *GROUPS]
-    assert "deploypruner compile model.pt2 --data photos/ --latency 5ms" in text
+    assert heads == ["Examples", *GROUPS, "Help"]
+    assert "\n  deploypruner compile model.pt2 --data photos/ --latency 5ms\n" in text
+
+
+def test_every_example_is_a_command_line_that_is_understood():
+    assert [line for line, _ in cli.examples.items() if not line.startswith("deploypruner ")] == []
+    for path, command in commands():
+        assert command.examples, path
+        for line in command.examples:
+            words = shlex.split(line)
+            assert tuple(words[1 : 1 + len(path)]) == path
+            command.make_context(path[-1], words[1 + len(path) :])
+
+
+def test_the_short_help_leaves_out_what_few_need_and_says_how_many():
+    short, full = help_of("compile"), help_of("compile", option="--help-all")
+    shown = [set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", text, re.MULTILINE)) for text in (short, full)]
+    every = {
+        o.opts[-1] for o in cli.commands["compile"].get_params(click.Context(cli)) if isinstance(o, click.Option)
+    }
+    assert shown[0] < shown[1] == every
+    assert f"{len(shown[1] - shown[0])} more options" in short
+    assert "more options" not in full
+    assert {"--latency", "--data", "--input-shape", "--mean", "--std", "--recipe", "--out"} < shown[0]
+    assert len(short.splitlines()) < 0.5 * len(full.splitlines())
+
+
+def test_where_little_would_be_left_out_everything_is_shown_and_help_all_says_the_same():
+    assert "more options" not in help_of("bench")
+    assert "--seed" in help_of("bench")
+    assert help_of("bench") == help_of("bench", option="--help-all")
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("option", ["--help", "--help-all"])
+def test_no_line_of_the_help_is_wider_than_the_terminal(columns, option):
+    texts = {path: help_of(*path, columns=columns, option=option) for path, _ in commands()}
+    texts[()] = help_of(columns=columns)
+    for path, text in texts.items():
+        assert max(map(len, text.splitlines())) <= columns, path
+        assert "[default:\n" not in text
+        assert text.isascii() or "±" in text, path
+
+
+def test_every_command_is_in_a_panel_of_the_help():
+    assert sorted(name for names in cli.panels.values() for name in names) == sorted(cli.commands)
+    assert all(f"\n  {name} " in help_of() for name in cli.commands)
+
+
+def test_an_option_that_does_not_exist_is_answered_with_the_help_that_has_all():
+    said = run_cli("compile", "m.pt2", "--stepp", "8")
+    said.assert_error(2, "no such option '--stepp'", "`deploypruner compile --help-all` lists what there is")
 
 
 def test_every_flag_of_the_recipe_is_an_option_of_compile_with_the_help_of_its_field():
@@ -122,7 +193,16 @@ def test_every_flag_of_the_recipe_is_an_option_of_compile_with_the_help_of_its_f
         assert flag.option.help.endswith("."), name
         assert isinstance(options[name], Grouped)
         assert options[name].help.startswith(flag.option.help)
-    assert set(options) - set(flags(Recipe)) == {"recipe", "out", "resume", "overwrite", "verbose", "quiet", "log"}
+    assert set(options) - set(flags(Recipe)) == {
+        "recipe",
+        "out",
+        "resume",
+        "overwrite",
+        "verbose",
+        "quiet",
+        "log",
+        "help_all",
+    }
 
 
 def test_options_of_a_command_line_and_arguments_of_compile_make_the_same_recipe():

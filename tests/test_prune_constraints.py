@@ -291,7 +291,7 @@ def test_a_constraint_out_of_range_is_named(fields, said):
 
 
 def test_a_table_needs_a_match_and_a_step_of_one_or_more():
-    with pytest.raises(RecipeError, match="empty match"):
+    with pytest.raises(RecipeError, match="match is empty"):
         LayerConstraint("")
     with pytest.raises(RecipeError, match="--step must be at least 1 channel, got 0"):
         LayerConstraint("a", step=0)

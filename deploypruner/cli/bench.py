@@ -17,17 +17,8 @@ from typing import TYPE_CHECKING
 import click
 
 from deploypruner.atomic import os_errors, replacing
-from deploypruner.cli.options import (
-    SEED,
-    GroupedCommand,
-    Real,
-    colour,
-    console,
-    shape_of,
-    shows_progress,
-    width,
-    with_option,
-)
+from deploypruner.cli.help import GroupedCommand
+from deploypruner.cli.options import SEED, Real, colour, console, shape_of, shows_progress, width, with_option
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.errors import InputError, MeasureError, RecipeError
 from deploypruner.progress import percent
@@ -58,7 +49,14 @@ _BUILD_FILES = (
 )
 
 
-@click.command("bench", cls=GroupedCommand, example="deploypruner bench build/ other.onnx --seconds 30")
+@click.command(
+    "bench",
+    cls=GroupedCommand,
+    examples={
+        "deploypruner bench build/": "every model of a build",
+        "deploypruner bench mine.onnx other.onnx --data photos/": "files of any origin, with their accuracy",
+    },
+)
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @recipe_option("runtime")
 @recipe_option("threads")
@@ -73,7 +71,11 @@ _BUILD_FILES = (
     help="Stop when every ratio is known to ± this.",
 )
 @command_option(
-    "--input-shape", group=MODEL, multiple=True, metavar="NAME=1,3,224,224", help="For dynamic dimensions."
+    "--input-shape",
+    group=MODEL,
+    multiple=True,
+    metavar="NAME=1,3,224,224",
+    help="Sizes of an input that the file leaves open.",
 )
 @command_option(
     "--data",

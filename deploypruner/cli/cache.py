@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploypruner.caches import cache_files, default_folder, delete
-from deploypruner.cli.options import GroupedCommand
+from deploypruner.cli.help import GroupedCommand
 from deploypruner.cli.recipe_options import command_option
 from deploypruner.errors import RecipeError
 from deploypruner.terminal import escaped, write_line
@@ -30,7 +30,7 @@ def cache_group() -> None:
     """
 
 
-@cache_group.command("list", cls=GroupedCommand, example="deploypruner cache list")
+@cache_group.command("list", cls=GroupedCommand, examples={"deploypruner cache list": ""})
 @command_option("--json", "as_document", is_flag=True, help="Everything as JSON, for a program.")
 def list_command(as_document: bool) -> None:
     """What is kept, of which processor, how large and how old."""
@@ -42,7 +42,7 @@ def list_command(as_document: bool) -> None:
     write_line(sys.stderr, f"{_count(files)} in {folder}")
 
 
-@cache_group.command("clear", cls=GroupedCommand, example="deploypruner cache clear --yes")
+@cache_group.command("clear", cls=GroupedCommand, examples={"deploypruner cache clear --yes": ""})
 @command_option("--yes", is_flag=True, help="Delete without asking.")
 def clear_command(yes: bool) -> None:
     """Delete what `cache list` shows, and nothing else in that folder."""

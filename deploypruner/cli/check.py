@@ -6,16 +6,20 @@ from pathlib import Path
 
 import click
 
-from deploypruner.cli.options import GroupedCommand, console, shows_progress
+from deploypruner.cli.help import GroupedCommand
+from deploypruner.cli.options import console, shows_progress
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.ranges import MOST
 from deploypruner.recipe.option import CHANNELS, MODEL
 from deploypruner.recipe.overrides import overrides
+from deploypruner.recipe.reading import read_recipe
 from deploypruner.registries import criteria
 from deploypruner.terminal import escaped_lines
 
 
-@click.command("criteria-check", cls=GroupedCommand, example="deploypruner criteria-check model.pt2 --data photos/")
+@click.command(
+    "criteria-check", cls=GroupedCommand, examples={"deploypruner criteria-check model.pt2 --data photos/": ""}
+)
 @click.argument("model")
 @recipe_option("data", required=True)
 @recipe_option("weights")
@@ -54,8 +58,6 @@ def check_command(
     for name in criterion:
         criteria.check(name)
     with console() as shown:
-        from deploypruner.recipe.reading import read_recipe
-
         given = {"model": model, "data": data, "weights": weights, "trust_pickle": trust_pickle, "seed": seed}
         chosen = read_recipe(recipe, overrides(given))
         from deploypruner.build.criterion import make_criterion
@@ -64,9 +66,8 @@ def check_command(
         from deploypruner.cli.plan import loaded
 
         made = {name: make_criterion(name, {}) for name in criterion or criteria}
-        if (
-            not criterion
-        ):  # the oracle is the yardstick, and learned criteria have no scores of their own before training
+        if not criterion:
+            # The oracle is the yardstick, and learned criteria have no scores of their own before training.
             made = {name: one for name, one in made.items() if name != "oracle" and not one.learned}
         build, graph = loaded(chosen, "deploypruner criteria-check")
         size = min(chosen.prune.batch_size, samples)

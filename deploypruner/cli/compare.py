@@ -8,13 +8,16 @@ from pathlib import Path
 import click
 
 from deploypruner.atomic import ERRORS, replacing
-from deploypruner.cli.options import GroupedCommand, colour, width
+from deploypruner.cli.help import GroupedCommand
+from deploypruner.cli.options import colour, width
 from deploypruner.cli.recipe_options import command_option
 from deploypruner.errors import InputError
 from deploypruner.reading import status
 
 
-@click.command("compare", cls=GroupedCommand, example="deploypruner compare build/ build-2/ --html compared.html")
+@click.command(
+    "compare", cls=GroupedCommand, examples={"deploypruner compare build/ build-2/ --html compared.html": ""}
+)
 @click.argument("builds", nargs=-1, required=True, type=click.Path(path_type=Path))
 @command_option("--json", "document", metavar="FILE", help="The numbers as JSON; - for stdout.")
 @command_option("--html", "page", metavar="FILE", help="The same as a page.")

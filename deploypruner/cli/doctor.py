@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploypruner.cli.options import GroupedCommand, colour, width
+from deploypruner.cli.help import GroupedCommand
+from deploypruner.cli.options import colour, width
 from deploypruner.cli.recipe_options import command_option
 from deploypruner.errors import InputError
 from deploypruner.terminal import write_line
@@ -21,7 +22,7 @@ _STYLES = {"fine": "", "lack": "warn", "broken": "bad"}
 _TOPIC = 17
 
 
-@click.command("doctor", cls=GroupedCommand, example="deploypruner doctor")
+@click.command("doctor", cls=GroupedCommand, examples={"deploypruner doctor": ""})
 @command_option("--json", "as_document", is_flag=True, help="Everything as JSON, for a program.")
 def doctor_command(as_document: bool) -> None:
     """What this machine has and lacks: int8, bf16, cores, load, memory, disks, runtimes, kernels, caches.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from deploypruner.cli.options import GroupedCommand
+from deploypruner.cli.help import GroupedCommand
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.errors import RecipeError
 from deploypruner.recipe.option import MODEL
@@ -16,7 +16,14 @@ from deploypruner.recipe.overrides import overrides
 from deploypruner.terminal import escaped, escaped_lines, write_line
 
 
-@click.command("export", cls=GroupedCommand, example="deploypruner export build/ --point plan-4 --out smaller/")
+@click.command(
+    "export",
+    cls=GroupedCommand,
+    examples={
+        "deploypruner export build/": "what the build has measured on its way",
+        "deploypruner export build/ --point plan-4 --out smaller/": "the files of one of them",
+    },
+)
 @click.argument("folder", metavar="BUILD", type=click.Path(path_type=Path))
 @command_option("--point", metavar="ID", help="Id of the point; without it all of them are listed.")
 @command_option("--out", type=click.Path(path_type=Path), help="New folder for the files.")

@@ -8,14 +8,14 @@ from pathlib import Path
 import click
 
 from deploypruner.atomic import replacing
-from deploypruner.cli.options import GroupedCommand
+from deploypruner.cli.help import GroupedCommand
 from deploypruner.cli.recipe_options import command_option
 from deploypruner.errors import InputError
 from deploypruner.recipe.sections import ModelRecipe
 from deploypruner.terminal import write_line
 
 
-@click.command("init", cls=GroupedCommand, example="deploypruner init model.pt2 --out recipe.toml")
+@click.command("init", cls=GroupedCommand, examples={"deploypruner init model.pt2 --out recipe.toml": ""})
 @click.argument("model")
 @command_option("--out", default="recipe.toml", show_default=True, type=click.Path(path_type=Path), help="File.")
 def init_command(model: str, out: Path) -> None:

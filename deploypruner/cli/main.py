@@ -20,9 +20,10 @@ from deploypruner.cli.check import check_command
 from deploypruner.cli.compare import compare_command
 from deploypruner.cli.doctor import doctor_command
 from deploypruner.cli.export import export_command
+from deploypruner.cli.help import CommandList, GroupedCommand
 from deploypruner.cli.init import init_command
 from deploypruner.cli.measure import measure_command
-from deploypruner.cli.options import OVERWRITE, GroupedCommand, colour, console, require_place, shows_progress, width
+from deploypruner.cli.options import OVERWRITE, colour, console, require_place, shows_progress, width
 from deploypruner.cli.quantize import quantize_command
 from deploypruner.cli.recipe_options import command_option, recipe_options
 from deploypruner.cli.sparsify import sparsify_command
@@ -31,8 +32,9 @@ from deploypruner.errors import DeployPrunerError, RecipeError, nearest
 from deploypruner.openmp import SPINNING
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.option import BUDGET, CHANNELS, GROUPS, MEASURING, MODEL
+from deploypruner.recipe.origins import Origins
 from deploypruner.recipe.overrides import overrides
-from deploypruner.recipe.sections import ModelRecipe
+from deploypruner.recipe.reading import origins_of, recipe_of
 from deploypruner.refusals import allow_open_files, native_refusal, refusal
 from deploypruner.registries import REGISTRIES, schedules, targets
 from deploypruner.terminal import escaped, escaped_lines, open_streams, reader_is_gone, silence, write_line
@@ -90,7 +92,8 @@ def _main() -> None:
         sys.exit(done.exit_code)
     except click.UsageError as error:
         _print_error(
-            _in_our_words(error), f"`{error.ctx.command_path} --help` lists what there is" if error.ctx else ""
+            _in_our_words(error),
+            f"`{error.ctx.command_path} {_help_of(error.ctx)}` lists what there is" if error.ctx else "",
         )
         sys.exit(2)
     except DeployPrunerError as error:
@@ -114,6 +117,12 @@ def _main() -> None:
         _stop_writing()
         _print_error(refused.message, refused.hint)
         sys.exit(refused.exit_code)
+
+
+def _help_of(context: click.Context) -> str:
+    """The option that shows every other one."""
+    command = context.command
+    return "--help-all" if isinstance(command, GroupedCommand) and command.more() else "--help"
 
 
 def _stop_writing() -> None:
@@ -147,20 +156,18 @@ def _say(line: str) -> None:
     write_line(sys.stderr, line)
 
 
-class _InOrder(click.Group):
-    """Lists commands in the order a user meets them, and offers the nearest name for a mistyped one."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and not ctx.resilient_parsing and not args[0].startswith("-") and args[0] not in self.commands:
-            raise RecipeError(f"no command called '{args[0]}'", hint=nearest(args[0], self.commands))
-        return super().resolve_command(ctx, args)
-
-
 @click.group(
-    cls=_InOrder,
+    cls=CommandList,
+    examples={
+        "deploypruner demo": "two minutes, nothing to prepare",
+        "deploypruner compile model.pt2 --data photos/ --latency 5ms": "a model of yours, within 5 ms",
+        "deploypruner COMMAND --help": "what a command takes, with examples",
+    },
+    panels={
+        "Make": ("compile", "plan", "quantize", "sparsify", "export", "init"),
+        "Measure": ("bench", "measure", "validate", "compare", "report"),
+        "Look up": ("list", "doctor", "cache", "criteria-check", "demo"),
+    },
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -173,7 +180,13 @@ def cli(context: click.Context) -> None:
 
 
 @cli.command(
-    "compile", cls=GroupedCommand, example="deploypruner compile model.pt2 --data photos/ --latency 5ms --out build/"
+    "compile",
+    cls=GroupedCommand,
+    examples={
+        "deploypruner compile model.pt2 --data photos/ --latency 5ms": "at most 5 ms, measured on this machine",
+        "deploypruner compile timm:resnet18 --data photos/ --speedup 2 --epochs 3": "twice as fast, trained 3 epochs",
+        "deploypruner compile --recipe recipe.toml --out build-2/": "as a file says (`deploypruner init` writes one)",
+    },
 )
 @recipe_options(*GROUPS)
 @command_option("--out", default="build", show_default=True, type=click.Path(path_type=Path), help="Build folder.")
@@ -188,7 +201,7 @@ def compile_command(out: Path, resume: bool, overwrite: bool, **options: Any) ->
     """
     command = shlex.join(["deploypruner", *sys.argv[1:]])
     with console() as shown:
-        recipe = _checked_recipe(options)
+        recipe, origins = _checked_recipe(options)
         require_place(out, overwrite=overwrite or resume)
         from deploypruner.api import run_recipe
         from deploypruner.build.folder import BuildFolder
@@ -196,16 +209,17 @@ def compile_command(out: Path, resume: bool, overwrite: bool, **options: Any) ->
         if not resume:  # a build that goes on is asked for by its own recipe
             BuildFolder(out).require_apart(options["recipe"])
         try:
-            run_recipe(
-                recipe,
-                out,
-                command=command,
-                resume=resume,
-                overwrite=overwrite,
-                progress=shown,
-                say=shown.say,
-                detail=shown.detail,
-            )
+            with origins.speaking():
+                run_recipe(
+                    recipe,
+                    out,
+                    command=command,
+                    resume=resume,
+                    overwrite=overwrite,
+                    progress=shown,
+                    say=shown.say,
+                    detail=shown.detail,
+                )
         except DeployPrunerError as error:
             if not error.finished:
                 raise
@@ -217,7 +231,14 @@ def compile_command(out: Path, resume: bool, overwrite: bool, **options: Any) ->
         raise broken
 
 
-@cli.command("plan", cls=GroupedCommand, example="deploypruner plan model.pt2 --macs 0.5 --frozen")
+@cli.command(
+    "plan",
+    cls=GroupedCommand,
+    examples={
+        "deploypruner plan model.pt2": "what can go, what cannot, and why",
+        "deploypruner plan model.pt2 --latency 5ms": "the widths that 5 ms would leave",
+    },
+)
 @recipe_options(BUDGET, MODEL, CHANNELS, MEASURING, without=("schedule", "learn_epochs", "seconds"))
 @command_option(
     "--time", "with_times", is_flag=True, help="Predict milliseconds too; layers are timed once, then cached."
@@ -229,10 +250,11 @@ def plan_command(with_times: bool, frozen: bool, as_document: bool, **options: A
     """Dry run: groups, what is frozen and why, and the reachable budget; with a budget also the widths for it."""
     asked = any(options[name] is not None for name in ("latency", "speedup", "macs"))
     with console() as shown:
-        recipe = _checked_recipe(options)
+        recipe, origins = _checked_recipe(options)
         from deploypruner.cli import plan as planning
 
-        found = planning.dry_run(recipe, with_widths=asked, with_times=with_times, progress=shown)
+        with origins.speaking():
+            found = planning.dry_run(recipe, with_widths=asked, with_times=with_times, progress=shown)
     if as_document:
         click.echo(json.dumps(planning.as_json(found), indent=2))
         return
@@ -249,7 +271,7 @@ cli.add_command(quantize_command)
 cli.add_command(sparsify_command)
 
 
-@cli.command("report")
+@cli.command("report", cls=GroupedCommand, examples={"deploypruner report build/": ""})
 @click.argument("folder", type=click.Path(path_type=Path))
 def report_command(folder: Path) -> None:
     """Print the table of a finished build and write its report.html again."""
@@ -266,7 +288,12 @@ def report_command(folder: Path) -> None:
     _name_pictures(folder)
 
 
-@cli.command("list", help=f"List what can be chosen by name.\n\nKIND is one of {', '.join(_KINDS)}; all without it.")
+@cli.command(
+    "list",
+    cls=GroupedCommand,
+    examples={"deploypruner list": "every name there is", "deploypruner list criteria": "one kind, each with a line"},
+    help=f"List what can be chosen by name.\n\nKIND is one of {', '.join(_KINDS)}; all without it.",
+)
 @click.argument("kind", required=False)
 def list_command(kind: str | None) -> None:
     """One kind with a line about each, or the names of every kind."""
@@ -309,8 +336,8 @@ def _described(kind: str) -> dict[str, str]:
     return REGISTRIES[kind].describe()
 
 
-@cli.command("demo")
-@click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Build folder.")
+@cli.command("demo", cls=GroupedCommand, examples={"deploypruner demo --out demo/": ""})
+@command_option("--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Build folder.")
 @OVERWRITE
 @shows_progress
 def demo_command(out: Path, overwrite: bool) -> None:
@@ -328,16 +355,12 @@ cli.add_command(init_command)
 cli.add_command(cache_group)
 
 
-def _checked_recipe(options: dict[str, Any]) -> Recipe:
-    """The recipe that was asked for, its numbers and names checked before anything heavy is loaded."""
-    given = overrides(options)
-    if options["recipe"] is None:
-        ModelRecipe(options["model"] or "").require_source()
-    from deploypruner.recipe.reading import read_recipe
-
-    recipe = read_recipe(options["recipe"], given)
+def _checked_recipe(options: dict[str, Any]) -> tuple[Recipe, Origins]:
+    """The recipe that was asked for, its numbers and names checked before anything heavy is loaded; who set what."""
+    origins = origins_of(options["recipe"], overrides(options))
+    recipe = recipe_of(origins)
     recipe.model.require_source()
-    return recipe
+    return recipe, origins
 
 
 def _show(folder: Path, *, quiet: bool) -> None:

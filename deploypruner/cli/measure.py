@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from deploypruner.cli.options import RANGES, GroupedCommand, colour, console, shows_progress, width
+from deploypruner.cli.help import GroupedCommand
+from deploypruner.cli.options import RANGES, colour, console, shows_progress, width
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.recipe.option import MEASURING
 from deploypruner.recipe.overrides import chosen_runtimes
@@ -16,7 +17,7 @@ from deploypruner.registries import runtimes
 from deploypruner.terminal import write_line
 
 
-@click.command("measure", cls=GroupedCommand, example="deploypruner measure build/ --seconds 60 --threads 2")
+@click.command("measure", cls=GroupedCommand, examples={"deploypruner measure build/ --seconds 60 --threads 2": ""})
 @click.argument("build", type=click.Path(path_type=Path))
 @recipe_option("runtime")
 @recipe_option("threads")

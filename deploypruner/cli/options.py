@@ -17,11 +17,12 @@ import click
 from deploypruner import __version__
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.place import place_for
+from deploypruner.cli.help import Grouped
 from deploypruner.logbook import Logbook
 from deploypruner.progress import Console, redraws
 from deploypruner.ranges import MOST, SEEDS
 from deploypruner.ranges import THREADS as MOST_THREADS
-from deploypruner.recipe.option import GROUPS, MEASURING, OUTPUT
+from deploypruner.recipe.option import MEASURING, OUTPUT
 
 
 class Real(click.FloatRange):
@@ -48,62 +49,24 @@ def shape_of(text: str) -> tuple[int, ...]:
 RANGES: dict[str, click.ParamType] = {"threads": click.IntRange(1, MOST_THREADS), "seconds": Real(1, MOST)}
 
 
-class Grouped(click.Option):
-    """An option that the help shows under the title of its group.
-
-    Args:
-        group: One of `recipe.option.GROUPS`.
-    """
-
-    def __init__(self, *flags: Any, group: str, **about: Any) -> None:
-        super().__init__(*flags, **about)
-        self.group = group
-
-
-class GroupedCommand(click.Command):
-    """A command whose help begins with an example and lists its options in groups.
-
-    Args:
-        example: A command line that works.
-    """
-
-    def __init__(self, *arguments: Any, example: str, **about: Any) -> None:
-        super().__init__(*arguments, **about)
-        self.example = example
-
-    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """What it does, then the example."""
-        super().format_help_text(ctx, formatter)
-        with formatter.section("Example"):
-            formatter.write_text(self.example)
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """One section for every group, in their order."""
-        rows: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
-            if record is not None:
-                rows[getattr(parameter, "group", OUTPUT)].append(record)
-        for group, found in rows.items():
-            if found:
-                with formatter.section(group):
-                    formatter.write_dl(found)
-
-
 SEED = click.option(
     "--seed",
     type=click.IntRange(0, SEEDS),
+    metavar="N",
     default=0,
     show_default=True,
     cls=Grouped,
     group=MEASURING,
+    basic=False,
     help="Number that decides every random choice.",
 )
 BATCH = click.option(
     "--batch",
     type=click.IntRange(1, MOST),
+    metavar="N",
     cls=Grouped,
     group=MEASURING,
+    basic=False,
     help="Number of images at a time that it is to run with.  [default: the file's, else 1]",
 )
 

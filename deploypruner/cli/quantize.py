@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from deploypruner.cli.forms import refused_form, show_forms
-from deploypruner.cli.options import BATCH, OVERWRITE, SEED, GroupedCommand, console, require_place, shows_progress
+from deploypruner.cli.help import GroupedCommand
+from deploypruner.cli.options import BATCH, OVERWRITE, SEED, console, require_place, shows_progress
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.reading import check_present
 from deploypruner.recipe.option import MEASURING
@@ -16,7 +17,12 @@ from deploypruner.target import WeightBits
 
 
 @click.command(
-    "quantize", cls=GroupedCommand, example="deploypruner quantize model.onnx --data photos/ --accuracy-drop 0.5"
+    "quantize",
+    cls=GroupedCommand,
+    examples={
+        "deploypruner quantize model.onnx --data photos/ --accuracy-drop 0.5": "an ONNX file",
+        "deploypruner quantize timm:resnet18 --data photos/ --out int8/": "what compile takes",
+    },
 )
 @click.argument("model", type=click.Path(path_type=Path))
 @recipe_option("data", required=True)

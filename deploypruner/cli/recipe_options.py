@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from deploypruner.cli.options import RANGES, Grouped, shape_of
+from deploypruner.cli.help import Grouped
+from deploypruner.cli.options import RANGES, shape_of
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.option import MODEL, OUTPUT, Flag, flags
 
@@ -66,7 +67,14 @@ def recipe_option(name: str, *, required: bool = False) -> Callable[[Command], C
     kind = {"type": RANGES[name]} if name in RANGES else _kind(flag)
     metavar = {"metavar": flag.option.metavar} if flag.option.metavar else {}
     return click.option(
-        flag.option.flag, help=about, required=required, cls=Grouped, group=flag.option.group, **kind, **metavar
+        flag.option.flag,
+        help=about,
+        required=required,
+        cls=Grouped,
+        group=flag.option.group,
+        basic=flag.option.basic,
+        **kind,
+        **metavar,
     )
 
 

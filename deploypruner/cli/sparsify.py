@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from deploypruner.cli.forms import refused_form, show_forms
-from deploypruner.cli.options import BATCH, OVERWRITE, SEED, GroupedCommand, console, require_place, shows_progress
+from deploypruner.cli.help import GroupedCommand
+from deploypruner.cli.options import BATCH, OVERWRITE, SEED, console, require_place, shows_progress
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.reading import check_present
 from deploypruner.recipe.option import MEASURING
@@ -15,7 +16,7 @@ from deploypruner.registries import tasks
 
 
 @click.command(
-    "sparsify", cls=GroupedCommand, example="deploypruner sparsify model.onnx --data photos/ --out sparse/"
+    "sparsify", cls=GroupedCommand, examples={"deploypruner sparsify model.onnx --data photos/ --out sparse/": ""}
 )
 @click.argument("model", type=click.Path(path_type=Path))
 @recipe_option("data")

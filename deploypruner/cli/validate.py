@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from deploypruner.cli.options import GroupedCommand, Real, colour
+from deploypruner.cli.help import GroupedCommand
+from deploypruner.cli.options import Real, colour
 from deploypruner.cli.recipe_options import command_option
 from deploypruner.errors import BudgetError, RecipeError
 from deploypruner.ranges import MOST
@@ -15,7 +16,9 @@ from deploypruner.recipe.option import BUDGET, MEASURING, MODEL
 
 
 @click.command(
-    "validate", cls=GroupedCommand, example="deploypruner validate build/ --max-latency 5ms --min-accuracy 0.92"
+    "validate",
+    cls=GroupedCommand,
+    examples={"deploypruner validate build/ --max-latency 5ms --min-accuracy 0.92": ""},
 )
 @click.argument("build", type=click.Path(path_type=Path))
 @command_option("--max-latency", group=BUDGET, metavar="TIME", help="Largest latency: 5ms, 800us, 5ms@p95.")

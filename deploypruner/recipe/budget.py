@@ -34,6 +34,7 @@ class Budget:
         None,
         "Fraction of the dense model's multiply-adds that may remain, 0 < macs <= 1; predicted.",
         flag="--macs",
+        basic=True,
         metavar="FRACTION",
         shown="0.5",
         group=BUDGET,
@@ -43,6 +44,7 @@ class Budget:
         "Time of one inference at batch 1 on the target, measured: 5ms, 800us, or 5ms@p95 for a quantile; a "
         "number is milliseconds; fastest is the least that --accuracy-drop allows.",
         flag="--latency",
+        basic=True,
         metavar="5ms",
         group=BUDGET,
     )
@@ -50,6 +52,7 @@ class Budget:
         None,
         "Factor over the dense model's speed, at least, in the same runtime, precision and threads; measured.",
         flag="--speedup",
+        basic=True,
         metavar="TIMES",
         group=BUDGET,
     )

@@ -61,15 +61,14 @@ class LayerConstraint:
 
     def __post_init__(self) -> None:
         if not self.match:
-            raise RecipeError(
-                "a [[prune.layers]] table has an empty match", hint='name a module, for example match = "layer1.*"'
-            )
+            raise RecipeError("match is empty", hint='name a module, for example match = "layer1.*"', keys=("match",))
         _check(self.min_width, self.max_cut, self.step)
         _check_choice("heads", self.heads or "auto", HEADS)
         if self.cut is not None and not 0 <= self.cut < 1:
             raise RecipeError(
                 f"the cut of '{self.match}' is the share of its channels that goes, 0 <= cut < 1, got {self.cut:g}",
                 hint="0.5 removes half of them",
+                keys=("cut",),
             )
 
 
@@ -89,6 +88,7 @@ class Constraints:
         (),
         "Patterns of module names that are left alone, such as 'layer1.*'; repeat.",
         flag="--exclude",
+        basic=True,
         metavar="PATTERN",
         group=CHANNELS,
     )

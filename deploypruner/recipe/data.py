@@ -8,7 +8,7 @@ from typing import Literal
 
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.ranges import check_number, check_shape
-from deploypruner.recipe.option import MODEL, documented, option
+from deploypruner.recipe.option import MODEL, documented, keyed, option
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -30,6 +30,7 @@ class DataSettings:
         None,
         "Mean per channel of pixels scaled to 0..1; ImageNet's for 3 channels, else 0.5.",
         flag="--mean",
+        basic=True,
         metavar="R,G,B",
         group=MODEL,
     )
@@ -37,6 +38,7 @@ class DataSettings:
         None,
         "Standard deviation per channel of pixels scaled to 0..1; ImageNet's for 3 channels, else 0.5.",
         flag="--std",
+        basic=True,
         metavar="R,G,B",
         group=MODEL,
     )
@@ -76,18 +78,28 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:
-            raise RecipeError(f"val_fraction must lie between 0 and 1, got {self.val_fraction}", hint="0.1")
+            raise RecipeError(
+                f"val_fraction must lie between 0 and 1, got {self.val_fraction}", hint="0.1", keys=("val_fraction",)
+            )
         if self.limit is not None and self.limit < 1:
-            raise RecipeError(f"limit must be at least 1, got {self.limit}", hint="leave it out for all samples")
+            raise RecipeError(
+                f"limit must be at least 1, got {self.limit}", hint="leave it out for all samples", keys=("limit",)
+            )
         if self.channels not in (1, 3):
-            raise RecipeError(f"images have 1 or 3 channels, got {self.channels}", hint="give the data as .npz")
+            raise RecipeError(
+                f"images have 1 or 3 channels, got {self.channels}", hint="give the data as .npz", keys=("channels",)
+            )
         if self.size is not None:
-            check_shape("image size", (*self.size, self.channels), hint="224,224 suits many models")
-        check_number("resize", self.resize, least=1, most=_MOST_SIDE, hint="256 goes with images of 224")
-        if any(not math.isfinite(value) for value in (*(self.mean or ()), *(self.std or ()))):
-            raise RecipeError(f"mean and std must be finite, got {self.mean} and {self.std}", hint=f"{IMAGENET_MEAN}")
+            with keyed("size"):
+                check_shape("size", self.size, hint="224,224 suits many models")
+        check_number(
+            "data.settings.resize", self.resize, least=1, most=_MOST_SIDE, hint="256 goes with images of 224"
+        )
+        for name, values, usual in (("mean", self.mean, IMAGENET_MEAN), ("std", self.std, IMAGENET_STD)):
+            if not all(map(math.isfinite, values or ())):
+                raise RecipeError(f"--{name} must be finite, got {_list(values)}", hint=f"{_list(usual)} is usual")
         if self.std is not None and not all(value > 0 for value in self.std):
-            raise RecipeError(f"std must be > 0, got {self.std}", hint=f"{IMAGENET_STD}")
+            raise RecipeError(f"--std must be > 0, got {_list(self.std)}", hint=f"{_list(IMAGENET_STD)} is usual")
 
     def normalisation(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and std for images of `channels` channels.
@@ -103,3 +115,7 @@ class DataSettings:
                 hint="give one value per channel",
             )
         return mean, std
+
+
+def _list(values: tuple[float, ...] | None) -> str:
+    return ",".join(f"{value:g}" for value in values or ())

@@ -164,14 +164,16 @@ class FinetuneSettings:
         ):
             if not ok:
                 value = getattr(self, name)
-                raise RecipeError(f"{name} must be {allowed}, got {value}", hint=f"set {name} to a value {allowed}")
+                raise RecipeError(
+                    f"{name} must be {allowed}, got {value}", hint=f"set it to a value {allowed}", keys=(name,)
+                )
         for name, value, known in (
             ("amp", self.amp, AMP),
             ("accelerator", self.accelerator, get_args(Accelerator)),
             ("schedule", self.schedule, get_args(Schedule)),
         ):
             if value not in known:
-                raise RecipeError(f"no {name} called '{value}'", hint=nearest(value, known))
+                raise RecipeError(f"no {name} called '{value}'", hint=nearest(value, known), keys=(name,))
         check_optimizer(self.optimizer, self.optimizer_parameters, momentum=self.momentum)
 
     @property

@@ -19,6 +19,7 @@ _UNFIT = {
     "muon": "takes matrices only, no biases, norms or convolutions",
     "sparseadam": "takes sparse gradients only",
 }
+_PARAMETERS = ("optimizer_parameters",)
 # What the settings decide already, and what would break the loop.
 _NOT_SET_HERE = {
     "params": "the model says it",
@@ -57,9 +58,11 @@ def check_optimizer(name: str, parameters: Mapping[str, Value], *, momentum: flo
     known = [key for key in inspect.signature(cls).parameters if key not in _NOT_SET_HERE]
     for key in parameters:
         if key in _NOT_SET_HERE:
-            raise RecipeError(f"optimizer parameter '{key}' cannot be set", hint=_NOT_SET_HERE[key])
+            raise RecipeError(f"optimizer parameter '{key}' cannot be set", hint=_NOT_SET_HERE[key], keys=_PARAMETERS)
         if key not in known:
-            raise RecipeError(f"optimizer '{name}' has no parameter '{key}'", hint=nearest(key, known))
+            raise RecipeError(
+                f"optimizer '{name}' has no parameter '{key}'", hint=nearest(key, known), keys=_PARAMETERS
+            )
     trial = [{"params": [torch.nn.Parameter(torch.zeros(1))]}]
     try:
         make_optimizer(trial, name, parameters, momentum=momentum)
@@ -68,6 +71,7 @@ def check_optimizer(name: str, parameters: Mapping[str, Value], *, momentum: flo
         raise RecipeError(
             f"optimizer '{name}' refuses {given or 'its defaults'}: {str(error).lower()}",
             hint=f"parameters of '{name}': {', '.join(known)}",
+            keys=_PARAMETERS,
         ) from error
 
 
@@ -95,9 +99,15 @@ def make_optimizer(
 def _class(name: str) -> type[torch.optim.Optimizer]:
     known = optimizers()
     if name.lower() in _UNFIT:
-        raise RecipeError(f"optimizer '{name}' {_UNFIT[name.lower()]}", hint="adamw and sgd train every network")
+        raise RecipeError(
+            f"optimizer '{name}' {_UNFIT[name.lower()]}",
+            hint="adamw and sgd train every network",
+            keys=("optimizer",),
+        )
     if name.lower() not in known:
-        raise RecipeError(f"no optimizer called '{name}' in torch.optim", hint=nearest(name.lower(), known))
+        raise RecipeError(
+            f"no optimizer called '{name}' in torch.optim", hint=nearest(name.lower(), known), keys=("optimizer",)
+        )
     return known[name.lower()]
 
 

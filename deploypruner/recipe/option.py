@@ -9,10 +9,12 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
+from deploypruner.errors import RecipeError
 from deploypruner.registry import Registry
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -47,6 +49,7 @@ class Option:
         names: Registry of the names that may be chosen.
         to: See `Registry.check`.
         also: Names that may be chosen beside them.
+        basic: Does the short help of the command line show it?
     """
 
     help: str
@@ -58,6 +61,7 @@ class Option:
     names: Registry[Any] | None = None
     to: str = ""
     also: tuple[str, ...] = ()
+    basic: bool = False
 
     def check(self, value: Any) -> None:
         """Check a value, or several, where it is chosen by name.
@@ -116,6 +120,7 @@ def option(
     names: Registry[Any] | None = None,
     to: str = "",
     also: tuple[str, ...] = (),
+    basic: bool = False,
 ) -> Any:
     """A field with its help.
 
@@ -131,8 +136,9 @@ def option(
         names: See `Option`.
         to: See `Option`.
         also: See `Option`.
+        basic: See `Option`.
     """
-    metadata = {_KEY: Option(help, flag, group, metavar, shown, commas, names, to, also)}
+    metadata = {_KEY: Option(help, flag, group, metavar, shown, commas, names, to, also, basic)}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -157,14 +163,29 @@ def same(cls: type, name: str) -> Any:
     return field(default=found.default, metadata=found.metadata)
 
 
+@contextmanager
+def keyed(*names: str) -> Iterator[None]:
+    """Errors of what is checked inside are about these fields of a record.
+
+    Raises:
+        RecipeError: The same, with the names of the fields.
+    """
+    try:
+        yield
+    except RecipeError as error:
+        error.keys = names
+        raise
+
+
 def check_names(record: Any) -> None:
     """Check every field of a dataclass that is chosen by name.
 
     Raises:
         RecipeError: An unknown name; the nearest is offered.
     """
-    for name, about in _options(type(record)):
-        about.check(getattr(record, name))
+    for name, about in options_of(type(record)).items():
+        with keyed(name):
+            about.check(getattr(record, name))
 
 
 @cache
@@ -190,16 +211,17 @@ def _first_line(cls: type) -> str:
 
 def described(cls: type) -> dict[str, str]:
     """Name of a field, or of a section -> what it is."""
-    return {name: about.help for name, about in _options(cls)}
+    return {name: about.help for name, about in options_of(cls).items()}
 
 
-def _options(cls: type) -> list[tuple[str, Option]]:
-    return [(f.name, f.metadata[_KEY]) for f in dataclasses.fields(cls) if _KEY in f.metadata]
+def options_of(cls: type) -> dict[str, Option]:
+    """Name of a field, or of a section -> all that it says of itself."""
+    return {f.name: f.metadata[_KEY] for f in dataclasses.fields(cls) if _KEY in f.metadata}
 
 
 def documented(cls: type[C]) -> type[C]:
     """Class decorator: adds what the fields say of themselves to the docstring, as its `Args`."""
-    lines = [f"    {name}: {about.help}" for name, about in _options(cls)]
+    lines = [f"    {name}: {about.help}" for name, about in options_of(cls).items()]
     text = inspect.cleandoc(cls.__doc__ or "")
     found = _SECTIONS.search(text)
     at = found.start() if found else len(text)

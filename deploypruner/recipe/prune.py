@@ -40,6 +40,7 @@ class PruneRecipe:
         "Patterns: channel, a sparse one such as nm64 or 2:4, or both; auto chooses a sparse one for every "
         "layer. See `list patterns`.",
         flag="--pattern",
+        basic=True,
         metavar="NAME",
         group=SPARSE,
         commas=True,
@@ -49,6 +50,7 @@ class PruneRecipe:
         "auto",
         "Criterion that scores channels, see `list criteria`; auto: taylor with data, magnitude without.",
         flag="--criterion",
+        basic=True,
         metavar="NAME",
         group=CHANNELS,
         names=registries.criteria,

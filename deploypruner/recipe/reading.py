@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from deploypruner.errors import RecipeError, nearest
 from deploypruner.reading import read_toml, shortened
+from deploypruner.recipe.option import Option, flags, options_of
+from deploypruner.recipe.origins import Origins, Place, called, wrong
+from deploypruner.recipe.values import Misfit, fitted, said, words
 from deploypruner.recipe.whole import BUDGETS, DERIVED, Recipe
-
-_KINDS = ("int", "bool", "literal['auto']")
 
 
 def read_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
@@ -23,15 +24,32 @@ def read_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
 
     Raises:
         InputError: The file is missing, no regular file, or not TOML.
-        RecipeError: An unknown key (the nearest known one is offered), or a value of the wrong type or out of range.
+        RecipeError: An unknown key (the nearest known one is offered), or a value of the wrong type or out of range;
+            with file, line and key where the file says it.
     """
-    document: dict[str, Any] = {}
-    if path is not None:
-        document = read_toml(path, what="recipe", hint="see recipe.toml of any build")
-    _check_keys(Recipe, document, "")
+    return recipe_of(origins_of(path, overrides))
+
+
+def recipe_of(origins: Origins) -> Recipe:
+    """The recipe that a file and what is laid over it say together; see `read_recipe`.
+
+    Raises:
+        RecipeError: As `read_recipe`.
+    """
+    document = dict(origins.document)
+    _check_keys(Recipe, document, (), origins)
+    return _made(Recipe, _merge(document, dict(origins.given)), (), origins)
+
+
+def origins_of(path: Path | None, overrides: dict[str, Any]) -> Origins:
+    """Who set what, for errors of what is done with the recipe; see `read_recipe`.
+
+    Raises:
+        InputError: As `read_recipe`.
+    """
     if path is None:
-        _check_values(overrides)
-    return _validated(_merge(document, overrides))
+        return Origins(given=overrides)
+    return Origins(path, read_toml(path, what="recipe", hint="see recipe.toml of any build"), overrides)
 
 
 def overlay(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
@@ -40,38 +58,88 @@ def overlay(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
     Raises:
         RecipeError: A value of the wrong type or out of range.
     """
-    return _validated(_merge(dataclasses.asdict(recipe), overrides))
+    return _made(Recipe, _merge(dataclasses.asdict(recipe), overrides), (), Origins(given=overrides))
 
 
-def _check_values(document: dict[str, Any]) -> None:
-    """Let the records refuse what is out of range, in milliseconds: pydantic takes half a second to load.
+def _made(cls: Any, document: dict[str, Any], place: Place, origins: Origins) -> Any:
+    """A table as its record, the tables in it first.
 
     Raises:
-        RecipeError: A value out of range. What is of the wrong type is left to pydantic.
+        RecipeError: A value of the wrong type, or one that the record refuses; says where it was set.
     """
-    with contextlib.suppress(TypeError, ValueError, AttributeError):
-        _made(Recipe, _merge({}, document))
-
-
-def _made(cls: Any, document: dict[str, Any]) -> Any:
-    hints = get_type_hints(cls)
-    sections = {key: dataclasses.is_dataclass(hints[key]) and isinstance(document[key], dict) for key in document}
-    return cls(**{key: _made(hints[key], value) if sections[key] else value for key, value in document.items()})
-
-
-def _validated(document: dict[str, Any]) -> Recipe:
-    from pydantic import TypeAdapter, ValidationError  # slow to load, and not needed to refuse a number
-
+    hints, about = get_type_hints(cls), options_of(cls)
+    held: dict[str, Any] = {}
     try:
-        return TypeAdapter(Recipe).validate_python(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        # Of a union such as `int | "auto"` pydantic names the kind it tried, too.
-        place = ".".join(str(part) for part in first["loc"] if part not in _KINDS)
-        raise RecipeError(
-            f"recipe: {place} = {shortened(repr(first['input']))}: {first['msg'].lower()}",
-            hint=f"correct the value of {place}",
-        ) from error
+        for key, value in document.items():
+            at, table = (*place, key), _table(hints[key])
+            if dataclasses.is_dataclass(hints[key]):
+                held[key] = _made(hints[key], value, at, origins)
+            elif table is not None and isinstance(value, list | tuple):
+                held[key] = tuple(_made(table, _checked_table(one), (*at, i), origins) for i, one in enumerate(value))
+            else:
+                held[key] = _fitted(value, hints[key], at, about.get(key))
+        required = [f.name for f in dataclasses.fields(cls) if _required(f) and f.name not in held]
+        if required:
+            text = f"{origins.at(place)}{called((*place, required[0]))} is missing"
+            raise RecipeError(text, hint=f"add {required[0]} to this table")
+        return cls(**held)
+    except RecipeError as error:  # of a table in this one: says so already
+        origins.translate(error, place, cls)
+        raise
+
+
+def _checked_table(value: Any) -> dict[str, Any]:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _required(f: dataclasses.Field[Any]) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _table(hint: Any) -> Any:
+    """The record of each entry, where a field holds a list of tables."""
+    return next(filter(dataclasses.is_dataclass, get_args(hint)), None)
+
+
+def _fitted(value: Any, kind: Any, place: Place, about: Option | None) -> Any:
+    try:
+        return fitted(value, kind)
+    except Misfit:
+        raise wrong(
+            place, f"must be {said(kind)}, got {_shown(value)}", hint=_hint(value, kind, place, about)
+        ) from None
+
+
+def _hint(value: Any, kind: Any, place: Place, about: Option | None) -> str:
+    if isinstance(value, str) and (known := words(kind)):
+        return nearest(value, known)
+    if isinstance(value, str):
+        for bare in ({"true": True, "false": False}.get(value), *_numbers(value)):
+            if bare is not None and _fits(bare, kind):
+                return f"write it without quotes: {value}"
+    if not isinstance(value, list | tuple) and _fits([value], kind):
+        return f"write it as a list: [{_shown(value)}]"
+    return f"{place[-1]}: {about.help[:1].lower()}{about.help[1:]}" if about is not None else ""
+
+
+def _shown(value: Any) -> str:
+    """About as TOML has it."""
+    return str(value).lower() if isinstance(value, bool) else shortened(repr(value))
+
+
+def _numbers(text: str) -> Iterator[float]:
+    try:
+        yield float(text)
+    except ValueError:
+        return
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        fitted(value, kind)
+    except Misfit:
+        return False
+    return True
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -86,23 +154,63 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _check_keys(cls: Any, document: dict[str, Any], place: str) -> None:
-    """Refuse keys that no field answers to; pydantic ignores them in standard dataclasses."""
+def _check_keys(cls: Any, document: dict[str, Any], place: Place, origins: Origins) -> None:
+    """Refuse keys that no field answers to, and what is no table where one belongs.
+
+    Raises:
+        RecipeError: There is such a key; says its line.
+    """
     hints = get_type_hints(cls)
     for key, value in document.items():
+        at = (*place, key)
+        dotted = ".".join(map(str, at))
         if key not in hints:
-            raise RecipeError(f"recipe: no key '{place}{key}'", hint=nearest(key, hints))
-        if f"{place}{key}" in DERIVED:
-            derived_from = DERIVED[f"{place}{key}"]
-            raise RecipeError(f"recipe: '{place}{key}' follows from '{derived_from}'", hint=f"set '{derived_from}'")
+            raise RecipeError(f"{origins.at(at)}{_no_key(at)}", hint=_nearest_key(key, hints, at))
+        if dotted in DERIVED:
+            decides = called(tuple(DERIVED[dotted].split(".")))
+            raise RecipeError(f"{origins.at(at)}{called(at)} follows from {decides}", hint=f"set {decides}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
-                raise RecipeError(f"recipe: {place}{key} is a section, got {value!r}", hint=f"write [{place}{key}]")
-            _check_keys(hints[key], value, f"{place}{key}.")
-        table = next(filter(dataclasses.is_dataclass, get_args(hints[key])), None)
+                text = f"{dotted} is a section, got {_shown(value)}"
+                raise RecipeError(f"{origins.at(at)}{text}", hint=_section_hint(hints[key], dotted))
+            _check_keys(hints[key], value, at, origins)
+        table = _table(hints[key])
         for i, entry in enumerate(value if table is not None and isinstance(value, list) else ()):
             if not isinstance(entry, dict):
-                raise RecipeError(
-                    f"recipe: {place}{key} is a list of tables, got {entry!r}", hint=f"write [[{place}{key}]]"
-                )
-            _check_keys(table, entry, f"{place}{key}.{i}.")
+                text = f"{dotted} is a list of tables, got {_shown(entry)}"
+                raise RecipeError(f"{origins.at((*at, i))}{text}", hint=f"write [[{dotted}]]")
+            _check_keys(table, entry, (*at, i), origins)
+
+
+def _no_key(place: Place) -> str:
+    *tables, key = place
+    return f"there is no key '{key}'" + (f" under {called(place).rpartition(' ')[0]}" if tables else "")
+
+
+def _section_hint(cls: Any, dotted: str) -> str:
+    first = " and source under it" if "source" in get_type_hints(cls) else " and its keys under it"
+    return f"write [{dotted}]{first}"
+
+
+def _nearest_key(key: str, known: dict[str, Any], place: Place) -> str:
+    """The nearest of this table's keys, unless another table has this very one, or an option is called so."""
+    offered = nearest(key, known)
+    flag = flags(Recipe).get(key.replace("-", "_"))
+    if flag is not None and flag.path != place:
+        return f"that is {called(flag.path)}"
+    tables = [at for at in _places_of(key) if at != place]
+    if len(tables) == 1 and not offered.startswith("did"):
+        return f"that is {called(tables[0])}"
+    return offered
+
+
+def _places_of(key: str) -> Iterator[Place]:
+    def search(cls: Any, place: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        for name, hint in get_type_hints(cls).items():
+            at = (*place, name)
+            if dataclasses.is_dataclass(hint):
+                yield from search(hint, at)
+            elif name == key and ".".join(at) not in DERIVED:
+                yield at
+
+    return search(Recipe, ())

@@ -21,6 +21,7 @@ from deploypruner.recipe.option import (
     RECOVERY,
     check_names,
     documented,
+    keyed,
     option,
     section,
 )
@@ -42,12 +43,14 @@ class ModelRecipe:
         None,
         "Weights for package.module:factory: a safetensors file or a state dict.",
         flag="--weights",
+        basic=True,
         group=MODEL,
     )
     input_shapes: tuple[tuple[int, ...], ...] = option(
         (),
         "Shape of each input, batch included, where the source or the data do not say it; repeat.",
         flag="--input-shape",
+        basic=True,
         metavar="1,3,224,224",
         group=MODEL,
     )
@@ -55,6 +58,7 @@ class ModelRecipe:
         False,
         "Permission for a pickled module to run its code.",
         flag="--trust-pickle",
+        basic=True,
         group=MODEL,
     )
     dynamic: tuple[str, ...] = option(
@@ -88,6 +92,7 @@ class DataRecipe:
         None,
         "Data: an image folder, an .npz, or package.module:factory of loaders.",
         flag="--data",
+        basic=True,
         metavar="DIR",
         group=MODEL,
     )
@@ -188,6 +193,7 @@ class RecoverRecipe:
         "auto",
         "Epochs of fine-tuning, at least 0; auto: what data and the gap to the dense model ask for.",
         flag="--epochs",
+        basic=True,
         metavar="N|auto",
         group=RECOVERY,
     )
@@ -284,6 +290,7 @@ class MeasureRecipe:
         (),
         "Runtimes that are measured, see `list runtimes`; repeat for several.",
         flag="--runtime",
+        basic=True,
         metavar="NAME",
         shown="openvino and onnxruntime",
         group=MEASURING,
@@ -293,6 +300,7 @@ class MeasureRecipe:
         "auto",
         "Numbers that --latency and --speedup are for; auto: the fastest that keeps the accuracy.",
         flag="--precision",
+        basic=True,
         group=BUDGET,
     )
     allow_bf16: bool = option(
@@ -307,6 +315,7 @@ class MeasureRecipe:
         "Points that everything together may cost: of accuracy, mIoU or F1, hundredths of R2, percent of your "
         "own metric; without labels, of agreement with the dense model. By default int8 alone may cost 1 (5).",
         flag="--accuracy-drop",
+        basic=True,
         metavar="POINTS",
         shown="3, of agreement 10",
         group=BUDGET,
@@ -329,6 +338,7 @@ class MeasureRecipe:
         1,
         "Number of threads of every runtime, 1 to 1024.",
         flag="--threads",
+        basic=True,
         metavar="N",
         group=MEASURING,
     )
@@ -336,6 +346,7 @@ class MeasureRecipe:
         20.0,
         "Seconds for the interleaved rounds of all artifacts together, at least 1.",
         flag="--seconds",
+        basic=True,
         metavar="SECONDS",
         group=MEASURING,
     )
@@ -354,7 +365,8 @@ class MeasureRecipe:
         )
         check_names(self)
         for task in self.tasks:
-            registries.tasks.check(task.rpartition("=")[2])
+            with keyed("tasks"):
+                registries.tasks.check(task.rpartition("=")[2])
         check_number("measure.table_seconds", self.table_seconds, least=1, hint="120 suits most models")
         check_number("--threads", self.threads, least=1, most=THREADS, hint="1 times most steadily")
         check_number("--seconds", self.seconds, least=1, hint="20 suits most models")

@@ -112,12 +112,12 @@ class SparseSettings:
             )
         if self.distribution not in DISTRIBUTIONS:
             hint = nearest(self.distribution, DISTRIBUTIONS)
-            raise RecipeError(f"no distribution called '{self.distribution}'", hint=hint)
+            raise RecipeError(f"no distribution called '{self.distribution}'", hint=hint, keys=("distribution",))
         if not self.layers:
             raise RecipeError("--sparse-layers names nothing", hint=f"known: {', '.join(KINDS)}")
         for kind in self.layers:
             if kind not in KINDS:
-                raise RecipeError(f"no kind of layer called '{kind}'", hint=nearest(kind, KINDS))
+                raise RecipeError(f"no kind of layer called '{kind}'", hint=nearest(kind, KINDS), keys=("layers",))
         if not 0 <= self.start < self.reached <= self.held <= 1:
             raise RecipeError(
                 "sparse.start, sparse.reached and sparse.held are shares of the training in this order, got "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import tomli_w
 
 from deploypruner import registries
+from deploypruner.errors import RecipeError
 from deploypruner.ranges import SEEDS, check_number
 from deploypruner.recipe.option import (
     MODEL,
@@ -80,8 +81,10 @@ class Recipe:
             check_number(name, seed, least=0, most=SEEDS, hint="0 is the default")
         for place, value in _numbers(asdict(self), ""):
             if place not in _MAY_BE_INFINITE:
-                bound = SEEDS if isinstance(value, int) else sys.float_info.max
-                check_number(place, value, least=-bound, most=bound, hint=f"correct the value of {place}")
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise RecipeError(f"{place} must be finite, got {value:g}", hint="leave it out for its default")
+                if isinstance(value, int):
+                    check_number(place, value, least=-SEEDS, most=SEEDS, hint="leave it out for its default")
 
 
 def resolved_toml(recipe: Recipe) -> str:
