@@ -89,10 +89,14 @@ def test_a_sentence_says_what_each_decided_and_what_is_left():
     build = built(Budget(latency="5ms"), bound=4.75, precision=TRIED)
     assert bounds_sentence({"bounds": bounds_of(build, kept(2.0))}) == (
         "active: both; latency decided multiply-adds 1.00 k -> 400, 0.250 of 5 ms left; "
-        "accuracy decided 2 layers float, the refusal, missed by 1.00 points"
+        "accuracy decided 2 layers float, the refusal, missed by 1.0 points"
     )
     assert bounds_sentence({"bounds": bounds_of(built(Budget(speedup=2), bound=2.125), None)}) == (
         "active: speed-up; speed-up decided multiply-adds 1.00 k -> 400, 0.125x more than asked; "
         "accuracy decided nothing, and how much of it is left is not known"
+    )
+    assert bounds_sentence({"bounds": bounds_of(built(Budget(macs=0.5)), kept(0.4))}) == (
+        "active: multiply-adds; multiply-adds decided 1.00 k -> 400, 10.0 of 50 % left; "
+        "accuracy decided nothing, 0.6 of 1 points left"
     )
     assert bounds_sentence({}) == ""

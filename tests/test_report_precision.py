@@ -64,7 +64,7 @@ def test_the_sentence_names_each_file_and_what_int8_everywhere_would_lose():
     assert precision_sentence(section()) == (
         "model.int8.onnx: 2 of 3 layers int8, 1 layer stays float for the accuracy; "
         "model.int8.onnxruntime.onnx: 1 of 3 layers int8, its own; "
-        "int8 everywhere would lose 51.2 points of accuracy, this loses 0.61 where 1 are allowed"
+        "int8 everywhere would lose 51.2 points of accuracy, this loses 0.6 where 1 are allowed"
     )
     assert precision_sentence({}) == ""
 

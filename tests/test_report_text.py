@@ -234,3 +234,18 @@ def test_a_control_character_in_a_name_does_not_reach_the_terminal():
     assert "\x1b" not in text
     assert "\x07" not in text
     assert text.startswith(r"net\x07\n  target cpu")
+
+
+def test_names_stay_whole_in_80_columns_where_nothing_can_be_told_apart():
+    rows = tuple(
+        replace(row, accuracy_ci=(97.5, 100.0), verdict="indistinguishable", ratio=12.25, ratio_ci=(11.05, 13.55))
+        for row in eight_rows()
+    )
+    text = table_rows((eight_rows()[0], *rows[1:]), colour=False, width=80)
+    assert "pruned fp32 " in text
+    assert ".." not in text
+    assert "12.2x [11.1, 13.6] indist." in text
+
+
+def test_checks_that_all_passed_are_one_line():
+    assert "verification: ok, 1 of 1 checks\n" in table(a_report(), colour=False)

@@ -29,8 +29,8 @@ def _names(found: dict[str, Any]) -> str:
 
 def _said(bound: dict[str, Any]) -> str:
     name = _NAMES.get(bound["name"], bound["name"])
-    decided = f" decided {', '.join(bound['decided'])}" if bound["decided"] else " decided nothing"
-    return f"{name}{decided}, {_margin(bound)}"
+    decided = ", ".join(text.removeprefix(f"{name} ") for text in bound["decided"])
+    return f"{name} decided {decided or 'nothing'}, {_margin(bound)}"
 
 
 def _margin(bound: dict[str, Any]) -> str:
@@ -38,8 +38,10 @@ def _margin(bound: dict[str, Any]) -> str:
     if margin is None:
         return "and how much of it is left is not known"
     of = "" if allowed is None else f" of {allowed:g}"
+    unit = bound["unit"].removesuffix(" of the multiply-adds")
+    number = units.significant if unit in ("ms", "x") else units.points
     if margin < 0:
-        return f"missed by {units.significant(-margin)} {bound['unit']}"
+        return f"missed by {number(-margin)} {unit}"
     if bound["name"] == "speedup":
-        return f"{units.significant(margin)}x more than asked"
-    return f"{units.significant(margin)}{of} {bound['unit']} left"
+        return f"{number(margin)}x more than asked"
+    return f"{number(margin)}{of} {unit} left"

@@ -29,12 +29,16 @@ class _Column:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Columns left and right of the speed-up with their widths, all in characters; limit is what is available."""
+    """Columns left and right of the speed-up with their widths, all in characters; limit is what is available.
+
+    `short` is whether long verdicts are shortened.
+    """
 
     name: int
     left: tuple[tuple[_Column, int], ...]
     speed: int
     right: tuple[tuple[_Column, int], ...]
+    short: bool = False
     limit: int | None = None
     dropped: tuple[str, ...] = ()
 
@@ -60,7 +64,10 @@ def table_rows(rows: Sequence[Row], *, colour: bool, width: int | None = None) -
     paint = painter(colour)
     groups = group_rows(rows)
     against = _against(groups)
-    layout = _fit(replace(_layout(rows, groups), limit=width))
+    layout = _layout(rows, groups)
+    if width is not None and layout.width() > width:
+        layout = _layout(rows, groups, short=True)
+    layout = _fit(replace(layout, limit=width))
     lines = [
         paint(layout.line("", lambda column: column.head, against.ljust(layout.speed)), "faint"),
         paint(layout.line("", lambda column: column.unit, _INTERVAL.ljust(layout.speed)), "faint"),
@@ -74,7 +81,7 @@ def table_rows(rows: Sequence[Row], *, colour: bool, width: int | None = None) -
     return "\n".join(lines)
 
 
-def _layout(rows: Sequence[Row], groups: Sequence[RuntimeGroup]) -> _Layout:
+def _layout(rows: Sequence[Row], groups: Sequence[RuntimeGroup], *, short: bool = False) -> _Layout:
     metric = next((row.metric for row in rows if row.accuracy is not None), ACCURACY)
     agreed, kinds = units.agreement_head(rows)
     labelled = any(row.accuracy is not None for row in rows)
@@ -85,7 +92,7 @@ def _layout(rows: Sequence[Row], groups: Sequence[RuntimeGroup]) -> _Layout:
     under = ", ".join(filter(None, (kinds, "" if labelled else units.evaluated(rows))))
     left = (
         *([scored] if labelled or not kinds else []),
-        *([_Column("vs dense", "p < 0.05", lambda row: _SHORT.get(v := units.accuracy_verdict(row), v))] * compared),
+        *([_Column("vs dense", "p < 0.05", lambda row: _word(units.accuracy_verdict(row), short=True))] * compared),
         _Column(agreed, under, lambda row: ascii_only(units.agreement_cell(row, rows)), spare=1 if labelled else 0),
         _Column("median", "ms", lambda row: units.significant(row.median_ms)),
         _Column("p95", "ms", lambda row: units.significant(row.p95_ms), spare=2),
@@ -105,12 +112,13 @@ def _layout(rows: Sequence[Row], groups: Sequence[RuntimeGroup]) -> _Layout:
             if any(cell != units.UNKNOWN for cell in shown)  # a column without a value says nothing
         )
 
-    cells = [" ".join(_speed(row, group)) for group in groups for row in group.rows]
+    cells = [" ".join(_speed(row, group, short=short)) for group in groups for row in group.rows]
     return _Layout(
         name=max(_MIN_NAME, *(len(escaped(row.name)) + 2 for row in rows)),
         left=sized(left),
         speed=max(len(text) for text in (_against(groups), _INTERVAL, *cells)),
         right=sized(right),
+        short=short,
     )
 
 
@@ -136,30 +144,35 @@ def _fit(layout: _Layout) -> _Layout:
 
 def _row_lines(row: Row, group: RuntimeGroup, *, layout: _Layout, paint: Paint) -> list[str]:
     """The row, and under its speed-up a second line against dense of the same precision where that differs."""
-    numbers, verdict = _speed(row, group)
+    numbers, verdict = _speed(row, group, short=layout.short)
     padding = " " * (layout.speed - len(numbers) - len(verdict) - 1)
     name = "  " + escaped(row.name)
     name = name if len(name) <= layout.name else name[: layout.name - 2] + ".."
-    lines = [layout.line(name, lambda column: column.cell(row), f"{numbers} {paint(verdict, verdict)}{padding}")]
+    lines = [layout.line(name, lambda column: column.cell(row), f"{numbers} {paint(verdict, row.verdict)}{padding}")]
     same = row.same_precision
     if same is not None and group.baseline is not None and same.against not in (group.baseline.name, row.name):
         indent = layout.name + sum(size + len(_GAP) for _, size in layout.left) + len(_GAP)
         if layout.limit is not None:
-            indent = max(0, min(indent, layout.limit - len(_same_precision(same, painter(colour=False)))))
-        lines.append(" " * indent + _same_precision(same, paint))
+            plain = _same_precision(same, painter(colour=False), short=layout.short)
+            indent = max(0, min(indent, layout.limit - len(plain)))
+        lines.append(" " * indent + _same_precision(same, paint, short=layout.short))
     return lines
 
 
-def _same_precision(same: Comparison, paint: Paint) -> str:
+def _same_precision(same: Comparison, paint: Paint, *, short: bool) -> str:
     link = "from" if same.verdict == "indistinguishable" else "than"
     numbers = units.ratio_with_interval(same.ratio, same.ratio_ci)
-    return f"{numbers} {paint(same.verdict, same.verdict)} {link} {escaped(same.against)}"
+    return f"{numbers} {paint(_word(same.verdict, short=short), same.verdict)} {link} {escaped(same.against)}"
 
 
-def _speed(row: Row, group: RuntimeGroup) -> tuple[str, str]:
+def _speed(row: Row, group: RuntimeGroup, *, short: bool) -> tuple[str, str]:
     if row is group.baseline:
         return units.ratio(row.ratio), "baseline"
-    return units.ratio_with_interval(row.ratio, row.ratio_ci), row.verdict
+    return units.ratio_with_interval(row.ratio, row.ratio_ci), _word(row.verdict, short=short)
+
+
+def _word(verdict: str, *, short: bool) -> str:
+    return _SHORT.get(verdict, verdict) if short else verdict
 
 
 def _against(groups: Sequence[RuntimeGroup]) -> str:

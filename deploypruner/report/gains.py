@@ -45,7 +45,7 @@ def _steps(base: Row, best: Row, rows: Sequence[Row]) -> Iterator[tuple[str, Row
     dense = {row.precision: row for row in here if row.pattern == "dense"}
     path: list[tuple[str, Row]] = []
     if best.runtime != base.runtime and "fp32" in dense:
-        path.append((best.runtime, dense["fp32"]))
+        path.append((f"{best.runtime} instead of {base.runtime}", dense["fp32"]))
     if best.precision != base.precision and best.precision in dense:
         path.append((best.precision, dense[best.precision]))
     without = next((row for row in here if row.name == "pruned int8"), None)
@@ -58,7 +58,7 @@ def _steps(base: Row, best: Row, rows: Sequence[Row]) -> Iterator[tuple[str, Row
     if before is best:
         return
     if best.runtime != base.runtime and "fp32" not in dense:
-        left.append(best.runtime)
+        left.append(f"{best.runtime} instead of {base.runtime}")
     if best.precision != base.precision and best.precision not in dense:
         left.append(best.precision)
     if best.name == "sparse int8" and without is not None:

@@ -162,15 +162,16 @@ def _group(key: tuple[str, int], rows: list[Row]) -> RuntimeGroup:
 
 
 def _nothing_faster(pairs: Sequence[tuple[RuntimeGroup, Row]], base: Row | None, report: Report) -> Headline:
-    group, best = max(pairs, key=lambda pair: pair[1].ratio)
+    group, best = min(pairs, key=lambda pair: pair[1].median_ms)
     pruned = _fastest_pruned(pairs) is not None
     steps = for_time(report) if pruned else ()
-    elsewhere = base is not None and base.runtime != best.runtime and best.verdict == "faster"
-    if elsewhere and base is not None:
+    if base is not None and base.runtime != best.runtime:
+        link = {"faster": "", "slower": ", slower than the dense fp32 model there"}
+        how = link.get(best.verdict, ", indistinguishable from the dense fp32 model there")
         return Headline(
             recommended=None,
             sentence=f"nothing is faster than the dense fp32 model on {base.runtime}, {_ms(base)} ms: the closest, "
-            f"{best.name} on {best.runtime}, takes {_ms(best)} ms, {_quality(best, base)}",
+            f"{best.name} on {best.runtime}, takes {_ms(best)} ms{how}, {_quality(best, base)}",
             notes=(f"Deploy the dense model on {base.runtime}.",),
             lost=pruned,
             steps=steps,

@@ -95,7 +95,7 @@ def _judged(judged: dict[str, Any]) -> str:
 def _points(value: float | None) -> str:
     if value is None:
         return "more than can be counted"
-    return f"{max(value, 0.0):.2g}" if value < 10 else f"{value:.1f}"
+    return units.points(max(value, 0.0))
 
 
 def _own(found: dict[str, Any]) -> list[dict[str, Any]]:

@@ -105,6 +105,8 @@ def _sparse(report: Report, width: int | None) -> str:
 def _verification(report: Report, paint: Paint, width: int | None) -> str:
     if not report.verification:
         return ""
+    if all(check.passed for check in report.verification):  # each of them is on the page
+        return f"verification: {paint('ok', 'good')}, {len(report.verification)} of {len(report.verification)} checks"
     size = max(len(escaped(check.name)) for check in report.verification)
     longest = max(len(_difference(check, short=False)) for check in report.verification)
     short = width is not None and len("  FAILED    ") + size + longest > width

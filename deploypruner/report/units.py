@@ -192,6 +192,11 @@ def budget_value(kind: str, value: object) -> str:
     return significant(value)
 
 
+def points(value: float) -> str:
+    """Points of a metric with one decimal, as in the table; two digits where that would say 0.0: "0.6", "0.012"."""
+    return f"{value:.2g}" if 0 < abs(value) < 0.05 else f"{value:.1f}"
+
+
 def plain_text(value: object) -> str:
     """Any JSON value on one line: lists joined by commas, dicts as key=value, None as "-"."""
     if value is None or value in ("", [], {}):
@@ -257,9 +262,9 @@ def quality_sentence(quality: dict[str, Any]) -> str:
     if lost <= 0:
         return f"{name} {before} -> {after}, nothing lost where {allowed}"
     if quality["kept"]:
-        return f"{name} {before} -> {after}, {lost:.1f} points lost where {allowed}"
+        return f"{name} {before} -> {after}, {points(lost)} points lost where {allowed}"
     went = "fell" if pruned < dense else "rose"
-    return f"{name} {went} from {before} to {after}, {lost:.1f} points where {allowed}"
+    return f"{name} {went} from {before} to {after}, {points(lost)} points where {allowed}"
 
 
 def is_labelled(quality: dict[str, Any]) -> bool:
