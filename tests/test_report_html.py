@@ -3,6 +3,7 @@
 import itertools
 import re
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -71,8 +72,39 @@ def test_every_name_is_escaped():
 def test_the_headline_is_the_first_thing_said():
     page = render_html(a_report())
     sentence = re.search(r'<p class="headline good">(.*?)</p>', page).group(1)
-    assert sentence.startswith("pruned int8 on openvino: 0.880 → 0.400 ms: int8 1.5x, pruning 1.5x")
+    assert sentence.startswith("pruned int8 on openvino: 0.880 → 0.400\xa0ms: int8 1.5x, pruning 1.5x")
     assert page.count(">recommended<") == 1
+
+
+def test_a_command_is_broken_between_words_only_and_copied_whole():
+    command = "deploypruner compile nets:resnet --macs 0.3 --data 'my data'"
+    page = render_html(a_report(command=command))
+    shown = re.search(r'<pre class="command words">(.*?)</pre>', page).group(1)
+    assert shown.startswith("<span>deploypruner</span> <span>compile</span>")
+    assert unescape(re.sub("</?span>", "", shown)) == command
+
+
+def test_columns_of_the_page_without_any_value_are_left_out():
+    assert "p99" not in render_html(a_report())
+    assert '<th scope="col">p99' in render_html(a_report((a_row(p99_ms=3.0),)))
+    layer = {"name": "conv", "error": None, "times": {}, "precision": "int8", "reason": ""}
+    file = {"file": "model.int8.onnx", "runtime": "", "int8": 1, "float": 0, "why": "all", "left_float": {}}
+    found = {"layers": [layer], "files": [{**file, "float_all_the_same": {}}]}
+    page = render_html(a_report(precision=found))
+    assert "error of int8 alone" not in page
+    assert '<th scope="col">why</th></tr></thead>\n<tbody>\n<tr><td>conv' not in page
+    found["layers"][0].update(error=0.5, reason="it is slower")
+    page = render_html(a_report(precision=found))
+    assert re.search(
+        r"<tr><td>conv</td><td class=\"number\">5.0e-01</td><td>int8</td><td>it is slower</td></tr>", page
+    )
+
+
+def test_settings_with_parts_are_one_line_a_part():
+    steps = [{"name": "rounding", "done": "3 of 4 layers"}, {"name": "bias"}]
+    page = render_html(a_report(settings={"quantization": {"dense": {"samples": 8}, "pruned": {"repair": steps}}}))
+    assert "<dt>quantization, dense</dt><dd>samples=8</dd>" in page
+    assert "<dd>repair=name=rounding, done=3 of 4 layers; name=bias</dd>" in page
 
 
 def test_no_row_is_marked_recommended_when_none_is():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from deploypruner.records import AccuracyChange
-from deploypruner.report import from_json, headline, render_html, render_json, table
+from deploypruner.report import from_json, headline, read_report, render_html, render_json, table
 from deploypruner.report.gains import best_dense, eager, gains
 from deploypruner.report.headline import budget_verdict
 from tests.test_report_examples import a_quality, a_report, a_row, a_time_budget, rows_on, ruined_rows
@@ -109,6 +109,30 @@ def test_a_budget_is_not_green_where_nobody_knows_the_accuracy(budget):
     assert budget_verdict(report, headline(report)) == ("met", "unsure")
     known = a_report(budget={**budget, "quality": a_quality(pruned=87.5, lost=0.5, kept=True)})
     assert budget_verdict(known, headline(known)) == ("met", "good")
+
+
+def a_deploy(place):
+    """A sparse model that was built in `place`, with everything that names a file of it."""
+    lines = (
+        f"import openvino; core = openvino.Core(); core.add_extension({f'{place}/kernels.so'!r})",
+        f'model = core.compile_model({f"{place}/model.sparse.onnx"!r}, "CPU", {{}})',
+        'outputs = model({"model.sparse.onnx": x})',
+    )
+    facts = {"artifact": "sparse int8", "runtime": "openvino", "threads": 1, "version": "2026.1", "bytes": 7}
+    inside = {"name": "pixels", "shape": ["N", 8, 8, 3], "layout": "NHWC", "dtype": "uint8"}
+    pixels = {"file": "model.pixels.onnx", "input": inside, "load": [f"open({f'{place}/model.pixels.onnx'!r})"]}
+    names = {"file": "model.sparse.onnx", "files": ["model.sparse.onnx", "kernels.so"], "classes": [], "inputs": []}
+    return {**facts, **names, "load": list(lines), "pixels": pixels}
+
+
+@pytest.mark.parametrize("place", ["build", "/a/b", "it's here", "a'b\"c", "."])
+def test_a_build_that_was_moved_is_loaded_from_where_it_is(place, tmp_path):
+    new = tmp_path / "else where"
+    new.mkdir()
+    (new / "report.json").write_text(render_json(a_report(deploy=a_deploy(place))))
+    found = read_report(new).deploy
+    assert found == json.loads(json.dumps(a_deploy(new)))
+    assert read_report(new / "report.json").deploy == found
 
 
 def commands(report):

@@ -11,6 +11,7 @@ from deploypruner.report.columns import table_rows
 from deploypruner.report.document import LayerWidth, Report, StageTime, from_json, to_json
 from deploypruner.report.headline import Headline, headline
 from deploypruner.report.html import render_html
+from deploypruner.report.ship import loaded_from
 from deploypruner.report.table import table
 
 __all__ = [
@@ -41,7 +42,7 @@ def write_report_json(report: Report, path: str | Path) -> None:
 
 
 def read_report(path: str | Path) -> Report:
-    """Read a report.json, or the one inside a build folder.
+    """Read a report.json, or the one inside a build folder; how its file is loaded follows a folder that was moved.
 
     Raises:
         InputError: Missing, not JSON, another schema version, or not a report.
@@ -51,7 +52,7 @@ def read_report(path: str | Path) -> Report:
     data = read_json(
         file, what="report", hint=_HINT_CORRUPT, missing="pass a build folder made by `deploypruner compile`"
     )
-    return from_json(data, source=str(file))
+    return loaded_from(file.parent, from_json(data, source=str(file)))
 
 
 _HINT_CORRUPT = "the file is damaged or was not written by deploypruner; rerun the build with `--resume`"

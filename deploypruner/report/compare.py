@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib import resources
 from typing import Any
-
-import jinja2
-from markupsafe import Markup
 
 from deploypruner.records import Row
 from deploypruner.report import units
 from deploypruner.report.document import Report, json_value
 from deploypruner.report.gains import best_dense
 from deploypruner.report.headline import headline
+from deploypruner.report.page import style, template
 from deploypruner.report.terminal import ascii_only, painter, wrap
 from deploypruner.terminal import escaped
 
@@ -120,24 +116,14 @@ def compare_text(lines: Sequence[Compared], notes: Sequence[str], *, colour: boo
 
 def compare_html(lines: Sequence[Compared], notes: Sequence[str]) -> str:
     """The same as one page that opens offline."""
-    style = Markup(resources.files("deploypruner.report").joinpath("style.css").read_text(encoding="utf-8"))
     rows = [(_cells(line), line) for line in lines]
-    return _template().render(style=style, heads=_HEADS, rows=rows, notes=notes, left=_LEFT)
+    return template("compare.html.j2").render(style=style(), heads=_HEADS, rows=rows, notes=notes, left=_LEFT)
 
 
 def compare_json(lines: Sequence[Compared], notes: Sequence[str]) -> dict[str, Any]:
     """The same for programs, with the numbers as they are."""
     builds = [{name: json_value(value) for name, value in asdict(line).items()} for line in lines]
     return {"format": 1, "builds": builds, "remarks": list(notes)}
-
-
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    text = resources.files("deploypruner.report").joinpath("compare.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(text)
 
 
 def _cells(line: Compared) -> list[str]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from deploypruner.records import ACCURACY, Check, Comparison, Cost, Frozen, Row
@@ -18,10 +15,11 @@ from deploypruner.report.bounds import bounds_sentence
 from deploypruner.report.chosen import chosen_sentence, pool_lines
 from deploypruner.report.document import Report
 from deploypruner.report.headline import Headline, RuntimeGroup, budget_verdict, group_rows, heading, headline, keeps
-from deploypruner.report.layers import breakable, layer_table
+from deploypruner.report.layers import layer_table
 from deploypruner.report.marks import legend, way_legend
 from deploypruner.report.noise import noise_sentence
 from deploypruner.report.outputs import output_lines
+from deploypruner.report.page import resource, style, template
 from deploypruner.report.points import point_lines, points_sentence, way_marks
 from deploypruner.report.precision import (
     precision_lines,
@@ -80,9 +78,14 @@ class _FrozenReason:
 def render_html(report: Report) -> str:
     """Return the page; the same report gives the same text, and every name in it is escaped."""
     result = headline(report)
-    return _template().render(
+    return template("template.html.j2").render(
         report=report,
-        style=Markup(_resource("style.css")),
+        style=style(),
+        u=units,
+        share_bar=share_bar,
+        collapse=collapse,
+        heading=heading,
+        histogram=histogram,
         result=result,
         refused=units.is_refused(report.budget),
         budget=budget_verdict(report, result),
@@ -94,6 +97,7 @@ def render_html(report: Report) -> str:
         groups=[(group, _lines(group, result, report), _samples(group)) for group in group_rows(report.rows)],
         threads=_threads(report.rows),
         histograms=any(row.histogram is not None for row in report.rows),
+        p99=any(row.p99_ms is not None for row in report.rows),
         labelled=any(row.accuracy is not None for row in report.rows),
         metric=next((row.metric for row in report.rows if row.accuracy is not None), ACCURACY),
         metric_unit=units.metric_unit(report.rows),
@@ -106,7 +110,7 @@ def render_html(report: Report) -> str:
         costs=_costs(report.dense, report.pruned),
         widths=width_bars(report.layers),
         layers=layer_table(report.layers),
-        script=Markup(_resource("sort.js")),
+        script=Markup(resource("sort.js")),
         branches=list(report.budget.get("dropped") or ()),
         bounds=bounds_sentence(report.budget),
         chosen=chosen_sentence(report),
@@ -125,24 +129,6 @@ def render_html(report: Report) -> str:
         sparse_lines=sparse_lines(report.sparse),
         stage_seconds=sum(stage.seconds for stage in report.stages),
     )
-
-
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals["u"] = units
-    environment.globals["share_bar"] = share_bar
-    environment.globals["collapse"] = collapse
-    environment.globals["heading"] = heading
-    environment.globals["histogram"] = histogram
-    environment.globals["breakable"] = breakable
-    return environment.from_string(_resource("template.html.j2"))
-
-
-def _resource(name: str) -> str:
-    return resources.files("deploypruner.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _lines(group: RuntimeGroup, result: Headline, report: Report) -> list[_Line]:

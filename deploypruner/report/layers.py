@@ -9,6 +9,7 @@ from markupsafe import Markup, escape
 
 from deploypruner.report import units
 from deploypruner.report.document import LayerWidth
+from deploypruner.report.page import breakable
 
 HEADS = (
     *(
@@ -22,7 +23,6 @@ HEADS = (
 )
 """Heading and the line below it, of every column."""
 _TIMED = ("dense", "pruned", "share", "bound by", "runs in")
-_BREAKS = Markup("<wbr>")
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,6 @@ def layer_table(layers: Sequence[LayerWidth]) -> LayerTable:
     shown = [i for i, (name, _) in enumerate(HEADS) if timed or name not in _TIMED]
     lines = (_cells(layer, total) for layer in layers)
     return LayerTable(tuple(HEADS[i] for i in shown), tuple(tuple(line[i] for i in shown) for line in lines))
-
-
-def breakable(name: str) -> Markup:
-    """A name that a line may be broken in between its words only, and that is copied whole."""
-    escaped = str(escape(name))
-    for letter in "._/:":
-        escaped = escaped.replace(letter, f"{letter}{_BREAKS}")
-    return Markup(escaped)
 
 
 def _cells(layer: LayerWidth, total: float) -> tuple[Cell, ...]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from deploypruner.report import units
@@ -27,6 +30,28 @@ def ship_lines(report: Report, width: int | None) -> list[str]:
         lines.append(wrap("  pixels: ", pixels_sentence(pixels), width))
         lines += [wrap("    ", line, None) for line in pixels["load"]]
     return lines
+
+
+def loaded_from(folder: Path, report: Report) -> Report:
+    """The report with lines that load its files from this folder, wherever they were when it was written."""
+    found = report.deploy
+    if "load" not in found:
+        return report
+    names = found["files"]
+
+    def here(lines: Sequence[str], names: Sequence[str]) -> list[str]:
+        for name in names:
+            written = re.compile(
+                rf"""(['"])(?:\\.|(?!\1).)*(?<=[/'"]){re.escape(name)}\1(?!:)"""
+            )  # no name of an input
+            there = repr(str(folder / name)).replace("\\", r"\\")  # as a replacement reads it
+            lines = [written.sub(there, line) for line in lines]
+        return list(lines)
+
+    deploy = {**found, "load": here(found["load"], names)}
+    if pixels := found.get("pixels"):
+        deploy["pixels"] = {**pixels, "load": here(pixels["load"], [pixels["file"]])}
+    return replace(report, deploy=deploy)
 
 
 def pixels_sentence(pixels: dict[str, Any]) -> str:

@@ -151,9 +151,11 @@ def difference(value: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """A duration: "412 ms", "12.3 s", "2 min 05 s", "1 h 04 min"."""
+    """A duration: "412 ms", "12.3 s", "2 min 05 s", "1 h 04 min"; below a millisecond "< 1 ms"."""
     if not math.isfinite(value):
         return UNKNOWN
+    if 0 < value < 0.001:
+        return "< 1 ms"
     if value < 0.9995:
         return f"{significant(1000 * value)} ms"
     if value < 59.95:
@@ -206,6 +208,8 @@ def plain_text(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}={plain_text(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
+        if all(isinstance(item, dict) for item in value):
+            return "; ".join(map(plain_text, value))
         if all(isinstance(item, int) for item in value):
             return "x".join(str(item) for item in value) if len(value) > 1 else str(value[0])
         return ", ".join(plain_text(item) for item in value)

@@ -14,6 +14,7 @@ from deploypruner.build.state import Build
 from deploypruner.export import Exporter, from_module
 from deploypruner.export.to_openvino import write_ir
 from deploypruner.records import Artifact
+from deploypruner.report import units
 from deploypruner.report.gains import EAGER
 from deploypruner.runtime import runtimes
 
@@ -65,7 +66,7 @@ class Export(Stage):
         """Sizes of what was written."""
         names = ("model.fp32.onnx", "model.int8.onnx", "model.int8.bin", *map(_pruned, from_module()))
         written = [name for name in names if build.folder.has(name)]
-        return ", ".join(f"{name} {build.folder.path(name).stat().st_size / 1e6:.2f} MB" for name in written)
+        return ", ".join(f"{name} {units.scaled(build.folder.path(name).stat().st_size, 'B')}" for name in written)
 
 
 def _is_timed(build: Build, exporter: type[Exporter]) -> bool:
