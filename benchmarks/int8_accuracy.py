@@ -231,7 +231,9 @@ def _answers(path: Path, x: Array, *, runtime: str = "openvino") -> Array:
         session = onnxruntime.InferenceSession(str(path))
         name = session.get_inputs()[0].name
         return np.concatenate([session.run(None, {name: x[at : at + 50]})[0] for at in range(0, len(x), 50)])
-    compiled = openvino_core().compile_model(str(path), "CPU", {"INFERENCE_NUM_THREADS": 1})
+    compiled = openvino_core().compile_model(
+        str(path), "CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    )
     return np.concatenate([compiled(x[at : at + 50])[0] for at in range(0, len(x), 50)])
 
 
