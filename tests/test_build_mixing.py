@@ -75,5 +75,5 @@ def test_the_accuracy_is_the_active_bound_for_it_alone_decided_something(built):
         "unit": "% of the multiply-adds",
     }
     said = " ".join(out.split())
-    assert "bounds: active: accuracy; multiply-adds decided nothing, 0 of 100 % of the multiply-adds left" in said
+    assert "bounds: active: accuracy; multiply-adds decided nothing, 0.0 of 100 % left" in said
     assert "Bounds: active: accuracy;" in (folder / "report.html").read_text()

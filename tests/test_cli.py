@@ -325,8 +325,10 @@ def test_report_prints_the_same_table_again_and_mends_the_page(tmp_path):
     folder = copy_of_finished(tmp_path)
     (folder / "report.html").unlink()
     outcome = run_cli("report", str(folder))
-    assert outcome.out == finished_outcome().out
-    assert (folder / "report.html").read_bytes() == (finished() / "report.html").read_bytes()
+    # The lines that load the file name it where it is now.
+    assert outcome.out.replace(str(folder), str(finished())) == finished_outcome().out
+    page = (folder / "report.html").read_text()
+    assert page.replace(str(folder), str(finished())) == (finished() / "report.html").read_text()
     assert run_cli("report", str(folder / "report.json")).out == outcome.out
 
 

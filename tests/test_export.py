@@ -83,7 +83,7 @@ def test_every_exporter_writes_what_torch_computes_at_any_batch(name: str, tmp_p
     path = tmp_path / f"small{exporter.suffix}"
     exporter.write(model, [image[:1]], path, dynamic_batch=True)
     want = model(image).detach().numpy()
-    opening = [key for key in runtimes if opens(runtimes.get(key), path)]
+    opening = [key for key in runtimes if opens(runtimes.get(key), path) and not runtimes.get(key).in_float32]
     assert opening, f"no runtime opens what '{name}' writes"
     for key in opening:
         for batch in (1, 2, 3):

@@ -148,7 +148,7 @@ def test_every_example_is_a_command_line_that_is_understood():
 
 def test_the_short_help_leaves_out_what_few_need_and_says_how_many():
     short, full = help_of("compile"), help_of("compile", option="--help-all")
-    shown = [set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", text, re.MULTILINE)) for text in (short, full)]
+    shown = [set(re.findall(r"^  (?:-\w, )?(--[a-z0-9-]+)", text, re.MULTILINE)) for text in (short, full)]
     every = {
         o.opts[-1] for o in cli.commands["compile"].get_params(click.Context(cli)) if isinstance(o, click.Option)
     }
