@@ -109,7 +109,7 @@ def _request(name: str, asked: dict[str, Any], points: float, *, limits: tuple[i
             say=lambda line: click.echo(line, err=True),
         )
     except (BudgetError, VerificationError) as error:
-        said = f"{error.message}; {error.hint}"
+        said = f"{error.message}; {error.hint}".replace(str(folder), folder.name)
     seconds = time.monotonic() - begun
     return {"seconds": round(seconds, 1), "said": said, **_judged(folder, data, points, refused=bool(said))}
 

@@ -135,7 +135,7 @@ def test_the_gain_of_one_output_by_hand(weight: float, noise: float, gain: float
     spread.add(rows, missing, wanted)
     correction = sums.solve(SMALL)
     assert correction.flatten().tolist() == pytest.approx([3 - weight, 50])
-    weights = torch.tensor([[[weight], [0.0]]], dtype=torch.float64)
+    weights = torch.tensor([[[weight]]], dtype=torch.float64)
     found = spread.gains(sums, correction, weights, constant=True)
     assert float(found) == pytest.approx(gain, rel=1e-4)
 

@@ -115,6 +115,14 @@ def canonical(place: Place) -> str:
     return _options().get(place) or ".".join(map(str, place))
 
 
+def keys_of(record: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """Every key of a record, that of a section before those in it, each with the type of its field."""
+    for key, kind in get_type_hints(record).items():
+        yield (*place, key), kind
+        if is_dataclass(kind):
+            yield from keys_of(kind, (*place, key))
+
+
 @cache
 def _options() -> dict[Place, str]:
     return {flag.path: flag.option.flag.split("/")[0] for flag in flags(Recipe).values()}
@@ -123,17 +131,9 @@ def _options() -> dict[Place, str]:
 @cache
 def _places() -> dict[str, Place]:
     """Option or dotted name -> key."""
-    dotted = {".".join(map(str, place)): place for place in _all(Recipe, ())}
+    dotted = {".".join(map(str, place)): place for place, _ in keys_of(Recipe)}
     named = {word: flag.path for flag in flags(Recipe).values() for word in flag.option.flag.split("/")}
     return dotted | named
-
-
-def _all(cls: Any, place: Place) -> Iterator[Place]:
-    for f in fields(cls):
-        kind = get_type_hints(cls)[f.name]
-        yield (*place, f.name)
-        if is_dataclass(kind):
-            yield from _all(kind, (*place, f.name))
 
 
 def _translated(text: str, words: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 from deploypruner.errors import RecipeError, nearest
 from deploypruner.reading import read_toml, shortened
 from deploypruner.recipe.option import Option, flags, options_of
-from deploypruner.recipe.origins import Origins, Place, called, wrong
+from deploypruner.recipe.origins import Origins, Place, called, keys_of, wrong
 from deploypruner.recipe.values import Misfit, fitted, said, words
 from deploypruner.recipe.whole import BUDGETS, DERIVED, Recipe
 
@@ -198,19 +198,14 @@ def _nearest_key(key: str, known: dict[str, Any], place: Place) -> str:
     flag = flags(Recipe).get(key.replace("-", "_"))
     if flag is not None and flag.path != place:
         return f"that is {called(flag.path)}"
-    tables = [at for at in _places_of(key) if at != place]
-    if len(tables) == 1 and not offered.startswith("did"):
-        return f"that is {called(tables[0])}"
+    others = [
+        at
+        for at, kind in keys_of(Recipe)
+        if at[-1] == key
+        and at != place
+        and not dataclasses.is_dataclass(kind)
+        and ".".join(map(str, at)) not in DERIVED
+    ]
+    if len(others) == 1 and not offered.startswith("did"):
+        return f"that is {called(others[0])}"
     return offered
-
-
-def _places_of(key: str) -> Iterator[Place]:
-    def search(cls: Any, place: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        for name, hint in get_type_hints(cls).items():
-            at = (*place, name)
-            if dataclasses.is_dataclass(hint):
-                yield from search(hint, at)
-            elif name == key and ".".join(at) not in DERIVED:
-                yield at
-
-    return search(Recipe, ())

@@ -113,38 +113,33 @@ class _Rewriting:
 
     def _compute(self, layer: Operation) -> None:
         """Insert the node that computes a layer, with the name it has for the user."""
-        after = self._twins[layer.nodes[-1]]
+        after, flat = self._twins[layer.nodes[-1]], isinstance(layer, Pool) and layer.flat
+        if layer.y is not None:
+            given = self._c4[layer.y.key]
+        elif isinstance(layer, LinearLayer):
+            given = ir.val(layer.result)
+        else:
+            given = ir.val(f"{layer.name}_image" if flat else layer.name)
+        inputs = self._inputs(layer)
+        node = ir.node(layer.op_type, inputs, layer.attributes(), outputs=[given], name=layer.name, domain=DOMAIN)
+        self._insert(after, node)
+        if layer.y is None:
+            real = self._reshape(after, given, layer.name, [layer.x.channels], name="") if flat else given
+            self._replace(after.outputs[0], real)
+
+    def _inputs(self, layer: Operation) -> list[ir.Value]:
+        """What the node of a layer reads."""
         if isinstance(layer, LinearLayer):
-            inputs = [self._vector(layer), *self._weights(layer)]
-            node = ir.node(
-                layer.op_type,
-                inputs,
-                layer.attributes(),
-                outputs=[ir.val(layer.result)],
-                name=layer.name,
-                domain=DOMAIN,
-            )
-            self._insert(after, node)
-            self._replace(after.outputs[0], node.outputs[0])
-            return
+            # What it quantizes itself; where that is computed in C4, what comes out of there.
+            x = self._values[layer.restored if layer.x.key in self._c4 else layer.x.source]
+            return [x, *self._weights(layer)]
         inputs = [self._c4[layer.x.key]]
         if isinstance(layer, Layer):
             inputs += self._weights(layer)
             inputs += [] if layer.residual is None else [self._c4[layer.residual.key]]
         if isinstance(layer, Scale):
             inputs.append(self._values[layer.by])
-        flat = isinstance(layer, Pool) and layer.flat
-        mean = ir.val(f"{layer.name}_image" if flat else layer.name)
-        given = mean if layer.y is None else self._c4[layer.y.key]
-        node = ir.node(layer.op_type, inputs, layer.attributes(), outputs=[given], name=layer.name, domain=DOMAIN)
-        self._insert(after, node)
-        if layer.y is None:
-            mean = self._reshape(after, mean, layer.name, [layer.x.channels], name="") if flat else mean
-            self._replace(after.outputs[0], mean)
-
-    def _vector(self, layer: LinearLayer) -> ir.Value:
-        """What a linear layer quantizes itself; where that is computed in C4, what comes out of there."""
-        return self._values[layer.restored if layer.x.key in self._c4 else layer.x.source]
+        return inputs
 
     def _weights(self, layer: Weighted) -> list[ir.Value]:
         """What SparseConv and SparseLinear read after x."""

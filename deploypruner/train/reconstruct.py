@@ -149,7 +149,7 @@ def _solve(
     groups = int(arguments(layer.pruned).get("groups") or 1)
     fan_in = weight[0].numel()
     shape = groups, fan_in + (shift is not None), len(weight) // groups
-    sums, spread = NormalEquations(*shape), Spread(*shape)
+    sums, spread = NormalEquations(*shape), Spread(*shape) if enlarge else None
     size, factor = 0.0, torch.ones(1)
     chosen = torch.Generator().manual_seed(0)
     for number in range(len(walks)):
@@ -161,7 +161,8 @@ def _solve(
             rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
         missing, wanted = (outputs(op, groups, part, picked) for part in (asked.missing, asked.wanted))
         sums.add(rows, missing)
-        spread.add(rows, missing, wanted)
+        if spread is not None:
+            spread.add(rows, missing, wanted)
         size += float(wanted.double().square().sum())
         factor = outputs(op, groups, asked.factor[:1], torch.tensor([0]))
     if not bool(torch.isfinite(sums.gram).all() and torch.isfinite(sums.moment).all()):
@@ -175,10 +176,9 @@ def _solve(
     usable = factor[:, :1] != 0
     unit = factor[:, :1].double().masked_fill(~usable, 1)
     kept = weight.double().reshape(groups, shape[2], fan_in).mT
-    # What a constant is now does not matter to what varies around it.
-    own = kept if shift is None else torch.cat([kept, kept.new_zeros(groups, 1, shape[2])], dim=1)
-    gains = spread.gains(sums, correction, own * unit, constant=shift is not None)[:, None]
-    gains = gains if enlarge else torch.ones_like(gains)
+    gains = torch.ones_like(correction[:, :1])
+    if spread is not None:
+        gains = spread.gains(sums, correction, kept * unit, constant=shift is not None)[:, None]
     correction = correction / unit
     solved = kept + correction[:, :fan_in]
     weight.copy_(torch.where(usable, gains * solved, kept).mT.reshape(weight.shape).to(weight.dtype))

@@ -54,23 +54,26 @@ class Spread:
         Args:
             sums: Of the same rows.
             correction: D [G, K, O].
-            weights: W [G, K, O], in the units of D.
+            weights: W [G, K, O], in the units of D; without the row of the constant.
             constant: Is the last column of X a one, so that means can be set apart? Otherwise squares stand for
                 variances.
         """
         n = max(1, self._rows)
-        gram, moment, cross = sums.gram / n, sums.moment / n, self._cross / n
-        wanted, both, missing = self._wanted / n, self._both / n, self._missing / n
-        if constant:
-            x, r, t = gram[:, -1], moment[:, -1], cross[:, -1]
-            gram = gram - x[:, :, None] * x[:, None]
-            moment, cross = moment - x[:, :, None] * r[:, None], cross - x[:, :, None] * t[:, None]
-            wanted, both, missing = wanted - t.square(), both - t * r, missing - r.square()
+        gram, moment, cross = sums.gram, sums.moment, self._cross
+        whole = correction.clone()
+        whole[:, : weights.shape[1]] += weights
         seen = gram @ correction
-        arrives = wanted + missing - 2 * both + (correction * (seen + 2 * (cross - moment))).sum(dim=1)
-        whole = weights + correction
-        own = (whole * (gram @ whole)).sum(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+        # Sums of squares and products of o, of t, and of what arrives, t - R + X D.
+        own = (whole * (gram @ whole)).sum(dim=1)
         along = (whole * (cross - moment + seen)).sum(dim=1)
+        wanted = self._wanted
+        arrives = wanted + self._missing - 2 * self._both + (correction * (seen + 2 * (cross - moment))).sum(dim=1)
+        if constant:
+            o, t = (gram[:, -1:] @ whole)[:, 0], cross[:, -1]
+            a = t - moment[:, -1] + seen[:, -1]
+            own, along = own - o.square() / n, along - o * a / n
+            wanted, arrives = wanted - t.square() / n, arrives - a.square() / n
+        own = own.clamp_min(torch.finfo(torch.float64).tiny)
         root = (along.square() - own * (arrives - wanted)).clamp_min(0).sqrt()
         gains = (1 + (root - along) / own).clamp(1, _MOST)
         return torch.where(gains < 1 + _LEAST, 1.0, gains)

@@ -6,16 +6,7 @@
 namespace dp {
 namespace {
 
-// A convolution with its scratch, shared by all clones of a node.
-struct Prepared {
-  explicit Prepared(dp_conv* made) : conv(made) {}
-  ~Prepared() { dp_conv_destroy(conv); }
-  Prepared(const Prepared&) = delete;
-  Prepared& operator=(const Prepared&) = delete;
-
-  dp_conv* conv;
-  ScratchPool pool;
-};
+using PreparedConv = Prepared<dp_conv, dp_conv_destroy>;
 
 class SparseConv : public ov::op::Op {
  public:
@@ -78,8 +69,8 @@ class SparseConv : public ov::op::Op {
     std::unique_ptr<Aligned> residual;
     if (inputs.size() == 6) residual = std::make_unique<Aligned>(inputs[5]);
     const int threads = tbb::this_task_arena::max_concurrency();
-    Buffer scratch = prepared_->pool.take(dp_conv_scratch_bytes(prepared_->conv, threads));
-    dp_conv_run(prepared_->conv, int32_t(batch), x.data(), residual ? residual->data() : nullptr, y.data(), scratch.data,
+    Buffer scratch = prepared_->pool.take(dp_conv_scratch_bytes(prepared_->layer, threads));
+    dp_conv_run(prepared_->layer, int32_t(batch), x.data(), residual ? residual->data() : nullptr, y.data(), scratch.data,
                 threads, threads > 1 ? on_tbb : nullptr, nullptr);
     prepared_->pool.give(std::move(scratch));
     y.write_back();
@@ -137,11 +128,11 @@ class SparseConv : public ov::op::Op {
     char error[256];
     dp_conv* conv = dp_conv_create(&shape, &weights, nullptr, error, sizeof error);
     NODE_VALIDATION_CHECK(this, conv, error);
-    prepared_ = std::make_shared<Prepared>(conv);
+    prepared_ = std::make_shared<PreparedConv>(conv);
   }
 
   Attributes at_;
-  std::shared_ptr<Prepared> prepared_;
+  std::shared_ptr<PreparedConv> prepared_;
 };
 
 } // namespace

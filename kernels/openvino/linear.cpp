@@ -6,15 +6,7 @@
 namespace dp {
 namespace {
 
-struct PreparedLinear {
-  explicit PreparedLinear(dp_linear* made) : linear(made) {}
-  ~PreparedLinear() { dp_linear_destroy(linear); }
-  PreparedLinear(const PreparedLinear&) = delete;
-  PreparedLinear& operator=(const PreparedLinear&) = delete;
-
-  dp_linear* linear;
-  ScratchPool pool;
-};
+using PreparedLinear = Prepared<dp_linear, dp_linear_destroy>;
 
 class SparseLinear : public ov::op::Op {
  public:
@@ -58,8 +50,8 @@ class SparseLinear : public ov::op::Op {
     const ov::Shape in = inputs[0].get_shape();
     outputs[0].set_shape(of_channels(in, at_.channels_out).to_shape());
     const int32_t batch = int32_t(in[0]), threads = tbb::this_task_arena::max_concurrency();
-    Buffer scratch = prepared_->pool.take(dp_linear_scratch_bytes(prepared_->linear, batch));
-    dp_linear_run(prepared_->linear, batch, inputs[0].data<const float>(), outputs[0].data<float>(), scratch.data, threads,
+    Buffer scratch = prepared_->pool.take(dp_linear_scratch_bytes(prepared_->layer, batch));
+    dp_linear_run(prepared_->layer, batch, inputs[0].data<const float>(), outputs[0].data<float>(), scratch.data, threads,
                   threads > 1 ? on_tbb : nullptr, nullptr);
     prepared_->pool.give(std::move(scratch));
     return true;

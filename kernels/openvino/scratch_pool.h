@@ -1,4 +1,4 @@
-// Scratch that an inference takes and gives back: as many pieces come into being as inferences run at once.
+// What a node prepares once, and scratch that an inference takes and gives back: as many pieces come into being as inferences run at once.
 #pragma once
 
 #include <mutex>
@@ -26,6 +26,18 @@ class ScratchPool {
  private:
   std::mutex mutex_;
   std::vector<Buffer> free_;
+};
+
+// A layer made once, with its scratch, shared by all clones of a node.
+template <class Layer, void (*destroy)(Layer*)>
+struct Prepared {
+  explicit Prepared(Layer* made) : layer(made) {}
+  ~Prepared() { destroy(layer); }
+  Prepared(const Prepared&) = delete;
+  Prepared& operator=(const Prepared&) = delete;
+
+  Layer* layer;
+  ScratchPool pool;
 };
 
 } // namespace dp

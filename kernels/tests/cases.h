@@ -83,7 +83,7 @@ struct Case {
 };
 
 int whole(int value, int step) { return (value + step - 1) / step * step; }
-size_t c4_bytes(int channels, int pixels) { return size_t(whole(channels, DP_QUAD)) * size_t(whole(pixels, DP_PIXELS)); }
+inline size_t c4_bytes(int channels, int pixels) { return size_t(whole(channels, DP_QUAD)) * size_t(whole(pixels, DP_PIXELS)); }
 size_t at(int channel, int pixel, int pixels) {
   return (size_t(channel / DP_QUAD) * size_t(whole(pixels, DP_PIXELS)) + size_t(pixel)) * DP_QUAD + size_t(channel % DP_QUAD);
 }
@@ -201,6 +201,18 @@ inline std::string describe(uint64_t number, const Case& c, const std::string& t
                 s.residual_zero_point, double(s.residual_scale), double(s.sum_low), double(s.sum_high),
                 double(s.hard_swish_slope), double(s.swish_step), c.batch, c.threads);
   return text;
+}
+
+// Arguments: number of the first case, and how many.
+template <class Check>
+int run_cases(int count, char** arguments, uint64_t usual, Check check) {
+  const uint64_t first = count > 1 ? std::strtoull(arguments[1], nullptr, 10) : 0;
+  const uint64_t cases = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : usual;
+  for (uint64_t number = first; number < first + cases; ++number) check(number);
+  std::string names;
+  for (const std::string& name : targets()) names += " " + name;
+  std::printf("%llu cases on%s\n", static_cast<unsigned long long>(cases), names.c_str());
+  return 0;
 }
 
 } // namespace

@@ -98,13 +98,8 @@ void check_pool(uint64_t number) {
 } // namespace
 
 int main(int count, char** arguments) {
-  const uint64_t first = count > 1 ? std::strtoull(arguments[1], nullptr, 10) : 0;
-  const uint64_t cases = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1000;
-  for (uint64_t number = first; number < first + cases; ++number) {
+  return run_cases(count, arguments, 1000, [](uint64_t number) {
     check_quantize(number);
     check_pool(number);
-  }
-  std::string names;
-  for (const std::string& name : targets()) names += " " + name;
-  std::printf("%llu cases on%s\n", static_cast<unsigned long long>(cases), names.c_str());
+  });
 }

@@ -107,9 +107,10 @@ void check_refusal(const uint8_t* x, float* s, uint8_t* y) {
 } // namespace
 
 int main(int count, char** arguments) {
-  const uint64_t first = count > 1 ? std::strtoull(arguments[1], nullptr, 10) : 0;
-  const uint64_t cases = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1000;
-  for (uint64_t number = first; number < first + cases; ++number) {
+  alignas(DP_ALIGN) uint8_t bytes[2 * DP_PIXELS * DP_QUAD] = {};
+  float one[DP_QUAD] = {};
+  check_refusal(bytes, one, bytes + DP_PIXELS * DP_QUAD);
+  return run_cases(count, arguments, 1000, [](uint64_t number) {
     Random random(number);
     const Block c(random);
     Guarded x(c.batch * c.image(), c.at_front);
@@ -117,11 +118,5 @@ int main(int count, char** arguments) {
     x.read_only();
     check_pool(number, c, random, x.data);
     check_scale(number, c, random, x.data);
-  }
-  alignas(DP_ALIGN) uint8_t bytes[2 * DP_PIXELS * DP_QUAD] = {};
-  float one[DP_QUAD] = {};
-  check_refusal(bytes, one, bytes + DP_PIXELS * DP_QUAD);
-  std::string names;
-  for (const std::string& name : targets()) names += " " + name;
-  std::printf("%llu cases on%s\n", static_cast<unsigned long long>(cases), names.c_str());
+  });
 }

@@ -144,16 +144,11 @@ void check_refusals() {
 
 } // namespace
 
-int main(int argc, char** argv) {
-  const uint64_t first = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 0;
-  const uint64_t cases = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 2000;
-  for (uint64_t number = first; number < first + cases; ++number) {
+int main(int count, char** arguments) {
+  check_refusals();
+  return run_cases(count, arguments, 2000, [](uint64_t number) {
     Random random(number);
     const Layer layer(random);
     check_layer(number, layer, random);
-  }
-  check_refusals();
-  std::string names;
-  for (const std::string& name : targets()) names += " " + name;
-  std::printf("%llu cases on%s\n", static_cast<unsigned long long>(cases), names.c_str());
+  });
 }
