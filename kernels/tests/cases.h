@@ -84,7 +84,7 @@ struct Case {
 
 int whole(int value, int step) { return (value + step - 1) / step * step; }
 inline size_t c4_bytes(int channels, int pixels) { return size_t(whole(channels, DP_QUAD)) * size_t(whole(pixels, DP_PIXELS)); }
-size_t at(int channel, int pixel, int pixels) {
+inline size_t at(int channel, int pixel, int pixels) {
   return (size_t(channel / DP_QUAD) * size_t(whole(pixels, DP_PIXELS)) + size_t(pixel)) * DP_QUAD + size_t(channel % DP_QUAD);
 }
 
