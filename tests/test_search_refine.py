@@ -189,13 +189,13 @@ def test_an_interrupted_search_takes_the_plans_that_it_had_made(tmp_path):
     _, judge, selection, solve, _ = pool()
     saved = partial(Saved, tmp_path / "pool.json", "the same")
     file = Proposed(saved())
-    first = refine(selection, judge, lambda way: file.solved(way, partial(solve, way)))
+    first = refine(selection, judge, lambda way: file.solved(way.name, partial(solve, way)))
     again = Proposed(saved())
 
     def not_again(way):
         raise AssertionError(f"{way.name} was solved already")
 
-    second = refine(selection, judge, lambda way: again.solved(way, partial(not_again, way)))
+    second = refine(selection, judge, lambda way: again.solved(way.name, partial(not_again, way)))
     assert [e.loss for e in second.selection.entries] == [e.loss for e in first.selection.entries]
     assert (second.looks, second.kept) == (first.looks, first.kept)
 

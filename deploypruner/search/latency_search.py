@@ -79,10 +79,11 @@ def meet(request: SearchRequest) -> tuple[Keep, SearchResult]:
         chosen = choose_objective(request, goal, model, bench, limit=limit, spent=choice.lost)
         goal = chosen.goal
         seen, tried = chosen.seen, list[Solution]()
+        first = [] if chosen.selection is None else [chosen.selection.best.solution]
         outcome = close_loop(
             goal,
             chosen.model,
-            solve=lambda model, ms: chosen.objective.solve(model.tally, ms),
+            solve=lambda model, ms: first.pop() if first else chosen.objective.solve(model.tally, ms),
             measure=lambda solution: _noted(bench.trial(solution.keep, goal), solution, chosen, tried),
             on_round=lambda line: request.say(_text(line, budget)),
             over=lambda: not limit.allows(),

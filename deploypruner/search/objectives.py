@@ -157,6 +157,11 @@ def refined(objective: Objective, number: int) -> Objective:
     return _by_losses(name, space, _changed(losses, space.seed, number, share=share))
 
 
+def base_name(name: str) -> str:
+    """The objective that one was refined from, or its own name."""
+    return _refinements(name)[1]
+
+
 def _refinements(name: str) -> tuple[tuple[int, ...], str]:
     """Numbers of the changes, and the name of what they began with."""
     first, _, rest = name.partition(" ")

@@ -1,7 +1,8 @@
 """Many plans of equal predicted time, judged after reconstruction; the best goes on.
 
-Successive halving: every plan gets a quick look on a part of the images, the better half a full one, and those that
-come close to the best a brief training, where training will follow anyway. A plan for
+Successive halving: every plan gets a quick look on a part of the images, the better half is brought to the same
+measured time and gets a full one, and those that come close to the best a brief training, where training will follow
+anyway. A plan for
 uniform shares and one for multiply-adds are always among them, so that at this point the choice is never worse than
 either.
 
@@ -25,6 +26,15 @@ QUICK = 0.25
 _FINALISTS = 4
 # Plans whose loss is within this of the best one's are trained briefly before one is chosen, at most so many.
 _CLOSE, _CONTENDERS = 1.2, 3
+
+
+Settle = Callable[[Objective, Solution], Solution]
+"""The plan of an objective that takes the time when measured, given the one that is predicted to."""
+
+
+def as_predicted(objective: Objective, plan: Solution) -> Solution:
+    """The plan itself, where nothing is measured."""
+    return plan
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,7 @@ def select(
     plans: Sequence[tuple[Objective, Solution]],
     judge: Judge,
     *,
+    settle: Settle = as_predicted,
     limit: TimeLimit | None = None,
     progress: Progress | None = None,
 ) -> Selection:
@@ -128,6 +139,7 @@ def select(
     Args:
         plans: Of about the same predicted time; at least one.
         judge: Looks at them.
+        settle: Brings a plan to the same measured time as the others, before its full look.
         limit: No look begins that would end after it; the first two plans are looked at in any case.
         progress: Counts looks.
     """
@@ -141,6 +153,8 @@ def select(
             if number > 1 and not limit.allows(seconds):
                 limit.cut(f"{number} of {len(plans)} plans judged")
                 break
+            if quick == 1:
+                solution = settle(objective, solution)
             begun = limit.spent
             found[number] = PoolPlan(objective, solution, judge.look(solution.keep, share=quick), quick == 1)
             seconds = max(seconds, limit.spent - begun)
@@ -152,8 +166,9 @@ def select(
         for number in best:
             if not limit.allows(seconds):
                 break
+            solution = settle(found[number].objective, found[number].solution)
             begun = limit.spent
-            full[number] = replace(found[number], verdict=judge.look(found[number].solution.keep), full=True)
+            full[number] = replace(found[number], solution=solution, verdict=judge.look(solution.keep), full=True)
             seconds = limit.spent - begun
             longest = max(longest, seconds)
             bar.advance()

@@ -15,7 +15,7 @@ from deploypruner.search.saved import Saved, identity_of
 from deploypruner.search.solve import Solution
 
 Plans = list[tuple[Objective, Solution]]
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Proposed:
@@ -49,9 +49,9 @@ class Proposed:
             for name, plan in self._saved.entries["plans"]
         ]
 
-    def solved(self, objective: Objective, solve: Callable[[], Solution]) -> Solution:
-        """The plan of an objective that an interrupted search has asked already, or a new one."""
-        key = f"plan of {objective.name}"
+    def solved(self, name: str, solve: Callable[[], Solution]) -> Solution:
+        """The plan of this name that an interrupted search has come to already, or a new one."""
+        key = f"plan of {name}"
         if key not in self._saved.entries:
             solution = solve()
             self._saved.add(key, _document(solution))

@@ -1,7 +1,8 @@
 """The best plan of a pool, improved: its losses are changed at random, and a change whose plan does better is kept.
 
 A pool asks whether one currency is right for all choices; this asks whether one choice is worth more or less than was
-measured alone. Every plan has the same predicted time, so that nothing but the loss has to be compared.
+measured alone. Every plan has the same predicted time, and those that decide the same measured one, so that nothing
+but the loss has to be compared.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from deploypruner.errors import BudgetError
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.objectives import Objective, distance, refined
-from deploypruner.search.pool import QUICK, PoolPlan, Selection
+from deploypruner.search.pool import QUICK, PoolPlan, Selection, Settle, as_predicted
 from deploypruner.search.solve import Solution
 from deploypruner.search.time_limit import TimeLimit
 
@@ -54,6 +55,7 @@ def refine(
     judge: Judge,
     solve: Callable[[Objective], Solution],
     *,
+    settle: Settle = as_predicted,
     limit: TimeLimit | None = None,
     progress: Progress | None = None,
 ) -> Refined:
@@ -66,6 +68,7 @@ def refine(
         selection: From `select`.
         judge: The same.
         solve: The plan of an objective, of the same predicted time as the others.
+        settle: Brings a plan to the same measured time as the others, before its full look.
         limit: No look begins that would end after it, as far as the longest before tells.
         progress: Counts looks.
 
@@ -84,7 +87,9 @@ def refine(
             if not limit.allows(selection.seconds):
                 limit.cut("a plan near the best one got no full look")
                 break
-            selection = _with(selection, replace(plan, verdict=judge.look(plan.solution.keep), full=True))
+            solution = settle(plan.objective, plan.solution)
+            full = replace(plan, solution=solution, verdict=judge.look(solution.keep), full=True)
+            selection = _with(selection, full)
     finally:
         bar.close()
     return Refined(selection, search.looks, len(better), repaired)

@@ -1,4 +1,4 @@
-"""Which objective the closed loop goes on with: its plan does best among plans of equal predicted time."""
+"""Which objective the closed loop goes on with: its plan does best among plans of equal measured time."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from deploypruner.graph import Keep
 from deploypruner.latency import LatencyModel
 from deploypruner.search.bench import CandidateBench
 from deploypruner.search.candidates import Candidates, Look
+from deploypruner.search.equal_time import EqualTime
 from deploypruner.search.goal import Goal
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.loop import RESERVE
@@ -37,7 +38,8 @@ class Chosen:
 
     Args:
         objective: What plans are solved for.
-        model: Calibrated with one plan that drops branches, and with one that does not.
+        model: Calibrated with the plans of this objective that were measured, where there are any; else with one that
+            drops branches and one that does not.
         seen: Every plan that was measured or looked at.
         goal: What to reach; the one that was found where it was to be.
         judge: Of the pool, None without data.
@@ -103,12 +105,16 @@ def choose_objective(
     if plans is None:
         plans = proposals(known, perturbed(space), model.tally, target, count=request.plans)
         file.add(plans)
-    selection = select(plans, judge, limit=limit, progress=request.progress)
-
-    def solved(objective: Objective) -> Solution:
-        return file.solved(objective, partial(objective.solve, model.tally, target))
-
-    selection = _refined(request, selection, judge, solved, limit)
+    equal = EqualTime(
+        target,
+        model,
+        measure=lambda plan: bench.trial(plan.keep, goal),
+        file=file,
+        limit=limit,
+        seen=lambda objective, plan, ms: _measured(request, seen, objective, plan, ms=ms),
+    )
+    selection = select(plans, judge, settle=equal.settle, limit=limit, progress=request.progress)
+    selection = _refined(request, selection, judge, equal, limit)
     if request.train is not None:
         train = partial(_trained, request.train, judge)
         selection = train_contenders(selection, train, limit=limit, progress=request.progress)
@@ -121,7 +127,7 @@ def choose_objective(
         + ("" if top1 is None else f", top-1 {top1:.1f} %")
         + (f", {gone} residual branch{'' if gone == 1 else 'es'} gone)" if gone else ")")
     )
-    return Chosen(best.objective, model, seen, goal, judge, selection)
+    return Chosen(best.objective, equal.model_of(best.objective), seen, goal, judge, selection)
 
 
 def _corrected(
@@ -147,13 +153,14 @@ def _corrected(
             solution = objective.solve(model.tally, goal.median_ms * (1 - RESERVE))
             trial = bench.trial(solution.keep, goal)
             model = model.calibrated(solution.keep, trial.assessment.model_ms, trial.profile)
-            seen.add(objective.name, solution, measured_ms=trial.assessment.model_ms)
             limit.reserve = _ROUNDS_LEFT * (limit.spent - begun)
-            request.say(
-                f"{objective.name}: predicted {solution.predicted_ms:.3g} ms, measured "
-                f"{trial.assessment.model_ms:.3g} ms"
-            )
+            _measured(request, seen, objective, solution, ms=trial.assessment.model_ms)
     return model
+
+
+def _measured(request: SearchRequest, seen: Candidates, objective: Objective, plan: Solution, *, ms: float) -> None:
+    seen.add(objective.name, plan, measured_ms=ms)
+    request.say(f"{objective.name}: predicted {plan.predicted_ms:.3g} ms, measured {ms:.3g} ms")
 
 
 def _add_pool(seen: Candidates, selection: Selection, judge: Judge) -> None:
@@ -167,12 +174,12 @@ def _refined(
     request: SearchRequest,
     selection: Selection,
     judge: Judge,
-    solve: Callable[[Objective], Solution],
+    equal: EqualTime,
     limit: TimeLimit,
 ) -> Selection:
     """With plans near the best one that do better."""
     before = selection.best
-    found = refine(selection, judge, solve, limit=limit, progress=request.progress)
+    found = refine(selection, judge, equal.solve, settle=equal.settle, limit=limit, progress=request.progress)
     if found.looks:
         how = "" if found.repaired else " without repair, which orders the pool alike"
         better = f"{before.loss:.3g} -> {found.selection.best.loss:.3g}"
