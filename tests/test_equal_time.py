@@ -33,6 +33,9 @@ class Model:
     def calibrated(self, keep, measured_ms: float, profile=None) -> Model:
         return Model(measured_ms / len(keep["g"]))
 
+    def learned(self, keep, profile: float) -> Model:
+        return Model(profile)
+
 
 def plan(width: int, scale: float) -> Solution:
     ms = width * scale
@@ -56,6 +59,7 @@ class Machine:
     """Takes `ms(width)`, a second of the clock for each measurement."""
 
     per_channel: float
+    profile: float | None = None
     asked: list[int] = field(default_factory=list)
     seconds: float = 0.0
     saw: list[tuple[str, int, float]] = field(default_factory=list)
@@ -64,7 +68,7 @@ class Machine:
         self.asked.append(plan.widths["g"])
         self.seconds += 1
         ms = self.per_channel * plan.widths["g"]
-        return Trial(Assessment(ms, ms, ms, ms, ms / TARGET, ms / TARGET))
+        return Trial(Assessment(ms, ms, ms, ms, ms / TARGET, ms / TARGET), self.profile)
 
     def equal(self, minutes: float = float("inf"), file: Saved | None = None) -> EqualTime:
         return EqualTime(
@@ -92,6 +96,12 @@ def test_what_is_learnt_of_one_kind_is_for_it_and_what_is_refined_from_it_alone(
     assert equal.solve(objective("refined 3+1 of scores")).widths == {"g": 320}
     assert equal.solve(objective("lamp")).widths == {"g": 400}
     assert equal.model_of(objective("lamp")) is equal.model
+
+
+def test_the_operations_of_a_measured_plan_are_learnt_for_plans_of_every_kind():
+    equal, way = Machine(0.0125, profile=0.016).equal(), objective("scores")
+    assert equal.settle(way, equal.solve(way)).widths == {"g": 320}
+    assert equal.solve(objective("lamp")).widths == {"g": 250}, "4 ms at 0.016 a channel"
 
 
 def test_of_plans_that_never_take_the_time_the_closest_from_below_stays():

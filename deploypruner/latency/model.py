@@ -128,21 +128,30 @@ class LatencyModel:
         Args:
             keep: The plan.
             measured_ms: Its median.
-            profile: Its operations' times, where known: they join the points, so that nearby plans profit.
+            profile: Its operations' times, where known, see `learned`.
         """
-        better = self
-        if profile is not None:
-            points = self._points.copy()
-            points.add_fitting(self._nodes, self._overhead.shared_out(profile, self.ms(keep) / self.scale))
-            better = LatencyModel(
-                self.graph, self.setting, nodes=self._nodes, points=points, quality=self.quality, scale=self.scale
-            )
-        factor = measured_ms / better.ms(keep)
+        better = self if profile is None else self.learned(keep, profile)
+        return better._scaled(measured_ms / better.ms(keep))
+
+    def learned(self, keep: Keep, profile: Profile) -> LatencyModel:
+        """The model with the times of a plan's operations among its points, so that nearby plans profit.
+
+        Args:
+            keep: The plan.
+            profile: Its operations' times.
+        """
+        points = self._points.copy()
+        points.add_fitting(self._nodes, self._overhead.shared_out(profile, self.ms(keep) / self.scale))
+        return LatencyModel(
+            self.graph, self.setting, nodes=self._nodes, points=points, quality=self.quality, scale=self.scale
+        )
+
+    def _scaled(self, factor: float) -> LatencyModel:
         return LatencyModel(
             self.graph,
             self.setting,
             nodes=self._nodes,
-            points=better._points,
+            points=self._points,
             quality=self.quality,
             scale=self.scale * factor,
         )

@@ -13,7 +13,7 @@ from math import inf
 
 from deploypruner.errors import BudgetError
 from deploypruner.latency import LatencyModel
-from deploypruner.search.loop import SLACK, Trial
+from deploypruner.search.loop import SLACK, Keep, Trial
 from deploypruner.search.objectives import Objective, base_name
 from deploypruner.search.proposed import Proposed
 from deploypruner.search.solve import Solution
@@ -32,7 +32,7 @@ class EqualTime:
 
     Args:
         target_ms: What plans are solved for.
-        model: Predicts for what was not measured.
+        model: Predicts; it learns from the operations of every plan that is measured.
         measure: Exports and times a plan.
         file: The plan that came of it is kept here, so that an interrupted search does not measure again.
         limit: No measurement begins that would end after its part of it.
@@ -45,14 +45,15 @@ class EqualTime:
     file: Proposed
     limit: TimeLimit
     seen: Callable[[Objective, Solution, float], None] = lambda objective, plan, ms: None
-    _models: dict[str, LatencyModel] = field(default_factory=dict)
+    _measured: dict[str, tuple[Keep, float]] = field(default_factory=dict)
     _until: float | None = None
     _longest: float = 0.0
     _cut: bool = False
 
     def model_of(self, objective: Objective) -> LatencyModel:
-        """Corrected with the plans of this objective that were measured, or of the one it was refined from."""
-        return self._models.get(base_name(objective.name), self.model)
+        """Right about the plan of this objective, or of the one it was refined from, that was measured last."""
+        known = self._measured.get(base_name(objective.name))
+        return self.model if known is None else self.model.calibrated(*known)
 
     def solve(self, objective: Objective) -> Solution:
         """The plan of an objective by what is known of its kind.
@@ -108,8 +109,9 @@ class EqualTime:
             return None
         trial = self.measure(plan)
         ms = trial.assessment.model_ms
-        model = self.model_of(objective).calibrated(plan.keep, ms, trial.profile)
-        self._models[base_name(objective.name)] = model
+        if trial.profile is not None:
+            self.model = self.model.learned(plan.keep, trial.profile)
+        self._measured[base_name(objective.name)] = plan.keep, ms
         self.seen(objective, plan, ms)
         self._longest = max(self._longest, self.limit.spent - begun)
         return ms / self.target_ms

@@ -195,7 +195,7 @@ def close_loop(
     if best is None:
         closest = min(rounds, key=lambda line: line.measured_ms)
         raise BudgetError(
-            f"{goal.budget} was not met in {len(rounds)} rounds; the fastest candidate has a median of "
+            f"{goal.budget} was not met in {len(rounds)} round{'s' if len(rounds) > 1 else ''}; the fastest candidate has a median of "
             f"{closest.measured_ms:.3g} ms",
             hint="measure on a quieter machine, or ask for a little more time",
         )
