@@ -16,14 +16,15 @@ from deploypruner.search.bench import CandidateBench
 from deploypruner.search.bottlenecks import obstacles
 from deploypruner.search.candidates import Candidates, Look
 from deploypruner.search.choose import ChosenSetting, choose_setting
+from deploypruner.search.contenders import close_contenders
 from deploypruner.search.final import judge_final
 from deploypruner.search.found import SearchResult
 from deploypruner.search.goal import Goal
 from deploypruner.search.judge import Judge
-from deploypruner.search.loop import Keep, Round, Trial, close_loop
+from deploypruner.search.loop import Keep, Round, Trial
 from deploypruner.search.mixed_setting import with_mix
 from deploypruner.search.request import SearchRequest
-from deploypruner.search.selection import Chosen, choose_objective
+from deploypruner.search.selection import choose_objective
 from deploypruner.search.solve import Solution
 from deploypruner.search.time_limit import TimeLimit
 
@@ -77,31 +78,20 @@ def meet(request: SearchRequest) -> tuple[Keep, SearchResult]:
             raise _out_of_reach(request, choice, trial, room)
         model = _latency_model(request, choice, goal, limit)
         chosen = choose_objective(request, goal, model, bench, limit=limit, spent=choice.lost)
-        goal = chosen.goal
-        seen, tried = chosen.seen, list[Solution]()
-        first = [] if chosen.selection is None else [chosen.selection.best.solution]
-        outcome = close_loop(
-            goal,
-            chosen.model,
-            solve=lambda model, ms: first.pop() if first else chosen.objective.solve(model.tally, ms),
-            measure=lambda solution: _noted(bench.trial(solution.keep, goal), solution, chosen, tried),
-            on_round=lambda line: request.say(_text(line, budget)),
-            over=lambda: not limit.allows(),
+        closed = close_contenders(
+            chosen, bench, limit=limit, say=request.say, on_round=lambda line: request.say(_text(line, budget))
         )
-    if outcome.cut:
-        limit.cut(
-            f"round {len(outcome.rounds)} of the closed loop the last, though another might use more of the budget"
-        )
+    goal, seen, outcome = chosen.goal, chosen.seen, closed.outcome
     solution = outcome.solution
     judged, judge = None, chosen.judge
     if judge is not None:
-        judged = judge_final(request, judge, outcome, objective=chosen.objective, limit=limit, seen=seen)
-        _look_at(tried, judge, seen, limit, by=chosen.objective.name)
+        judged = judge_final(request, judge, outcome, objective=closed.objective, limit=limit, seen=seen)
+        _look_at(closed.tried, judge, seen, limit)
     if limit.remark:
         request.say(f"remark: {limit.remark}")
     return solution.keep, replace(
         found,
-        objective=chosen.objective.name,
+        objective=closed.objective.name,
         pool=() if chosen.selection is None else chosen.selection.entries,
         judged_by="" if chosen.selection is None else chosen.selection.kind,
         judged=judged,
@@ -117,16 +107,10 @@ def meet(request: SearchRequest) -> tuple[Keep, SearchResult]:
     )
 
 
-def _noted(trial: Trial, solution: Solution, chosen: Chosen, tried: list[Solution]) -> Trial:
-    chosen.seen.add(chosen.objective.name, solution, measured_ms=trial.assessment.model_ms)
-    tried.append(solution)
-    return trial
-
-
-def _look_at(tried: Sequence[Solution], judge: Judge, seen: Candidates, limit: TimeLimit, *, by: str) -> None:
+def _look_at(tried: Sequence[tuple[str, Solution]], judge: Judge, seen: Candidates, limit: TimeLimit) -> None:
     """How the measured plans do that nobody has looked at, as long as there is time for it."""
     seconds = 0.0
-    for solution in tried:
+    for by, solution in tried:
         if not seen.looked(solution) and limit.allows(seconds):
             begun = limit.spent
             seen.add(by, solution, look=Look.of(judge.look(solution.keep), judge.dense))

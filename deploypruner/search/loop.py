@@ -195,8 +195,8 @@ def close_loop(
     if best is None:
         closest = min(rounds, key=lambda line: line.measured_ms)
         raise BudgetError(
-            f"{goal.budget} was not met in {len(rounds)} round{'s' if len(rounds) > 1 else ''}; the fastest candidate has a median of "
-            f"{closest.measured_ms:.3g} ms",
+            f"{goal.budget} was not met in {len(rounds)} round{'s' if len(rounds) > 1 else ''}; "
+            f"the fastest candidate has a median of {closest.measured_ms:.3g} ms",
             hint="measure on a quieter machine, or ask for a little more time",
         )
     return LoopOutcome(best[0], _line(best[0], best[1].assessment), tuple(rounds), best[1].doubt, model, cut)

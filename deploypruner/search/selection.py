@@ -17,7 +17,7 @@ from deploypruner.search.equal_time import EqualTime
 from deploypruner.search.goal import Goal
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.search.loop import RESERVE
-from deploypruner.search.objectives import Objective, Space, objectives, perturbed, proposals
+from deploypruner.search.objectives import Objective, Space, base_name, objectives, perturbed, proposals
 from deploypruner.search.pace import find_pace
 from deploypruner.search.pool import QUICK, Selection, select, train_contenders
 from deploypruner.search.proposed import Proposed
@@ -30,6 +30,26 @@ from deploypruner.search.time_limit import TimeLimit
 _ROUNDS_LEFT = 3
 # Part of the time that is left which measuring the worth may take: plans are still to be judged.
 _WORTH_SHARE = 0.5
+# Plans of different kinds that the closed loop may go on with.
+_CONTENDERS = 3
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What a closed loop begins with.
+
+    Args:
+        objective: What plans are solved for.
+        model: Right about the plan of this objective that was measured last; else calibrated with one that drops
+            branches and one that does not.
+        plan: That was judged, None without data.
+        loss: Of that plan.
+    """
+
+    objective: Objective
+    model: LatencyModel
+    plan: Solution | None = None
+    loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -37,17 +57,14 @@ class Chosen:
     """What the closed loop goes on with.
 
     Args:
-        objective: What plans are solved for.
-        model: Calibrated with the plans of this objective that were measured, where there are any; else with one that
-            drops branches and one that does not.
+        contenders: The best first; one alone without data.
         seen: Every plan that was measured or looked at.
         goal: What to reach; the one that was found where it was to be.
         judge: Of the pool, None without data.
-        selection: The pool that the objective came out of, None without data.
+        selection: The pool that the contenders came out of, None without data.
     """
 
-    objective: Objective
-    model: LatencyModel
+    contenders: tuple[Contender, ...]
     seen: Candidates
     goal: Goal
     judge: Judge | None = None
@@ -94,7 +111,7 @@ def choose_objective(
         request.say(f"only widths are chosen: {_no_branches(space)}")
     known, seen = objectives(space), Candidates(request.graph)
     if request.judge is None:
-        return Chosen(known[0], model, seen, goal)
+        return Chosen((Contender(known[0], model),), seen, goal)
     judge = request.judge()
     if goal.budget.fastest:
         goal = find_pace(request, goal, judge, known[0], model=model, spent=spent, limit=limit, seen=seen)
@@ -127,7 +144,17 @@ def choose_objective(
         + ("" if top1 is None else f", top-1 {top1:.1f} %")
         + (f", {gone} residual branch{'' if gone == 1 else 'es'} gone)" if gone else ")")
     )
-    return Chosen(best.objective, equal.model_of(best.objective), seen, goal, judge, selection)
+    return Chosen(_contenders(selection, equal), seen, goal, judge, selection)
+
+
+def _contenders(selection: Selection, equal: EqualTime) -> tuple[Contender, ...]:
+    """The best plans of different kinds, of those that got a full look; the best one in any case."""
+    found: dict[str, Contender] = {}
+    for plan in selection.plans:
+        kind = base_name(plan.objective.name)
+        if kind not in found and (plan.full or not found):
+            found[kind] = Contender(plan.objective, equal.model_of(plan.objective), plan.solution, plan.loss)
+    return tuple(found.values())[:_CONTENDERS]
 
 
 def _corrected(
