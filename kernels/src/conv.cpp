@@ -120,6 +120,28 @@ void copied_one(void* context, int32_t i) {
     for (int number = first; number < last; ++number) run_tile(run, copy + first_byte(run, number), piece, number);
 }
 
+// The same of a stem, whose quads are mixed tile by tile from a padded image.
+void mixed_one(void* context, int32_t i) {
+  const Run& run = *static_cast<Run*>(context);
+  const Packed& packed = run.conv.packed;
+  const Geometry& g = run.conv.geometry;
+  const int shares = std::min(run.cut.pieces, run.cut.tiles), share = i % shares;
+  const int first = begin_of(run.cut.tiles, share, shares), last = begin_of(run.cut.tiles, share + 1, shares);
+  const int begin = begin_of(packed.all_vectors, first, run.cut.tiles), end = begin_of(packed.all_vectors, last, run.cut.tiles);
+  const int parts = run.cut.pieces / shares, part = i / shares;
+  const int begin_piece = begin_of(run.cut.row_pieces, part, parts), end_piece = begin_of(run.cut.row_pieces, part + 1, parts);
+  uint8_t* padded = run.scratch + size_t(i) * mixed_bytes(packed);
+  uint8_t* quads = padded + padded_bytes(packed);
+  const int across = packed.pitch / DP_PIXELS, reach = packed.padded_rows - (g.height_out - 1) * g.shape.stride_y;
+  if (begin < end)
+    pad_rows(g, packed, begin / across * g.shape.stride_y, (end - 1) / across * g.shape.stride_y + reach, run.x, padded);
+  for (int number = first; number < last; ++number) {
+    mix_tile(g, packed, run.conv.target, begin_of(packed.all_vectors, number, run.cut.tiles),
+             begin_of(packed.all_vectors, number + 1, run.cut.tiles), padded, quads);
+    for (int piece = begin_piece; piece < end_piece; ++piece) run_tile(run, quads, piece, number);
+  }
+}
+
 // A share of a depthwise convolution's quads, each copied and computed while it is in the first-level cache. The next one
 // is copied first: what was just written in whole vectors cannot be read between them before it has left the CPU's queue.
 void planes_one(void* context, int32_t piece) {
@@ -217,6 +239,7 @@ size_t dp_conv_scratch_bytes(const dp_conv* conv, int32_t threads) {
   const Packed& packed = conv->packed;
   if (packed.is_windows) return packed.source_plane * kLinesPerQuad * size_t(g.windows_in());
   if (!conv->target.tile || g.is_direct() || packed.is_depthwise) return 0;
+  if (packed.is_mixed) return size_t(cut_of(*conv, threads).pieces) * mixed_bytes(packed);
   return size_t(cut_of(*conv, threads).pieces) * (packed.is_planewise ? 2 * packed.source_plane : copy_bytes(*conv));
 }
 
@@ -238,6 +261,8 @@ void dp_conv_run(const dp_conv* conv, int32_t batch, const uint8_t* x, const uin
       each(parallel, pool, g.windows_in() * run.cut.line_pieces, lines_one, &run);
     if (conv->packed.is_planewise)
       each(parallel, pool, run.cut.pieces, planes_one, &run);
+    else if (conv->packed.is_mixed)
+      each(parallel, pool, run.cut.pieces, mixed_one, &run);
     else if (is_windows || g.is_direct())
       each(parallel, pool, tiles, tile_one, &run);
     else
