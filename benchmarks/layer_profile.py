@@ -101,18 +101,14 @@ def _alone(node: onnx.NodeProto, stored: dict[str, NDArray[Any]], rate: float) -
 
 
 def _shape(said: dict[str, Any], *, has_residual: bool) -> ConvShape:
-    pair = {name: tuple(said.get(f"{given}", (1, 1))) for name, given in _LISTS.items()}
-    taken = {name: said[name] for name in _NUMBERS if name in said}
-    return ConvShape(
-        **taken,
-        **pair,
-        groups=said.get("group", 1),
-        pads=tuple(said.get("pads", (0, 0, 0, 0))),
-        residual_zero_point=said.get("residual_zero_point", 0) if has_residual else None,
-    )
+    taken: dict[str, Any] = {name: said[name] for name in _NUMBERS if name in said}
+    taken |= {name: tuple(said[given]) for name, given in _LISTS.items() if given in said}
+    if has_residual:
+        taken["residual_zero_point"] = said.get("residual_zero_point", 0)
+    return ConvShape(**taken, groups=said.get("group", 1))
 
 
-_LISTS = {"kernel": "kernel_shape", "stride": "strides", "dilation": "dilations"}
+_LISTS = {"kernel": "kernel_shape", "stride": "strides", "dilation": "dilations", "pads": "pads"}
 _NUMBERS = """channels_in channels_out height width input_zero_point output_zero_point low high residual_scale
     sum_low sum_high hard_swish_slope swish_step""".split()
 
@@ -137,7 +133,7 @@ def _warm_us(shape: ConvShape, mask: Any, values: Any, weights: dict[str, Any]) 
     y, added = (aligned(c4_shape(1, shape.channels_out, high * wide)) for _ in range(2))
     residual = None if shape.residual_zero_point is None else pointer(added)
     given = (handle, 1, pointer(x), residual, pointer(y), pointer(scratch), 1, None, None)
-    taken = []
+    taken: list[float] = []
     end = time.perf_counter() + _ALONE_S
     while time.perf_counter() < end or len(taken) < 5:
         begin = time.perf_counter()

@@ -36,6 +36,7 @@ struct Run {
   uint8_t* y;
   uint8_t* scratch;
   Cut cut;
+  bool alone = true; // pieces run one after the other
 
   bool makes_own_lines() const { return conv.packed.is_windows && conv.geometry.is_direct() && cut.row_pieces == 1; }
 };
@@ -46,7 +47,7 @@ void lines_one(void* context, int32_t i) {
   const int all = g.is_direct() ? run.conv.packed.all_vectors : run.conv.packed.rows;
   const int window = i % g.windows_in(), piece = i / g.windows_in();
   const int begin = begin_of(all, piece, run.cut.line_pieces), end = begin_of(all, piece + 1, run.cut.line_pieces);
-  gather_lines(g, run.conv.packed, run.conv.target, window, begin, end, run.x, run.scratch);
+  gather_lines(g, run.conv.packed, run.conv.target, window, begin, end, run.x, run.scratch, begin);
 }
 
 // All of tile `number` but its source and its channels.
@@ -93,13 +94,13 @@ void tile_one(void* context, int32_t i) {
   const Geometry& g = run.conv.geometry;
   const Packed& packed = run.conv.packed;
   const int piece = i / run.cut.tiles, number = i % run.cut.tiles;
-  if (run.makes_own_lines()) {
-    const int begin = begin_of(packed.all_vectors, number, run.cut.tiles), end = begin_of(packed.all_vectors, number + 1, run.cut.tiles);
-    for (int window = 0; window < g.windows_in(); ++window)
-      gather_lines(g, packed, run.conv.target, window, begin, end, run.x, run.scratch);
-  }
-  const size_t first = first_byte(run, number);
-  run_tile(run, packed.is_windows ? run.scratch + first * kLinesPerQuad : run.x + first, piece, number);
+  const int begin = begin_of(packed.all_vectors, number, run.cut.tiles), end = begin_of(packed.all_vectors, number + 1, run.cut.tiles);
+  if (!packed.is_windows) return run_tile(run, run.x + size_t(begin) * kVectorBytes, piece, number);
+  // One thread writes every tile's lines to one place, where they stay in the cache.
+  const int place = run.makes_own_lines() && run.alone ? 0 : begin;
+  for (int window = 0; run.makes_own_lines() && window < g.windows_in(); ++window)
+    gather_lines(g, packed, run.conv.target, window, begin, end, run.x, run.scratch, place);
+  run_tile(run, run.scratch + size_t(place) * kVectorBytes * kLinesPerQuad, piece, number);
 }
 
 // A share of the tiles of a convolution that reads a copy, or with more threads than tiles a share of a tile's channels.
@@ -250,7 +251,7 @@ void dp_conv_run(const dp_conv* conv, int32_t batch, const uint8_t* x, const uin
   if (!g.shape.has_residual) residual = nullptr;
   const size_t in = size_t(g.quads_in) * g.pixels_in * DP_QUAD, out = size_t(g.quads_out) * g.pixels_out * DP_QUAD;
   for (int32_t n = 0; n < batch; ++n, x += in, y += out, residual += residual ? out : 0) {
-    Run run{*conv, x, residual, y, static_cast<uint8_t*>(scratch), {}};
+    Run run{*conv, x, residual, y, static_cast<uint8_t*>(scratch), {}, !parallel};
     if (!conv->target.tile) {
       each(parallel, pool, g.shape.channels_out, equation_one, &run);
       continue;

@@ -251,9 +251,10 @@ void gather(const Geometry&, const Packed&, const Target&, const Part&, const ui
 int window_vectors(const Geometry&, const Packed&); // of a tile at most
 void pack_windows(const std::vector<std::vector<Placed>>& rows, Packed&);
 double windows_cost(const Geometry&, const Packed&, const Target&, size_t steps);
-// Lines of one window, of rows first .. last of the copy; of a direct convolution, of so many vectors of its input.
+// Lines of one window, of rows first .. last of the copy; of a direct convolution, of so many vectors of its input, from
+// vector `place` of the scratch on.
 void gather_lines(const Geometry&, const Packed&, const Target&, int window, int first, int last, const uint8_t* x,
-                  uint8_t* scratch);
+                  uint8_t* scratch, int place);
 // Mixed quads; false where there are none for a convolution.
 bool lay_out_mixed(const Geometry&, const Target&, Packed&);
 int32_t mixed_offset(const Geometry&, const Packed&, const Nonzero&); // of the quad that meets a weight, bytes into the tile's
