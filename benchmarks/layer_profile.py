@@ -177,7 +177,7 @@ def table(run: Results) -> str:
     return "\n".join(lines)
 
 
-_OURS = ("SparseConv", "SparseLinear", "QuantizeC4", "PoolC4", "ScaleC4", "MaxPoolC4")
+_OURS = ("SparseConv", "SparseLinear", "QuantizeC4", "PixelsC4", "PoolC4", "ScaleC4", "MaxPoolC4")
 
 
 def _label(row: Results) -> str:

@@ -99,6 +99,25 @@ extern "C" int dp_quantize_c4(const char* name, int32_t batch, int32_t pixels, i
   }
 }
 
+// The same on every target: three bytes of a pixel are three loads.
+extern "C" int dp_pixels_c4(int32_t batch, int32_t pixels, int32_t channels, const uint8_t* table, const uint8_t* x, uint8_t* y) {
+  if (batch < 0 || pixels < 0 || channels <= 0) return 1;
+  const size_t plane = size_t(round_up(pixels, DP_PIXELS)) * DP_QUAD;
+  for (int32_t n = 0; n < batch; ++n, x += size_t(pixels) * channels)
+    for (int32_t first = 0; first < channels; first += DP_QUAD, y += plane) {
+      const int here = std::min<int>(DP_QUAD, channels - first);
+      const uint8_t* of_quad = table + size_t(first) * 256;
+      for (int32_t pixel = 0; pixel < pixels; ++pixel) {
+        const uint8_t* from = x + size_t(pixel) * channels + first;
+        uint32_t quad = 0;
+        for (int i = 0; i < here; ++i) quad |= uint32_t(of_quad[i * 256 + from[i]]) << (8 * i);
+        std::memcpy(y + size_t(pixel) * DP_QUAD, &quad, DP_QUAD);
+      }
+      std::memset(y + size_t(pixels) * DP_QUAD, 0, plane - size_t(pixels) * DP_QUAD);
+    }
+  return 0;
+}
+
 extern "C" int32_t dp_max_pool_height_out(const dp_max_pool* how) {
   return is_sound(*how) ? span_out(how->height, how->pad_top, how->pad_bottom, how->kernel_y, how->stride_y) : 0;
 }
