@@ -246,12 +246,13 @@ void pack_group(const std::vector<std::vector<Entry>>& rows, const std::vector<i
   packed.groups.push_back({int32_t(begin), int32_t(length)});
 }
 
-void pack_rows(const std::vector<Quads>& quads, const Target& target, Packed& packed) {
+void pack_rows(const std::vector<Quads>& quads, int quads_out, const Target& target, Packed& packed) {
   std::vector<std::vector<Entry>> rows;
   for (const Quads& row : quads) rows.push_back(entries_of(row, target));
+  rows.resize(size_t(quads_out) * DP_QUAD); // rows that only fill up the last block would be rounded like any other
   for (size_t block = 0; block < rows.size(); block += kBlockRows) {
     packed.block_groups.push_back(int32_t(packed.groups.size()));
-    std::vector<int> order(kBlockRows);
+    std::vector<int> order(std::min(size_t(kBlockRows), rows.size() - block));
     std::iota(order.begin(), order.end(), int(block));
     std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return rows[a].size() < rows[b].size(); });
     for (size_t i = 0; i < order.size(); i += size_t(packed.together)) {
@@ -331,7 +332,7 @@ Packed pack(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, co
   Packed shared = packed, windows = packed;
   pack_shared(quads, g.quads_out, target, shared);
   if (packed.is_planewise) return shared;
-  pack_rows(quads, target, packed);
+  pack_rows(quads, g.quads_out, target, packed);
   const double cheaper = std::min(double(shared.steps) / kOwnLoad, double(packed.steps));
   if (lay_out_mixed(g, target, mixed)) {
     lay_out_lanes(g, mixed);
