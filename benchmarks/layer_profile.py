@@ -3,6 +3,7 @@
     python -m benchmarks.layer_profile                 # ResNet-50 and MobileNetV2, 4x4 and 1x4 at 90 %
     python -m benchmarks.layer_profile --net resnet50 --pattern 1x4 --sparsity 0.8
     python -m benchmarks.layer_profile --markdown      # only print what is there
+    python -m benchmarks.layer_profile --out here.json # another CPU's
 
 The file with every layer in our kernels runs in OpenVINO with its counters, one thread, batch 1: `us`, the median
 over rounds. Then each convolution alone, again and again, its tensors in the caches: `warm`; and once more with a
@@ -38,7 +39,7 @@ from deploypruner.sparse.bindings import ConvShape, create
 from deploypruner.sparse.library import active_target, load
 from deploypruner.sparse.packed import pack
 
-RESULTS = Path(__file__).parent / "results" / "layer_profile.json"
+RESULTS = Path(__file__).parent / "results" / "layer_profile.zen4.json"
 _ROUNDS, _CALLS = 25, 4
 _ALONE_S = 0.02
 _PARTS = ("multiplying", "rounding", "fetching")
