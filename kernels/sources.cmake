@@ -1,5 +1,5 @@
 # What the libraries and the tests of this folder compile, and for which instructions.
-set(sources border conv gate gather geometry linear pack windows targets)
+set(sources border conv gate gather geometry linear mixed pack windows targets)
 set(targets "")
 
 # One file a target, src/target_NAME.cpp. A line of it says `// Target PLACE on PROCESSOR: OPTIONS`: the best has the highest

@@ -76,6 +76,13 @@ class QuantizeC4(OpRun):
         return (to_c4(np.clip(steps, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)),)
 
 
+class PixelsC4(OpRun):
+    op_domain = "deploypruner"
+
+    def _run(self, x, table):
+        return (to_c4(np.stack([table[c][x[..., c]] for c in range(len(table))], axis=-1)),)
+
+
 class MaxPoolC4(OpRun):
     op_domain = "deploypruner"
 
@@ -187,7 +194,7 @@ class ScaleC4(OpRun):
         return (to_c4(np.clip(y, 0, 255).astype(np.uint8)),)
 
 
-_OPERATIONS = [QuantizeC4, MaxPoolC4, ToC4, FromC4, SparseConv, SparseLinear, PoolC4, ScaleC4]
+_OPERATIONS = [QuantizeC4, PixelsC4, MaxPoolC4, ToC4, FromC4, SparseConv, SparseLinear, PoolC4, ScaleC4]
 
 
 def run_reference(model: onnx.ModelProto, feeds: dict, *, wanted=None):

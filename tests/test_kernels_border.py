@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
+from deploypruner.export.embed import embed_preprocessing
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
+from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.sparse.convert import sparsify
 from deploypruner.sparse.gates import MaxPool
 from deploypruner.sparse.library import is_built
@@ -105,6 +107,46 @@ def test_a_network_from_its_image_to_its_mean_is_ours_and_nothing_is_laid_out_tw
         onnx.save(found.model, tmp_path / "sparse.onnx")
         layers = [choice.layer for choice in found.choices]
         assert verify_operations(tmp_path / "int8.onnx", tmp_path / "sparse.onnx", layers, [[x]]).passed
+
+
+def test_pixels_become_what_the_prepared_image_is_quantized_to(tmp_path) -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    found = sparsify(stem(), every=True)
+    assert found.model is not None
+    onnx.save(found.model, tmp_path / "sparse.onnx")
+    embed_preprocessing(tmp_path / "sparse.onnx", tmp_path / "pixels.onnx", mean=mean, std=std)
+    model = onnx.load(tmp_path / "pixels.onnx")
+    assert [node.op_type for node in model.graph.node] == [
+        "PixelsC4",
+        "SparseConv",
+        "MaxPoolC4",
+        "SparseConv",
+        "PoolC4",
+    ]
+    pixels = np.arange(2 * 12 * 12 * 3).reshape(2, 12, 12, 3).astype(np.uint8)  # every byte is there
+    scale, shift = (1 / (255 * np.array(std))).astype(np.float32), (-np.array(mean) / std).astype(np.float32)
+    floats = (pixels.astype(np.float32) * scale + shift).transpose(0, 3, 1, 2).copy()
+    want = run_reference(found.model, {"x": floats})[0]
+    np.testing.assert_array_equal(run_reference(model, {"pixels": pixels})[0], want)
+    if is_built():
+        np.testing.assert_array_equal(
+            OpenVino().open(tmp_path / "pixels.onnx").run([pixels])[0],
+            OpenVino().open(tmp_path / "sparse.onnx").run([floats])[0],
+        )
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("table", "said"), [(np.zeros((2, 256), np.uint8), "needs a table of"), (np.zeros((3, 256), np.float32), "uint8")]
+)
+def test_a_table_of_other_channels_or_kind_is_refused(table: np.ndarray, said: str) -> None:
+    node = helper.make_node("PixelsC4", ["x", "table"], ["y"], domain=DOMAIN)
+    inputs = [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 4, 4, 3])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.UINT8, None)]
+    graph = helper.make_graph([node], "pixels", inputs, outputs, [numpy_helper.from_array(table, "table")])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)]
+    with pytest.raises(RuntimeError, match=said):
+        compiled(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
 
 
 @pytest.mark.parametrize("pool", [{"ceil_mode": 1}, {"dilations": [2, 2]}, {"auto_pad": "SAME_UPPER", "pads": None}])

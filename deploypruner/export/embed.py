@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from deploypruner.errors import InputError
 from deploypruner.onnx_file import write_onnx
+from deploypruner.sparse.custom_ops import DOMAIN
 
 PIXELS = "pixels"
 
 
 def embed_preprocessing(source: Path, path: Path, *, mean: Sequence[float], std: Sequence[float]) -> None:
     """Write a model whose only input is `pixels`, uint8 [N, H, W, C], and computes (pixels / 255 - mean) / std first.
+
+    Where nothing but our own operation reads the image, which quantizes it, a table says for each byte what comes of
+    all that, and one operation takes pixels to what the first layer reads.
 
     Args:
         source: ONNX file with one float32 input [N, C, H, W].
@@ -47,6 +53,17 @@ def embed_preprocessing(source: Path, path: Path, *, mean: Sequence[float], std:
     }
     for key, value in values.items():
         graph.initializer.append(numpy_helper.from_array(value.astype(np.float32).reshape(1, -1, 1, 1), key))
+    graph.input.remove(inputs[0])
+    shape = [dim.dim_param or dim.dim_value for dim in (batch, high, wide, channels)]
+    graph.input.insert(0, helper.make_tensor_value_info(PIXELS, TensorProto.UINT8, shape))
+    readers = [node for node in graph.node if name in node.input]
+    if readers and all(node.domain == DOMAIN and node.op_type == "QuantizeC4" for node in readers):
+        for node in readers:
+            _take_pixels(graph, node, *values.values())
+        for key in values:
+            graph.initializer.remove(next(tensor for tensor in graph.initializer if tensor.name == key))
+        write_onnx(model, path)
+        return
     steps = [
         helper.make_node("Transpose", [PIXELS], ["pixels_nchw"], "preprocess_transpose", perm=[0, 3, 1, 2]),
         helper.make_node("Cast", ["pixels_nchw"], ["pixels_float"], "preprocess_cast", to=TensorProto.FLOAT),
@@ -55,7 +72,17 @@ def embed_preprocessing(source: Path, path: Path, *, mean: Sequence[float], std:
     ]
     for node in reversed(steps):
         graph.node.insert(0, node)
-    graph.input.remove(inputs[0])
-    shape = [dim.dim_param or dim.dim_value for dim in (batch, high, wide, channels)]
-    graph.input.insert(0, helper.make_tensor_value_info(PIXELS, TensorProto.UINT8, shape))
     write_onnx(model, path)
+
+
+def _take_pixels(graph: onnx.GraphProto, node: onnx.NodeProto, scale: NDArray[Any], shift: NDArray[Any]) -> None:
+    """Make a QuantizeC4 a PixelsC4: its table in float32, each step as the nodes it stands for would round it."""
+    said = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    prepared = np.arange(256, dtype=np.float32) * scale.astype(np.float32)[:, None]
+    prepared += shift.astype(np.float32)[:, None]
+    steps = np.rint(prepared / np.float32(said["scale"])) + np.float32(said["zero_point"])
+    table = f"{node.output[0]}_table"
+    graph.initializer.append(numpy_helper.from_array(np.clip(steps, 0, 255).astype(np.uint8), table))
+    node.op_type = "PixelsC4"
+    node.input[:] = [PIXELS, table]
+    del node.attribute[:]

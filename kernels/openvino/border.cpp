@@ -1,4 +1,4 @@
-// QuantizeC4 and MaxPoolC4: dp_quantize_c4 and dp_max_pool_c4.
+// QuantizeC4, PixelsC4 and MaxPoolC4: dp_quantize_c4, dp_pixels_c4 and dp_max_pool_c4.
 #include <atomic>
 
 #include "register.h"
@@ -77,6 +77,48 @@ class QuantizeC4 : public ov::op::Op {
   int64_t zero_point_ = 0;
 };
 
+class PixelsC4 : public ov::op::Op {
+ public:
+  OPENVINO_OP("PixelsC4", "deploypruner");
+  PixelsC4() = default;
+  PixelsC4(const ov::OutputVector& inputs, const PixelsC4&) : Op(inputs) { constructor_validate_and_infer_types(); }
+
+  void validate_and_infer_types() override {
+    NODE_VALIDATION_CHECK(this, get_input_size() == 2, "needs an image and a table, and got ", get_input_size(), " inputs");
+    const ov::PartialShape& in = get_input_partial_shape(0);
+    NODE_VALIDATION_CHECK(this, get_input_element_type(0) == ov::element::u8 && in.rank() == 4 && in[1].is_static() &&
+                                    in[2].is_static() && in[3].is_static(),
+                          "needs uint8 [N, H, W, C] of fixed H, W and C, and got ", get_input_element_type(0), " ", in);
+    const ov::PartialShape table{in[3], 256};
+    NODE_VALIDATION_CHECK(this, get_input_element_type(1) == ov::element::u8 && get_input_partial_shape(1) == table,
+                          "needs a table of uint8 ", table, ", and got ", get_input_element_type(1), " ", get_input_partial_shape(1));
+    set_output_type(0, ov::element::u8, c4(in[0], in[3].get_length(), in[1].get_length() * in[2].get_length()));
+  }
+
+  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+    return std::make_shared<PixelsC4>(inputs, *this);
+  }
+
+  bool visit_attributes(ov::AttributeVisitor&) override { return true; }
+
+  bool has_evaluate() const override { return true; }
+
+  bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+    const ov::Shape in = inputs[0].get_shape();
+    const size_t pixels = in[1] * in[2], image = pixels * in[3];
+    const ov::Shape out_shape = c4(int64_t(in[0]), int64_t(in[3]), int64_t(pixels)).to_shape();
+    outputs[0].set_shape(out_shape);
+    const Aligned out(outputs[0]);
+    const uint8_t *x = inputs[0].data<const uint8_t>(), *table = inputs[1].data<const uint8_t>();
+    const size_t bytes = ov::shape_size(out_shape) / std::max<size_t>(1, in[0]);
+    const bool good = for_each_plane(in[0], [&](size_t i) {
+      return !dp_pixels_c4(1, int32_t(pixels), int32_t(in[3]), table, x + i * image, out.data() + i * bytes);
+    });
+    out.write_back();
+    return good;
+  }
+};
+
 class MaxPoolC4 : public ov::op::Op {
  public:
   OPENVINO_OP("MaxPoolC4", "deploypruner");
@@ -152,6 +194,7 @@ class MaxPoolC4 : public ov::op::Op {
 
 void add_borders(Extensions& extensions) {
   add<QuantizeC4>(extensions, "QuantizeC4");
+  add<PixelsC4>(extensions, "PixelsC4");
   add<MaxPoolC4>(extensions, "MaxPoolC4");
 }
 

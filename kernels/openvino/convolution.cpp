@@ -69,10 +69,10 @@ class SparseConv : public ov::op::Op {
     std::unique_ptr<Aligned> residual;
     if (inputs.size() == 6) residual = std::make_unique<Aligned>(inputs[5]);
     const int threads = tbb::this_task_arena::max_concurrency();
-    Buffer scratch = prepared_->pool.take(dp_conv_scratch_bytes(prepared_->layer, threads));
+    Buffer scratch = prepared_->pool->take(dp_conv_scratch_bytes(prepared_->layer, threads));
     dp_conv_run(prepared_->layer, int32_t(batch), x.data(), residual ? residual->data() : nullptr, y.data(), scratch.data,
                 threads, threads > 1 ? on_tbb : nullptr, nullptr);
-    prepared_->pool.give(std::move(scratch));
+    prepared_->pool->give(std::move(scratch));
     y.write_back();
     return true;
   }

@@ -50,10 +50,10 @@ class SparseLinear : public ov::op::Op {
     const ov::Shape in = inputs[0].get_shape();
     outputs[0].set_shape(of_channels(in, at_.channels_out).to_shape());
     const int32_t batch = int32_t(in[0]), threads = tbb::this_task_arena::max_concurrency();
-    Buffer scratch = prepared_->pool.take(dp_linear_scratch_bytes(prepared_->layer, batch));
+    Buffer scratch = prepared_->pool->take(dp_linear_scratch_bytes(prepared_->layer, batch));
     dp_linear_run(prepared_->layer, batch, inputs[0].data<const float>(), outputs[0].data<float>(), scratch.data, threads,
                   threads > 1 ? on_tbb : nullptr, nullptr);
-    prepared_->pool.give(std::move(scratch));
+    prepared_->pool->give(std::move(scratch));
     return true;
   }
 

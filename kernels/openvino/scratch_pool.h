@@ -1,4 +1,4 @@
-// What a node prepares once, and scratch that an inference takes and gives back: as many pieces come into being as inferences run at once.
+// What a node prepares once, and scratch that a layer takes and gives back: as many pieces come into being as layers run at once.
 #pragma once
 
 #include <mutex>
@@ -9,6 +9,16 @@ namespace dp {
 
 class ScratchPool {
  public:
+  // That of all layers of the process while there are any: what one layer has used lies in the caches when the next one comes.
+  static std::shared_ptr<ScratchPool> of_all() {
+    static std::mutex mutex;
+    static std::weak_ptr<ScratchPool> known;
+    std::lock_guard<std::mutex> lock(mutex);
+    std::shared_ptr<ScratchPool> pool = known.lock();
+    if (!pool) known = pool = std::make_shared<ScratchPool>();
+    return pool;
+  }
+
   Buffer take(size_t bytes) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (free_.empty()) return Buffer(bytes);
@@ -28,7 +38,7 @@ class ScratchPool {
   std::vector<Buffer> free_;
 };
 
-// A layer made once, with its scratch, shared by all clones of a node.
+// A layer made once, shared by all clones of a node.
 template <class Layer, void (*destroy)(Layer*)>
 struct Prepared {
   explicit Prepared(Layer* made) : layer(made) {}
@@ -37,7 +47,7 @@ struct Prepared {
   Prepared& operator=(const Prepared&) = delete;
 
   Layer* layer;
-  ScratchPool pool;
+  std::shared_ptr<ScratchPool> pool = ScratchPool::of_all();
 };
 
 } // namespace dp

@@ -29,5 +29,23 @@ void max_rows(int bytes, const uint8_t* x, uint8_t* y) {
   for (; at < bytes; ++at) y[at] = std::max(x[at], y[at]);
 }
 
+void max_columns(int pixels, int kernel, int stride, const uint8_t* x, uint8_t* y) {
+  const auto largest = [kernel](const uint8_t* from) {
+    __m256i found = load(from);
+    for (int i = 1; i < kernel; ++i) found = _mm256_max_epu8(found, load(from + i * DP_QUAD));
+    return found;
+  };
+  for (int pixel = 0; pixel < pixels; pixel += kLanes) {
+    const uint8_t* from = x + size_t(pixel) * stride * DP_QUAD;
+    __m256i found = largest(from);
+    if (stride == 2) {
+      const __m256 even = _mm256_shuffle_ps(_mm256_castsi256_ps(found), _mm256_castsi256_ps(largest(from + kHalf)), 0x88);
+      found = _mm256_permute4x64_epi64(_mm256_castps_si256(even), 0xd8);
+    }
+    const __m256i inside = _mm256_cmpgt_epi32(_mm256_set1_epi32(pixels - pixel), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    _mm256_maskstore_epi32(reinterpret_cast<int*>(y + size_t(pixel) * DP_QUAD), inside, found);
+  }
+}
+
 } // namespace
 } // namespace dp

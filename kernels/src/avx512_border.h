@@ -34,5 +34,21 @@ void max_rows(int bytes, const uint8_t* x, uint8_t* y) {
   }
 }
 
+void max_columns(int pixels, int kernel, int stride, const uint8_t* x, uint8_t* y) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const auto largest = [kernel](const uint8_t* from) {
+    __m512i found = _mm512_loadu_si512(from);
+    for (int i = 1; i < kernel; ++i) found = _mm512_max_epu8(found, _mm512_loadu_si512(from + i * DP_QUAD));
+    return found;
+  };
+  for (int pixel = 0; pixel < pixels; pixel += DP_PIXELS) {
+    const uint8_t* from = x + size_t(pixel) * stride * DP_QUAD;
+    const __mmask16 inside = __mmask16((1u << std::min<int>(DP_PIXELS, pixels - pixel)) - 1);
+    __m512i found = largest(from);
+    if (stride == 2) found = _mm512_permutex2var_epi32(found, even, largest(from + kVectorBytes));
+    _mm512_mask_storeu_epi32(y + size_t(pixel) * DP_QUAD, inside, found);
+  }
+}
+
 } // namespace
 } // namespace dp

@@ -107,12 +107,36 @@ template <int V, bool kSwish, bool kResidual>
   });
 }
 
+// Fetches what comes next, one plane at a time. A tile touches short pieces of many planes, which no prefetcher of a CPU
+// sees through; activations of early layers lie in the third-level cache or beyond.
+struct Ahead {
+  const uint8_t* base;
+  size_t stride;
+  int plane, last;
+
+  template <int V, bool kWrite>
+  [[gnu::always_inline]] inline void fetch() {
+    if (plane >= last) return;
+    const uint8_t* at = base + size_t(plane++) * stride;
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) __builtin_prefetch(at + v * kVectorBytes, kWrite);
+  }
+};
+
+// Quads between the one whose sums are made and the one whose bytes are fetched.
+constexpr int kAheadQuads = 4;
+
 // All quads of vectors begin .. begin + V.
 template <int V, bool kSwish, bool kResidual>
 void shared_pass(const Tile& tile, int begin) {
   const Packed& packed = *tile.packed;
   const uint8_t* source = tile.source + begin * kVectorBytes;
+  const size_t written = tile.lanes ? size_t(tile.lanes[begin].first) * DP_QUAD : size_t(begin) * kVectorBytes;
+  Ahead out{tile.out + written, tile.out_plane, tile.first + kAheadQuads, tile.last};
+  Ahead added{tile.residual + written, tile.out_plane, kResidual ? tile.first + kAheadQuads : tile.last, tile.last};
   for (int quad = tile.first; quad < tile.last; ++quad) {
+    out.fetch<V, true>();
+    if (kResidual) added.fetch<V, false>();
     const int32_t* bias = packed.bias.data() + quad * DP_QUAD;
     __m512i acc[DP_QUAD][V];
     unrolled<DP_QUAD>([&](auto r) DP_INLINE {
@@ -202,22 +226,6 @@ void part_rows(const Tile& tile, int first, int last, uint8_t* to) {
       _mm512_store_si512(to, _mm512_permutexvar_epi32(lanes, transpose_lanes(load_pixels(from, tile.lanes, v))));
   }
 }
-
-// Fetches what comes next, one plane at a time. A tile touches short pieces of many planes, which no prefetcher of a CPU
-// sees through; activations of early layers lie in the third-level cache or beyond.
-struct Ahead {
-  const uint8_t* base;
-  size_t stride;
-  int plane, last;
-
-  template <int V, bool kWrite>
-  [[gnu::always_inline]] inline void fetch() {
-    if (plane == last) return;
-    const uint8_t* at = base + size_t(plane++) * stride;
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) __builtin_prefetch(at + v * kVectorBytes, kWrite);
-  }
-};
 
 // The sums of a group's rows.
 template <int R, int V>

@@ -36,6 +36,7 @@ struct Run {
   uint8_t* y;
   uint8_t* scratch;
   Cut cut;
+  bool alone = true; // pieces run one after the other
 
   bool makes_own_lines() const { return conv.packed.is_windows && conv.geometry.is_direct() && cut.row_pieces == 1; }
 };
@@ -46,7 +47,7 @@ void lines_one(void* context, int32_t i) {
   const int all = g.is_direct() ? run.conv.packed.all_vectors : run.conv.packed.rows;
   const int window = i % g.windows_in(), piece = i / g.windows_in();
   const int begin = begin_of(all, piece, run.cut.line_pieces), end = begin_of(all, piece + 1, run.cut.line_pieces);
-  gather_lines(g, run.conv.packed, run.conv.target, window, begin, end, run.x, run.scratch);
+  gather_lines(g, run.conv.packed, run.conv.target, window, begin, end, run.x, run.scratch, begin);
 }
 
 // All of tile `number` but its source and its channels.
@@ -93,13 +94,13 @@ void tile_one(void* context, int32_t i) {
   const Geometry& g = run.conv.geometry;
   const Packed& packed = run.conv.packed;
   const int piece = i / run.cut.tiles, number = i % run.cut.tiles;
-  if (run.makes_own_lines()) {
-    const int begin = begin_of(packed.all_vectors, number, run.cut.tiles), end = begin_of(packed.all_vectors, number + 1, run.cut.tiles);
-    for (int window = 0; window < g.windows_in(); ++window)
-      gather_lines(g, packed, run.conv.target, window, begin, end, run.x, run.scratch);
-  }
-  const size_t first = first_byte(run, number);
-  run_tile(run, packed.is_windows ? run.scratch + first * kLinesPerQuad : run.x + first, piece, number);
+  const int begin = begin_of(packed.all_vectors, number, run.cut.tiles), end = begin_of(packed.all_vectors, number + 1, run.cut.tiles);
+  if (!packed.is_windows) return run_tile(run, run.x + size_t(begin) * kVectorBytes, piece, number);
+  // One thread writes every tile's lines to one place, where they stay in the cache.
+  const int place = run.makes_own_lines() && run.alone ? 0 : begin;
+  for (int window = 0; run.makes_own_lines() && window < g.windows_in(); ++window)
+    gather_lines(g, packed, run.conv.target, window, begin, end, run.x, run.scratch, place);
+  run_tile(run, run.scratch + size_t(place) * kVectorBytes * kLinesPerQuad, piece, number);
 }
 
 // A share of the tiles of a convolution that reads a copy, or with more threads than tiles a share of a tile's channels.
@@ -118,6 +119,28 @@ void copied_one(void* context, int32_t i) {
   const int begin_piece = begin_of(run.cut.row_pieces, part, parts), end_piece = begin_of(run.cut.row_pieces, part + 1, parts);
   for (int piece = begin_piece; piece < end_piece; ++piece)
     for (int number = first; number < last; ++number) run_tile(run, copy + first_byte(run, number), piece, number);
+}
+
+// The same of a stem, whose quads are mixed tile by tile from a padded image.
+void mixed_one(void* context, int32_t i) {
+  const Run& run = *static_cast<Run*>(context);
+  const Packed& packed = run.conv.packed;
+  const Geometry& g = run.conv.geometry;
+  const int shares = std::min(run.cut.pieces, run.cut.tiles), share = i % shares;
+  const int first = begin_of(run.cut.tiles, share, shares), last = begin_of(run.cut.tiles, share + 1, shares);
+  const int begin = begin_of(packed.all_vectors, first, run.cut.tiles), end = begin_of(packed.all_vectors, last, run.cut.tiles);
+  const int parts = run.cut.pieces / shares, part = i / shares;
+  const int begin_piece = begin_of(run.cut.row_pieces, part, parts), end_piece = begin_of(run.cut.row_pieces, part + 1, parts);
+  uint8_t* padded = run.scratch + size_t(i) * mixed_bytes(packed);
+  uint8_t* quads = padded + padded_bytes(packed);
+  const int across = packed.pitch / DP_PIXELS, reach = packed.padded_rows - (g.height_out - 1) * g.shape.stride_y;
+  if (begin < end)
+    pad_rows(g, packed, begin / across * g.shape.stride_y, (end - 1) / across * g.shape.stride_y + reach, run.x, padded);
+  for (int number = first; number < last; ++number) {
+    mix_tile(g, packed, run.conv.target, begin_of(packed.all_vectors, number, run.cut.tiles),
+             begin_of(packed.all_vectors, number + 1, run.cut.tiles), padded, quads);
+    for (int piece = begin_piece; piece < end_piece; ++piece) run_tile(run, quads, piece, number);
+  }
 }
 
 // A share of a depthwise convolution's quads, each copied and computed while it is in the first-level cache. The next one
@@ -217,6 +240,7 @@ size_t dp_conv_scratch_bytes(const dp_conv* conv, int32_t threads) {
   const Packed& packed = conv->packed;
   if (packed.is_windows) return packed.source_plane * kLinesPerQuad * size_t(g.windows_in());
   if (!conv->target.tile || g.is_direct() || packed.is_depthwise) return 0;
+  if (packed.is_mixed) return size_t(cut_of(*conv, threads).pieces) * mixed_bytes(packed);
   return size_t(cut_of(*conv, threads).pieces) * (packed.is_planewise ? 2 * packed.source_plane : copy_bytes(*conv));
 }
 
@@ -227,7 +251,7 @@ void dp_conv_run(const dp_conv* conv, int32_t batch, const uint8_t* x, const uin
   if (!g.shape.has_residual) residual = nullptr;
   const size_t in = size_t(g.quads_in) * g.pixels_in * DP_QUAD, out = size_t(g.quads_out) * g.pixels_out * DP_QUAD;
   for (int32_t n = 0; n < batch; ++n, x += in, y += out, residual += residual ? out : 0) {
-    Run run{*conv, x, residual, y, static_cast<uint8_t*>(scratch), {}};
+    Run run{*conv, x, residual, y, static_cast<uint8_t*>(scratch), {}, !parallel};
     if (!conv->target.tile) {
       each(parallel, pool, g.shape.channels_out, equation_one, &run);
       continue;
@@ -238,6 +262,8 @@ void dp_conv_run(const dp_conv* conv, int32_t batch, const uint8_t* x, const uin
       each(parallel, pool, g.windows_in() * run.cut.line_pieces, lines_one, &run);
     if (conv->packed.is_planewise)
       each(parallel, pool, run.cut.pieces, planes_one, &run);
+    else if (conv->packed.is_mixed)
+      each(parallel, pool, run.cut.pieces, mixed_one, &run);
     else if (is_windows || g.is_direct())
       each(parallel, pool, tiles, tile_one, &run);
     else

@@ -93,6 +93,14 @@ struct Lanes {
   int32_t first;
 };
 
+// MIXED QUADS of a stem: what one permutation puts into a quad, of one row of the kernel. See mixed.cpp.
+struct alignas(DP_ALIGN) MixedPart {
+  uint8_t index[kVectorBytes]; // of 128 bytes of the padded image
+  uint64_t bytes;              // which of the 64 it puts
+  int32_t from;                // from what the vector's first pixel reads first, to those 128
+  int32_t ky, kx;              // of its first value
+};
+
 struct Epilogue {
   float residual_scale, sum_low, sum_high; // limits of what a residual is added to, `shift` included
   float hard_swish_slope, swish_rate;      // rate: the output's step over kGatePiece
@@ -125,6 +133,10 @@ struct Packed {
   std::vector<uint8_t> tap_index;      // [group][64]: bytes that four output pixels read of sixteen input pixels
   std::vector<int32_t> tap_from;       // of each four output pixels of a row: where in an input row those sixteen begin
   std::vector<uint16_t> tap_inside;    // and which of them the image has
+  bool is_mixed = false;               // a stem: shared rows over quads that are mixed for each tile
+  std::vector<MixedPart> parts;
+  std::vector<int32_t> quad_parts;     // first part of each mixed quad, and the end
+  int padded_pitch = 0, padded_rows = 0; // pixels of the padded image that they are picked from
   bool is_planewise = false;           // depthwise: a quad reads its own quad only, so that is all there is in the scratch
   std::vector<SharedRows> quads;
   std::vector<SharedEntry> shared;
@@ -187,14 +199,16 @@ struct Target {
   // byte. Where a target has none, those of gate.cpp do it.
   void (*sums)(int pixels, const uint8_t* quad, int32_t (&sums)[DP_QUAD]) = nullptr;
   void (*scale)(int vectors, const uint8_t* x, const float (&m)[DP_QUAD], const float (&b)[DP_QUAD], uint8_t* y) = nullptr;
-  // Up to four channels of an image to one quad; and y = max(x, y) of so many bytes. Else those of border.cpp.
+  // Up to four channels of an image to one quad; y = max(x, y) of so many bytes; and the largest of `kernel` neighbouring
+  // pixels from each stride-th on, up to a stride of 2, where two vectors beyond them may be read. Else those of border.cpp.
   void (*quantize)(int pixels, int channels, const float* x, float step, float zero_point, uint8_t* quad) = nullptr;
   void (*max_rows)(int bytes, const uint8_t* x, uint8_t* y) = nullptr;
+  void (*max_columns)(int pixels, int kernel, int stride, const uint8_t* x, uint8_t* y) = nullptr;
   // Where there are windows: lines of `count` pixels, from up to sixteen quads `plane` bytes apart, absent ones zero; and
   // what a step costs per pixel, and a line, in multiplications of one loaded vector by a quad's weights.
   void (*lines)(int count, int stride, int quads, size_t plane, const uint8_t* from, uint8_t* to) = nullptr;
   double step_cost = 0, line_cost = 0;
-  // Of tests: false where windows and `depthwise` are to be taken wherever they are possible, whatever they cost.
+  // Of tests: false where windows are to be taken wherever they are possible, whatever they cost.
   bool weighs = true;
   // Sums of two neighbouring products are kept in 16 bits: weights with which they could leave those become two entries.
   bool splits_pairs = false;
@@ -202,6 +216,8 @@ struct Target {
   void (*dot)(int steps, const int32_t* from, const LinearStep*, const uint8_t* x, int32_t (&sums)[DP_PIXELS]) = nullptr;
   // A depthwise convolution without a copy of its input, for kernels up to kMostTaps high and wide and strides up to 2 across.
   void (*depthwise)(const Geometry&, const Packed&, const Epilogue&, const Plane&) = nullptr;
+  // Of mixed quads: those of sixteen output pixels, whose first one reads the padded image from `from` on, `plane` bytes apart.
+  void (*mix)(const Packed&, const uint8_t* from, uint8_t* to, size_t plane) = nullptr;
 };
 constexpr int kMostTaps = 8;
 
@@ -235,9 +251,19 @@ void gather(const Geometry&, const Packed&, const Target&, const Part&, const ui
 int window_vectors(const Geometry&, const Packed&); // of a tile at most
 void pack_windows(const std::vector<std::vector<Placed>>& rows, Packed&);
 double windows_cost(const Geometry&, const Packed&, const Target&, size_t steps);
-// Lines of one window, of rows first .. last of the copy; of a direct convolution, of so many vectors of its input.
+// Lines of one window, of rows first .. last of the copy; of a direct convolution, of so many vectors of its input, from
+// vector `place` of the scratch on.
 void gather_lines(const Geometry&, const Packed&, const Target&, int window, int first, int last, const uint8_t* x,
-                  uint8_t* scratch);
+                  uint8_t* scratch, int place);
+// Mixed quads; false where there are none for a convolution.
+bool lay_out_mixed(const Geometry&, const Target&, Packed&);
+int32_t mixed_offset(const Geometry&, const Packed&, const Nonzero&); // of the quad that meets a weight, bytes into the tile's
+int mixed_byte(const Geometry&, const Nonzero&);
+double mixed_cost(const Packed&);            // multiplications of a vector, for the whole image
+size_t padded_bytes(const Packed&);
+size_t mixed_bytes(const Packed&);           // scratch: the padded image, then a tile's quads
+void pad_rows(const Geometry&, const Packed&, int first, int last, const uint8_t* x, uint8_t* padded);
+void mix_tile(const Geometry&, const Packed&, const Target&, int begin, int end, const uint8_t* padded, uint8_t* to);
 void run_equation(const Geometry&, const std::vector<std::vector<Nonzero>>& rows, const Packed&, const Epilogue&,
                   int row, const uint8_t* x, const uint8_t* residual, uint8_t* y);
 

@@ -40,9 +40,12 @@ struct Source { // where taps are read from
   const Packed& packed;
 
   int32_t offset(const Nonzero& weight) const {
+    if (packed.is_mixed) return mixed_offset(geometry, packed, weight);
     const size_t plane = packed.is_planewise ? 0 : size_t(weight.channel / DP_QUAD);
     return int32_t(plane * packed.source_plane + tap(weight));
   }
+
+  int byte(const Nonzero& weight) const { return packed.is_mixed ? mixed_byte(geometry, weight) : weight.channel % DP_QUAD; }
 
   Placed place(const Nonzero& weight) const {
     const size_t line = size_t(weight.channel / kWindow) * packed.source_plane + tap(weight);
@@ -66,7 +69,16 @@ using Quads = std::map<int32_t, uint32_t>; // offset -> four weights
 Quads quads_of(const std::vector<Nonzero>& row, const Source& source) {
   Quads quads;
   for (const Nonzero& weight : row)
-    quads[source.offset(weight)] |= uint32_t(uint8_t(int8_t(weight.value))) << (8 * (weight.channel % DP_QUAD));
+    quads[source.offset(weight)] |= uint32_t(uint8_t(int8_t(weight.value))) << (8 * source.byte(weight));
+  return quads;
+}
+
+// Of every row, those that fill up the last block included.
+std::vector<Quads> all_quads(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, const Packed& packed) {
+  const Source source{g, packed};
+  std::vector<Quads> quads;
+  for (const auto& row : rows) quads.push_back(quads_of(row, source));
+  quads.resize(packed.scale.size());
   return quads;
 }
 
@@ -90,6 +102,23 @@ std::vector<Entry> entries_of(const Quads& quads, const Target& target) {
     if (rest) entries.push_back({offset, rest});
   }
   return entries;
+}
+
+// Where rows have pixels to throw away.
+void lay_out_lanes(const Geometry& g, Packed& packed) {
+  packed.lanes.clear();
+  if (packed.pitch == g.width_out) return;
+  for (int vector = 0, next = 0; vector < packed.all_vectors; ++vector) {
+    Lanes lanes{0, 0, next};
+    for (int i = 0; i < DP_PIXELS; ++i) {
+      const int pixel = vector * DP_PIXELS + i;
+      if (pixel % packed.pitch >= g.width_out || pixel / packed.pitch >= g.height_out) continue;
+      lanes.valid = uint16_t(lanes.valid | 1 << i);
+      lanes.packed = uint16_t(lanes.packed << 1 | 1);
+      ++next;
+    }
+    packed.lanes.push_back(lanes);
+  }
 }
 
 void lay_out_source(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, Packed& packed) {
@@ -126,23 +155,13 @@ void lay_out_source(const Geometry& g, const std::vector<std::vector<Nonzero>>& 
   packed.source_plane = bytes * packed.phases.size();
   packed.reach = (below * packed.pitch + beside) / DP_PIXELS + 1;
   plan_copy(g, packed);
-  if (packed.pitch == g.width_out) return;
-  for (int vector = 0, next = 0; vector < packed.all_vectors; ++vector) {
-    Lanes lanes{0, 0, next};
-    for (int i = 0; i < DP_PIXELS; ++i) {
-      const int pixel = vector * DP_PIXELS + i;
-      if (pixel % packed.pitch >= g.width_out || pixel / packed.pitch >= g.height_out) continue;
-      lanes.valid = uint16_t(lanes.valid | 1 << i);
-      lanes.packed = uint16_t(lanes.packed << 1 | 1);
-      ++next;
-    }
-    packed.lanes.push_back(lanes);
-  }
+  lay_out_lanes(g, packed);
 }
 
 int vectors_of_tile(const Geometry& g, const Packed& packed, const Target& target) {
   const int all = packed.all_vectors, beyond = (packed.rows - g.height_out) * packed.pitch / DP_PIXELS;
   const int copies = std::max<int>(1, int(packed.phases.size()));
+  if (packed.is_mixed) return evenly(all, std::min(target.widest, std::max(1, kTileBytes / (int(packed.quad_parts.size()) * kVectorBytes))));
   const int fitting = packed.is_planewise ? target.widest : kTileBytes / (g.quads_in * kVectorBytes * copies) - beyond;
   return evenly(all, std::min(std::max(1, target.widest), std::max(kNarrowest, fitting)));
 }
@@ -201,16 +220,10 @@ void pack_depthwise(const Geometry& g, const std::vector<std::vector<Nonzero>>& 
   packed.steps = int64_t(g.quads_out) * s.kernel_y * groups * (kVectorBytes / DP_PIXELS);
 }
 
-// Without a copy there are three to four times fewer multiplications, but rows are cut into units of four pixels and rounded
-// sixteen at a time, whole or not; through shared rows one output row follows the other without a gap. Measured on Zen 4: the
-// copy loses where it has several phases or the kernel is taller than five; else both take the same from 48 pixels a row on (5 x 5:
-// from 28), and the copy is up to a fifth faster below.
 bool goes_without_copy(const Geometry& g, const Packed& packed, const Target& target) {
   const dp_conv_shape& s = g.shape;
-  const bool can = target.depthwise && packed.is_planewise && s.kernel_x <= kMostTaps && s.kernel_y <= kMostTaps &&
-                   s.stride_x <= 2 && s.dilation_x == 1 && s.dilation_y == 1 && !s.has_residual;
-  const int least_width = s.stride_x > 1 || s.kernel_y > 5 ? 1 : s.kernel_y * s.kernel_x >= 25 ? 28 : 48;
-  return can && (!target.weighs || g.width_out >= least_width);
+  return target.depthwise && packed.is_planewise && s.kernel_x <= kMostTaps && s.kernel_y <= kMostTaps && s.stride_x <= 2 &&
+         s.dilation_x == 1 && s.dilation_y == 1 && !s.has_residual;
 }
 
 void pack_group(const std::vector<std::vector<Entry>>& rows, const std::vector<int>& members, Packed& packed) {
@@ -233,12 +246,13 @@ void pack_group(const std::vector<std::vector<Entry>>& rows, const std::vector<i
   packed.groups.push_back({int32_t(begin), int32_t(length)});
 }
 
-void pack_rows(const std::vector<Quads>& quads, const Target& target, Packed& packed) {
+void pack_rows(const std::vector<Quads>& quads, int quads_out, const Target& target, Packed& packed) {
   std::vector<std::vector<Entry>> rows;
   for (const Quads& row : quads) rows.push_back(entries_of(row, target));
+  rows.resize(size_t(quads_out) * DP_QUAD); // rows that only fill up the last block would be rounded like any other
   for (size_t block = 0; block < rows.size(); block += kBlockRows) {
     packed.block_groups.push_back(int32_t(packed.groups.size()));
-    std::vector<int> order(kBlockRows);
+    std::vector<int> order(std::min(size_t(kBlockRows), rows.size() - block));
     std::iota(order.begin(), order.end(), int(block));
     std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return rows[a].size() < rows[b].size(); });
     for (size_t i = 0; i < order.size(); i += size_t(packed.together)) {
@@ -311,17 +325,21 @@ Packed pack(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, co
     pack_depthwise(g, rows, packed);
     return packed;
   }
-  const Source source{g, packed};
-  std::vector<Quads> quads;
-  for (const auto& row : rows) quads.push_back(quads_of(row, source));
-  quads.resize(packed.scale.size());
+  Packed mixed = packed;
   packed.vectors = vectors_of_tile(g, packed, target);
+  const std::vector<Quads> quads = all_quads(g, rows, packed);
   packed.together = target.together ? target.together(packed.vectors) : 1;
   Packed shared = packed, windows = packed;
   pack_shared(quads, g.quads_out, target, shared);
   if (packed.is_planewise) return shared;
-  pack_rows(quads, target, packed);
+  pack_rows(quads, g.quads_out, target, packed);
   const double cheaper = std::min(double(shared.steps) / kOwnLoad, double(packed.steps));
+  if (lay_out_mixed(g, target, mixed)) {
+    lay_out_lanes(g, mixed);
+    mixed.vectors = vectors_of_tile(g, mixed, target);
+    pack_shared(all_quads(g, rows, mixed), g.quads_out, target, mixed);
+    if (mixed_cost(mixed) / kOwnLoad < cheaper * packed.all_vectors) return mixed;
+  }
   if (windows_pay(g, rows, target, cheaper * packed.all_vectors, windows)) return windows;
   return double(shared.steps) <= kOwnLoad * double(packed.steps) ? shared : packed;
 }

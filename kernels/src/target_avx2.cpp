@@ -32,7 +32,7 @@ bool runs() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f
 
 Target avx2_target() {
   Target made{"avx2", runs, tile, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy,
-              sums, scale, quantize, max_rows};
+              sums, scale, quantize, max_rows, max_columns};
   made.splits_pairs = kSplitsPairs;
   made.dot = dot;
   return made;

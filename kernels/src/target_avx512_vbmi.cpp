@@ -1,7 +1,7 @@
 // AVX-512 VBMI and VNNI: Ice Lake, Zen 4 and later. Besides what VNNI alone does, windows: VPERMB picks any four channels
 // for each of sixteen rows out of one pixel's 64, and VPDPBUSD multiplies them.
 //
-// For tests on a CPU without it, DP_EMULATE_VBMI replaces that one instruction by others; with DP_TRAP_VBMI the test
+// For tests on a CPU without it, DP_EMULATE_VBMI replaces it, and VPERMI2B, by others; with DP_TRAP_VBMI the test
 // catches the fault.
 //
 // Target 30 on x86_64: -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mavx512vbmi -mfma -mpopcnt -Wno-uninitialized -Wno-maybe-uninitialized
@@ -209,6 +209,29 @@ void lines(int count, int stride, int quads, size_t plane, const uint8_t* from, 
   }
 }
 
+#if defined(DP_EMULATE_VBMI) || defined(DP_TRAP_VBMI)
+// VPERMI2B: each half by itself, and not joined to the choice between them, which the trap does not know.
+inline __m512i permute_two(__m512i low, __m512i index, __m512i high) {
+  __m512i first = permute_bytes(index, low), second = permute_bytes(index, high);
+  asm("" : "+v"(first), "+v"(second));
+  return _mm512_mask_mov_epi8(first, _mm512_movepi8_mask(_mm512_slli_epi16(index, 1)), second);
+}
+#else
+inline __m512i permute_two(__m512i low, __m512i index, __m512i high) { return _mm512_permutex2var_epi8(low, index, high); }
+#endif
+
+void mix(const Packed& packed, const uint8_t* from, uint8_t* to, size_t plane) {
+  const MixedPart* part = packed.parts.data();
+  for (size_t quad = 1; quad < packed.quad_parts.size(); ++quad, to += plane) {
+    __m512i x = _mm512_setzero_si512();
+    for (const MixedPart* end = packed.parts.data() + packed.quad_parts[quad]; part != end; ++part) {
+      const uint8_t* bytes = from + part->from;
+      x = _mm512_mask_mov_epi8(x, part->bytes, permute_two(load(bytes), _mm512_load_si512(part->index), load(bytes + kVectorBytes)));
+    }
+    _mm512_store_si512(to, x);
+  }
+}
+
 bool runs() {
   bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512vnni");
@@ -225,10 +248,11 @@ bool runs() {
 Target target(const char* name, bool weighs) {
   const bool is_amd = __builtin_cpu_is("amd");
   Target made{name, runs, tile_or_windows, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy,
-              sums, scale, quantize, max_rows};
+              sums, scale, quantize, max_rows, max_columns};
   made.lines = lines;
   made.depthwise = depthwise;
   made.dot = dot;
+  made.mix = mix;
   made.step_cost = is_amd ? 8.4 / 5.5 : 2;
   made.line_cost = is_amd ? 4 : 8;
   made.weighs = weighs;

@@ -44,7 +44,7 @@ bool runs() {
 
 Target avx_vnni_target() {
   Target made{"avx_vnni", runs, tile, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy,
-          sums, scale, quantize, max_rows};
+          sums, scale, quantize, max_rows, max_columns};
   made.dot = dot;
   return made;
 }

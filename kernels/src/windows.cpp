@@ -59,15 +59,15 @@ double windows_cost(const Geometry& g, const Packed& packed, const Target& targe
 }
 
 void gather_lines(const Geometry& g, const Packed& packed, const Target& target, int window, int first, int last,
-                  const uint8_t* x, uint8_t* scratch) {
+                  const uint8_t* x, uint8_t* scratch, int place) {
   const dp_conv_shape& s = g.shape;
   const size_t plane = size_t(g.pixels_in) * DP_QUAD;
   const int quad = window * kLinesPerQuad, quads = std::min(g.quads_in - quad, kLinesPerQuad);
   const uint8_t* from = x + size_t(quad) * plane;
   uint8_t* to_plane = scratch + size_t(window) * packed.source_plane * kLinesPerQuad;
   if (g.is_direct()) {
-    const size_t begin = size_t(first) * kVectorBytes;
-    return target.lines((last - first) * DP_PIXELS, 1, quads, plane, from + begin, to_plane + begin * kLinesPerQuad);
+    return target.lines((last - first) * DP_PIXELS, 1, quads, plane, from + size_t(first) * kVectorBytes,
+                        to_plane + size_t(place) * kVectorBytes * kLinesPerQuad);
   }
   for (size_t i = 0; i < packed.phases.size(); ++i) {
     const Phase& phase = packed.phases[i];

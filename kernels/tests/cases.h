@@ -103,7 +103,10 @@ void draw_shape(Random& random, dp_conv_shape& s) {
   s.width = int(draw(random, 1, chance(random, 0.1) ? 130 : 20));
   s.kernel_y = s.kernel_x = s.stride_y = s.stride_x = s.dilation_y = s.dilation_x = 1;
   if (kind >= 3) return; // 1x1 without padding: no copy of the input is made
-  s.kernel_y = int(draw(random, 1, 5)), s.kernel_x = int(draw(random, 1, 5));
+  const bool is_stem = kind == 0 && chance(random, 0.4);
+  if (is_stem) s.channels_in = int(draw(random, 1, 3)), s.width = int(draw(random, 1, 90));
+  const int largest = is_stem || kind == 1 ? 7 : 5;
+  s.kernel_y = int(draw(random, 1, largest)), s.kernel_x = chance(random, 0.5) ? s.kernel_y : int(draw(random, 1, largest));
   s.stride_y = int(draw(random, 1, 3)), s.stride_x = int(draw(random, 1, 3));
   s.dilation_y = int(draw(random, 1, 3)), s.dilation_x = int(draw(random, 1, 3));
   for (int32_t* pad : {&s.pad_top, &s.pad_left, &s.pad_bottom, &s.pad_right}) *pad = int(draw(random, 0, 4));

@@ -1,4 +1,4 @@
-// Random images and max pools on every target this CPU runs: each equals the equation of kernels.h, computed here once
+// Random images, of floats and of bytes, and max pools on every target this CPU runs: each equals the equation of kernels.h, computed here once
 // more, byte for byte. Every buffer lies between pages that may not be touched.
 //
 //   fuzz_border [first case] [number of cases]      prints how many cases ran, or the case that failed, and returns 1
@@ -53,6 +53,28 @@ void check_quantize(uint64_t number) {
   }
 }
 
+void check_pixels(uint64_t number) {
+  Random random(number);
+  const int batch = int(draw(random, 1, 2)), channels = int(draw(random, 1, 9)), pixels = int(draw(random, 1, 70));
+  const bool at_front = chance(random, 0.5);
+  Guarded x(size_t(batch) * pixels * channels, at_front), table(size_t(channels) * 256, at_front);
+  fill(random, x.data, size_t(batch) * pixels * channels);
+  fill(random, table.data, size_t(channels) * 256);
+  x.read_only();
+  table.read_only();
+  const size_t image = c4_bytes(channels, pixels);
+  Guarded y(batch * image, at_front);
+  const std::string named = "pixels " + std::to_string(number) + ": ";
+  if (dp_pixels_c4(batch, pixels, channels, table.data, x.data, y.data)) fail(named + "refused");
+  for (int n = 0; n < batch; ++n)
+    for (int pixel = 0; pixel < pixels; ++pixel)
+      for (int channel = 0; channel < channels; ++channel)
+        if (y.data[n * image + at(channel, pixel, pixels)] !=
+            table.data[channel * 256 + x.data[(size_t(n) * pixels + pixel) * channels + channel]])
+          fail(named + "channel " + std::to_string(channel) + ", pixel " + std::to_string(pixel) + " is another");
+  if (!dp_pixels_c4(batch, pixels, 0, table.data, x.data, y.data)) fail(named + "an image without channels accepted");
+}
+
 void check_pool(uint64_t number) {
   Random random(number);
   dp_max_pool how{int32_t(draw(random, 1, 40)), int32_t(draw(random, 1, 70)), int32_t(draw(random, 1, 5)),
@@ -100,6 +122,7 @@ void check_pool(uint64_t number) {
 int main(int count, char** arguments) {
   return run_cases(count, arguments, 1000, [](uint64_t number) {
     check_quantize(number);
+    check_pixels(number);
     check_pool(number);
   });
 }

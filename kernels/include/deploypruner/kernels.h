@@ -135,12 +135,16 @@ DP_API int dp_scale_c4(const char* target, int32_t batch, int32_t pixels, int32_
  *   dp_quantize_c4   y[n, c, p] = min(max(rint(x[n, c, p] / step) + zero_point, 0), 255), 255 for NaN
  *                    `x` is float32 [batch][channels][pixels], as images come in, and needs no more than a float's
  *                    alignment; the layout and ONNX's QuantizeLinear in one pass
+ *   dp_pixels_c4     y[n, c, p] = table[c][x[n, p, c]]
+ *                    `x` is uint8 [batch][pixels][channels], as decoders give images, and `table` [channels][256]: what
+ *                    becomes of each byte when it is prepared and quantized
  *   dp_max_pool_c4   y[c, oy, ox] = largest x[c, iy, ix] of the window's pixels inside the image, of `planes` quads;
  *                    every padding is less than the kernel, so that there is one. Sides and paddings are
  *                    2^20 at most, the padded image has 2^26 pixels at most.
  */
 DP_API int dp_quantize_c4(const char* target, int32_t batch, int32_t pixels, int32_t channels, float step,
                           int32_t zero_point, const float* x, uint8_t* y);
+DP_API int dp_pixels_c4(int32_t batch, int32_t pixels, int32_t channels, const uint8_t* table, const uint8_t* x, uint8_t* y);
 typedef struct {
   int32_t height, width; /* of the input */
   int32_t kernel_y, kernel_x, stride_y, stride_x, pad_top, pad_left, pad_bottom, pad_right;
