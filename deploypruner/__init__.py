@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from deploypruner.recipe.constraints import Constraints, LayerConstraint
     from deploypruner.records import Frozen, Group, Row
 
-__version__ = "0.1.0"
+    __version__: str
 
 _HOMES = {
     "deploypruner.api": ("Pruned", "compile", "export_point", "plan", "prune"),
@@ -73,11 +73,23 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name == "__version__":
+        value = _version()
+    elif name in _HOME_OF:
+        value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    else:
         raise AttributeError(f"module 'deploypruner' has no attribute '{name}'")
-    value = getattr(importlib.import_module(_HOME_OF[name]), name)
     globals()[name] = value
     return value
+
+
+def _version() -> str:
+    """That of the git tag the package was built from, as its metadata have it; the sources alone do not know it."""
+    metadata = importlib.import_module("importlib.metadata")  # 20 ms that most commands do without
+    try:
+        return str(metadata.version(__name__))
+    except metadata.PackageNotFoundError:
+        return "0+not.installed"
 
 
 def __dir__() -> list[str]:

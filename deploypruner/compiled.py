@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from deploypruner.channels.plan import Plan
-from deploypruner.notebook import html_table
+from deploypruner.notebook import html_page, html_table
 from deploypruner.records import Row
 from deploypruner.report import Report, headline, units
 
@@ -33,7 +33,7 @@ class CompiledBuild:
         return f"CompiledBuild({str(self.folder)!r}: {headline(self.report).sentence})"
 
     def _repr_html_(self) -> str:
-        """In a notebook: the result, every row, and where the whole report is."""
+        """In a notebook: the result, every row, and the whole report, folded."""
         rows = [
             (
                 row.name,
@@ -49,8 +49,10 @@ class CompiledBuild:
         first = self.rows[0]
         judged = first.metric.name if first.accuracy is not None else "agreement"
         heads = ("artifact", "runtime", judged, "median, ms", "speed-up", "verdict", "size")
-        title = f"{headline(self.report).sentence}. {self.folder / 'report.html'} has the pictures and the proof."
-        return html_table(title, heads, rows)
+        page = self.folder / "report.html"
+        title = f"{headline(self.report).sentence}. {page} has the pictures and the proof."
+        inline = html_page("The report", page.read_text("utf-8")) if page.is_file() else ""
+        return html_table(title, heads, rows) + inline
 
     @property
     def rows(self) -> tuple[Row, ...]:

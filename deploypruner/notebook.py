@@ -24,6 +24,17 @@ def html_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[object]
     return f"<p><b>{escape(title)}</b></p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
 
 
+def html_page(summary: str, page: str) -> str:
+    """A whole page of its own, folded: styles and scripts of it stay inside.
+
+    Args:
+        summary: What is clicked to see it.
+        page: HTML that needs no other file.
+    """
+    frame = f'<iframe srcdoc="{escape(page)}" style="width:100%; height:40em; border:1px solid #8888"></iframe>'
+    return f"<details><summary>{escape(summary)}</summary>{frame}</details>"
+
+
 def count(value: float) -> str:
     """A large number in short: 27_182_000 -> "27.2 M"."""
     for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -1,5 +1,8 @@
 """What graphs, plans and builds look like in a notebook or at a prompt: a line, and a table."""
 
+import re
+from html import unescape
+
 import numpy as np
 import pytest
 import torch
@@ -55,3 +58,13 @@ def test_a_build_is_its_result_and_its_rows(graph, tmp_path):
     page = build._repr_html_()
     assert page.count("<tr>") == 1 + len(report.rows)
     assert "report.html" in page
+
+
+def test_the_report_of_a_build_is_inline_and_keeps_to_itself(graph, tmp_path):
+    build = CompiledBuild(tmp_path, a_report(), tiny(), dp.plan(graph, budget=dp.Budget(macs=0.5)))
+    assert "<iframe" not in build._repr_html_()  # its folder is gone
+    (tmp_path / "report.html").write_text('<style>p {color: "red"}</style><p>±1</p>', encoding="utf-8")
+    shown = build._repr_html_()
+    (inside,) = re.findall(r'<details>.*<iframe srcdoc="([^"]*)"', shown)
+    assert unescape(inside) == '<style>p {color: "red"}</style><p>±1</p>'
+    assert "<style>" not in shown

@@ -27,7 +27,19 @@ from torch import nn
 def net():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
 
-def half(): return nn.Linear(3, 2).half()
+def half():
+    torch.manual_seed(5)
+    return nn.Linear(3, 2).half()
+def trained():
+    model = net()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.fill_(0.5)
+    return model
+def new_head():
+    model = trained()
+    model[3] = nn.Linear(4 * 36, 2)
+    return model
 def nan():
     layer = nn.Linear(3, 2)
     layer.weight.data[0, :2] = float("nan")
@@ -209,6 +221,27 @@ def test_a_factory_is_called_and_the_same_on_every_load(factory: str) -> None:
     assert not first.module.training
     assert (first.name, run(first).shape) == ("net", (2, 2))
     assert load_model(f"{factory}:Nested.net", data_shape=(3,)).example_inputs[0].shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("net", "the weights of '{}:net' are random, and so are its answers: --weights FILE gives trained ones"),
+        (
+            "new_head",
+            "3.weight of '{}:new_head' are random, and so are its answers: --weights FILE gives trained ones",
+        ),
+        ("trained", None),
+    ],
+)
+def test_weights_that_a_factory_leaves_random_are_said(factory: str, name: str, said: str | None) -> None:
+    loaded = load_model(f"{factory}:{name}", input_shapes=((1, 3, 8, 8),))
+    assert loaded.remarks == (() if said is None else (said.format(factory),))
+
+
+def test_weights_from_a_file_are_not_called_random(factory: str, net: nn.Module) -> None:
+    torch.save(net.state_dict(), "w.pt")
+    assert load_model(f"{factory}:net", weights=Path("w.pt"), input_shapes=((1, 3, 8, 8),)).remarks == ()
 
 
 def test_loading_leaves_the_random_state_alone(factory: str) -> None:

@@ -129,8 +129,7 @@ def bench_command(
             sizes = ", ".join(f"{name}={','.join(map(str, shape))}" for name, shape in examples.items())
             shown.say(f"sizes are open: timed at the build's example, --input-shape {sizes}")
         settings = partial(_settings, mean, std, seed)
-        feeds = None if data is None else _real_inputs(files[0], data, shapes, settings())
-        judged = None if data is None else _judge(files[0], data, settings(), task)
+        feeds, judged = (None, None) if data is None else _with_data(files[0], data, shapes, settings(), task)
         shown.doing("starting a worker for each file")
         with percent(shown, "measure") as progress:
             found = bench(
@@ -173,33 +172,25 @@ def _opened(file: Path, runtime: str) -> Session:
     return runtimes.get(runtime)().open(file)
 
 
-def _real_inputs(
-    file: Path, data: str, shapes: dict[str, tuple[int, ...]], settings: DataSettings
-) -> list[np.ndarray]:
-    """One batch of the data as the first file takes it."""
-    from deploypruner.build.sparsify_inputs import named_arrays, one_batch
-    from deploypruner.measure.bench import pair_up
-
-    ((_, runtime), *_) = pair_up([file])
-    specs = [replace(spec, shape=shapes.get(spec.name, spec.shape)) for spec in _opened(file, runtime).inputs]
-    named = named_arrays(Path(data), specs)
-    if named is not None:
-        return named
-    return one_batch(specs, data, settings)
-
-
-def _judge(file: Path, data: str, settings: DataSettings, tasks: tuple[str, ...]) -> Judged | None:
-    """Judges files on the data; None for one batch of named arrays, and for sizes that are open."""
+def _with_data(
+    file: Path, data: str, shapes: dict[str, tuple[int, ...]], settings: DataSettings, tasks: tuple[str, ...]
+) -> tuple[list[np.ndarray], Judged | None]:
+    """One batch as the first file takes it, and what judges files; None for named arrays and for sizes left open."""
     from deploypruner.build.fitting import Said
     from deploypruner.build.form_judge import FormJudge
-    from deploypruner.build.sparsify_inputs import named_arrays, sparsify_inputs
+    from deploypruner.build.sparsify_inputs import named_arrays, one_batch, sparsify_inputs
     from deploypruner.measure.bench import pair_up
     from deploypruner.tasks.recognise import parse_tasks
 
     ((_, runtime), *_) = pair_up([file])
     session = _opened(file, runtime)
-    if any(None in spec.shape[1:] for spec in session.inputs) or named_arrays(Path(data), session.inputs) is not None:
-        return None
+    specs = [replace(spec, shape=shapes.get(spec.name, spec.shape)) for spec in session.inputs]
+    named = named_arrays(Path(data), specs)
+    if named is not None:
+        return named, None
+    batch = one_batch(specs, data, settings)
+    if any(None in spec.shape[1:] for spec in session.inputs):
+        return batch, None
     inputs = sparsify_inputs(session, data, settings, batch=None, said=Said(parse_tasks(tasks)))
     judge = FormJudge(file, runtime, inputs.judged, opened=_opened, tasks=inputs.tasks, metric=None)
 
@@ -209,7 +200,7 @@ def _judge(file: Path, data: str, settings: DataSettings, tasks: tuple[str, ...]
             for artifact, name in jobs
         ]
 
-    return judged
+    return batch, judged
 
 
 def _as_text(found: Bench) -> str:

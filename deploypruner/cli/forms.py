@@ -1,20 +1,45 @@
-"""How `sparsify` and `quantize` show the forms of a given file, and refuse them."""
+"""What `sparsify` and `quantize` share: the request for forms of a given file, how they are shown, and refused."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deploypruner.cli.options import colour, width
 from deploypruner.errors import BudgetError
+from deploypruner.registries import tasks
 from deploypruner.terminal import write_line
 
 if TYPE_CHECKING:  # with numpy, which a mistake in the arguments need not wait for
+    from deploypruner.build.given_file import FileRequest
+    from deploypruner.progress import Progress
     from deploypruner.records import Row
+
+# Options whose field of the request has another name.
+_FIELDS = {"accuracy_drop": "drop", "task": "tasks"}
+
+
+def check_tasks(named: Sequence[str]) -> None:
+    """Refuse a `--task` that is none, before anything is loaded."""
+    for name in named:
+        tasks.check(name.rpartition("=")[2])
+
+
+def file_request(options: Mapping[str, Any], progress: Progress) -> FileRequest:
+    """What was asked for; an option that was left out (None) is as the request has it.
+
+    Args:
+        options: Those of the command that are fields of the request.
+        progress: Told how far it is.
+    """
+    from deploypruner.build.given_file import FileRequest
+
+    given = {_FIELDS.get(name, name): value for name, value in options.items() if value is not None}
+    return FileRequest(**given, progress=progress)
 
 
 def show_forms(

@@ -156,6 +156,13 @@ def _say(line: str) -> None:
     write_line(sys.stderr, line)
 
 
+def _show_version(context: click.Context) -> None:
+    from deploypruner import __version__  # 20 ms of reading metadata
+
+    click.echo(f"deploypruner {__version__}")
+    context.exit()
+
+
 @click.group(
     cls=CommandList,
     examples={
@@ -171,7 +178,14 @@ def _say(line: str) -> None:
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(package_name="deploypruner")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda context, parameter, asked: _show_version(context) if asked else None,
+    help="Show the version and exit.",
+)
 @click.pass_context
 def cli(context: click.Context) -> None:
     """From a trained PyTorch model to a smaller, faster artifact, with the proof beside it."""

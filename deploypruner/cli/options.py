@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from deploypruner import __version__
+import deploypruner
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.place import place_for
 from deploypruner.cli.help import Grouped
@@ -132,7 +132,7 @@ def console() -> Iterator[Console]:
     meta = click.get_current_context().meta
     verbose, quiet, file = (meta.get(f"deploypruner.{name}") for name in ("verbose", "quiet", "log"))
     log = Logbook()
-    log(f"deploypruner {__version__}: {shlex.join(['deploypruner', *sys.argv[1:]])}")
+    log(f"deploypruner {deploypruner.__version__}: {shlex.join(['deploypruner', *sys.argv[1:]])}")
     try:
         if file is not None:
             log.keep_in(file)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from deploypruner.cli.forms import refused_form, show_forms
+from deploypruner.cli.forms import check_tasks, file_request, refused_form, show_forms
 from deploypruner.cli.help import GroupedCommand
 from deploypruner.cli.options import BATCH, OVERWRITE, SEED, console, require_place, shows_progress
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.reading import check_present
 from deploypruner.recipe.option import MEASURING
-from deploypruner.registries import tasks
-from deploypruner.target import WeightBits
 
 
 @click.command(
@@ -53,25 +52,13 @@ from deploypruner.target import WeightBits
 @SEED
 def quantize_command(
     model: Path,
-    data: str,
     weights: Path | None,
     input_shape: tuple[tuple[int, ...], ...],
     trust_pickle: bool | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    task: tuple[str, ...],
-    metric: str | None,
-    classes: Path | None,
     quantize_repair: bool | None,
-    weight_bits: WeightBits | None,
-    allow_bf16: bool | None,
-    threads: int | None,
-    batch: int | None,
-    seconds: float | None,
-    accuracy_drop: float | None,
     out: Path,
     overwrite: bool,
-    seed: int,
+    **options: Any,
 ) -> None:
     """Quantize MODEL to int8 without training, and repair what that costs.
 
@@ -83,31 +70,11 @@ def quantize_command(
     if model.suffix == ".onnx":
         check_present(model, what="model", hint="give an .onnx file", native=True)
     require_place(out, "quantize", overwrite=overwrite)
-    for name in task:
-        tasks.check(name.rpartition("=")[2])
+    check_tasks(options["task"])
     with console() as shown:
-        from deploypruner.build.given_file import FileRequest
         from deploypruner.build.int8_file import Int8Request, int8_file
 
-        file = FileRequest(
-            model,
-            out,
-            overwrite=overwrite,
-            progress=shown,
-            data=data,
-            mean=mean,
-            std=std,
-            threads=threads or 1,
-            batch=batch,
-            seconds=seconds or 20.0,
-            seed=seed,
-            drop=accuracy_drop,
-            tasks=task,
-            metric=metric or "",
-            classes=classes,
-            weight_bits=weight_bits or "auto",
-            allow_bf16=bool(allow_bf16),
-        )
+        file = file_request({"model": model, "out": out, "overwrite": overwrite, **options}, shown)
         request = Int8Request(file, weights, input_shape, bool(trust_pickle), quantize_repair is not False)
         found = int8_file(request, say=shown.step)
     show_forms(

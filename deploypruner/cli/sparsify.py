@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from deploypruner.cli.forms import refused_form, show_forms
+from deploypruner.cli.forms import check_tasks, file_request, refused_form, show_forms
 from deploypruner.cli.help import GroupedCommand
 from deploypruner.cli.options import BATCH, OVERWRITE, SEED, console, require_place, shows_progress
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.reading import check_present
 from deploypruner.recipe.option import MEASURING
-from deploypruner.registries import tasks
 
 
 @click.command(
@@ -39,22 +39,7 @@ from deploypruner.registries import tasks
 @OVERWRITE
 @shows_progress
 @SEED
-def sparsify_command(
-    model: Path,
-    data: str | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    threads: int | None,
-    batch: int | None,
-    seconds: float | None,
-    accuracy_drop: float | None,
-    task: tuple[str, ...],
-    metric: str | None,
-    classes: Path | None,
-    out: Path,
-    overwrite: bool,
-    seed: int,
-) -> None:
+def sparsify_command(model: Path, out: Path, overwrite: bool, **options: Any) -> None:
     """Convert MODEL, an .onnx file with zeros in its weights, so that OpenVINO skips them.
 
     An int8 QDQ model is converted directly; an fp32 one is quantized first. The layers are timed dense and sparse,
@@ -64,29 +49,11 @@ def sparsify_command(
     """
     check_present(model, what="model", hint="give an .onnx file", native=True)
     require_place(out, "sparsify", overwrite=overwrite)
-    for name in task:
-        tasks.check(name.rpartition("=")[2])
+    check_tasks(options["task"])
     with console() as shown:
-        from deploypruner.build.given_file import FileRequest
         from deploypruner.build.sparsified import sparsified
 
-        request = FileRequest(
-            model,
-            out,
-            overwrite=overwrite,
-            progress=shown,
-            data=data,
-            mean=mean,
-            std=std,
-            threads=threads or 1,
-            batch=batch,
-            seconds=seconds or 20.0,
-            seed=seed,
-            drop=accuracy_drop,
-            tasks=task,
-            metric=metric or "",
-            classes=classes,
-        )
+        request = file_request({"model": model, "out": out, "overwrite": overwrite, **options}, shown)
         found = sparsified(request, say=shown.step)
     from deploypruner.report.sparse import sparse_sentence
 

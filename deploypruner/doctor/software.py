@@ -22,6 +22,7 @@ from deploypruner.sparse.library import (
     is_built,
     known_targets,
     path_of,
+    rebuild,
     targets,
 )
 
@@ -102,8 +103,7 @@ def kernels(*, loads: bool) -> Finding:
     code, _, said = _ended(_start(_EXTENSION))
     if code != 0:
         how = _last_line(said) if code is None or code > 0 else f"it ends with {_signal(-code)}"
-        hint = "pip install --force-reinstall --no-deps deploypruner"
-        return Finding("kernels", f"{library} cannot be loaded into OpenVINO: {how}", "lack", hint, facts)
+        return Finding("kernels", f"{library} cannot be loaded into OpenVINO: {how}", "lack", rebuild(), facts)
     forced_by = os.environ.get("DEPLOYPRUNER_TARGET")
     why = f"as DEPLOYPRUNER_TARGET says, of {', '.join(here)}" if forced_by else "the best that this processor runs"
     beyond = [name for name in known if name not in here]

@@ -12,10 +12,11 @@ from typing import Any
 
 import psutil
 
+from deploypruner import __version__
 from deploypruner.measure.cores import own_cores, used_share
 from deploypruner.target import detect
 
-_PACKAGES = ("deploypruner", "torch", "onnx", "onnxruntime", "openvino", "numpy")
+_PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "numpy")
 _VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
 _LOOK_S = 0.2
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
@@ -42,7 +43,7 @@ def environment() -> dict[str, Any]:
         "governor": _GOVERNOR.read_text().strip() if _GOVERNOR.exists() else None,
         "os": platform.platform(),
         "python": sys.version.split()[0],
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {"deploypruner": __version__, **{name: _version(name) for name in _PACKAGES}},
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
 

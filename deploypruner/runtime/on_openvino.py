@@ -30,7 +30,7 @@ from deploypruner.runtime import (
 )
 from deploypruner.runtime.openvino_nodes import WARM_CALLS, executed_nodes, mean_ns, mean_since
 from deploypruner.sparse.custom_ops import uses_sparse_operations
-from deploypruner.sparse.library import REBUILD, active_target, extension_path
+from deploypruner.sparse.library import active_target, extension_path, rebuild
 
 if TYPE_CHECKING:
     import openvino
@@ -201,7 +201,7 @@ def add_sparse_operations() -> None:
         _add_once(library)
     except RuntimeError as error:
         said = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
-        raise KernelError(f"OpenVINO cannot load the sparse kernels '{library}': {said}", hint=REBUILD) from None
+        raise KernelError(f"OpenVINO cannot load the sparse kernels '{library}': {said}", hint=rebuild()) from None
 
 
 @cache

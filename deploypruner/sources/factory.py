@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from deploypruner.errors import InputError, nearest
@@ -30,6 +31,28 @@ def load_factory(request: ModelRequest) -> FoundModel:
     if isinstance(module, nn.DataParallel):
         module = module.module
     return FoundModel(module, request.source.partition(":")[2])
+
+
+def random_weights(module: nn.Module, request: ModelRequest) -> tuple[str, ...]:
+    """Say which weights of a factory's model are random: from another seed a second call makes others.
+
+    Args:
+        module: What the first call made.
+        request: Names the factory.
+    """
+    torch.manual_seed(1)
+    try:
+        again = load_factory(request).module
+    except InputError:  # it can be called but once
+        return ()
+    others = dict(again.named_parameters())
+    made = {name: value for name, value in module.named_parameters() if value.ndim > 1 and name in others}
+    random = [name for name, value in made.items() if not torch.equal(value, others[name])]
+    if not random:
+        return ()
+    some = ", ".join(random[:3]) + (f" and {len(random) - 3} more" if len(random) > 3 else "")
+    which = "the weights" if len(random) == len(made) else some
+    return (f"{which} of '{request.source}' are random, and so are its answers: --weights FILE gives trained ones",)
 
 
 def call_factory(source: str) -> object:

@@ -16,7 +16,7 @@ from deploypruner.errors import InputError
 from deploypruner.graph.inputs import Inputs
 from deploypruner.ranges import check_shape
 from deploypruner.sources.classes import names_in, names_in_checkpoint
-from deploypruner.sources.factory import load_factory
+from deploypruner.sources.factory import load_factory, random_weights
 from deploypruner.sources.found import FoundModel, ModelRequest, Shapes
 from deploypruner.sources.pickle_file import load_pickled
 from deploypruner.sources.preprocessing import Preprocessing
@@ -114,6 +114,9 @@ def load_model(
         if weights is not None:
             remarks = load_weights(module, weights)
         check_dense(module)
+        if weights is None and loader is load_factory:
+            with torch.random.fork_rng(devices=[]):
+                remarks = random_weights(module, request)
         module, changed = to_cpu_float32(module)
         remarks += changed
         module.eval()

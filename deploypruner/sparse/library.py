@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
+import shlex
 import struct
 from functools import cache
+from importlib import metadata
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import deploypruner.sparse as package
 from deploypruner.errors import KernelError
@@ -15,7 +19,6 @@ from deploypruner.openvino_import import import_openvino
 KERNELS = "libdeploypruner_kernels.so"
 EXTENSION = "libdeploypruner_openvino.so"
 _ELF, _ELF64 = b"\x7fELF", 2
-REBUILD = "reinstall with a C++ compiler: pip install --force-reinstall --no-deps deploypruner"
 
 
 def path_of(name: str) -> Path:
@@ -29,7 +32,29 @@ def path_of(name: str) -> Path:
         found = Path(folder) / "lib" / name
         if found.is_file():
             return found
-    raise KernelError(f"{name} is not installed: the package was built without its sparse kernels", hint=REBUILD)
+    raise KernelError(f"{name} is not installed: the package was built without its sparse kernels", hint=rebuild())
+
+
+def rebuild() -> str:
+    """What builds the kernels anew, from where the package was installed from."""
+    return f"reinstall with a C++ compiler: pip install --force-reinstall --no-deps {_origin()}"
+
+
+def _origin() -> str:
+    """The argument of pip that stands for the sources of what is installed."""
+    try:
+        package = metadata.distribution("deploypruner")
+    except metadata.PackageNotFoundError:
+        return "FOLDER, the one of the sources"
+    origin = json.loads(package.read_text("direct_url.json") or "{}")  # PEP 610; an index leaves none
+    place = unquote(urlsplit(str(origin.get("url", ""))).path)
+    if "dir_info" in origin:
+        return ("-e " if origin["dir_info"].get("editable") else "") + shlex.quote(place)
+    if place.endswith(".tar.gz"):
+        return shlex.quote(place)
+    if place:  # a wheel, and its like would have none again
+        return f"deploypruner-{package.version}.tar.gz, the sources of that wheel"
+    return "--no-cache-dir --no-binary deploypruner deploypruner"
 
 
 def is_built() -> bool:
@@ -52,12 +77,12 @@ def extension_path() -> Path:
     built = label.read_text().strip() if label.is_file() else ""
     if not built:
         raise KernelError(
-            f"'{label}', which says for which OpenVINO the kernels were built, is missing", hint=REBUILD
+            f"'{label}', which says for which OpenVINO the kernels were built, is missing", hint=rebuild()
         )
     if short_version(built) != short_version(installed):
         raise KernelError(
             f"the sparse kernels were built for OpenVINO {built}, and OpenVINO {installed} is installed",
-            hint=f"install openvino=={short_version(built)}, or {REBUILD}",
+            hint=f"install openvino=={short_version(built)}, or {rebuild()}",
         )
     _check_whole(path)
     return path
@@ -84,7 +109,7 @@ def _check_whole(path: Path) -> None:
     if path.stat().st_size < needed:
         raise KernelError(
             f"'{path}' is cut off: it has {path.stat().st_size} bytes, and its header speaks of {needed}",
-            hint=REBUILD,
+            hint=rebuild(),
         )
 
 
@@ -105,7 +130,7 @@ def load() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        raise KernelError(f"{path} cannot be loaded: {error}", hint=REBUILD) from error
+        raise KernelError(f"{path} cannot be loaded: {error}", hint=rebuild()) from error
     library.dp_target_name.restype = ctypes.c_char_p
     return library
 
