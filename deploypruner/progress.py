@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+import textwrap
 import threading
 import time
 import traceback
@@ -20,6 +22,8 @@ from deploypruner.terminal import escaped, write_line
 _LIVE, _PLAIN = 0.5, 30.0
 _SPINNER = "|/-\\"
 _ERASE = "\r\x1b[K"
+# What a long line goes on under the end of: the name and time of a stage, or the kind of a remark.
+_HEAD = re.compile(r"\w+ +(?:[\d.]+ s|\(done before\))  |(?:warning|remark): ")
 
 
 class Progress(Protocol):
@@ -202,7 +206,8 @@ class Console:
         if shown and not self.quiet:
             with self._lock:
                 self._erase()
-                write_line(self._stream, line)
+                for part in folded(line, _columns(self._stream)) if self._live else (line,):
+                    write_line(self._stream, part)
                 self._last = self._clock()
 
     def _draw(self) -> None:
@@ -267,6 +272,15 @@ def _told(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     return "".join(traceback.format_exception(error))
+
+
+def folded(line: str, columns: int) -> list[str]:
+    """A line in parts that fit a terminal: broken between words, and indented to where its text begins."""
+    head = _HEAD.match(line)
+    indent = " " * (head.end() if head is not None and 2 * head.end() < columns else 2)
+    if len(line) < columns:
+        return [line]
+    return textwrap.wrap(line, columns - 1, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _columns(stream: TextIO) -> int:

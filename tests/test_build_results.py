@@ -38,7 +38,7 @@ PATTERNS = LayerPatterns(
         (LayerFilling("a", "2:4", 0.5, 0.6, True, 0.7, 0.8),), 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, ((7.0, 8.0),)
     ),
     parameters={"a": "a.weight"},
-    reference="1x4 at 80%",
+    reference="1x4 at 80 %",
     budget="5ms",
     rates={"call": 9.0},
     rates_error={"sparse": 0.1},

@@ -65,7 +65,7 @@ def test_the_operation_its_module_and_the_largest_part_that_exports_are_named(op
     net, x = Net(operation).eval(), torch.ones(2, 2)
     error = with_offer(refused(net, x, tmp_path), Onnx(), net, (x,))
     assert re.search(rf"no counterpart of \w+\._?{operation} at \S+\.py:\d+ \(head\)", error.message)
-    assert "its part 'backbone', which holds 77% of the parameters, can be" in error.message  # 40 of 52
+    assert "its part 'backbone', which holds 77 % of the parameters, can be" in error.message  # 40 of 52
     assert "model.get_submodule('backbone')" in error.hint
     # What the hint says works.
     Onnx().write(net.get_submodule("backbone"), (torch.ones(2, 4),), tmp_path / "part.onnx", dynamic_batch=True)

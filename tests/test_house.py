@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -216,3 +217,9 @@ def test_class_names_are_unique_in_the_package():
             if isinstance(node, ast.ClassDef):
                 homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     assert {name: found for name, found in homes.items() if len(found) > 1} == {}
+
+
+def test_a_percentage_is_written_in_one_way():
+    """ "99.4 %", with a space, as in the tables: a format of `%` would leave it out."""
+    short = re.compile(r":\.\d%\}")
+    assert [path for path in SOURCES if short.search(path.read_text())] == []

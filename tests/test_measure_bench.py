@@ -285,14 +285,14 @@ def test_noise_is_one_line_for_all_rows(tmp_path: Path) -> None:
     noise = (
         "the machine was busy throughout: others; stop other programs, or give more time: `deploypruner bench a`",
         "two speeds in the samples of 'a' on onnxruntime, 'b' on onnxruntime, as when the processor rests; fix it",
-        "two workers of the same file differ by up to 8.0%, so smaller differences are not called; stop",
+        "two workers of the same file differ by up to 8.0 %, so smaller differences are not called; stop",
     )
     measured = replace(found.measured, floor=0.08)
     text = _as_text(replace(found, noise=noise, warnings=(*noise, "3 weights are denormal"), measured=measured))
     lines = text.splitlines()[-2:]
     assert lines[0] == "warning: 3 weights are denormal"
     assert lines[1] == (
-        "noise: differences below 8.0% are not called; the machine was busy throughout; two speeds in the samples of "
-        "'a' on onnxruntime, 'b' on onnxruntime; two workers of the same file differ by up to 8.0%; longer: "
+        "noise: differences below 8.0 % are not called; the machine was busy throughout; two speeds in the samples "
+        "of 'a' on onnxruntime, 'b' on onnxruntime; two workers of the same file differ by up to 8.0 %; longer: "
         "`deploypruner bench a`"
     )

@@ -43,7 +43,7 @@ def test_those_whose_baseline_fails_are_compared_with_the_first_of_them() -> Non
     )
     # b and c are unsteady alike, so that only their ratio can be known.
     assert rounds.settled
-    assert told[-1].endswith("widest interval ±0.0%")
+    assert told[-1].endswith("widest interval ±0.0 %")
 
 
 def test_rounds_end_where_every_worker_has_failed() -> None:

@@ -197,7 +197,7 @@ def test_more_threads_than_cores_names_the_number_to_try() -> None:
 
 def test_an_ended_budget_asks_for_time() -> None:
     (text,) = find_warnings([timing("m", 1.0)], QUIET, settled=False, floor=0.03)
-    assert "noise floor 3.0%" in text
+    assert "noise floor 3.0 %" in text
     assert "give more time" in text
 
 

@@ -67,8 +67,8 @@ def test_a_system_that_does_not_say_who_waited_gives_none() -> None:
         ((QUIET,) * 10, ""),
         ((QUIET,) * 6 + (GUEST,) * 4, ""),
         ((), ""),
-        ((GUEST,) * 10, "other programs used 1.9 of 2 cores, workers waited 45% of the time for a core"),
-        ((QUIET,) * 5 + (STOLEN,) * 5, "the host of this virtual machine took 15% of its time"),
+        ((GUEST,) * 10, "other programs used 1.9 of 2 cores, workers waited 45 % of the time for a core"),
+        ((QUIET,) * 5 + (STOLEN,) * 5, "the host of this virtual machine took 15 % of its time"),
     ],
 )
 def test_busy_throughout_is_half_of_the_windows(windows: tuple[Window, ...], said: str) -> None:
@@ -102,7 +102,7 @@ def test_time_that_was_lost_to_others() -> None:
 def test_a_machine_that_disagrees_with_itself_certifies_nothing() -> None:
     assert measured(seen(QUIET), floor=0.02).reason == ""
     assert measured(seen(QUIET), floor=0.25).reason == (
-        "two workers of the same file differ by up to 25%, so the machine is not steady"
+        "two workers of the same file differ by up to 25 %, so the machine is not steady"
     )
 
 
@@ -113,7 +113,10 @@ def test_a_machine_that_disagrees_with_itself_certifies_nothing() -> None:
             seen(*(GUEST,) * 4),
             ("busy throughout", "certified only with a margin larger than that", "stop other programs"),
         ),
-        (seen(*(QUIET,) * 3, GUEST), ("busy for 25% of the time", "other programs used 0.5 of 2 cores", "--seconds")),
+        (
+            seen(*(QUIET,) * 3, GUEST),
+            ("busy for 25 % of the time", "other programs used 0.5 of 2 cores", "--seconds"),
+        ),
         (
             seen(QUIET, Window(1.0, 0.0, 0.0, 0.0, 1200.0)),
             ("frequency moved between 1200 and 2500 MHz", "governor 'performance'"),
@@ -131,7 +134,7 @@ def test_a_quiet_machine_is_not_warned_about() -> None:
 
 def test_a_noisy_floor_names_flags_to_try() -> None:
     (text,) = find_warnings([timing()], MACHINE, settled=True, floor=0.08)
-    assert "two workers of the same file differ by up to 8.0%" in text
+    assert "two workers of the same file differ by up to 8.0 %" in text
     assert "--threads 1" in text
     assert "--seconds" in text
 

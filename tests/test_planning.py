@@ -102,7 +102,7 @@ def test_a_table_is_as_wide_as_the_terminal_and_names_stay_whole(width):
     lines = group_table([GroupLine(name, "head columns", 64, 32, 7.3e6, 0.123, "whole: too narrow")], width)
     assert all(len(line) <= width for line in lines if line != name)
     assert lines[1] == name
-    assert lines[2].lstrip() == "head columns  64 -> 32     7.30 M   12.3%  whole: too narrow"
+    assert lines[2].lstrip() == "head columns  64 -> 32     7.30 M  12.3 %  whole: too narrow"
     assert group_table([GroupLine("a.b:0", "heads", 2, None, 1.0, 0.5, "")], width)[1].startswith("a.b:0  ")
 
 

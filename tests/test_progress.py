@@ -9,7 +9,7 @@ import pytest
 
 from deploypruner.errors import InputError
 from deploypruner.logbook import Logbook
-from deploypruner.progress import Console, SilentProgress, progress_for, redraws, shown
+from deploypruner.progress import Console, SilentProgress, folded, progress_for, redraws, shown
 from deploypruner.train.finetune import finetune
 from tests.recover_models import QUICK, Images, net
 
@@ -122,6 +122,22 @@ def test_a_live_line_is_drawn_over_itself_cut_at_the_width_and_gone_in_the_end(c
     assert stream.getvalue() == (
         f"\r/ {drawn[:21]}\x1b[K" + "\r\x1b[Kload 0.1 s\n" + f"\r- {drawn[:21]}\x1b[K" + "\r\x1b[K"
     )
+
+
+def test_a_line_longer_than_the_terminal_breaks_between_words_under_its_text(clock, monkeypatch):
+    line = "export       4.4 s  model.fp32.onnx 246 kB, model.int8.onnx 78.5 kB"
+    assert folded(line, 44) == [line[:43], " " * 20 + "model.int8.onnx 78.5 kB"]
+    assert folded(line, len(line) + 1) == [line]
+    assert folded("remark: one two three", 18) == ["remark: one two", "        three"]
+    path = "/a-folder/with-hyphens/that-is-longer-than-the-terminal"
+    assert folded(f"kept in {path}", 20) == ["kept in", f"  {path}"]
+    monkeypatch.setattr("deploypruner.progress._columns", lambda stream: 44)
+    console, pipe = still(clock)
+    console.say(line)
+    assert pipe.getvalue() == f"{line}\n"
+    console, screen = still(clock, live=True)
+    console.say(line)
+    assert screen.getvalue().count("\n") == 2
 
 
 def test_names_cannot_reach_the_terminal(clock):

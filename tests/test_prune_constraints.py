@@ -218,7 +218,7 @@ def test_a_minimum_width_counts_output_channels():
 def test_no_layer_loses_more_than_its_share():
     plan = plan_of("residual", 0.8, constraints=Constraints(max_cut=0.25))
     assert all(len(g.keep) >= 0.75 * g.size for g in plan.groups)
-    with pytest.raises(BudgetError, match=r"at least 75% of its channels\) still costs"):
+    with pytest.raises(BudgetError, match=r"at least 75 % of its channels\) still costs"):
         plan_of("residual", 0.3, constraints=Constraints(max_cut=0.25))
 
 

@@ -13,10 +13,10 @@ SKIPPED = {"name": "calibration", "done": "mse for 2", "before": 0.02, "after": 
 
 def test_what_was_kept_is_named_with_the_error_before_and_after():
     assert repair_sentence([EQUALIZED, SKIPPED, ROUNDED]) == (
-        "equalization (3 sets); rounding (4 of 5 layers): int8 outputs are 1.00% off on samples apart instead of "
+        "equalization (3 sets); rounding (4 of 5 layers): int8 outputs are 1.00 % off on samples apart instead of "
         "1.37 times their spread"
     )
-    assert repair_sentence([SKIPPED]) == "int8 outputs are 2.00% off on samples apart, and no repair helps"
+    assert repair_sentence([SKIPPED]) == "int8 outputs are 2.00 % off on samples apart, and no repair helps"
     assert "without bound" in repair_sentence([{**EQUALIZED, "before": 1e30}])
     assert repair_sentence([]) == ""
 

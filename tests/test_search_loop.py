@@ -301,10 +301,10 @@ def test_a_busy_machine_certifies_a_latency_with_a_margin_larger_than_its_noise(
     kept = certify(Goal(Budget(latency=5.01), 10.0), Setting("openvino", "fp32"), busy)
     assert (kept.met, kept.measured) == (True, pytest.approx(4))
     assert kept.bound == pytest.approx(5)
-    assert "waited 10% of the time for a core, so its interval was widened by 1.25x" in kept.doubt
+    assert "waited 10 % of the time for a core, so its interval was widened by 1.25x" in kept.doubt
     unsure = certify(Goal(Budget(latency=4.99), 10.0), Setting("openvino", "fp32"), busy)
     assert (unsure.met, unsure.bound, unsure.measured) == (None, None, pytest.approx(4))
-    assert unsure.doubt.endswith("waited 10% of the time for a core, and the margin is no larger than that")
+    assert unsure.doubt.endswith("waited 10 % of the time for a core, and the margin is no larger than that")
 
 
 def test_a_busy_machine_certifies_a_speed_up_as_if_only_the_dense_model_had_been_disturbed():

@@ -143,7 +143,7 @@ def test_out_of_reach_is_said_before_any_layer_is_timed(monkeypatch):
     with pytest.raises(OutOfReach, match=r"--latency 1\.1ms is out of reach.*fp32 on openvino") as caught:
         meet.meet(machine.request(Budget(latency="1.1ms")))
     assert machine.tables == 0
-    assert "100% of its time is in conv" in caught.value.message
+    assert "100 % of its time is in conv" in caught.value.message
     reachable = caught.value.numbers["reachable_ms"]
     assert f"--latency {np.ceil(100 * reachable) / 100:g}ms can be reached" in caught.value.hint
     assert caught.value.exit_code == 3

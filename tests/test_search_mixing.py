@@ -96,7 +96,7 @@ def request(tmp_path: Path, *, allowed: float | None, times: Times | None = None
 
 def test_the_fragile_layer_alone_stays_float_and_says_why(tmp_path):
     found = mix(request(tmp_path, allowed=1.0))
-    said = "for the accuracy: 100.0% of the error that int8 makes at the outputs"
+    said = "for the accuracy: 100.0 % of the error that int8 makes at the outputs"
     assert found.shared.keep_float == {"make_e": said}
     assert found.accuracy["int8"] > 10 > 1.0 >= found.accuracy["mixed"]
     # Three layers of 0.5 ms and one of 1 ms, with 0.001 for every layer before one of another precision.

@@ -268,8 +268,8 @@ def test_obstacles_name_slow_layers_layers_that_do_not_shrink_and_groups_that_st
     fast = [Layer("stem", "conv", 3.0), Layer("body", "conv", 0.5), Layer("head", "linear", 0.5)]
     dense = [Layer("stem", "conv", 3.2), Layer("body", "conv", 9.0), Layer("head", "linear", 0.5)]
     slow, stubborn, whole, frozen = obstacles(graph, limits, fast, dense)
-    assert slow == "75% of its time is in stem (3 ms), of 3 layers"
-    assert stubborn == "88% of its time is in 2 layers that hardly shrink: stem (3 ms), head (0.5 ms)"
+    assert slow == "75 % of its time is in stem (3 ms), of 3 layers"
+    assert stubborn == "88 % of its time is in 2 layers that hardly shrink: stem (3 ms), head (0.5 ms)"
     assert f"of {len(graph.groups)} groups stay whole: 1 excluded by" in whole
     assert frozen.startswith("channels that cannot be removed: ")
     assert len(obstacles(graph, limits, [])) == 2

@@ -94,7 +94,7 @@ def test_every_layer_gets_a_pattern_and_a_share_and_the_zeros_survive() -> None:
     assert len(lost) == 2
     assert all(check.passed for check in lost)
     assert {row.pattern for row in report.rows} == {"dense", "auto"}
-    assert "as long as with 1x4 at 70% everywhere" in outcome.err
+    assert "as long as with 1x4 at 70 % everywhere" in outcome.err
 
 
 @needs_library
@@ -129,7 +129,7 @@ def test_channels_go_first_and_the_rest_is_filled_while_training() -> None:
 @needs_library
 def test_where_kernels_are_slower_nothing_becomes_zero_and_the_build_says_so() -> None:
     folder, outcome = built("auto", "--sparsity", "0.6", rates=Rates(call=1e6, mac=1e-6))
-    assert "every layer stays dense: with 1x4 at 60% everywhere no layer is predicted to be faster" in outcome.err
+    assert "every layer stays dense: with 1x4 at 60 % everywhere no layer is predicted to be faster" in outcome.err
     report = read_report(folder)
     assert "sparse" not in report.settings
     assert report.sparse == {}

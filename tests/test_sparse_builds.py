@@ -71,7 +71,7 @@ def test_channels_and_two_of_four_combine_in_one_build() -> None:
     assert (sparse["pattern"], sparse["schedule"]) == ("2:4", "gradual")
     assert sparse["zeros"] * 2 == sparse["weights"]
     assert all(row["nonzero"] <= row["params"] - sparse["zeros"] for row in pruned)
-    assert "2:4 (gradual): 50.0% of the weights of 1 layer are zero" in outcome.err
+    assert "2:4 (gradual): 50.0 % of the weights of 1 layer are zero" in outcome.err
     assert "nonzero" in outcome.out
 
 
@@ -137,7 +137,7 @@ def trained(patterns: tuple[str, ...], settings: SparseSettings, *, trains: bool
             trained(("channel",), SparseSettings(sparsity=0.5)),
             r"sparse.sparsity is set, but --pattern names no sparse",
         ),
-        (trained(("2:4",), SparseSettings(sparsity=0.8)), r"pattern 2:4 makes 50% .* and --sparsity says 80%"),
+        (trained(("2:4",), SparseSettings(sparsity=0.8)), r"pattern 2:4 makes 50 % .* and --sparsity says 80 %"),
         (lambda: SparseSettings(schedule="pdpp"), r"no sparse schedule called 'pdpp'[\s\S]*'pdp'"),
         (
             trained(("nm64",), SparseSettings(schedule="dtp"), trains=False),

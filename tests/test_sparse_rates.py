@@ -111,7 +111,7 @@ def test_rates_of_a_busy_machine_are_used_but_not_kept(tmp_path: Path) -> None:
     with mock.patch.object(module, "measured_rates", return_value=KernelRates(TRUE, 0.1, 0.41, 9, 1.5)):
         found = kernel_rates(1, cache=tmp_path)
     assert found.rates == TRUE
-    assert "41% off what they were fitted to, so this machine is busy; not kept" in found.remark
+    assert "41 % off what they were fitted to, so this machine is busy; not kept" in found.remark
     assert list(tmp_path.iterdir()) == []
 
 

@@ -30,8 +30,8 @@ def require_one_answer(path: Path, batches: Sequence[Batch], *, threads: int) ->
         apart = distance(one, other)
         if apart > _APART:
             raise InputError(
-                f"ONNX Runtime and OpenVINO disagree about output '{spec.name}' of '{path}' by {apart:.0%}, and the "
-                "sparse kernels run in OpenVINO",
+                f"ONNX Runtime and OpenVINO disagree about output '{spec.name}' of '{path}' by {100 * apart:.0f} %, "
+                "and the sparse kernels run in OpenVINO",
                 hint="deploy it in ONNX Runtime, or export it without what OpenVINO computes otherwise (If, Loop)",
             )
 

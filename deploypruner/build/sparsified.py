@@ -203,8 +203,8 @@ def _most_zeros(weight: np.ndarray) -> float:
 
 def _too_dense(path: Path, name: str, density: float) -> InputError:
     return InputError(
-        f"no layer of '{path}' has enough zeros: the sparsest, '{name}', keeps {density:.0%} of its weights",
-        hint=f"kernels pay from {_SPARSE:.0%} zeros; `deploypruner compile --pattern 1x4` makes them",
+        f"no layer of '{path}' has enough zeros: the sparsest, '{name}', keeps {100 * density:.0f} % of its weights",
+        hint=f"kernels pay from {100 * _SPARSE:.0f} % zeros; `deploypruner compile --pattern 1x4` makes them",
     )
 
 

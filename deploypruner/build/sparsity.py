@@ -47,8 +47,8 @@ def check_sparse(recipe: Recipe, *, trains: bool) -> None:
     pattern = patterns[0]
     if pattern.sparsity is not None and settings.sparsity not in (None, pattern.sparsity):
         raise RecipeError(
-            f"pattern {pattern} makes {pattern.sparsity:.0%} of the weights zero, and --sparsity says "
-            f"{settings.sparsity:.0%}",
+            f"pattern {pattern} makes {100 * pattern.sparsity:.0f} % of the weights zero, and --sparsity says "
+            f"{100 * settings.sparsity:.0f} %",
             hint="leave out --sparsity, or choose other numbers such as 1:4",
         )
     if AUTO in recipe.prune.patterns and settings.distribution != SparseSettings.distribution:

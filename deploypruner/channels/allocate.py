@@ -212,7 +212,7 @@ def require_movable(graph: Graph, limits: Mapping[str, Limit], step: int) -> Non
 def _out_of_reach(graph: Graph, asked: float, least: int, *, constraints: Constraints, step: int) -> BudgetError:
     dense = graph.costs.macs()
     fraction = ceil(1000 * least / dense) / 1000
-    limits = f"a multiple of {step}, at least {1 - constraints.max_cut:.0%} of its channels"
+    limits = f"a multiple of {step}, at least {100 * (1 - constraints.max_cut):.0f} % of its channels"
     if constraints != Constraints(max_cut=constraints.max_cut):
         limits += ", within the constraints"
     others = [

@@ -223,7 +223,7 @@ def _noise(found: Bench) -> str:
     causes = [re.split(r"[:;(]| so |, as when", text, maxsplit=1)[0].strip(" ,") for text in found.noise]
     commands = [command for text in found.noise for command in re.findall(r"`[^`]+`", text)]
     said = [
-        f"differences below {max(found.measured.floor, SMALLEST_FLOOR):.1%} are not called",
+        f"differences below {100 * max(found.measured.floor, SMALLEST_FLOOR):.1f} % are not called",
         *dict.fromkeys(causes),
     ]
     return "; ".join([*said, *(f"longer: {command}" for command in commands[:1])])

@@ -282,8 +282,8 @@ def _outcome(plan: Plan, outlook: LatencyOutlook | None) -> str:
     if outlook is not None and outlook.solution is not None:
         solution = outlook.solution
         text = (
-            f"{solution.dense_ms:.3g} -> {solution.predicted_ms:.3g} ms predicted, {solution.importance:.1%} of the "
-            "importance by the criterion stays, which is no accuracy; "
+            f"{solution.dense_ms:.3g} -> {solution.predicted_ms:.3g} ms predicted, "
+            f"{100 * solution.importance:.1f} % of the importance by the criterion stays, which is no accuracy; "
         )
     return text + (
         f"{scaled(before)} -> {scaled(after)} MACs ({after / before:.3f}), {scaled(plan.params_before)} -> "

@@ -38,7 +38,8 @@ def with_offer(
             f"{refused.message}; no part with half of the parameters can be converted either", hint=other
         )
     return TraceError(
-        f"{refused.message}; its part '{found.name}', which holds {found.share:.0%} of the parameters, can be",
+        f"{refused.message}; its part '{found.name}', which holds {100 * found.share:.0f} % of the parameters, "
+        "can be",
         hint=f"compile model.get_submodule({found.name!r}) with dp.compile; or take the pruned module from dp.prune, "
         "which exports nothing",
     )

@@ -91,7 +91,9 @@ def kernel_rates(
     found = measured_rates(threads)
     off = max(found.sparse_error, found.dense_error)
     if off > _BUSY:
-        remark = f"the kernel rates are {off:.0%} off what they were fitted to, so this machine is busy; not kept"
+        remark = (
+            f"the kernel rates are {100 * off:.0f} % off what they were fitted to, so this machine is busy; not kept"
+        )
         return KernelRates(**{**vars(found), "remark": remark})
     try:
         write_json(folder / name, {"format": FORMAT, "device": about, **asdict(found)})

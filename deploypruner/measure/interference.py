@@ -117,8 +117,8 @@ class Conditions:
         found = dict.fromkeys(why for window in self.windows for why in self._why(window))
         said = {
             "others": f"other programs used {self.others_cores:.1f} of {self.cores} cores",
-            "waited": f"workers waited {self.waited:.0%} of the time for a core",
-            "stolen": f"the host of this virtual machine took {self.stolen:.0%} of its time",
+            "waited": f"workers waited {100 * self.waited:.0f} % of the time for a core",
+            "stolen": f"the host of this virtual machine took {100 * self.stolen:.0f} % of its time",
         }
         return ", ".join(text for why, text in said.items() if why in found)
 

@@ -77,7 +77,9 @@ class Measured:
         if busy:
             return busy
         if self.floor > _HOPELESS_FLOOR:
-            return f"two workers of the same file differ by up to {self.floor:.0%}, so the machine is not steady"
+            return (
+                f"two workers of the same file differ by up to {100 * self.floor:.0f} %, so the machine is not steady"
+            )
         return ""
 
 

@@ -140,7 +140,7 @@ def run_rounds(
         if each_round is not None:
             each_round()
         if progress is not None:
-            known = "" if math.isinf(widest) else f", widest interval ±{widest:.1%}"
+            known = "" if math.isinf(widest) else f", widest interval ±{100 * widest:.1f} %"
             progress(min(1.0, (clock() - begin) / effort.budget_s), f"round {done}{known}")
     samples = tuple(np.array(taken.get(index, []), dtype=np.int64) for index in range(len(workers)))
     return Rounds(samples, _widest(taken, against) <= effort.narrow, failed)

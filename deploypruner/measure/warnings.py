@@ -95,7 +95,7 @@ def _about_conditions(conditions: Conditions, more: str) -> list[str]:
         )
     elif conditions.disturbed > _SOMETIMES:
         texts.append(
-            f"the machine was busy for {conditions.disturbed:.0%} of the time while measuring: "
+            f"the machine was busy for {100 * conditions.disturbed:.0f} % of the time while measuring: "
             f"{conditions.reasons()}; stop other programs, or {more}"
         )
     if conditions.mhz_moved is not None:
@@ -111,13 +111,13 @@ def _about_run(*, settled: bool, floor: float, narrow: float, more: str) -> list
     texts = []
     if not settled:
         texts.append(
-            f"the time budget ended before every ratio was known to ±{narrow * 100:g} % (noise floor {floor:.1%}); "
-            f"measure on a quieter machine, or {more}"
+            f"the time budget ended before every ratio was known to ±{narrow * 100:g} % "
+            f"(noise floor {100 * floor:.1f} %); measure on a quieter machine, or {more}"
         )
     if floor > _NOISY_FLOOR:
         texts.append(
-            f"two workers of the same file differ by up to {floor:.1%}, so smaller differences are not called; stop "
-            f"other programs, try --threads 1, or {more}"
+            f"two workers of the same file differ by up to {100 * floor:.1f} %, so smaller differences are not "
+            f"called; stop other programs, try --threads 1, or {more}"
         )
     return texts
 

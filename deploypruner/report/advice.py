@@ -49,8 +49,9 @@ def for_accuracy(report: Report) -> tuple[NextStep, ...]:
     """What may keep more of the accuracy."""
     found, settings, quality = [], report.settings, report.budget.get("quality") or {}
     epochs, over = settings.get("epochs"), (quality.get("lost") or 0.0) - (quality.get("allowed") or 0.0)
-    if settings.get("data") and epochs == 0:
-        found.append(_step(report, {"--epochs": "auto"}, "nothing was fine-tuned, and that is what brings it back"))
+    tuned = {"--epochs": "auto"} if settings.get("data") and epochs == 0 else {}
+    if tuned:
+        found.append(_step(report, tuned, "nothing was fine-tuned, and that is what brings it back"))
     if _only_int8_loses(report):
         if "qat" not in report.precision:
             found.append(
@@ -59,7 +60,7 @@ def for_accuracy(report: Report) -> tuple[NextStep, ...]:
         elif report.budget.get("kind") != "macs":
             found.append(_step(report, {"--precision": "fp32"}, "float keeps it and int8 does not, trained or not"))
     option, value = milder(report.budget)
-    less = _step(report, {option: value}, "less is removed, so that less has to be recovered")
+    less = _step(report, {option: value, **tuned}, "less is removed, so that less has to be recovered")
     longer = []
     if isinstance(epochs, int) and epochs > 0:
         many = _MORE_EPOCHS * epochs

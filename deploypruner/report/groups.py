@@ -72,9 +72,9 @@ def _cells(line: GroupLine, timed: bool) -> tuple[str, ...]:
         channels = "gone" if line.width == 0 else "stays" if line.width else ""
     times: tuple[str, ...] = ()
     if timed:
-        rate = "" if line.importance_per_ms is None else f"{line.importance_per_ms:.1%}"
+        rate = "" if line.importance_per_ms is None else f"{100 * line.importance_per_ms:.1f} %"
         times = (f"{line.saved_ms or 0:.3f}", rate)
-    return line.kind, channels, scaled(line.macs), f"{line.share:.1%}", *times, line.note
+    return line.kind, channels, scaled(line.macs), f"{100 * line.share:.1f} %", *times, line.note
 
 
 def _line(row: Sequence[str], sizes: Sequence[int], *, apart: bool) -> list[str]:

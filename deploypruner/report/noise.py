@@ -13,6 +13,6 @@ def noise_sentence(report: Report) -> str:
         return ""
     first = re.split(r"[:;(]", report.noise[0], maxsplit=1)[0].strip()
     floor = report.settings.get("noise_floor")
-    called = f"; differences below {floor:.1%} are not called" if isinstance(floor, float) else ""
+    called = f"; differences below {100 * floor:.1f} % are not called" if isinstance(floor, float) else ""
     details = f"{len(report.noise)} remark{'' if len(report.noise) == 1 else 's'}"
     return f"{first}{called}; {details} in report.html"

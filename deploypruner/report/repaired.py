@@ -58,4 +58,4 @@ def _share(error: float | None) -> str:
     """Of the spread of the float outputs."""
     if error is None or not error < _WORST:
         return "without bound"
-    return f"{error:.2%}" if error < 1 else f"{error:.3g} times their spread"
+    return f"{100 * error:.2f} %" if error < 1 else f"{error:.3g} times their spread"

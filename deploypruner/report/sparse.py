@@ -72,7 +72,8 @@ def assigned_sentence(found: dict[str, Any]) -> str:
     if found.get("against_dense"):
         text += f"; {units.ratio(found['against_dense']['ratio'])} measured"
     return text + (
-        f"; {assigned['kept']:.0%} of the saliency stays, {assigned['reference_kept']:.0%} would with "
+        f"; {100 * assigned['kept']:.0f} % of the saliency stays, "
+        f"{100 * assigned['reference_kept']:.0f} % would with "
         f"{assigned['reference']} everywhere"
     )
 
@@ -102,8 +103,8 @@ def sparse_lines(found: dict[str, Any]) -> list[SparseLine]:
             layer["name"],
             f"{layer['kind']} {'x'.join(map(str, layer['kernel']))}",
             layer.get("pattern", ""),
-            f"{layer['density']:.1%}",
-            f"{layer['quads']:.1%}",
+            f"{100 * layer['density']:.1f} %",
+            f"{100 * layer['quads']:.1f} %",
             _microseconds(layer["dense_us"]),
             _microseconds(layer.get("predicted_us")),
             _microseconds(layer["sparse_us"]),

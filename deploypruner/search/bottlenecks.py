@@ -62,7 +62,7 @@ def _slow(layers: Sequence[TimedLayer]) -> list[str]:
         if sum(x.ms for x in shown) >= _EXPLAINED * total:
             break
     share = sum(layer.ms for layer in shown) / total
-    return [f"{share:.0%} of its time is in {_listed(shown)}, of {len(layers)} layers"]
+    return [f"{100 * share:.0f} % of its time is in {_listed(shown)}, of {len(layers)} layers"]
 
 
 def _stubborn(fastest: Sequence[TimedLayer], dense: Sequence[TimedLayer]) -> list[str]:
@@ -74,7 +74,9 @@ def _stubborn(fastest: Sequence[TimedLayer], dense: Sequence[TimedLayer]) -> lis
         return []
     share = sum(layer.ms for layer in kept) / total
     slowest = sorted(kept, key=lambda layer: -layer.ms)[:_NAMED]
-    return [f"{share:.0%} of its time is in {_count(len(kept), 'layer')} that hardly shrink: {_listed(slowest)}"]
+    return [
+        f"{100 * share:.0f} % of its time is in {_count(len(kept), 'layer')} that hardly shrink: {_listed(slowest)}"
+    ]
 
 
 def _whole(graph: Graph, limits: Mapping[str, Limit]) -> list[str]:

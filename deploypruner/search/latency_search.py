@@ -219,5 +219,5 @@ def _text(line: Round, budget: Budget) -> str:
     return (
         f"candidate: predicted {line.predicted_ms:.3g} ms, measured {line.measured_ms:.3g} ms "
         f"({line.bound:.3g}{unit} at the end of its interval), {'within' if line.met else 'not within'} the budget; "
-        f"importance by the criterion {line.importance:.1%}"
+        f"importance by the criterion {100 * line.importance:.1f} %"
     )

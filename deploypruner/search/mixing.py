@@ -183,7 +183,7 @@ def _reasons(found: Mixed, chosen: Mix, forced: Mix, runtime: str) -> dict[str, 
     for layer in sorted(chosen):
         if layer in forced:
             share = found.errors.get(layer, 0.0) / total if total else 0.0
-            reasons[layer] = f"for the accuracy: {share:.1%} of the error that int8 makes at the outputs"
+            reasons[layer] = f"for the accuracy: {100 * share:.1f} % of the error that int8 makes at the outputs"
             continue
         label = runtimes.get(runtime).label
         ours, theirs = (runs[runtime].get(layer) for runs in (found.as_int8, found.as_float))

@@ -199,6 +199,6 @@ def _compare(layer: Operation, output: Array, seen: dict[str, Array], into: _See
 
 def _within_a_step(dense: Path, found: dict[str, _Seen]) -> Check:
     name, worst = max(found.items(), key=lambda item: (item[1].steps, item[1].differing))
-    detail = f"steps of u8, {len(found)} operations; in {name} {worst.differing:.2%} of the values differ"
+    detail = f"steps of u8, {len(found)} operations; in {name} {100 * worst.differing:.2f} % of the values differ"
     label = f"{dense.name} literal = sparse operations"
     return Check(label, max(0.0, worst.steps), 1.0, passed=worst.steps <= 1, detail=detail)

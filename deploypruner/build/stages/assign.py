@@ -111,8 +111,8 @@ class Assign(Stage):
         named = ", ".join(f"{count} {pattern}" for pattern, count in counts.most_common())
         return (
             f"{named}; {found.predicted_ms:.3g} ms predicted, {found.dense_ms:.3g} dense, "
-            f"{found.budget_ms:.3g} allowed ({patterns.budget}); {found.kept:.0%} of the saliency stays, "
-            f"{found.reference_kept:.0%} with {patterns.reference} everywhere"
+            f"{found.budget_ms:.3g} allowed ({patterns.budget}); {100 * found.kept:.0f} % of the saliency stays, "
+            f"{100 * found.reference_kept:.0f} % with {patterns.reference} everywhere"
         )
 
 
@@ -149,7 +149,7 @@ def _assigned(build: Build, goal: Goal | None) -> LayerPatterns:
                 clock=build.clock,
             )
         )
-    reference = f"{REFERENCE} at {sparsity:.0%}"
+    reference = f"{REFERENCE} at {100 * sparsity:.0f} %"
     return LayerPatterns(
         found=found,
         parameters={layer.name: parameters[layer.name] for layer in found.layers},

@@ -84,7 +84,8 @@ class Learn(Stage):
             return None if schedule == "one-shot" else f"{schedule}: every channel stays, nothing to learn"
         text = (
             f"{schedule}, {epochs} epoch{'' if epochs == 1 else 's'}: "
-            f"{plan.macs_after / plan.macs_before:.3f} of the MACs, {found.undecided:.1%} of the masks undecided"
+            f"{plan.macs_after / plan.macs_before:.3f} of the MACs, "
+            f"{100 * found.undecided:.1f} % of the masks undecided"
         )
         if build.found is not None and build.found.measured_ms is not None and schedule == "iterative":
             text += f", {build.found.measured_ms:.3g} ms"

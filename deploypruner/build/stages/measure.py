@@ -96,7 +96,7 @@ class Measure(Stage):
     def document(self, build: Build) -> str:
         """How much was measured."""
         samples = sum(t.samples_ns.size for t in build.timings)
-        return f"{len(build.rows)} rows, {samples:,} timed inferences, noise floor {build.noise_floor:.1%}"
+        return f"{len(build.rows)} rows, {samples:,} timed inferences, noise floor {100 * build.noise_floor:.1f} %"
 
 
 def _certify(build: Build, found: SearchResult, measured: Measured, *, feeds: Feeds | None) -> Certificate:

@@ -242,7 +242,11 @@ def _solved(done: Recovery) -> str:
         return f"no layer reconstructed: the {done.reconstructed_layers} that could be do better as they are"
     text = f"{done.reconstructed_layers} layers reconstructed"
     part = done.reconstructed_part
-    return text if part in (None, 1) else f"{text} (with {part:.0%} of the correction, which does better than all)"
+    return (
+        text
+        if part in (None, 1)
+        else f"{text} (with {100 * part:.0f} % of the correction, which does better than all)"
+    )
 
 
 def _reconstruct(build: Build, module: nn.Module) -> tuple[int, float]:

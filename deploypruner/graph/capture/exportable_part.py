@@ -97,7 +97,9 @@ def largest_part(model: nn.Module, inputs: Inputs, attempt: Callable[[nn.Module,
                 pass
         for child_name, child in part.named_children():
             heapq.heappush(order, (-_size(child), number, f"{name}.{child_name}"))
-    raise TraceError(f"no part of the model with {_SMALLEST_SHARE:.0%} of its parameters can be exported and pruned")
+    raise TraceError(
+        f"no part of the model with {100 * _SMALLEST_SHARE:.0f} % of its parameters can be exported and pruned"
+    )
 
 
 def _calls(model: nn.Module, inputs: Inputs) -> dict[str, Inputs]:

@@ -98,7 +98,7 @@ def _part(model: nn.Module, inputs: Inputs, refused: str) -> Graph:
     part = largest_part(model, inputs, _prunable)
     graph: Graph = part.result
     remark = (
-        f"{refused}; only its part '{part.name}' was traced, which holds {part.share:.0%} of the parameters: "
+        f"{refused}; only its part '{part.name}' was traced, which holds {100 * part.share:.0f} % of the parameters: "
         f"everything else stays as it is"
     )
     return replace(graph, part=part.name, whole=sharing_copy(model), remarks=(remark, *graph.remarks))

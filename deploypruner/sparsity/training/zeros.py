@@ -104,7 +104,7 @@ def describe_zeros(found: Zeros) -> str:
     """One line: how many weights are zero."""
     share, layers = found.zeros / found.weights, len(found.layers)
     line = (
-        f"{found.pattern} ({found.schedule}): {share:.1%} of the weights of {layers} "
+        f"{found.pattern} ({found.schedule}): {100 * share:.1f} % of the weights of {layers} "
         f"layer{'' if layers == 1 else 's'} are zero"
     )
     return line + (f" ({found.remarks[0]})" if found.remarks else "")
