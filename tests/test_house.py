@@ -32,7 +32,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"api"},
-    {"compiled"},
+    {"compiled", "frontier"},
     {"build", "doctor"},
     {"report"},
     {"sparsity.assign"},
