@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from deploypruner.channels.remove import remove
     from deploypruner.compiled import CompiledBuild
     from deploypruner.errors import DeployPrunerError
+    from deploypruner.frontier.call import FrontierResult, frontier
     from deploypruner.graph import Graph, trace
     from deploypruner.measure import measure
     from deploypruner.recipe.budget import Budget
@@ -37,6 +38,7 @@ _HOMES = {
     "deploypruner.api": ("Pruned", "compile", "export_point", "plan", "prune"),
     "deploypruner.compiled": ("CompiledBuild",),
     "deploypruner.errors": ("DeployPrunerError",),
+    "deploypruner.frontier.call": ("FrontierResult", "frontier"),
     "deploypruner.graph": ("Graph", "trace"),
     "deploypruner.measure": ("measure",),
     "deploypruner.recipe.constraints": ("Constraints", "LayerConstraint"),
@@ -53,6 +55,7 @@ __all__ = [
     "CompiledBuild",
     "Constraints",
     "DeployPrunerError",
+    "FrontierResult",
     "Frozen",
     "Graph",
     "Group",
@@ -62,6 +65,7 @@ __all__ = [
     "Row",
     "compile",
     "export_point",
+    "frontier",
     "make_plan",
     "measure",
     "plan",

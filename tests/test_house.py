@@ -33,7 +33,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"api"},
-    {"compiled"},
+    {"compiled", "frontier"},
     {"build", "doctor"},
     {"report"},
     {"sparsity.assign"},

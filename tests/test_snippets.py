@@ -38,6 +38,8 @@ PAGES = ("README.md", "docs/guide.md", "docs/sparse.md", "docs/migrating.md", "d
 NOT_RUN = {
     "make demo": "takes two minutes; tests/test_demo_data.py and tests/test_cli.py have its parts",
     "make test": "runs this",
+    "deploypruner frontier model.pt2 --data photos/ --speedups 1.25,1.5,2,3": "tests/test_frontier.py has it",
+    "deploypruner frontier model.pt2 --speedups 1.5,2": "the same",
     "python -m pip install .": "changes the environment",
     "pip install 'deploypruner[distributed]'": "changes the environment",
     "deploypruner validate build/ --max-latency 5ms --min-accuracy 0.92": "a network of random weights keeps no such "

@@ -75,11 +75,16 @@ def measure_again(request: AgainRequest) -> Report:
     if isinstance(request.progress, Console):
         request.progress.log.keep_in(folder.claim(LOG), instead="copy the build to a folder that can be written to")
     try:
-        jobs = _jobs(folder, report, request.runtimes)
+        jobs = kept_jobs(folder, report, request.runtimes)
         threads, machine = request.threads or recipe.measure.threads, environment()
         with percent(request.progress, "measure") as progress:
             measured = request.clock.artifacts(
-                jobs, threads=threads, budget_s=request.seconds, seed=recipe.seed, progress=progress, **_fed(folder)
+                jobs,
+                threads=threads,
+                budget_s=request.seconds,
+                seed=recipe.seed,
+                progress=progress,
+                **kept_feeds(folder),
             )
         warnings, noise = _warnings(report, measured), _noise(folder, measured, machine, request)
         renewed = _renewed(report, measured, folder=folder, recipe=recipe)
@@ -116,14 +121,12 @@ def require_promised(report: Report, folder: Path) -> None:
         require_certified(found, read_recipe(folder / "recipe.toml", {}).prune.budget, folder)
 
 
-def _finished(folder: BuildFolder) -> tuple[Report, Recipe]:
-    if not folder.finished:
-        raise InputError(f"{folder.root} is not a finished build folder", hint="name one that `compile` made")
-    return read_report(folder.root), read_recipe(folder.path("recipe.toml"), {})
+def kept_jobs(folder: BuildFolder, report: Report, names: Sequence[str] | None = None) -> list[Job]:
+    """The files of the report's rows, in their order; of a runtime that has none, all that it opens.
 
-
-def _jobs(folder: BuildFolder, report: Report, names: Sequence[str] | None) -> list[Job]:
-    """The files of the report's rows, in their order; of a runtime that has none, all that it opens."""
+    Raises:
+        InputError: A file is gone, or no samples were kept.
+    """
     artifacts: dict[tuple[str, str], Artifact] = {}
     for name in timing_files(folder):
         timing = read_timing(folder.path(name))
@@ -139,6 +142,22 @@ def _jobs(folder: BuildFolder, report: Report, names: Sequence[str] | None) -> l
     return [*jobs, *make_jobs(files, [name for name in names or () if name not in known])]
 
 
+def kept_feeds(folder: BuildFolder) -> dict[str, Any]:
+    """What to call the files with: what they were called with before, else random values of the example's sizes."""
+    if folder.has(INPUTS):
+        with np.load(folder.path(INPUTS)) as arrays:
+            return {"feeds": [arrays[name] for name in sorted(arrays.files, key=lambda name: int(name[4:]))]}
+    inputs = folder.manifest().get("inputs") or []
+    shapes = {str(one["name"]): tuple(one["example"]) for one in inputs if one.get("open_axes")}
+    return {"input_shapes": shapes} if shapes else {}
+
+
+def _finished(folder: BuildFolder) -> tuple[Report, Recipe]:
+    if not folder.finished:
+        raise InputError(f"{folder.root} is not a finished build folder", hint="name one that `compile` made")
+    return read_report(folder.root), read_recipe(folder.path("recipe.toml"), {})
+
+
 def _located(artifact: Artifact, folder: BuildFolder) -> Artifact:
     """The same where the folder is now: builds are moved, and were made elsewhere."""
     path = artifact.path
@@ -151,16 +170,6 @@ def _located(artifact: Artifact, folder: BuildFolder) -> Artifact:
             f"{folder.root} lacks {path.name}, which its report is about", hint="copy the whole build again"
         )
     return replace(artifact, path=found)
-
-
-def _fed(folder: BuildFolder) -> dict[str, Any]:
-    """What to call the files with: what they were called with before, else random values of the example's sizes."""
-    if folder.has(INPUTS):
-        with np.load(folder.path(INPUTS)) as arrays:
-            return {"feeds": [arrays[name] for name in sorted(arrays.files, key=lambda name: int(name[4:]))]}
-    inputs = folder.manifest().get("inputs") or []
-    shapes = {str(one["name"]): tuple(one["example"]) for one in inputs if one.get("open_axes")}
-    return {"input_shapes": shapes} if shapes else {}
 
 
 def _noise(folder: BuildFolder, measured: Measured, machine: dict[str, Any], request: AgainRequest) -> list[str]:

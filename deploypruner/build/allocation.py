@@ -20,6 +20,9 @@ from deploypruner.runtime import runtimes
 from deploypruner.search.measured import MeasuredWorth
 from deploypruner.search.worth import measure_worth
 
+WORTH = stage_file("worth.json")
+"""What was measured of widths and branches, for these weights, samples and cuts."""
+
 _WORTH_BATCH = 32
 
 
@@ -49,7 +52,7 @@ def measured_worth(
         list(training_batches(build, batch_size=_WORTH_BATCH, count=count)),
         loss=build.loss,
         branches=build.recipe.prune.depth == "auto",
-        file=build.folder.claim(stage_file("worth.json")),
+        file=build.folder.claim(WORTH),
         progress=build.progress,
         enough=enough,
     )

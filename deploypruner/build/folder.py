@@ -36,6 +36,7 @@ class BuildFolder:
         kind: What builds there: "build", or the name of another command.
         names: Top-level names of all that may be written there; what the stages of a build declare where None.
         replaces: Folder of a finished build, whose place this one takes once it is finished.
+        inner: Name of a folder in it that holds builds of their own, "" for none.
 
     Raises:
         InputError: `root` is a file, or has a name that no folder can have.
@@ -48,6 +49,7 @@ class BuildFolder:
         *,
         names: Collection[str] | None = None,
         replaces: BuildFolder | None = None,
+        inner: str = "",
     ) -> None:
         found = status(root, what="--out")
         if found is not None and not stat.S_ISDIR(found.st_mode):
@@ -57,7 +59,7 @@ class BuildFolder:
             raise InputError(
                 f"--out {root} is not UTF-8, and runtimes could not open what is in it", hint="give it another name"
             )
-        self.root, self.kind, self.names, self.replaces = root, kind, names, replaces
+        self.root, self.kind, self.names, self.replaces, self.inner = root, kind, names, replaces, inner
         self._lock = FolderLock(root / _LOCK)
         self._own: set[str] | None = None  # None until `prepare`: nothing is recorded
 
@@ -140,7 +142,7 @@ class BuildFolder:
     def _take(self) -> None:
         self.require_kind()
         _, own = self._recorded()
-        foreign = list(islice(_foreign(self.root, own), 3))
+        foreign = list(islice(_foreign(self.root, own, self.inner), 3))
         if foreign:
             raise InputError(
                 f"--out {self.root} holds files that are not a build's: {', '.join(foreign)}",
@@ -180,16 +182,21 @@ class BuildFolder:
         assert self.replaces is not None, "there is nothing to begin with"
         self.clear()
         for name in sorted(self.replaces.own() - {WRITTEN}):
-            source = self.replaces.path(name)
-            if source.is_file():
-                with self.writing(name) as path:
-                    try:
-                        if name == LOG:  # which is added to
-                            shutil.copy2(source, path)
-                        else:
-                            path.hardlink_to(source)
-                    except OSError:
-                        shutil.copy2(source, path)
+            self.borrow(name, self.replaces)
+
+    def borrow(self, name: str, other: BuildFolder) -> None:
+        """Take a file of another folder, if it is there, under its name: linked where that goes, else copied."""
+        source = other.path(name)
+        if not source.is_file():
+            return
+        with self.writing(name) as path:
+            try:
+                if name == LOG:  # which is added to
+                    shutil.copy2(source, path)
+                else:
+                    path.hardlink_to(source)
+            except OSError:
+                shutil.copy2(source, path)
 
     def put_in_place(self) -> None:
         """Take the place of the finished build that this one replaces, if it replaces one, and delete that one.
@@ -358,10 +365,12 @@ def _is_inside(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and bool(path.parts)
 
 
-def _foreign(root: Path, own: set[str]) -> Iterator[str]:
-    """Files that no build recorded, hidden ones aside; linked folders are files here."""
+def _foreign(root: Path, own: set[str], inner: str) -> Iterator[str]:
+    """Files that no build recorded, hidden ones and a folder of other builds aside; linked folders are files here."""
     for folder, folders, files in os.walk(root):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        if inner and Path(folder) == root and inner not in links:
+            folders[:] = [name for name in folders if name != inner]
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in links)
         for name in sorted([*files, *links]):
             found = os.path.relpath(os.path.join(folder, name), root)

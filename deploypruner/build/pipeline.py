@@ -5,12 +5,13 @@ It knows no stage by name. What it does with one follows from what that stage de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from safetensors import SafetensorError
 
 from deploypruner.atomic import ANOTHER_OUT
+from deploypruner.build.common import Common, common_stages
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.resume import Marks, open_folder
 from deploypruner.build.stage import Stage, chain
@@ -23,13 +24,14 @@ from deploypruner.progress import StageProgress
 Say = Callable[[str], None]
 
 
-def run(build: Build, *, resume: bool, overwrite: bool = False, say: Say) -> Build:
+def run(build: Build, *, resume: bool, overwrite: bool = False, common: Common | None = None, say: Say) -> Build:
     """Run every stage.
 
     Args:
         build: Recipe, folder and what the Python API gave; everything else empty.
         resume: Continue the build in the folder instead of replacing it.
         overwrite: Whether a finished build that is continued may become another one.
+        common: Stages that were run for several builds together, from `begin`; None for none.
         say: Called with one line per finished stage that had something to do.
 
     Returns:
@@ -42,17 +44,42 @@ def run(build: Build, *, resume: bool, overwrite: bool = False, say: Say) -> Bui
         DeployPrunerError: Whatever a stage finds wrong; finished files stay.
     """
     try:
-        return _run(build, resume=resume, overwrite=overwrite, say=say)
+        return _run(build, chain(), resume=resume, overwrite=overwrite, common=common, say=say)
     finally:
         build.folder.release()
 
 
-def _run(build: Build, *, resume: bool, overwrite: bool, say: Say) -> Build:
+def begin(build: Build, keys: Collection[str], *, resume: bool, say: Say) -> Common:
+    """Run the stages that builds have in common which differ in `keys` of the recipe; the folder stays locked.
+
+    Args:
+        build: As for `run`; its folder holds what all of them share.
+        keys: Dotted.
+        resume: Go on with what an earlier run began there.
+        say: As for `run`.
+
+    Raises:
+        DeployPrunerError: As `run`.
+    """
+    stages = common_stages(keys)
+    done = _run(build, stages, resume=resume, overwrite=False, common=None, say=say)
+    return Common(done, tuple(stage.name for stage in stages))
+
+
+def _run(
+    build: Build,
+    stages: Sequence[type[Stage]],
+    *,
+    resume: bool,
+    overwrite: bool,
+    common: Common | None,
+    say: Say,
+) -> Build:
     order = chain()
     marks: Marks | None = None
     resumable = True  # until the first saved stage that has to run again: later files came from its old result
     begun: dict[str, Build] = {}
-    left = list(order)
+    left = list(stages)
     while left:
         stage_class = left.pop(0)
         stage = stage_class()
@@ -70,17 +97,23 @@ def _run(build: Build, *, resume: bool, overwrite: bool, say: Say) -> Build:
         if stage.saves and not finished and resumable:
             _discard_from(build.folder, stage_class, order)
         resumable = resumable and (finished or not stage.saves)
-        build = _restored(stage, build) if finished else stage.run(build)
+        shared = common is not None and stage.name in common.stages
+        if common is not None and marks is not None:
+            common.lend(build.folder)
+        if common is not None and shared:
+            build = common.give(build)
+        else:
+            build = _restored(stage, build) if finished else stage.run(build)
         if stage_class is order[-1]:
             build.folder.put_in_place()
-        seconds = build.clock.monotonic() - started
+        seconds = common.seconds(stage.name) if common is not None and shared else build.clock.monotonic() - started
         if marks is not None and stage.saves:
             seconds = marks.seconds(stage) if finished else marks.add(stage, seconds)
         build = replace(build, seconds=(*build.seconds, (stage.name, seconds)))
         note = stage.document(build)
-        if note is not None:
+        if note is not None and not shared:
             say(f"{stage.name:9} {'(done before)' if finished else f'{seconds:6.1f} s'}  {note}".rstrip())
-        for warning in stage.warnings(build):
+        for warning in () if shared else stage.warnings(build):
             say(f"warning: {warning}")
         if stage.fatal:  # everything after a wrong graph or a wrong removal is worthless
             require(build.checks)

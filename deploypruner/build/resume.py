@@ -156,6 +156,8 @@ def _begun(folder: BuildFolder) -> BuildFolder | None:
 
 def _over(folder: BuildFolder) -> str:
     """How to start over."""
+    if folder.inner:  # which holds builds that nobody said may go
+        return "name another folder with --out"
     return _START_OVER if folder.replaces is None and not folder.finished else _REPLACE
 
 

@@ -46,6 +46,8 @@ class Stage(ABC):
         saves: Files that let a resumed build skip this stage, relative to the build folder; empty for a stage
             that is always run again.
         writes: Other files, and folders that end in "/", that it may leave.
+        lends: Files of it that serve builds with other values of `changeable` keys as well; each tells by itself
+            whether it fits.
         fatal: Does a check of its own that fails end the build at once? Else all of them are reported first.
     """
 
@@ -56,6 +58,7 @@ class Stage(ABC):
     changeable: ClassVar[tuple[str, ...]] = ()
     saves: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[tuple[str, ...]] = ()
+    lends: ClassVar[tuple[str, ...]] = ()
     fatal: ClassVar[bool] = False
 
     @abstractmethod

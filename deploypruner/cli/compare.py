@@ -20,26 +20,42 @@ from deploypruner.reading import status
 )
 @click.argument("builds", nargs=-1, required=True, type=click.Path(path_type=Path))
 @command_option("--json", "document", metavar="FILE", help="The numbers as JSON; - for stdout.")
-@command_option("--html", "page", metavar="FILE", help="The same as a page.")
-def compare_command(builds: tuple[Path, ...], document: str | None, page: str | None) -> None:
+@command_option(
+    "--html", "page", metavar="FILE", help="The same as a page, with a picture where all are of one model."
+)
+@command_option("--svg", "picture", metavar="FILE", help="The picture alone: accuracy against latency.")
+def compare_command(builds: tuple[Path, ...], document: str | None, page: str | None, picture: str | None) -> None:
     """Finished builds side by side: what each ships, its speed, its accuracy, and whether its budget was met.
 
-    Nothing is measured: `bench` times builds side by side.
+    Of builds of one model also every artifact, and which others dominate it: are as fast and as good, and better in
+    one. Nothing is measured: `bench` times builds side by side.
     """
     from deploypruner.report import read_report
-    from deploypruner.report.compare import compare_html, compare_json, compare_text, compared, remarks
+    from deploypruner.report.compare import (
+        compare_html,
+        compare_json,
+        compare_text,
+        compared,
+        compared_rows,
+        remarks,
+    )
+    from deploypruner.report.frontier import frontier_svg
 
-    for name in (document, page):
-        _check_new(name, {"--json": b"{", "--html": b"<"}["--json" if name is document else "--html"])
-    reports = [read_report(folder) for folder in builds]
-    lines = [compared(_name(folder), report) for folder, report in zip(builds, reports, strict=True)]
-    notes = remarks(reports)
-    text = json.dumps(compare_json(lines, notes), indent=2, allow_nan=False)
+    for name, first in ((document, b"{"), (page, b"<"), (picture, b"<")):
+        _check_new(name, first)
+    reports = [(_name(folder), read_report(folder)) for folder in builds]
+    lines, rows = [compared(name, report) for name, report in reports], compared_rows(reports)
+    notes, drawn = remarks([report for _, report in reports]), frontier_svg(rows)
+    if picture is not None and not drawn:
+        raise InputError(
+            "there is nothing to draw for --svg", hint="name at least two builds of one model, made with --data"
+        )
+    text = json.dumps(compare_json(lines, notes, rows), indent=2, allow_nan=False)
     if document == "-":
         click.echo(text)
     else:
-        click.echo(compare_text(lines, notes, colour=colour(), width=width()), nl=False)
-    for name, content in ((document, text + "\n"), (page, compare_html(lines, notes))):
+        click.echo(compare_text(lines, notes, rows, colour=colour(), width=width()), nl=False)
+    for name, content in ((document, text + "\n"), (page, compare_html(lines, notes, rows)), (picture, drawn)):
         if name not in (None, "-"):
             with replacing(Path(str(name)).resolve(), instead="name a file that can be written to") as temporary:
                 temporary.write_text(content, encoding="utf-8", errors=ERRORS)

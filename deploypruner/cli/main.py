@@ -20,6 +20,7 @@ from deploypruner.cli.check import check_command
 from deploypruner.cli.compare import compare_command
 from deploypruner.cli.doctor import doctor_command
 from deploypruner.cli.export import export_command
+from deploypruner.cli.frontier import frontier_command
 from deploypruner.cli.help import CommandList, GroupedCommand
 from deploypruner.cli.init import init_command
 from deploypruner.cli.measure import measure_command
@@ -102,7 +103,7 @@ def _main() -> None:
     except (KeyboardInterrupt, click.Abort):
         if sys.stderr.isatty():
             click.echo(err=True)  # after the ^C
-        resumable = "compile" in sys.argv[1:2]
+        resumable = sys.argv[1:2] and sys.argv[1] in ("compile", "frontier")
         _print_error("interrupted", "run the same command with --resume to go on" if resumable else "")
         sys.exit(130)
     except BrokenPipeError:
@@ -171,7 +172,7 @@ def _show_version(context: click.Context) -> None:
         "deploypruner COMMAND --help": "what a command takes, with examples",
     },
     panels={
-        "Make": ("compile", "plan", "quantize", "sparsify", "export", "init"),
+        "Make": ("compile", "frontier", "plan", "quantize", "sparsify", "export", "init"),
         "Measure": ("bench", "measure", "validate", "compare", "report"),
         "Look up": ("list", "doctor", "cache", "criteria-check", "demo"),
     },
@@ -277,6 +278,7 @@ def plan_command(with_times: bool, frozen: bool, as_document: bool, **options: A
 
 cli.add_command(bench_command)
 cli.add_command(export_command)
+cli.add_command(frontier_command)
 cli.add_command(compare_command)
 cli.add_command(validate_command)
 cli.add_command(measure_command)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from deploypruner.records import Row
 from deploypruner.report import units
 from deploypruner.report.document import Report, json_value
-from deploypruner.report.gains import best_dense
+from deploypruner.report.frontier import FrontierRow, figure, marked, of_point, rows_json, rows_text
+from deploypruner.report.gains import best_dense, eager
 from deploypruner.report.headline import headline
 from deploypruner.report.page import style, template
-from deploypruner.report.terminal import ascii_only, painter, wrap
+from deploypruner.report.terminal import aligned, ascii_only, painter, wrap
 from deploypruner.terminal import escaped
 
 _HEADS = ("build", "ships", "runtime", "median, ms", "of dense", "speed-up", "accuracy", "MACs", "size", "budget")
@@ -72,7 +72,7 @@ def compared(name: str, report: Report) -> Compared:
         ratio=row.ratio,
         ratio_ci=row.ratio_ci,
         verdict=row.verdict,
-        accuracy=_quality(row),
+        accuracy=units.quality_cell(row),
         change=units.accuracy_verdict(row),
         macs=None if row.macs is None or not report.dense.macs else row.macs / report.dense.macs,
         bytes=row.bytes,
@@ -97,33 +97,62 @@ def remarks(reports: Sequence[Report]) -> list[str]:
     return found
 
 
-def compare_text(lines: Sequence[Compared], notes: Sequence[str], *, colour: bool, width: int | None) -> str:
-    """Aligned columns; where they do not fit, one block a build."""
+def compared_rows(builds: Sequence[tuple[str, Report]]) -> tuple[FrontierRow, ...]:
+    """Every artifact of several builds of one model, the dense ones of the first build alone; () otherwise.
+
+    What was not measured side by side stands side by side here: `remarks` says so.
+
+    Args:
+        builds: Name and report.
+    """
+    if len(builds) < 2 or len({report.model.get("sha256") for _, report in builds}) > 1:
+        return ()
+    rows = [
+        ("" if row.pattern == "dense" else name, of_point(name, row))
+        for number, (name, report) in enumerate(builds)
+        for row in report.rows
+        if row is not eager(report.rows) and (number == 0 or row.pattern != "dense")
+    ]
+    return marked(rows, floor=max(float(report.settings.get("noise_floor") or 0.0) for _, report in builds))
+
+
+def compare_text(
+    lines: Sequence[Compared],
+    notes: Sequence[str],
+    artifacts: Sequence[FrontierRow] = (),
+    *,
+    colour: bool,
+    width: int | None,
+) -> str:
+    """Aligned columns; where they do not fit, one block a build. Then every artifact, from `compared_rows`."""
     paint = painter(colour)
     rows = [[escaped(ascii_only(cell)) for cell in _cells(line)] for line in lines]
-    sizes = [max(len(row[i]) for row in (list(_HEADS), *rows)) for i in range(len(_HEADS))]
     said = [wrap("note: ", note, width) for note in notes]
-    if width is not None and sum(sizes) + 2 * (len(sizes) - 1) > width:
+    head, *text = aligned([list(_HEADS), *rows], left=(*range(_LEFT), len(_HEADS) - 1))
+    if width is not None and max(map(len, (head, *text))) > width:
         blocks = []
         for row, line in zip(rows, lines, strict=True):
             title = paint(row[0], "bad" if line.lost else "strong")
             blocks += [title, *(f"  {head:<11}{cell}" for head, cell in zip(_HEADS[1:], row[1:], strict=True)), ""]
-        return "\n".join([*blocks, *said]) + "\n"
-    text = [paint(_aligned(_HEADS, sizes), "faint")]
-    text += [paint(_aligned(row, sizes), "bad" if line.lost else "") for row, line in zip(rows, lines, strict=True)]
-    return "\n".join([*text, "", *said]) + "\n"
+    else:
+        painted = [paint(row, "bad" if line.lost else "") for row, line in zip(text, lines, strict=True)]
+        blocks = [paint(head, "faint"), *painted, ""]
+    table = [rows_text(artifacts, paint), ""] if artifacts else []
+    return "\n".join([*blocks, *table, *said]) + "\n"
 
 
-def compare_html(lines: Sequence[Compared], notes: Sequence[str]) -> str:
-    """The same as one page that opens offline."""
-    rows = [(_cells(line), line) for line in lines]
-    return template("compare.html.j2").render(style=style(), heads=_HEADS, rows=rows, notes=notes, left=_LEFT)
+def compare_html(lines: Sequence[Compared], notes: Sequence[str], rows: Sequence[FrontierRow] = ()) -> str:
+    """The same as one page that opens offline, with the picture of the artifacts."""
+    cells = [(_cells(line), line) for line in lines]
+    return template("compare.html.j2").render(
+        style=style(), heads=_HEADS, rows=cells, notes=notes, left=_LEFT, picture=figure(rows)
+    )
 
 
-def compare_json(lines: Sequence[Compared], notes: Sequence[str]) -> dict[str, Any]:
+def compare_json(lines: Sequence[Compared], notes: Sequence[str], rows: Sequence[FrontierRow] = ()) -> dict[str, Any]:
     """The same for programs, with the numbers as they are."""
     builds = [{name: json_value(value) for name, value in asdict(line).items()} for line in lines]
-    return {"format": 1, "builds": builds, "remarks": list(notes)}
+    return {"format": 1, "builds": builds, "rows": rows_json(rows), "remarks": list(notes)}
 
 
 def _cells(line: Compared) -> list[str]:
@@ -141,24 +170,9 @@ def _cells(line: Compared) -> list[str]:
     ]
 
 
-def _quality(row: Row) -> str:
-    n = units.evaluated([row])
-    text = units.accuracy_cell(row) if row.accuracy is not None else units.agreement_cell(row, [row])
-    if row.accuracy is not None and row.metric.unit:
-        text += f" {row.metric.unit}"
-    return f"{text} ({n})" if n else text
-
-
 def _budget(report: Report) -> str:
     if not report.budget:
         return ""
     kind = str(report.budget.get("kind", ""))
     asked = units.budget_value(kind, report.budget.get("requested"))
     return f"{kind} {asked}: {units.budget_verdict(report.budget)}"
-
-
-def _aligned(cells: Sequence[str], sizes: Sequence[int]) -> str:
-    return "  ".join(
-        cell.ljust(size) if i < _LEFT or i == len(sizes) - 1 else cell.rjust(size)
-        for i, (cell, size) in enumerate(zip(cells, sizes, strict=True))
-    ).rstrip()

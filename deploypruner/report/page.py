@@ -23,10 +23,14 @@ def resource(name: str) -> str:
 def template(name: str) -> jinja2.Template:
     """A page; every value is escaped, and one that is missing is an error."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(resource),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(typeset=typeset, words=words, breakable=breakable)
-    return environment.from_string(resource(name))
+    return environment.get_template(name)
 
 
 def style() -> Markup:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -73,6 +74,8 @@ def scatter(
     height: float,
     emphasis: Row | None = None,
     way: Sequence[WayMark] = (),
+    dominated: Sequence[Row] = (),
+    front: bool = False,
 ) -> Markup:
     """Draw one marker per row: shape = precision, colour = dense or pruned, fill = runtime.
 
@@ -82,6 +85,8 @@ def scatter(
         height: Pixels.
         emphasis: The recommended row; its label is bold.
         way: Smaller marks without a label; those that `in_picture` leaves out are not drawn.
+        dominated: Those of the rows that are drawn pale and without a label.
+        front: Is a line drawn through the others, from the fastest on?
 
     Returns:
         An svg element. The line beside a marker is `spread`; one without an end mark leaves the picture.
@@ -93,15 +98,20 @@ def scatter(
     x, y = _x_axis(rows, width, way), _y_axis(rows, quality, height, way)
     fills = runtime_fills(rows)
     parts = [_grid(x, y, quality, (width, height))]
-    parts += [_spread_line(row, rows, x=x, y=y, quality=quality) for row in rows]
+    parts += [_spread_line(row, rows, x=x, y=y, quality=quality) for row in rows if row not in dominated]
     for mark in way:
         drawn = way_marker(x.pixel(mark.ms), y.pixel(mark.value), measured=mark.measured)
         parts.append(Markup("<g>{}<title>{}</title></g>").format(drawn, mark.text))
+    named = [row for row in rows if row not in dominated]
+    if front:
+        parts.append(_front_line([(x.pixel(row.median_ms), y.pixel(_value(quality, row))) for row in named]))
     taken = [(x.pixel(mark.ms), y.pixel(mark.value)) for mark in way]
-    parts += [_labels(rows, x, y, quality=quality, size=(width, height), emphasis=emphasis, taken=taken)]
+    taken += [(x.pixel(row.median_ms), y.pixel(_value(quality, row))) for row in dominated if row in rows]
+    parts += [_labels(named, x, y, quality=quality, size=(width, height), emphasis=emphasis, taken=taken)]
     for row in rows:
         shape = marker(row, fills[row.runtime], x.pixel(row.median_ms), y.pixel(_value(quality, row)))
-        parts.append(Markup("<g>{}<title>{}</title></g>").format(shape, _tooltip(row, quality)))
+        pale = Markup(' class="pale"') if row in dominated else Markup("")
+        parts.append(Markup("<g{}>{}<title>{}</title></g>").format(pale, shape, _tooltip(row, quality)))
     frame = Markup(
         '<svg class="scatter" viewBox="0 0 {w:g} {h:g}" width="{w:g}" height="{h:g}" role="img">{inside}</svg>'
     )
@@ -191,6 +201,12 @@ def _spread_line(row: Row, rows: Sequence[Row], *, x: Axis, y: Axis, quality: Qu
     left, right = max(x.pixel(reach[0]), x.start), min(x.pixel(reach[1]), x.end)
     drawn = svg.line(css, (left, at), (right, at))
     return drawn + svg.line(css, (right, at - 4), (right, at + 4)) if x.pixel(reach[1]) <= x.end else drawn
+
+
+def _front_line(points: Sequence[tuple[float, float]]) -> Markup:
+    """Through what nothing dominates, in the order of time."""
+    ends = sorted(points)
+    return Markup("").join(svg.line("front", start, end) for start, end in pairwise(ends))
 
 
 def _labels(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 from deploypruner.terminal import escaped
 
@@ -35,3 +35,20 @@ def wrap(prefix: str, text: str, width: int | None) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def aligned(rows: Sequence[Sequence[str]], *, left: Collection[int]) -> list[str]:
+    """A line for each row, its cells under those of the others.
+
+    Args:
+        rows: Heads first.
+        left: Numbers of the columns that begin, and do not end, at the same place.
+    """
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(size) if i in left else cell.rjust(size)
+            for i, (cell, size) in enumerate(zip(row, sizes, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

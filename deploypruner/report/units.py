@@ -100,6 +100,15 @@ def accuracy_cell(row: Row) -> str:
     return text if text == UNKNOWN else text + give_or_take(row.accuracy_ci, whole=1.0)
 
 
+def quality_cell(row: Row) -> str:
+    """Accuracy, else agreement, with its unit, and of how many inputs: "97.2 ± 1.0 % (n = 360)"."""
+    n = evaluated([row])
+    text = accuracy_cell(row) if row.accuracy is not None else agreement_cell(row, [row])
+    if row.accuracy is not None and row.metric.unit:
+        text += f" {row.metric.unit}"
+    return f"{text} ({n})" if n else text
+
+
 def accuracy_verdict(row: Row) -> str:
     """better, worse or indistinguishable from the dense fp32 model; "" for that model itself, and where unknown."""
     itself = (row.pattern, row.precision) == ("dense", "fp32")

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from deploypruner.build.allocation import dense_jobs, measured_worth, plan_in_macs
+from deploypruner.build.allocation import WORTH, dense_jobs, measured_worth, plan_in_macs
 from deploypruner.build.artifacts import DENSE, MIXED, with_dense, with_dense_mixed
 from deploypruner.build.channels import choosing_scores
 from deploypruner.build.criterion import normalizer_name
@@ -66,6 +66,7 @@ class Allocate(Stage):
     writes: ClassVar[tuple[str, ...]] = (REACHABLE,)
     # The dense files are written where the plan is timed beside them, or to see that ONNX can hold the model.
     saves: ClassVar[tuple[str, ...]] = (stage_file("allocated.json"), _FOUND, *DENSE, MIXED)
+    lends: ClassVar[tuple[str, ...]] = (WORTH, *DENSE)
 
     def run(self, build: Build) -> Build:
         """Give the plan and save it."""

@@ -1,0 +1,148 @@
+"""The frontier from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from deploypruner.build.state import Given
+from deploypruner.errors import RecipeError
+from deploypruner.frontier.asked import asked_points
+from deploypruner.frontier.run import FrontierRequest, run_frontier
+from deploypruner.graph.inputs import as_inputs
+from deploypruner.logbook import Logbook
+from deploypruner.notebook import html_table
+from deploypruner.progress import Console, Progress, shown
+from deploypruner.recipe import Recipe
+from deploypruner.recipe.option import with_help_of
+from deploypruner.recipe.overrides import overrides
+from deploypruner.recipe.reading import origins_of, overlay, recipe_of
+from deploypruner.report import units
+from deploypruner.report.frontier import Frontier, FrontierPoint, FrontierRow
+
+
+@dataclass(frozen=True)
+class FrontierResult:
+    """Result of `frontier`.
+
+    Args:
+        folder: With frontier.json, frontier.html and the builds.
+        found: Everything that frontier.json holds.
+    """
+
+    folder: Path
+    found: Frontier
+
+    @property
+    def points(self) -> tuple[FrontierPoint, ...]:
+        """What became of every budget."""
+        return self.found.points
+
+    @property
+    def rows(self) -> tuple[FrontierRow, ...]:
+        """Every artifact of the interleaved run, and what dominates it."""
+        return self.found.rows
+
+    def __repr__(self) -> str:
+        kept = sum(point.status == "kept" for point in self.points)
+        return f"FrontierResult({str(self.folder)!r}: {kept} of {len(self.points)} points kept)"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: every artifact."""
+        heads = ("artifact", "runtime", "accuracy", "median, ms", "dominated by")
+        rows = [
+            (r.row.name, r.row.runtime, units.quality_cell(r.row), units.significant(r.row.median_ms), r.dominated_by)
+            for r in self.rows
+        ]
+        return html_table(f"{self!r}. {self.folder / 'frontier.html'} has the picture.", heads, rows)
+
+
+@with_help_of(Recipe)
+def frontier(
+    model: nn.Module | ExportedProgram | str,
+    example_inputs: Any = None,
+    *,
+    speedups: Iterable[float] = (),
+    latencies: Iterable[float | str] = (),
+    out: str | Path = "frontier",
+    data: object = None,
+    target: str | None = None,
+    accuracy_drop: float | None = None,
+    criterion: str | None = None,
+    epochs: int | None = None,
+    train: Callable[..., None] | None = None,
+    runtimes: tuple[str, ...] | None = None,
+    threads: int | None = None,
+    seed: int | None = None,
+    recipe: str | Path | Recipe | None = None,
+    resume: bool = False,
+    progress: Progress | bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> FrontierResult:
+    """Build a model for several budgets; time all artifacts in one interleaved run.
+
+    Loading, tracing, scores, measured worths, the dense files and the table of layers are shared. A budget out of
+    reach, or a build that breaks its promise, is a point of the result and no exception.
+
+    Args:
+        model: As `compile` takes it.
+        example_inputs: As `compile` takes them.
+        speedups: Factors over the dense model's speed, at least 1 each.
+        latencies: Times of one inference, as `latency` of `compile`, in place of speed-ups.
+        out: Folder: frontier.json, frontier.html, and a build folder for each point under builds/.
+        data: As `compile` takes it.
+        target: --target
+        accuracy_drop: --accuracy-drop
+        criterion: --criterion
+        epochs: --epochs
+        train: Function `train(student, teacher, data)` in place of the built-in fine-tuning.
+        runtimes: --runtime
+        threads: --threads
+        seed: --seed
+        recipe: Recipe, or a TOML file with the rest, its budget aside; arguments that are given win.
+        resume: Whether the frontier in `out` is gone on with, or gets more points.
+        progress: As `compile` takes it.
+        say: As `compile` takes it.
+
+    Raises:
+        DeployPrunerError: Bad input, or what the points share cannot be done.
+    """
+    points = asked_points(speedups, latencies)
+    module = None if isinstance(model, str) else model
+    given = Given(
+        model=module,
+        example_inputs=() if example_inputs is None else as_inputs(example_inputs),
+        data=None if isinstance(data, str | Path) else data,
+        train=train,
+    )
+    if module is not None and not given.example_inputs:
+        raise RecipeError("frontier needs example_inputs for a module", hint="pass one batch the model can run on")
+    options = {
+        "model": model if isinstance(model, str) else None,
+        "data": str(data) if isinstance(data, str | Path) else None,
+        **{"target": target, "accuracy_drop": accuracy_drop, "criterion": criterion, "epochs": epochs},
+        **{"runtime": runtimes, "threads": threads, "seed": seed},
+    }
+    asked = overrides(options)
+    file = None if isinstance(recipe, Recipe) or not recipe else Path(recipe)
+    origins = origins_of(file, asked)
+    resolved = overlay(recipe, asked) if isinstance(recipe, Recipe) else recipe_of(origins)
+    with shown(progress, say) as (listener, told), origins.speaking():
+        request = FrontierRequest(
+            recipe=resolved,
+            points=points,
+            out=Path(out),
+            command="deploypruner.frontier(...)",
+            given=given,
+            resume=resume,
+            progress=listener,
+            log=listener.log if isinstance(listener, Console) else Logbook(),
+            say=told,
+        )
+        found, _ = run_frontier(request)
+    return FrontierResult(Path(out), found)
