@@ -277,12 +277,11 @@ def compile(
         "pattern": (pattern,) if isinstance(pattern, str) else pattern,
         "runtime": runtimes,
         "task": _tasks(task),
-        "metric": metric if isinstance(metric, str) else None,
+        **{"metric": metric if isinstance(metric, str) else None, "allow_bf16": allow_bf16},
         **{"latency": latency, "speedup": speedup, "macs": macs, "accuracy_drop": accuracy_drop},
         **{"criterion": criterion, "scope": scope, "normalizer": normalizer, "step": step},
         **{"sparsity": sparsity, "sparse_schedule": sparse_schedule, "epochs": epochs, "classes": classes},
-        **{"target": target, "precision": precision, "allow_bf16": allow_bf16, "threads": threads, "seed": seed},
-        "allow_chance": allow_chance,
+        **{"target": target, "precision": precision, "threads": threads, "seed": seed, "allow_chance": allow_chance},
     }
     asked = overrides(options)
     if constraints is not None:

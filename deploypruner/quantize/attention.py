@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
+from onnxruntime.quantization import QuantType
 
 from deploypruner.onnx_graph import constant, optional
 
@@ -44,6 +46,22 @@ def attention_of(graph: ir.Graph) -> Attention:
     return Attention(frozenset(products), frozenset(scores), frozenset(read - softmaxed))
 
 
+def signed_operands(graph: ir.Graph, chosen: Collection[ir.Node]) -> dict[str, list[dict[str, Any]]]:
+    """Overrides of ONNX Runtime's quantizer: i8 with zero point 0 for q, k and v that only int8 attention reads.
+
+    Args:
+        graph: fp32.
+        chosen: Its nodes that become int8.
+    """
+    attending = attention_of(graph)
+    int8 = attending.products & set(chosen)
+    return {
+        str(value.name): [{"quant_type": QuantType.QInt8, "symmetric": True}]
+        for value in attending.signed
+        if (readers := set(value.consumers()) & set(chosen)) and readers <= int8
+    }
+
+
 def _is_product(node: ir.Node) -> bool:
     return node.op_type == "MatMul" and all(constant(optional(node, place)) is None for place in (0, 1))
 
@@ -67,6 +85,3 @@ def _on(value: ir.Value) -> Iterator[ir.Value]:
     for reader in value.consumers():
         if reader.op_type in _BEHIND:
             yield from _on(reader.outputs[0])
-
-
-__all__ = ["Attention", "attention_of"]

@@ -28,7 +28,7 @@ from deploypruner.onnx_advice import foreign_operations
 from deploypruner.onnx_file import reads, sort_nodes, write_onnx
 from deploypruner.onnx_graph import Array, constant, made_by, operand, to_model
 from deploypruner.progress import Progress, SilentProgress
-from deploypruner.quantize.attention import attention_of
+from deploypruner.quantize.attention import signed_operands
 from deploypruner.quantize.calibrate import Feeds, activation_ranges
 from deploypruner.quantize.gemm import broad_biases, plain_gemms
 from deploypruner.quantize.layers import is_transposed
@@ -297,7 +297,7 @@ def _quantize(
             [],
             [node.name for node in graph if node not in chosen],
             list(op_types(placement)),
-            {"TensorQuantOverrides": _channel_ranges(graph, form.weight_ranges) | _signed(graph, chosen)},
+            {"TensorQuantOverrides": _channel_ranges(graph, form.weight_ranges) | signed_operands(graph, chosen)},
         )
         quantizer.quantize_model()
     written: onnx.GraphProto = quantizer.model.model.graph
@@ -350,17 +350,6 @@ def _channel_ranges(graph: ir.Graph, known: Mapping[str, Array]) -> dict[str, li
         # Symmetric either way; where the first channel names a range, the quantizer wants one for all.
         overrides[name] = [{"axis": axis, "rmin": -size, "rmax": size} for size in sizes]
     return overrides
-
-
-def _signed(graph: ir.Graph, chosen: Collection[ir.Node]) -> dict[str, list[dict[str, Any]]]:
-    """What is i8 with zero point 0: q, k and v of int8 attention, where nothing else in int8 reads them."""
-    attending = attention_of(graph)
-    int8 = attending.products & set(chosen)
-    return {
-        str(value.name): [{"quant_type": QuantType.QInt8, "symmetric": True}]
-        for value in attending.signed
-        if (readers := set(value.consumers()) & set(chosen)) and readers <= int8
-    }
 
 
 def _channel_axis(node: ir.Node) -> int:
