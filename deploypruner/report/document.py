@@ -118,7 +118,8 @@ class Report:
             it and the next layer included), `precision` in the shared file and `reason`; `files`: each with how many
             layers are `int8` and `float`, `why`, `left_float` (layer -> reason),
             `float_operations` (all else that computes floats, with count and reason),
-            `against` (by runtime: the measured comparison with float, and with the all-int8 file), `executed` (by runtime and layer: what it ran),
+            `against` (by runtime: the measured comparison with float, and with the all-int8 file),
+            `executed` (by runtime and layer: what it ran),
             `float_all_the_same` (by runtime: layers with int8 weights that it computes in float -> why), and
             `runtime`, the only one it is for, "" for all; `accuracy`: what all-int8, float and the mix lose, what is
             allowed, what is `needed` where no mix keeps it, and `trials`; `note`: what was chosen; `qat`, where it
