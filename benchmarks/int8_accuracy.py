@@ -275,7 +275,12 @@ def _trained(fp32: Path, path: Path, given: Given) -> tuple[Path, dict[str, Any]
         validate=lambda module: _percent(module, *given.validating),
         fp32=fp32,
     )
-    return path, {"in training": outcome.after, "before": outcome.before}
+    x, labels = given.validating
+    exported = {
+        runtime: 100 * float((_answers(path, x, runtime=runtime).argmax(axis=1) == labels).mean())
+        for runtime in ("openvino", "onnxruntime")
+    }
+    return path, {"in training": outcome.after, "exported": exported, "before": outcome.before}
 
 
 @torch.no_grad()

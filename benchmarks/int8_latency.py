@@ -4,14 +4,16 @@
     python -m benchmarks.int8_latency run
     python -m benchmarks.int8_latency run --net vit_tiny_patch16_224 --seconds 20 --results here.json
     python -m benchmarks.int8_latency table
+    python -m benchmarks.int8_latency bf16            # fp32 and int8 with what is float in f32 and in bf16, OpenVINO
+    python -m benchmarks.int8_latency bf16-table
 
 Random weights at 224 x 224 and ranges from noise: what is compared is time. `files` writes, once, for each network:
-fp32; ours (int8 where it pays in OpenVINO, and for ONNX Runtime a file of its own where that pays); that of ONNX
-Runtime's `quantize_static` at its defaults, after its pre-processing; those of `nncf.quantize` at its defaults, of
-the OpenVINO model for OpenVINO and of the ONNX model for ONNX Runtime, by the python of an environment that has
-NNCF. `run` times all of a network in one interleaved run, each in a process of its own, and keeps the result at
-once; what is there already is not run again without --again. Six networks take 12 minutes. "Best fp32" is the
-faster runtime's.
+fp32; ours (int8 where it pays in OpenVINO, and for ONNX Runtime a file of its own where that pays, and one more,
+"alone", if that needs ONNX Runtime to be the only one); that of ONNX Runtime's `quantize_static` at its defaults,
+after its pre-processing; those of `nncf.quantize` at its defaults, of the OpenVINO model for OpenVINO and of the
+ONNX model for ONNX Runtime, by the python of an environment that has NNCF. `run` times all of a network in one
+interleaved run, each in a process of its own, and keeps the result at once; what is there already is not run again
+without --again. Six networks take 12 minutes. "Best fp32" is the faster runtime's.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +56,13 @@ NETS = (
     "vit_tiny_patch16_224",
 )
 RESULTS = Path(__file__).parent / "results" / "int8_latency.zen4.json"
+IN_BF16 = Path(__file__).parent / "results" / "int8_bf16.zen4.json"
 FOLDER = WORK / "int8-latency"
 RIVALS = ("ort", "nncf")
 _RUNTIMES = ("openvino", "onnxruntime")
 _BATCHES = 4
 _ABOUT = "about.json"
+_FORMS = (("fp32", ""), ("fp32", "-bf16"), ("int8", ""), ("int8", "-bf16"))
 
 Array = np.ndarray[Any, Any]
 
@@ -117,8 +122,12 @@ def _ours(fp32: Path, noise: Sequence[Array], folder: Path, *, seconds: float) -
             *(fp32, int8, calibrated, Path(apart)), timed=_RUNTIMES, feeds=feeds[0], seconds=seconds, say=click.echo
         )
         found = mix(request)
+        written = {"ours": found.shared, **{f"ours-{name}": own for name, own in found.own.items()}}
+        if "onnxruntime" not in found.own:
+            alone = mix(replace(request, timed=("onnxruntime",)))
+            written |= {f"alone-{name}": own for name, own in alone.own.items()}
     about: dict[str, Any] = {"layers": len(calibrated.layers), "float": {}, "why": {}}
-    for which, file in (("ours", found.shared), *((f"ours-{name}", own) for name, own in found.own.items())):
+    for which, file in written.items():
         write_qdq(
             calibrated,
             folder / f"{which}.onnx",
@@ -188,6 +197,7 @@ def jobs_of(folder: Path) -> list[tuple[Artifact, str]]:
         ours = own if own.exists() else folder / "ours.onnx"
         nncf = folder / ("nncf.xml" if runtime == "openvino" else "nncf.onnx")
         named = {"fp32": folder / "fp32.onnx", "ours": ours, "ort": folder / "ort.onnx", "nncf": nncf}
+        named["alone"] = folder / f"alone-{runtime}.onnx"
         jobs += [
             (Artifact(name, path, path.suffix[1:], "fp32" if name == "fp32" else "int8"), runtime)
             for name, path in named.items()
@@ -236,6 +246,57 @@ def _ratio(timing: Timing, baseline: Timing, floor: float) -> list[Any]:
 
 
 @main.command()
+@click.option("--net", type=click.Choice(NETS), multiple=True, help="only these")
+@click.option("--seconds", default=40.0, show_default=True, help="of each network's run")
+@click.option("--results", type=click.Path(path_type=Path), default=IN_BF16, show_default=True)
+def bf16(net: Sequence[str], seconds: float, results: Path) -> None:
+    """Time OpenVINO with what is float in f32 and in bf16, interleaved, of what has files and no result yet."""
+    for name in net or NETS:
+        folder = FOLDER / name
+        if not (folder / _ABOUT).exists() or name in read(results):
+            continue
+        fp32, int8 = folder / "fp32.onnx", folder / "ours.onnx"
+        forms = (Artifact("fp32", fp32, "onnx", "fp32"), Artifact("int8", int8, "onnx", "int8"))
+        jobs = [(form, runtime) for form in forms for runtime in ("openvino", "openvino-bf16")]
+        found = time_artifacts(jobs, budget_s=seconds, feeds=[_noise()[0]])
+        first = found.timings[0]
+        row = {
+            f"{timing.artifact.name} {timing.runtime}": {
+                "ms": median_ms(timing.samples_ns),
+                "over fp32": [1.0, 1.0, 1.0, "baseline"] if timing is first else _ratio(timing, first, found.floor),
+            }
+            for timing in found.timings
+        }
+        about = json.loads((folder / _ABOUT).read_text())
+        with changing(results) as rows:
+            rows[name] = {
+                **{"times": row, "float": about["float"]["ours"], "layers": about["layers"], "seconds": seconds},
+                **{"noise_floor": found.floor, "busy": found.reason, "environment": environment()},
+            }
+    click.echo(_bf16_table(read(results)))
+
+
+@main.command("bf16-table")
+@click.option("--results", type=click.Path(path_type=Path), default=IN_BF16, show_default=True)
+def bf16_table(results: Path) -> None:
+    """Print it."""
+    click.echo(_bf16_table(read(results)))
+
+
+def _bf16_table(kept: dict[str, Any]) -> str:
+    """Markdown: how many times as fast as fp32 in f32."""
+    lines = [
+        "| network | fp32 | bf16 | int8, float layers in f32 | in bf16 | float layers |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for net in (name for name in NETS if name in kept):
+        times, floats = kept[net]["times"], f"{kept[net]['float']} of {kept[net]['layers']}"
+        cells = [_times(times[f"{precision} openvino{more}"]["over fp32"]) for precision, more in _FORMS[1:]]
+        lines.append(f"| {net} | {times['fp32 openvino']['ms']:.2f} ms | {' | '.join(cells)} | {floats} |")
+    return "\n".join(lines)
+
+
+@main.command()
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def table(results: Path) -> None:
     """Print what there is."""
@@ -264,6 +325,13 @@ def _table(kept: dict[str, Any]) -> str:
                 f"| {net} | {runtime} | {rows[runtime, 'fp32']['ms']:.2f} | {ours['ms']:.2f} "
                 f"| {count} of {document['about']['layers']}{', own file' if own else ''} | {' | '.join(cells)} |"
             )
+            if (runtime, "alone") in rows:
+                alone = rows[runtime, "alone"]
+                cells = [_times(alone["over"].get(other)) for other in ("fp32", "best fp32", *RIVALS)]
+                lines.append(
+                    f"| | {runtime} alone | | {alone['ms']:.2f} | {document['about']['float'][f'alone-{runtime}']} "
+                    f"of {document['about']['layers']} | {' | '.join(cells)} |"
+                )
         if document["busy"]:
             lines.append(f"| | *{document['busy'].split(':')[0]}; noise floor {document['noise_floor']:.0%}* |")
     return "\n".join(lines)

@@ -198,6 +198,7 @@ def compile(
     train: Callable[..., None] | None = None,
     runtimes: tuple[str, ...] | None = None,
     precision: str | None = None,
+    allow_bf16: bool | None = None,
     threads: int | None = None,
     seed: int | None = None,
     task: str | Mapping[str | int, str] | None = None,
@@ -236,6 +237,7 @@ def compile(
         train: Function `train(student, teacher, data)` in place of the built-in fine-tuning.
         runtimes: --runtime
         precision: --precision
+        allow_bf16: --allow-bf16
         threads: --threads
         seed: --seed
         task: Task of all outputs ("regression"), or tasks by name or number of the output, where labels and answers
@@ -275,7 +277,7 @@ def compile(
         "pattern": (pattern,) if isinstance(pattern, str) else pattern,
         "runtime": runtimes,
         "task": _tasks(task),
-        "metric": metric if isinstance(metric, str) else None,
+        **{"metric": metric if isinstance(metric, str) else None, "allow_bf16": allow_bf16},
         **{"latency": latency, "speedup": speedup, "macs": macs, "accuracy_drop": accuracy_drop},
         **{"criterion": criterion, "scope": scope, "normalizer": normalizer, "step": step},
         **{"sparsity": sparsity, "sparse_schedule": sparse_schedule, "epochs": epochs, "classes": classes},

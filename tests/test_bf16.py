@@ -11,8 +11,9 @@ import onnx
 import pytest
 import torch
 
+import deploypruner as dp
 from deploypruner.build.timed import no_bf16
-from deploypruner.errors import InputError
+from deploypruner.errors import InputError, RecipeError
 from deploypruner.export import exporters
 from deploypruner.quantize.static import calibrate, write_qdq
 from deploypruner.runtime import in_float32, measured_runtimes, runtimes
@@ -90,6 +91,12 @@ def test_a_permission_that_no_named_runtime_can_use_is_a_mistake(tmp_path):
     )
     outcome.assert_error(2, "--allow-bf16 allows nothing in onnxruntime", "add --runtime openvino")
     assert not (tmp_path / "none").exists()
+
+
+def test_python_gives_the_permission_by_the_same_name(tmp_path):
+    refused = {"out": tmp_path / "none", "macs": 0.5, "runtimes": ("onnxruntime",)}
+    with pytest.raises(RecipeError, match="--allow-bf16 allows nothing in onnxruntime"):
+        dp.compile(tiny(), torch.zeros(2, 3, 16, 16), allow_bf16=True, **refused)
 
 
 def test_the_lines_to_load_a_file_say_the_precision_that_was_timed():

@@ -10,6 +10,7 @@ from deploypruner.latency.layer_times import Owners, _runs
 from deploypruner.latency.probes import Profile
 from deploypruner.onnx_graph import read_graph
 from deploypruner.runtime import NodeTime
+from tests.test_quantize_attention import attending, products
 from tests.test_quantize_mixed import residual
 
 LAYERS = ("make_a", "make_c", "make_f", "make_z")
@@ -77,3 +78,11 @@ def test_times_are_of_the_least_disturbed_turn_and_add_up_to_the_latency(owners)
     assert found["make_c"].ms == pytest.approx(2.0)
     assert (found["make_a"].int8, found["make_c"].int8) == (True, False)
     assert found["make_c"].executed == "Convolution+Add f32,f32>f32"
+
+
+def test_both_products_of_attention_name_the_operation_that_computes_them():
+    graph = read_graph(attending()).graph
+    first, second = products(attending())
+    whole = node("div_8", 9.0, "div_8", "softmax_9", second, kind="Subgraph", precisions="i8,i8,i8>f32")
+    found = Owners(graph).executed([whole])
+    assert found == dict.fromkeys((first, second), "Subgraph i8,i8,i8>f32")

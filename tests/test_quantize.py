@@ -229,7 +229,7 @@ def test_an_image_that_is_scaled_by_an_input_of_the_model_is_quantized(tmp_path:
 
 
 def test_a_product_of_activations_stays_float_and_is_named_with_the_reason(tmp_path: Path) -> None:
-    tail = "t = Transpose <perm = [0, 1, 3, 2]> (y) s = Softmax (t) z = MatMul (s, y)"
+    tail = "t = Transpose <perm = [0, 1, 3, 2]> (y) s = Sigmoid (t) z = MatMul (s, y)"
     fp32, int8 = conv_file(tmp_path / "fp32.onnx", weights(), tail=tail), tmp_path / "int8.onnx"
     summary = quantize_static(fp32, int8, calibration=batches())
     assert (summary.quantized, summary.left_float) == (1, {"node3": "product of two activations"})

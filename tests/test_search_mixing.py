@@ -176,3 +176,10 @@ def test_a_runtime_gets_its_own_file_where_the_shared_one_costs_it_a_tenth(tmp_p
     assert set(own.keep_float) == {"make_c"}
     # 2.5 + 3 * 0.5 = 4 of the shared file against 2.5.
     assert own.why.startswith("the shared file takes ONNX Runtime 1.60 times as long; 1 stays float")
+
+
+def test_a_runtime_that_is_timed_alone_gets_its_own_file_for_less(tmp_path):
+    """1.15 + 3 * 0.5 = 2.65 of the shared file against 2.5: nothing else would have to run that one."""
+    times = Times(EVEN, {**HALF, "make_c": 1.15})
+    found = mix(request(tmp_path, allowed=99.0, timed=("onnxruntime",), times=times))
+    assert found.own["onnxruntime"].why.startswith("the shared file takes ONNX Runtime 1.06 times as long")

@@ -26,6 +26,7 @@ from deploypruner.build.given_file import (
     quality_of,
     read_given,
 )
+from deploypruner.build.mixing import mix_document
 from deploypruner.build.one_answer import require_one_answer
 from deploypruner.build.sparsify_inputs import Inputs
 from deploypruner.build.timed import no_bf16
@@ -33,6 +34,7 @@ from deploypruner.errors import InputError
 from deploypruner.export import exporters
 from deploypruner.graph import trace
 from deploypruner.measure import environment, trial
+from deploypruner.measure.profiling import can_profile
 from deploypruner.onnx_file import every_node
 from deploypruner.quantize.sensitivity import class_outputs, first_samples
 from deploypruner.quantize.static import QuantizationSummary, write_qdq
@@ -222,7 +224,7 @@ def _within_drop(
     inputs: Inputs,
     say: Say,
 ) -> _Form:
-    """Write the int8 file; where int8 everywhere loses too much, with the most fragile layers in float."""
+    """Write the int8 file; in float stay layers that lose too much, and those that int8 slows down."""
     (given_name, given), (int8_name, int8) = files.items()
     file, reduce_range = replace(request.file, model=given), reduces_range(request.file.weight_bits)
     judge = file_judge(file, inputs, given)
@@ -243,32 +245,31 @@ def _within_drop(
         )
         with folder.writing(_INT8) as path:
             summary = write_qdq(calibrated, path, reduce_range=reduce_range)
-        everywhere = form(summary, {})
-        if not everywhere.quality or everywhere.quality["kept"]:
-            return everywhere
-        say(quality_sentence(everywhere.quality))
-        mixing = mix(
+        everywhere = form(summary, {}).quality
+        if everywhere and not everywhere["kept"]:
+            say(quality_sentence(everywhere))
+        found = mix(
             MixRequest(
                 *(fp32, int8, calibrated, apart),
+                timed=(JUDGED_IN,) if can_profile(JUDGED_IN) else (),
                 judged=JUDGED_IN,
-                lost=judge.lost,
-                allowed=everywhere.quality["allowed"],
+                lost=judge.lost if everywhere else None,
+                allowed=everywhere["allowed"] if everywhere else None,
                 classes=class_outputs(inputs.tasks or ()),
                 samples=first_samples(inputs.calibration),
                 reduce_range=reduce_range,
                 feeds=inputs.timed,
                 threads=file.threads,
+                seed=file.seed,
+                clock=file.clock,
                 progress=file.progress,
                 say=say,
             )
         )
-        about = {"note": mixing.shared.why, "accuracy": dict(mixing.accuracy), "errors": dict(mixing.errors)}
-        kept = mixing.shared.keep_float
-        if not kept:
-            return replace(everywhere, precision={"precision": about})
-        with folder.writing(_INT8) as path:
-            summary = write_qdq(calibrated, path, reduce_range=reduce_range, keep_float=kept)
-        return form(summary, {"precision": about})
+        if kept := found.shared.keep_float:
+            with folder.writing(_INT8) as path:
+                summary = write_qdq(calibrated, path, reduce_range=reduce_range, keep_float=kept)
+        return form(summary, {"precision": mix_document(found, calibrated.layers, summary, {}, int8=int8)})
 
 
 def _doubted(model: onnx.ModelProto, loaded: LoadedModel | None, inputs: Inputs) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from deploypruner.build.form_judge import FormJudge
 from deploypruner.build.state import Build
 from deploypruner.latency.layer_times import LayerRun
 from deploypruner.measure.profiling import can_profile
+from deploypruner.quantize.float_islands import float_operations
 from deploypruner.quantize.placement import Placement
 from deploypruner.quantize.sensitivity import class_outputs, first_samples
 from deploypruner.quantize.static import Calibrated, QuantizationSummary
@@ -75,7 +76,8 @@ def mix_precision(
         with build.folder.writing(own_file(runtime)) as path:
             kept = file.keep_float
             owned[runtime] = write_mixed(build, calibrated, path, placement=file.placement, keep_float=kept)
-    return summary, _document(found, calibrated.layers, summary, owned, int8=names[1])
+    folder = build.folder.path(names[1]).parent
+    return summary, mix_document(found, calibrated.layers, summary, owned, int8=folder / names[1])
 
 
 def mix_request(build: Build, files: tuple[Path, Path], calibrated: Calibrated, folder: Path) -> MixRequest:
@@ -136,17 +138,25 @@ def _allowed(build: Build, judge: FormJudge, fp32: Path, int8: Path, *, runtime:
     return promised if before is None else min(promised, max(before.lost, 0.0) + alone)
 
 
-def _document(
+def mix_document(
     found: Mixed,
     layers: tuple[str, ...],
     summary: QuantizationSummary,
     own: Mapping[str, QuantizationSummary],
     *,
-    int8: str,
+    int8: Path,
 ) -> dict[str, Any]:
-    """As report.json has it."""
+    """As report.json has it.
+
+    Args:
+        found: What was chosen.
+        layers: That can be int8.
+        summary: Of the shared file.
+        own: Runtime -> that of its own file.
+        int8: The shared file; others lie beside it.
+    """
     files = [_file(int8, found.shared, summary, runtime="")]
-    files += [_file(own_file(name), found.own[name], own[name], runtime=name) for name in own]
+    files += [_file(int8.with_name(own_file(name)), found.own[name], own[name], runtime=name) for name in own]
     listed = [*layers, *(name for name in summary.left_float if name not in layers)]
     return {
         "note": found.shared.why,
@@ -157,15 +167,16 @@ def _document(
     }
 
 
-def _file(name: str, file: MixedFile, summary: QuantizationSummary, *, runtime: str) -> dict[str, Any]:
+def _file(path: Path, file: MixedFile, summary: QuantizationSummary, *, runtime: str) -> dict[str, Any]:
     return {
-        "file": name,
+        "file": path.name,
         "runtime": runtime,
         "int8": summary.quantized,
         "float": len(summary.left_float),
         "placement": file.placement,
         "why": file.why,
         "left_float": dict(summary.left_float),
+        "float_operations": float_operations(path, file.placement),
         "against": {
             name: {other: _compared(one) for other, one in compared.items()}
             for name, compared in file.against.items()

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from deploypruner.latency.probes import ProbeTimer, Profile
-from deploypruner.onnx_graph import read_graph
+from deploypruner.onnx_graph import operand, read_graph
 from deploypruner.quantize.islands import WEIGHTED
 from deploypruner.records import Setting
 from deploypruner.runtime import Array, NodeTime, runtimes
@@ -125,6 +125,7 @@ class Owners:
     def __init__(self, graph: ir.Graph) -> None:
         layers = [node for node in graph if node.op_type in WEIGHTED]
         self.layers = tuple(str(node.name) for node in layers)
+        self._without_weights = {str(node.name) for node in layers if not operand(node, 1).is_initializer()}
         self._owner: dict[str, str] = {}
         made: dict[ir.Value | None, str] = {}
         for node in graph:
@@ -154,6 +155,9 @@ class Owners:
         """Layer -> kind and precisions of the operation that computes it."""
         found: dict[str, tuple[float, str]] = {}
         for node in nodes:
+            # OpenVINO computes both products of attention, and the softmax between them, in one operation.
+            for product in self._without_weights & set(map(self._by_name, node.origins)):
+                found.setdefault(product, (node.ns, f"{node.kind} {node.precisions}"))
             layer = self.of(node)
             # A product without weights may belong to it as well, and takes less.
             if layer and _computes(node.kind) and (layer not in found or node.ns > found[layer][0]):

@@ -19,6 +19,10 @@ Residual additions keep their pairs in both: OpenVINO fuses them either way, ONN
 Placement "sparse" is "openvino" with a pair more where squeeze and excitation, or the mean before a classifier,
 reads an image that a swish left in float: our sparse kernels compute the whole block only if it is in u8. OpenVINO
 alone loses 1 to 2 % by it (efficientnet_b0, mobilenet_v3_large), so it is taken where weights are zero.
+
+Attention is one operation in OpenVINO, products and softmax together, and in int8 if q, k and v are signed numbers
+with zero point 0 and the softmax unsigned: ViT-Tiny took 12.8 ms with it in float and 10.9 in int8 (one thread of a
+Zen 4). With zero points OpenVINO computes it in float behind conversions. ONNX Runtime gains nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from deploypruner.onnx_graph import constant, made_by, operand, remove_unused, take_over
+from deploypruner.quantize.attention import attention_of
 from deploypruner.quantize.islands import WEIGHTED, serving, unread_sums
 
 Placement = Literal["openvino", "onnxruntime", "sparse"]
@@ -54,7 +59,9 @@ def op_types(placement: Placement) -> tuple[str, ...]:
     return _PLACED[placement]
 
 
-def int8_nodes(graph: ir.Graph, placement: Placement, keep_float: Collection[str] = ()) -> frozenset[ir.Node]:
+def int8_nodes(
+    graph: ir.Graph, placement: Placement, keep_float: Collection[str] = (), *, attention: bool = True
+) -> frozenset[ir.Node]:
     """The nodes of an fp32 graph to quantize: those of `op_types`, except
 
     1. an addition or multiplication with a constant operand: the bias of a MatMul, a scale. It fuses into its
@@ -62,21 +69,31 @@ def int8_nodes(graph: ir.Graph, placement: Placement, keep_float: Collection[str
     2. an addition read by a layer norm: a transformer's residual stream, wide in range and consumed in float;
     3. an operator that only moves values no int8 operator reads. Quantizing the concatenation of class token
        and patches raised DeiT's error in OpenVINO from 2 % to 14 %, while ONNX Runtime stayed at 3 %;
-    4. a product without a constant operand: attention, which both runtimes fuse in float;
+    4. a product without a constant operand, unless it is attention's and not for ONNX Runtime; what scales and masks
+       the scores in front of its softmax; and what only moves its operands;
     5. for the sparse kernels, a Mul that does not scale an image that int8 operators read, and a mean that is not
        one over an image, for int8 operators;
     6. what reads a constant without a number, as a concatenation with no channels: OpenVINO refuses its pair;
     7. layers named in `keep_float`, and what serves no other layer than them: see `islands`;
     8. but for ONNX Runtime, a layer that reads a reduction which OpenVINO would compute wrongly with the layer's
        pair fused into it: see `misquantized_in_openvino`.
+
+    Args:
+        graph: fp32, sorted.
+        placement: For which runtime.
+        keep_float: Names of layers.
+        attention: Whether attention may be int8: where weights have 8 bits. With 7, because sums would saturate, the
+            numbers of two activations would need 7, too.
     """
     types = op_types(placement)
+    attending = attention_of(graph)
+    products = attending.products if attention and placement != "onnxruntime" else frozenset()
     factors = gate_factors(graph) if placement == "sparse" else {}
     chosen = set[ir.Node]()
     for node in reversed(graph):
         users = [user for value in node.outputs for user in value.consumers()]
-        is_read = any(user in chosen for user in users)
-        if node.op_type not in types or any(map(_is_empty, node.inputs)):
+        is_read = any(user in chosen and user not in products for user in users)
+        if node.op_type not in types or any(map(_is_empty, node.inputs)) or node in attending.scores:
             continue
         if node.op_type in ("Add", "Mul") and (
             any(map(_is_stored, node.inputs)) or any(user.op_type in _NORMS for user in users)
@@ -88,7 +105,9 @@ def int8_nodes(graph: ir.Graph, placement: Placement, keep_float: Collection[str
             continue
         if node.op_type in _MOVED and not is_read:
             continue
-        if node.op_type in WEIGHTED and (node.name in keep_float or not _is_stored(operand(node, 1))):
+        if node.op_type in WEIGHTED and (
+            node.name in keep_float or not (node in products or _is_stored(operand(node, 1)))
+        ):
             continue
         if node.op_type in WEIGHTED and placement != "onnxruntime" and misquantized_in_openvino(node):
             continue
@@ -143,7 +162,17 @@ def idle_tensors(
     reshaped = [mean for mean in means if all(user.op_type in _MOVED for user in mean.consumers())]
     idle = frozenset(str(value.name) for value in (*written, *factors.values()) if value not in read)
     idle |= {str(mean.name) for mean in reshaped}
+    idle |= {str(value.name) for node in attention_of(graph).products & set(chosen) for value in _only_moved(node)}
     return idle | unread_sums(graph, chosen) if mixed and placement != "onnxruntime" else idle
+
+
+def _only_moved(node: ir.Node) -> list[ir.Value]:
+    """What a node gives, and that after every move of it, but for the last: one pair behind all moves is enough."""
+    found, value = list[ir.Value](), node.outputs[0]
+    while (moves := list(value.consumers())) and all(user.op_type in _MOVED for user in moves) and len(moves) == 1:
+        found.append(value)
+        value = moves[0].outputs[0]
+    return found
 
 
 def _is_image_mean(node: ir.Node) -> bool:

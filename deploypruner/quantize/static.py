@@ -28,6 +28,7 @@ from deploypruner.onnx_advice import foreign_operations
 from deploypruner.onnx_file import reads, sort_nodes, write_onnx
 from deploypruner.onnx_graph import Array, constant, made_by, operand, to_model
 from deploypruner.progress import Progress, SilentProgress
+from deploypruner.quantize.attention import signed_operands
 from deploypruner.quantize.calibrate import Feeds, activation_ranges
 from deploypruner.quantize.gemm import broad_biases, plain_gemms
 from deploypruner.quantize.layers import is_transposed
@@ -184,7 +185,7 @@ def calibrate(
                 model,
                 batches,
                 quantize=lambda form: to_model(_qdq(form, placement=placements[0], reduce_range=reduce_range)),
-                chosen=partial(int8_nodes, placement=placements[0]),
+                chosen=partial(int8_nodes, placement=placements[0], attention=not reduce_range),
                 op_types=types,
                 folder=Path(scratch),
                 progress=progress or SilentProgress(),
@@ -268,7 +269,7 @@ def _qdq(
 ) -> ir.Model:
     """The QDQ graph with the pairs that a placement wants, and no others."""
     graph = ir.from_proto(form.model).graph
-    chosen = int8_nodes(graph, placement, kept)
+    chosen = int8_nodes(graph, placement, kept, attention=not reduce_range)
     if layers_alone:
         chosen = frozenset(node for node in chosen if node.op_type in WEIGHTED)
     result = _quantize(form, graph, chosen, placement=placement, reduce_range=reduce_range)
@@ -296,7 +297,7 @@ def _quantize(
             [],
             [node.name for node in graph if node not in chosen],
             list(op_types(placement)),
-            {"TensorQuantOverrides": _channel_ranges(graph, form.weight_ranges)},
+            {"TensorQuantOverrides": _channel_ranges(graph, form.weight_ranges) | signed_operands(graph, chosen)},
         )
         quantizer.quantize_model()
     written: onnx.GraphProto = quantizer.model.model.graph

@@ -116,8 +116,10 @@ class Report:
         precision: Int8 or float, layer by layer. `layers`: each with `error` (at the outputs when it alone is int8;
             None where accuracy was no question), `times` (by runtime: `float_ms` and `int8_ms`, what stands between
             it and the next layer included), `precision` in the shared file and `reason`; `files`: each with how many
-            layers are `int8` and `float`, `why`, `left_float` (layer -> reason), `against` (by runtime: the measured
-            comparison with float, and with the all-int8 file), `executed` (by runtime and layer: what it ran),
+            layers are `int8` and `float`, `why`, `left_float` (layer -> reason),
+            `float_operations` (all else that computes floats, with count and reason),
+            `against` (by runtime: the measured comparison with float, and with the all-int8 file),
+            `executed` (by runtime and layer: what it ran),
             `float_all_the_same` (by runtime: layers with int8 weights that it computes in float -> why), and
             `runtime`, the only one it is for, "" for all; `accuracy`: what all-int8, float and the mix lose, what is
             allowed, what is `needed` where no mix keeps it, and `trials`; `note`: what was chosen; `qat`, where it

@@ -95,7 +95,7 @@ def _shared(request: MixRequest, found: Mixed, forced: Mix, accuracy: MixAccurac
 
 
 def _own(request: MixRequest, found: Mixed, runtime: str, forced: Mix, *, accuracy: MixAccuracy) -> Mixed:
-    """A runtime's own file, where the shared one costs it more than a tenth.
+    """A runtime's own file: where the shared one costs it more than a tenth, or, if nothing else is timed, anything.
 
     Its pairs stand behind layers, too: a layer that gives what a float layer is to read in full may have to be float.
     """
@@ -114,7 +114,8 @@ def _own(request: MixRequest, found: Mixed, runtime: str, forced: Mix, *, accura
         return found
     file = _best(request, found, runtime, keeping[0], placement=placement, shared=shared)
     against = file.against[runtime]["shared"]
-    if against.ratio_ci[0] > _OWN and accuracy.keeps(write_mix(request, placement, file.keep_float), runtime):
+    least = _OWN if len(request.timed) > 1 else _FASTER
+    if against.ratio_ci[0] > least and accuracy.keeps(write_mix(request, placement, file.keep_float), runtime):
         label = runtimes.get(runtime).label
         why = f"the shared file takes {label} {against.ratio:.2f} times as long; {file.why}"
         return replace(found, own={**found.own, runtime: replace(file, why=why)})
