@@ -82,6 +82,7 @@ class Learn(Stage):
         schedule, epochs = found.schedule, found.learn_epochs
         if epochs is None:
             return None if schedule == "one-shot" else f"{schedule}: every channel stays, nothing to learn"
+        assert found.undecided is not None, "what was learnt has masks"
         text = (
             f"{schedule}, {epochs} epoch{'' if epochs == 1 else 's'}: "
             f"{plan.macs_after / plan.macs_before:.3f} of the MACs, "

@@ -96,6 +96,7 @@ class Measure(Stage):
     def document(self, build: Build) -> str:
         """How much was measured."""
         samples = sum(t.samples_ns.size for t in build.timings)
+        assert build.noise_floor is not None, "every run of measuring has one"
         return f"{len(build.rows)} rows, {samples:,} timed inferences, noise floor {100 * build.noise_floor:.1f} %"
 
 
