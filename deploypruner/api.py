@@ -30,8 +30,7 @@ from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.capture.asked_axes import requested
 from deploypruner.graph.inputs import as_inputs
-from deploypruner.logbook import Logbook
-from deploypruner.progress import Console, Progress, SilentProgress, shown
+from deploypruner.progress import Progress, SilentProgress, logged, shown
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.constraints import Constraints
@@ -332,27 +331,22 @@ def run_recipe(
     detail: Callable[[str], None] | None = None,
 ) -> CompiledBuild:
     """Run a resolved recipe; `compile` and the command line both end here."""
-    given, log = given or Given(), progress.log if isinstance(progress, Console) else Logbook()
-    if not isinstance(progress, Console):  # which logs by itself
-        say = _both(log, say)
-    folder = place_for(BuildFolder(out), overwrite=overwrite, resume=resume, offer=offer)
-    if resume and not begun(folder):
-        say(f"there is nothing to resume in {out}: this build starts at the beginning")
-    check_choices(recipe, given)
-    build = Build(
-        recipe=recipe,
-        folder=folder,
-        command=command,
-        given=given,
-        progress=progress or SilentProgress(),
-        log=log,
-        say=detail or say,
-    )
-    try:
-        done = pipeline.run(build, resume=resume, overwrite=overwrite, say=say)
-    finally:
-        if not isinstance(progress, Console):
-            log.close()
+    given = given or Given()
+    with logged(progress, say) as (log, told):
+        folder = place_for(BuildFolder(out), overwrite=overwrite, resume=resume, offer=offer)
+        if resume and not begun(folder):
+            told(f"there is nothing to resume in {out}: this build starts at the beginning")
+        check_choices(recipe, given)
+        build = Build(
+            recipe=recipe,
+            folder=folder,
+            command=command,
+            given=given,
+            progress=progress or SilentProgress(),
+            log=log,
+            say=detail or told,
+        )
+        done = pipeline.run(build, resume=resume, overwrite=overwrite, say=told)
     return CompiledBuild(out, read_report(out), done.compiled, done.planned)
 
 
@@ -390,11 +384,3 @@ def export_point(
         data=None if isinstance(data, str | Path) else data,
     )
     return exporting.export_point(folder, point, out, given=given, changes=overrides(named), say=say)
-
-
-def _both(first: Callable[[str], None], second: Callable[[str], None]) -> Callable[[str], None]:
-    def told(line: str) -> None:
-        first(line)
-        second(line)
-
-    return told

@@ -309,6 +309,24 @@ def progress_for(stream: TextIO | None = None) -> Console:
 
 
 @contextmanager
+def logged(progress: Progress | None, say: Callable[[str], None]) -> Iterator[tuple[Logbook, Callable[[str], None]]]:
+    """A log for the time of a command, and `say` that adds to it; a console has its own, and adds to it by itself."""
+    if isinstance(progress, Console):
+        yield progress.log, say
+        return
+    log = Logbook()
+
+    def both(line: str) -> None:
+        log(line)
+        say(line)
+
+    try:
+        yield log, both
+    finally:
+        log.close()
+
+
+@contextmanager
 def shown(progress: Progress | bool, say: Callable[[str], None]) -> Iterator[tuple[Progress, Callable[[str], None]]]:
     """Yield who is told how far a job is, and what to call with lines of it.
 

@@ -70,7 +70,7 @@ def test_the_plan_that_was_judged_is_measured_first_and_is_taken_where_it_keeps_
 def test_the_next_plan_is_tried_where_the_loop_came_to_less_than_it_promises():
     """The first is 25 % slower than it seemed and ends with 315 channels, which lose 0.5; the second keeps 380."""
     narrow = int(4 * (1 - RESERVE) / 0.0125)
-    found, said = closed(("a", 390, 0.2, 0.0125), ("b", 385, 0.3, 0.01), loss={narrow: 0.5, 385: 0.31})
+    found, said = closed(("a", 390, 0.2, 0.0125), ("b", 385, 0.3, 0.01), loss={narrow: 0.5})
     assert (found.objective.name, found.outcome.solution.widths) == ("b", {"g": 385})
     assert said == ["the plan before came to 0.5; 0.3 is promised by b"]
     assert [(name, plan.widths["g"]) for name, plan in found.tried] == [("a", 390), ("a", narrow), ("b", 385)]
@@ -78,13 +78,14 @@ def test_the_next_plan_is_tried_where_the_loop_came_to_less_than_it_promises():
 
 
 def test_the_first_stays_where_the_next_does_no_better_in_the_end():
-    narrow = int(4 * (1 - RESERVE) / 0.0125)
-    found, _ = closed(("a", 390, 0.2, 0.0125), ("b", 385, 0.3, 0.01), loss={narrow: 0.5, 385: 0.6})
+    """It is slower than it seemed, too, and keeps 375 channels in the end."""
+    narrow, narrower = int(4 * (1 - RESERVE) / 0.0125), int(4 * (1 - RESERVE) / 0.0105)
+    found, _ = closed(("a", 390, 0.2, 0.0125), ("b", 385, 0.3, 0.0105), loss={narrow: 0.5, narrower: 0.6})
     assert (found.objective.name, found.outcome.solution.widths) == ("a", {"g": narrow})
 
 
 def test_a_contender_that_keeps_no_budget_makes_room_for_the_next_and_the_first_error_stays():
-    found, said = closed(("a", 390, 0.2, 0.08), ("b", 385, 0.3, 0.01), loss={385: 0.3})
+    found, said = closed(("a", 390, 0.2, 0.08), ("b", 385, 0.3, 0.01), loss={})
     assert found.objective.name == "b"
     assert said == ["the plan before kept no budget; 0.3 is promised by b"]
     with pytest.raises(BudgetError, match=r"a median of 31\.2 ms"):

@@ -97,6 +97,9 @@ class Model:
     def calibrated(self, keep: Any, measured_ms: float, profile: Any = None) -> Model:
         return Model(self.machine, self.factor * measured_ms / self.ms(keep))
 
+    def learned(self, keep: Any, profile: Any) -> Model:
+        return self
+
     def tally(self, order: Any) -> Tally:
         return Tally(self, order)
 
@@ -135,7 +138,9 @@ def test_a_candidate_shows_its_time_and_what_the_criterion_thinks_of_it(monkeypa
     meet.meet(Machine(monkeypatch).request(Budget(speedup=2), say=said.append))
     rounds = [line for line in said if line.startswith("candidate: ")]
     assert rounds
-    assert all(re.search(r"(within|not within) the budget; importance by the criterion \d+\.\d%$", x) for x in rounds)
+    assert all(
+        re.search(r"(within|not within) the budget; importance by the criterion \d+\.\d %$", x) for x in rounds
+    )
 
 
 def test_out_of_reach_is_said_before_any_layer_is_timed(monkeypatch):

@@ -110,7 +110,7 @@ def test_the_whole_search_keeps_its_time_and_says_what_was_cut(monkeypatch, minu
     over = [name for name, at in machine.log if at > 60 * minutes]
     assert len(over) <= {0.0: 2 + 1 + 2}.get(minutes, 1) + len(found.rounds) + 1
     assert found.cut.startswith(f"the time for the search (--search-minutes {minutes:g}")
-    assert found.rounds[-1].met
+    assert any(line.met for line in found.rounds)
     assert machine.ms(keep) <= 5.0
     assert found.judged is not None
     if not minutes:

@@ -133,6 +133,9 @@ class Blocks(Model):
     def calibrated(self, keep: Any, measured_ms: float, profile: Any = None) -> Blocks:
         return Blocks(self.latency, measured_ms / self.latency.ms(keep))
 
+    def learned(self, keep: Any, profile: Any) -> Blocks:
+        return self
+
 
 @contextlib.contextmanager
 def made_up_times() -> Iterator[None]:

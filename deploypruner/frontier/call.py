@@ -15,9 +15,8 @@ from deploypruner.errors import RecipeError
 from deploypruner.frontier.asked import asked_points
 from deploypruner.frontier.run import FrontierRequest, run_frontier
 from deploypruner.graph.inputs import as_inputs
-from deploypruner.logbook import Logbook
 from deploypruner.notebook import html_table
-from deploypruner.progress import Console, Progress, shown
+from deploypruner.progress import Progress, logged, shown
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.option import with_help_of
 from deploypruner.recipe.overrides import overrides
@@ -132,7 +131,7 @@ def frontier(
     file = None if isinstance(recipe, Recipe) or not recipe else Path(recipe)
     origins = origins_of(file, asked)
     resolved = overlay(recipe, asked) if isinstance(recipe, Recipe) else recipe_of(origins)
-    with shown(progress, say) as (listener, told), origins.speaking():
+    with shown(progress, say) as (listener, said), logged(listener, said) as (log, told), origins.speaking():
         request = FrontierRequest(
             recipe=resolved,
             points=points,
@@ -141,7 +140,7 @@ def frontier(
             given=given,
             resume=resume,
             progress=listener,
-            log=listener.log if isinstance(listener, Console) else Logbook(),
+            log=log,
             say=told,
         )
         found, _ = run_frontier(request)

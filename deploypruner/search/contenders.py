@@ -68,7 +68,8 @@ def close_contenders(
             failed.append(error)
             continue
         rounds += outcome.rounds
-        rank = not outcome.line.met, _loss(chosen, outcome.solution)
+        compared = best is not None or (number + 1 < len(chosen.contenders) and limit.allows())
+        rank = not outcome.line.met, _loss(chosen, contender, outcome.solution) if compared else contender.loss
         if best is None or rank < best[0]:
             best = rank, outcome, contender.objective
     if best is None:
@@ -81,9 +82,11 @@ def _promises_more(contender: Contender, rank: tuple[bool, float] | None, limit:
     return limit.allows() and (rank is None or (False, contender.loss) < rank)
 
 
-def _loss(chosen: Chosen, plan: Solution) -> float:
-    """By the judge of the pool; nothing where there is none, and one contender alone."""
-    return 0.0 if chosen.judge is None else chosen.judge.look(plan.keep).loss
+def _loss(chosen: Chosen, contender: Contender, plan: Solution) -> float:
+    """By the judge of the pool, which has seen the plan that the loop began with."""
+    if plan is contender.plan or chosen.judge is None:
+        return contender.loss
+    return chosen.judge.look(plan.keep).loss
 
 
 def _close(

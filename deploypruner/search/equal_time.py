@@ -15,7 +15,7 @@ from deploypruner.errors import BudgetError
 from deploypruner.latency import LatencyModel
 from deploypruner.search.loop import SLACK, Keep, Trial
 from deploypruner.search.objectives import Objective, base_name
-from deploypruner.search.proposed import Proposed
+from deploypruner.search.proposed import Measurements, Proposed
 from deploypruner.search.solve import Solution
 from deploypruner.search.time_limit import TimeLimit
 
@@ -76,14 +76,24 @@ class EqualTime:
             Of what was measured, the plan that comes closest to the time from below, or the fastest where none keeps
             it; the plan as it is where there is no time to measure it.
         """
-        return self.file.solved(f"{objective.name}, measured", lambda: self._settled(objective, plan))
+        known = self.file.measured(objective.name)
+        if known is None:
+            known = self._settled(objective, plan)
+            self.file.add_measured(objective.name, *known)
+        else:
+            for earlier, ms in known[1]:
+                self._note(objective, earlier, ms)
+        return known[0]
 
-    def _settled(self, objective: Objective, plan: Solution) -> Solution:
-        best, closest = plan, inf
-        for _ in range(_MEASURED):
-            share = self._share_of_time(plan, objective)
-            if share is None:
+    def _settled(self, objective: Objective, plan: Solution) -> tuple[Solution, Measurements]:
+        """The plan, and what was measured for it."""
+        best, closest, measured = plan, inf, Measurements()
+        while len(measured) < _MEASURED:
+            ms = self._ms(plan, objective)
+            if ms is None:
                 break
+            measured.append((plan, ms))
+            share = ms / self.target_ms
             if _distance(share) < closest:
                 best, closest = plan, _distance(share)
             if 1 - SLACK <= share <= _OVER:
@@ -95,26 +105,28 @@ class EqualTime:
             if again.widths == plan.widths:
                 break
             plan = again
-        return best
+        return best, measured
 
-    def _share_of_time(self, plan: Solution, objective: Objective) -> float | None:
-        """What a plan takes of its time when measured, which corrects the prediction; None where time is short."""
+    def _ms(self, plan: Solution, objective: Objective) -> float | None:
+        """What a plan takes when measured, which corrects the prediction; None where time is short."""
         begun = self.limit.spent
         if self._until is None:
             self._until = begun + _SHARE * max(0.0, self.limit.left)
-        if begun + self._longest > self._until:
+        if not self.limit.allows() or begun + self._longest > self._until:
             if not self._cut:
                 self.limit.cut("plans judged that were not all measured")
             self._cut = True
             return None
         trial = self.measure(plan)
-        ms = trial.assessment.model_ms
         if trial.profile is not None:
             self.model = self.model.learned(plan.keep, trial.profile)
+        self._note(objective, plan, trial.assessment.model_ms)
+        self._longest = max(self._longest, self.limit.spent - begun)
+        return trial.assessment.model_ms
+
+    def _note(self, objective: Objective, plan: Solution, ms: float) -> None:
         self._measured[base_name(objective.name)] = plan.keep, ms
         self.seen(objective, plan, ms)
-        self._longest = max(self._longest, self.limit.spent - begun)
-        return ms / self.target_ms
 
 
 def _distance(share: float) -> float:

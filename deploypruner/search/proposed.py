@@ -15,6 +15,8 @@ from deploypruner.search.saved import Saved, identity_of
 from deploypruner.search.solve import Solution
 
 Plans = list[tuple[Objective, Solution]]
+Measurements = list[tuple[Solution, float]]
+"""Plans and the milliseconds that each took."""
 _FORMAT = 2
 
 
@@ -57,6 +59,15 @@ class Proposed:
             self._saved.add(key, _document(solution))
             return solution
         return _solution(self._saved.entries[key])
+
+    def measured(self, name: str) -> tuple[Solution, Measurements] | None:
+        """The plan that an interrupted search has come to by measuring, and what it measured for that."""
+        found = self._saved.entries.get(f"measured {name}")
+        return found and (_solution(found[0]), [(_solution(plan), ms) for plan, ms in found[1]])
+
+    def add_measured(self, name: str, best: Solution, measurements: Measurements) -> None:
+        """Remember what measuring came to."""
+        self._saved.add(f"measured {name}", [_document(best), [(_document(plan), ms) for plan, ms in measurements]])
 
     def add(self, plans: Plans) -> None:
         """Remember a pool."""
