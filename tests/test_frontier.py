@@ -230,7 +230,8 @@ def test_every_artifact_is_timed_once_in_one_run_and_every_build_is_whole(whole)
     for point in ("1.3x", "1.6x"):
         report = read_report(root / "f/builds" / point)
         assert report.budget["met"]
-        assert {stage.name for stage in report.stages} == {stage.name for stage in chain()}
+        named = {stage.name for stage in report.stages}
+        assert named == {stage.name for stage in chain()} - {"report"}, "which cannot tell how long it takes itself"
         plan = next(row for row in report.rows if row.name == "pruned int8")
         assert rows[f"pruned int8, {point}"]["accuracy"] == plan.accuracy
     assert len(list((root / "f/measurements").glob("*.onnxruntime.json"))) == len(rows)

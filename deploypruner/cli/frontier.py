@@ -79,7 +79,8 @@ def frontier_command(out: Path, resume: bool, speedups: str | None, latencies: s
     if broken is not None:
         missed = [point.name for point in found.points if point.status != "kept"]
         text = f"{len(missed)} of {len(found.points)} points are not kept ({', '.join(missed)}): {broken.message}"
-        raise type(broken)(text, hint=broken.hint)
+        broken.message = text  # of whatever class: that decides the exit code
+        raise broken
 
 
 def _longer(command: list[str], seconds: float) -> str:
