@@ -19,7 +19,7 @@ from deploypruner.build.fitting import fit
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.place import place_for
 from deploypruner.build.resume import begun
-from deploypruner.build.state import Build, Given
+from deploypruner.build.state import Build, Given, named_sources
 from deploypruner.channels.allocate import allocate
 from deploypruner.channels.criteria import Needs, criteria
 from deploypruner.channels.plan import Plan
@@ -29,7 +29,6 @@ from deploypruner.compiled import CompiledBuild
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.capture.asked_axes import requested
-from deploypruner.graph.inputs import as_inputs
 from deploypruner.progress import Progress, SilentProgress, logged, shown
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.budget import Budget
@@ -260,19 +259,12 @@ def compile(
         raise InputError(
             f"compile was given a {type(model).__name__}, not a model", hint="pass an nn.Module, a program or MODEL"
         )
-    given = Given(
-        model=None if isinstance(model, str) else model,
-        example_inputs=() if example_inputs is None else as_inputs(example_inputs),
-        data=None if isinstance(data, str | Path) else data,
-        train=train,
-        metric=None if isinstance(metric, str) else metric,
-    )
+    given = Given.of(model, example_inputs, data, train=train, metric=metric)
     if given.model is not None and not given.example_inputs:
         raise RecipeError("compile needs example_inputs for a module", hint="pass one batch the model can run on")
     options = {
-        "model": model if isinstance(model, str) else None,
+        **named_sources(model, data),
         "dynamic": _dynamic(dynamic_shapes, given),
-        "data": str(data) if isinstance(data, str | Path) else None,
         "pattern": (pattern,) if isinstance(pattern, str) else pattern,
         "runtime": runtimes,
         "task": _tasks(task),
@@ -374,13 +366,5 @@ def export_point(
     Raises:
         DeployPrunerError: No such point, a build of another version, another model, or a failed verification.
     """
-    named = {
-        "model": model if isinstance(model, str) else None,
-        "data": str(data) if isinstance(data, str | Path) else None,
-    }
-    given = Given(
-        model=None if isinstance(model, str) else model,
-        example_inputs=() if example_inputs is None else as_inputs(example_inputs),
-        data=None if isinstance(data, str | Path) else data,
-    )
-    return exporting.export_point(folder, point, out, given=given, changes=overrides(named), say=say)
+    given, changes = Given.of(model, example_inputs, data), overrides(named_sources(model, data))
+    return exporting.export_point(folder, point, out, given=given, changes=changes, say=say)

@@ -16,7 +16,7 @@ from deploypruner.build.timed import INPUTS, RUN, keep_run, longer, make_jobs, t
 from deploypruner.errors import BudgetError, InputError
 from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.logbook import LOG
-from deploypruner.measure import Job, Measured, environment, find_warnings, make_rows, read_timing
+from deploypruner.measure import Job, Measured, environment, find_doubts, make_rows, read_timing
 from deploypruner.measure.statistics import compare
 from deploypruner.progress import Console, Progress, SilentProgress, percent
 from deploypruner.reading import read_json
@@ -174,14 +174,7 @@ def _located(artifact: Artifact, folder: BuildFolder) -> Artifact:
 
 def _noise(folder: BuildFolder, measured: Measured, machine: dict[str, Any], request: AgainRequest) -> list[str]:
     """What casts doubt on the times of this run."""
-    return find_warnings(
-        measured.timings,
-        machine,
-        settled=measured.settled,
-        floor=measured.floor,
-        conditions=measured.conditions,
-        longer=longer(folder.root, request.seconds),
-    )
+    return find_doubts(measured, machine, longer=longer(folder.root, request.seconds))
 
 
 def _warnings(report: Report, measured: Measured) -> list[str]:

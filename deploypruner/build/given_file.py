@@ -21,7 +21,7 @@ from deploypruner.build.sparsify_inputs import Inputs, sparsify_inputs
 from deploypruner.build.state import Feeds
 from deploypruner.errors import InputError
 from deploypruner.latency.clock import Clock, current_clock
-from deploypruner.measure import environment, find_warnings, make_rows
+from deploypruner.measure import environment, find_doubts, make_rows
 from deploypruner.measure.files import check_external
 from deploypruner.onnx_file import read_onnx, write_onnx
 from deploypruner.progress import Progress, SilentProgress, percent
@@ -333,14 +333,7 @@ def measured_files(
             progress=progress,
         )
     rows = make_rows(measured.complete(), list(known.values()), floor=measured.floor, seed=request.seed)
-    doubts = find_warnings(
-        measured.timings,
-        machine,
-        settled=measured.settled,
-        floor=measured.floor,
-        conditions=measured.conditions,
-        longer=_longer(request, [artifact.path for artifact in artifacts], root),
-    )
+    doubts = find_doubts(measured, machine, longer=_longer(request, [artifact.path for artifact in artifacts], root))
     timings = {timing.artifact.name: timing for timing in measured.timings if timing.runtime == JUDGED_IN}
     return MeasuredFiles(tuple(rows), timings, measured.floor, tuple(doubts))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from deploypruner.build.reach import REACHABLE
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.errors import InputError, RecipeError
+from deploypruner.recipe.reading import flat
 from deploypruner.sources.data import content_fingerprint
 
 _MARKS = stage_file("finished.json")
@@ -201,21 +201,12 @@ def _same_recipe(folder: BuildFolder, theirs: dict[str, Any], ours: dict[str, An
 
 def _fingerprint(build: Build) -> dict[str, Any]:
     """Everything that decides the result, flat, so that a difference can be named."""
-    flat: dict[str, Any] = {"version": __version__, "model sha256": build.sha256}
-    _flatten(dataclasses.asdict(build.recipe), "", flat)
+    found: dict[str, Any] = {"version": __version__, "model sha256": build.sha256, **flat(build.recipe)}
     if build.data is not None:
-        flat["data"] = build.data.name
-        flat["data samples"] = [build.data.train.samples, build.data.val.samples]
+        found["data"] = build.data.name
+        found["data samples"] = [build.data.train.samples, build.data.val.samples]
         given = build.given.data if build.given.data is not None else build.recipe.data.source
-        flat[_CONTENT] = content_fingerprint(given)
+        found[_CONTENT] = content_fingerprint(given)
     # JSON has no infinity, which is a fine value for a clipping norm.
-    finite = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in flat.items()}
+    finite = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
     return dict(json.loads(json.dumps(finite, default=str)))
-
-
-def _flatten(value: dict[str, Any], place: str, into: dict[str, Any]) -> None:
-    for key, item in value.items():
-        if isinstance(item, dict):
-            _flatten(item, f"{place}{key}.", into)
-        else:
-            into[f"{place}{key}"] = item

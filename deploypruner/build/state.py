@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from deploypruner.build.folder import BuildFolder
 from deploypruner.build.results import LayerPatterns, Learning, Point, Quantized, Recovery
 from deploypruner.channels.plan import Plan
 from deploypruner.graph import Graph
-from deploypruner.graph.inputs import Inputs
+from deploypruner.graph.inputs import Inputs, as_inputs
 from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.logbook import Logbook
 from deploypruner.losses import BY_SHAPE, ModelLoss
@@ -51,6 +52,32 @@ class Given:
     data: object = None
     train: Any = None
     metric: Any = None
+
+    @staticmethod
+    def of(
+        model: nn.Module | ExportedProgram | str | None,
+        example_inputs: Any,
+        data: object,
+        *,
+        train: Any = None,
+        metric: Any = None,
+    ) -> Given:
+        """The objects among what a function of the Python API was called with; `named_sources` has the names."""
+        return Given(
+            model=None if isinstance(model, str) else model,
+            example_inputs=() if example_inputs is None else as_inputs(example_inputs),
+            data=None if isinstance(data, str | Path) else data,
+            train=train,
+            metric=None if isinstance(metric, str) else metric,
+        )
+
+
+def named_sources(model: object, data: object) -> dict[str, str | None]:
+    """The names among them, as values of options."""
+    return {
+        "model": model if isinstance(model, str) else None,
+        "data": str(data) if isinstance(data, str | Path) else None,
+    }
 
 
 @dataclass(frozen=True)

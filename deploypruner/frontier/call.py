@@ -10,11 +10,10 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
-from deploypruner.build.state import Given
+from deploypruner.build.state import Given, named_sources
 from deploypruner.errors import RecipeError
 from deploypruner.frontier.asked import asked_points
 from deploypruner.frontier.run import FrontierRequest, run_frontier
-from deploypruner.graph.inputs import as_inputs
 from deploypruner.notebook import html_table
 from deploypruner.progress import Progress, logged, shown
 from deploypruner.recipe import Recipe
@@ -112,18 +111,11 @@ def frontier(
         DeployPrunerError: Bad input, or what the points share cannot be done.
     """
     points = asked_points(speedups, latencies)
-    module = None if isinstance(model, str) else model
-    given = Given(
-        model=module,
-        example_inputs=() if example_inputs is None else as_inputs(example_inputs),
-        data=None if isinstance(data, str | Path) else data,
-        train=train,
-    )
-    if module is not None and not given.example_inputs:
+    given = Given.of(model, example_inputs, data, train=train)
+    if given.model is not None and not given.example_inputs:
         raise RecipeError("frontier needs example_inputs for a module", hint="pass one batch the model can run on")
     options = {
-        "model": model if isinstance(model, str) else None,
-        "data": str(data) if isinstance(data, str | Path) else None,
+        **named_sources(model, data),
         **{"target": target, "accuracy_drop": accuracy_drop, "criterion": criterion, "epochs": epochs},
         **{"runtime": runtimes, "threads": threads, "seed": seed},
     }

@@ -9,12 +9,11 @@ from deploypruner.build.again import kept_feeds, kept_jobs
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.timed import keep_run
 from deploypruner.latency.clock import Clock
-from deploypruner.measure import Job, environment, find_warnings, make_rows
+from deploypruner.measure import Job, environment, find_doubts, make_rows
 from deploypruner.progress import Progress, percent
 from deploypruner.records import Quality, Row
 from deploypruner.report import Report
-from deploypruner.report.frontier import FrontierRow, marked, of_point
-from deploypruner.report.gains import eager
+from deploypruner.report.frontier import FrontierRow, marked, of_point, rows_of
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,12 @@ def entries_of(folder: BuildFolder, reports: Mapping[str, tuple[str, Report]]) -
         InputError: A file is gone.
     """
     found: list[TimedEntry] = []
-    for number, (point, (inner, report)) in enumerate(reports.items()):
-        rows = {(row.name, row.runtime): row for row in report.rows if row is not eager(report.rows)}
+    shown = rows_of([(point, report) for point, (_, report) in reports.items()])
+    rows = {(point, row.name, row.runtime): row for point, row in shown}
+    for point, (inner, report) in reports.items():
         for artifact, runtime in kept_jobs(BuildFolder(folder.path(inner)), report):
-            row = rows.get((artifact.name, runtime))
-            if row is None or (row.pattern == "dense" and number > 0):
+            row = rows.get((point, artifact.name, runtime))
+            if row is None:
                 continue
             named = replace(artifact, name=of_point(point, row).name)
             file = str(artifact.path.relative_to(folder.root))
@@ -118,14 +118,7 @@ def time_together(
         entry = known[row.name, row.runtime]
         pairs.append((entry.point, replace(row, file=entry.file)))
     failures = [failure.message for failure in measured.failures]
-    warnings = find_warnings(
-        measured.timings,
-        machine,
-        settled=measured.settled,
-        floor=measured.floor,
-        conditions=measured.conditions,
-        longer=longer,
-    )
+    warnings = find_doubts(measured, machine, longer=longer)
     keep_run(folder, measured, seconds=seconds, warnings=[*failures, *warnings])
     return TimedTogether(marked(pairs, floor=measured.floor), measured.floor, (*failures, *warnings))
 

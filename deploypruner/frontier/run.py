@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from deploypruner.build import pipeline
 from deploypruner.build.choices import check_choices
@@ -21,7 +20,7 @@ from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.logbook import Logbook
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.recipe import BUDGETS, Recipe
-from deploypruner.recipe.reading import overlay, read_recipe
+from deploypruner.recipe.reading import flat, overlay, read_recipe
 from deploypruner.report import Report, read_report
 from deploypruner.report.frontier import (
     Frontier,
@@ -170,7 +169,7 @@ def _require_same(folder: BuildFolder, recipe: Recipe, point: AskedPoint) -> Non
     Raises:
         RecipeError: It was built otherwise.
     """
-    theirs, ours = (dict(_values(one)) for one in (read_recipe(folder.path("recipe.toml"), {}), recipe))
+    theirs, ours = flat(read_recipe(folder.path("recipe.toml"), {})), flat(recipe)
     other = next((key for key in ours if ours[key] != theirs[key] and key != "measure.seconds"), None)
     if other is not None:
         raise RecipeError(
@@ -178,16 +177,6 @@ def _require_same(folder: BuildFolder, recipe: Recipe, point: AskedPoint) -> Non
             f"{ours[other]!r}",
             hint="repeat the original options, or name another folder with --out",
         )
-
-
-def _values(record: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of a recipe, dotted, and its value."""
-    for one in fields(record):
-        value = getattr(record, one.name)
-        if is_dataclass(value):
-            yield from _values(value, f"{place}{one.name}.")
-        else:
-            yield f"{place}{one.name}", value
 
 
 def _outcome(point: AskedPoint, name: str, folder: BuildFolder, error: DeployPrunerError | None) -> _PointOutcome:
@@ -273,10 +262,8 @@ def _machine(report: Report | None, recipe: Recipe) -> str:
 def _write(folder: BuildFolder, found: Frontier, common: Common) -> None:
     folder.write_json(DOCUMENT, frontier_json(found))
     folder.write_text(PAGE, frontier_html(found))
-    drawn: dict[str, Any] = {PICTURE: frontier_svg(found.rows)}
-    for name, text in drawn.items():
-        if text:
-            folder.write_text(name, text)
-        else:
-            folder.discard(name)
+    if drawn := frontier_svg(found.rows):
+        folder.write_text(PICTURE, drawn)
+    else:
+        folder.discard(PICTURE)
     folder.write_manifest({"command": found.command, "model_sha256": common.build.sha256})

@@ -131,7 +131,7 @@ class LatencyModel:
             profile: Its operations' times, where known, see `learned`.
         """
         better = self if profile is None else self.learned(keep, profile)
-        return better._scaled(measured_ms / better.ms(keep))
+        return better._changed(scale=better.scale * measured_ms / better.ms(keep))
 
     def learned(self, keep: Keep, profile: Profile) -> LatencyModel:
         """The model with the times of a plan's operations among its points, so that nearby plans profit.
@@ -142,18 +142,16 @@ class LatencyModel:
         """
         points = self._points.copy()
         points.add_fitting(self._nodes, self._overhead.shared_out(profile, self.ms(keep) / self.scale))
-        return LatencyModel(
-            self.graph, self.setting, nodes=self._nodes, points=points, quality=self.quality, scale=self.scale
-        )
+        return self._changed(points=points)
 
-    def _scaled(self, factor: float) -> LatencyModel:
+    def _changed(self, *, points: Points | None = None, scale: float | None = None) -> LatencyModel:
         return LatencyModel(
             self.graph,
             self.setting,
             nodes=self._nodes,
-            points=self._points,
+            points=self._points if points is None else points,
             quality=self.quality,
-            scale=self.scale * factor,
+            scale=self.scale if scale is None else scale,
         )
 
     def judged(self, plans: Sequence[Keep], ms: Sequence[float]) -> LatencyQuality:

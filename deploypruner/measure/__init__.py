@@ -26,7 +26,7 @@ from deploypruner.measure.statistics import (
     quantile_ms,
     upper_bound_ms,
 )
-from deploypruner.measure.warnings import find_warnings
+from deploypruner.measure.warnings import find_doubts, find_warnings
 from deploypruner.records import Row
 from deploypruner.runtime import Array
 
@@ -94,6 +94,7 @@ __all__ = [
     "detect_precision",
     "environment",
     "evaluate",
+    "find_doubts",
     "find_warnings",
     "make_rows",
     "measure",

@@ -15,7 +15,7 @@ from deploypruner.measure.protocol import Measured, time_artifacts
 from deploypruner.measure.rounds import NARROW, Progress
 from deploypruner.measure.rows import make_rows
 from deploypruner.measure.shapes import side_by_side
-from deploypruner.measure.warnings import about_inputs, find_warnings
+from deploypruner.measure.warnings import about_inputs, find_doubts
 from deploypruner.records import Artifact, Quality, Row
 from deploypruner.runtime import Array, default_runtimes, opens, runtimes
 
@@ -134,15 +134,7 @@ def bench(
         progress=progress,
     )
     rows = make_rows(measured.timings, [qualities.get(job) for job in measured.jobs], floor=measured.floor, seed=seed)
-    warnings = find_warnings(
-        measured.timings,
-        machine,
-        settled=measured.settled,
-        floor=measured.floor,
-        narrow=narrow,
-        conditions=measured.conditions,
-        longer=longer,
-    )
+    warnings = find_doubts(measured, machine, narrow=narrow, longer=longer)
     noise = tuple(text for text in warnings if text not in about_inputs(measured.timings))
     warnings += [
         f"{found} weights of '{path}' are denormal (below 1.2e-38, not zero), which is many times slower: "

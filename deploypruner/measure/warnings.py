@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploypruner.measure.interference import Conditions
+from deploypruner.measure.protocol import Measured
 from deploypruner.measure.rounds import NARROW
 from deploypruner.measure.statistics import median_ms, quantile_ms
 from deploypruner.records import Timing
@@ -53,6 +54,21 @@ def find_warnings(
         *_about_samples(timings),
         *about_inputs(timings),
     ]
+
+
+def find_doubts(
+    measured: Measured, machine: Mapping[str, Any], *, narrow: float = NARROW, longer: str = ""
+) -> list[str]:
+    """`find_warnings` about a whole run of the protocol."""
+    return find_warnings(
+        measured.timings,
+        machine,
+        settled=measured.settled,
+        floor=measured.floor,
+        narrow=narrow,
+        conditions=measured.conditions,
+        longer=longer,
+    )
 
 
 def is_bimodal(samples_ns: NDArray[np.int64]) -> bool:

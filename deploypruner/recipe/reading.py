@@ -61,6 +61,19 @@ def overlay(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
     return _made(Recipe, _merge(dataclasses.asdict(recipe), overrides), (), Origins(given=overrides))
 
 
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """Every key, dotted ("prune.step"), and its value."""
+
+    def values(table: dict[str, Any], place: str) -> Iterator[tuple[str, Any]]:
+        for key, value in table.items():
+            if isinstance(value, dict):
+                yield from values(value, f"{place}{key}.")
+            else:
+                yield f"{place}{key}", value
+
+    return dict(values(dataclasses.asdict(recipe), ""))
+
+
 def _made(cls: Any, document: dict[str, Any], place: Place, origins: Origins) -> Any:
     """A table as its record, the tables in it first.
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from deploypruner.report import units
 from deploypruner.report.document import Report, json_value
-from deploypruner.report.frontier import FrontierRow, figure, marked, of_point, rows_json, rows_text
-from deploypruner.report.gains import best_dense, eager
+from deploypruner.report.frontier import FrontierRow, figure, marked, of_point, rows_json, rows_of, rows_text
+from deploypruner.report.gains import best_dense
 from deploypruner.report.headline import headline
 from deploypruner.report.page import style, template
 from deploypruner.report.terminal import aligned, ascii_only, painter, wrap
@@ -107,12 +107,7 @@ def compared_rows(builds: Sequence[tuple[str, Report]]) -> tuple[FrontierRow, ..
     """
     if len(builds) < 2 or len({report.model.get("sha256") for _, report in builds}) > 1:
         return ()
-    rows = [
-        ("" if row.pattern == "dense" else name, of_point(name, row))
-        for number, (name, report) in enumerate(builds)
-        for row in report.rows
-        if row is not eager(report.rows) and (number == 0 or row.pattern != "dense")
-    ]
+    rows = [("" if row.pattern == "dense" else name, of_point(name, row)) for name, row in rows_of(builds)]
     return marked(rows, floor=max(float(report.settings.get("noise_floor") or 0.0) for _, report in builds))
 
 

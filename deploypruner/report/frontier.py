@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from deploypruner.records import Row
 from deploypruner.report import units
-from deploypruner.report.document import json_value
+from deploypruner.report.document import Report, json_value
+from deploypruner.report.gains import eager
 from deploypruner.report.marks import legend
 from deploypruner.report.page import style, template
 from deploypruner.report.scatter import QualityAxis, quality_axis, scatter
@@ -83,6 +84,22 @@ class Frontier:
     floor: float
     notes: tuple[str, ...]
     seconds: dict[str, float]
+
+
+def rows_of(builds: Sequence[tuple[str, Report]]) -> list[tuple[str, Row]]:
+    """Every artifact of several builds of one model once: the dense ones of the first build, the pruned ones of all.
+
+    Torch eager, which was measured for comparison alone, is left out.
+
+    Args:
+        builds: Name of the point and its report.
+    """
+    return [
+        (point, row)
+        for number, (point, report) in enumerate(builds)
+        for row in report.rows
+        if row is not eager(report.rows) and (number == 0 or row.pattern != "dense")
+    ]
 
 
 def marked(rows: Sequence[tuple[str, Row]], *, floor: float) -> tuple[FrontierRow, ...]:

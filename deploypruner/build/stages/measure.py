@@ -17,7 +17,7 @@ from deploypruner.build.timed import keep_inputs, keep_run, longer, make_jobs, n
 from deploypruner.measure import (
     Measured,
     environment,
-    find_warnings,
+    find_doubts,
     make_rows,
 )
 from deploypruner.progress import percent
@@ -61,14 +61,7 @@ class Measure(Stage):
         known = [judged[job] for job in measured.jobs]
         rows = make_rows(measured.timings, known, floor=measured.floor, seed=build.recipe.seed)
         failures = [failure.message for failure in measured.failures]
-        warnings = find_warnings(
-            measured.timings,
-            machine,
-            settled=measured.settled,
-            floor=measured.floor,
-            conditions=measured.conditions,
-            longer=longer(build.folder.final, recipe.seconds),
-        )
+        warnings = find_doubts(measured, machine, longer=longer(build.folder.final, recipe.seconds))
         for name in build.folder.own():
             if name.startswith("measurements/"):
                 build.folder.discard(name)
