@@ -1,12 +1,13 @@
 """The longest silence of each command: how long a terminal shows nothing new while somebody waits.
 
     python -m benchmarks.silence
-    python -m benchmarks.silence --only bench
+    python -m benchmarks.silence --only demo --only validate
 
 Each command runs in a pseudo-terminal. Every byte that it writes counts as news, because the live line changes with
 every drawing. From the start of the process to its last byte the longest time without news is printed, and what was
 on the screen before it; the time from the last byte to the prompt stands apart. The network is that of the demo,
-trained for one epoch.
+trained for one epoch. `measure`, `validate`, `compare`, `report` and `export` look at the builds of `demo` and
+`compile`: name those, too, with --only.
 """
 
 from __future__ import annotations
@@ -44,6 +45,21 @@ COMMANDS = {
         *("compile", "model.pt2", "--data", "digits.npz", "--speedup", "1.5", "--epochs", "1"),
         *("--search-minutes", "1", "--seconds", "5"),
     ),
+    "validate": ("validate", "demo", "--max-latency", "50ms", "--min-accuracy", "0.5", "--data", "digits.npz"),
+    "compare": ("compare", "demo", "build", "--html", "compared.html"),
+    "report": ("report", "demo"),
+    "export": ("export", "demo"),
+    "frontier": (
+        *("frontier", "model.pt2", "--data", "digits.npz", "--speedups", "1.2,1.5", "--epochs", "1"),
+        *("--search-minutes", "0.5", "--seconds", "5"),
+    ),
+    "doctor": ("doctor",),
+    "init": ("init", "model.pt2"),
+    "cache": ("cache", "list"),
+    "list": ("list", "criteria"),
+    "targets": ("list", "targets"),
+    "help": ("--help",),
+    "wrong": ("compile", "model.pt2", "--latency", "fast"),
     "python": (),
 }
 # In Python, where nobody asked for anything to be shown.

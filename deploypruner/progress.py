@@ -322,6 +322,9 @@ def logged(progress: Progress | None, say: Callable[[str], None]) -> Iterator[tu
 
     try:
         yield log, both
+    except BaseException as error:
+        log(_told(error))
+        raise
     finally:
         log.close()
 

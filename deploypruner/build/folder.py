@@ -180,8 +180,8 @@ class BuildFolder:
         and leaves the other name alone.
         """
         assert self.replaces is not None, "there is nothing to begin with"
-        self.clear()
-        for name in sorted(self.replaces.own() - {WRITTEN}):
+        self.begin_anew()
+        for name in sorted(self.replaces.own() - {WRITTEN, LOG}):
             self.borrow(name, self.replaces)
 
     def borrow(self, name: str, other: BuildFolder) -> None:
@@ -216,16 +216,25 @@ class BuildFolder:
         old.release()
         _bring(old.root, self.root)
 
+    def begin_anew(self) -> None:
+        """Delete an earlier build's own files but the log, which is added to."""
+        self._clear(spare={LOG, WRITTEN} if self.has(LOG) else set())
+
     def clear(self) -> None:
         """Delete an earlier build's own files, and nothing else."""
+        self._clear(spare=set())
+
+    def _clear(self, *, spare: set[str]) -> None:
         with os_errors(self.root):
             # The records last: a clearing that is killed leaves nothing that nobody owns. Resume state first: what is
             # left is nothing to go on with.
             for name in sorted(
-                self.own(), key=lambda name: (name == WRITTEN, name == MANIFEST, name[:6] != "stages")
+                self.own() - spare, key=lambda name: (name == WRITTEN, name == MANIFEST, name[:6] != "stages")
             ):
                 self.discard(name)
-            self._own = set()
+            self._own = self.own() & spare
+            if self._own:
+                self._record()
             for folder in ("measurements", "points", "stages"):
                 if self.path(folder).is_dir() and not any(self.path(folder).iterdir()):
                     self.path(folder).rmdir()
@@ -249,10 +258,13 @@ class BuildFolder:
             if self._own is not None and name not in self._own:
                 self.require_own(name)
                 self._own |= {name, WRITTEN}
-                document = {"deploypruner": self.kind, "files": sorted(self._own)}
-                with replacing(self.path(WRITTEN)) as temporary:
-                    temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+                self._record()
         return path
+
+    def _record(self) -> None:
+        document = {"deploypruner": self.kind, "files": sorted(self.own())}
+        with replacing(self.path(WRITTEN)) as temporary:
+            temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     def require_own(self, name: str) -> None:
         """Check that a file may be replaced.

@@ -85,9 +85,10 @@ def _run(
         stage = stage_class()
         if isinstance(build.progress, StageProgress):
             build.progress.stage(1 + order.index(stage_class), len(order), stage.name)
+        if len(begun) == 1:  # what cannot even be loaded leaves no folder behind
+            _keep_log(build, resume=resume)
         if stage.saves and marks is None:  # all before it is known to be good, so that bad input costs no old build
             marks = open_folder(build, order, resume=resume, overwrite=overwrite)
-            build.log.keep_in(build.folder.claim(LOG), instead=ANOTHER_OUT)
             if build.folder.remark:
                 say(f"remark: {build.folder.remark}")
                 build = replace(build, remarks=(*build.remarks, build.folder.remark))
@@ -127,6 +128,15 @@ def _run(
             continue
         stage.validate(build)
     return build
+
+
+def _keep_log(build: Build, *, resume: bool) -> None:
+    """Write the log to the build's folder from here on, behind what earlier runs of this build said."""
+    folder = build.folder
+    folder.prepare()
+    if resume and folder.replaces is not None and not folder.has(LOG):
+        folder.borrow(LOG, folder.replaces)
+    build.log.keep_in(folder.claim(LOG), instead=ANOTHER_OUT)
 
 
 def _from(name: str, order: Sequence[type[Stage]]) -> list[type[Stage]]:

@@ -136,7 +136,7 @@ def open_folder(build: Build, order: Order, *, resume: bool, overwrite: bool) ->
     known = folder if folder.replaces is None else folder.replaces
     if resume and any(known.root.glob("*.json")):
         raise InputError(f"{known.root} holds nothing to resume", hint=_over(folder))
-    folder.clear()
+    folder.begin_anew()
     marks = Marks(folder, order, {"recipe": recipe, "stages": {}})
     marks.write()
     return marks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from deploypruner.build.sparsify_inputs import Inputs, sparsify_inputs
 from deploypruner.errors import InputError
 from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.measure import median_ms, quantile_ms, upper_bound_ms
+from deploypruner.progress import Progress, SilentProgress, percent
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.data import DataSettings
 from deploypruner.recipe.reading import read_recipe
@@ -62,6 +64,15 @@ class Checked:
 
 
 @dataclass(frozen=True)
+class _Run:
+    """For how long something is timed, by what, and who is told how far that is."""
+
+    seconds: float
+    clock: Clock
+    progress: Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
 class Validated:
     """What was measured: the file, where, and every limit."""
 
@@ -77,7 +88,13 @@ class Validated:
 
 
 def validate(
-    folder: Path, limits: Limits, *, data: str | None = None, seconds: float = 10.0, clock: Clock | None = None
+    folder: Path,
+    limits: Limits,
+    *,
+    data: str | None = None,
+    seconds: float = 10.0,
+    clock: Clock | None = None,
+    progress: Progress | None = None,
 ) -> Validated:
     """Time the file to ship on this machine, and judge it on validation data.
 
@@ -87,10 +104,12 @@ def validate(
         data: In place of the data that the build was made with.
         seconds: Of timing.
         clock: Says how long things take; this machine's where None.
+        progress: Told how far it is.
 
     Raises:
         InputError: No finished build, no file to ship, one that is not as it was built, or data without labels.
     """
+    progress = progress or SilentProgress()
     report, root = read_report(folder), folder.parent if folder.name == "report.json" else folder
     deploy = _deploy(report, root)
     recipe = read_recipe(root / "recipe.toml", {})
@@ -100,9 +119,14 @@ def validate(
         raise InputError("--min-accuracy needs data, and the build has none", hint="pass --data DIR")
     checks = []
     if limits.latency_ms is not None:
-        checks.append(_latency(root, deploy, limits, inputs=inputs, seconds=seconds, clock=clock or current_clock()))
+        with percent(progress, "measure") as timing:
+            run = _Run(seconds, clock or current_clock(), timing)
+            checks.append(_latency(root, deploy, limits, inputs=inputs, run=run))
     if limits.accuracy is not None and inputs is not None:
-        checks.append(_accuracy(_quality(root, deploy, recipe, inputs), limits.accuracy))
+        progress.start(0, "accuracy")
+        quality = _quality(root, deploy, recipe, inputs)
+        progress.close()
+        checks.append(_accuracy(quality, limits.accuracy))
     return Validated(deploy["file"], deploy["runtime"], deploy["threads"], tuple(checks))
 
 
@@ -145,13 +169,15 @@ def _inputs(root: Path, deploy: dict[str, Any], recipe: Recipe, source: str) -> 
     return sparsify_inputs(session, source, settings, batch=None, said=said, judged=recipe.measure.samples)
 
 
-def _latency(
-    root: Path, deploy: dict[str, Any], limits: Limits, *, inputs: Inputs | None, seconds: float, clock: Clock
-) -> Checked:
+def _latency(root: Path, deploy: dict[str, Any], limits: Limits, *, inputs: Inputs | None, run: _Run) -> Checked:
     artifact = Artifact(deploy["artifact"], root / deploy["file"], "", "fp32")
     feeds = None if inputs is None else [array[:1] for array in inputs.timed]
-    measured = clock.artifacts(
-        [(artifact, deploy["runtime"])], threads=deploy["threads"], budget_s=seconds, feeds=feeds
+    measured = run.clock.artifacts(
+        [(artifact, deploy["runtime"])],
+        threads=deploy["threads"],
+        budget_s=run.seconds,
+        feeds=feeds,
+        progress=run.progress,
     )
     samples = measured.complete()[0].samples_ns
     assert limits.latency_ms is not None, "the caller has looked"

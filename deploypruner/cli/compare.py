@@ -9,7 +9,7 @@ import click
 
 from deploypruner.atomic import ERRORS, replacing
 from deploypruner.cli.help import GroupedCommand
-from deploypruner.cli.options import colour, width
+from deploypruner.cli.options import colour, console, width
 from deploypruner.cli.recipe_options import command_option
 from deploypruner.errors import InputError
 from deploypruner.reading import status
@@ -30,22 +30,24 @@ def compare_command(builds: tuple[Path, ...], document: str | None, page: str | 
     Of builds of one model also every artifact, and which others dominate it: are as fast and as good, and better in
     one. Nothing is measured: `bench` times builds side by side.
     """
-    from deploypruner.report import read_report
-    from deploypruner.report.compare import (
-        compare_html,
-        compare_json,
-        compare_text,
-        compared,
-        compared_rows,
-        remarks,
-    )
-    from deploypruner.report.frontier import frontier_svg
-
     for name, first in ((document, b"{"), (page, b"<"), (picture, b"<")):
         _check_new(name, first)
-    reports = [(_name(folder), read_report(folder)) for folder in builds]
-    lines, rows = [compared(name, report) for name, report in reports], compared_rows(reports)
-    notes, drawn = remarks([report for _, report in reports]), frontier_svg(rows)
+    with console():
+        from deploypruner.report import read_report
+        from deploypruner.report.compare import (
+            compare_html,
+            compare_json,
+            compare_text,
+            compared,
+            compared_rows,
+            remarks,
+        )
+        from deploypruner.report.frontier import frontier_svg
+
+        reports = [(_name(folder), read_report(folder)) for folder in builds]
+        lines, rows = [compared(name, report) for name, report in reports], compared_rows(reports)
+        notes, drawn = remarks([report for _, report in reports]), frontier_svg(rows)
+        html = compare_html(lines, notes, rows) if page is not None else ""
     if picture is not None and not drawn:
         raise InputError(
             "there is nothing to draw for --svg", hint="name at least two builds of one model, made with --data"
@@ -55,7 +57,7 @@ def compare_command(builds: tuple[Path, ...], document: str | None, page: str | 
         click.echo(text)
     else:
         click.echo(compare_text(lines, notes, rows, colour=colour(), width=width()), nl=False)
-    for name, content in ((document, text + "\n"), (page, compare_html(lines, notes, rows)), (picture, drawn)):
+    for name, content in ((document, text + "\n"), (page, html), (picture, drawn)):
         if name not in (None, "-"):
             with replacing(Path(str(name)).resolve(), instead="name a file that can be written to") as temporary:
                 temporary.write_text(content, encoding="utf-8", errors=ERRORS)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploypruner.cli.help import GroupedCommand
-from deploypruner.cli.options import colour, width
+from deploypruner.cli.options import colour, console, width
 from deploypruner.cli.recipe_options import command_option
 from deploypruner.errors import InputError
 from deploypruner.terminal import write_line
@@ -31,13 +31,15 @@ def doctor_command(as_document: bool) -> None:
     and nothing is sent anywhere.
     """
     write_line(sys.stderr, "looking at this machine; the runtimes are loaded, each in a process of its own")
-    from deploypruner.doctor import examine
-
     found = []
-    for finding in examine():
-        found.append(finding)
-        if not as_document:
-            click.echo(_lines(finding))
+    with console() as shown:
+        from deploypruner.doctor import examine
+
+        say = shown.aside(click.echo)
+        for finding in examine():
+            found.append(finding)
+            if not as_document:
+                say(_lines(finding))
     broken = [finding for finding in found if finding.state == "broken"]
     if as_document:
         click.echo(json.dumps(_document(found), indent=2))

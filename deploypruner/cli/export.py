@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 
 import click
 
 from deploypruner.cli.help import GroupedCommand
+from deploypruner.cli.options import console, shows_progress
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.errors import RecipeError
 from deploypruner.recipe.option import MODEL
@@ -31,6 +31,7 @@ from deploypruner.terminal import escaped, escaped_lines, write_line
 @recipe_option("weights")
 @recipe_option("data")
 @recipe_option("trust_pickle")
+@shows_progress
 def export_command(
     folder: Path,
     point: str | None,
@@ -48,19 +49,20 @@ def export_command(
     """
     if point is not None and out is None:
         raise RecipeError(f"there is no folder for point '{point}'", hint="name a new one with --out DIR")
-    from deploypruner.build.exporting import export_point
-    from deploypruner.report import read_report
-    from deploypruner.report.points import points_text
+    with console() as shown:
+        from deploypruner.build.exporting import export_point
+        from deploypruner.report import read_report
+        from deploypruner.report.points import points_text
 
-    if point is None:
-        click.echo(escaped_lines(points_text(read_report(folder).points)), nl=False)
+        if point is None:
+            text = points_text(read_report(folder).points)
+        else:
+            assert out is not None, "that was checked"
+            changes = overrides({"model": model, "weights": weights, "data": data, "trust_pickle": trust_pickle})
+            made = export_point(folder, point, out, changes=changes, say=shown.say, progress=shown)
+    if point is None or out is None:
+        click.echo(escaped_lines(text), nl=False)
         return
-    assert out is not None, "that was checked"
-    changes = overrides({"model": model, "weights": weights, "data": data, "trust_pickle": trust_pickle})
-    from deploypruner.progress import progress_for
-
-    say = partial(write_line, sys.stderr)
-    made = export_point(folder, point, out, changes=changes, say=say, progress=progress_for())
     click.echo(escaped(f"point {point}: {made.point['what']}, {made.stands_for}"))
     for name, found in made.found.items():
         value = "" if found["value"] is None else f"{found['metric']} {found['value']:.4g}, "
@@ -68,4 +70,5 @@ def export_command(
         agreement = "" if agreed is None else f"{kind} agreement {agreed:.4g}"
         click.echo(escaped(f"  {name}: {value}{agreement} on {found['samples']} samples in {found['runtime']}"))
     passed = sum(check.passed for check in made.checks)
-    say(f"{passed} of {len(made.checks)} checks passed; {out / 'point.json'} has them all")
+    if not shown.quiet:
+        write_line(sys.stderr, f"{passed} of {len(made.checks)} checks passed; {out / 'point.json'} has them all")

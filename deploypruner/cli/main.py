@@ -291,16 +291,18 @@ cli.add_command(sparsify_command)
 @click.argument("folder", type=click.Path(path_type=Path))
 def report_command(folder: Path) -> None:
     """Print the table of a finished build and write its report.html again."""
-    from deploypruner.build.folder import BuildFolder
-    from deploypruner.report import read_report, render_html
-
     folder = folder.parent if folder.name == "report.json" else folder
-    report = read_report(folder)
-    build = BuildFolder(folder)
-    build.require_own("report.html")
+    with console():
+        from deploypruner.build.folder import BuildFolder
+        from deploypruner.report import read_report, render_html
+
+        report = read_report(folder)
+        build = BuildFolder(folder)
+        build.require_own("report.html")
+        html = render_html(report)
     _show_table(folder)  # first: a folder that cannot be written to has one, too
     with replacing(build.path("report.html"), instead="copy the build to a folder that can be written to") as page:
-        page.write_text(render_html(report), encoding="utf-8", errors=ERRORS)
+        page.write_text(html, encoding="utf-8", errors=ERRORS)
     _name_pictures(folder)
 
 

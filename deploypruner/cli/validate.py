@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from deploypruner.cli.help import GroupedCommand
-from deploypruner.cli.options import Real, colour
+from deploypruner.cli.options import Real, colour, console, shows_progress
 from deploypruner.cli.recipe_options import command_option
 from deploypruner.errors import BudgetError, RecipeError
 from deploypruner.ranges import MOST
@@ -38,6 +38,7 @@ from deploypruner.recipe.option import BUDGET, MEASURING, MODEL
     show_default=True,
     help="Seconds of timing.",
 )
+@shows_progress
 def validate_command(
     build: Path, max_latency: str | None, min_accuracy: float | None, data: str | None, seconds: float
 ) -> None:
@@ -48,11 +49,14 @@ def validate_command(
     if max_latency is None and min_accuracy is None:
         raise RecipeError("there is nothing to validate", hint="give --max-latency 5ms, --min-accuracy 0.92, or both")
     latency, quantile = (None, 0.5) if max_latency is None else parse_latency(max_latency)
-    from deploypruner.build.validated import Limits, validate
+    with console() as shown:
+        from deploypruner.build.validated import Limits, validate
+
+        limits = Limits(latency, quantile, min_accuracy)
+        found = validate(build, limits, data=data, seconds=seconds, progress=shown)
     from deploypruner.report.terminal import ascii_only, painter
     from deploypruner.terminal import escaped
 
-    found = validate(build, Limits(latency, quantile, min_accuracy), data=data, seconds=seconds)
     paint = painter(colour())
     threads = f"{found.threads} thread{'' if found.threads == 1 else 's'}"
     click.echo(escaped(f"{found.file} on {found.runtime}, {threads}"))
