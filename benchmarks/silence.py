@@ -12,28 +12,20 @@ trained for one epoch. `measure`, `validate`, `compare`, `report` and `export` l
 
 from __future__ import annotations
 
-import os
-import pty
 import re
-import select
-import struct
-import sys
 import tempfile
-import time
 from dataclasses import dataclass
-from fcntl import ioctl
 from pathlib import Path
-from termios import TIOCSWINSZ
 
 import click
 import numpy as np
 import torch
 
+from benchmarks.terminal import in_terminal
 from deploypruner.cli.demo import IMAGE_SIZE, digits_data, train_demo_model
 from deploypruner.export.to_onnx import Onnx
 from deploypruner.sparsity.patterns import make_pattern
 
-SIZE = (40, 120)  # rows, columns
 COMMANDS = {
     "plan": ("plan", "model.pt2", "--macs", "0.5", "--time"),
     "bench": ("bench", "model.onnx", "zeros.onnx", "--data", "digits.npz", "--seconds", "5"),
@@ -93,30 +85,15 @@ class Silence:
 
 def watched(command: list[str], folder: Path) -> Silence:
     """Run a command in a pseudo-terminal."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(folder)
-        os.environ["TERM"] = "xterm-256color"
-        os.execv(sys.executable, [sys.executable, *command])
-    ioctl(terminal, TIOCSWINSZ, struct.pack("HHHH", *SIZE, 0, 0))
-    begun = last = time.monotonic()
-    longest, first, before, tail = 0.0, 0.0, "", b""
-    while True:
-        select.select([terminal], [], [])
-        try:
-            news = os.read(terminal, 65536)
-        except OSError:  # the other end is closed
-            news = b""
-        now = time.monotonic()
-        if not news:
-            break
-        first = first or now - begun
-        if now - last > longest:
-            longest, before = now - last, _words(tail)
-        last, tail = now, (tail + news)[-400:]
-    _, status = os.waitpid(pid, 0)
-    end = time.monotonic()
-    return Silence(end - begun, longest, first, end - last, before, os.waitstatus_to_exitcode(status))
+    last, longest, first, before, tail = 0.0, 0.0, 0.0, "", b""
+    for news in in_terminal(command, folder):
+        if news.code is not None:
+            return Silence(news.at, longest, first, news.at - last, before, news.code)
+        first = first or news.at
+        if news.at - last > longest:
+            longest, before = news.at - last, _words(tail)
+        last, tail = news.at, (tail + news.text)[-400:]
+    raise AssertionError("a command has an end")
 
 
 def _words(tail: bytes) -> str:

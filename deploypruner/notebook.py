@@ -33,11 +33,3 @@ def html_page(summary: str, page: str) -> str:
     """
     frame = f'<iframe srcdoc="{escape(page)}" style="width:100%; height:40em; border:1px solid #8888"></iframe>'
     return f"<details><summary>{escape(summary)}</summary>{frame}</details>"
-
-
-def count(value: float) -> str:
-    """A large number in short: 27_182_000 -> "27.2 M"."""
-    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g} {unit}"
-    return f"{value:.4g}"

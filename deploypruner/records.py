@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deploypruner.notebook import count
+from deploypruner.figures import scaled
 from deploypruner.quality_records import ACCURACY as ACCURACY
 from deploypruner.quality_records import AccuracyChange as AccuracyChange
 from deploypruner.quality_records import Metric as Metric
@@ -78,7 +78,7 @@ class Group:
 
     def __repr__(self) -> str:
         members = f"{len(self.members)} member{'' if len(self.members) == 1 else 's'}"
-        return f"Group({self.id!r}, {self.size} {self.kind}, {members}, {count(self.macs_per_channel)} MACs each)"
+        return f"Group({self.id!r}, {self.size} {self.kind}, {members}, {scaled(self.macs_per_channel)} MACs each)"
 
 
 @dataclass(frozen=True)

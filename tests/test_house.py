@@ -53,7 +53,7 @@ LAYERS = (
     {"atomic"},
     {"registries"},
     {"registry", "records", "locking", "reading"},
-    {"refusals", "ranges", "terminal", "openmp", "quality_records", "notebook"},
+    {"refusals", "ranges", "terminal", "openmp", "quality_records", "notebook", "command_line", "figures"},
     {"errors"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

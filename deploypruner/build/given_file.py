@@ -33,6 +33,7 @@ from deploypruner.recipe.data import DataSettings
 from deploypruner.records import Artifact, Quality, Row, Timing
 from deploypruner.runtime import runtimes
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
+from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.scratch import scratch
 from deploypruner.search.gaps import Gap, gaps, largest
 from deploypruner.search.kept import ACCURACY_DROP, AGREEMENT_DROP, Kept
@@ -41,7 +42,7 @@ from deploypruner.sources.preprocessing import Preprocessing
 from deploypruner.target import WeightBits, reduces_range
 from deploypruner.tasks.recognise import parse_tasks
 
-JUDGED_IN, IN_BF16 = "openvino", "openvino-bf16"
+JUDGED_IN, IN_BF16 = "openvino", OpenVino.in_bf16
 """Runtime that forms of a given file are judged and timed in, and the same in bf16, where the user allows it."""
 
 

@@ -14,6 +14,7 @@ from deploypruner.errors import InputError
 from deploypruner.measure import Job, Measured, write_timing
 from deploypruner.records import Artifact, Timing
 from deploypruner.runtime import Array, opens, runtimes
+from deploypruner.runtime.on_openvino import OpenVino
 
 RUN = "measurements/run.json"
 """Conditions of the measurement and what was said about it."""
@@ -44,7 +45,7 @@ def make_jobs(artifacts: Iterable[Artifact], names: Iterable[str]) -> list[Job]:
 
 def no_bf16(allowed: bool) -> str:
     """That a permission for bf16 had no effect; "" where it had one, or was not given."""
-    why = runtimes.get("openvino-bf16").lacking() if allowed else ""
+    why = runtimes.get(OpenVino.in_bf16).lacking() if allowed else ""
     return f"--allow-bf16 changed nothing: {why}; all that is float ran in f32" if why else ""
 
 

@@ -14,9 +14,10 @@ from torch import nn
 from deploypruner.channels.apply import apply_plan
 from deploypruner.channels.plan_fields import kept_channels, members, number, text, texts
 from deploypruner.errors import PlanError
+from deploypruner.figures import scaled
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import to_json
-from deploypruner.notebook import count, html_table
+from deploypruner.notebook import html_table
 from deploypruner.records import Group
 
 FORMAT = 3
@@ -78,9 +79,9 @@ class Plan:
         narrower = sum(len(group.keep) < group.size for group in self.groups)
         gone = f", {len(self.dropped)} residual branches gone" if self.dropped else ""
         return (
-            f"Plan({narrower} of {len(self.groups)} groups narrower{gone}, {count(self.macs_before)} -> "
-            f"{count(self.macs_after)} MACs ({self.macs_after / max(1, self.macs_before):.3f}), "
-            f"{count(self.params_before)} -> {count(self.params_after)} parameters, by {self.criterion}, "
+            f"Plan({narrower} of {len(self.groups)} groups narrower{gone}, {scaled(self.macs_before)} -> "
+            f"{scaled(self.macs_after)} MACs ({self.macs_after / max(1, self.macs_before):.3f}), "
+            f"{scaled(self.params_before)} -> {scaled(self.params_after)} parameters, by {self.criterion}, "
             f"{self.scope})"
         )
 

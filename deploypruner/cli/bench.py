@@ -18,8 +18,9 @@ import click
 
 from deploypruner.atomic import os_errors, replacing
 from deploypruner.cli.help import GroupedCommand
-from deploypruner.cli.options import SEED, Real, colour, console, shape_of, shows_progress, width, with_option
+from deploypruner.cli.options import SEED, Real, colour, console, shape_of, shows_progress, width
 from deploypruner.cli.recipe_options import command_option, recipe_option
+from deploypruner.command_line import with_option
 from deploypruner.errors import InputError, MeasureError, RecipeError
 from deploypruner.progress import percent
 from deploypruner.ranges import MOST

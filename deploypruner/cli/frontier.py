@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from deploypruner.cli.help import GroupedCommand
-from deploypruner.cli.options import colour, console, shows_progress, width, with_option
+from deploypruner.cli.options import colour, console, shows_progress, width
 from deploypruner.cli.recipe_options import command_option, recipe_options
+from deploypruner.command_line import with_option
 from deploypruner.errors import RecipeError
 from deploypruner.recipe.option import BUDGET, GROUPS
 from deploypruner.recipe.overrides import overrides

@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import deploypruner
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.place import place_for
 from deploypruner.cli.help import Grouped
+from deploypruner.command_line import with_option
 from deploypruner.logbook import Logbook
 from deploypruner.progress import Console, redraws
 from deploypruner.ranges import MOST, SEEDS
@@ -91,16 +92,6 @@ def require_place(out: Path, kind: str = "build", *, overwrite: bool) -> None:
 def _offer(free: Path) -> str:
     command = shlex.join(with_option(["deploypruner", *sys.argv[1:]], "--out", str(free)))
     return f"`{command}` leaves it alone; --overwrite replaces it once the new one is finished"
-
-
-def with_option(command: Sequence[str], option: str, value: str) -> list[str]:
-    """A command line with another value of an option, which may stand in it already."""
-    kept, skip = [], False
-    for word in command:
-        if not (skip or word == option or word.startswith(f"{option}=")):
-            kept.append(word)
-        skip = word == option
-    return [*kept, option, value]
 
 
 def _kept(context: click.Context, parameter: click.Parameter, value: object) -> None:

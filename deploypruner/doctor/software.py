@@ -99,7 +99,8 @@ def kernels(*, loads: bool) -> Finding:
         compiler = next(filter(shutil.which, _COMPILERS), None)
         without = "" if facts["built"] or compiler else f"; there is no C++ compiler here ({', '.join(_COMPILERS)})"
         first = "" if facts["built"] or compiler else "install a C++ compiler (apt install g++), then "
-        return Finding("kernels", error.message + without, "broken" if forced else "lack", first + error.hint, facts)
+        hint = first + error.hint.replace(" with a C++ compiler", "") if first else error.hint
+        return Finding("kernels", error.message + without, "broken" if forced else "lack", hint, facts)
     code, _, said = _ended(_start(_EXTENSION))
     if code != 0:
         how = _last_line(said) if code is None or code > 0 else f"it ends with {_signal(-code)}"

@@ -15,6 +15,7 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from deploypruner.figures import scaled
 from deploypruner.graph.inputs import Inputs, batch_size
 from deploypruner.graph.labels.atoms import IntArray
 from deploypruner.graph.labels.axes import Axes, Stack
@@ -26,7 +27,7 @@ from deploypruner.graph.labels.lazy_axes import JointAxis
 from deploypruner.graph.labels.output_layers import find_last_affines
 from deploypruner.graph.nodes import where
 from deploypruner.graph.open_axes import OpenAxis
-from deploypruner.notebook import count, html_table
+from deploypruner.notebook import html_table
 from deploypruner.records import Branch, Check, Cost, Frozen, Group
 
 FrontEnd = Literal["torch.export", "torch-pruning"]
@@ -85,13 +86,13 @@ class Graph:
         name = f" of {self.part!r}" if self.part else ""
         return (
             f"Graph{name}({len(self.groups)} groups, {len(self.branches)} residual branches, "
-            f"{sum(entry.count for entry in self.frozen)} channels frozen, {count(cost.macs)} MACs, "
-            f"{count(cost.params)} parameters)"
+            f"{sum(entry.count for entry in self.frozen)} channels frozen, {scaled(cost.macs)} MACs, "
+            f"{scaled(cost.params)} parameters)"
         )
 
     def _repr_html_(self) -> str:
         """In a notebook: every group."""
-        rows = [(g.id, g.kind, g.size, count(g.macs_per_channel), len(g.members)) for g in self.groups]
+        rows = [(g.id, g.kind, g.size, scaled(g.macs_per_channel), len(g.members)) for g in self.groups]
         return html_table(repr(self), ("group", "kind", "channels", "MACs each", "members"), rows)
 
     def group(self, group_id: str) -> Group:

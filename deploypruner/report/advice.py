@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deploypruner.command_line import without_option
 from deploypruner.report import units
 from deploypruner.report.document import Report
 
@@ -111,26 +112,13 @@ def _step(report: Report, changes: Mapping[str, str], why: str) -> NextStep:
     for option, value in changes.items():
         drop = _BUDGETS if option in _BUDGETS else (option,)
         for name in drop:
-            words = _without(words, name)
+            words = without_option(words, name)
         words += [option, value]
     out = next((word.partition("=")[2] for word in words if word.startswith("--out=")), "")
     if "--out" in words[:-1]:
         out = words[words.index("--out") + 1]
-    words = [word for word in _without(words, "--out") if word not in ("--resume", "--overwrite")]
+    words = [word for word in without_option(words, "--out") if word not in ("--resume", "--overwrite")]
     return NextStep(shlex.join([*words, "--out", f"{(out or 'build').rstrip('/')}-2"]), why)
-
-
-def _without(words: Sequence[str], option: str) -> list[str]:
-    """The command without an option and its value."""
-    kept, skip = [], False
-    for word in words:
-        if skip:
-            skip = False
-        elif word == option:
-            skip = True
-        elif not word.startswith(f"{option}="):
-            kept.append(word)
-    return kept
 
 
 def _keyword(option: str, value: str) -> str:
