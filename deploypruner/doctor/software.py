@@ -133,7 +133,8 @@ def _installed(package: str) -> str | None:
 
 
 def _start(code: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", code]
+    # -P: what is installed is loaded, not what happens to lie in the working folder, such as its sources.
+    command = [sys.executable, "-P", "-c", code]
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -151,7 +152,8 @@ def _ended(process: subprocess.Popen[str]) -> tuple[int | None, str, str]:
 
 
 def _last_line(said: str) -> str:
-    lines: Sequence[str] = [line.strip() for line in said.splitlines() if line.strip()]
+    """The last of a traceback, which is the message; a hint of ours below it is not."""
+    lines: Sequence[str] = [line.strip() for line in said.partition("\n\nhint: ")[0].splitlines() if line.strip()]
     return lines[-1] if lines else "it does not say why"
 
 

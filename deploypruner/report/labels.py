@@ -10,6 +10,7 @@ _CLEAR = 10.0
 _STEP = 9.0
 _RINGS = 16
 _SWEEPS = 3
+_GAP = 6.0  # between two labels side by side, which would read as one
 _STOLEN = 30.0
 
 
@@ -99,7 +100,7 @@ def place_labels(
         before = dict(placed)
         for i in order:
             others = [j for j in placed if j != i]
-            drawn = [placed[j] for j in others]
+            drawn = [placed[j]._replace(left=placed[j].left - _GAP, right=placed[j].right + _GAP) for j in others]
             drawn += [stone for j in others for stone in _stepping_stones(anchors[j], placed[j])]
             scene = _Scene(anchors[i], tuple(a for a in anchors if a != anchors[i]), tuple(drawn), tuple(obstacles))
             placed[i] = scene.best(candidates[i])

@@ -83,13 +83,15 @@ def _judged(judged: dict[str, Any]) -> str:
     if not judged["labelled"]:
         kind = f"agreement with the dense model ({kind}; the data has no labels)"
     if judged["needed"] is not None:
-        return f"no mix loses at most {judged['allowed']:g} points of {kind}: {_points(judged['needed'])} are needed"
+        return (
+            f"no mix loses at most {judged['allowed']:.3g} points of {kind}: {_points(judged['needed'])} are needed"
+        )
     if judged["trials"]:
         return (
             f"int8 everywhere would lose {_points(judged['int8'])} points of {kind}, this loses "
-            f"{_points(judged['mixed'])} where {judged['allowed']:g} are allowed"
+            f"{_points(judged['mixed'])} where {judged['allowed']:.3g} are allowed"
         )
-    return f"int8 everywhere loses {_points(judged['int8'])} points of {kind}, {judged['allowed']:g} are allowed"
+    return f"int8 everywhere loses {_points(judged['int8'])} points of {kind}, {judged['allowed']:.3g} are allowed"
 
 
 def _points(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Collection, Sequence
 
@@ -9,6 +10,9 @@ from deploypruner.terminal import escaped
 
 Paint = Callable[[str, str], str]
 _STYLES = {"faster": "32", "slower": "31", "bad": "1;31", "good": "32", "warn": "33", "strong": "1", "faint": "2"}
+
+# A number and its unit stay on one line: the sign that textwrap does not break at.
+_UNIT, _TIE = re.compile(r"(\d) (?=(?:%|ms|[kMG]?B)(?!\w))"), "\u00a0"
 
 
 def painter(colour: bool) -> Paint:
@@ -27,14 +31,16 @@ def wrap(prefix: str, text: str, width: int | None) -> str:
     """`prefix` and escaped `text`, later lines indented under the text; one line when width is None."""
     if width is None:
         return prefix + escaped(text)
-    return textwrap.fill(
-        escaped(text),
+    kept = _UNIT.sub(rf"\1{_TIE}", escaped(text))
+    filled = textwrap.fill(
+        kept,
         max(width, len(prefix) + 20),
         initial_indent=prefix,
         subsequent_indent=" " * len(prefix),
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return filled.replace(_TIE, " ")
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: Collection[int]) -> list[str]:
