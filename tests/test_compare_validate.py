@@ -57,6 +57,22 @@ def test_builds_are_columns_or_blocks(width):
     assert [build["ratio"] for build in builds] == [pytest.approx(2.2), None]
 
 
+def test_four_builds_stand_side_by_side_in_80_columns_and_below_one_another_where_a_name_is_too_long():
+    lines = [compared(f"builds/{i}", WON if i else LOST) for i in range(4)]
+    text = compare_text(lines, [], colour=False, width=80).splitlines()
+    assert text[0].split() == ["build", "builds/0", "builds/1", "builds/2", "builds/3"]
+    assert max(map(len, text)) <= 80
+    columns = [text[0].index(f"builds/{i}") for i in range(4)]
+    speed = next(line for line in text if line.startswith("speed-up"))
+    assert [speed[at:].split()[0] for at in columns] == ["2.00x", "2.20x", "2.20x", "2.20x"]
+    assert sum("[2.16, 2.24]" in line for line in text) == 1
+    assert any(line.startswith(" ") and line[columns[0] :].startswith("(pruning") for line in text)
+    named = compare_text(
+        [compared("a-name-that-no-column-holds", WON), *lines[1:]], [], colour=False, width=80
+    ).splitlines()
+    assert named[0] == "a-name-that-no-column-holds"
+
+
 def test_the_command_shows_writes_and_replaces_nothing_of_another_kind(tmp_path):
     for name, report in (("a", WON), ("b", LOST)):
         (tmp_path / name).mkdir()

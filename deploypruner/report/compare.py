@@ -12,11 +12,12 @@ from deploypruner.report.frontier import FrontierRow, figure, marked, of_point, 
 from deploypruner.report.gains import best_dense
 from deploypruner.report.headline import headline
 from deploypruner.report.page import style, template
-from deploypruner.report.terminal import aligned, ascii_only, painter, wrap
+from deploypruner.report.terminal import Paint, aligned, ascii_only, painter, wrap
 from deploypruner.terminal import escaped
 
 _HEADS = ("build", "ships", "runtime", "median, ms", "of dense", "speed-up", "accuracy", "MACs", "size", "budget")
 _LEFT = 3
+_NARROWEST = 13  # characters of a column in which intervals stay whole
 
 
 @dataclass(frozen=True)
@@ -119,21 +120,47 @@ def compare_text(
     colour: bool,
     width: int | None,
 ) -> str:
-    """Aligned columns; where they do not fit, one block a build. Then every artifact, from `compared_rows`."""
+    """A line a build; where those do not fit a column, else a block. Then every artifact, from `compared_rows`."""
     paint = painter(colour)
     rows = [[escaped(ascii_only(cell)) for cell in _cells(line)] for line in lines]
     said = [wrap("note: ", note, width) for note in notes]
     head, *text = aligned([list(_HEADS), *rows], left=(*range(_LEFT), len(_HEADS) - 1))
-    if width is not None and max(map(len, (head, *text))) > width:
-        blocks = []
-        for row, line in zip(rows, lines, strict=True):
-            title = paint(row[0], "bad" if line.lost else "strong")
-            blocks += [title, *(f"  {head:<11}{cell}" for head, cell in zip(_HEADS[1:], row[1:], strict=True)), ""]
-    else:
-        painted = [paint(row, "bad" if line.lost else "") for row, line in zip(text, lines, strict=True)]
+    lost = [line.lost for line in lines]
+    if width is None or max(map(len, (head, *text))) <= width:
+        painted = [paint(row, "bad" if bad else "") for row, bad in zip(text, lost, strict=True)]
         blocks = [paint(head, "faint"), *painted, ""]
+    else:
+        blocks = _columns(rows, lost, paint=paint, width=width) or _blocks(rows, lost, paint=paint)
     table = [rows_text(artifacts, paint), ""] if artifacts else []
     return "\n".join([*blocks, *table, *said]) + "\n"
+
+
+def _columns(rows: Sequence[Sequence[str]], lost: Sequence[bool], *, paint: Paint, width: int) -> list[str]:
+    """A column a build, cells broken between words; nothing where one has a word that is too long for it."""
+    first = max(map(len, _HEADS))
+    wide = (width - first) // len(rows) - 2
+    if wide < _NARROWEST:
+        return []
+    found = []
+    for at, head in enumerate(_HEADS):
+        cells = [wrap("", row[at], wide).splitlines() or [""] for row in rows]
+        if max(len(part) for cell in cells for part in cell) > wide:
+            return []
+        for line in range(max(map(len, cells))):
+            parts = [cell[line] if line < len(cell) else "" for cell in cells]
+            styles = ["" if at else "bad" if bad else "strong" for bad in lost]
+            painted = [paint(f"{part:{wide}}", style) for part, style in zip(parts, styles, strict=True)]
+            found.append("  ".join([f"{'' if line else head:{first}}", *painted]).rstrip())
+    return [*found, ""]
+
+
+def _blocks(rows: Sequence[Sequence[str]], lost: Sequence[bool], *, paint: Paint) -> list[str]:
+    """One below the other."""
+    found = []
+    for row, bad in zip(rows, lost, strict=True):
+        found += [paint(row[0], "bad" if bad else "strong")]
+        found += [*(f"  {head:<11}{cell}" for head, cell in zip(_HEADS[1:], row[1:], strict=True)), ""]
+    return found
 
 
 def compare_html(lines: Sequence[Compared], notes: Sequence[str], rows: Sequence[FrontierRow] = ()) -> str:

@@ -11,8 +11,8 @@ from deploypruner.terminal import escaped
 Paint = Callable[[str, str], str]
 _STYLES = {"faster": "32", "slower": "31", "bad": "1;31", "good": "32", "warn": "33", "strong": "1", "faint": "2"}
 
-# A number and its unit stay on one line: the sign that textwrap does not break at.
-_UNIT, _TIE = re.compile(r"(\d) (?=(?:%|ms|[kMG]?B)(?!\w))"), "\u00a0"
+# A number and its unit stay on one line, and so do an interval and n = 360: the sign textwrap does not break at.
+_UNIT, _TIE = re.compile(r"(\d) (?=(?:%|ms|[kMG]?B)(?!\w))|(\[[-\d.]+,|n|=) (?=[-\d.]+\]|= ?\d|\d+[,)])"), "\u00a0"
 
 
 def painter(colour: bool) -> Paint:
@@ -31,10 +31,10 @@ def wrap(prefix: str, text: str, width: int | None) -> str:
     """`prefix` and escaped `text`, later lines indented under the text; one line when width is None."""
     if width is None:
         return prefix + escaped(text)
-    kept = _UNIT.sub(rf"\1{_TIE}", escaped(text))
+    kept = _UNIT.sub(rf"\1\2{_TIE}", escaped(text))
     filled = textwrap.fill(
         kept,
-        max(width, len(prefix) + 20),
+        max(width, len(prefix) + (20 if prefix else 0)),
         initial_indent=prefix,
         subsequent_indent=" " * len(prefix),
         break_long_words=False,
