@@ -293,6 +293,20 @@ def test_a_finished_build_is_replaced_when_the_new_one_is_finished_and_not_befor
     assert left_over(tmp_path) == []
 
 
+def test_what_is_refused_after_it_replaced_a_finished_build_finds_its_files(tmp_path):
+    """Refused once its table is written: its artifacts are looked for then, and its folder was renamed before."""
+    folder = copy_of_finished(tmp_path)
+    judged = []
+    with mock.patch("deploypruner.build.stages.report.require_met", judged.append), pretended_timings():
+        outcome = run_cli(*COMPILE, "--macs", "0.75", "--out", str(folder), "--overwrite", "--resume")
+    assert outcome.code == 0, outcome.err
+    (build,) = judged
+    assert len(build.artifacts) >= 4
+    for artifact in build.artifacts:
+        assert artifact.path.is_relative_to(folder)
+        assert artifact.path.is_file()
+
+
 def test_a_build_whose_training_diverged_goes_on_with_a_lower_rate_after_its_scores(tmp_path):
     recipe = tmp_path / "fast.toml"
     recipe.write_text("[recover.settings]\nclip_norm = inf\nwarmup = 0\nbatch_size = 8\n")

@@ -106,7 +106,7 @@ def _run(
         else:
             build = _restored(stage, build) if finished else stage.run(build)
         if stage_class is order[-1]:
-            build.folder.put_in_place()
+            build = _put_in_place(build)
         seconds = common.seconds(stage.name) if common is not None and shared else build.clock.monotonic() - started
         if marks is not None and stage.saves:
             seconds = marks.seconds(stage) if finished else marks.add(stage, seconds)
@@ -137,6 +137,19 @@ def _keep_log(build: Build, *, resume: bool) -> None:
     if resume and folder.replaces is not None and not folder.has(LOG):
         folder.borrow(LOG, folder.replaces)
     build.log.keep_in(folder.claim(LOG), instead=ANOTHER_OUT)
+
+
+def _put_in_place(build: Build) -> Build:
+    """Let the folder take the place of the one that it replaces; the artifacts are in it, wherever it is."""
+    made = build.folder.root
+    build.folder.put_in_place()
+    artifacts = (
+        replace(artifact, path=build.folder.path(str(artifact.path.relative_to(made))))
+        if artifact.path.is_relative_to(made)
+        else artifact
+        for artifact in build.artifacts
+    )
+    return replace(build, artifacts=tuple(artifacts))
 
 
 def _from(name: str, order: Sequence[type[Stage]]) -> list[type[Stage]]:
