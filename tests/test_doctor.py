@@ -260,3 +260,17 @@ def test_this_machine():
     assert topics["processor"].facts["name"] == target.detect().processor
     assert all(topics[name].facts["loads"] for name in ("onnxruntime", "openvino", "torch"))
     assert topics["kernels"].facts["built"] == software.is_built()
+
+
+def test_what_lies_in_the_working_folder_is_not_taken_for_what_is_installed(tmp_path, monkeypatch):
+    """The README says to install in the folder of the sources, where the package lies without its kernels."""
+    (tmp_path / "onnx.py").write_text("raise RuntimeError('not installed')")
+    monkeypatch.chdir(tmp_path)
+    assert software._ended(software._start("import onnx; print('loads')"))[:2] == (0, "loads\n")
+
+
+def test_why_a_library_does_not_load_is_its_message_and_not_the_hint_below():
+    assert (
+        software._last_line("Traceback\nKernelError: it is cut off\n\nhint: reinstall it\n")
+        == "KernelError: it is cut off"
+    )

@@ -334,6 +334,18 @@ def test_a_build_that_trains_in_two_processes_goes_on_once(tmp_path):
     assert done_before(again.err) == ["score", "allocate", "recover"]
 
 
+def test_a_build_that_is_refused_at_trace_leaves_its_log_and_the_next_one_adds_to_it(tmp_path):
+    out = tmp_path / "build"
+    for runs in (1, 2):
+        outcome = run_cli(*COMPILE, "--macs", "0.0001", "--out", str(out))
+        assert outcome.code == 3, outcome.err
+        log = (out / "log.txt").read_text()
+        assert log.count(": deploypruner compile") == log.count(" error: ") == runs
+    missing = run_cli("compile", "missing.pt2", "--out", str(tmp_path / "none"))
+    missing.assert_error(2, "missing.pt2")
+    assert not (tmp_path / "none").exists()
+
+
 def test_resume_with_another_model_under_the_same_name_is_refused(tmp_path):
     other = tmp_path / "elsewhere"
     shutil.copytree(workshop(), other, ignore=shutil.ignore_patterns("finished"))
