@@ -3,7 +3,8 @@
     python examples/own_model.py [FOLDER]
 
 makes in FOLDER (by default ./own-model) a small image folder, trains a small network on it, compiles it to half its
-multiply-adds, copies the file to ship, and runs that with ONNX Runtime alone. It takes about 35 s of one core, minutes where others compute.
+multiply-adds, copies the file to ship, and runs that with ONNX Runtime alone. It takes about 35 s of one core, and
+minutes where others compute.
 """
 
 from __future__ import annotations
