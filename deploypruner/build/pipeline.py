@@ -133,7 +133,10 @@ def _run(
 def _keep_log(build: Build, *, resume: bool) -> None:
     """Write the log to the build's folder from here on, behind what earlier runs of this build said."""
     folder = build.folder
-    folder.prepare()
+    try:
+        folder.prepare()
+    except InputError:  # which is said before anything is made there; first what is wrong with the model
+        return
     if resume and folder.replaces is not None and not folder.has(LOG):
         folder.borrow(LOG, folder.replaces)
     build.log.keep_in(folder.claim(LOG), instead=ANOTHER_OUT)
