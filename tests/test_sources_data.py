@@ -24,10 +24,11 @@ from deploypruner.sources.data import (
     check_shapes,
     content_fingerprint,
     load_data,
-    peek_shape,
+    peek_shapes,
     settings_for,
 )
 from deploypruner.sources.loaders import from_loader
+from deploypruner.sources.matched import matched
 from deploypruner.sources.preprocessing import Preprocessing
 
 _NUMBERS = itertools.count()
@@ -142,6 +143,35 @@ def test_floats_are_used_as_they_are_and_labels_stay_with_them() -> None:
     assert (data.name, data.labelled, len(data.val), data.remarks) == ("data", True, 2, ())
 
 
+def test_an_npz_may_hold_one_array_per_input_and_samples_stay_together() -> None:
+    x, y = numbered()
+    image, facts = x.numpy()[:, :2] * 10, x.numpy()[:, :1]
+    data = load_data(saved(facts=facts, labels=y.numpy(), image=image))
+    assert peek_shapes("data.npz") == {"facts": (1,), "image": (2,)}
+    data, _ = matched(data, (torch.zeros(1, 2), torch.zeros(1, 1)), ("image", "facts"))
+    assert (len(data.train), len(data.val)) == (18, 2)
+    for (first, second), target in data.train.epoch(batch_size=4, seed=3, shuffle=True):
+        assert torch.equal(first[:, 0], 10 * target.float())
+        assert torch.equal(second[:, 0], target.float())
+    halves = {f"{name}_val": array[:5] for name, array in {"facts": facts, "image": image}.items()}
+    data = load_data(saved(facts=facts, image=image, **halves))
+    assert (len(data.train), len(data.val), data.labelled, data.remarks) == (20, 5, False, ())
+    lone = load_data(saved(image=image, y=y.numpy()))
+    assert next(lone.train.epoch(batch_size=3))[0][0].shape == (3, 2)
+
+
+def test_an_x_beside_the_arrays_of_the_inputs_is_left_out_in_words() -> None:
+    x, y = numbered()
+    saved(x=x.numpy(), y=y.numpy(), image=2 * x.numpy(), facts=x.numpy())
+    assert len(next(load_data("data.npz").train.epoch(batch_size=2))[0]) == 1
+    names = ("image", "facts")
+    data, remarks = matched(load_data("data.npz", inputs=names), (torch.zeros(1, 3),) * 2, names)
+    (first, second), target = next(data.train.epoch(batch_size=2))
+    assert torch.equal(first, 2 * second)
+    assert torch.equal(second[:, 0], target.float())
+    assert remarks == ("of the data, x are left out: the model takes image, facts alone",)
+
+
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 def test_uint8_images_of_either_layout_are_normalised(layout: str) -> None:
     pixels = images(4)
@@ -166,7 +196,14 @@ def test_gray_images_get_a_channel_and_their_own_mean() -> None:
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({"y": np.zeros(3), "images": np.zeros(3)}, r"has no 'x'; it holds y, images"),
+        ({"y": np.zeros(3)}, r"'data' has no input; it holds y"),
+        (
+            {"image": np.zeros((3, 2)), "facts": np.zeros((4, 1))},
+            r"differ in .* samples: 'image' \[3, 2\], 'facts' \[4",
+        ),
+        ({"image": np.zeros((3, 2)), "facts": np.array([0, np.nan, 0])}, "'facts' of 'data' holds NaN"),
+        ({"a": np.zeros(3), "b": np.zeros(3), "a_val": np.zeros(2)}, "of some arrays alone: 'b_val' is not there"),
+        ({"a": np.zeros(3), "a_val": np.zeros(2), "y": np.zeros(3)}, "of some arrays alone: 'y_val' is not there"),
         ({"x": np.zeros((3, 2)), "y": np.zeros(4, int)}, "3 samples in 'x' but 4 labels in 'y'"),
         ({"x": np.array([[0.0], [np.nan], [np.inf]])}, r"NaN or Inf in 2 of 3 samples \(first: 1\)"),
         ({"x": np.zeros((0, 2))}, r"'x' of 'data' holds no samples \(shape \[0, 2\]\)"),
@@ -234,7 +271,7 @@ def test_a_factory_may_return_whatever_the_python_api_takes() -> None:
     Path(f"{name}.py").write_text("import torch\ndef make(): return torch.zeros(6, 4), torch.arange(6)\n")
     data = load_data(f"{name}:make")
     assert (data.name, data.labelled, data.train.input_shapes) == ("make", True, ((4,),))
-    assert peek_shape(f"{name}:make") == (4,)
+    assert peek_shapes(f"{name}:make") == {"": (4,)}
 
 
 def test_batches_may_be_tensors_pairs_nested_or_dicts() -> None:

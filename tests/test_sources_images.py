@@ -13,7 +13,7 @@ from PIL import Image
 from deploypruner.errors import InputError
 from deploypruner.recipe.data import IMAGENET_MEAN, IMAGENET_STD, DataSettings
 from deploypruner.sources import image_folder
-from deploypruner.sources.data import Data, check_labels, load_data, peek_shape
+from deploypruner.sources.data import Data, check_labels, load_data, peek_shapes
 from deploypruner.sources.pixels import augmented, decode, flipped, normalise, random_boxes
 
 
@@ -143,9 +143,9 @@ def test_an_unreadable_image_is_named_when_decoded_later(folder: Path, monkeypat
 
 
 def test_images_of_different_sizes_need_a_size(folder: Path) -> None:
-    assert peek_shape(str(folder)) == (3, 8, 8)
+    assert peek_shapes(str(folder)) == {"": (3, 8, 8)}
     draw(folder / "train" / "cat" / "0.png", size=(9, 7))
-    assert peek_shape(str(folder)) is None
+    assert peek_shapes(str(folder)) == {}
     with pytest.raises(InputError, match=r"differ in size: '.*0\.png' is 7x9, '.*1\.png' is 8x8"):
         load_data(str(folder))
     assert load_data(str(folder), DataSettings(size=(16, 12))).train.input_shapes == ((3, 16, 12),)

@@ -220,7 +220,9 @@ def test_a_factory_is_called_and_the_same_on_every_load(factory: str) -> None:
     assert torch.equal(first.example_inputs[0], again.example_inputs[0])
     assert not first.module.training
     assert (first.name, run(first).shape) == ("net", (2, 2))
-    assert load_model(f"{factory}:Nested.net", data_shape=(3,)).example_inputs[0].shape == (1, 3)
+    assert load_model(f"{factory}:Nested.net", data_shapes={"": (3,)}).example_inputs[0].shape == (1, 3)
+    (named,) = load_model(f"{factory}:Nested.net", data_shapes={"more": (9,), "input": (3,)}).example_inputs
+    assert named.shape == (1, 3)
 
 
 @pytest.mark.parametrize(

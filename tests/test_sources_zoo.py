@@ -41,7 +41,10 @@ def test_a_random_model_runs_at_the_size_it_was_made_for(source: str) -> None:
 @needs_zoo
 def test_the_asked_shape_wins_over_the_zoo_and_the_zoo_over_the_data() -> None:
     source = "torchvision:squeezenet1_1?pretrained=0"
-    from_zoo, asked = load_model(source, data_shape=(3, 64, 64)), load_model(source, input_shapes=((2, 3, 64, 64),))
+    from_zoo, asked = (
+        load_model(source, data_shapes={"": (3, 64, 64)}),
+        load_model(source, input_shapes=((2, 3, 64, 64),)),
+    )
     assert from_zoo.example_inputs[0].shape == (1, 3, 224, 224)
     assert asked.example_inputs[0].shape == (2, 3, 64, 64)
     assert from_zoo.sha256 == asked.sha256

@@ -47,7 +47,7 @@ from deploypruner.scratch import scratch
 from deploypruner.search.choose import INT8_AGREEMENT_DROP, INT8_DROP
 from deploypruner.search.mixes import MixRequest
 from deploypruner.search.mixing import mix
-from deploypruner.sources.data import peek_shape
+from deploypruner.sources.data import peek_shapes
 from deploypruner.sources.model import LoadedModel, load_model
 from deploypruner.target import reduces_range
 
@@ -287,7 +287,7 @@ def _exported(request: Int8Request, path: Path) -> tuple[Path, LoadedModel]:
         weights=request.weights,
         input_shapes=request.input_shapes or None,
         trust_pickle=request.trust_pickle,
-        data_shape=peek_shape(request.file.data) if request.file.data and not request.input_shapes else None,
+        data_shapes=peek_shapes(request.file.data) if request.file.data and not request.input_shapes else {},
     )
     graph = trace(loaded.module, loaded.example_inputs)
     exporters.get("onnx")().write(graph.module, graph.example_inputs, path, dynamic_batch=graph.dynamic_batch)

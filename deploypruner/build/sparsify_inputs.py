@@ -25,8 +25,7 @@ from deploypruner.records import TensorSpec
 from deploypruner.runtime import Session, shape_text
 from deploypruner.sources.adapted import ChannelsLast
 from deploypruner.sources.arrays import read_npz
-from deploypruner.sources.batches import split
-from deploypruner.sources.data import Data, as_data, check_shapes, load_data, settings_for
+from deploypruner.sources.data import Data, check_shapes, load_data, settings_for
 from deploypruner.sources.matched import cast, matched
 from deploypruner.tasks.recognise import OutputTask
 
@@ -117,8 +116,7 @@ def sparsify_inputs(
             "--data is one of both",
             hint="leave --data out, or export the model with the same first axis, its batch, in every input",
         )
-    named = _named_data(Path(data), names, settings)
-    loaded, remarks = _loaded(data, examples, settings, names) if named is None else matched(named, examples, names)
+    loaded, remarks = _loaded(data, examples, settings, names)
     fitted = fit(loaded, SessionRunner(session, examples), said)
     parts = [
         [
@@ -173,44 +171,12 @@ def named_arrays(path: Path, specs: Sequence[TensorSpec]) -> Feeds | None:
     return feeds
 
 
-def _by_name(path: Path, names: tuple[str, ...], *others: str) -> dict[str, NDArray[Any]] | None:
-    """Arrays of an .npz called as the inputs, and those of `others` that it has; None where one of `names` lacks."""
+def _by_name(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]] | None:
+    """Arrays of an .npz called as the inputs; None where one lacks."""
     if path.suffix != ".npz" or not zipfile.is_zipfile(path):
         return None
-    _, arrays = read_npz(path, dict.fromkeys((*names, *others)))
+    _, arrays = read_npz(path, names)
     return arrays if set(names) <= set(arrays) else None
-
-
-def _named_data(path: Path, names: tuple[str, ...], settings: DataSettings) -> Data | None:
-    """Samples from an .npz with one array per input, called as the inputs, and perhaps labels `y`.
-
-    None for any other data; one input called x is what every .npz has.
-
-    Raises:
-        InputError: The arrays differ in their number of samples, or hold no numbers.
-    """
-    arrays = None if names == ("x",) else _by_name(path, names, "y")
-    if arrays is None:
-        return None
-    wanted = tuple(arrays)
-    counts = {name: array.shape[:1] for name, array in arrays.items()}
-    if len(set(counts.values())) > 1 or not all(sum(count) for count in counts.values()):
-        found = ", ".join(f"'{name}' {list(array.shape)}" for name, array in arrays.items())
-        raise InputError(
-            f"the arrays of '{path}' differ in their number of samples: {found}", hint="samples lie on axis 0 of each"
-        )
-    if any(array.dtype.kind not in "biuf" for array in arrays.values()):
-        raise InputError(f"'{path}' holds other things than numbers", hint="np.savez with arrays of numbers")
-    if len(wanted) > len(names):
-        arrays["y"] = arrays["y"].astype(np.float32 if arrays["y"].dtype.kind == "f" else np.int64)
-    values = [torch.from_numpy(np.asarray(arrays[name], order="C")) for name in wanted]
-    train, held_out, remark = split(len(values[0]), settings, path.stem)
-    splits = []
-    for rows in (train, held_out):
-        inputs = tuple(value[rows] for value in values[: len(names)])
-        splits.append([(inputs, values[-1][rows] if len(wanted) > len(names) else None)])
-    found_data = as_data((splits[0], splits[1]), settings)
-    return replace(found_data, name=path.stem, remarks=(remark, *found_data.remarks))
 
 
 def _loaded(
@@ -223,7 +189,7 @@ def _loaded(
     if not first.is_floating_point() and image.ndim == 4 and settings.mean is None and settings.std is None:
         channels = image.shape[1]
         settings = replace(settings, mean=(0.0,) * channels, std=(1 / 255,) * channels)
-    loaded = load_data(data, settings_for((image, *examples[1:]), None, settings))
+    loaded = load_data(data, settings_for((image, *examples[1:]), None, settings), inputs=names)
     if last and loaded.train.input_shapes == (tuple(image.shape[1:]),):
         train, val = ChannelsLast(loaded.train), ChannelsLast(loaded.val)
         loaded = replace(loaded, train=train, val=val)

@@ -19,8 +19,6 @@ from deploypruner.sources.batches import Batch, Batches, Data, Judgeable, limite
 from deploypruner.sources.foreign import first_line, foreign
 from deploypruner.sources.pixels import augmented, normalise
 
-_KEYS = ("x", "y", "x_val", "y_val")
-
 
 @dataclass(frozen=True, eq=False)
 class ArrayBatches(Batches):
@@ -92,22 +90,8 @@ class ArrayBatches(Batches):
         return f"'{self.files[index]}'" if self.files else f"sample {index} of {self.name}"
 
 
-def load_npz(path: Path, settings: DataSettings) -> Data:
-    """Read `x` and `y` (and `x_val`, `y_val`) from an .npz file; see `from_arrays` for what they may be.
-
-    Raises:
-        InputError: The file is missing, damaged, holds pickled objects, lacks `x`, or its arrays do not fit.
-    """
-    names, arrays = read_npz(path, _KEYS)
-    if "x" not in arrays:
-        raise InputError(
-            f"'{path}' has no 'x'; it holds {', '.join(names) or 'nothing'}", hint="np.savez(f, x=x, y=y)"
-        )
-    return from_arrays(arrays, settings, name=path.stem)
-
-
-def read_npz(path: Path, keys: Iterable[str]) -> tuple[tuple[str, ...], dict[str, NDArray[Any]]]:
-    """The names of all arrays of an .npz file, and those of `keys` that it has.
+def read_npz(path: Path, keys: Iterable[str] | None = None) -> tuple[tuple[str, ...], dict[str, NDArray[Any]]]:
+    """The names of all arrays of an .npz file, and those of `keys` that it has; all of them where None.
 
     Raises:
         InputError: The file is missing, damaged, a bomb, or one of those arrays is pickled.
@@ -116,7 +100,7 @@ def read_npz(path: Path, keys: Iterable[str]) -> tuple[tuple[str, ...], dict[str
         # np.load leaves the file open where it fails; this one is ours to close.
         with open_archive(path, what="data"), path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             names = tuple(held.files)
-            return names, {key: _member(held, key, path) for key in keys if key in names}
+            return names, {key: _member(held, key, path) for key in (names if keys is None else keys) if key in names}
     except (AttributeError, TypeError) as error:  # np.load took it for something else than an archive
         raise InputError(f"'{path}' is no .npz archive: {first_line(error)}", hint="np.savez(f, x=x)") from error
 
@@ -138,7 +122,7 @@ def _member(held: Any, key: str, path: Path) -> NDArray[Any]:
     return array
 
 
-def from_arrays(arrays: dict[str, NDArray[Any]], settings: DataSettings, *, name: str) -> Data:
+def from_arrays(arrays: dict[str, NDArray[Any]], settings: DataSettings, *, name: str, key: str = "x") -> Data:
     """Make data of arrays in memory.
 
     Args:
@@ -147,21 +131,23 @@ def from_arrays(arrays: dict[str, NDArray[Any]], settings: DataSettings, *, name
             (int64). y: class indices [N] or [N, 1]; other numbers [N, ...] only judge answers.
         settings: Normalisation, limit and split.
         name: Of the data set.
+        key: What stands in the place of "x", as in "x_val".
 
     Raises:
         InputError: No samples, lengths that differ, NaN or Inf in x, or x_val without y_val.
     """
-    if "y_val" in arrays and "x_val" not in arrays:
-        raise InputError(f"'{name}' has 'y_val' but no 'x_val'", hint="give both or neither")
-    if "x_val" in arrays and ("y" in arrays) != ("y_val" in arrays):
+    held_out_key = f"{key}_val"
+    if "y_val" in arrays and held_out_key not in arrays:
+        raise InputError(f"'{name}' has 'y_val' but no '{held_out_key}'", hint="give both or neither")
+    if held_out_key in arrays and ("y" in arrays) != ("y_val" in arrays):
         lacking = "y_val" if "y" in arrays else "y"
         raise InputError(
-            f"'{name}' has labels for one split only: 'x_val' is there, '{lacking}' is not", hint="add it"
+            f"'{name}' has labels for one split only: '{held_out_key}' is there, '{lacking}' is not", hint="add it"
         )
     remarks: list[str] = []
-    x, y = _checked(arrays, ("x", "y"), name)
-    if "x_val" in arrays:
-        x_val, y_val = _checked(arrays, ("x_val", "y_val"), name)
+    x, y = _checked(arrays, (key, "y"), name)
+    if held_out_key in arrays:
+        x_val, y_val = _checked(arrays, (held_out_key, "y_val"), name)
     else:
         train, held_out, remark = split(len(x), settings, name)
         remarks.append(remark)

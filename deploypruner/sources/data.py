@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from stat import S_ISDIR
@@ -15,11 +15,12 @@ from deploypruner.atomic import file_sha256
 from deploypruner.errors import InputError
 from deploypruner.reading import status, walk
 from deploypruner.recipe.data import DataSettings
-from deploypruner.sources.arrays import from_arrays, load_npz
+from deploypruner.sources.arrays import from_arrays
 from deploypruner.sources.batches import Batch, Batches, Data
 from deploypruner.sources.factory import call_factory
 from deploypruner.sources.image_folder import first_images, load_image_folder
 from deploypruner.sources.loaders import from_loader
+from deploypruner.sources.named_arrays import load_npz
 from deploypruner.sources.pixels import image_size
 from deploypruner.sources.preprocessing import Preprocessing
 
@@ -33,20 +34,21 @@ __all__ = [
     "check_shapes",
     "content_fingerprint",
     "load_data",
-    "peek_shape",
+    "peek_shapes",
     "settings_for",
 ]
 
-_FORMS = "a folder of images, an .npz with x and y, or package.module:factory"
+_FORMS = "a folder of images, an .npz with x and y or an array per input, or package.module:factory"
 _PEEKED_IMAGES = 16
 
 
-def load_data(source: str, settings: DataSettings | None = None) -> Data:
+def load_data(source: str, settings: DataSettings | None = None, *, inputs: Collection[str] = ()) -> Data:
     """Load the data that `source` names.
 
     Args:
         source: Image folder, `.npz` file, or `package.module:factory` returning what `as_data` takes.
         settings: How samples are prepared; None = the defaults.
+        inputs: Names of the model's inputs, where they are known: an `.npz` may hold an array for each.
 
     Raises:
         InputError: Anything that makes the data unusable, in the user's names and numbers.
@@ -57,7 +59,7 @@ def load_data(source: str, settings: DataSettings | None = None) -> Data:
     if found is not None and S_ISDIR(found.st_mode):
         return load_image_folder(path, settings)
     if path.suffix == ".npz":
-        return load_npz(path, settings)
+        return load_npz(path, settings, inputs=inputs)
     if found is not None:
         raise InputError(f"'{source}' is no kind of data that can be read", hint=f"give {_FORMS}")
     if ":" in source:
@@ -161,10 +163,13 @@ def settings_for(
     )
 
 
-def peek_shape(source: str) -> tuple[int, ...] | None:
-    """Return the shape of one sample of --data without its batch, None where samples differ or none is found.
+def peek_shapes(source: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of one sample of --data without its batch; none where samples differ or none is found.
 
     For a model whose source does not say what it takes. Images count as RGB.
+
+    Returns:
+        Name of the input -> shape; "" where the data has no names, or no need of them.
 
     Raises:
         InputError: The data cannot be read.
@@ -172,11 +177,14 @@ def peek_shape(source: str) -> tuple[int, ...] | None:
     path = Path(source)
     found = status(path, what="data")
     if found is None or not S_ISDIR(found.st_mode):
-        shapes = load_data(source).train.input_shapes
-        return shapes[0] if shapes else None
+        train = load_data(source).train
+        keys, shapes = getattr(train, "keys", ()), train.input_shapes or ()
+        if len(keys) > 1:
+            return dict(zip(keys, shapes, strict=True))
+        return {"": shapes[0]} if shapes else {}
     images = first_images(path, _PEEKED_IMAGES)
     sizes = {image_size(image) for image in images}
-    return (3, *sizes.pop()) if len(sizes) == 1 else None
+    return {"": (3, *sizes.pop())} if len(sizes) == 1 else {}
 
 
 def check_labels(data: Data, classes: int) -> None:

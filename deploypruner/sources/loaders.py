@@ -16,7 +16,8 @@ from deploypruner.sources.arrays import class_indices
 from deploypruner.sources.batches import Batches, Judgeable
 from deploypruner.sources.foreign import foreign
 
-_LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+"""Names that labels have in dicts."""
 _PEEKED_BATCHES = 20
 _END = object()
 
@@ -203,7 +204,7 @@ def _targets(target: object, size: int) -> Any:
 def _parts(item: object, name: str) -> tuple[Sequence[object], object]:
     """Inputs and target of one yielded item."""
     if isinstance(item, Mapping):
-        key = next((key for key in _LABEL_KEYS if key in item), None)
+        key = next((key for key in LABEL_KEYS if key in item), None)
         inputs = [item[name] for name in _keys(item)]
         return inputs, None if key is None else item[key]
     if isinstance(item, (tuple, list)):
@@ -218,7 +219,7 @@ def _keys(item: object) -> tuple[str, ...]:
     """Names of the inputs in a dict, in the order in which `_parts` gives them; none for anything else."""
     if not isinstance(item, Mapping):
         return ()
-    label = next((key for key in _LABEL_KEYS if key in item), None)
+    label = next((key for key in LABEL_KEYS if key in item), None)
     return tuple(sorted(key for key, value in item.items() if key != label and isinstance(value, Tensor)))
 
 

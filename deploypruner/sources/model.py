@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
@@ -80,7 +81,7 @@ def load_model(
     weights: Path | None = None,
     input_shapes: Shapes | None = None,
     trust_pickle: bool = False,
-    data_shape: tuple[int, ...] | None = None,
+    data_shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> LoadedModel:
     """Load and check the model that `source` names.
 
@@ -90,7 +91,8 @@ def load_model(
         weights: Weight file for a factory's or zoo's model, see `load_weights`.
         input_shapes: Shape of each input, batch included.
         trust_pickle: Allow a .pt file to run the code inside it.
-        data_shape: Shape of one sample of the data, used where nothing else gives the input shape.
+        data_shapes: Shape of one sample of the data for each of its inputs, "" where that has no name; used where
+            nothing else gives the input shapes.
 
     Returns:
         The model; random weights and example inputs are the same on every call.
@@ -122,7 +124,7 @@ def load_model(
         module.eval()
     check_float(module)
     check_finite(module)
-    example_inputs = found.example_inputs or _example_inputs(found, request, data_shape)
+    example_inputs = found.example_inputs or _example_inputs(found, request, data_shapes or {})
     try:
         check_runs(module, example_inputs)
     except InputError:
@@ -166,12 +168,15 @@ def _loader_of(source: str) -> Loader:
     raise InputError(f"'{source}' is no kind of model that can be loaded", hint=f"give {_FORMS}")
 
 
-def _example_inputs(found: FoundModel, request: ModelRequest, data_shape: tuple[int, ...] | None) -> Inputs:
+def _example_inputs(found: FoundModel, request: ModelRequest, data_shapes: Mapping[str, tuple[int, ...]]) -> Inputs:
     shapes = request.input_shapes
     if shapes is None and found.input_shape is not None:
         shapes = (found.input_shape,)
-    if shapes is None and data_shape is not None:
-        shapes = ((1, *data_shape),)
+    if shapes is None and "" in data_shapes:
+        shapes = ((1, *data_shapes[""]),)
+    if shapes is None and isinstance(found.module, nn.Module):
+        taken = [name for name in inspect.signature(found.module.forward).parameters if name in data_shapes]
+        shapes = tuple((1, *data_shapes[name]) for name in taken) or None
     if shapes is None:
         raise InputError(
             f"the input shape of '{request.source}' is not known", hint="give it with --input-shape 1,3,224,224"

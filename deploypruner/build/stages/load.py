@@ -20,7 +20,7 @@ from deploypruner.graph.inputs import Inputs, tensors
 from deploypruner.losses import BY_SHAPE
 from deploypruner.measure.own_metric import OwnMetric
 from deploypruner.sources.classes import names_in, read_classes
-from deploypruner.sources.data import as_data, peek_shape, settings_for
+from deploypruner.sources.data import as_data, peek_shapes, settings_for
 from deploypruner.sources.matched import input_names, matched
 from deploypruner.sources.model import LoadedModel, load_model
 from deploypruner.sources.soundness import (
@@ -122,13 +122,13 @@ def _metric(build: Build) -> OwnMetric | None:
 def _model(build: Build) -> LoadedModel:
     recipe, given = build.recipe.model, build.given
     if given.model is None:
-        shape = peek_shape(build.recipe.data.source) if build.recipe.data.source and not recipe.input_shapes else None
+        shapes = peek_shapes(build.recipe.data.source) if build.recipe.data.source and not recipe.input_shapes else {}
         return load_model(
             recipe.source,
             weights=recipe.weights,
             input_shapes=recipe.input_shapes or None,
             trust_pickle=recipe.trust_pickle,
-            data_shape=shape,
+            data_shapes=shapes,
         )
     _check_example_inputs(given.example_inputs)
     kind, module = type(given.model).__name__, given.model
