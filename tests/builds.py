@@ -21,10 +21,12 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from deploypruner.build.folder import WRITTEN
 from deploypruner.build.stage import chain
 from deploypruner.cli.main import main
 from deploypruner.latency.clock import current_clock, using
 from deploypruner.latency.kernel_rates import KernelRates
+from deploypruner.logbook import LOG
 from deploypruner.measure import Job, Measured
 from deploypruner.records import Timing
 from deploypruner.sparse.cost import Rates
@@ -220,6 +222,15 @@ def copy_of_finished(to: Path) -> Path:
 def digests(folder: Path, names: Sequence[str] = REPRODUCED) -> dict[str, str]:
     """Name -> sha256."""
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+JUST_THE_LOG = {LOG, WRITTEN}
+"""What a run that was refused for its model leaves in its folder."""
+
+
+def files_in(folder: Path) -> set[str]:
+    """Every file below a folder, relative to it; none where there is no folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 def left_over(folder: Path) -> list[str]:

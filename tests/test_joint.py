@@ -81,6 +81,7 @@ def test_a_stage_that_sends_back_has_an_earlier_one_run_again_from_where_it_bega
     build = Build(Recipe(), BuildFolder(tmp_path / "build"), "", SimpleNamespace(), SilentProgress(), name="begin")
     with mock.patch.object(pipeline, "chain", return_value=(Counts, Sends, Last)):
         done = pipeline.run(build, resume=False, say=said.append)
+    build.log.close()
     assert done.name == "begin ('a',) sends ('a',)"
     assert [line for line in said if "again" in line] == ["again from counts: a has to be float"]
 

@@ -9,7 +9,8 @@ import torch
 
 import deploypruner as dp
 from deploypruner.compiled import CompiledBuild
-from deploypruner.notebook import count, html_table
+from deploypruner.figures import scaled
+from deploypruner.notebook import html_table
 from deploypruner.records import Member
 from tests.builds import IMAGE, tiny
 from tests.test_report_examples import a_report
@@ -21,7 +22,7 @@ def graph():
 
 
 def test_numbers_are_short():
-    assert [count(n) for n in (27_182_000, 1234, 12, 2.5e9)] == ["27.2 M", "1.23 k", "12", "2.5 G"]
+    assert [scaled(n) for n in (27_182_000, 1234, 12, 2.5e9)] == ["27.2 M", "1.23 k", "12", "2.50 G"]
 
 
 def test_a_table_is_escaped_and_of_many_rows_the_first_are_shown():
@@ -33,7 +34,7 @@ def test_a_table_is_escaped_and_of_many_rows_the_first_are_shown():
 
 def test_a_graph_and_its_groups_are_a_line_each(graph):
     cost = graph.cost()
-    assert f"{count(cost.macs)} MACs" in repr(graph)
+    assert f"{scaled(cost.macs)} MACs" in repr(graph)
     for group in graph.groups:
         assert len(repr(group)) < 200
         assert repr(group).startswith(f"Group('{group.id}', {group.size} channels, {len(group.members)} members")

@@ -319,7 +319,8 @@ def test_arrays_called_as_the_inputs_are_samples_and_labels(tmp_path: Path):
     found = sparsify_inputs(session, data, DataSettings(), batch=None, said=Said({}))
     (train, _), (judged, labels) = found.samples[0], found.judged[0]
     assert [array.dtype.name for array in train] == ["float32", "int64", "bool"]
-    assert len(train[0]) + len(judged[0]) == 40
+    splits = [[one[0][0] for one in part] for part in (found.samples, found.judged)]
+    assert sum(len(images) for part in splits for images in part) == 40
     rows = [next(i for i in range(40) if (arrays["x"][i] == image).all()) for image in judged[0]]
     np.testing.assert_array_equal(judged[1], arrays["ids"][rows])
     assert labels.tolist() == [row % 10 for row in rows]

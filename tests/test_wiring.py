@@ -68,7 +68,7 @@ def test_every_column_of_the_table_shows_its_own_number(row):
     ]
     assert line.split() == [
         *("pruned", "int8", "91.5", "97.0", "%", "11.0", "12.0", "1.00x", "baseline"),
-        *("3.00", "k", "700", "60.0", "123", "B"),
+        *("3.00", "k", "700", "60", "123", "B"),
     ]
 
 

@@ -85,10 +85,13 @@ def _run(
         stage = stage_class()
         if isinstance(build.progress, StageProgress):
             build.progress.stage(1 + order.index(stage_class), len(order), stage.name)
-        if len(begun) == 1:  # what cannot even be loaded leaves no folder behind
+        # What cannot even be loaded leaves no folder behind, and what is refused for a finished build none beside it.
+        if len(begun) == 1 and (build.folder.replaces is None or overwrite):
             _keep_log(build, resume=resume)
         if stage.saves and marks is None:  # all before it is known to be good, so that bad input costs no old build
             marks = open_folder(build, order, resume=resume, overwrite=overwrite)
+            if build.folder.replaces is not None and not overwrite:
+                _keep_log(build, resume=resume)
             if build.folder.remark:
                 say(f"remark: {build.folder.remark}")
                 build = replace(build, remarks=(*build.remarks, build.folder.remark))
