@@ -28,11 +28,11 @@ import torch
 from PIL import Image, ImageChops
 from torch import Tensor, nn
 
+from benchmarks.browser import BROWSER, headless
 from benchmarks.terminal import in_terminal
 from deploypruner.cli.demo import IMAGE_SIZE, digits_data, train_demo_model
 from deploypruner.report import read_report, write_report_json
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _QUICK = ("--data", "digits.npz", "--criterion", "taylor", "--seconds", "8")
 _LEAST = ("--runtime", "onnxruntime", "--seconds", "8")
 BUILDS = {
@@ -165,12 +165,10 @@ def picture(page: str, width: int, target: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         file, drawn = Path(name, "page.html"), Path(name, "page.png")
         file.write_text(f'<!doctype html><meta charset="utf-8"><body style="margin:0">{frame}', encoding="utf-8")
-        command = [
-            *(str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-            *("--hide-scrollbars", f"--user-data-dir={name}/profile", f"--screenshot={drawn}"),
-            *(f"--window-size={max(width, 500)},{_LONGEST}", "--virtual-time-budget=5000", file.as_uri()),
-        ]
+        window = ("--hide-scrollbars", f"--window-size={max(width, 500)},{_LONGEST}")
+        command = headless(
+            file, Path(name, "profile"), *window, f"--screenshot={drawn}", "--virtual-time-budget=5000"
+        )
         subprocess.run(command, capture_output=True, timeout=300, check=True)
         with Image.open(drawn) as image:
             whole = image.convert("RGB").crop((0, 0, width, image.height))

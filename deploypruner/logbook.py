@@ -41,7 +41,7 @@ class Logbook:
                 self._write(file, self._lines[-1])
 
     def keep_in(self, path: Path, *, instead: str = "choose another --log") -> None:
-        """Write everything to this file, too, behind what it holds.
+        """Write everything to this file, too, behind what it holds; nothing where that is done already.
 
         Args:
             path: A log of ours, or a new file.
@@ -50,6 +50,8 @@ class Logbook:
         Raises:
             InputError: It is something else, or cannot be written to.
         """
+        if any(Path(file.name) == path for file in self._files):
+            return
         found = status(path, what="--log")
         with os_errors(path, instead):
             if found is not None and S_ISREG(found.st_mode) and found.st_size:

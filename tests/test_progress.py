@@ -207,6 +207,7 @@ def test_a_log_is_added_to_begins_with_the_first_line_and_is_never_something_els
     log, file = Logbook(), tmp_path / "log.txt"
     log("one\x1b[31m\ntwo")
     log.keep_in(file)
+    log.keep_in(file)
     log("three")
     log.close()
     log("after its end")

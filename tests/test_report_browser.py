@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 from functools import cache
@@ -10,6 +9,7 @@ from html import unescape
 
 import pytest
 
+from benchmarks.browser import BROWSER, headless
 from deploypruner.records import AccuracyChange, SampleHistogram
 from deploypruner.report import render_html
 from deploypruner.report.compare import compare_html, compared
@@ -18,7 +18,6 @@ from tests.test_report_examples import EXAMPLES, a_quality, a_report, eight_rows
 from tests.test_report_layers import a_layer
 from tests.test_report_result import LOST
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(BROWSER is None, reason="no headless Chromium: install chromium to check the page"),
@@ -174,12 +173,9 @@ def seen(folder):
     frames = [framed(name, page, width=w, dark=d) for name, page in pages().items() for w, d in settings]
     file = folder / "pages.html"
     file.write_text(HARNESS + "".join(frames), encoding="utf-8")
-    command = [
-        *(str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-        *("--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=20000"),
-        *("--dump-dom", file.as_uri()),
-    ]
+    command = headless(
+        file, folder / "profile", "--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom"
+    )
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     found = re.search(r'<pre id="result">(.*?)</pre>', done.stdout, flags=re.DOTALL)
     assert found is not None, done.stdout[:1000]

@@ -90,8 +90,7 @@ def _run(
             _keep_log(build, resume=resume)
         if stage.saves and marks is None:  # all before it is known to be good, so that bad input costs no old build
             marks = open_folder(build, order, resume=resume, overwrite=overwrite)
-            if build.folder.replaces is not None and not overwrite:
-                _keep_log(build, resume=resume)
+            _keep_log(build, resume=resume)
             if build.folder.remark:
                 say(f"remark: {build.folder.remark}")
                 build = replace(build, remarks=(*build.remarks, build.folder.remark))
@@ -134,7 +133,7 @@ def _run(
 
 
 def _keep_log(build: Build, *, resume: bool) -> None:
-    """Write the log to the build's folder from here on, behind what earlier runs of this build said."""
+    """Write the log to the build's folder, if it is not yet, behind what earlier runs of this build said."""
     folder = build.folder
     try:
         folder.prepare()

@@ -88,9 +88,13 @@ def input_names(model: nn.Module | ExportedProgram, example_inputs: Inputs) -> t
     elif isinstance(model, ExportedProgram):
         names = list(model.graph_signature.user_inputs)
     else:
-        named = [p for p in inspect.signature(model.forward).parameters.values() if p.kind is not p.VAR_POSITIONAL]
-        names = [p.name for p in named][: len(example_inputs)]
+        names = argument_names(model)[: len(example_inputs)]
     return tuple(map(str, names)) if len(names) == len(tensors(example_inputs)) else ()
+
+
+def argument_names(model: nn.Module) -> list[str]:
+    """What its forward takes, without `*args`."""
+    return [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind is not p.VAR_POSITIONAL]
 
 
 def _split(batches: Batches, taken: list[Tensor], names: tuple[str, ...], remarks: list[str]) -> Batches:

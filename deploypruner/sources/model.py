@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from deploypruner.ranges import check_shape
 from deploypruner.sources.classes import names_in, names_in_checkpoint
 from deploypruner.sources.factory import load_factory, random_weights
 from deploypruner.sources.found import FoundModel, ModelRequest, Shapes
+from deploypruner.sources.matched import argument_names
 from deploypruner.sources.pickle_file import load_pickled
 from deploypruner.sources.preprocessing import Preprocessing
 from deploypruner.sources.program_file import load_program
@@ -175,7 +175,7 @@ def _example_inputs(found: FoundModel, request: ModelRequest, data_shapes: Mappi
     if shapes is None and "" in data_shapes:
         shapes = ((1, *data_shapes[""]),)
     if shapes is None and isinstance(found.module, nn.Module):
-        taken = [name for name in inspect.signature(found.module.forward).parameters if name in data_shapes]
+        taken = [name for name in argument_names(found.module) if name in data_shapes]
         shapes = tuple((1, *data_shapes[name]) for name in taken) or None
     if shapes is None:
         raise InputError(
