@@ -47,6 +47,16 @@ def test_other_units_by_hand():
     assert units.plain_text({"accuracy": 77.60000000000001, "epochs": 2}) == "accuracy=77.6, epochs=2"
 
 
+def test_where_nothing_is_labelled_the_name_of_what_was_measured_stands_beside_it():
+    unlabelled = replace(a_row("pruned int8", median_ms=0.5), accuracy=None, agreement=0.9912)
+    cells = [
+        units.quality_cell(replace(unlabelled, agreement_kind=kind, evaluated=n))
+        for kind, n in (("top-1", 64), ("cosine", None), ("relative error", 32))
+    ]
+    assert cells == ["top-1 agreement 99.1 % (n = 64)", "cosine agreement 0.9912", "relative error 0.9 % (n = 32)"]
+    assert units.quality_cell(replace(unlabelled, agreement=None)) == "-"
+
+
 def test_a_number_of_one_output_of_several_says_of_which_and_an_error_is_no_agreement():
     outputs = (
         OutputQuality("kind", "classification", 0.88, "top-1", metric=ACCURACY, accuracy=77.6),

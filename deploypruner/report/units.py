@@ -79,11 +79,15 @@ def accuracy_cell(row: Row) -> str:
 
 
 def quality_cell(row: Row) -> str:
-    """Accuracy, else agreement, with its unit, and of how many inputs: "97.2 ± 1.0 % (n = 360)"."""
+    """Accuracy with its unit, else agreement by its name, for an error is no accuracy: "97.2 ± 1.0 % (n = 360)"."""
     n = evaluated([row])
-    text = accuracy_cell(row) if row.accuracy is not None else agreement_cell(row, [row])
-    if row.accuracy is not None and row.metric.unit:
-        text += f" {row.metric.unit}"
+    if row.accuracy is not None:
+        text = f"{accuracy_cell(row)} {row.metric.unit}".rstrip()
+    else:
+        text = agreement_cell(row, [row])
+        if text != UNKNOWN:
+            of = "" if row.agreement_kind == RELATIVE_ERROR else " agreement"
+            text = f"{row.agreement_kind}{of} {text}"
     return f"{text} ({n})" if n else text
 
 
