@@ -160,6 +160,17 @@ def test_counters_only_grow_and_survive_a_worker_that_is_gone() -> None:
     assert after.own_s >= before.own_s > 0
 
 
+def test_idle_time_does_not_move_a_busy_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = namedtuple("counted", "user system idle steal")
+    monkeypatch.setattr(watch_module, "own_cores", lambda: [0])
+    seen = set()
+    for ticks in range(1000):
+        core = counted(103_302.37, 0.01, 61_034.11 + ticks / 100, 481.38)
+        monkeypatch.setattr(psutil, "cpu_times", lambda percpu, core=core: [core])
+        seen.add(read_counters([]).busy_s)
+    assert seen == {103_302.37 + 0.01}
+
+
 def test_only_the_cores_this_process_may_use_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = namedtuple("counted", "user idle steal guest")
     cores = [counted(50.0, 1.0, 9.0, 0.0), counted(7.0, 40.0, 0.5, 2.0)]

@@ -234,7 +234,8 @@ def read_counters(pids: Sequence[int]) -> Reading:
 def _busy_seconds(times: Any) -> float:
     """One core's time that is neither idle nor stolen; a guest's time is in `user` already."""
     left_out = ("idle", "iowait", "steal", "guest", "guest_nice")
-    return float(sum(times) - sum(getattr(times, name, 0.0) for name in left_out))
+    # Added up, nothing subtracted: a sum less the idle time, which is far larger, may round to less than before.
+    return float(sum(getattr(times, name) for name in times._fields if name not in left_out))
 
 
 def _own_seconds(pid: int) -> float:
