@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from deploypruner.recipe.budget import Budget
     from deploypruner.recipe.constraints import Constraints, LayerConstraint
     from deploypruner.records import Frozen, Group, Row
+    from deploypruner.sweep.call import SweepResult, sweep
 
     __version__: str
 
@@ -47,6 +48,7 @@ _HOMES = {
     "deploypruner.build.restore": ("restore",),
     "deploypruner.recipe.budget": ("Budget",),
     "deploypruner.records": ("Frozen", "Group", "Row"),
+    "deploypruner.sweep.call": ("SweepResult", "sweep"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -63,6 +65,7 @@ __all__ = [
     "Plan",
     "Pruned",
     "Row",
+    "SweepResult",
     "compile",
     "export_point",
     "frontier",
@@ -72,6 +75,7 @@ __all__ = [
     "prune",
     "remove",
     "restore",
+    "sweep",
     "trace",
 ]
 

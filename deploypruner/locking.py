@@ -153,6 +153,19 @@ class FolderLock:
             return False
 
 
+def holder(path: Path) -> Process | None:
+    """The process that has the lock of a folder, by its lock file; None where nobody has it."""
+    try:
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return None
+    try:
+        held = _read(file)
+    finally:
+        os.close(file)
+    return held[0] if held is not None and held[0].alive() else None
+
+
 def _about() -> dict[str, Any]:
     return {**asdict(this_process()), "command": shlex.join(["deploypruner", *sys.argv[1:]]), "since": time.time()}
 

@@ -33,7 +33,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"api"},
-    {"compiled", "frontier"},
+    {"compiled", "frontier", "sweep"},
     {"build", "doctor"},
     {"report"},
     {"sparsity.assign"},

@@ -17,9 +17,10 @@ from deploypruner.build.form_judge import FormJudge
 from deploypruner.build.state import Build
 from deploypruner.graph.inputs import batch_size, call, filled, noise_like, tensors
 from deploypruner.measure import Job, evaluate, outputs
-from deploypruner.measure.quality import Batch, judge_output, label_list
+from deploypruner.measure.quality import Batch, judge_output, judge_outputs, label_list
 from deploypruner.records import ACCURACY, Metric, Quality
 from deploypruner.runtime import default_runtimes, in_float32, opens, runtimes
+from deploypruner.search.gaps import Gap, gaps, largest
 from deploypruner.search.judge import Judge
 from deploypruner.train.modes import evaluating
 from deploypruner.train.validate import top1_percent
@@ -153,14 +154,7 @@ def distance(build: Build) -> Validation:
 
 def module_quality(build: Build, module: nn.Module, samples: Samples) -> Quality:
     """Judge a module by its labels alone."""
-    example = build.traced.example_inputs
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    answers: list[list[Any]] = []
-    with evaluating(module), torch.no_grad():
-        for feeds, _ in samples:
-            inputs = filled(example, [torch.from_numpy(array).to(device) for array in feeds])
-            answers.append([as_numpy(leaf) for leaf in tensors(call(module, inputs))])
-    joined = [np.concatenate(parts) for parts in zip(*answers, strict=True)]
+    joined = [np.concatenate(parts) for parts in zip(*_answers(build, module, samples), strict=True)]
     labels = join_labels([target for _, target in samples])
     if build.metric is not None:
         return Quality(build.metric(joined, labels), None, "", len(joined[0]), build.metric.metric)
@@ -169,6 +163,30 @@ def module_quality(build: Build, module: nn.Module, samples: Samples) -> Quality
     first = next(quality for quality in judged if quality.metric is not None)
     assert first.metric is not None, "it is the first with a metric"
     return Quality(first.accuracy, None, "", len(joined[0]), first.metric, tuple(judged))
+
+
+def module_agreement(build: Build, module: nn.Module) -> Gap:
+    """How far a module is from the dense one where nothing is labelled: of the output that agrees least."""
+    samples = validation_samples(build)
+    ours, theirs = (_answers(build, each, samples) for each in (module, build.traced.module))
+    tasks = build.tasks if len(ours[0]) == len(build.tasks) else None
+    names = [f"output {number}" for number in range(len(ours[0]))]
+    quality = judge_outputs(ours, [None] * len(ours), names, reference=theirs, tasks=tasks)
+    gap = largest(gaps(quality, None))
+    assert gap is not None, "outputs that are compared agree or not"
+    return gap
+
+
+def _answers(build: Build, module: nn.Module, samples: Samples) -> list[list[Any]]:
+    """Outputs of a module, a list for every batch."""
+    example = build.traced.example_inputs
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    answers: list[list[Any]] = []
+    with evaluating(module), torch.no_grad():
+        for feeds, _ in samples:
+            inputs = filled(example, [torch.from_numpy(array).to(device) for array in feeds])
+            answers.append([as_numpy(leaf) for leaf in tensors(call(module, inputs))])
+    return answers
 
 
 def _in_points(quality: Quality) -> float:

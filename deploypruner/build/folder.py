@@ -69,6 +69,11 @@ class BuildFolder:
         return self._lock.remark
 
     @property
+    def lock(self) -> Path:
+        """File that says which process builds here."""
+        return self.root / _LOCK
+
+    @property
     def final(self) -> Path:
         """Where it will be once it is finished."""
         return self.root if self.replaces is None else self.replaces.root

@@ -28,6 +28,7 @@ from deploypruner.cli.options import OVERWRITE, colour, console, require_place, 
 from deploypruner.cli.quantize import quantize_command
 from deploypruner.cli.recipe_options import command_option, recipe_options
 from deploypruner.cli.sparsify import sparsify_command
+from deploypruner.cli.sweep import sweep_command
 from deploypruner.cli.validate import validate_command
 from deploypruner.errors import DeployPrunerError, RecipeError, nearest
 from deploypruner.openmp import SPINNING
@@ -103,7 +104,7 @@ def _main() -> None:
     except (KeyboardInterrupt, click.Abort):
         if sys.stderr.isatty():
             click.echo(err=True)  # after the ^C
-        resumable = sys.argv[1:2] and sys.argv[1] in ("compile", "frontier")
+        resumable = sys.argv[1:2] and sys.argv[1] in ("compile", "frontier", "sweep")
         _print_error("interrupted", "run the same command with --resume to go on" if resumable else "")
         sys.exit(130)
     except BrokenPipeError:
@@ -172,7 +173,7 @@ def _show_version(context: click.Context) -> None:
         "deploypruner COMMAND --help": "what a command takes, with examples",
     },
     panels={
-        "Make": ("compile", "frontier", "plan", "quantize", "sparsify", "export", "init"),
+        "Make": ("compile", "frontier", "sweep", "plan", "quantize", "sparsify", "export", "init"),
         "Measure": ("bench", "measure", "validate", "compare", "report"),
         "Look up": ("list", "doctor", "cache", "criteria-check", "demo"),
     },
@@ -279,6 +280,7 @@ def plan_command(with_times: bool, frozen: bool, as_document: bool, **options: A
 cli.add_command(bench_command)
 cli.add_command(export_command)
 cli.add_command(frontier_command)
+cli.add_command(sweep_command)
 cli.add_command(compare_command)
 cli.add_command(validate_command)
 cli.add_command(measure_command)
