@@ -119,7 +119,7 @@ def test_an_optimum_far_from_the_dense_model_contradicts_the_third():
 def test_an_interval_as_wide_as_everything_shows_nothing():
     rng = np.random.default_rng(0)
     samples = [a_sample(f"{n:02}", float(d), params=40 + n) for n, d in enumerate(rng.standard_normal(20), start=1)]
-    assert verdicts(Regime("--macs 0.5", tuple(samples), DENSE))[2] in ("not shown", "contradicted")
+    assert verdicts(Regime("--macs 0.5", tuple(samples), DENSE))[2] == "not shown"
 
 
 def test_several_costs_say_whether_the_optimum_grows_and_whether_the_drop_follows():

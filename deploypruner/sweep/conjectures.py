@@ -27,6 +27,8 @@ SUPPORTED, CONTRADICTED, NOT_SHOWN, NOT_TESTED = "supported", "contradicted", "n
 _LEVEL = 0.05
 # Budgets that differ by less than this, as a share, count as one: a space at fixed MACs is such.
 _ALIKE = 0.03
+# An interval of more than this share of what was tried says nothing of where the optimum is.
+_WIDE = 0.5
 # Regimes with which a curve can be fitted and one of them left out.
 _FEWEST_REGIMES = 4
 
@@ -125,8 +127,8 @@ def _third(regime: Regime, every: Sequence[Regime], seed: int) -> Conjecture:
     if found.inside < 1 - _LEVEL:
         text += f" In {100 * (1 - found.inside):.0f} % of the bootstrap samples that is an end of what was tried."
     close = SUPPORTED if low <= 1 <= high else CONTRADICTED
-    if close == SUPPORTED and (low <= found.observed[0] * (1 + 1e-9) and high >= found.observed[1] * (1 - 1e-9)):
-        close = NOT_SHOWN  # an interval that is all of the range says nothing
+    if close == SUPPORTED and high - low > _WIDE * (found.observed[1] - found.observed[0]):
+        close = NOT_SHOWN
     trend, said = _trend(every, seed)
     verdict = close if trend == NOT_TESTED or close != SUPPORTED else trend
     return Conjecture(3, _CLAIMS[3], verdict, f"{text} {said}")
