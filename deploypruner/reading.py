@@ -73,6 +73,18 @@ def check_present(path: Path, *, what: str, hint: str = "", native: bool = False
         )
 
 
+def report_file(path: Path) -> Path:
+    """The report.json that `path` names: a build folder, or the file itself.
+
+    Raises:
+        InputError: There is none.
+    """
+    found = status(path, what="report")
+    file = path / "report.json" if found is not None and stat.S_ISDIR(found.st_mode) else path
+    check_present(file, what="report", hint="pass a build folder made by `deploypruner compile`")
+    return file
+
+
 def status(path: Path, *, what: str) -> os.stat_result | None:
     """What the operating system says of `path`, links followed; None where there is nothing.
 

@@ -153,8 +153,7 @@ def kept_feeds(folder: BuildFolder) -> dict[str, Any]:
 
 
 def _finished(folder: BuildFolder) -> tuple[Report, Recipe]:
-    if not folder.finished:
-        raise InputError(f"{folder.root} is not a finished build folder", hint="name one that `compile` made")
+    folder.require_finished()
     return read_report(folder.root), read_recipe(folder.path("recipe.toml"), {})
 
 

@@ -28,6 +28,7 @@ from deploypruner.reading import status
 from deploypruner.recipe.option import MEASURING, MODEL
 from deploypruner.recipe.overrides import chosen_runtimes
 from deploypruner.registries import runtimes
+from deploypruner.sources.named import data_kind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,6 +119,8 @@ def bench_command(
         _check_there(path)
     if document not in (None, "-"):
         _check_writable(Path(str(document)), artifacts)
+    if data is not None:
+        data_kind(data)
     with console() as shown:
         shown.doing("loading")
         from deploypruner.measure import bench, openers

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from deploypruner.build.folder import BuildFolder
 from deploypruner.cli.help import GroupedCommand
 from deploypruner.cli.options import RANGES, colour, console, shows_progress, width
 from deploypruner.cli.recipe_options import command_option, recipe_option
@@ -39,6 +40,7 @@ def measure_command(build: Path, runtime: tuple[str, ...], threads: int | None, 
     names = chosen_runtimes(runtime)
     for name in names or ():
         runtimes.check(name)
+    BuildFolder(build).require_finished()
     with console() as shown:
         from deploypruner.build.again import AgainRequest, measure_again, require_promised
 

@@ -13,6 +13,7 @@ from deploypruner.cli.options import BATCH, OVERWRITE, SEED, console, require_pl
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.reading import check_present
 from deploypruner.recipe.option import MEASURING
+from deploypruner.sources.named import check_named, data_kind
 
 
 @click.command(
@@ -69,6 +70,9 @@ def quantize_command(
     """
     if model.suffix == ".onnx":
         check_present(model, what="model", hint="give an .onnx file", native=True)
+        data_kind(options["data"])
+    else:
+        check_named(str(model), weights, options["data"])
     require_place(out, "quantize", overwrite=overwrite)
     check_tasks(options["task"])
     with console() as shown:

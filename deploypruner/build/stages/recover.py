@@ -220,7 +220,7 @@ def _settings(build: Build, module: nn.Module, features: Features | None, gap: f
         ),
         minutes=recipe.minutes,
     )
-    build.say(f"recover: {outlook.text}")
+    build.say(f"remark: training takes {outlook.text}; --epochs asks for more or less")
     changed = {k: v for k, v in vars(outlook.settings).items() if v != getattr(asked, k)}
     build.folder.write_json(_OUTLOOK, {"key": key, "settings": changed})
     return outlook.settings
