@@ -40,7 +40,7 @@ def measure_command(build: Path, runtime: tuple[str, ...], threads: int | None, 
     names = chosen_runtimes(runtime)
     for name in names or ():
         runtimes.check(name)
-    BuildFolder(build).require_finished()
+    BuildFolder(build, names=()).require_finished()
     with console() as shown:
         from deploypruner.build.again import AgainRequest, measure_again, require_promised
 
