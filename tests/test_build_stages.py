@@ -136,10 +136,12 @@ def test_a_resumed_build_keeps_what_does_not_read_the_key_that_changed(tmp_path)
         *((f"prune.{name}", "allocate") for name in ("macs", "latency", "speedup")),
         *((key, "allocate") for key in ("measure.precision", "measure.accuracy_drop", "search.minutes")),
         ("measure.seconds", "measure"),
-        ("recover.settings.lr", "recover"),  # training that diverged does not cost the plan
+        # Training that diverged, or that was going to take too long, does not cost the plan.
+        ("recover.settings.lr", "recover"),
+        ("recover.epochs", "recover"),
         *(
             (key, None)
-            for key in ("prune.step", "prune.criterion", "recover.epochs", "seed", "target", "measure.threads")
+            for key in ("prune.step", "prune.criterion", "recover.reconstruct", "seed", "target", "measure.threads")
         ),
     ],
 )

@@ -57,8 +57,8 @@ class Allocate(Stage):
         "target",
         "seed",
     )
-    # Plans may be judged by a brief training; whatever its rate, the plan that was chosen is a sound one.
-    outlives: ClassVar[tuple[str, ...]] = ("recover.settings.lr", "measure.seconds")
+    # Plans may be judged by a brief training; whatever its rate and whatever follows, the chosen one is sound.
+    outlives: ClassVar[tuple[str, ...]] = ("recover.settings.lr", "recover.epochs", "measure.seconds")
     changeable: ClassVar[tuple[str, ...]] = (
         *(f"prune.{name}" for name in BUDGETS),
         *("measure.precision", "measure.accuracy_drop", "search.minutes"),

@@ -49,7 +49,8 @@ class Recover(Stage):
     reads: ClassVar[tuple[str, ...]] = (
         *("prune.patterns", "recover", "sparse", "search.held_out", "measure.samples", "seed"),
     )
-    changeable: ClassVar[tuple[str, ...]] = ("recover.settings.lr",)  # after training that diverged
+    # After training that diverged, or that was going to take too long.
+    changeable: ClassVar[tuple[str, ...]] = ("recover.settings.lr", "recover.epochs")
     saves: ClassVar[tuple[str, ...]] = (stage_file("recovered.safetensors"), stage_file("recover.json"))
 
     def run(self, build: Build) -> Build:
