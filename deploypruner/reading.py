@@ -80,7 +80,12 @@ def report_file(path: Path) -> Path:
         InputError: There is none.
     """
     found = status(path, what="report")
-    file = path / "report.json" if found is not None and stat.S_ISDIR(found.st_mode) else path
+    folder = found is not None and stat.S_ISDIR(found.st_mode)
+    if found is not None and not folder and path.suffix != ".json":
+        raise InputError(
+            f"'{path}' is no build", hint=f"`deploypruner bench {path}` measures a file; give a build folder"
+        )
+    file = path / "report.json" if folder else path
     check_present(file, what="report", hint="pass a build folder made by `deploypruner compile`")
     return file
 
