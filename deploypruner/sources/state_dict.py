@@ -166,7 +166,9 @@ def _chosen(path: Path, found: list[Fit], asked: str) -> Fit:
     if not left:
         raise InputError(
             f"weights '{path}' hold nothing that fits the model under '{asked}'",
-            hint=nearest(asked, [fit.label or "(the whole file)" for fit in found]),
+            hint=nearest(asked, labels)
+            if (labels := [fit.label for fit in found if fit.label])
+            else f"leave #{asked} out",
         )
     if len(left) > 1:
         raise InputError(
