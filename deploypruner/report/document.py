@@ -123,7 +123,8 @@ class Report:
             `float_all_the_same` (by runtime: layers with int8 weights that it computes in float -> why), and
             `runtime`, the only one it is for, "" for all; `accuracy`: what all-int8, float and the mix lose, what is
             allowed, what is `needed` where no mix keeps it, and `trials`; `note`: what was chosen; `qat`, where it
-            was asked for: `epochs`, scores `before` and `after`, and `best_epoch` (0: undone).
+            was asked for: `epochs`, scores `before` and `after`, and `best_epoch` (0: undone);
+            `own_qat`: the same of the files that runtimes have of their own, by runtime.
         points: Everything that was measured on the way, each with its `id` (for `export --point`), `what` it is,
             `runtime`, `precision`, `floats` (weights of layers in float), `latency_ms` and `latency_basis` (whether
             and how it was `measured`), `metric`, `value`, `lost` points and `quality_basis` (before or after
