@@ -18,7 +18,7 @@ import click
 
 from deploypruner.atomic import os_errors, replacing
 from deploypruner.cli.help import GroupedCommand
-from deploypruner.cli.options import SEED, Real, colour, console, shape_of, shows_progress, width
+from deploypruner.cli.options import SEED, THREADS, Real, colour, console, shape_of, shows_progress, width
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.command_line import with_option
 from deploypruner.errors import InputError, MeasureError, RecipeError
@@ -61,7 +61,7 @@ _BUILD_FILES = (
 )
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @recipe_option("runtime")
-@recipe_option("threads")
+@THREADS
 @recipe_option("seconds")
 @command_option(
     "--interval",

@@ -10,7 +10,7 @@ import click
 
 from deploypruner.build.folder import BuildFolder
 from deploypruner.cli.help import GroupedCommand
-from deploypruner.cli.options import RANGES, colour, console, shows_progress, width
+from deploypruner.cli.options import RANGES, THREADS, colour, console, shows_progress, width
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.recipe.option import MEASURING
 from deploypruner.recipe.overrides import chosen_runtimes
@@ -21,7 +21,7 @@ from deploypruner.terminal import write_line
 @click.command("measure", cls=GroupedCommand, examples={"deploypruner measure build/ --seconds 60 --threads 2": ""})
 @click.argument("build", type=click.Path(path_type=Path))
 @recipe_option("runtime")
-@recipe_option("threads")
+@THREADS
 @command_option(
     "--seconds",
     group=MEASURING,

@@ -9,7 +9,7 @@ import click
 
 from deploypruner.cli.forms import check_tasks, file_request, refused_form, show_forms
 from deploypruner.cli.help import GroupedCommand
-from deploypruner.cli.options import BATCH, OVERWRITE, SEED, console, require_place, shows_progress
+from deploypruner.cli.options import BATCH, OVERWRITE, SEED, THREADS, console, require_place, shows_progress
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.reading import check_present
 from deploypruner.recipe.option import MEASURING
@@ -37,7 +37,7 @@ from deploypruner.sources.named import check_named, data_kind
 @recipe_option("quantize_repair")
 @recipe_option("weight_bits")
 @recipe_option("allow_bf16")
-@recipe_option("threads")
+@THREADS
 @BATCH
 @recipe_option("seconds")
 @command_option(

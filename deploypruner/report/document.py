@@ -99,7 +99,8 @@ class Report:
         noise: What casts doubt on the times, full sentences too.
         deploy: The file to ship: `file` (within the build), `files` (it and what has to lie beside it), `bytes`,
             `artifact`, `runtime`, `threads`, `version` of the runtime, `inputs` (each with name, shape, layout,
-            dtype, range, mean and std), `classes`, `load` (three lines of Python), and with --embed-preprocessing
+            dtype, range, mean and std), `classes`, `environment` (variables of the process), `load` (three lines
+            of Python), and with --embed-preprocessing
             `pixels` (the same with pixels going in: `file`, `input`, `load`); empty where a check failed.
         files: Names of the build's files.
         dense: Predicted cost of the user's model.
@@ -111,7 +112,9 @@ class Report:
             patterns chosen layer by layer, `predicted_ms` and `budget_ms` of the model, `dense_ms`, what the budget
             means, and shares of saliency that are kept, with the chosen patterns and with `reference` everywhere;
             `refused`: other layers, and why; `reason`: why there is no sparse model; `target`: instructions used;
-            `batch` and `threads` that layers were timed with; `against_dense`: the measured comparison with the
+            `batch` that layers were timed with; `threads`, `environment` (variables of the process) of what was kept
+            and `dense_environment` of the fastest dense model, `candidates`: every form and setting that was timed
+            whole; `against_dense`: the measured comparison with the
             dense int8 form of the same weights.
         precision: Int8 or float, layer by layer. `layers`: each with `error` (at the outputs when it alone is int8;
             None where accuracy was no question), `times` (by runtime: `float_ms` and `int8_ms`, what stands between

@@ -45,7 +45,7 @@ class Allocate(Stage):
     """Choose the width of every group under the budget."""
 
     name: ClassVar[str] = "allocate"
-    needs: ClassVar[tuple[str, ...]] = ("score",)
+    needs: ClassVar[tuple[str, ...]] = ("score", "threads")
     reads: ClassVar[tuple[str, ...]] = (
         "prune",
         "search",
@@ -141,7 +141,7 @@ def _in_time(build: Build) -> Build:
         normalizer=normalizer_name(recipe, build.criterion),
         step=recipe.step,
         constraints=recipe.constraints,
-        threads=measure.threads,
+        threads=build.threads,
         accuracy_drop=_int8_drop(build),
         qualities=lambda jobs: _qualities(build, jobs),
         floats=build.floats,
