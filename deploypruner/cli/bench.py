@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 _BUILD_FILES = (
     "dense.fp32.onnx",
     "dense.int8.onnx",
+    "dense.int8.onnxruntime.onnx",
     "model.fp32.onnx",
     "model.int8.onnx",
     "model.int8.onnxruntime.onnx",

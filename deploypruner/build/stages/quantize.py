@@ -14,11 +14,10 @@ from deploypruner.build.results import Quantized
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.qat import QatOutcome
-from deploypruner.quantize.placement import Placement
+from deploypruner.quantize.placement import OWN_PLACEMENT, Placement
 from deploypruner.records import Artifact
 from deploypruner.report.repaired import repair_sentence, weights_sentence
 from deploypruner.runtime import runtimes
-from deploypruner.search.mixing import OWN_PLACEMENT
 
 _PRUNED = ("model.fp32.onnx", "model.int8.onnx")
 
