@@ -27,6 +27,8 @@ class Threads(Stage):
         *(f"measure.{name}" for name in ("threads", "runtimes", "allow_bf16", "precision")),
         *("quantize", "target", "seed"),
     )
+    # A build that goes on with a budget for another precision keeps the number, and so all that was timed with it.
+    outlives: ClassVar[tuple[str, ...]] = ("measure.precision",)
     saves: ClassVar[tuple[str, ...]] = (stage_file("threads.json"),)
 
     def run(self, build: Build) -> Build:
