@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
+import onnx
+
 from deploypruner.build.artifacts import DENSE, dense_artifacts, with_dense, write_mixable, write_state
-from deploypruner.build.doubted import doubted_count
+from deploypruner.build.doubted import doubted_count, doubted_layers
+from deploypruner.build.feeds import calibration_feeds
 from deploypruner.build.mixing import judged_in, mix_precision, own_file
 from deploypruner.build.quantized_training import qat_sentence, train_int8
 from deploypruner.build.register import stages
@@ -14,6 +17,7 @@ from deploypruner.build.results import Quantized
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.qat import QatOutcome
+from deploypruner.quantize.idle_layers import idle_layers
 from deploypruner.quantize.placement import OWN_PLACEMENT, Placement
 from deploypruner.records import Artifact
 from deploypruner.report.repaired import repair_sentence, weights_sentence
@@ -43,6 +47,9 @@ class Quantize(Stage):
         placement: Placement = "openvino" if build.zeros is None else "sparse"
         pruned, calibrated = write_mixable(build, build.compiled, _PRUNED, placement)
         summary, precision = mix_precision(build, _PRUNED, calibrated, summary=pruned, placement=placement)
+        if build.data is not None:
+            dense = onnx.load(build.folder.path(DENSE[0]))
+            precision["remarks"] += doubted_layers(idle_layers(dense, calibration_feeds(build)))
         trained = train_int8(build, _PRUNED, runtime=judged_in(build))
         if trained is not None:
             precision["qat"] = asdict(trained)
