@@ -1,11 +1,11 @@
-# `make demo`, `make fast` and `make test` do all the set-up. Python 3.11 or newer is needed.
+# `make demo`, `make fast`, `make test` and `make sanitize` do all the set-up. Python 3.11 or newer is needed.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # CPU machines everywhere but CI may prefer another torch build; constraints.txt pins what CI uses.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo fast test clean
+.PHONY: demo fast test fuzz sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/deploypruner demo --overwrite
@@ -25,6 +25,18 @@ fast: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(PYTEST) -m "not slow"
+
+# The kernels on every target that this CPU runs, against the oracle to the bit: `make fuzz CASES=100000`. Needs cmake.
+CASES ?= 2000
+
+fuzz:
+	cmake -S kernels/tests -B build/fuzz
+	cmake --build build/fuzz --parallel
+	for what in fuzz fuzz_gates fuzz_border fuzz_linear; do build/fuzz/$$what 0 $(CASES) || exit 1; done
+
+# The same under the address, undefined-behaviour and thread sanitizers, some hundred cases. Compiles for minutes.
+sanitize: $(VENV)/.test
+	DEPLOYPRUNER_SANITIZE=1 $(BIN)/pytest tests/test_kernels_fuzz.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -49,7 +49,7 @@ from deploypruner.export import exporters
 from deploypruner.graph import trace
 from deploypruner.onnx_graph import constant, operand, sizes, to_model
 from deploypruner.openvino_import import openvino_core
-from deploypruner.qat import QdqModule, train_quantized
+from deploypruner.qat import QdqModule, left_out, train_quantized
 from deploypruner.quantize.homogeneous import scalable_channels
 from deploypruner.quantize.scaling import rescale
 from deploypruner.quantize.static import quantize_static
@@ -274,6 +274,7 @@ def _trained(fp32: Path, path: Path, given: Given) -> tuple[Path, dict[str, Any]
         settings=FinetuneSettings(epochs=_EPOCHS, channels_last=True),
         validate=lambda module: _percent(module, *given.validating),
         fp32=fp32,
+        unrounded=left_out(begun, "openvino", [x[:1] for x in given.calibration[0]]),
     )
     x, labels = given.validating
     exported = {

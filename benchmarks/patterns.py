@@ -38,7 +38,7 @@ from deploypruner.train.finetune import finetune
 from deploypruner.train.validate import top1_percent
 
 RESULTS = Path(__file__).parent / "results"
-FREE, FIXED = ("unstructured", "nm64", "1x4", "4x4"), ("2:4", "1:4")
+FREE, FIXED = ("unstructured", "nm64", "1x4", "2x4", "4x4"), ("2:4", "1:4")
 _STATISTICS_BATCHES, _BATCH = 20, 128
 
 

@@ -18,7 +18,7 @@ from benchmarks.baseline import baseline
 from deploypruner.sparsity.patterns import make_pattern
 from deploypruner.sparsity.patterns.distribution import units_to_keep
 
-PATTERNS, SPARSITIES = ("unstructured", "nm64", "1x4", "4x4"), (0.7, 0.8, 0.9)
+PATTERNS, SPARSITIES = ("unstructured", "nm64", "1x4", "2x4", "4x4"), (0.7, 0.8, 0.9)
 WIDTHS = (16, 32, 64, 256)
 
 

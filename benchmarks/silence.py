@@ -4,8 +4,9 @@
     python -m benchmarks.silence --only demo --only validate
 
 Each command runs in a pseudo-terminal. Every byte that it writes counts as news, because the live line changes with
-every drawing. From the start of the process to its last byte the longest time without news is printed, and what was
-on the screen before it; the time from the last byte to the prompt stands apart. The network is that of the demo,
+every drawing. Printed are the time to the first byte, from there to the last one the longest time without news, with
+what was on the screen before it, and the time from the last byte to the prompt. In Python the first byte is written
+by the script itself, once it has loaded torch and its model. The network is that of the demo,
 trained for one epoch. `measure`, `validate`, `compare`, `report` and `export` look at the builds of `demo` and
 `compile`: name those, too, with --only.
 """
@@ -58,6 +59,7 @@ COMMANDS = {
 IN_PYTHON = """
 import torch, deploypruner as dp
 model = torch.export.load("model.pt2")
+print("calls dp.compile", flush=True)
 dp.compile(model, (torch.zeros(2, 1, 16, 16),), macs=0.5, data="digits.npz", out="python", epochs=1)
 """
 
@@ -68,16 +70,16 @@ class Silence:
 
     Args:
         seconds: From its start to its end.
-        longest: Without a byte, until the last one.
-        first: Until the first one.
+        first: From its start to the first byte.
+        longest: Without a byte, between the first and the last one.
         end: From the last one to the end.
         before: Last words before the longest silence.
         code: How it ended.
     """
 
     seconds: float
-    longest: float
     first: float
+    longest: float
     end: float
     before: str
     code: int
@@ -88,9 +90,10 @@ def watched(command: list[str], folder: Path) -> Silence:
     last, longest, first, before, tail = 0.0, 0.0, 0.0, "", b""
     for news in in_terminal(command, folder):
         if news.code is not None:
-            return Silence(news.at, longest, first, news.at - last, before, news.code)
-        first = first or news.at
-        if news.at - last > longest:
+            return Silence(news.at, first, longest, news.at - last, before, news.code)
+        if not first:
+            first = news.at
+        elif news.at - last > longest:
             longest, before = news.at - last, _words(tail)
         last, tail = news.at, (tail + news.text)[-400:]
     raise AssertionError("a command has an end")

@@ -32,7 +32,7 @@ from deploypruner.measure import environment
 
 RESULTS = Path(__file__).parent / "results" / "sparse_layers.json"
 WORK = Path(__file__).parent / "work" / "sparse_layers"
-PATTERNS = ("4x4", "nm64", "1x4", "unstructured")
+PATTERNS = ("4x4", "2x4", "nm64", "1x4", "unstructured")
 DENSITIES = (0.3, 0.2, 0.1, 0.05)
 ENGINES = {"openvino": "sparse", "kernels": "sparse", "deepsparse": "deepsparse"}
 BASE = "openvino dense"

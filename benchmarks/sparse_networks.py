@@ -31,7 +31,7 @@ from deploypruner.errors import MeasureError
 from deploypruner.measure import environment
 
 RESULTS = Path(__file__).parent / "results" / "sparse_networks.json"
-PATTERNS = ("4x4", "nm64", "1x4", "unstructured")
+PATTERNS = ("4x4", "2x4", "nm64", "1x4", "unstructured")
 SPARSITIES = (0.8, 0.9)
 KINDS = ("openvino", "sparse", "every", "onnxruntime", "deepsparse")
 _BASE = "OpenVINO dense"

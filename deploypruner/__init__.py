@@ -51,6 +51,8 @@ _HOMES = {
     "deploypruner.sweep.call": ("SweepResult", "sweep"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+# Those that load torch and the runtimes.
+_SLOW = ("deploypruner.api", "deploypruner.frontier.call", "deploypruner.graph", "deploypruner.measure")
 
 __all__ = [
     "Budget",
@@ -84,11 +86,20 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         value = _version()
     elif name in _HOME_OF:
-        value = getattr(importlib.import_module(_HOME_OF[name]), name)
+        value = getattr(_loaded(_HOME_OF[name]), name)
     else:
         raise AttributeError(f"module 'deploypruner' has no attribute '{name}'")
     globals()[name] = value
     return value
+
+
+def _loaded(home: str) -> ModuleType:
+    """The module; on a terminal a live line says so while the runtimes are loaded with it, which takes seconds."""
+    if home in sys.modules or home not in _SLOW:
+        return importlib.import_module(home)
+    with importlib.import_module("deploypruner.progress").progress_for() as shown:
+        shown.doing("loading deploypruner")
+        return importlib.import_module(home)
 
 
 def _version() -> str:

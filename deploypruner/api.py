@@ -197,7 +197,7 @@ def compile(
     runtimes: tuple[str, ...] | None = None,
     precision: str | None = None,
     allow_bf16: bool | None = None,
-    threads: int | None = None,
+    threads: int | str | None = None,
     seed: int | None = None,
     task: str | Mapping[str | int, str] | None = None,
     metric: str | Callable[..., float] | None = None,

@@ -73,6 +73,23 @@ def check_present(path: Path, *, what: str, hint: str = "", native: bool = False
         )
 
 
+def report_file(path: Path) -> Path:
+    """The report.json that `path` names: a build folder, or the file itself.
+
+    Raises:
+        InputError: There is none.
+    """
+    found = status(path, what="report")
+    folder = found is not None and stat.S_ISDIR(found.st_mode)
+    if found is not None and not folder and path.suffix != ".json":
+        raise InputError(
+            f"'{path}' is no build", hint=f"`deploypruner bench {path}` measures a file; give a build folder"
+        )
+    file = path / "report.json" if folder else path
+    check_present(file, what="report", hint="pass a build folder made by `deploypruner compile`")
+    return file
+
+
 def status(path: Path, *, what: str) -> os.stat_result | None:
     """What the operating system says of `path`, links followed; None where there is nothing.
 

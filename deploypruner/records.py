@@ -231,6 +231,7 @@ class Artifact:
         cost: Predicted cost, None when the file's origin is unknown.
         runtime: The only one it is for, "" where it is for every one that opens it.
         environment: Variables of the process that runs it, name and value.
+        threads: Threads that it alone is timed with, 0 for those of all that it is timed beside.
     """
 
     name: str
@@ -241,6 +242,7 @@ class Artifact:
     cost: Cost | None = None
     runtime: str = ""
     environment: tuple[tuple[str, str], ...] = ()
+    threads: int = 0
 
 
 @dataclass(frozen=True)

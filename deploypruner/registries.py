@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CHANNEL = "channel"
 AUTO = "auto"
 # What each layer may follow under "auto": all that the kernels run in place of dense weights.
-CANDIDATES = ("1x4", "4x4", "nm64", "unstructured")
+CANDIDATES = ("1x4", "2x4", "4x4", "nm64", "unstructured")
 
 criteria: Registry[type[Criterion]] = Registry("criterion", "criteria", "deploypruner.channels.criteria")
 exporters: Registry[type[Exporter]] = Registry("exporter", "exporters", "deploypruner.export")

@@ -250,7 +250,7 @@ def pretended(jobs: Sequence[Job], *, threads: int, ms: float = 1.0, **_: object
     """In place of `time_artifacts`: every artifact takes `ms`."""
     ns = np.full((10, 5), round(1e6 * ms))
     timings = [
-        Timing(artifact, runtime, threads, ns, load_s=0.1, warmup=1, peak_rss_bytes=1 << 20)
+        Timing(artifact, runtime, artifact.threads or threads, ns, load_s=0.1, warmup=1, peak_rss_bytes=1 << 20)
         for artifact, runtime in jobs
     ]
     return Measured(tuple(timings), timings[0], floor=0.01, settled=True)

@@ -136,10 +136,12 @@ def test_a_resumed_build_keeps_what_does_not_read_the_key_that_changed(tmp_path)
         *((f"prune.{name}", "allocate") for name in ("macs", "latency", "speedup")),
         *((key, "allocate") for key in ("measure.precision", "measure.accuracy_drop", "search.minutes")),
         ("measure.seconds", "measure"),
-        ("recover.settings.lr", "recover"),  # training that diverged does not cost the plan
+        # Training that diverged, or that was going to take too long, does not cost the plan.
+        ("recover.settings.lr", "recover"),
+        ("recover.epochs", "recover"),
         *(
             (key, None)
-            for key in ("prune.step", "prune.criterion", "recover.epochs", "seed", "target", "measure.threads")
+            for key in ("prune.step", "prune.criterion", "recover.reconstruct", "seed", "target", "measure.threads")
         ),
     ],
 )
@@ -236,7 +238,7 @@ def test_stages_need_every_stage_whose_results_they_take(seen):
 
 
 def test_a_declaration_without_a_stage_it_takes_from_is_caught(seen, monkeypatch):
-    monkeypatch.setattr(Learn, "needs", ("score",))
+    monkeypatch.setattr(Learn, "needs", ("score", "threads"))
     assert any(line.startswith("learn: ") and line.endswith(" of allocate") for line in unneeded(seen[0]))
 
 

@@ -56,9 +56,9 @@ def test_the_sparsity_is_never_below_what_was_asked_and_within_a_unit_of_it(
 def test_relabelling_outputs_relabels_the_mask(name: str) -> None:
     values = saliency(16, 8, 3)
     drawn = torch.Generator().manual_seed(1)
-    groups = torch.randperm(4, generator=drawn)  # of four outputs, which some pattern keeps together
-    inside = torch.stack([torch.randperm(4, generator=drawn) for _ in groups])
-    order = (4 * groups[:, None] + inside).flatten()
+    order = torch.arange(1)
+    for size in (4, 2, 2):  # groups of four outputs, and in them of two, which some patterns keep together
+        order = torch.cat([size * index + torch.randperm(size, generator=drawn) for index in order])
     assert torch.equal(at(name, values[order])[1], at(name, values)[1][order])
 
 
@@ -105,13 +105,23 @@ def test_blocks_of_four_outputs_keep_the_largest_sums_and_the_last_group_is_narr
     assert torch.equal(mask[4], mask[5])
 
 
-def test_four_outputs_share_their_blocks_at_every_tap() -> None:
+def test_a_last_output_alone_has_blocks_of_its_own_where_others_come_in_pairs() -> None:
+    values = saliency(3, 8)  # a pair and one output, two blocks each
+    mask = make_pattern("2x4").units(values).mask(values, 2)
+    parts = [values[rows, columns] for rows in (slice(0, 2), slice(2, 3)) for columns in (slice(0, 4), slice(4, 8))]
+    best = max(float(one.sum() + other.sum()) for one, other in combinations(parts, 2))
+    assert float(values[mask].sum()) == pytest.approx(best)
+    assert torch.equal(mask[0], mask[1])
+
+
+@pytest.mark.parametrize(("name", "outputs", "kept"), [("2x4", 2, 81), ("4x4", 4, 40)])
+def test_outputs_share_their_blocks_at_every_tap(name: str, outputs: int, kept: int) -> None:
     values = saliency(12, 20, 3, 3)
-    keep, mask = at("4x4", values, 0.7)
-    blocks = by_tap(mask).reshape(3, 4, 9, 5, 4)
+    keep, mask = at(name, values, 0.7)
+    blocks = by_tap(mask).reshape(12 // outputs, outputs, 9, 5, 4)
     assert torch.equal(blocks, blocks[:, :1, :, :, :1].expand_as(blocks))
-    assert keep == 40  # of 135 blocks of 16 weights: 0.3 * 2160 / 16 = 40.5
-    assert make_pattern("4x4").ragged(10) == "10 inputs are no multiple of 4: the last block of each row holds 2"
+    assert keep == kept  # of 270 blocks of 8 weights, 0.3 * 2160 / 8 = 81; of 135 of 16, 0.3 * 2160 / 16 = 40.5
+    assert make_pattern(name).ragged(10) == "10 inputs are no multiple of 4: the last block of each row holds 2"
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 5])

@@ -120,7 +120,7 @@ def test_epochs_follow_from_the_data_and_are_said_before(tmp_path: Path) -> None
         recover = RecoverRecipe(minutes=1e-6, settings=QUICK)
         build = replace(a_build(tmp_path / str(labelled), recover, labelled=labelled), say=said.append)
         done = Recover().run(build)
-        assert said == ["recover: 1 epoch x 3 steps, about 0 s"]
+        assert said == ["remark: training takes 1 epoch x 3 steps, about 0 s; --epochs asks for more or less"]
         assert done.recovery.epochs == 1
         assert bool(done.recovery.mimicked) == (not labelled)  # a few images without labels
 
@@ -138,7 +138,7 @@ def test_a_build_that_goes_on_keeps_the_epochs_it_said(tmp_path: Path) -> None:
         Recover().run(build)
     done = Recover().run(replace(build, clock=fast))  # the machine is faster the second time
     assert done.recovery.epochs == 2
-    assert said == ["recover: 2 epochs x 3 steps, about 60 s"]
+    assert said == ["remark: training takes 2 epochs x 3 steps, about 60 s; --epochs asks for more or less"]
     assert not list((tmp_path / "stages").glob("finetune.*"))
 
 

@@ -66,6 +66,14 @@ def test_a_missing_report_is_named(tmp_path):
         read_report(tmp_path)
 
 
+def test_a_model_is_no_build(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a")
+    with pytest.raises(
+        InputError, match=r"model\.onnx' is no build[\s\S]*`deploypruner bench .*model\.onnx` measures"
+    ):
+        read_report(tmp_path / "model.onnx")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -13,6 +13,7 @@ from deploypruner.report import LayerWidth, render_html
 from deploypruner.report.axis import Axis, tick_labels
 from deploypruner.report.bars import width_bars
 from deploypruner.report.labels import Box, place_labels
+from deploypruner.report.page import typeset
 from deploypruner.report.scatter import quality_axis, scatter, spread
 from tests.test_report_examples import EXAMPLES, a_report, a_row, eight_rows, page_of, rows_on, without_labels
 
@@ -194,3 +195,9 @@ def test_a_metric_keeps_its_spelling_at_the_start_of_a_heading():
     page = render_html(a_report([replace(row, metric=masks) for row in eight_rows()]))
     assert "<h2>mIoU against latency</h2>" in page
     assert "<h2>Accuracy against latency</h2>" in render_html(a_report())
+
+
+def test_an_option_in_a_sentence_is_not_torn_at_its_hyphens_and_the_rest_is_escaped():
+    assert typeset("--accuracy-drop 2 -> <b> ± 1 %, well-kept") == (
+        '<span class="option">--accuracy-drop</span> 2 → &lt;b&gt; ±\N{NO-BREAK SPACE}1\N{NO-BREAK SPACE}%, well-kept'
+    )

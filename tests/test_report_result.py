@@ -71,9 +71,34 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize("report", LOST.values(), ids=LOST)
+def fallen(report):
+    """The same, with pruned artifacts that are measurably less accurate."""
+    fell = AccuracyChange(1, 9, 0.02, "worse")
+    rows = tuple(row if row.pattern == "dense" else replace(row, accuracy=97.0, change=fell) for row in report.rows)
+    return replace(report, rows=rows)
+
+
+# What is faster, and loses no more than it may, but more than chance explains.
+FELL = {
+    "allowed": fallen(a_report(budget={**DONE, "met": True, "quality": a_quality(pruned=87.0, lost=1.0, kept=True)})),
+    "unbounded": fallen(a_report(budget={**DONE, "met": True})),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("allowed", "accuracy fell, no further than it may: "), ("unbounded", "accuracy fell: ")]
+)
+def test_accuracy_that_fell_is_in_the_first_words(name, said):
+    found = headline(FELL[name])
+    assert found.sentence.startswith(f"{said}pruned int8 on openvino: ")
+    assert found.recommended.name == "pruned int8"
+    assert not found.lost
+    assert "<title>resnet20: " in render_html(FELL[name])
+
+
+@pytest.mark.parametrize("report", [*LOST.values(), *FELL.values()], ids=[*LOST, *FELL])
 def test_where_pruning_lost_that_comes_first_in_red_with_a_command_and_nothing_is_green(report):
-    assert headline(report).lost
+    assert headline(report).bad
     text = table(report, colour=True)
     body = text.split("\n\n", 1)[1]
     assert body.startswith("\x1b[1;31mresult: ")

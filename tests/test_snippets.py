@@ -51,6 +51,7 @@ STANDS_FOR = {
     "DATA": "photos/",
     "A": "build/model.fp32.onnx",
     "B": "build/model.int8.onnx",
+    "BUILD": "build/",
 }
 FENCED = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 STARTS = r"(?:deploypruner|make|python|pip)\s"

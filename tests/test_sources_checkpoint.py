@@ -155,3 +155,8 @@ class Opaque:
 def test_a_class_that_is_not_listed_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"pickled Python objects beside its tensors \(\S*Opaque\)"):
         loaded({"model": weights(), "callback": Opaque()}, tmp_path)
+
+
+def test_a_key_of_a_file_that_has_none_is_to_be_left_out(tmp_path):
+    with pytest.raises(InputError, match=r"hold nothing that fits the model under 'ema'[\s\S]*hint: leave #ema out$"):
+        loaded(weights(), tmp_path, asked="#ema")

@@ -339,6 +339,7 @@ def test_weights_that_do_not_fit_are_counted_and_named(factory: str, net: nn.Mod
 
 
 def test_weights_have_no_place_in_a_file_that_carries_its_own() -> None:
+    Path("net.pt2").write_bytes(b"not looked at")
     with pytest.raises(InputError, match=r"'net\.pt2' carries its own weights"):
         load_model("net.pt2", weights=Path("w.pt"))
 

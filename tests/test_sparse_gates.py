@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from deploypruner.export import exporters
 from deploypruner.onnx_graph import made_by, read_graph
+from deploypruner.openvino_import import openvino_core
 from deploypruner.quantize.static import quantize_static
-from deploypruner.runtime.on_openvino import OpenVino
+from deploypruner.runtime.on_openvino import OpenVino, add_sparse_operations
 from deploypruner.sparse.convert import SparseModel, sparsify
 from deploypruner.sparse.cost import Rates
 from deploypruner.sparse.gates import Pool, Scale, find_gates
@@ -131,6 +132,26 @@ def test_the_sparse_model_agrees_with_the_dense_one_in_openvino(tmp_path, activa
     ours = OpenVino().open(tmp_path / "sparse.onnx").run([batches[1]])[0]
     theirs = OpenVino().open(int8).run([batches[1]])[0]
     assert np.abs(ours - theirs).max() < 0.1 * np.abs(theirs - theirs.mean(0)).max()
+
+
+@pytest.mark.skipif(not is_built(), reason="the package was built without its sparse kernels")
+@pytest.mark.parametrize("streams", ["1", "2"])
+def test_eight_requests_of_a_network_at_once_give_the_bits_that_each_gives_alone(tmp_path, streams):
+    int8, _ = quantized(tmp_path, "silu", "sparse")
+    onnx.save(sparsify(onnx.load(int8), every=True).model, tmp_path / "sparse.onnx")
+    add_sparse_operations()
+    settings = {"INFERENCE_NUM_THREADS": "2", "NUM_STREAMS": streams, "PERFORMANCE_HINT": "THROUGHPUT"}
+    model = openvino_core().compile_model(tmp_path / "sparse.onnx", "CPU", settings)
+    inputs = [images(1, (3, 14, 14), seed) for seed in range(40)]
+    alone = [model([x], share_inputs=False)[0].copy() for x in inputs]
+    requests = [model.create_infer_request() for _ in range(8)]
+    for begin in range(0, len(inputs), len(requests)):
+        for place, request in enumerate(requests):
+            request.start_async([inputs[begin + place]])
+        for place, request in enumerate(requests):
+            request.wait()
+            assert np.array_equal(request.get_output_tensor(0).data, alone[begin + place])
+    assert len({one.tobytes() for one in alone}) == len(alone)
 
 
 def test_a_foreign_placement_with_a_quantized_factor_is_matched_too(tmp_path):

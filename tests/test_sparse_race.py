@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,17 @@ from deploypruner.build import sparse_race
 from deploypruner.build.sparse_model import make_sparse
 from deploypruner.build.sparse_race import DENSE, race, settings_to_try
 from deploypruner.errors import MeasureError
-from deploypruner.latency.clock import Clock, current_clock
+from deploypruner.latency.clock import Clock, current_clock, using
 from deploypruner.latency.kernel_rates import KernelRates
 from deploypruner.latency.sparse_costs import MeasuredCosts
 from deploypruner.measure import Measured
 from deploypruner.measure.files import read_timing, write_timing
 from deploypruner.records import Timing
+from deploypruner.report import read_report
 from deploypruner.report.sparse import sparse_sentence
 from deploypruner.sparse.cost import Rates
 from deploypruner.sparse.library import is_built
+from tests.builds import pretended, run_cli, workshop
 from tests.qdq import chain, images
 
 VNNI = (("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI"),)
@@ -38,10 +40,11 @@ def machine(times: Mapping[str | tuple[str, bool], float], *, sparse: float = 1.
     def artifacts(jobs: Any, *, threads: int, budget_s: float, feeds: Any) -> Measured:
         found = []
         for artifact, runtime in jobs:
-            key = (artifact.name, bool(artifact.environment))
-            ms = times[key] if key in times else times[artifact.name]
+            name, count = artifact.name, artifact.threads or threads
+            keys = ((name, bool(artifact.environment)), f"{name}, {count}", name)
+            ms = next(times[key] for key in keys if key in times)
             ns = np.full((10, 3), round(1e6 * ms))
-            found.append(Timing(artifact, runtime, threads, ns, load_s=0.1, warmup=1, peak_rss_bytes=1))
+            found.append(Timing(artifact, runtime, count, ns, load_s=0.1, warmup=1, peak_rss_bytes=1))
         return Measured(tuple(found), found[0], floor=0.01, settled=True)
 
     def costs(_: Path, __: Path, layers: Any, **___: Any) -> MeasuredCosts:
@@ -54,9 +57,11 @@ def machine(times: Mapping[str | tuple[str, bool], float], *, sparse: float = 1.
     return replace(current_clock(), artifacts=artifacts, layer_costs=costs, kernel_rates=lambda *_, **__: rates)
 
 
-def raced(times: Mapping[str | tuple[str, bool], float], preferred: str = "chosen") -> sparse_race.Race:
+def raced(
+    times: Mapping[str | tuple[str, bool], float], preferred: str = "chosen", threads: Sequence[int] = (1,)
+) -> sparse_race.Race:
     forms = dict.fromkeys(("chosen", "every layer"), Path("x.onnx"))
-    return race(Path("d.onnx"), forms, preferred=preferred, feeds=[], threads=1, clock=machine(times))
+    return race(Path("d.onnx"), forms, preferred=preferred, feeds=[], threads=threads, clock=machine(times))
 
 
 @pytest.mark.parametrize(
@@ -99,6 +104,24 @@ def test_the_dense_model_at_its_best_is_what_sparse_ones_are_compared_with() -> 
     assert slower.to_json()["environment"] == dict(VNNI)
 
 
+def test_every_form_is_tried_with_every_number_of_threads_and_compared_with_the_fastest_dense_one() -> None:
+    times = {f"{DENSE}, 1": 8.0, f"{DENSE}, 2": 5.0, f"{DENSE}, 4": 6.0, "chosen, 1": 4.0, "chosen, 2": 4.5}
+    others = {"chosen": 9.0, "every layer": 99.0}
+    found = raced({**times, **others}, threads=(1, 2, 4))
+    assert (found.kept.form, found.kept.threads, found.kept.ratio) == ("chosen", 1, pytest.approx(1.25))
+    assert (found.best_dense.threads, found.to_json()["threads"]) == (2, 1)
+    said = "of 1, 2, 4 threads the dense int8 model is fastest with 2"
+    assert found.setting == f"{said}, the sparse one with 1, each at its best 1.25x as fast"
+    slower = raced({**times, **others, "chosen, 1": 5.5, "chosen, 2": 5.1}, threads=(1, 2, 4))
+    assert (slower.kept.form, slower.kept.threads) == (DENSE, 2)  # beside one thread it would be 1.5x as fast
+    assert slower.setting == said
+
+
+def test_of_numbers_of_threads_that_are_equally_fast_the_smallest_is_kept() -> None:
+    found = raced({DENSE: 2.0, "chosen": 1.0, "every layer": 1.0}, threads=(1, 2))
+    assert (found.kept.form, found.kept.threads) == ("chosen", 1)
+
+
 def test_another_instruction_set_is_tried_where_a_cpu_has_amx_and_the_user_named_none(monkeypatch) -> None:
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     features = mock.Mock(int8_features=("avx2", "avx512_vnni", "amx_int8"))
@@ -122,7 +145,7 @@ def test_a_timing_keeps_the_environment_it_was_taken_in(tmp_path: Path) -> None:
             return measured
 
         forms = {"chosen": Path("x.onnx"), "every layer": Path("x.onnx")}
-        race(Path("d"), forms, preferred=DENSE, feeds=[], threads=1, clock=replace(clock, artifacts=seen))
+        race(Path("d"), forms, preferred=DENSE, feeds=[], threads=(1,), clock=replace(clock, artifacts=seen))
     write_timing(found[-1], tmp_path / "t.json")
     assert read_timing(tmp_path / "t.json").artifact.environment == VNNI
 
@@ -185,3 +208,37 @@ def test_forms_that_cannot_be_timed_leave_the_dense_model_and_a_reason(tmp_path:
     sparse, document = made(tmp_path, replace(clock({}), artifacts=gone))
     assert not sparse.exists()
     assert document["reason"] == "the worker is gone"
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_each_form_is_measured_and_handed_out_with_the_variables_it_was_fastest_with() -> None:
+    ms = {("dense", False): 8.0, ("dense", True): 6.0, ("sparse", False): 3.0, ("sparse", True): 2.0}
+    seen: dict[str, Any] = {}
+
+    def artifacts(jobs: Any, **named: Any) -> Measured:
+        seen.update({artifact.name: artifact.environment for artifact, _ in jobs})
+        kinds = ["dense" if a.name.endswith(("dense", "dense int8", "pruned int8")) else "sparse" for a, _ in jobs]
+        timings = tuple(
+            pretended([job], **named, ms=ms[kind, bool(job[0].environment)]).timings[0]
+            for job, kind in zip(jobs, kinds, strict=True)
+        )
+        return Measured(timings, timings[0], floor=0.01, settled=True)
+
+    folder, clock = workshop() / "variables", machine({})
+    with (
+        using(replace(clock, artifacts=artifacts)),
+        mock.patch.object(sparse_race, "settings_to_try", return_value=AMX),
+    ):
+        command = ("compile", "tiny.pt2", "--pattern", "1x4", "--sparsity", "0.5", "--runtime", "openvino")
+        outcome = run_cli(*command, "--out", str(folder))
+    assert outcome.code == 0, outcome.err
+    assert {name: seen[name] for name in ("dense fp32", "dense int8", "pruned int8", "sparse int8")} == {
+        **{"dense fp32": (), "dense int8": VNNI},
+        **{"pruned int8": VNNI, "sparse int8": VNNI},
+    }
+    report = read_report(folder)
+    assert (report.deploy["artifact"], report.deploy["environment"]) == ("sparse int8", dict(VNNI))
+    assert report.deploy["load"][0].startswith(
+        f"import os; os.environ.update({dict(VNNI)}); import openvino; core = "
+    )

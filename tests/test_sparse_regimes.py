@@ -23,7 +23,7 @@ from tests.recover_models import QUICK, Images, interrupted_at, same
 
 pytestmark = pytest.mark.slow
 
-PATTERNS = ("unstructured", "1x4", "4x4", "nm64", "2:4")
+PATTERNS = ("unstructured", "1x4", "2x4", "4x4", "nm64", "2:4")
 LAYERS = ("body.weight", "wide.weight")
 SCHEDULES = tuple(schedules.describe(to="weights"))
 QUICKLY = SparseSettings(every=2)

@@ -22,6 +22,7 @@ from deploypruner.progress import Console, Progress, SilentProgress, percent
 from deploypruner.reading import read_json
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.reading import read_recipe
+from deploypruner.recipe.sections import OPEN
 from deploypruner.records import Artifact, Row, Setting
 from deploypruner.report import Report, read_report, render_html, render_json
 from deploypruner.report.units import is_refused, quality_sentence
@@ -76,7 +77,7 @@ def measure_again(request: AgainRequest) -> Report:
         request.progress.log.keep_in(folder.claim(LOG), instead="copy the build to a folder that can be written to")
     try:
         jobs = kept_jobs(folder, report, request.runtimes)
-        threads, machine = request.threads or recipe.measure.threads, environment()
+        threads, machine = request.threads or _threads(report, recipe), environment()
         with percent(request.progress, "measure") as progress:
             measured = request.clock.artifacts(
                 jobs,
@@ -153,9 +154,14 @@ def kept_feeds(folder: BuildFolder) -> dict[str, Any]:
 
 
 def _finished(folder: BuildFolder) -> tuple[Report, Recipe]:
-    if not folder.finished:
-        raise InputError(f"{folder.root} is not a finished build folder", hint="name one that `compile` made")
+    folder.require_finished()
     return read_report(folder.root), read_recipe(folder.path("recipe.toml"), {})
+
+
+def _threads(report: Report, recipe: Recipe) -> int:
+    """As the recipe says, or as the files were timed where it leaves that open."""
+    given = recipe.measure.threads
+    return report.rows[0].threads if given == OPEN else given
 
 
 def _located(artifact: Artifact, folder: BuildFolder) -> Artifact:

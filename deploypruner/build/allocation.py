@@ -10,13 +10,13 @@ from deploypruner.build.criterion import normalizer_name
 from deploypruner.build.feeds import training_batches
 from deploypruner.build.stage import stage_file
 from deploypruner.build.state import Build
+from deploypruner.build.timed import best_files
 from deploypruner.channels.allocate import allocate
 from deploypruner.channels.feasible_widths import by_importance
 from deploypruner.channels.plan import Plan
 from deploypruner.errors import RecipeError
 from deploypruner.measure import Job
 from deploypruner.recipe.budget import Budget
-from deploypruner.runtime import runtimes
 from deploypruner.search.measured import MeasuredWorth
 from deploypruner.search.worth import measure_worth
 
@@ -68,7 +68,7 @@ def dense_jobs(build: Build) -> list[Job]:
     names = build.measured_runtimes
     wanted = ("fp32", "int8") if measure.precision == "auto" else (measure.precision,)
     dense = [a for a in build.artifacts if a.pattern == "dense" and a.precision in wanted]
-    jobs = [(a, name) for name in names for a in dense if a.path.suffix in runtimes.get(name).suffixes]
+    jobs = [(artifact, name) for name in names for artifact in best_files(dense, name)]
     if not jobs:
         raise RecipeError(
             f"a budget of time needs a runtime that opens ONNX, not {', '.join(names)}",

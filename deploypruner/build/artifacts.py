@@ -22,7 +22,7 @@ from deploypruner.export import exporters
 from deploypruner.export.metadata import label_onnx
 from deploypruner.export.offered import with_offer
 from deploypruner.graph.open_axes import OpenAxis
-from deploypruner.quantize.placement import Placement
+from deploypruner.quantize.placement import Placement, placement_in
 from deploypruner.quantize.static import Calibrated, QuantizationSummary, calibrate, quantize_static, write_qdq
 from deploypruner.records import Artifact
 from deploypruner.search.certify import DENSE_MIXED
@@ -31,8 +31,10 @@ from deploypruner.search.certify import DENSE_MIXED
 _RUNTIMES_OWN: tuple[Placement, ...] = ("onnxruntime",)
 _MODELS, _SUMMARY = ("dense.fp32.onnx", "dense.int8.onnx"), stage_file("dense.json")
 
-DENSE = (*_MODELS, _SUMMARY)
-"""Files of the dense model: both precisions, and what became int8."""
+_OWN = {"onnxruntime": "dense.int8.onnxruntime.onnx"}
+
+DENSE = (*_MODELS, *_OWN.values(), _SUMMARY)
+"""Files of the dense model: both precisions, int8 for a runtime that wants it otherwise, and what became int8."""
 
 MIXED = stage_file("dense.mixed.onnx")
 """The dense model in int8 but for some layers, where a budget of time is for that."""
@@ -47,21 +49,34 @@ def with_dense(build: Build) -> Build:
         return build
     dense = _written_before(build.folder)
     if dense is None:
-        dense = write_both(build, build.traced.module, _MODELS, "openvino")
+        dense = _write_dense(build)
         build.folder.write_json(_SUMMARY, {"quantization": asdict(dense), "sha256": _hashes(build.folder)})
     return dense_artifacts(replace(build, quantized=replace(build.quantized, dense=dense)))
 
 
 def _written_before(folder: BuildFolder) -> QuantizationSummary | None:
     """What became int8 where the files are as this build wrote them; None where they have to be written."""
-    if not all(map(folder.has, DENSE)):
+    if not all(map(folder.has, (*_MODELS, _SUMMARY))):
         return None
     document = folder.read_json(_SUMMARY)
     return QuantizationSummary.from_json(document["quantization"]) if document["sha256"] == _hashes(folder) else None
 
 
 def _hashes(folder: BuildFolder) -> dict[str, str]:
-    return {name: file_sha256(folder.path(name)) for name in _MODELS}
+    return {name: file_sha256(folder.path(name)) for name in (*_MODELS, *_OWN.values()) if folder.has(name)}
+
+
+def _write_dense(build: Build) -> QuantizationSummary:
+    """Both precisions, and int8 as a measured runtime wants it where that is another file: a baseline at its best."""
+    summary, calibrated = write_mixable(build, build.traced.module, _MODELS, "openvino")
+    shared = build.folder.path(_MODELS[1])
+    for runtime, name in _OWN.items():
+        if runtime in build.measured_runtimes:
+            with build.folder.writing(name) as path:
+                write_mixed(build, calibrated, path, placement=placement_in(runtime))
+            if file_sha256(build.folder.path(name)) == file_sha256(shared):
+                build.folder.discard(name)
+    return summary
 
 
 def write_int8(build: Build, module: nn.Module, folder: Path, *, batches: int) -> tuple[Path, Path]:
@@ -83,15 +98,14 @@ def write_int8(build: Build, module: nn.Module, folder: Path, *, batches: int) -
     return fp32, int8
 
 
-def write_both(build: Build, module: nn.Module, names: tuple[str, str], placement: Placement) -> QuantizationSummary:
-    """Write a module in both precisions to the build folder, under the names of the two files."""
-    return _write(build, module, names, (placement,))[0]
-
-
 def write_mixable(
     build: Build, module: nn.Module, names: tuple[str, str], placement: Placement
 ) -> tuple[QuantizationSummary, Calibrated]:
-    """As `write_both`; also what any mix of int8 and float is written from."""
+    """Write a module in both precisions to the build folder, under the names of the two files.
+
+    Returns:
+        What became int8, and what any mix of int8 and float is written from.
+    """
     return _write(build, module, names, tuple(dict.fromkeys((placement, *_RUNTIMES_OWN))))
 
 
@@ -158,9 +172,14 @@ def dense_artifacts(build: Build) -> Build:
     if build.artifacts:
         return build
     cost, folder = build.traced.cost(), build.folder
-    artifacts = (
+    artifacts: tuple[Artifact, ...] = (
         Artifact("dense fp32", folder.path(_MODELS[0]), "onnx", "fp32", "dense", cost),
         Artifact("dense int8", folder.path(_MODELS[1]), "onnx", "int8", "dense", cost),
+    )
+    artifacts += tuple(
+        replace(artifacts[1], path=folder.path(name), runtime=runtime)
+        for runtime, name in _OWN.items()
+        if folder.has(name)
     )
     return with_dense_mixed(replace(build, artifacts=artifacts))
 

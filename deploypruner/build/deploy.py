@@ -73,7 +73,10 @@ def _deployed(
     beside = [path.with_suffix(".bin")] if path.suffix == ".xml" else list(external_files(path))
     extension = folder.path(EXTENSION) if sparse else None
     files = [path, *beside, *([extension] if extension is not None else [])]
-    load = runtime.usage(path, [spec.name for spec in specs], threads=row.threads, extension=extension)
+    load = list(runtime.usage(path, [spec.name for spec in specs], threads=row.threads, extension=extension))
+    environment = _environment(report, row, sparse=sparse)
+    if environment:  # read when the runtime is loaded
+        load[0] = f"import os; os.environ.update({environment}); {load[0]}"
     return {
         "file": row.file,
         "files": [within(folder, str(file)) for file in files],
@@ -83,8 +86,16 @@ def _deployed(
         "threads": row.threads,
         "version": runtime().version().partition("-")[0],
         **about(specs, row),
-        "load": list(load),
+        "environment": environment,
+        "load": load,
     }
+
+
+def _environment(report: Report, row: Row, *, sparse: bool) -> dict[str, str]:
+    """Variables of the process with which this file was timed, beside its own."""
+    if row.runtime != "openvino" or row.precision != "int8":
+        return {}
+    return dict(report.sparse.get("environment" if sparse else "dense_environment", {}))
 
 
 def inputs_of(build: Build, specs: tuple[TensorSpec, ...], row: Row) -> list[dict[str, Any]]:

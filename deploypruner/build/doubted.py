@@ -13,6 +13,7 @@ from torch import Tensor
 from deploypruner.build.answering import Runner
 from deploypruner.build.state import Feeds
 from deploypruner.quantize.expected_inputs import doubt, first_norm_of_file, first_norm_of_module
+from deploypruner.quantize.idle_layers import IdleLayers
 from deploypruner.sources.batches import Data
 from deploypruner.tasks.recognise import OutputTask
 
@@ -20,6 +21,7 @@ from deploypruner.tasks.recognise import OutputTask
 _SAMPLES = 32
 # Calibration samples from which on a part of them can judge.
 _FEW = 8
+_NAMED = 3
 _ALIKE = "the {} samples that were looked at are all alike: ranges and accuracy of such data mean nothing; check it"
 
 
@@ -66,6 +68,30 @@ def doubted_count(samples: int) -> tuple[str, ...]:
         f"{samples} calibration {'sample is' if samples == 1 else 'samples are'} few: ranges and repair follow from "
         "nothing else; a few hundred unlabelled ones suffice",
     )
+
+
+def doubted_layers(found: IdleLayers) -> tuple[str, ...]:
+    """That layers compute nothing, where some do not: what int8 does to them says nothing about the others."""
+    doubts = []
+    if found.zero:
+        have = "is a weight" if len(found.zero) == 1 else "are weights"
+        doubts.append(
+            f"{_named(found.zero)} {have} of zeros alone: what comes of it does not depend on the inputs; check that "
+            "the weights were loaded, or prune it"
+        )
+    if found.constant:
+        give = "gives" if len(found.constant) == 1 else "give"
+        doubts.append(
+            f"{_named(found.constant)} {give} the same for all of {found.samples} samples, after the activation: "
+            "int8 cannot go wrong there, and its accuracy says less about other data; look for activations that are "
+            "always zero, and for weights that were not loaded"
+        )
+    return tuple(doubts)
+
+
+def _named(names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:_NAMED])
+    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
 
 
 def doubted_samples(runner: Runner, inputs: list[Tensor]) -> tuple[str, ...]:

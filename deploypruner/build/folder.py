@@ -91,6 +91,15 @@ class BuildFolder:
         """Does it hold what a command of this kind finished? What is damaged counts."""
         return self.has(MANIFEST) and self._recorded()[0] == self.kind
 
+    def require_finished(self) -> None:
+        """Check that it does.
+
+        Raises:
+            InputError: It does not.
+        """
+        if not self.finished:
+            raise InputError(f"{self.root} is not a finished build folder", hint="name one that `compile` made")
+
     def own(self) -> set[str]:
         """Names of the files that a build recorded here as its own."""
         return set(self._own) if self._own is not None else self._recorded()[1]

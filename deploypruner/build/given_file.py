@@ -59,6 +59,7 @@ class FileRequest:
         mean: Per channel, of pixels scaled to 0..1; None for the usual ones.
         std: As `mean`.
         threads: That the model is to run with.
+        open_threads: Whether the fastest number is to be found in place of that.
         batch: Images at a time that it is to run with; None: as many as the file takes, 1 where that is open.
         seconds: For measuring.
         drop: Points that int8 may cost against the given file, see `search.kept`; None for its defaults.
@@ -79,6 +80,7 @@ class FileRequest:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     threads: int = 1
+    open_threads: bool = False
     batch: int | None = None
     seconds: float = 20.0
     seed: int = 0

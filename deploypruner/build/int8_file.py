@@ -12,7 +12,7 @@ import onnx
 import torch
 
 from deploypruner.build.answering import Runner
-from deploypruner.build.doubted import doubted_count, doubted_file, doubted_labels, doubted_samples
+from deploypruner.build.doubted import doubted_count, doubted_file, doubted_labels, doubted_layers, doubted_samples
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.form_judge import FormJudge
 from deploypruner.build.given_file import (
@@ -36,6 +36,7 @@ from deploypruner.graph import trace
 from deploypruner.measure import environment, trial
 from deploypruner.measure.profiling import can_profile
 from deploypruner.onnx_file import every_node
+from deploypruner.quantize.idle_layers import idle_layers
 from deploypruner.quantize.sensitivity import class_outputs, first_samples
 from deploypruner.quantize.static import QuantizationSummary, write_qdq
 from deploypruner.quantize.to_float32 import float_name
@@ -156,6 +157,7 @@ def int8_file(request: Int8Request, *, say: Say) -> Int8File:
             inputs = inputs_of(file, None if loaded is None else loaded.preprocessing)
             doubts = (
                 *_doubted(model, loaded, inputs),
+                *doubted_layers(idle_layers(model, inputs.calibration)),
                 *doubted_labels(inputs.tasks, file.drop, own=bool(file.metric)),
             )
             for text in doubts:

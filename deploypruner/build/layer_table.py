@@ -39,7 +39,8 @@ def measured_layers(build: Build, rows: Sequence[Row]) -> tuple[dict[str, Any], 
     sides = []
     try:
         for name, reference in zip(_PAIRS[best.precision], _FLOATS, strict=True):
-            file, fp32 = build.folder.path(name), build.folder.path(reference)
+            own = f"{name.removesuffix('.onnx')}.{best.runtime}.onnx"
+            file, fp32 = build.folder.path(own if build.folder.has(own) else name), build.folder.path(reference)
             (runs,) = build.clock.layer_times([file], fp32, setting, feeds=feeds, seconds=_SECONDS)
             weights = layer_weights(fp32)
             sides.append({weights[layer]: run for layer, run in runs.items() if layer in weights})

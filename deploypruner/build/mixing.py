@@ -55,7 +55,7 @@ def mix_precision(
     fp32, int8 = (build.folder.path(name) for name in names)
     timed = _timed(build)
     with scratch() as folder:
-        judged = _judged_in(build)
+        judged = judged_in(build)
         judge = _judge(build, judged) if build.data is not None else None
         request = replace(
             mix_request(build, (fp32, int8), calibrated, folder),
@@ -97,7 +97,7 @@ def mix_request(build: Build, files: tuple[Path, Path], calibrated: Calibrated, 
         classes=class_outputs(build.tasks),
         samples=first_samples(calibration_feeds(build)),
         reduce_range=reduces_range(build),
-        threads=build.recipe.measure.threads,
+        threads=build.threads,
         feeds=timing_feeds(build) or verification_feeds(build)[0],
         seed=build.recipe.seed,
         clock=build.clock,
@@ -111,8 +111,8 @@ def _timed(build: Build) -> tuple[str, ...]:
     return tuple(name for name in build.measured_runtimes if can_profile(name))
 
 
-def _judged_in(build: Build) -> str:
-    """The runtime that the promise is about, or else the first one measured that opens the file."""
+def judged_in(build: Build) -> str:
+    """The runtime that a promise is about, or else the first one measured that opens the file."""
     path = build.folder.path("model.int8.onnx")
     first = () if build.found is None else (build.found.setting.runtime,)
     names = (*first, *build.measured_runtimes, *default_runtimes())

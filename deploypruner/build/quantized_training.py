@@ -5,21 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 from deploypruner.build.evaluate import distance, validation
+from deploypruner.build.feeds import timing_feeds, verification_feeds
 from deploypruner.build.stage import stage_file
 from deploypruner.build.state import Build
-from deploypruner.qat import QatOutcome, train_quantized
+from deploypruner.qat import QatOutcome, left_out, train_quantized
 
 _CHECKPOINT = stage_file("qat.safetensors")
 
 
-def train_int8(build: Build, names: tuple[str, str]) -> QatOutcome | None:
-    """Train the int8 file as it rounds, in place; None without data or where nobody asked for it.
+def train_int8(build: Build, names: tuple[str, str], *, runtime: str) -> QatOutcome | None:
+    """Train an int8 file as it rounds, in place; None without data or where nobody asked for it.
 
     Validated as recovery is: by the metric, or without labels by the distance from the dense outputs.
 
     Args:
         build: With the pruned model's files written.
         names: Of these, fp32 and int8.
+        runtime: That the file is for: what it does not round is not rounded in training.
 
     Raises:
         InputError: The file has an operator that cannot be trained.
@@ -38,6 +40,7 @@ def train_int8(build: Build, names: tuple[str, str]) -> QatOutcome | None:
         lr=None,
     )
     path = build.folder.claim(_CHECKPOINT)
+    feeds = timing_feeds(build) or verification_feeds(build)[0]
     with build.folder.writing(int8) as written:
         outcome = train_quantized(
             build.folder.path(int8),
@@ -47,6 +50,7 @@ def train_int8(build: Build, names: tuple[str, str]) -> QatOutcome | None:
             settings=settings,
             validate=judged.score,
             fp32=build.folder.path(fp32),
+            unrounded=left_out(build.folder.path(int8), runtime, feeds),
             loss=build.loss,
             checkpoint=path,
             progress=build.progress,

@@ -48,6 +48,7 @@ def make_sparse(
     feeds: Sequence[Feeds],
     timed: Feeds | None = None,
     threads: int,
+    counts: Sequence[int] = (),
     say: Callable[[str], None] = lambda line: None,
     clock: Clock | None = None,
 ) -> Made:
@@ -62,7 +63,8 @@ def make_sparse(
         feeds: Inputs for the proof, real ones where there are any.
         timed: Inputs that layers are timed with, as many images as the model is to run with; the first of `feeds`
             where None.
-        threads: That the model is to run with.
+        threads: That the model is to run with, and layers are timed with.
+        counts: Numbers of threads that whole models are tried with, where that was left open; `threads` where none.
         say: Told about long work.
         clock: Says what kernels and layers take; that of this machine where None.
 
@@ -94,7 +96,7 @@ def make_sparse(
     say("timing the whole model dense and sparse")
     try:
         with scratch() as folder:
-            run = _raced(dense, found, every, folder=folder, feeds=timed, threads=threads, clock=clock)
+            run = _raced(dense, found, every, folder=folder, feeds=timed, threads=counts or (threads,), clock=clock)
     except MeasureError as error:
         return Made(None, _document(found, reason=error.message, target=target) | setting)
     setting |= run.to_json()
@@ -115,7 +117,7 @@ def _raced(
     *,
     folder: Path,
     feeds: Feeds,
-    threads: int,
+    threads: Sequence[int],
     clock: Clock,
 ) -> Race:
     """The dense file, what the layers' times proposed, and every layer sparse, unless those two are one."""

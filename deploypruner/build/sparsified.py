@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from deploypruner.build.doubted import doubted_file
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.given_file import (
+    JUDGED_IN,
     FileRequest,
     doubtful,
     inputs_of,
@@ -25,6 +26,7 @@ from deploypruner.build.given_file import (
     write_int8,
 )
 from deploypruner.build.one_answer import require_one_answer
+from deploypruner.build.open_threads import try_threads
 from deploypruner.build.sparse_model import MODEL, make_sparse
 from deploypruner.build.sparsify_inputs import Inputs
 from deploypruner.errors import InputError, VerificationError
@@ -119,31 +121,24 @@ def _sparsified(
     is_int8 = any(node.op_type == "QuantizeLinear" for node in every_node(model))
     if request.data is None:
         remarks = (*remarks, _RANDOM_INT8 if is_int8 else _RANDOM_FP32)
-    if is_int8:
-        with folder.writing(_INT8) as path:
-            write_onnx(model, path)
-    else:
-        say(f"quantizing {request.model}: it is {float_name(model)}")
-        with folder.writing(_INT8) as path:
-            summary = write_int8(
-                model,
-                path,
-                inputs.calibration,
-                placement="sparse",
-                repair=request.data is not None,
-                progress=request.progress,
-            )
-        repaired = repair_sentence([asdict(step) for step in summary.repair])
-        if repaired:
-            say(repaired)
+    _write_int8(request, model, inputs, folder, is_int8=is_int8, say=say)
+    request, counts = _with_threads(request, folder.path(_INT8), inputs, say=say)
     say(f"timing every layer dense and sparse, batch {inputs.batch}, threads {request.threads}")
     dense, sparse = folder.path(_INT8), folder.path(MODEL)
     OpenVino().open(
         dense, threads=request.threads, shapes=[array.shape for array in inputs.timed]
     )  # or the end is here
     made = make_sparse(
-        dense, sparse, feeds=inputs.proof, timed=inputs.timed, threads=request.threads, say=say, clock=request.clock
+        dense,
+        sparse,
+        feeds=inputs.proof,
+        timed=inputs.timed,
+        threads=request.threads,
+        counts=counts,
+        say=say,
+        clock=request.clock,
     )
+    request = replace(request, threads=made.document.get("threads", request.threads))
     _require_zeros(request.model, made.document, is_int8=is_int8)
     document: dict[str, Any] = made.document
     rows: tuple[Row, ...] = ()
@@ -169,6 +164,45 @@ def _sparsified(
             hint=f"do not deploy {folder.path(MODEL)}; {request.out / 'sparsify.json'} has the layers",
         )
     return Sparsified(rows, document, remarks)
+
+
+def _write_int8(
+    request: FileRequest, model: onnx.ModelProto, inputs: Inputs, folder: BuildFolder, *, is_int8: bool, say: Say
+) -> None:
+    """The dense int8 form: the given file, or what is made of it."""
+    with folder.writing(_INT8) as path:
+        if is_int8:
+            write_onnx(model, path)
+            return
+        say(f"quantizing {request.model}: it is {float_name(model)}")
+        summary = write_int8(
+            model,
+            path,
+            inputs.calibration,
+            placement="sparse",
+            repair=request.data is not None,
+            progress=request.progress,
+        )
+    repaired = repair_sentence([asdict(step) for step in summary.repair])
+    if repaired:
+        say(repaired)
+
+
+def _with_threads(
+    request: FileRequest, dense: Path, inputs: Inputs, *, say: Say
+) -> tuple[FileRequest, tuple[int, ...]]:
+    """The request with the number of threads that the dense form is fastest with, where it leaves that open.
+
+    Returns:
+        It, and the numbers to try whole forms with.
+    """
+    if not request.open_threads:
+        return request, (request.threads,)
+    say("trying numbers of threads")
+    job = (Artifact("dense int8", dense, "onnx", "int8"), JUDGED_IN)
+    tried = try_threads([job], feeds=inputs.timed, clock=request.clock, more={"seed": request.seed})
+    say(tried.sentence)
+    return replace(request, threads=tried.fastest), tried.counts
 
 
 def _require_sparse(path: Path, model: onnx.ModelProto) -> None:
@@ -232,18 +266,20 @@ def _measured(
     root: Path,
 ) -> tuple[tuple[Row, ...], dict[str, Any], tuple[str, ...]]:
     """All models side by side: rows, the document with the comparison, warnings."""
-    artifacts = [
-        Artifact(
-            name,
-            path,
-            "onnx",
-            "int8" if name.endswith("int8") else "fp32",
-            "given" if name == "sparse int8" else "dense",
-        )
-        for name, path in files.items()
-    ]
+    artifacts = [_artifact(name, path, document) for name, path in files.items()]
     measured = measured_files(request, artifacts, qualities, inputs, root=root)
     found = compare(
         measured.timings["sparse int8"], measured.timings["dense int8"], floor=measured.floor, seed=request.seed
     )
     return measured.rows, {**document, "against_dense": asdict(found)}, measured.doubts
+
+
+def _artifact(name: str, path: Path, document: dict[str, Any]) -> Artifact:
+    """A form as it is measured: one in int8 with the variables of the process that it was fastest with."""
+    if not name.endswith("int8"):
+        return Artifact(name, path, "onnx", "fp32", "dense")
+    is_sparse = name == "sparse int8"
+    variables = document.get("environment" if is_sparse else "dense_environment", {})
+    return Artifact(
+        name, path, "onnx", "int8", "given" if is_sparse else "dense", environment=tuple(variables.items())
+    )

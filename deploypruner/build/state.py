@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from deploypruner.build.folder import BuildFolder
+from deploypruner.build.open_threads import ThreadsTried
 from deploypruner.build.results import LayerPatterns, Learning, Point, Quantized, Recovery
 from deploypruner.channels.plan import Plan
 from deploypruner.graph import Graph
@@ -22,6 +23,7 @@ from deploypruner.losses import BY_SHAPE, ModelLoss
 from deploypruner.measure.own_metric import OwnMetric
 from deploypruner.progress import Progress
 from deploypruner.recipe import Recipe
+from deploypruner.recipe.sections import OPEN
 from deploypruner.records import Artifact, Check, Cost, Row, Timing
 from deploypruner.runtime import measured_runtimes
 from deploypruner.search.certify import Certificate
@@ -107,6 +109,7 @@ class Build:
         floats: Weights of layers that an earlier pass found to need float in int8.
         earlier: Points of an earlier pass.
         paces: Milliseconds that earlier passes found and that lost too much in the end.
+        tried: What the dense model takes with each number of threads, None where the user gave one (threads).
         scores: Group id -> `[C]` (score).
         criterion: Name of the criterion that scored, and of its normaliser (score).
         plan: What stays (allocate), with the channels that training chose in place of others (learn).
@@ -157,6 +160,7 @@ class Build:
     floats: tuple[str, ...] = ()
     earlier: tuple[Point, ...] = ()
     paces: tuple[float, ...] = ()
+    tried: ThreadsTried | None = None
     scores: dict[str, Tensor] | None = None
     criterion: str = ""
     plan: Plan | None = None
@@ -190,6 +194,20 @@ class Build:
         """The graph, once there is one."""
         assert self.graph is not None, "stage 'trace' has not run"
         return self.graph
+
+    @property
+    def threads(self) -> int:
+        """Of every runtime: the user's number, or the fastest, of the dense model and then of whole sparse forms."""
+        given = self.recipe.measure.threads
+        if given != OPEN:
+            return given
+        assert self.tried is not None, "stage 'threads' has not run"
+        return int(self.sparse.get("threads", self.tried.fastest))
+
+    @property
+    def thread_counts(self) -> tuple[int, ...]:
+        """Threads that whole sparse forms are tried with: one where the user, or a budget of time, says it."""
+        return (self.threads,) if self.tried is None or self.found is not None else self.tried.counts
 
     @property
     def planned(self) -> Plan:

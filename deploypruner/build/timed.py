@@ -31,16 +31,21 @@ def make_jobs(artifacts: Iterable[Artifact], names: Iterable[str]) -> list[Job]:
     """
     artifacts, jobs = list(artifacts), list[Job]()
     for name in names:
-        runtime = runtimes.get(name)
-        best: dict[str, Artifact] = {}
-        for artifact in artifacts:
-            ours = artifact.runtime in ("", name) and opens(runtime, artifact.path)
-            if ours and (artifact.name not in best or artifact.format != "onnx" or artifact.runtime):
-                best[artifact.name] = artifact
+        best = best_files(artifacts, name)
         if not best:
             raise InputError(f"runtime '{name}' opens none of the build's files", hint="choose another --runtime")
-        jobs += [(artifact, name) for artifact in best.values()]
+        jobs += [(artifact, name) for artifact in best]
     return jobs
+
+
+def best_files(artifacts: Iterable[Artifact], runtime: str) -> list[Artifact]:
+    """What a runtime opens, one of each name: its own format and file rather than ONNX for all."""
+    best: dict[str, Artifact] = {}
+    for artifact in artifacts:
+        ours = artifact.runtime in ("", runtime) and opens(runtimes.get(runtime), artifact.path)
+        if ours and (artifact.name not in best or artifact.format != "onnx" or artifact.runtime):
+            best[artifact.name] = artifact
+    return list(best.values())
 
 
 def no_bf16(allowed: bool) -> str:

@@ -31,7 +31,7 @@ def time_goal(build: Build) -> Goal | None:
     dense = next(artifact for artifact in build.artifacts if artifact.name == "dense int8")
     measured = build.clock.artifacts(
         [(dense, _RUNTIME)],
-        threads=recipe.measure.threads,
+        threads=build.threads,
         budget_s=DECIDING_SECONDS,
         seed=recipe.seed,
         feeds=timing_feeds(build),
@@ -49,7 +49,7 @@ def promise(build: Build, goal: Goal, assigned: Assignment) -> SearchResult:
         assigned: What every layer gets.
     """
     return SearchResult(
-        Setting(_RUNTIME, "int8", build.recipe.measure.threads),
+        Setting(_RUNTIME, "int8", build.threads),
         goal.dense_ms,
         goal.tail,
         importance=assigned.kept,

@@ -18,7 +18,7 @@ import click
 
 from deploypruner.atomic import os_errors, replacing
 from deploypruner.cli.help import GroupedCommand
-from deploypruner.cli.options import SEED, Real, colour, console, shape_of, shows_progress, width
+from deploypruner.cli.options import SEED, THREADS, Real, colour, console, shape_of, shows_progress, width
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.command_line import with_option
 from deploypruner.errors import InputError, MeasureError, RecipeError
@@ -28,6 +28,7 @@ from deploypruner.reading import status
 from deploypruner.recipe.option import MEASURING, MODEL
 from deploypruner.recipe.overrides import chosen_runtimes
 from deploypruner.registries import runtimes
+from deploypruner.sources.named import data_kind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _BUILD_FILES = (
     "dense.fp32.onnx",
     "dense.int8.onnx",
+    "dense.int8.onnxruntime.onnx",
     "model.fp32.onnx",
     "model.int8.onnx",
     "model.int8.onnxruntime.onnx",
@@ -60,7 +62,7 @@ _BUILD_FILES = (
 )
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @recipe_option("runtime")
-@recipe_option("threads")
+@THREADS
 @recipe_option("seconds")
 @command_option(
     "--interval",
@@ -118,6 +120,8 @@ def bench_command(
         _check_there(path)
     if document not in (None, "-"):
         _check_writable(Path(str(document)), artifacts)
+    if data is not None:
+        data_kind(data)
     with console() as shown:
         shown.doing("loading")
         from deploypruner.measure import bench, openers

@@ -14,6 +14,7 @@ from deploypruner.recipe.option import CHANNELS, MODEL
 from deploypruner.recipe.overrides import overrides
 from deploypruner.recipe.reading import read_recipe
 from deploypruner.registries import criteria
+from deploypruner.sources.named import check_named
 from deploypruner.terminal import escaped_lines
 
 
@@ -60,6 +61,7 @@ def check_command(
     with console() as shown:
         given = {"model": model, "data": data, "weights": weights, "trust_pickle": trust_pickle, "seed": seed}
         chosen = read_recipe(recipe, overrides(given))
+        check_named(chosen.model.source, chosen.model.weights, data)
         from deploypruner.build.criterion import make_criterion
         from deploypruner.build.feeds import training_batches
         from deploypruner.channels.rank_agreement import agreements, table

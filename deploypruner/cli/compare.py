@@ -12,7 +12,7 @@ from deploypruner.cli.help import GroupedCommand
 from deploypruner.cli.options import colour, console, width
 from deploypruner.cli.recipe_options import command_option
 from deploypruner.errors import InputError
-from deploypruner.reading import status
+from deploypruner.reading import report_file, status
 
 
 @click.command(
@@ -32,6 +32,8 @@ def compare_command(builds: tuple[Path, ...], document: str | None, page: str | 
     """
     for name, first in ((document, b"{"), (page, b"<"), (picture, b"<")):
         _check_new(name, first)
+    for folder in builds:
+        report_file(folder)
     with console():
         from deploypruner.report import read_report
         from deploypruner.report.compare import (

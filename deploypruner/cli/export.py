@@ -11,6 +11,7 @@ from deploypruner.cli.help import GroupedCommand
 from deploypruner.cli.options import console, shows_progress
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.errors import RecipeError
+from deploypruner.reading import report_file
 from deploypruner.recipe.option import MODEL
 from deploypruner.recipe.overrides import overrides
 from deploypruner.terminal import escaped, escaped_lines, write_line
@@ -49,6 +50,7 @@ def export_command(
     """
     if point is not None and out is None:
         raise RecipeError(f"there is no folder for point '{point}'", hint="name a new one with --out DIR")
+    report_file(folder)
     with console() as shown:
         from deploypruner.build.exporting import export_point
         from deploypruner.report import read_report

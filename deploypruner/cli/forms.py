@@ -39,6 +39,8 @@ def file_request(options: Mapping[str, Any], progress: Progress) -> FileRequest:
     from deploypruner.build.given_file import FileRequest
 
     given = {_FIELDS.get(name, name): value for name, value in options.items() if value is not None}
+    if given.get("threads") == "auto":
+        given |= {"threads": FileRequest.threads, "open_threads": True}
     return FileRequest(**given, progress=progress)
 
 

@@ -11,12 +11,10 @@ import click
 
 from deploypruner.cli.help import GroupedCommand
 from deploypruner.cli.options import colour, console, shows_progress, width
-from deploypruner.cli.recipe_options import command_option, recipe_options
+from deploypruner.cli.recipe_options import checked_recipe, command_option, recipe_options
 from deploypruner.command_line import with_option
 from deploypruner.errors import RecipeError
 from deploypruner.recipe.option import BUDGET, GROUPS
-from deploypruner.recipe.overrides import overrides
-from deploypruner.recipe.reading import origins_of, recipe_of
 from deploypruner.terminal import write_line
 
 
@@ -51,9 +49,7 @@ def frontier_command(out: Path, resume: bool, speedups: str | None, latencies: s
     points = asked_points(_factors(speedups), [] if latencies is None else latencies.split(","))
     command = ["deploypruner", *sys.argv[1:]]
     with console() as shown:
-        origins = origins_of(options["recipe"], overrides(options))
-        recipe = recipe_of(origins)
-        recipe.model.require_source()
+        recipe, origins = checked_recipe(options)
         from deploypruner.frontier.run import FrontierRequest, run_frontier
 
         with origins.speaking():

@@ -26,17 +26,14 @@ from deploypruner.cli.init import init_command
 from deploypruner.cli.measure import measure_command
 from deploypruner.cli.options import OVERWRITE, colour, console, require_place, shows_progress, width
 from deploypruner.cli.quantize import quantize_command
-from deploypruner.cli.recipe_options import command_option, recipe_options
+from deploypruner.cli.recipe_options import checked_recipe, command_option, recipe_options
 from deploypruner.cli.sparsify import sparsify_command
 from deploypruner.cli.sweep import sweep_command
 from deploypruner.cli.validate import validate_command
 from deploypruner.errors import DeployPrunerError, RecipeError, nearest
 from deploypruner.openmp import SPINNING
-from deploypruner.recipe import Recipe
+from deploypruner.reading import report_file
 from deploypruner.recipe.option import BUDGET, CHANNELS, GROUPS, MEASURING, MODEL
-from deploypruner.recipe.origins import Origins
-from deploypruner.recipe.overrides import overrides
-from deploypruner.recipe.reading import origins_of, recipe_of
 from deploypruner.refusals import allow_open_files, native_refusal, refusal
 from deploypruner.registries import REGISTRIES, schedules, targets
 from deploypruner.terminal import escaped, escaped_lines, open_streams, reader_is_gone, silence, write_line
@@ -217,7 +214,7 @@ def compile_command(out: Path, resume: bool, overwrite: bool, **options: Any) ->
     """
     command = shlex.join(["deploypruner", *sys.argv[1:]])
     with console() as shown:
-        recipe, origins = _checked_recipe(options)
+        recipe, origins = checked_recipe(options)
         require_place(out, overwrite=overwrite or resume)
         from deploypruner.api import run_recipe
         from deploypruner.build.folder import BuildFolder
@@ -266,7 +263,7 @@ def plan_command(with_times: bool, frozen: bool, as_document: bool, **options: A
     """Dry run: groups, what is frozen and why, and the reachable budget; with a budget also the widths for it."""
     asked = any(options[name] is not None for name in ("latency", "speedup", "macs"))
     with console() as shown:
-        recipe, origins = _checked_recipe(options)
+        recipe, origins = checked_recipe(options)
         from deploypruner.cli import plan as planning
 
         with origins.speaking():
@@ -293,7 +290,7 @@ cli.add_command(sparsify_command)
 @click.argument("folder", type=click.Path(path_type=Path))
 def report_command(folder: Path) -> None:
     """Print the table of a finished build and write its report.html again."""
-    folder = folder.parent if folder.name == "report.json" else folder
+    folder = report_file(folder).parent
     with console():
         from deploypruner.build.folder import BuildFolder
         from deploypruner.report import read_report, render_html
@@ -373,14 +370,6 @@ def demo_command(out: Path, overwrite: bool) -> None:
 cli.add_command(doctor_command)
 cli.add_command(init_command)
 cli.add_command(cache_group)
-
-
-def _checked_recipe(options: dict[str, Any]) -> tuple[Recipe, Origins]:
-    """The recipe that was asked for, its numbers and names checked before anything heavy is loaded; who set what."""
-    origins = origins_of(options["recipe"], overrides(options))
-    recipe = recipe_of(origins)
-    recipe.model.require_source()
-    return recipe, origins
 
 
 def _show(folder: Path, *, quiet: bool) -> None:

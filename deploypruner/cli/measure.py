@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
+from deploypruner.build.folder import BuildFolder
 from deploypruner.cli.help import GroupedCommand
-from deploypruner.cli.options import RANGES, colour, console, shows_progress, width
+from deploypruner.cli.options import RANGES, THREADS, colour, console, shows_progress, width
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.recipe.option import MEASURING
 from deploypruner.recipe.overrides import chosen_runtimes
@@ -20,7 +21,7 @@ from deploypruner.terminal import write_line
 @click.command("measure", cls=GroupedCommand, examples={"deploypruner measure build/ --seconds 60 --threads 2": ""})
 @click.argument("build", type=click.Path(path_type=Path))
 @recipe_option("runtime")
-@recipe_option("threads")
+@THREADS
 @command_option(
     "--seconds",
     group=MEASURING,
@@ -39,6 +40,7 @@ def measure_command(build: Path, runtime: tuple[str, ...], threads: int | None, 
     names = chosen_runtimes(runtime)
     for name in names or ():
         runtimes.check(name)
+    BuildFolder(build, names=()).require_finished()
     with console() as shown:
         from deploypruner.build.again import AgainRequest, measure_again, require_promised
 

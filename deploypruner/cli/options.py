@@ -46,9 +46,29 @@ def shape_of(text: str) -> tuple[int, ...]:
     return shape if min(shape) >= 1 else ()
 
 
-# Of options that are checked before any recipe is read.
-RANGES: dict[str, click.ParamType] = {"threads": click.IntRange(1, MOST_THREADS), "seconds": Real(1, MOST)}
+class OpenThreads(click.IntRange):
+    """A number of threads, or the word that leaves it open."""
 
+    def __init__(self) -> None:
+        super().__init__(1, MOST_THREADS)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or "auto"."""
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+
+# Of options that are checked before any recipe is read.
+RANGES: dict[str, click.ParamType] = {"threads": OpenThreads(), "seconds": Real(1, MOST)}
+
+# Of commands that time what is there, side by side: with one number for all.
+THREADS = click.option(
+    "--threads",
+    type=click.IntRange(1, MOST_THREADS),
+    metavar="N",
+    cls=Grouped,
+    group=MEASURING,
+    help=f"Number of threads of every runtime, 1 to {MOST_THREADS}.  [default: 1]",
+)
 
 SEED = click.option(
     "--seed",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,11 +21,13 @@ from deploypruner.channels.depth import held_branches
 from deploypruner.channels.given_widths import given_widths
 from deploypruner.channels.plan import Plan, make_plan
 from deploypruner.channels.statistics import Scores, score_groups
+from deploypruner.errors import RecipeError
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.open_axes import as_json as as_open_axes
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.recipe import PruneRecipe, Recipe
 from deploypruner.recipe.constraints import Statistics
+from deploypruner.recipe.sections import OPEN
 from deploypruner.records import Precision, Setting
 from deploypruner.report.frozen import by_reason, frozen_details, frozen_summary
 from deploypruner.report.groups import BRANCH, GroupLine, group_table
@@ -130,11 +132,14 @@ def dry_run(
     Raises:
         BudgetError: The budget cannot be reached.
         MeasureError: Layers cannot be timed.
+        RecipeError: Milliseconds are predicted for a number of threads, and that is left open.
     """
+    timed = with_times or (with_widths and recipe.prune.budget.macs is None)
+    if timed:
+        _one_number(recipe.measure.threads)
     build, graph = loaded(recipe, "deploypruner plan")
     given = given_widths(graph, recipe.prune.constraints, step=recipe.prune.step).remarks
-    remarks, budget = (*build.remarks, *graph.remarks, *given), recipe.prune.budget
-    timed = with_times or (with_widths and budget.macs is None)
+    remarks = (*build.remarks, *graph.remarks, *given)
     if not (with_widths or timed):
         return DryRun(build.name, graph, recipe.prune, None, remarks)
     name = criterion_name(recipe.prune, has_data=build.data is not None)
@@ -307,6 +312,15 @@ def _scores(build: Build, graph: Graph, criterion: str) -> Scores:
     )
 
 
+def _one_number(threads: int | Literal["auto"]) -> int:
+    if threads == OPEN:
+        raise RecipeError(
+            f"--threads {OPEN}: milliseconds are predicted for one number of threads",
+            hint="give the number; `compile` is what tries several",
+        )
+    return threads
+
+
 def _plan(build: Build, graph: Graph, scores: Scores, criterion: str) -> Plan:
     recipe = build.recipe.prune
     return allocate(
@@ -327,7 +341,9 @@ def _outlook(
     """Predictions in the first runtime allowed; int8 where the recipe leaves the precision open."""
     recipe, measure = build.recipe.prune, build.recipe.measure
     precision: Precision = "int8" if measure.precision == "auto" else measure.precision
-    setting = Setting(measure.runtimes[0] if measure.runtimes else "openvino", precision, measure.threads)
+    setting = Setting(
+        measure.runtimes[0] if measure.runtimes else "openvino", precision, _one_number(measure.threads)
+    )
     model = build.clock.latency_model(
         graph, setting, seconds=measure.table_seconds, step=recipe.step, seed=build.recipe.seed, progress=progress
     )

@@ -9,10 +9,11 @@ import click
 
 from deploypruner.cli.forms import check_tasks, file_request, refused_form, show_forms
 from deploypruner.cli.help import GroupedCommand
-from deploypruner.cli.options import BATCH, OVERWRITE, SEED, console, require_place, shows_progress
+from deploypruner.cli.options import BATCH, OVERWRITE, SEED, THREADS, console, require_place, shows_progress
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.reading import check_present
 from deploypruner.recipe.option import MEASURING
+from deploypruner.sources.named import check_named, data_kind
 
 
 @click.command(
@@ -36,7 +37,7 @@ from deploypruner.recipe.option import MEASURING
 @recipe_option("quantize_repair")
 @recipe_option("weight_bits")
 @recipe_option("allow_bf16")
-@recipe_option("threads")
+@THREADS
 @BATCH
 @recipe_option("seconds")
 @command_option(
@@ -69,6 +70,9 @@ def quantize_command(
     """
     if model.suffix == ".onnx":
         check_present(model, what="model", hint="give an .onnx file", native=True)
+        data_kind(options["data"])
+    else:
+        check_named(str(model), weights, options["data"])
     require_place(out, "quantize", overwrite=overwrite)
     check_tasks(options["task"])
     with console() as shown:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import NoneType
@@ -15,6 +15,10 @@ from deploypruner.cli.help import Grouped
 from deploypruner.cli.options import RANGES, shape_of
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.option import MODEL, OUTPUT, Flag, flags
+from deploypruner.recipe.origins import Origins
+from deploypruner.recipe.overrides import overrides
+from deploypruner.recipe.reading import origins_of, recipe_of
+from deploypruner.sources.named import check_named
 
 Command = Callable[..., None]
 
@@ -97,6 +101,23 @@ def recipe_options(*groups: str, without: tuple[str, ...] = ()) -> Callable[[Com
         return click.argument("model", required=False)(command)
 
     return decorate
+
+
+def checked_recipe(options: Mapping[str, Any]) -> tuple[Recipe, Origins]:
+    """The recipe that was asked for, and who set what; a mistake in it need not wait for torch.
+
+    Args:
+        options: Of a command with `recipe_options`.
+
+    Raises:
+        RecipeError: A wrong name or value, or no model.
+        InputError: The model, its weights or the data are not there, or no kind that can be read.
+    """
+    origins = origins_of(options["recipe"], overrides(options))
+    recipe = recipe_of(origins)
+    recipe.model.require_source()
+    check_named(recipe.model.source, recipe.model.weights, recipe.data.source)
+    return recipe, origins
 
 
 # An option of a command that is no field of the recipe: `click.option`, with a group of the help.

@@ -13,6 +13,7 @@ from deploypruner.cli.options import BATCH, OVERWRITE, SEED, console, require_pl
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.reading import check_present
 from deploypruner.recipe.option import MEASURING
+from deploypruner.sources.named import data_kind
 
 
 @click.command(
@@ -48,6 +49,8 @@ def sparsify_command(model: Path, out: Path, overwrite: bool, **options: Any) ->
     runs it.
     """
     check_present(model, what="model", hint="give an .onnx file", native=True)
+    if options["data"] is not None:
+        data_kind(options["data"])
     require_place(out, "sparsify", overwrite=overwrite)
     check_tasks(options["task"])
     with console() as shown:

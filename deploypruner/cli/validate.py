@@ -11,8 +11,10 @@ from deploypruner.cli.options import Real, colour, console, shows_progress
 from deploypruner.cli.recipe_options import command_option
 from deploypruner.errors import BudgetError, RecipeError
 from deploypruner.ranges import MOST
+from deploypruner.reading import report_file
 from deploypruner.recipe.budget import parse_latency
 from deploypruner.recipe.option import BUDGET, MEASURING, MODEL
+from deploypruner.sources.named import data_kind
 
 
 @click.command(
@@ -48,6 +50,9 @@ def validate_command(
     """
     if max_latency is None and min_accuracy is None:
         raise RecipeError("there is nothing to validate", hint="give --max-latency 5ms, --min-accuracy 0.92, or both")
+    report_file(build)
+    if data is not None:
+        data_kind(data)
     latency, quantile = (None, 0.5) if max_latency is None else parse_latency(max_latency)
     with console() as shown:
         from deploypruner.build.validated import Limits, validate

@@ -75,7 +75,7 @@ def frontier(
     epochs: int | None = None,
     train: Callable[..., None] | None = None,
     runtimes: tuple[str, ...] | None = None,
-    threads: int | None = None,
+    threads: int | str | None = None,
     seed: int | None = None,
     recipe: str | Path | Recipe | None = None,
     resume: bool = False,

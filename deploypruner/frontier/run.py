@@ -230,7 +230,7 @@ def _finish(request: FrontierRequest, outcomes: Sequence[_PointOutcome], common:
         timed = time_together(
             entries,
             folder,
-            threads=recipe.measure.threads,
+            threads=common.build.threads,
             seconds=recipe.measure.seconds,
             longer=request.longer(max(60.0, 3 * recipe.measure.seconds)),
             seed=recipe.seed,
@@ -243,7 +243,7 @@ def _finish(request: FrontierRequest, outcomes: Sequence[_PointOutcome], common:
     found = Frontier(
         model=common.build.name,
         command=request.command,
-        machine=_machine(report, recipe),
+        machine=_machine(report, common.build.threads),
         points=tuple(outcome.point for outcome in outcomes),
         rows=timed.rows,
         floor=timed.floor,
@@ -254,8 +254,8 @@ def _finish(request: FrontierRequest, outcomes: Sequence[_PointOutcome], common:
     return found
 
 
-def _machine(report: Report | None, recipe: Recipe) -> str:
-    threads = f"{recipe.measure.threads} thread{'' if recipe.measure.threads == 1 else 's'}"
+def _machine(report: Report | None, count: int) -> str:
+    threads = f"{count} thread{'' if count == 1 else 's'}"
     return threads if report is None else f"{report.target.get('processor', '')}, {threads}"
 
 

@@ -18,6 +18,7 @@ from deploypruner.latency.plans import probe_plans, reference_plan
 from deploypruner.latency.probes import ProbeFiles, ProbeTimer, Profile, one_sample, undisturbed_ns
 from deploypruner.latency.quality import LatencyQuality
 from deploypruner.progress import Progress, SilentProgress
+from deploypruner.quantize.placement import placement_in
 from deploypruner.records import Setting
 from deploypruner.scratch import scratch
 
@@ -85,10 +86,12 @@ def build_latency_models(
             if known is not None:
                 nodes, quality = known
                 models[i] = LatencyModel(graph, settings[i], nodes=nodes, points=caches[i].points, quality=quality)
-        for floats in dict.fromkeys(settings[i].floats for i in missing):
-            alike = [i for i in missing if settings[i].floats == floats]
+        kinds = {i: (settings[i].floats, placement_in(settings[i].runtime)) for i in missing}
+        for floats, placement in dict.fromkeys(kinds.values()):
+            alike = [i for i in missing if kinds[i] == (floats, placement)]
+            precisions = [settings[i].precision for i in alike]
             with scratch() as folder:
-                files = ProbeFiles(graph, [settings[i].precision for i in alike], folder, seed=seed, floats=floats)
+                files = ProbeFiles(graph, precisions, folder, seed=seed, floats=floats, placement=placement)
                 bar.advance(1, "probes exported")
                 work = _Work(graph, files, probe_plans(graph, PROBES, step=step, seed=seed), step, bar)
                 for i in alike:

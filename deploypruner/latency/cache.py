@@ -25,7 +25,7 @@ from deploypruner.reading import read_json, status
 from deploypruner.records import Setting
 from deploypruner.target import detect
 
-FORMAT = 4
+FORMAT = 5
 
 
 class Cache:

@@ -80,6 +80,7 @@ CHAINS = (
     Chain(128, 14, (Probe(512), Probe(128, "unstructured", 0.9), Probe(128, taps=3))),
     Chain(256, 14, (Probe(1024, "4x4", 0.8), Probe(256, "4x4", 0.9), Probe(256, "4x4", 0.9, taps=3))),
     Chain(64, 56, (Probe(64, "4x4", 0.8, taps=3), Probe(256, "4x4", 0.9), Probe(64, "4x4", 0.95))),
+    Chain(128, 28, (Probe(512, "2x4", 0.9), Probe(128, "2x4", 0.8), Probe(128, "2x4", 0.9, taps=3))),
     _inverted(24, 144, 56, (0.8, 0.9)),
     _inverted(32, 192, 28, (0.9, 0.5), stride=2),
     _inverted(96, 576, 14, (0.7, 0.95)),

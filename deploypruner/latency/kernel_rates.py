@@ -34,7 +34,7 @@ from deploypruner.sparse.library import EXTENSION, active_target, path_of
 from deploypruner.sparse.match import match
 from deploypruner.sparse.rewrite import c4_name, rewrite
 
-FORMAT = 2
+FORMAT = 3
 # Targets that pack nm64 into windows: groups of four neighbouring inputs are not what they compute.
 _WINDOWED = ("avx512_vbmi",)
 # Median error from which on the timings tell more about other programs than about the kernels.

@@ -28,6 +28,7 @@ from deploypruner.measure.process import Worker
 from deploypruner.measure.profiling import from_lists
 from deploypruner.onnx_file import write_onnx
 from deploypruner.quantize.by_weight import layers_of
+from deploypruner.quantize.placement import Placement
 from deploypruner.quantize.static import quantize_static
 from deploypruner.records import Artifact, Precision, Setting
 from deploypruner.runtime import Array, NodeTime
@@ -72,6 +73,7 @@ class ProbeFiles:
         folder: For temporary files.
         seed: Of the plans the template is learnt from.
         floats: Weights of layers that stay float in int8 files.
+        placement: Of the pairs in int8 files.
 
     Attributes:
         lengths: Lengths of the graph's axes.
@@ -89,8 +91,9 @@ class ProbeFiles:
         *,
         seed: int,
         floats: Collection[str] = (),
+        placement: Placement = "openvino",
     ) -> None:
-        self._graph, self._folder, self._floats = graph, folder, floats
+        self._graph, self._folder, self._floats, self._placement = graph, folder, floats, placement
         self.lengths = Lengths(graph)
         self.learnt: list[Keep] = [{}, *scattered_plans(graph, plans_needed(graph), seed=seed)]
         exported = [self._export(keep, folder / f"learn{i}.onnx") for i, keep in enumerate(self.learnt) if keep]
@@ -162,17 +165,23 @@ class ProbeFiles:
         return self._export({}, path), {}
 
     def _quantize(self, fp32: Path, int8: Path) -> Path:
-        return _quantize(self._graph, fp32, int8, self._floats)
+        return _quantize(self._graph, fp32, int8, self._floats, self._placement)
 
 
-def _quantize(graph: Graph, fp32: Path, int8: Path, floats: Collection[str]) -> Path:
+def _quantize(graph: Graph, fp32: Path, int8: Path, floats: Collection[str], placement: Placement) -> Path:
     kept = dict.fromkeys(layers_of(fp32, floats) if floats else (), "")
-    quantize_static(fp32, int8, calibration=[one_sample(graph)], keep_float=kept)
+    quantize_static(fp32, int8, calibration=[one_sample(graph)], placement=placement, keep_float=kept)
     return int8
 
 
 def write_candidate(
-    graph: Graph, keep: Keep, precision: Precision, path: Path, *, floats: Collection[str] = ()
+    graph: Graph,
+    keep: Keep,
+    precision: Precision,
+    path: Path,
+    *,
+    floats: Collection[str] = (),
+    placement: Placement = "openvino",
 ) -> None:
     """Write the network that is left under a plan, as a build would but for its weights and ranges, to be timed.
 
@@ -182,6 +191,7 @@ def write_candidate(
         precision: "int8" is quantized with ranges from one sample of noise.
         path: The .onnx file.
         floats: Weights of layers that stay float in it.
+        placement: Of the pairs in it.
 
     Raises:
         MeasureError: The model cannot be written as ONNX.
@@ -190,7 +200,7 @@ def write_candidate(
     fp32 = path if precision == "fp32" else path.with_name(f"{path.stem}.fp32.onnx")
     _write_onnx(graph, module, fp32)
     if precision == "int8":
-        _quantize(graph, fp32, path, floats)
+        _quantize(graph, fp32, path, floats, placement)
         fp32.unlink()
 
 

@@ -18,6 +18,11 @@ def own_cores() -> list[int]:
     return list(range(psutil.cpu_count() or 1))
 
 
+def physical_cores() -> int:
+    """Cores of this process's own, a hyper-thread not counted where its core is."""
+    return sum(not _is_second_thread(core) for core in own_cores()) or 1
+
+
 def used_share(seconds: float) -> list[float]:
     """How much each core of the machine is in use, 0 to 1, observed for so long."""
     return [percent / 100 for percent in psutil.cpu_percent(interval=seconds, percpu=True)]

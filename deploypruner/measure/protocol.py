@@ -103,7 +103,7 @@ def time_artifacts(
 
     Args:
         jobs: Pairs of an artifact and the name of a registered runtime.
-        threads: Threads of every runtime.
+        threads: Threads of every runtime, and most of any: an artifact may have its own number.
         budget_s: Seconds of rounds after which none starts; loading and warm-up are not counted.
         min_rounds: Rounds that are run whatever they take; an interval needs 10.
         narrow: Half width of every ratio's interval that ends the rounds: 0.02 is ±2 %.
@@ -175,7 +175,7 @@ def _attempt(
         # The twin is the partner's file on the partner's runtime.
         crew.fail(partner if everybody[index] is twin else everybody[index], error)
     timings = {
-        member: _timing(member, samples, threads=crew.threads, peak_rss_bytes=peak)
+        member: _timing(member, samples, threads=crew.threads_of(member.job[0]), peak_rss_bytes=peak)
         for member, samples in zip(everybody, rounds.samples_ns, strict=True)
         if member not in crew.gone and (peak := crew.memory(member)) is not None
     }

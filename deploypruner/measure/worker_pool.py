@@ -13,6 +13,7 @@ from deploypruner.errors import MeasureError
 from deploypruner.measure.baselines import Job
 from deploypruner.measure.failure import Failure
 from deploypruner.measure.process import Worker
+from deploypruner.records import Artifact
 
 _WARM_S = 0.5
 _WARM_CALLS = 2000
@@ -50,6 +51,10 @@ class Crew:
         self._stack, self._folder = stack, folder
         self._message, self._cores = message, list(cores)
         self._hired = 0
+
+    def threads_of(self, artifact: Artifact) -> int:
+        """Threads that it is timed with."""
+        return artifact.threads or self.threads
 
     def hire(self, jobs: Sequence[Job]) -> list[CrewMember]:
         """Start, open and warm up one worker per job; those that could.
@@ -98,7 +103,7 @@ class Crew:
         self._hired += 1
         artifact, runtime = job
         log = self._folder / f"{self._hired}.log"
-        return self._stack.enter_context(Worker(artifact, runtime, threads=self.threads, log=log))
+        return self._stack.enter_context(Worker(artifact, runtime, threads=self.threads_of(artifact), log=log))
 
     def _try(self, job: Job, worker: Worker, step: Callable[[Worker], dict[str, Any]]) -> dict[str, Any] | None:
         try:
@@ -115,10 +120,12 @@ class Crew:
 
     def _loaded(self, worker: Worker) -> dict[str, Any]:
         said = worker.hear()
-        return {**said, **worker.ask(do="pin", cores=self._cores)} if self._cores else said
+        cores = self._cores[: self.threads_of(worker.artifact)]
+        return {**said, **worker.ask(do="pin", cores=cores)} if cores else said
 
     def _open(self, worker: Worker) -> dict[str, Any]:
-        return worker.ask(do="open", **self._message, path=str(worker.artifact.path))
+        threads = self.threads_of(worker.artifact)
+        return worker.ask(do="open", **{**self._message, "threads": threads}, path=str(worker.artifact.path))
 
     def _warm(self, worker: Worker) -> dict[str, Any]:
         return worker.warm_up(max_s=_WARM_S, max_calls=_WARM_CALLS)

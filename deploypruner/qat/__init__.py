@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from deploypruner.qat.executed import left_out
 from deploypruner.qat.finetune import QatOutcome, train_quantized
 from deploypruner.qat.module import QdqModule
 
-__all__ = ["QatOutcome", "QdqModule", "train_quantized"]
+__all__ = ["QatOutcome", "QdqModule", "left_out", "train_quantized"]

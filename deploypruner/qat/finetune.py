@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,6 +45,7 @@ def train_quantized(
     settings: FinetuneSettings,
     validate: Callable[[nn.Module], float],
     fp32: Path | None = None,
+    unrounded: Collection[str] = (),
     loss: ModelLoss | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
@@ -61,6 +62,7 @@ def train_quantized(
         settings: Of the training. A rate that nobody named is a twentieth of the usual one.
         validate: Scores a module in evaluation mode, higher is better.
         fp32: The float file that `int8` was made from.
+        unrounded: What the runtime that the file is for leaves out, see `left_out`.
         loss: Of every output; by shape where None.
         checkpoint: As for `finetune`.
         progress: As for `finetune`.
@@ -69,7 +71,7 @@ def train_quantized(
         InputError: The file has an operator that is not known here, or a fixed batch size that is not the data's.
         RecipeError: Neither labels nor a teacher.
     """
-    module = QdqModule(int8, zeros=fp32).eval()
+    module = QdqModule(int8, zeros=fp32, unrounded=unrounded).eval()
     before = validate(module)
     if settings.lr is None:
         settings = replace(settings, lr=_GENTLE * settings.peak_lr)

@@ -1,12 +1,14 @@
 """A QDQ graph as a torch module: rounded wherever the file rounds, with weights in float behind the rounding.
 
 What is trained is thus what is exported, batch norm folded and every pair in its place: no second opinion on where an
-integer kernel begins. Gradients pass a rounding as if it were not there, and stop where it saturates (the
-straight-through estimator; Jacob et al. 2018, arXiv:1712.05877, section 3). Scales stay those of the file.
+integer kernel begins; roundings that a runtime leaves out (`left_out`) are left out here, too. Gradients pass a
+rounding as if it were not there, and stop where it saturates (the straight-through estimator; Jacob et al. 2018,
+arXiv:1712.05877, section 3). Scales stay those of the file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,14 +90,16 @@ class QdqModule(nn.Module):
     Args:
         path: The file; float layers, several inputs and outputs are fine.
         zeros: The float file it was made from: weights that are exactly zero there stay zero.
+        unrounded: Names of QuantizeLinear nodes that clip alone, as `left_out` gives them.
 
     Raises:
         InputError: The file is no sound ONNX, or has an operator that is not known here; it is named.
     """
 
-    def __init__(self, path: Path, *, zeros: Path | None = None) -> None:
+    def __init__(self, path: Path, *, zeros: Path | None = None, unrounded: Collection[str] = ()) -> None:
         super().__init__()
         self._path = path
+        self._unrounded = frozenset(unrounded)
         graph = read_graph(onnx.load(path)).graph
         _check_known(graph)
         self._stored: dict[str, Stored] = {}  # value that integers are restored to -> what is stored
@@ -204,17 +208,21 @@ class QdqModule(nn.Module):
     def _computed(self, node: ir.Node, read: list[Any]) -> Any:
         if node.op_type == _RESTORE:  # of what was rounded: in floats already
             return read[0]
-        return _on_grid(node, read[0]) if node.op_type == _ROUND else OPERATORS[node.op_type](node, read)
+        if node.op_type == _ROUND:
+            return _on_grid(node, read[0], clips_alone=node.name in self._unrounded)
+        return OPERATORS[node.op_type](node, read)
 
 
-def _on_grid(node: ir.Node, x: Tensor) -> Tensor:
-    """The floats that an activation's integers stand for."""
+def _on_grid(node: ir.Node, x: Tensor, *, clips_alone: bool) -> Tensor:
+    """The floats that an activation's integers stand for, or all between the first and the last of them."""
     scale, point = constant(node.inputs[1]), constant(optional(node, 2))
     assert scale is not None, "checked"
     kind = np.dtype(np.uint8) if point is None else point.dtype
     zero = 0 if point is None else int(point.reshape(-1)[0])
-    low, high = np.iinfo(kind).min, np.iinfo(kind).max
-    return torch.fake_quantize_per_tensor_affine(x.float(), float(scale.reshape(-1)[0]), zero, low, high)
+    low, high, step = np.iinfo(kind).min, np.iinfo(kind).max, float(scale.reshape(-1)[0])
+    if clips_alone:
+        return x.float().clamp((low - zero) * step, (high - zero) * step)
+    return torch.fake_quantize_per_tensor_affine(x.float(), step, zero, low, high)
 
 
 def _rounded(values: Tensor, steps: Tensor, stored: Stored) -> Tensor:

@@ -38,6 +38,9 @@ from deploypruner.quantize.islands import WEIGHTED, serving, unread_sums
 
 Placement = Literal["openvino", "onnxruntime", "sparse"]
 
+OWN_PLACEMENT: dict[str, Placement] = {"onnxruntime": "onnxruntime", "openvino-bf16": "openvino"}
+"""Runtime -> where pairs stand best in a file that it alone is given."""
+
 # What int8 kernels compute, then what only moves or selects values and so passes int8 through.
 _COMPUTED = (*sorted(WEIGHTED), "Add", "Relu", "Clip")
 _MOVED = (
@@ -52,6 +55,11 @@ _PLACED = {
 }
 _RESHAPED = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
+
+
+def placement_in(runtime: str) -> Placement:
+    """Of the dense model and of candidates where they are timed in one runtime: each at its best."""
+    return OWN_PLACEMENT.get(runtime, "openvino")
 
 
 def op_types(placement: Placement) -> tuple[str, ...]:

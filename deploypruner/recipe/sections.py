@@ -28,6 +28,8 @@ from deploypruner.recipe.option import (
 from deploypruner.target import WeightBits
 
 Method = Literal["auto", "minmax", "percentile", "entropy"]
+OPEN: Literal["auto"] = "auto"
+"""Number of threads that is left open."""
 
 
 @documented
@@ -334,9 +336,9 @@ class MeasureRecipe:
         metavar="MODULE:FUNCTION",
         group=MODEL,
     )
-    threads: int = option(
+    threads: int | Literal["auto"] = option(
         1,
-        "Number of threads of every runtime, 1 to 1024.",
+        "Number of threads of every runtime, 1 to 1024; auto: as many as the model is fastest with.",
         flag="--threads",
         basic=True,
         metavar="N",
@@ -368,6 +370,7 @@ class MeasureRecipe:
             with keyed("tasks"):
                 registries.tasks.check(task.rpartition("=")[2])
         check_number("measure.table_seconds", self.table_seconds, least=1, hint="120 suits most models")
-        check_number("--threads", self.threads, least=1, most=THREADS, hint="1 times most steadily")
+        if self.threads != OPEN:
+            check_number("--threads", self.threads, least=1, most=THREADS, hint="1 times most steadily")
         check_number("--seconds", self.seconds, least=1, hint="20 suits most models")
         check_number("measure.samples", self.samples, least=1, hint="10000 suits most data sets")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from stat import S_ISDIR
 
-from deploypruner.reading import read_json, status
+from deploypruner.reading import read_json, report_file
 from deploypruner.report.columns import table_rows
 from deploypruner.report.document import LayerWidth, Report, StageTime, from_json, to_json
 from deploypruner.report.headline import Headline, headline
@@ -47,11 +46,8 @@ def read_report(path: str | Path) -> Report:
     Raises:
         InputError: Missing, not JSON, another schema version, or not a report.
     """
-    found = status(Path(path), what="report")
-    file = Path(path) / "report.json" if found is not None and S_ISDIR(found.st_mode) else Path(path)
-    data = read_json(
-        file, what="report", hint=_HINT_CORRUPT, missing="pass a build folder made by `deploypruner compile`"
-    )
+    file = report_file(Path(path))
+    data = read_json(file, what="report", hint=_HINT_CORRUPT)
     return loaded_from(file.parent, from_json(data, source=str(file)))
 
 

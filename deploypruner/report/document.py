@@ -99,7 +99,8 @@ class Report:
         noise: What casts doubt on the times, full sentences too.
         deploy: The file to ship: `file` (within the build), `files` (it and what has to lie beside it), `bytes`,
             `artifact`, `runtime`, `threads`, `version` of the runtime, `inputs` (each with name, shape, layout,
-            dtype, range, mean and std), `classes`, `load` (three lines of Python), and with --embed-preprocessing
+            dtype, range, mean and std), `classes`, `environment` (variables of the process), `load` (three lines
+            of Python), and with --embed-preprocessing
             `pixels` (the same with pixels going in: `file`, `input`, `load`); empty where a check failed.
         files: Names of the build's files.
         dense: Predicted cost of the user's model.
@@ -111,7 +112,9 @@ class Report:
             patterns chosen layer by layer, `predicted_ms` and `budget_ms` of the model, `dense_ms`, what the budget
             means, and shares of saliency that are kept, with the chosen patterns and with `reference` everywhere;
             `refused`: other layers, and why; `reason`: why there is no sparse model; `target`: instructions used;
-            `batch` and `threads` that layers were timed with; `against_dense`: the measured comparison with the
+            `batch` that layers were timed with; `threads`, `environment` (variables of the process) of what was kept
+            and `dense_environment` of the fastest dense model, `candidates`: every form and setting that was timed
+            whole; `against_dense`: the measured comparison with the
             dense int8 form of the same weights.
         precision: Int8 or float, layer by layer. `layers`: each with `error` (at the outputs when it alone is int8;
             None where accuracy was no question), `times` (by runtime: `float_ms` and `int8_ms`, what stands between
@@ -123,7 +126,8 @@ class Report:
             `float_all_the_same` (by runtime: layers with int8 weights that it computes in float -> why), and
             `runtime`, the only one it is for, "" for all; `accuracy`: what all-int8, float and the mix lose, what is
             allowed, what is `needed` where no mix keeps it, and `trials`; `note`: what was chosen; `qat`, where it
-            was asked for: `epochs`, scores `before` and `after`, and `best_epoch` (0: undone).
+            was asked for: `epochs`, scores `before` and `after`, and `best_epoch` (0: undone);
+            `own_qat`: the same of the files that runtimes have of their own, by runtime.
         points: Everything that was measured on the way, each with its `id` (for `export --point`), `what` it is,
             `runtime`, `precision`, `floats` (weights of layers in float), `latency_ms` and `latency_basis` (whether
             and how it was `measured`), `metric`, `value`, `lost` points and `quality_basis` (before or after

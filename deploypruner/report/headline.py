@@ -40,6 +40,8 @@ class Headline:
         sentence: The result: milliseconds, what the gain is made of, and the accuracy.
         notes: What a sceptical reader would ask next.
         lost: Was pruning not worth it: did it make nothing faster, or cost more of the accuracy than it may?
+        fell: Is the accuracy of what is recommended measurably lower than the dense model's, though no lower than it
+            may be?
         steps: What to try then, the most promising first.
     """
 
@@ -47,7 +49,13 @@ class Headline:
     sentence: str
     notes: tuple[str, ...]
     lost: bool = False
+    fell: bool = False
     steps: tuple[NextStep, ...] = ()
+
+    @property
+    def bad(self) -> bool:
+        """Is it bad news, which stands first and in red?"""
+        return self.lost or self.fell
 
 
 def budget_verdict(report: Report, found: Headline) -> tuple[str, str]:
@@ -59,7 +67,7 @@ def budget_verdict(report: Report, found: Headline) -> tuple[str, str]:
     word, labelled = units.budget_verdict(report.budget), report.budget.get("quality")
     if word != "met":
         return word, "bad"
-    return (word, "good") if labelled and not found.lost else (word, "unsure")
+    return (word, "good") if labelled and not found.bad else (word, "unsure")
 
 
 def group_rows(rows: Sequence[Row]) -> tuple[RuntimeGroup, ...]:
@@ -108,7 +116,11 @@ def headline(report: Report) -> Headline:
     group, best = min(faster, key=lambda pair: pair[1].median_ms)
     if best.pattern == "dense" and (pruned := _fastest_pruned(pairs)) is not None:
         return _dense_won(report, (group, best), pruned)
-    return Headline(best, _won(best, base or group.baseline, report.rows), _all_notes(best, group, report.rows))
+    won, notes = _won(best, base or group.baseline, report.rows), _all_notes(best, group, report.rows)
+    if units.accuracy_verdict(best) != "worse":
+        return Headline(best, won, notes)
+    how = ", no further than it may" if report.budget.get("quality") else ""
+    return Headline(best, f"accuracy fell{how}: {won}", notes, fell=True, steps=for_accuracy(report))
 
 
 def _fastest_pruned(pairs: Sequence[tuple[RuntimeGroup, Row]]) -> Row | None:

@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 
 # A number and its sign or unit, and "n = 360", stay on one line.
 _TOGETHER = re.compile(r"(?<=±) | (?=%|ms\b)|(?<=\bn) (?== )|(?<=\bn =) ")
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 _BREAKS = Markup("<wbr>")
 
 
@@ -38,9 +39,11 @@ def style() -> Markup:
     return Markup(resource("style.css"))
 
 
-def typeset(sentence: str) -> str:
-    """A sentence of ours with arrows, and with numbers that are not torn from what belongs to them."""
-    return _TOGETHER.sub("\N{NO-BREAK SPACE}", sentence.replace("->", "\N{RIGHTWARDS ARROW}"))
+def typeset(sentence: str) -> Markup:
+    """A sentence of ours with arrows; numbers are not torn from their units, nor options at hyphens."""
+    escaped = str(escape(sentence)).replace("-&gt;", "\N{RIGHTWARDS ARROW}")
+    whole = _OPTION.sub(r'<span class="option">\g<0></span>', escaped)
+    return Markup(_TOGETHER.sub("\N{NO-BREAK SPACE}", whole))
 
 
 def words(command: str) -> Markup:

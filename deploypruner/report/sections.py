@@ -116,6 +116,8 @@ class _SparseSection(TypedDict):
     refused: NotRequired[dict[str, _Text]]
     reason: NotRequired[_Text]
     target: NotRequired[_Text]
+    environment: NotRequired[dict[str, _Text]]
+    dense_environment: NotRequired[dict[str, _Text]]
     assigned: NotRequired[_Assigned]
     against_dense: NotRequired[_AgainstDense]
 
@@ -236,6 +238,7 @@ class _Deploy(TypedDict):
     version: _Text
     inputs: list[_DeployedInput]
     classes: _Names
+    environment: NotRequired[dict[str, _Text]]
     load: _Names
     pixels: NotRequired[_Pixels]
 

@@ -36,7 +36,7 @@ def table(report: Report, *, colour: bool, width: int | None = None) -> str:
     by_output = outputs_text(report.rows)
     blocks = [
         paint(_title(report), "strong"),
-        *((result, rows, by_output) if found.lost else (rows, by_output, result)),
+        *((result, rows, by_output) if found.bad else (rows, by_output, result)),
         "\n".join(ship_lines(report, width)),
         _budget(report, found, paint, width=width),
         _precision(report, width),
@@ -63,7 +63,7 @@ def _title(report: Report) -> str:
 def _result(found: Headline, paint: Paint, width: int | None) -> str:
     notes = [wrap("note: ", note, width) for note in found.notes]
     steps = [wrap("next: ", text, width) for text in step_lines(found.steps)]
-    style = "bad" if found.lost else ""
+    style = "bad" if found.bad else ""
     return "\n".join([_painted(wrap("result: ", ascii_only(found.sentence), width), paint, style), *steps, *notes])
 
 

@@ -10,6 +10,7 @@ from deploypruner.graph import Graph
 from deploypruner.latency import write_candidate
 from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.measure import DECIDING_SECONDS
+from deploypruner.quantize.placement import placement_in
 from deploypruner.records import Artifact, Setting
 from deploypruner.runtime import Array
 from deploypruner.scratch import scratch
@@ -65,7 +66,10 @@ class CandidateBench:
         """
         self._count += 1
         path = self._folder / f"candidate{self._count}.onnx"
-        write_candidate(self.graph, keep, self.setting.precision, path, floats=self.setting.floats)
+        placement = placement_in(self.setting.runtime)
+        write_candidate(
+            self.graph, keep, self.setting.precision, path, floats=self.setting.floats, placement=placement
+        )
         artifact = Artifact(f"candidate {self._count}", path, "onnx", self.setting.precision, "channel")
         measured = self._clock.artifacts(
             [(self.dense, self.setting.runtime), (artifact, self.setting.runtime)],

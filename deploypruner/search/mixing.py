@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deploypruner.errors import MeasureError
 from deploypruner.measure import compare, median_ms
-from deploypruner.quantize.placement import Placement
+from deploypruner.quantize.placement import OWN_PLACEMENT, Placement
 from deploypruner.records import Comparison
 from deploypruner.runtime import runtimes
 from deploypruner.search.mix_accuracy import MixAccuracy
@@ -23,7 +23,6 @@ from deploypruner.search.precision import Mix, fastest_mix, without_losing_islan
 _OWN = 1.10
 # What a mix has to be faster at least than the file with fewer float layers, by the lower end of the interval.
 _FASTER = 1.01
-OWN_PLACEMENT: dict[str, Placement] = {"onnxruntime": "onnxruntime", "openvino-bf16": "openvino"}
 """Runtimes that may get a file of their own, and where its pairs stand: whose kernels want them elsewhere, or whose
 float layers take another time, so that other layers had better be float."""
 _SHARED = "openvino"

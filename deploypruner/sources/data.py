@@ -6,20 +6,20 @@ import hashlib
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
-from stat import S_ISDIR
 
 import numpy as np
 from torch import Tensor
 
 from deploypruner.atomic import file_sha256
 from deploypruner.errors import InputError
-from deploypruner.reading import status, walk
+from deploypruner.reading import walk
 from deploypruner.recipe.data import DataSettings
 from deploypruner.sources.arrays import from_arrays
 from deploypruner.sources.batches import Batch, Batches, Data
 from deploypruner.sources.factory import call_factory
 from deploypruner.sources.image_folder import first_images, load_image_folder
 from deploypruner.sources.loaders import from_loader
+from deploypruner.sources.named import DataKind, data_kind
 from deploypruner.sources.named_arrays import load_npz
 from deploypruner.sources.pixels import image_size
 from deploypruner.sources.preprocessing import Preprocessing
@@ -38,7 +38,6 @@ __all__ = [
     "settings_for",
 ]
 
-_FORMS = "a folder of images, an .npz with x and y or an array per input, or package.module:factory"
 _PEEKED_IMAGES = 16
 
 
@@ -54,17 +53,12 @@ def load_data(source: str, settings: DataSettings | None = None, *, inputs: Coll
         InputError: Anything that makes the data unusable, in the user's names and numbers.
     """
     settings = settings or DataSettings()
-    path = Path(source)
-    found = status(path, what="data")
-    if found is not None and S_ISDIR(found.st_mode):
-        return load_image_folder(path, settings)
-    if path.suffix == ".npz":
-        return load_npz(path, settings, inputs=inputs)
-    if found is not None:
-        raise InputError(f"'{source}' is no kind of data that can be read", hint=f"give {_FORMS}")
-    if ":" in source:
-        return replace(as_data(call_factory(source), settings), name=source.partition(":")[2])
-    raise InputError(f"no data folder or file '{source}'", hint=f"looked in {Path.cwd()}; give {_FORMS}")
+    kind = data_kind(source)
+    if kind is DataKind.FOLDER:
+        return load_image_folder(Path(source), settings)
+    if kind is DataKind.NPZ:
+        return load_npz(Path(source), settings, inputs=inputs)
+    return replace(as_data(call_factory(source), settings), name=source.partition(":")[2])
 
 
 def content_fingerprint(given: object) -> str:
@@ -174,15 +168,13 @@ def peek_shapes(source: str) -> dict[str, tuple[int, ...]]:
     Raises:
         InputError: The data cannot be read.
     """
-    path = Path(source)
-    found = status(path, what="data")
-    if found is None or not S_ISDIR(found.st_mode):
+    if data_kind(source) is not DataKind.FOLDER:
         train = load_data(source).train
         keys, shapes = getattr(train, "keys", ()), train.input_shapes or ()
         if len(keys) > 1:
             return dict(zip(keys, shapes, strict=True))
         return {"": shapes[0]} if shapes else {}
-    images = first_images(path, _PEEKED_IMAGES)
+    images = first_images(Path(source), _PEEKED_IMAGES)
     sizes = {image_size(image) for image in images}
     return {"": (3, *sizes.pop())} if len(sizes) == 1 else {}
 

@@ -19,6 +19,7 @@ from deploypruner.sources.classes import names_in, names_in_checkpoint
 from deploypruner.sources.factory import load_factory, random_weights
 from deploypruner.sources.found import FoundModel, ModelRequest, Shapes
 from deploypruner.sources.matched import argument_names
+from deploypruner.sources.named import ModelKind, model_kind, require_takes_weights
 from deploypruner.sources.pickle_file import load_pickled
 from deploypruner.sources.preprocessing import Preprocessing
 from deploypruner.sources.program_file import load_program
@@ -37,14 +38,14 @@ __all__ = ["LoadedModel", "Preprocessing", "check_finite", "fingerprint", "load_
 
 Loader = Callable[[ModelRequest], FoundModel]
 
-_BY_SUFFIX: dict[str, Loader] = {".pt2": load_program, ".pt": load_pickled, ".pth": load_pickled}
-_BY_PREFIX: dict[str, Loader] = {
-    "timm": load_timm,
-    "torchvision": load_torchvision,
-    "transformers": load_transformers,
+_LOADERS: dict[ModelKind, Loader] = {
+    ModelKind.PROGRAM: load_program,
+    ModelKind.PICKLE: load_pickled,
+    ModelKind.TIMM: load_timm,
+    ModelKind.TORCHVISION: load_torchvision,
+    ModelKind.TRANSFORMERS: load_transformers,
+    ModelKind.FACTORY: load_factory,
 }
-_CARRIES_WEIGHTS = (load_program, load_pickled)
-_FORMS = "file.pt2, package.module:factory, timm:NAME, torchvision:NAME or transformers:DIR_OR_NAME"
 
 
 @dataclass(frozen=True)
@@ -101,22 +102,19 @@ def load_model(
         InputError: Anything that makes the model unusable, in the user's names and numbers.
     """
     request = ModelRequest(source, weights, input_shapes, trust_pickle)
-    loader = _loader_of(source)
-    if weights is not None and loader in _CARRIES_WEIGHTS:
-        raise InputError(
-            f"'{source}' carries its own weights, so --weights {weights} has no place to go",
-            hint="--weights goes with package.module:factory, timm:NAME or torchvision:NAME",
-        )
+    kind = model_kind(source)
+    if weights is not None:
+        require_takes_weights(kind, source, weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        found = loader(request)
+        found = _LOADERS[kind](request)
     module = found.module
     remarks: tuple[str, ...] = ()
     if isinstance(module, nn.Module):
         if weights is not None:
             remarks = load_weights(module, weights)
         check_dense(module)
-        if weights is None and loader is load_factory:
+        if weights is None and kind is ModelKind.FACTORY:
             with torch.random.fork_rng(devices=[]):
                 remarks = random_weights(module, request)
         module, changed = to_cpu_float32(module)
@@ -144,28 +142,6 @@ def load_model(
         task=found.task,
         classes=found.classes or names_in(module) or names_in_checkpoint(weights),
     )
-
-
-def _loader_of(source: str) -> Loader:
-    path = Path(source)
-    if path.suffix in (".onnx", ".xml", ".tflite"):
-        raise InputError(
-            f"'{source}' is an exported model; pruning needs the PyTorch model it came from",
-            hint=f"give {_FORMS}; `deploypruner bench {source}` measures this file",
-        )
-    prefix, colon, rest = source.partition(":")
-    if colon and prefix in _BY_PREFIX:
-        return _BY_PREFIX[prefix]
-    if path.suffix in _BY_SUFFIX:
-        return _BY_SUFFIX[path.suffix]
-    if path.suffix == ".safetensors":
-        raise InputError(
-            f"'{source}' holds weights without the model they belong to",
-            hint=f"name the model's class: package.module:factory --weights {source}",
-        )
-    if colon and prefix and rest:
-        return load_factory
-    raise InputError(f"'{source}' is no kind of model that can be loaded", hint=f"give {_FORMS}")
 
 
 def _example_inputs(found: FoundModel, request: ModelRequest, data_shapes: Mapping[str, tuple[int, ...]]) -> Inputs:

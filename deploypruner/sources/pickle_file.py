@@ -12,7 +12,7 @@ from deploypruner.errors import InputError
 from deploypruner.sources.foreign import first_line, foreign, working_folder_importable
 from deploypruner.sources.found import FoundModel, ModelRequest
 from deploypruner.sources.state_dict import holds_weights, load_plain, unknown_type
-from deploypruner.sources.torch_file import DAMAGE, Kind, check_present, kind_of
+from deploypruner.sources.torch_file import DAMAGE, Kind, kind_of
 
 _REFUSED = {
     Kind.TORCHSCRIPT: "give the nn.Module it was scripted from: package.module:factory --weights FILE",
@@ -31,7 +31,6 @@ def load_pickled(request: ModelRequest) -> FoundModel:
             or would run code without `trust_pickle`.
     """
     path = Path(request.source)
-    check_present(path, what="model")
     kind = kind_of(path)
     if kind in _REFUSED and not (kind is Kind.ALLOCATES and request.trust_pickle):
         raise InputError(f"'{path}' is {kind.value}", hint=_REFUSED[kind])

@@ -13,7 +13,6 @@ from deploypruner.errors import InputError
 from deploypruner.graph.inputs import Inputs
 from deploypruner.pt2 import read_program
 from deploypruner.ranges import check_shape
-from deploypruner.reading import check_present
 from deploypruner.sources.found import FoundModel, ModelRequest, Shapes
 from deploypruner.sources.torch_file import Kind, kind_of
 
@@ -32,7 +31,6 @@ def load_program(request: ModelRequest) -> FoundModel:
             precision, mixes positional and keyword inputs, or does not take the shape given with --input-shape.
     """
     path = Path(request.source)
-    check_present(path, what="model", native=True)
     kind = kind_of(path)
     if kind is Kind.DAMAGED:
         raise InputError(f"'{path}' is truncated or corrupt", hint="export or copy it again")

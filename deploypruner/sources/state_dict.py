@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from deploypruner.errors import InputError, nearest
+from deploypruner.reading import check_present
 from deploypruner.sources.checkpoint import Fit, fits, preferred, states
 from deploypruner.sources.foreign import first_line, foreign
-from deploypruner.sources.torch_file import DAMAGE, Kind, check_present, kind_of
+from deploypruner.sources.named import weights_file
+from deploypruner.sources.torch_file import DAMAGE, Kind, kind_of
 
 _AGAIN = "copy or download it again"
 # Settings that training scripts save beside the weights. Whatever they hold is dropped: a stand-in is made in their
@@ -73,7 +75,7 @@ def load_weights(module: nn.Module, path: Path) -> tuple[str, ...]:
     Raises:
         InputError: The file is missing, damaged, holds no weights, or does not fit the model; or several fit.
     """
-    path, asked = _asked(path)
+    path, asked = weights_file(path)
     held = read_weights(path)
     if not holds_weights(held):
         raise InputError(
@@ -154,12 +156,6 @@ def unknown_type(error: UnpicklingError) -> str:
     return named[1] if named else ""
 
 
-def _asked(path: Path) -> tuple[Path, str]:
-    """Split "file.pth#key"; a file whose own name holds a "#" is taken as it is."""
-    name, _, asked = str(path).rpartition("#")
-    return (Path(name), asked) if name and not path.exists() else (path, "")
-
-
 def _chosen(path: Path, found: list[Fit], asked: str) -> Fit:
     """The one that is asked for, or preferred.
 
@@ -170,7 +166,9 @@ def _chosen(path: Path, found: list[Fit], asked: str) -> Fit:
     if not left:
         raise InputError(
             f"weights '{path}' hold nothing that fits the model under '{asked}'",
-            hint=nearest(asked, [fit.label or "(the whole file)" for fit in found]),
+            hint=nearest(asked, labels)
+            if (labels := [fit.label for fit in found if fit.label])
+            else f"leave #{asked} out",
         )
     if len(left) > 1:
         raise InputError(

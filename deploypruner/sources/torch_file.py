@@ -9,9 +9,9 @@ from typing import IO
 from zipfile import ZipFile
 
 from deploypruner.errors import InputError
-from deploypruner.reading import ARCHIVE_DAMAGE, check_present, open_archive
+from deploypruner.reading import ARCHIVE_DAMAGE, open_archive
 
-__all__ = ["DAMAGE", "Kind", "check_present", "kind_of"]
+__all__ = ["DAMAGE", "Kind", "kind_of"]
 
 # The number torch.save wrote first before it wrote zip archives.
 _LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")

@@ -8,8 +8,8 @@
 
 with N images of a batch, V vectors of 16 output pixels, Q output channels / 4, S vector multiply-adds per vector of
 output pixels: one for every (output channel, tap, four neighbouring inputs) that has a weight. Rows that share what
-they load (dense and depthwise layers, pattern 4x4) have a rate of their own in place of `step`; bytes are copied
-where the kernel is no plain 1x1.
+they load (dense and depthwise layers, patterns 4x4 and 2x4) have a rate of their own in place of `step`; bytes are
+copied where the kernel is no plain 1x1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from deploypruner.sparse.linear import LinearLayer
 
 Counts = dict[str, float]
 
-# What rows may have to multiply more where four of them share what they load: `kOwnLoad` of `pack.cpp`.
+# What rows may have to multiply more where two or four of them share what they load: `kOwnLoad` of `pack.cpp`.
 _OWN_LOAD = 1.2
 # A step of a linear layer of one pixel reads 64 bytes of weights, in multiply-adds of shared rows.
 _LINEAR_STEP = 4
@@ -126,8 +126,11 @@ class Rates(Costs):
 def sparse_counts(layer: Layer, *, packed: bool = False) -> Counts:
     """Name of a rate -> how often a layer pays it in our kernels, for one image."""
     vectors, quads = layer.y.vectors, -(-layer.y.channels // QUAD)
-    shares = layer.kind == "depthwise" or layer.shared_steps <= _OWN_LOAD * layer.steps
-    own = layer.shared_steps if shares else layer.steps
+    together = layer.steps_shared_by(QUAD)
+    if layer.kind != "depthwise":
+        together = min(together, layer.steps_shared_by(2))
+    shares = layer.kind == "depthwise" or together <= _OWN_LOAD * layer.steps
+    own = together if shares else layer.steps
     steps = (_packed_steps(layer) if packed else own) * vectors
     g = layer.geometry
     plain = g.kernel == g.strides == (1, 1) and not any(g.pads)

@@ -236,10 +236,9 @@ class Layer(Weighted):
         """
         return int(self.quads.sum())
 
-    @cached_property
-    def shared_steps(self) -> int:
-        """The same where four neighbouring outputs multiply every four inputs that one of them has a weight for."""
-        return QUAD * self.shared_quads(QUAD)
+    def steps_shared_by(self, outputs: int) -> int:
+        """`steps` where so many neighbouring outputs multiply every four inputs that one of them has a weight for."""
+        return outputs * self.shared_quads(outputs)
 
     @property
     def reads(self) -> tuple[QuantizedTensor, ...]:

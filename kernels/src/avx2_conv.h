@@ -13,10 +13,11 @@ namespace {
 // are.
 constexpr int kWidest = 3, kRegisters = 2, kPass = 3;
 
-// Rows of a group: twelve accumulators where there are as many.
-constexpr int rows_for(int vectors) {
-  constexpr int table[kWidest + 1] = {6, 6, 3, 2};
-  return table[vectors];
+// Rows of a group: twelve accumulators where there are as many; of paired rows, which take half of a tile at a time from two vectors on,
+// up to twelve.
+constexpr int rows_for(int vectors, bool paired = false) {
+  constexpr int alone[kWidest + 1] = {6, 6, 3, 2}, pairs[kWidest + 1] = {6, 6, 4, 4};
+  return paired ? pairs[vectors] : alone[vectors];
 }
 
 // What a swish multiplies by. Apart, so that the loops before it keep their accumulators in registers.
@@ -209,7 +210,51 @@ void part_rows(const Tile& tile, int first, int last, uint8_t* to) {
   }
 }
 
-template <int R, int V, bool kSwish, bool kResidual>
+// The sums of a group's rows.
+template <int R, int H>
+[[gnu::always_inline]] inline void accumulate(const Tile& tile, const RowGroup& group, const GroupedRow* rows,
+                                              __m256i (&acc)[R][H]) {
+  unrolled<R>([&](auto r) DP_INLINE {
+    const __m256i start = _mm256_set1_epi32(rows[r].bias);
+    unrolled<H>([&](auto h) DP_INLINE { acc[r][h] = start; });
+  });
+  const Entry* entry = tile.packed->entries.data() + group.begin;
+  for (const Entry* end = entry + size_t(group.length) * R; entry != end; entry += R)
+    unrolled<R>([&](auto r) DP_INLINE {
+      const __m256i weights = _mm256_set1_epi32(int32_t(entry[r].weights));
+      const uint8_t* from = tile.source + entry[r].offset;
+      unrolled<H>([&](auto h) DP_INLINE { multiply(acc[r][h], load(from + h * kHalf), weights); });
+    });
+}
+
+// The same of paired rows, P halves of a vector at a time, so that all accumulators stay in registers.
+template <int P, int R, int H>
+[[gnu::always_inline]] inline void accumulate_pairs(const Tile& tile, const RowGroup& group, const GroupedRow* rows,
+                                                    __m256i (&sums)[R][H]) {
+  static_assert(H % P == 0, "whole passes");
+  for (int begin = 0; begin < H; begin += P) {
+    __m256i acc[R][P];
+    unrolled<R>([&](auto r) DP_INLINE {
+      const __m256i start = _mm256_set1_epi32(rows[r].bias);
+      unrolled<P>([&](auto h) DP_INLINE { acc[r][h] = start; });
+    });
+    const uint8_t* source = tile.source + begin * kHalf;
+    const PairEntry* pair = tile.packed->pairs.data() + group.begin;
+    for (const PairEntry* end = pair + size_t(group.length) * (R / 2); pair != end; pair += R / 2)
+      unrolled<R / 2>([&](auto p) DP_INLINE {
+        const __m256i even = _mm256_set1_epi32(int32_t(pair[p].weights[0]));
+        const __m256i odd = _mm256_set1_epi32(int32_t(pair[p].weights[1]));
+        unrolled<P>([&](auto h) DP_INLINE {
+          const __m256i x = load(source + pair[p].offset + h * kHalf);
+          multiply(acc[2 * p][h], x, even);
+          multiply(acc[2 * p + 1][h], x, odd);
+        });
+      });
+    unrolled<R>([&](auto r) DP_INLINE { unrolled<P>([&](auto h) DP_INLINE { sums[r][begin + h] = acc[r][h]; }); });
+  }
+}
+
+template <bool kPaired, int R, int V, bool kSwish, bool kResidual>
 void sparse_block(const Tile& tile, int first) {
   constexpr int H = 2 * V, kRow = planar_bytes(V);
   const Packed& packed = *tile.packed;
@@ -222,17 +267,10 @@ void sparse_block(const Tile& tile, int first) {
   const GroupedRow* rows = packed.grouped.data() + size_t(groups[0]) * R;
   for (int group = groups[0]; group < groups[1]; ++group, rows += R) {
     __m256i acc[R][H];
-    unrolled<R>([&](auto r) DP_INLINE {
-      const __m256i start = _mm256_set1_epi32(rows[r].bias);
-      unrolled<H>([&](auto h) DP_INLINE { acc[r][h] = start; });
-    });
-    const Entry* entry = packed.entries.data() + packed.groups[size_t(group)].begin;
-    for (const Entry* end = entry + size_t(packed.groups[size_t(group)].length) * R; entry != end; entry += R)
-      unrolled<R>([&](auto r) DP_INLINE {
-        const __m256i weights = _mm256_set1_epi32(int32_t(entry[r].weights));
-        const uint8_t* from = tile.source + entry[r].offset;
-        unrolled<H>([&](auto h) DP_INLINE { multiply(acc[r][h], load(from + h * kHalf), weights); });
-      });
+    if constexpr (kPaired)
+      accumulate_pairs<V == 1 ? H : V>(tile, packed.groups[size_t(group)], rows, acc);
+    else
+      accumulate(tile, packed.groups[size_t(group)], rows, acc);
     unrolled<R>([&](auto r) DP_INLINE {
       const unsigned row = unsigned(rows[r].row);
       const uint8_t* residual = parted + row / DP_QUAD * V * kVectorBytes + row % DP_QUAD * kLanes;

@@ -16,9 +16,9 @@ namespace {
 constexpr int kWidest = 8, kRegisters = 1, kPass = 6;
 
 // Rows of a group: some sixteen accumulators, enough to hide a multiplication's latency; what rounds them needs the rest.
-constexpr int rows_for(int vectors) {
-  constexpr int table[kWidest + 1] = {8, 8, 8, 6, 4, 4, 3, 3, 2};
-  return table[vectors];
+constexpr int rows_for(int vectors, bool paired = false) {
+  constexpr int alone[kWidest + 1] = {8, 8, 8, 6, 4, 4, 3, 3, 2}, pairs[kWidest + 1] = {8, 8, 8, 6, 4, 4, 4, 2, 2};
+  return paired ? pairs[vectors] : alone[vectors];
 }
 
 // acc += x * weights. As assembly, because the compiler keeps copies of the accumulators around its own intrinsic.
@@ -228,13 +228,28 @@ void part_rows(const Tile& tile, int first, int last, uint8_t* to) {
 }
 
 // The sums of a group's rows.
-template <int R, int V>
+template <bool kPaired, int R, int V>
 [[gnu::always_inline]] inline void accumulate(const Tile& tile, const RowGroup& group, const GroupedRow* rows,
                                               __m512i (&acc)[R][V]) {
   unrolled<R>([&](auto r) DP_INLINE {
     const __m512i start = _mm512_set1_epi32(rows[r].bias);
     unrolled<V>([&](auto v) DP_INLINE { acc[r][v] = start; });
   });
+  if constexpr (kPaired) {
+    const PairEntry* pair = tile.packed->pairs.data() + group.begin;
+    for (const PairEntry* end = pair + size_t(group.length) * (R / 2); pair != end; pair += R / 2)
+      unrolled<R / 2>([&](auto p) DP_INLINE {
+        const __m512i even = _mm512_set1_epi32(int32_t(pair[p].weights[0]));
+        const __m512i odd = _mm512_set1_epi32(int32_t(pair[p].weights[1]));
+        const uint8_t* from = tile.source + pair[p].offset;
+        unrolled<V>([&](auto v) DP_INLINE {
+          const __m512i x = load(from + v * kVectorBytes);
+          multiply(acc[2 * p][v], x, even);
+          multiply(acc[2 * p + 1][v], x, odd);
+        });
+      });
+    return;
+  }
   const Entry* entry = tile.packed->entries.data() + group.begin;
   for (const Entry* end = entry + size_t(group.length) * R; entry != end; entry += R)
     unrolled<R>([&](auto r) DP_INLINE {
@@ -245,15 +260,15 @@ template <int R, int V>
 }
 
 // The same, left in memory: beside a long epilogue the compiler would keep writing the accumulators there in the loop.
-template <int R, int V>
+template <bool kPaired, int R, int V>
 [[gnu::noinline]] void accumulate_apart(const Tile& tile, const RowGroup& group, const GroupedRow* rows,
                                         __m512i (&sums)[R][V]) {
   __m512i acc[R][V];
-  accumulate(tile, group, rows, acc);
+  accumulate<kPaired>(tile, group, rows, acc);
   unrolled<R>([&](auto r) DP_INLINE { unrolled<V>([&](auto v) DP_INLINE { sums[r][v] = acc[r][v]; }); });
 }
 
-template <int R, int V, bool kSwish, bool kResidual>
+template <bool kPaired, int R, int V, bool kSwish, bool kResidual>
 void sparse_block(const Tile& tile, int first) {
   const Packed& packed = *tile.packed;
   alignas(DP_ALIGN) uint8_t planar[(kBlockRows + 1) * kPlanarBytes<V>];
@@ -270,9 +285,9 @@ void sparse_block(const Tile& tile, int first) {
     if (kResidual) next.fetch<V, false>();
     __m512i acc[R][V];
     if constexpr (kSwish)
-      accumulate_apart(tile, packed.groups[group], rows, acc);
+      accumulate_apart<kPaired>(tile, packed.groups[group], rows, acc);
     else
-      accumulate(tile, packed.groups[group], rows, acc);
+      accumulate<kPaired>(tile, packed.groups[group], rows, acc);
     unrolled<R>([&](auto r) DP_INLINE {
       const unsigned row = unsigned(rows[r].row);
       const uint8_t* residual = parted + row / DP_QUAD * V * kVectorBytes + row % DP_QUAD * DP_PIXELS;

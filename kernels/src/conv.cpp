@@ -276,7 +276,7 @@ int64_t dp_conv_steps(const dp_conv* conv) { return conv->packed.steps; }
 size_t dp_conv_bytes(const dp_conv* conv) {
   const Packed& p = conv->packed;
   return p.quads.size() * sizeof(SharedRows) + p.shared.size() * sizeof(SharedEntry) + p.groups.size() * sizeof(RowGroup) +
-         p.grouped.size() * sizeof(GroupedRow) + p.entries.size() * sizeof(Entry) +
+         p.grouped.size() * sizeof(GroupedRow) + p.entries.size() * sizeof(Entry) + p.pairs.size() * sizeof(PairEntry) +
          p.tap_weights.size() + p.tap_index.size() + p.windows.size() * (sizeof(WindowStep) + sizeof(int32_t)) + p.scale.size() * (sizeof(float) + sizeof(int32_t));
 }
 

@@ -48,6 +48,13 @@ struct GroupedRow {
 };
 constexpr int kBlockQuads = 16, kBlockRows = kBlockQuads * DP_QUAD;
 
+// PAIRED ROWS. The same of output channels two by two that read the same quads: each loaded vector is multiplied twice. A
+// group's rows are pairs of neighbours, `Packed::together` / 2 of them, and a pair has one entry where two rows have two.
+struct PairEntry {
+  int32_t offset;
+  uint32_t weights[2];
+};
+
 // SHARED ROWS. Four neighbouring output channels that read the same quads: dense and depthwise layers.
 struct SharedRows {
   int32_t begin, length;
@@ -126,7 +133,7 @@ alignas(DP_ALIGN) constexpr float kGate[4][16] = {
 };
 
 struct Packed {
-  bool is_shared = false, is_windows = false;
+  bool is_shared = false, is_windows = false, is_paired = false;
   bool is_depthwise = false;           // straight from the image: see Target::depthwise
   int tap_groups = 0;                  // of four neighbouring taps of a row of the kernel
   std::vector<int8_t> tap_weights;     // [quad][row of the kernel][group][channel][tap]
@@ -145,6 +152,7 @@ struct Packed {
   std::vector<RowGroup> groups;
   std::vector<GroupedRow> grouped;     // `together` for each group
   std::vector<Entry> entries;
+  std::vector<PairEntry> pairs;        // pairs[begin + i * together / 2 + p] of a group
   std::vector<WindowStep> windows;
   std::vector<int32_t> window_lines;   // of each step: bytes from the tile's first pixel to the line it reads there
   std::vector<int32_t> block_windows;  // first step of each sixteen rows, and the end
@@ -190,7 +198,7 @@ struct Target {
   bool (*runs)();
   void (*tile)(const Tile&);                                     // null: the oracle, straight from the equation
   int widest;                                                    // most vectors of a tile
-  int (*together)(int vectors);                                  // rows of a group for so many vectors
+  int (*together)(int vectors, bool paired);                     // rows of a group for so many vectors
   void (*to_c4)(int pixels, int channels, const uint8_t*, uint8_t*);
   void (*from_c4)(int pixels, int channels, const uint8_t*, uint8_t*);
   // Vectors begin .. end of the copy of a plane for its phases; pixels outside the image become `outside`.

@@ -40,7 +40,8 @@ bool plan_parts(const dp_conv_shape& s, Packed& packed) {
         MixedPart& part = of_quad.back();
         part.from = (part.ky * s.dilation_y * packed.padded_pitch + part.kx * s.dilation_x) * DP_QUAD;
         for (int pixel = 0; pixel < DP_PIXELS; ++pixel) {
-          const int index = (pixel * s.stride_x + (kx - part.kx) * s.dilation_x) * DP_QUAD + channel;
+          // A stride may be any number where it is never taken.
+          const int64_t index = (int64_t(pixel) * s.stride_x + (kx - part.kx) * s.dilation_x) * DP_QUAD + channel;
           if (index >= kPicked) return false;
           part.index[pixel * DP_QUAD + place.byte] = uint8_t(index);
           part.bytes |= 1ull << (pixel * DP_QUAD + place.byte);

@@ -246,6 +246,47 @@ void pack_group(const std::vector<std::vector<Entry>>& rows, const std::vector<i
   packed.groups.push_back({int32_t(begin), int32_t(length)});
 }
 
+// The same of rows two by two: each pair has all quads that either reads.
+void pack_pairs(const std::vector<Quads>& quads, int quads_out, const Target& target, Packed& packed) {
+  packed.is_paired = true;
+  std::vector<std::vector<PairEntry>> pairs(size_t(quads_out) * DP_QUAD / 2);
+  for (size_t pair = 0; pair < pairs.size(); ++pair) {
+    std::map<int32_t, std::array<uint32_t, 2>> either;
+    for (size_t r = 0; r < 2; ++r)
+      for (const auto& [offset, four] : quads[2 * pair + r]) either[offset][r] = four;
+    for (const auto& [offset, four] : either) {
+      std::array<uint32_t, 2> rest{};
+      for (size_t r = 0; r < 2 && target.splits_pairs; ++r) rest[r] = beyond_16_bits(four[r]);
+      pairs[pair].push_back({offset, {four[0] ^ rest[0], four[1] ^ rest[1]}});
+      if (rest[0] | rest[1]) pairs[pair].push_back({offset, {rest[0], rest[1]}});
+    }
+  }
+  constexpr size_t kBlock = kBlockRows / 2;
+  const size_t together = size_t(packed.together) / 2;
+  for (size_t block = 0; block < pairs.size(); block += kBlock) {
+    packed.block_groups.push_back(int32_t(packed.groups.size()));
+    std::vector<size_t> order(std::min(kBlock, pairs.size() - block));
+    std::iota(order.begin(), order.end(), block);
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return pairs[a].size() < pairs[b].size(); });
+    for (size_t i = 0; i < order.size(); i += together) {
+      const size_t members = std::min(together, order.size() - i), begin = packed.pairs.size();
+      const size_t length = pairs[order[i + members - 1]].size();
+      packed.pairs.resize(begin + length * together, PairEntry{0, {0, 0}});
+      for (size_t p = 0; p < together; ++p)
+        for (size_t r = 0; r < 2; ++r) {
+          const size_t row = p < members ? 2 * order[i + p] + r : 0;
+          packed.grouped.push_back(p < members ? GroupedRow{int32_t(row % kBlockRows), packed.bias[row], packed.scale[row]}
+                                               : GroupedRow{kBlockRows, 0, 0.0f});
+        }
+      for (size_t p = 0; p < members; ++p)
+        for (size_t e = 0; e < pairs[order[i + p]].size(); ++e) packed.pairs[begin + e * together + p] = pairs[order[i + p]][e];
+      packed.groups.push_back({int32_t(begin), int32_t(length)});
+    }
+  }
+  packed.block_groups.push_back(int32_t(packed.groups.size()));
+  packed.steps = 2 * int64_t(packed.pairs.size());
+}
+
 void pack_rows(const std::vector<Quads>& quads, int quads_out, const Target& target, Packed& packed) {
   std::vector<std::vector<Entry>> rows;
   for (const Quads& row : quads) rows.push_back(entries_of(row, target));
@@ -328,12 +369,20 @@ Packed pack(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, co
   Packed mixed = packed;
   packed.vectors = vectors_of_tile(g, packed, target);
   const std::vector<Quads> quads = all_quads(g, rows, packed);
-  packed.together = target.together ? target.together(packed.vectors) : 1;
-  Packed shared = packed, windows = packed;
+  packed.together = target.together ? target.together(packed.vectors, false) : 1;
+  Packed shared = packed, paired = packed, windows = packed;
   pack_shared(quads, g.quads_out, target, shared);
   if (packed.is_planewise) return shared;
   pack_rows(quads, g.quads_out, target, packed);
-  const double cheaper = std::min(double(shared.steps) / kOwnLoad, double(packed.steps));
+  double cheaper = std::min(double(shared.steps) / kOwnLoad, double(packed.steps));
+  if (target.together) {
+    paired.together = target.together(paired.vectors, true);
+    pack_pairs(quads, g.quads_out, target, paired);
+    if (double(paired.steps) / kOwnLoad < cheaper) {
+      cheaper = double(paired.steps) / kOwnLoad;
+      std::swap(packed, paired);
+    }
+  }
   if (lay_out_mixed(g, target, mixed)) {
     lay_out_lanes(g, mixed);
     mixed.vectors = vectors_of_tile(g, mixed, target);
@@ -341,7 +390,7 @@ Packed pack(const Geometry& g, const std::vector<std::vector<Nonzero>>& rows, co
     if (mixed_cost(mixed) / kOwnLoad < cheaper * packed.all_vectors) return mixed;
   }
   if (windows_pay(g, rows, target, cheaper * packed.all_vectors, windows)) return windows;
-  return double(shared.steps) <= kOwnLoad * double(packed.steps) ? shared : packed;
+  return double(shared.steps) / kOwnLoad <= cheaper ? shared : packed;
 }
 
 } // namespace dp

@@ -31,7 +31,7 @@ bool runs() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f
 } // namespace
 
 Target avx2_target() {
-  Target made{"avx2", runs, tile, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy,
+  Target made{"avx2", runs, tile, kWidest, rows_for, to_c4, from_c4, copy,
               sums, scale, quantize, max_rows, max_columns};
   made.splits_pairs = kSplitsPairs;
   made.dot = dot;

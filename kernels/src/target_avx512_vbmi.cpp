@@ -247,7 +247,7 @@ bool runs() {
 // that transpose sixteen, of which Zen 5 does two a cycle and Intel one: counted, not measured.
 Target target(const char* name, bool weighs) {
   const bool is_amd = __builtin_cpu_is("amd");
-  Target made{name, runs, tile_or_windows, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy,
+  Target made{name, runs, tile_or_windows, kWidest, rows_for, to_c4, from_c4, copy,
               sums, scale, quantize, max_rows, max_columns};
   made.lines = lines;
   made.depthwise = depthwise;

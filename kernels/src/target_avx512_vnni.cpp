@@ -18,7 +18,7 @@ bool runs() {
 } // namespace
 
 Target avx512_vnni_target() {
-  Target made{"avx512_vnni", runs, tile, kWidest, [](int vectors) { return rows_for(vectors); }, to_c4, from_c4, copy,
+  Target made{"avx512_vnni", runs, tile, kWidest, rows_for, to_c4, from_c4, copy,
           sums, scale, quantize, max_rows, max_columns};
   made.dot = dot;
   return made;

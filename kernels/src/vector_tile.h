@@ -1,5 +1,5 @@
 // Which loops a tile goes through, on every target with vector registers. The header that includes this defines `shared_pass`, for one
-// to kPass registers of pixels, and `sparse_block`, for one to kWidest vectors; hence the unnamed namespace.
+// to kPass registers of pixels, and `sparse_block`, for one to kWidest vectors and rows alone or paired; hence the unnamed namespace.
 #pragma once
 
 #include <utility>
@@ -10,18 +10,18 @@ namespace dp {
 namespace {
 
 // Tiles of sparse rows are as wide as was planned, or one vector narrower.
-template <int V, bool kSwish, bool kResidual>
+template <bool kPaired, int V, bool kSwish, bool kResidual>
 void sparse_rows(const Tile& tile, int first) {
-  if (tile.packed->together == rows_for(V))
-    sparse_block<rows_for(V), V, kSwish, kResidual>(tile, first);
+  if (tile.packed->together == rows_for(V, kPaired))
+    sparse_block<kPaired, rows_for(V, kPaired), V, kSwish, kResidual>(tile, first);
   else
-    sparse_block<rows_for(V < kWidest ? V + 1 : V), V, kSwish, kResidual>(tile, first);
+    sparse_block<kPaired, rows_for(V < kWidest ? V + 1 : V, kPaired), V, kSwish, kResidual>(tile, first);
 }
 
-template <bool kSwish, bool kResidual, int... V>
+template <bool kPaired, bool kSwish, bool kResidual, int... V>
 void run_sparse(const Tile& tile, std::integer_sequence<int, V...>) {
   using Rows = void (*)(const Tile&, int);
-  static constexpr Rows rows[] = {sparse_rows<V + 1, kSwish, kResidual>...};
+  static constexpr Rows rows[] = {sparse_rows<kPaired, V + 1, kSwish, kResidual>...};
   for (int first = tile.first; first < tile.last; first += kBlockQuads) rows[tile.vectors - 1](tile, first);
 }
 
@@ -39,10 +39,10 @@ void run_shared(const Tile& tile, std::integer_sequence<int, N...>) {
 
 template <bool kSwish, bool kResidual>
 void run(const Tile& tile) {
-  if (tile.packed->is_shared)
-    run_shared<kSwish, kResidual>(tile, std::make_integer_sequence<int, kPass>());
-  else
-    run_sparse<kSwish, kResidual>(tile, std::make_integer_sequence<int, kWidest>());
+  constexpr auto widths = std::make_integer_sequence<int, kWidest>();
+  if (tile.packed->is_shared) return run_shared<kSwish, kResidual>(tile, std::make_integer_sequence<int, kPass>());
+  if (tile.packed->is_paired) return run_sparse<true, kSwish, kResidual>(tile, widths);
+  run_sparse<false, kSwish, kResidual>(tile, widths);
 }
 
 void tile(const Tile& tile) {

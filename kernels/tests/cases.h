@@ -115,7 +115,7 @@ void draw_shape(Random& random, dp_conv_shape& s) {
 // Weights of one of the patterns; rows or everything may be empty.
 void draw_weights(Random& random, Case& c) {
   const dp_conv_shape& s = c.shape;
-  const int columns = c.per_group(), taps = c.taps(), pattern = int(draw(random, 0, 4));
+  const int columns = c.per_group(), taps = c.taps(), pattern = int(draw(random, 0, 5));
   const double densities[] = {0, 0.02, 0.1, 0.3, 0.6, 1};
   const double density = densities[draw(random, 0, 5)];
   c.dense.assign(size_t(s.channels_out) * columns * taps, 0);
@@ -125,10 +125,10 @@ void draw_weights(Random& random, Case& c) {
   };
   for (int tap = 0; tap < taps; ++tap)
     for (int row = 0; row < s.channels_out; ++row) {
-      if (pattern == 1 || pattern == 4) { // 1x4, or 4x4: the same blocks in four rows
-        Random shared(uint64_t(row / DP_QUAD * 131 + tap));
+      if (pattern == 1 || pattern >= 4) { // 1x4, or 4x4 and 2x4: the same blocks in four or two rows
+        Random shared(uint64_t(row / (pattern == 4 ? 4 : 2) * 131 + tap));
         for (int quad = 0; quad < columns; quad += DP_QUAD)
-          if (chance(pattern == 4 ? shared : random, density))
+          if (chance(pattern == 1 ? random : shared, density))
             for (int i = quad; i < std::min(columns, quad + DP_QUAD); ++i) put(row, i, tap);
       } else if (pattern == 2) { // nm64: as many steps of four in each window as its block of 16 rows has
         Random block(uint64_t(row / 16 * 131 + tap));

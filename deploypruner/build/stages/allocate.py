@@ -45,7 +45,7 @@ class Allocate(Stage):
     """Choose the width of every group under the budget."""
 
     name: ClassVar[str] = "allocate"
-    needs: ClassVar[tuple[str, ...]] = ("score",)
+    needs: ClassVar[tuple[str, ...]] = ("score", "threads")
     reads: ClassVar[tuple[str, ...]] = (
         "prune",
         "search",
@@ -57,8 +57,8 @@ class Allocate(Stage):
         "target",
         "seed",
     )
-    # Plans may be judged by a brief training; whatever its rate, the plan that was chosen is a sound one.
-    outlives: ClassVar[tuple[str, ...]] = ("recover.settings.lr", "measure.seconds")
+    # Plans may be judged by a brief training; whatever its rate and whatever follows, the chosen one is sound.
+    outlives: ClassVar[tuple[str, ...]] = ("recover.settings.lr", "recover.epochs", "measure.seconds")
     changeable: ClassVar[tuple[str, ...]] = (
         *(f"prune.{name}" for name in BUDGETS),
         *("measure.precision", "measure.accuracy_drop", "search.minutes"),
@@ -141,7 +141,7 @@ def _in_time(build: Build) -> Build:
         normalizer=normalizer_name(recipe, build.criterion),
         step=recipe.step,
         constraints=recipe.constraints,
-        threads=measure.threads,
+        threads=build.threads,
         accuracy_drop=_int8_drop(build),
         qualities=lambda jobs: _qualities(build, jobs),
         floats=build.floats,

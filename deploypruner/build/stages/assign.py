@@ -129,7 +129,7 @@ def cannot_run() -> str:
 def _assigned(build: Build, goal: Goal | None) -> LayerPatterns:
     """What is decided about every layer."""
     recipe = build.recipe
-    rates = build.clock.kernel_rates(recipe.measure.threads, say=build.say)
+    rates = build.clock.kernel_rates(build.threads, say=build.say)
     sparsity = recipe.sparse.sparsity or DEFAULT_SPARSITY
     with scratch() as folder:
         fp32, int8 = write_int8(build, build.compiled, folder, batches=_CALIBRATION)
@@ -141,7 +141,7 @@ def _assigned(build: Build, goal: Goal | None) -> LayerPatterns:
                 weights=weights,
                 rates=rates.rates,
                 feeds=timing_feeds(build) or verification_feeds(build)[0],
-                threads=recipe.measure.threads,
+                threads=build.threads,
                 sparsity=sparsity,
                 speedup=None if goal is None else goal.dense_ms / (goal.median_ms * (1 - RESERVE)),
                 seed=recipe.seed,

@@ -51,7 +51,7 @@ class Measure(Stage):
         with percent(build.progress, "measure") as progress:
             measured = build.clock.artifacts(
                 jobs,
-                threads=recipe.threads,
+                threads=build.threads,
                 budget_s=recipe.seconds,
                 seed=build.recipe.seed,
                 feeds=feeds,

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import onnx
 
 from deploypruner.build.artifacts import DENSE, dense_artifacts, with_dense, write_mixable, write_state
-from deploypruner.build.doubted import doubted_count
-from deploypruner.build.mixing import mix_precision, own_file
+from deploypruner.build.doubted import doubted_count, doubted_layers
+from deploypruner.build.feeds import calibration_feeds
+from deploypruner.build.mixing import judged_in, mix_precision, own_file
 from deploypruner.build.quantized_training import qat_sentence, train_int8
 from deploypruner.build.register import stages
 from deploypruner.build.results import Quantized
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.qat import QatOutcome
-from deploypruner.quantize.placement import Placement
+from deploypruner.quantize.idle_layers import idle_layers
+from deploypruner.quantize.placement import OWN_PLACEMENT, Placement
 from deploypruner.records import Artifact
 from deploypruner.report.repaired import repair_sentence, weights_sentence
 from deploypruner.runtime import runtimes
-from deploypruner.search.mixing import OWN_PLACEMENT
 
 _PRUNED = ("model.fp32.onnx", "model.int8.onnx")
 
@@ -44,13 +47,25 @@ class Quantize(Stage):
         placement: Placement = "openvino" if build.zeros is None else "sparse"
         pruned, calibrated = write_mixable(build, build.compiled, _PRUNED, placement)
         summary, precision = mix_precision(build, _PRUNED, calibrated, summary=pruned, placement=placement)
-        trained = train_int8(build, _PRUNED)
-        document = {
-            "quantization": replace(build.quantized, pruned=summary).to_json(),
-            "precision": precision | ({} if trained is None else {"qat": asdict(trained)}),
-        }
+        if build.data is not None:
+            dense = onnx.load(build.folder.path(DENSE[0]))
+            precision["remarks"] += doubted_layers(idle_layers(dense, calibration_feeds(build)))
+        trained = train_int8(build, _PRUNED, runtime=judged_in(build))
+        if trained is not None:
+            precision["qat"] = asdict(trained)
+            precision["own_qat"] = self._train_own(build, precision["files"])
+        document = {"quantization": replace(build.quantized, pruned=summary).to_json(), "precision": precision}
         build.folder.write_json(self.saves[-1], document)
         return self.restore(build)
+
+    def _train_own(self, build: Build, files: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The same for the files that runtimes have of their own: runtime -> what came of it."""
+        own = {
+            file["runtime"]: train_int8(build, (_PRUNED[0], file["file"]), runtime=file["runtime"])
+            for file in files
+            if file["runtime"]
+        }
+        return {runtime: asdict(outcome) for runtime, outcome in own.items() if outcome is not None}
 
     def restore(self, build: Build) -> Build:
         """The files are there."""
@@ -72,8 +87,9 @@ class Quantize(Stage):
         if summary.weight_bits == 7:
             counts += f"; weights have {weights_sentence(7)}"
         repaired = repair_sentence([asdict(step) for step in summary.repair])
-        found = build.precision.get("qat")
-        trained = "" if found is None else qat_sentence(QatOutcome(**found))
+        trained = "" if (found := build.precision.get("qat")) is None else qat_sentence(QatOutcome(**found))
+        for runtime, found in build.precision.get("own_qat", {}).items():
+            trained += f"; {own_file(runtime)}: {qat_sentence(QatOutcome(**found))}"
         return "; ".join(part for part in (counts, repaired, f"{build.precision['note']}{more}", trained) if part)
 
 

@@ -49,7 +49,8 @@ class Recover(Stage):
     reads: ClassVar[tuple[str, ...]] = (
         *("prune.patterns", "recover", "sparse", "search.held_out", "measure.samples", "seed"),
     )
-    changeable: ClassVar[tuple[str, ...]] = ("recover.settings.lr",)  # after training that diverged
+    # After training that diverged, or that was going to take too long.
+    changeable: ClassVar[tuple[str, ...]] = ("recover.settings.lr", "recover.epochs")
     saves: ClassVar[tuple[str, ...]] = (stage_file("recovered.safetensors"), stage_file("recover.json"))
 
     def run(self, build: Build) -> Build:
@@ -220,7 +221,7 @@ def _settings(build: Build, module: nn.Module, features: Features | None, gap: f
         ),
         minutes=recipe.minutes,
     )
-    build.say(f"recover: {outlook.text}")
+    build.say(f"remark: training takes {outlook.text}; --epochs asks for more or less")
     changed = {k: v for k, v in vars(outlook.settings).items() if v != getattr(asked, k)}
     build.folder.write_json(_OUTLOOK, {"key": key, "settings": changed})
     return outlook.settings

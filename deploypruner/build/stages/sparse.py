@@ -44,7 +44,8 @@ class Sparse(Stage):
                 folder / MODEL,
                 feeds=verification_feeds(build),
                 timed=timing_feeds(build),
-                threads=build.recipe.measure.threads,
+                threads=build.threads,
+                counts=build.thread_counts,
                 say=build.say,
                 clock=build.clock,
             )
@@ -67,6 +68,13 @@ class Sparse(Stage):
         if found is None:
             return replace(build, remarks=(*build.remarks, f"no sparse model: {document['reason']}"))
         artifact = Artifact("sparse int8", build.folder.path(MODEL), "onnx", "int8", build.pattern, build.pruned)
+        # Each form as it was fastest, so that the dense one that it is compared with is at its best, too.
+        artifact = replace(artifact, environment=tuple(document.get("environment", {}).items()))
+        best = tuple(document.get("dense_environment", {}).items())
+        build = replace(
+            build,
+            artifacts=tuple(replace(a, environment=best) if a.precision == "int8" else a for a in build.artifacts),
+        )
         if lengths := _lengths(build):
             only = ", ".join(f"{name} {length}" for name, length in lengths.items())
             remark = f"{MODEL} is for {only} only: sparse kernels are made for one size; the other files stay open"

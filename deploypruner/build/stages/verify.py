@@ -15,8 +15,8 @@ from deploypruner.build.sparsity import sparse_weights
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.export import from_module
+from deploypruner.quantize.placement import OWN_PLACEMENT
 from deploypruner.records import Check
-from deploypruner.search.mixing import OWN_PLACEMENT
 from deploypruner.sparsity.zeros_check import verify_zeros
 from deploypruner.verify.exported import verify_exports
 
