@@ -40,6 +40,10 @@ NOT_RUN = {
     "make test": "runs this",
     "deploypruner frontier model.pt2 --data photos/ --speedups 1.25,1.5,2,3": "tests/test_frontier.py has it",
     "deploypruner frontier model.pt2 --speedups 1.5,2": "the same",
+    "deploypruner sweep model.pt2 --data photos/ --macs 0.5 --samples 128 --workers 2": "tests/test_sweep.py has it",
+    "deploypruner sweep model.pt2 --macs 0.5": "the same",
+    "deploypruner sweep --status sweep/": "the same",
+    "deploypruner compile --recipe sweep/winner.toml": "the same",
     "python -m pip install .": "changes the environment",
     "pip install 'deploypruner[distributed]'": "changes the environment",
     "deploypruner validate build/ --max-latency 5ms --min-accuracy 0.92": "a network of random weights keeps no such "

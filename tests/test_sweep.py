@@ -23,7 +23,7 @@ from deploypruner.locking import FolderLock
 from deploypruner.recipe.reading import read_recipe
 from deploypruner.sweep import run as driver
 from deploypruner.sweep.store import TrialStore, read_store
-from deploypruner.sweep.trial import Trial, TrialContext, TrialResult, identity_of, result_json
+from deploypruner.sweep.trial import SweepTrial, TrialContext, TrialResult, identity_of, result_json
 from deploypruner.sweep.workers import run_in_workers
 from tests.builds import IMAGE, Outcome, digests, run_cli, samples, save_program
 from tests.test_points import by_parameters
@@ -33,7 +33,7 @@ SWEEP = (
     *("--candidates", "4", "--finalists", "2", "--again", "1", "--runtime", "onnxruntime", "--precision", "fp32"),
 )
 RESULT = TrialResult("accuracy", 90.0, 88.5, 1.5, 500, 50, 2.0)
-TRIAL = Trial("space", 3, {"a": 4, "b": 8}, seed=0, epochs=1, std=0.25)
+TRIAL = SweepTrial("space", 3, {"a": 4, "b": 8}, seed=0, epochs=1, std=0.25)
 
 
 class Three(nn.Module):
@@ -182,7 +182,7 @@ def test_a_trial_is_known_by_what_decides_it_alone():
     from deploypruner.recipe import Recipe
     from deploypruner.recipe.reading import overlay
 
-    def identity(trial: Trial = TRIAL, *, sha: str = "m", content: str = "d", **changes: Any) -> str:
+    def identity(trial: SweepTrial = TRIAL, *, sha: str = "m", content: str = "d", **changes: Any) -> str:
         recipe = overlay(Recipe(), changes)
         build = Build(recipe, BuildFolder(Path("x")), "", Given(), SilentProgress(), sha256=sha, criterion="taylor")
         return identity_of(TrialContext(build, {}, content), trial)

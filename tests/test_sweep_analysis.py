@@ -7,7 +7,7 @@ import pytest
 
 from deploypruner.errors import RecipeError
 from deploypruner.sweep.analysis import best_parameter_bucket, buckets_of, concentration, optimum_of, winners_of
-from deploypruner.sweep.conjectures import Regime, conjectures
+from deploypruner.sweep.conjectures import CostRegime, conjectures
 from deploypruner.sweep.records import Bucket, DenseModel, Sample, SweepSettings, Winner
 
 DENSE = DenseModel(macs=1000, params=100, ms=8.0)
@@ -99,12 +99,12 @@ def test_the_best_bucket_of_parameters_has_most_winners():
     assert best_parameter_bucket(samples, DENSE) == (pytest.approx(0.4), pytest.approx(0.45), 2, 3)
 
 
-def verdicts(regime: Regime, *others: Regime) -> list[str]:
+def verdicts(regime: CostRegime, *others: CostRegime) -> list[str]:
     return [one.verdict for one in conjectures(regime, others, seed=0)]
 
 
 def test_a_population_with_its_optimum_at_the_dense_model_supports_what_one_cost_can():
-    regime = Regime("--macs 0.5", a_population(1.0, noise=0.3), LARGE)
+    regime = CostRegime("--macs 0.5", a_population(1.0, noise=0.3), LARGE)
     assert verdicts(regime) == ["supported", "not tested", "supported", "not tested"]
     said = conjectures(regime, seed=0)
     assert "The 6 winners of 60 recipes" in said[0].evidence
@@ -113,22 +113,22 @@ def test_a_population_with_its_optimum_at_the_dense_model_supports_what_one_cost
 
 
 def test_an_optimum_far_from_the_dense_model_contradicts_the_third():
-    assert verdicts(Regime("--macs 0.5", a_population(1.25, noise=0.1), LARGE))[2] == "contradicted"
+    assert verdicts(CostRegime("--macs 0.5", a_population(1.25, noise=0.1), LARGE))[2] == "contradicted"
 
 
 def test_an_interval_as_wide_as_everything_shows_nothing():
     rng = np.random.default_rng(0)
     samples = [a_sample(f"{n:02}", float(d), params=40 + n) for n, d in enumerate(rng.standard_normal(20), start=1)]
-    assert verdicts(Regime("--macs 0.5", tuple(samples), DENSE))[2] == "not shown"
+    assert verdicts(CostRegime("--macs 0.5", tuple(samples), DENSE))[2] == "not shown"
 
 
 def test_several_costs_say_whether_the_optimum_grows_and_whether_the_drop_follows():
-    def at(optimum: float, macs: int) -> Regime:
+    def at(optimum: float, macs: int) -> CostRegime:
         moved = tuple(
             Sample(s.name, s.drop + 30 * (optimum - 0.9), s.macs, s.params, s.std, s.ms)
             for s in a_population(optimum, macs=macs)
         )
-        return Regime(f"--macs {macs / 1000:g}", moved, LARGE)
+        return CostRegime(f"--macs {macs / 1000:g}", moved, LARGE)
 
     growing = [at(0.9, 700), at(1.0, 500), at(1.1, 300), at(1.2, 200)]
     found = conjectures(growing[1], [growing[0], *growing[2:]], seed=0)
@@ -139,7 +139,7 @@ def test_several_costs_say_whether_the_optimum_grows_and_whether_the_drop_follow
 
 
 def test_few_recipes_say_nothing():
-    assert verdicts(Regime("--macs 0.5", a_population(1.0)[:5], LARGE)) == ["not tested"] * 4
+    assert verdicts(CostRegime("--macs 0.5", a_population(1.0)[:5], LARGE)) == ["not tested"] * 4
 
 
 def test_other_macs_at_alike_parameters_test_the_second():
@@ -148,7 +148,7 @@ def test_other_macs_at_alike_parameters_test_the_second():
         a_sample(f"{n:02}", 20 * abs(macs - 520) / 1000 + 0.01 * n, macs=macs, params=int(rng.integers(45, 56)))
         for n, macs in enumerate(range(420, 620, 4))
     )
-    assert verdicts(Regime("--speedup 2", samples, DENSE))[1] == "supported"
+    assert verdicts(CostRegime("--speedup 2", samples, DENSE))[1] == "supported"
 
 
 def test_a_winner_is_expected_to_lose_what_other_seeds_lose():

@@ -22,7 +22,7 @@ from deploypruner.reading import is_utf8, kind_name, read_json, status
 
 MANIFEST = "manifest.json"
 WRITTEN = "stages/written.json"
-_LOCK = ".deploypruner.lock"
+LOCK = ".deploypruner.lock"
 
 
 class BuildFolder:
@@ -60,18 +60,13 @@ class BuildFolder:
                 f"--out {root} is not UTF-8, and runtimes could not open what is in it", hint="give it another name"
             )
         self.root, self.kind, self.names, self.replaces, self.inner = root, kind, names, replaces, inner
-        self._lock = FolderLock(root / _LOCK)
+        self._lock = FolderLock(root / LOCK)
         self._own: set[str] | None = None  # None until `prepare`: nothing is recorded
 
     @property
     def remark(self) -> str:
         """What a user should know about the folder's lock, "" for nothing."""
         return self._lock.remark
-
-    @property
-    def lock(self) -> Path:
-        """File that says which process builds here."""
-        return self.root / _LOCK
 
     @property
     def final(self) -> Path:
@@ -225,7 +220,7 @@ class BuildFolder:
             exchange(self.root, old.root)
         self.root, old.root, self.replaces = old.root, self.root, None
         for folder in (self, old):
-            folder._lock.moved(folder.root / _LOCK)
+            folder._lock.moved(folder.root / LOCK)
         old.clear()
         old.release()
         _bring(old.root, self.root)

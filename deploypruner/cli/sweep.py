@@ -11,11 +11,9 @@ import click
 
 from deploypruner.cli.help import GroupedCommand
 from deploypruner.cli.options import colour, console, shows_progress, width
-from deploypruner.cli.recipe_options import command_option, recipe_options
+from deploypruner.cli.recipe_options import checked_recipe, command_option, recipe_options
 from deploypruner.errors import RecipeError
 from deploypruner.recipe.option import BUDGET, GROUPS, SPARSE
-from deploypruner.recipe.overrides import overrides
-from deploypruner.recipe.reading import origins_of, recipe_of
 from deploypruner.terminal import write_line
 
 
@@ -93,11 +91,10 @@ def sweep_command(out: Path, resume: bool, status: Path | None, beside: tuple[Pa
     spread = _range(options.pop("ratio_std"))
     command = ["deploypruner", *sys.argv[1:]]
     with console() as shown:
-        origins = origins_of(options["recipe"], overrides(options))
-        recipe = recipe_of(origins)
-        recipe.model.require_source()
+        recipe, origins = checked_recipe(options)
         from deploypruner.sweep.records import SweepSettings
-        from deploypruner.sweep.run import SweepRequest, run_sweep
+        from deploypruner.sweep.request import SweepRequest
+        from deploypruner.sweep.run import run_sweep
 
         with origins.speaking():
             found = run_sweep(

@@ -37,7 +37,7 @@ class IdleLayers:
 
 
 @dataclass(frozen=True)
-class _Watched:
+class _Candidate:
     weight: str
     before: str
     after: str
@@ -57,7 +57,7 @@ def idle_layers(model: onnx.ModelProto, calibration: Iterable[Feeds]) -> IdleLay
     stored = [(node, values) for node in layers if (values := constant(operand(node, 1))) is not None]
     zero = [node for node, values in stored if values.size and not values.any()]
     watched = [
-        _Watched(str(operand(node, 1).name), str(operand(node, 0).name), _end(node))
+        _Candidate(str(operand(node, 1).name), str(operand(node, 0).name), _end(node))
         for node, _ in stored
         if node not in zero and not operand(node, 0).is_initializer()
     ]
@@ -88,7 +88,7 @@ def _end(node: ir.Node) -> str:
     return str(value.name)
 
 
-def _constant(model: onnx.ModelProto, batches: Sequence[Feeds], watched: Sequence[_Watched]) -> list[_Watched]:
+def _constant(model: onnx.ModelProto, batches: Sequence[Feeds], watched: Sequence[_Candidate]) -> list[_Candidate]:
     names = list(dict.fromkeys(name for watch in watched for name in (watch.before, watch.after)))
     first: dict[str, Array] = {}
     varies: set[str] = set()

@@ -8,6 +8,7 @@ speed.py        predicted milliseconds of any recipe
 trial.py        one recipe realised, recovered and judged, by the functions that `compile` uses; its identity
 workers.py      processes of this machine, one for each trial
 store.py        sweep.sqlite: every trial, planned, finished or failed
+request.py      what is asked, and the folder for it
 run.py          the driver
 analysis.py     distributions, the computation budget per parameter and its optimum
 conjectures.py  the paper's four, with the evidence for or against them
@@ -15,6 +16,7 @@ refine.py       what was learnt as a narrower space, sampled cheaply
 recipe_file.py  winner.toml, for `compile --recipe`
 page.py         sweep.html and what the terminal shows; pictures.py draws
 status.py       how far a sweep is, from another terminal
+beside.py       sweeps at other costs
 call.py         `dp.sweep`
 
 Source: He et al., "Network Pruning Spaces", arXiv:2304.09453, of which the abstract and a summary were read. What is

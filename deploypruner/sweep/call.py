@@ -19,7 +19,8 @@ from deploypruner.recipe.option import with_help_of
 from deploypruner.recipe.overrides import overrides
 from deploypruner.recipe.reading import origins_of, overlay, recipe_of
 from deploypruner.sweep.records import SweepFound, SweepSettings
-from deploypruner.sweep.run import WINNER, SweepRequest, run_sweep
+from deploypruner.sweep.request import WINNER, SweepRequest
+from deploypruner.sweep.run import run_sweep
 
 
 @dataclass(frozen=True)

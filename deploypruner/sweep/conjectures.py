@@ -42,7 +42,7 @@ _CLAIMS = {
 
 
 @dataclass(frozen=True)
-class Regime:
+class CostRegime:
     """A population of one cost.
 
     Args:
@@ -61,7 +61,7 @@ class Regime:
         return float(np.median([sample.macs for sample in self.samples])) / self.dense.macs
 
 
-def conjectures(regime: Regime, others: Sequence[Regime] = (), *, seed: int) -> tuple[Conjecture, ...]:
+def conjectures(regime: CostRegime, others: Sequence[CostRegime] = (), *, seed: int) -> tuple[Conjecture, ...]:
     """All four.
 
     Args:
@@ -76,7 +76,7 @@ def conjectures(regime: Regime, others: Sequence[Regime] = (), *, seed: int) -> 
     return (_first(regime, seed), _second(regime, seed), _third(regime, every, seed), _fourth(every, seed))
 
 
-def _first(regime: Regime, seed: int) -> Conjecture:
+def _first(regime: CostRegime, seed: int) -> Conjecture:
     won, every, p = concentration(regime.samples, lambda s: 100 * parameter_share(s, regime.dense), seed=seed)
     low, high, inside, size = best_parameter_bucket(regime.samples, regime.dense)
     count = len(winners_of(regime.samples))
@@ -90,7 +90,7 @@ def _first(regime: Regime, seed: int) -> Conjecture:
     return Conjecture(1, _CLAIMS[1], SUPPORTED if p < _LEVEL else NOT_SHOWN, evidence)
 
 
-def _second(regime: Regime, seed: int) -> Conjecture:
+def _second(regime: CostRegime, seed: int) -> Conjecture:
     macs = np.array([sample.macs for sample in regime.samples], np.float64)
     spread = float(macs.max() / macs.min() - 1)
     if spread < _ALIKE:
@@ -113,7 +113,7 @@ def _second(regime: Regime, seed: int) -> Conjecture:
     return Conjecture(2, _CLAIMS[2], SUPPORTED if p < _LEVEL else NOT_SHOWN, text)
 
 
-def _third(regime: Regime, every: Sequence[Regime], seed: int) -> Conjecture:
+def _third(regime: CostRegime, every: Sequence[CostRegime], seed: int) -> Conjecture:
     found = optimum_of(regime.samples, regime.dense, seed=seed)
     if found is None:
         return Conjecture(
@@ -134,7 +134,7 @@ def _third(regime: Regime, every: Sequence[Regime], seed: int) -> Conjecture:
     return Conjecture(3, _CLAIMS[3], verdict, f"{text} {said}")
 
 
-def _trend(every: Sequence[Regime], seed: int) -> tuple[str, str]:
+def _trend(every: Sequence[CostRegime], seed: int) -> tuple[str, str]:
     """Does the optimum grow as less remains?"""
     optima = _optima(every, seed)
     if len(optima) < 2:
@@ -148,7 +148,7 @@ def _trend(every: Sequence[Regime], seed: int) -> tuple[str, str]:
     return verdict, f"From the mildest cost to the hardest: {text}."
 
 
-def _fourth(every: Sequence[Regime], seed: int) -> Conjecture:
+def _fourth(every: Sequence[CostRegime], seed: int) -> Conjecture:
     optima = _optima(every, seed)
     if len(optima) < _FEWEST_REGIMES:
         text = f"It takes {_FEWEST_REGIMES} costs of which one is left out; there are {len(optima)}: see --beside."
@@ -169,6 +169,6 @@ def _fourth(every: Sequence[Regime], seed: int) -> Conjecture:
     return Conjecture(4, _CLAIMS[4], SUPPORTED if explained > 0.5 else NOT_SHOWN, text)
 
 
-def _optima(every: Sequence[Regime], seed: int) -> list[tuple[Regime, Optimum]]:
+def _optima(every: Sequence[CostRegime], seed: int) -> list[tuple[CostRegime, Optimum]]:
     found = [(one, optimum_of(one.samples, one.dense, seed=seed)) for one in every]
     return [(one, optimum) for one, optimum in found if optimum is not None]

@@ -9,107 +9,49 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from deploypruner.atomic import SCRATCH
 from deploypruner.build import pipeline
 from deploypruner.build.choices import check_choices
-from deploypruner.build.folder import BuildFolder
-from deploypruner.build.register import stage_files
 from deploypruner.build.resume import begun
-from deploypruner.build.state import Build, Given
+from deploypruner.build.state import Build
 from deploypruner.channels.feasible_widths import by_importance, find_room
-from deploypruner.errors import BudgetError, InputError, RecipeError
+from deploypruner.errors import BudgetError, InputError
 from deploypruner.graph import Keep
-from deploypruner.latency.clock import Clock, current_clock
-from deploypruner.logbook import Logbook
-from deploypruner.progress import Progress, SilentProgress, StageProgress
+from deploypruner.progress import StageProgress
 from deploypruner.ranges import SEEDS
-from deploypruner.recipe import BUDGETS, Recipe
-from deploypruner.recipe.reading import overlay
-from deploypruner.registries import CHANNEL
+from deploypruner.recipe import BUDGETS
 from deploypruner.sweep.analysis import buckets_of, optimum_of
-from deploypruner.sweep.conjectures import Regime, conjectures
+from deploypruner.sweep.beside import regimes_of
+from deploypruner.sweep.conjectures import CostRegime, conjectures
 from deploypruner.sweep.page import sweep_html, sweep_json
 from deploypruner.sweep.recipe_file import recipe_with, winner_text
-from deploypruner.sweep.records import DenseModel, Sample, SweepFound, SweepSettings, Winner
+from deploypruner.sweep.records import DenseModel, Sample, SweepFound, Winner
 from deploypruner.sweep.refine import RefinedSpace, refined
+from deploypruner.sweep.request import (
+    DOCUMENT,
+    JOURNAL,
+    PAGE,
+    STORE,
+    TRIALS,
+    WINNER,
+    SweepRequest,
+    require_sweep_place,
+    short_recovery,
+)
 from deploypruner.sweep.space import PruningSpace, SampledRecipe
 from deploypruner.sweep.speed import PredictedSpeed, TimedDense, predicted_speed, speed_if_possible
 from deploypruner.sweep.store import StoredTrial, TrialStore, read_store
-from deploypruner.sweep.trial import Trial, TrialContext, identity_of, plan_of, result_json, run_trial
+from deploypruner.sweep.trial import SweepTrial, TrialContext, identity_of, plan_of, result_json, run_trial
 from deploypruner.sweep.workers import read_result, run_in_workers
 
-KIND = "sweep"
-TRIALS = "trials"
-"""Folder of the trials' results."""
-
-STORE, DOCUMENT, PAGE, WINNER = "sweep.sqlite", "sweep.json", "sweep.html", "winner.toml"
-_JOURNAL = f"{STORE}-journal"
-_EPOCHS = 1
 _KEYS = tuple(f"prune.{name}" for name in BUDGETS)
 _STEPS = ("space", "look", "refined", "again")
 # Numbers that keep the random recipes of the two spaces apart.
 _POPULATION, _REFINED = 1, 2
-
-
-@dataclass(frozen=True)
-class SweepRequest:
-    """What to do.
-
-    Args:
-        recipe: Everything that is not about the population.
-        settings: How large it is.
-        out: Folder of the sweep.
-        command: Command line or call.
-        given: Objects from the Python API.
-        beside: Folders of sweeps of the same model at other costs, for the conjectures about several.
-        resume: Whether the sweep in `out` is gone on with.
-        progress: Told about trials.
-        log: Of everything that is said.
-        say: Called with one line per step.
-        detail: Called with a line about what a stage is doing.
-        clock: Says how long things take.
-    """
-
-    recipe: Recipe
-    settings: SweepSettings
-    out: Path
-    command: str
-    given: Given = field(default_factory=Given)
-    beside: tuple[Path, ...] = ()
-    resume: bool = False
-    progress: Progress = field(default_factory=SilentProgress)
-    log: Logbook = field(default_factory=Logbook)
-    say: Callable[[str], None] = lambda line: None
-    detail: Callable[[str], None] = lambda line: None
-    clock: Clock = field(default_factory=current_clock)
-
-
-def sweep_folder(out: Path) -> BuildFolder:
-    """The folder of a sweep."""
-    names = (*stage_files(), STORE, _JOURNAL, DOCUMENT, PAGE, WINNER)
-    return BuildFolder(out, KIND, names=names, inner=TRIALS)
-
-
-def require_sweep_place(out: Path, *, resume: bool) -> BuildFolder:
-    """The folder, where a sweep may be made in it.
-
-    Raises:
-        InputError: It holds one that is not to be gone on with, or what another command made.
-    """
-    folder = sweep_folder(out)
-    folder.require_kind()
-    if not resume and (folder.finished or folder.has(STORE)):
-        state = "finished" if folder.finished else "begun"
-        raise InputError(
-            f"{out} holds a {state} {KIND}, which is kept",
-            hint="--resume goes on with it, also with more --samples; --out names another folder",
-        )
-    return folder
 
 
 def run_sweep(request: SweepRequest) -> SweepFound:
@@ -120,7 +62,7 @@ def run_sweep(request: SweepRequest) -> SweepFound:
             failed.
     """
     folder = require_sweep_place(request.out, resume=request.resume)
-    recipe, remarks = _short_recovery(request.recipe, request.given)
+    recipe, remarks = short_recovery(request.recipe, request.given)
     check_choices(recipe, request.given)
     others = [read_store(other / STORE) for other in request.beside]
     if request.resume and not begun(folder):
@@ -137,42 +79,16 @@ def run_sweep(request: SweepRequest) -> SweepFound:
     )
     try:
         common = pipeline.begin(build, _KEYS, resume=request.resume, say=request.say)
-        folder.claim(_JOURNAL)
+        folder.claim(JOURNAL)
         store = TrialStore(folder.claim(STORE))
         try:
-            found = _Sweep(request, common.build, store, remarks).found(_regimes(others, common.build))
+            found = _Sweep(request, common.build, store, remarks).found(regimes_of(others, common.build))
         finally:
             store.close()
         _write(request, common.build, found)
     finally:
         folder.release()
     return found
-
-
-def _short_recovery(recipe: Recipe, given: Given) -> tuple[Recipe, list[str]]:
-    """The recipe with the same short recovery for every trial, and what to say about it.
-
-    Raises:
-        RecipeError: There is no data, or something else than channels at a fixed cost is asked for.
-    """
-    if recipe.data.source is None and given.data is None:
-        raise RecipeError("a sweep trains every recipe, and there is no data", hint="pass --data DIR")
-    if recipe.prune.patterns != (CHANNEL,):
-        raise RecipeError(
-            f"a sweep samples widths, and the recipe's patterns are {', '.join(recipe.prune.patterns)}",
-            hint='set patterns = ["channel"]; `compile --recipe winner.toml --pattern` adds zeros to the winner',
-        )
-    if recipe.prune.latency is not None:
-        raise RecipeError("a sweep is at a share of the MACs or at a speed-up", hint="give --macs or --speedup")
-    if recipe.prune.scope == "recipe" or any(table.cut is not None for table in recipe.prune.layers):
-        raise RecipeError(
-            "a sweep chooses the widths itself, and the recipe has cuts of layers",
-            hint="take scope and cut out of the recipe; exclude, min_width and max_cut hold here, too",
-        )
-    if recipe.recover.epochs != "auto":
-        return recipe, []
-    remark = f"every recipe is trained for {_EPOCHS} epoch; --epochs says otherwise"
-    return overlay(recipe, {"recover": {"epochs": _EPOCHS}}), [remark]
 
 
 class _Sweep:
@@ -191,7 +107,7 @@ class _Sweep:
         budget, workers = str(build.recipe.prune.budget), request.settings.workers
         store.tell({"budget": budget, "model": build.sha256, "dense": asdict(self._dense), "workers": workers})
 
-    def found(self, others: Sequence[Regime]) -> SweepFound:
+    def found(self, others: Sequence[CostRegime]) -> SweepFound:
         """All that it finds."""
         settings, budget = self._request.settings, str(self._build.recipe.prune.budget)
         space = self._space()
@@ -200,7 +116,7 @@ class _Sweep:
         self._require_any(population)
         seed = self._build.recipe.seed
         optimum = optimum_of(samples, self._dense, seed=seed)
-        said = conjectures(Regime(budget, samples, self._dense), others, seed=seed)
+        said = conjectures(CostRegime(budget, samples, self._dense), others, seed=seed)
         trained = [one for one in population if one.kept]
         looks, finalists = self._refined(space, samples) if settings.candidates else ([], [])
         winners = [self._winner(_least(trained)), *([self._winner(_least(finalists))] if finalists else [])]
@@ -305,7 +221,7 @@ class _Sweep:
             self._request.say(f"sampling {count} recipes of {recipe.prune.budget}")
             drawn = space.sample(count, seed=(recipe.seed, _POPULATION), known=known)
             trials = [
-                Trial("space", known + place, one.widths, recipe.seed, self._epochs, one.std)
+                SweepTrial("space", known + place, one.widths, recipe.seed, self._epochs, one.std)
                 for place, one in enumerate(drawn)
             ]
             self._plan(trials)
@@ -334,7 +250,7 @@ class _Sweep:
             buckets=buckets_of(samples),
         )
         drawn = self._candidates(spaces)
-        trials = [Trial("look", place, one.widths, seed, 0, one.std) for place, one in enumerate(drawn)]
+        trials = [SweepTrial("look", place, one.widths, seed, 0, one.std) for place, one in enumerate(drawn)]
         looks = self._run(self._plan(trials), f"{len(trials)} looks")
         best = sorted((one for one in looks if one.kept), key=_order)[: settings.finalists]
         finals = [replace(one.trial, phase="refined", number=n, epochs=self._epochs) for n, one in enumerate(best)]
@@ -378,7 +294,7 @@ class _Sweep:
 
     # ---------------------------------------------------------------------- running
 
-    def _plan(self, trials: Sequence[Trial]) -> list[StoredTrial]:
+    def _plan(self, trials: Sequence[SweepTrial]) -> list[StoredTrial]:
         """Enter what is to be done; a trial that was done in another phase is on disk, and is not done again."""
         names = [identity_of(self._context, trial) for trial in trials]
         predicted = [None if self._speed is None else self._ms(trial) for trial in trials]
@@ -386,7 +302,7 @@ class _Sweep:
         known = {(one.id, one.trial.phase): one for one in self._store.trials()}
         return [known[name, trial.phase] for name, trial in zip(names, trials, strict=True)]
 
-    def _ms(self, trial: Trial) -> float:
+    def _ms(self, trial: SweepTrial) -> float:
         assert self._speed is not None, "milliseconds are predicted"
         return self._speed.ms(plan_of(self._context, trial.widths).keep)
 
@@ -415,7 +331,7 @@ class _Sweep:
         """Did something outside end it? What it refuses itself it would refuse again."""
         return bool(one.result and one.result.why) and read_result(self._trials, one.id) is None
 
-    def _document(self, trial: Trial, name: str) -> dict[str, Any]:
+    def _document(self, trial: SweepTrial, name: str) -> dict[str, Any]:
         """What a worker does."""
         return result_json(trial, run_trial(self._context, trial, work=self._trials / f".work-{name}"))
 
@@ -435,29 +351,6 @@ def _order(one: StoredTrial) -> tuple[float, str]:
 
 def _least(trials: Sequence[StoredTrial]) -> StoredTrial:
     return min(trials, key=_order)
-
-
-def _regimes(others: Sequence[tuple[dict[str, Any], list[StoredTrial]]], build: Build) -> list[Regime]:
-    """Populations of other sweeps.
-
-    Raises:
-        InputError: One is of another model.
-    """
-    found = []
-    for about, trials in others:
-        if about.get("model") != build.sha256:
-            raise InputError(
-                f"the sweep of {about.get('budget')} named by --beside is of another model, or of other weights",
-                hint="name sweeps of this model alone",
-            )
-        dense = DenseModel(**about["dense"])
-        samples = tuple(
-            Sample(one.id, one.kept.drop, one.kept.macs, one.kept.params, one.trial.std, one.predicted_ms)
-            for one in trials
-            if one.kept and one.trial.phase == "space"
-        )
-        found.append(Regime(str(about["budget"]), samples, dense))
-    return found
 
 
 def _write(request: SweepRequest, build: Build, found: SweepFound) -> None:

@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploypruner.build.folder import LOCK
 from deploypruner.locking import holder
 from deploypruner.report import units
-from deploypruner.sweep.run import DOCUMENT, STORE, sweep_folder
+from deploypruner.sweep.request import DOCUMENT, STORE, sweep_folder
 from deploypruner.sweep.store import StoredTrial, read_store
 
 _PHASES = {"space": "recipes", "look": "looks", "refined": "finalists", "again": "winners again"}
@@ -35,7 +36,7 @@ def sweep_status(folder: Path) -> SweepStatus:
     """
     sweep = sweep_folder(folder)
     about, trials = read_store(sweep.path(STORE))
-    driver = holder(sweep.lock)
+    driver = holder(sweep.path(LOCK))
     lines = [f"{folder}: {about.get('budget', 'just begun')}"]
     lines += [_line(label, [t for t in trials if t.trial.phase == phase]) for phase, label in _PHASES.items()]
     best = min((t.kept.drop for t in trials if t.kept and t.trial.phase in ("space", "refined")), default=None)

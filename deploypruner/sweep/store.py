@@ -12,7 +12,7 @@ from typing import Any
 
 from deploypruner import __version__
 from deploypruner.errors import InputError
-from deploypruner.sweep.trial import FORMAT, Trial, TrialResult
+from deploypruner.sweep.trial import FORMAT, SweepTrial, TrialResult
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -40,7 +40,7 @@ class StoredTrial:
     """
 
     id: str
-    trial: Trial
+    trial: SweepTrial
     predicted_ms: float | None
     result: TrialResult | None
 
@@ -86,7 +86,7 @@ class TrialStore:
                 [(name, json.dumps(value)) for name, value in facts.items()],
             )
 
-    def plan(self, trials: Iterable[tuple[str, Trial, float | None]]) -> None:
+    def plan(self, trials: Iterable[tuple[str, SweepTrial, float | None]]) -> None:
         """Add trials that are to be done; those that are there stay as they are."""
         rows = [(name, *_plain(trial), ms) for name, trial, ms in trials]
         with _sound(self._path), self._base:
@@ -128,7 +128,7 @@ def read_store(path: Path) -> tuple[dict[str, Any], list[StoredTrial]]:
             base.close()
 
 
-def _plain(trial: Trial) -> tuple[Any, ...]:
+def _plain(trial: SweepTrial) -> tuple[Any, ...]:
     widths = json.dumps(dict(trial.widths))
     return trial.phase, trial.number, widths, trial.seed, trial.epochs, trial.std
 
@@ -148,7 +148,7 @@ def _trials(base: sqlite3.Connection, phase: str | None) -> list[StoredTrial]:
 def _stored(row: tuple[Any, ...]) -> StoredTrial:
     name, phase, number, widths, seed, epochs, std, ms, *found = row
     result = None if found[-1] is None else TrialResult(*found)
-    return StoredTrial(name, Trial(phase, number, json.loads(widths), seed, epochs, std), ms, result)
+    return StoredTrial(name, SweepTrial(phase, number, json.loads(widths), seed, epochs, std), ms, result)
 
 
 def _check_version(path: Path, about: dict[str, Any]) -> None:

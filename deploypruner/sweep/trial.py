@@ -64,7 +64,7 @@ class TrialContext:
 
 
 @dataclass(frozen=True)
-class Trial:
+class SweepTrial:
     """What is to be tried.
 
     Args:
@@ -115,7 +115,7 @@ class TrialResult:
         return TrialResult("", 0.0, 0.0, 0.0, 0, 0, seconds, why)
 
 
-def identity_of(context: TrialContext, trial: Trial) -> str:
+def identity_of(context: TrialContext, trial: SweepTrial) -> str:
     """Sixteen hex digits of the hash of everything that decides a trial's result.
 
     That is the model's weights, the content of the data, the keys of the recipe that its stages read, its widths,
@@ -126,7 +126,7 @@ def identity_of(context: TrialContext, trial: Trial) -> str:
     ]
 
 
-def _decisive(context: TrialContext, trial: Trial) -> dict[str, Any]:
+def _decisive(context: TrialContext, trial: SweepTrial) -> dict[str, Any]:
     build = context.build
     stages = [stage for stage in chain() if stage.name in (*_BEFORE, *_names(trial))]
     read = {key: value for key, value in flat(build.recipe).items() if any(s.depends_on(key) for s in stages)}
@@ -145,7 +145,7 @@ def _decisive(context: TrialContext, trial: Trial) -> dict[str, Any]:
     }
 
 
-def _names(trial: Trial) -> list[str]:
+def _names(trial: SweepTrial) -> list[str]:
     """The stages of a trial, in their order."""
     names = [stage.name for stage in chain()]
     names = names[names.index(_FIRST) : names.index(_LAST) + 1]
@@ -168,7 +168,7 @@ def plan_of(context: TrialContext, widths: Mapping[str, int]) -> Plan:
     )
 
 
-def run_trial(context: TrialContext, trial: Trial, *, work: Path) -> TrialResult:
+def run_trial(context: TrialContext, trial: SweepTrial, *, work: Path) -> TrialResult:
     """Cut, recover and judge; the same arguments give the same result on one machine and thread count.
 
     Args:
@@ -196,7 +196,7 @@ def run_trial(context: TrialContext, trial: Trial, *, work: Path) -> TrialResult
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _realised(context: TrialContext, trial: Trial, work: Path) -> Build:
+def _realised(context: TrialContext, trial: SweepTrial, work: Path) -> Build:
     """The build after its last stage of a trial."""
     recipe, given = context.build.recipe, context.build.given
     if not trial.epochs:
@@ -234,7 +234,7 @@ def _judged(build: Build) -> tuple[str, float, float, float]:
     return f"{gap.kind} agreement with the dense model", gap.dense, gap.found, gap.lost
 
 
-def result_json(trial: Trial, result: TrialResult) -> dict[str, Any]:
+def result_json(trial: SweepTrial, result: TrialResult) -> dict[str, Any]:
     """Both as one document."""
     return {"format": FORMAT, "trial": asdict(trial), "result": asdict(result)}
 

@@ -1,0 +1,109 @@
+"""What a sweep is asked to do, and the folder it may do it in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploypruner.build.folder import BuildFolder
+from deploypruner.build.register import stage_files
+from deploypruner.build.state import Given
+from deploypruner.errors import InputError, RecipeError
+from deploypruner.latency.clock import Clock, current_clock
+from deploypruner.logbook import Logbook
+from deploypruner.progress import Progress, SilentProgress
+from deploypruner.recipe import Recipe
+from deploypruner.recipe.reading import overlay
+from deploypruner.registries import CHANNEL
+from deploypruner.sweep.records import SweepSettings
+
+KIND = "sweep"
+TRIALS = "trials"
+"""Folder of the trials' results."""
+
+STORE, DOCUMENT, PAGE, WINNER = "sweep.sqlite", "sweep.json", "sweep.html", "winner.toml"
+JOURNAL = f"{STORE}-journal"
+_EPOCHS = 1
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """What to do.
+
+    Args:
+        recipe: Everything that is not about the population.
+        settings: How large it is.
+        out: Folder of the sweep.
+        command: Command line or call.
+        given: Objects from the Python API.
+        beside: Folders of sweeps of the same model at other costs, for the conjectures about several.
+        resume: Whether the sweep in `out` is gone on with.
+        progress: Told about trials.
+        log: Of everything that is said.
+        say: Called with one line per step.
+        detail: Called with a line about what a stage is doing.
+        clock: Says how long things take.
+    """
+
+    recipe: Recipe
+    settings: SweepSettings
+    out: Path
+    command: str
+    given: Given = field(default_factory=Given)
+    beside: tuple[Path, ...] = ()
+    resume: bool = False
+    progress: Progress = field(default_factory=SilentProgress)
+    log: Logbook = field(default_factory=Logbook)
+    say: Callable[[str], None] = lambda line: None
+    detail: Callable[[str], None] = lambda line: None
+    clock: Clock = field(default_factory=current_clock)
+
+
+def sweep_folder(out: Path) -> BuildFolder:
+    """The folder of a sweep."""
+    names = (*stage_files(), STORE, JOURNAL, DOCUMENT, PAGE, WINNER)
+    return BuildFolder(out, KIND, names=names, inner=TRIALS)
+
+
+def require_sweep_place(out: Path, *, resume: bool) -> BuildFolder:
+    """The folder, where a sweep may be made in it.
+
+    Raises:
+        InputError: It holds one that is not to be gone on with, or what another command made.
+    """
+    folder = sweep_folder(out)
+    folder.require_kind()
+    if not resume and (folder.finished or folder.has(STORE)):
+        state = "finished" if folder.finished else "begun"
+        raise InputError(
+            f"{out} holds a {state} {KIND}, which is kept",
+            hint="--resume goes on with it, also with more --samples; --out names another folder",
+        )
+    return folder
+
+
+def short_recovery(recipe: Recipe, given: Given) -> tuple[Recipe, list[str]]:
+    """The recipe with the same short recovery for every trial, and what to say about it.
+
+    Raises:
+        RecipeError: There is no data, or something else than channels at a fixed cost is asked for.
+    """
+    if recipe.data.source is None and given.data is None:
+        raise RecipeError("a sweep trains every recipe, and there is no data", hint="pass --data DIR")
+    if recipe.prune.patterns != (CHANNEL,):
+        raise RecipeError(
+            f"a sweep samples widths, and the recipe's patterns are {', '.join(recipe.prune.patterns)}",
+            hint='set patterns = ["channel"]; `compile --recipe winner.toml --pattern` adds zeros to the winner',
+        )
+    if recipe.prune.latency is not None:
+        raise RecipeError("a sweep is at a share of the MACs or at a speed-up", hint="give --macs or --speedup")
+    if recipe.prune.scope == "recipe" or any(table.cut is not None for table in recipe.prune.layers):
+        raise RecipeError(
+            "a sweep chooses the widths itself, and the recipe has cuts of layers",
+            hint="take scope and cut out of the recipe; exclude, min_width and max_cut hold here, too",
+        )
+    if recipe.recover.epochs != "auto":
+        return recipe, []
+    remark = f"every recipe is trained for {_EPOCHS} epoch; --epochs says otherwise"
+    return overlay(recipe, {"recover": {"epochs": _EPOCHS}}), [remark]
