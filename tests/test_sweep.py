@@ -19,9 +19,9 @@ from torch import nn
 
 import deploypruner as dp
 from deploypruner.errors import InputError
+from deploypruner.latency.clock import current_clock, using
 from deploypruner.locking import FolderLock
 from deploypruner.recipe.reading import read_recipe
-from deploypruner.sweep import run as driver
 from deploypruner.sweep.store import TrialStore, read_store
 from deploypruner.sweep.trial import SweepTrial, TrialContext, TrialResult, identity_of, result_json
 from deploypruner.sweep.workers import run_in_workers
@@ -313,11 +313,9 @@ def test_equal_predicted_time_and_no_labels_from_python(whole):
     root, _ = whole
     from tests.test_points import ByParameters, timed
 
-    clock = replace(
-        driver.current_clock(), artifacts=timed, latency_model=lambda graph, setting, **_: ByParameters(graph)
-    )
+    clock = replace(current_clock(), artifacts=timed, latency_model=lambda graph, setting, **_: ByParameters(graph))
     x = torch.tensor(np.load(root / "plain.npz")["x"])
-    with driver_clock(clock):
+    with using(clock):
         result = dp.sweep(
             *(taught(), torch.zeros(2, *IMAGE)),
             data=x,
@@ -343,12 +341,6 @@ def test_equal_predicted_time_and_no_labels_from_python(whole):
     assert "8 recipes at --speedup 1.5" in repr(result)
 
 
-def driver_clock(clock: Any) -> Any:
-    from deploypruner.latency.clock import using
-
-    return using(clock)
-
-
 # --------------------------------------------------------------------- refused
 
 
@@ -359,10 +351,10 @@ def test_the_command_refuses_before_anything_is_loaded():
         (("--latency", "5ms"), "latency"),
         (("--macs", "1.5"), "0 < macs <= 1"),
     ):
-        outcome = run_cli("sweep", "none.pt2", "--data", "none.npz", *options)
+        outcome = run_cli("sweep", "lib:net", "--data", "lib:data", *options)
         assert outcome.code == 2
         assert said in outcome.err
-    run_cli("sweep", "none.pt2").assert_error(2, "there is no data", "--data")
+    run_cli("sweep", "lib:net").assert_error(2, "there is no data", "--data")
     run_cli("sweep").assert_error(2, "no MODEL given")
 
 
@@ -373,7 +365,7 @@ def test_what_a_sweep_cannot_do_with_a_recipe_is_said(tmp_path):
         ('scope = "recipe"\n[[prune.layers]]\nmatch = "a"\ncut = 0.5', "chooses the widths itself"),
     ):
         (tmp_path / "r.toml").write_text(f"[prune]\n{table}\n")
-        run_cli("sweep", "m.pt2", "--data", "d", "--recipe", "r.toml", folder=tmp_path).assert_error(2, said)
+        run_cli("sweep", "lib:net", "--data", "lib:data", "--recipe", "r.toml", folder=tmp_path).assert_error(2, said)
 
 
 def test_the_status_of_what_is_no_sweep_is_refused(tmp_path):
@@ -386,7 +378,8 @@ def test_what_does_not_fit_a_sweep_that_is_there_is_refused(whole, tmp_path):
     shutil.copytree(root, tmp_path, dirs_exist_ok=True)
     again = (*SWEEP, "--out", "s", "--resume")
     by_parameters(*again, "--macs", "0.4", folder=tmp_path).assert_error(2, "budget --macs 0.5, this command says")
-    run_cli(*again, "--epochs", "3", folder=tmp_path).assert_error(2, "recover.epochs = 1", "3")
+    run_cli(*again, "--epochs", "3", folder=tmp_path).assert_error(2, "epochs 1, this command says 3")
+    run_cli(*again, "--lr", "0.5", folder=tmp_path).assert_error(2, "lr None, this command says 0.5")
     run_cli("compile", "net.pt2", "--out", "s", folder=tmp_path).assert_error(2, "holds the files of a sweep")
     run_cli(*SWEEP, "--out", "t", "--macs", "0.001", folder=tmp_path).assert_error(3, "--macs 0.001", "reachable")
     lock = FolderLock(tmp_path / "s/.deploypruner.lock")
@@ -422,5 +415,5 @@ def test_the_recipe_of_another_model_is_refused_by_its_layers(whole, tmp_path):
         nn.Conv2d(IMAGE[0], 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)
     )
     save_program(other, tmp_path / "net.pt2", torch.zeros(2, *IMAGE))
-    command = ("compile", "--recipe", "s/winner.toml", "--allow-chance", "--out", "b")
+    command = ("compile", "--recipe", "s/winner.toml", "--allow-chance", "--out", "other")
     run_cli(*command, folder=tmp_path).assert_error(2, "no module of this model matches")

@@ -202,7 +202,12 @@ class _Sweep:
         return self._speed.ms, self._speed.dense.ms / budget.speedup
 
     def _require_same_space(self, target: float) -> None:
-        asked = {"budget": str(self._build.recipe.prune.budget), "std": list(self._request.settings.std)}
+        recipe = self._build.recipe
+        asked = {
+            **{"budget": str(recipe.prune.budget), "std": list(self._request.settings.std)},
+            # What a build may change when it goes on would mix trials that were trained otherwise.
+            **{"epochs": recipe.recover.epochs, "lr": recipe.recover.settings.lr},
+        }
         known = self._store.about().get("space")
         if known is None:
             self._store.tell({"space": asked, "target": target})
