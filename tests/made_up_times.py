@@ -49,7 +49,7 @@ class FakeTimer:
 class FakeFiles(ProbeFiles):
     """Its files are the plans themselves."""
 
-    def __init__(self, graph, precisions, folder, *, seed, floats=()):
+    def __init__(self, graph, precisions, folder, *, seed, floats=(), placement="openvino"):
         self._graph = graph
         self.lengths, self.learnt = Lengths(graph), [{}, *scattered_plans(graph, 2, seed=seed)]
 

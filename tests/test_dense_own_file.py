@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deploypruner.build.allocation import dense_jobs
-from deploypruner.build.artifacts import DENSE, with_dense
+from deploypruner.build.artifacts import DENSE_OWN, with_dense
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.state import Build, Given
 from deploypruner.build.timed import make_jobs
@@ -56,7 +56,7 @@ def test_a_runtime_that_wants_pairs_elsewhere_is_compared_in_a_file_of_its_own(t
 @pytest.mark.parametrize(("activation", "runtimes"), [(nn.ReLU, ("onnxruntime",)), (nn.SiLU, ("openvino",))])
 def test_there_is_no_second_file_where_it_would_be_the_same_or_nothing_runs_it(activation, runtimes, tmp_path):
     build = written(tmp_path, activation, runtimes)
-    assert OWN in DENSE
+    assert DENSE_OWN == (OWN,)
     assert not build.folder.has(OWN)
     assert len(build.artifacts) == 2
     build.folder.release()

@@ -56,8 +56,8 @@ def test_every_kind_is_listed_without_importing_any_implementation():
 def test_an_unknown_name_is_answered_with_the_nearest_that_can_be_chosen_there():
     with pytest.raises(RecipeError, match=r"no criterion called 'tailor'[\s\S]*did you mean 'taylor'"):
         criteria.get("tailor")
-    with pytest.raises(RecipeError, match=r"no pattern called '2;4'[\s\S]*did you mean '2:4'"):
-        patterns.check("2;4")
+    with pytest.raises(RecipeError, match=r"no pattern called '2::4'[\s\S]*did you mean '2:4'"):
+        patterns.check("2::4")
     with pytest.raises(RecipeError, match=r"no schedule called 'pdp'[\s\S]*known: auto, gradual, iterative"):
         schedules.check("pdp", to="channels", also=("auto",))
     for name in ("1:4", "channel", "auto", "nm64"):

@@ -60,7 +60,7 @@ class Machine:
             | changes
         )
 
-    def _write(self, graph: Any, keep: Any, precision: str, path: Path, *, floats: Any = ()) -> None:
+    def _write(self, graph: Any, keep: Any, precision: str, path: Path, *, floats: Any = (), placement: str) -> None:
         self.kept[str(path)] = keep
         self.floats.append(floats)
 

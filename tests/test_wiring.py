@@ -16,7 +16,7 @@ from torch import nn
 
 from deploypruner import target
 from deploypruner.build.allocation import plan_in_macs
-from deploypruner.build.artifacts import write_both
+from deploypruner.build.artifacts import write_mixable
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.given_file import write_int8
 from deploypruner.build.state import Build, Given
@@ -179,7 +179,7 @@ def test_weights_have_seven_bits_where_the_processor_would_saturate(tmp_path, mo
     assert detect().saturates == FLAGS[flags]
     graph = trace(small(), (torch.randn(2, 3, 8, 8),))
     build = Build(Recipe(), BuildFolder(tmp_path), "", Given(), SilentProgress(), graph=graph)
-    write_both(build, graph.module, ("a.onnx", "b.onnx"), "openvino")
+    write_mixable(build, graph.module, ("a.onnx", "b.onnx"), "openvino")
     feeds = [[np.random.default_rng(0).standard_normal((2, 3, 8, 8), np.float32)]]
     model, repaired = onnx.load(tmp_path / "a.onnx"), tmp_path / "repaired.onnx"
     write_int8(model, repaired, feeds, placement="sparse", repair=True)

@@ -33,8 +33,11 @@ _MODELS, _SUMMARY = ("dense.fp32.onnx", "dense.int8.onnx"), stage_file("dense.js
 
 _OWN = {"onnxruntime": "dense.int8.onnxruntime.onnx"}
 
-DENSE = (*_MODELS, *_OWN.values(), _SUMMARY)
-"""Files of the dense model: both precisions, int8 for a runtime that wants it otherwise, and what became int8."""
+DENSE = (*_MODELS, _SUMMARY)
+"""Files of the dense model: both precisions, and what became int8."""
+
+DENSE_OWN = tuple(_OWN.values())
+"""Its int8 files for runtimes that want their pairs elsewhere, where those are other files."""
 
 MIXED = stage_file("dense.mixed.onnx")
 """The dense model in int8 but for some layers, where a budget of time is for that."""
@@ -56,14 +59,14 @@ def with_dense(build: Build) -> Build:
 
 def _written_before(folder: BuildFolder) -> QuantizationSummary | None:
     """What became int8 where the files are as this build wrote them; None where they have to be written."""
-    if not all(map(folder.has, (*_MODELS, _SUMMARY))):
+    if not all(map(folder.has, DENSE)):
         return None
     document = folder.read_json(_SUMMARY)
     return QuantizationSummary.from_json(document["quantization"]) if document["sha256"] == _hashes(folder) else None
 
 
 def _hashes(folder: BuildFolder) -> dict[str, str]:
-    return {name: file_sha256(folder.path(name)) for name in (*_MODELS, *_OWN.values()) if folder.has(name)}
+    return {name: file_sha256(folder.path(name)) for name in (*_MODELS, *DENSE_OWN) if folder.has(name)}
 
 
 def _write_dense(build: Build) -> QuantizationSummary:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from deploypruner.build.allocation import WORTH, dense_jobs, measured_worth, plan_in_macs
-from deploypruner.build.artifacts import DENSE, MIXED, with_dense, with_dense_mixed
+from deploypruner.build.artifacts import DENSE, DENSE_OWN, MIXED, with_dense, with_dense_mixed
 from deploypruner.build.channels import choosing_scores
 from deploypruner.build.criterion import normalizer_name
 from deploypruner.build.dense_mix import dense_mix
@@ -65,8 +65,8 @@ class Allocate(Stage):
     )
     writes: ClassVar[tuple[str, ...]] = (REACHABLE,)
     # The dense files are written where the plan is timed beside them, or to see that ONNX can hold the model.
-    saves: ClassVar[tuple[str, ...]] = (stage_file("allocated.json"), _FOUND, *DENSE, MIXED)
-    lends: ClassVar[tuple[str, ...]] = (WORTH, *DENSE)
+    saves: ClassVar[tuple[str, ...]] = (stage_file("allocated.json"), _FOUND, *DENSE, *DENSE_OWN, MIXED)
+    lends: ClassVar[tuple[str, ...]] = (WORTH, *DENSE, *DENSE_OWN)
 
     def run(self, build: Build) -> Build:
         """Give the plan and save it."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import onnx
 
-from deploypruner.build.artifacts import DENSE, dense_artifacts, with_dense, write_mixable, write_state
+from deploypruner.build.artifacts import DENSE, DENSE_OWN, dense_artifacts, with_dense, write_mixable, write_state
 from deploypruner.build.doubted import doubted_count, doubted_layers
 from deploypruner.build.feeds import calibration_feeds
 from deploypruner.build.mixing import judged_in, mix_precision, own_file
@@ -37,7 +37,10 @@ class Quantize(Stage):
         *("measure.accuracy_drop", "measure.runtimes", "measure.allow_bf16", "measure.samples", "measure.threads"),
         "recover.settings",
     )
-    saves: ClassVar[tuple[str, ...]] = (*DENSE, *_PRUNED, *map(own_file, OWN_PLACEMENT), stage_file("quantize.json"))
+    saves: ClassVar[tuple[str, ...]] = (
+        *(*DENSE, *DENSE_OWN, *_PRUNED, *map(own_file, OWN_PLACEMENT)),
+        stage_file("quantize.json"),
+    )
 
     def run(self, build: Build) -> Build:
         """Give the four ONNX artifacts."""
