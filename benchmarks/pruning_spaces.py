@@ -3,8 +3,9 @@
     nice -n 15 python -m benchmarks.pruning_spaces run --net resnet20          # hours; goes on where it was stopped
     python -m benchmarks.pruning_spaces table                                  # what is there; runs nothing
 
-Trained for one epoch on 10,000 images and judged on 4,000 other training images, so that the test images stay for the
-winners. Each sweep is a folder in `work/pruning-spaces`: a second call goes on with it, also after a kill.
+Trained for one epoch on 10,000 images and judged on 4,000 of the test images: the dense model knows all training images
+by heart, and what is lost on them would be memory. Each sweep is a folder in `work/pruning-spaces`: a second call goes
+on with it, also after a kill.
 """
 
 from __future__ import annotations
@@ -109,15 +110,15 @@ def _recipe() -> Recipe:
 
 
 def _data() -> Path:
-    """The images of the study in one file: those of training, and others of the training set to judge on."""
-    path = FOLDER / "cifar10.npz"
+    """The images of the study in one file."""
+    path = FOLDER / "cifar10-test.npz"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        x, y = split("train")
-        order = np.random.default_rng(0).permutation(len(y))
-        train, val = np.sort(order[:TRAIN]), np.sort(order[-VAL:])
+        (x, y), (x_val, y_val) = split("train"), split("test")
+        rng = np.random.default_rng(0)
+        train, val = (np.sort(rng.permutation(len(labels))[:n]) for labels, n in ((y, TRAIN), (y_val, VAL)))
         temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, x=x[train], y=y[train], x_val=x[val], y_val=y[val])
+        np.savez(temporary, x=x[train], y=y[train], x_val=x_val[val], y_val=y_val[val])
         temporary.replace(path)
     return path
 
