@@ -3,9 +3,9 @@
     nice -n 15 python -m benchmarks.pruning_spaces run --net resnet20          # hours; goes on where it was stopped
     python -m benchmarks.pruning_spaces table                                  # what is there; runs nothing
 
-Trained for one epoch on 10,000 images and judged on 4,000 of the test images: the dense model knows all training images
-by heart, and what is lost on them would be memory. Each sweep is a folder in `work/pruning-spaces`: a second call goes
-on with it, also after a kill.
+Trained for one epoch on 10,000 images and judged on 4,000 of the test images: the dense model knows all training
+images by heart, and what is lost on them would be memory. Each sweep is a folder in `work/pruning-spaces`: a second
+call goes on with it, also after a kill.
 """
 
 from __future__ import annotations
