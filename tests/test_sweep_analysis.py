@@ -122,6 +122,13 @@ def test_an_interval_as_wide_as_everything_shows_nothing():
     assert verdicts(CostRegime("--macs 0.5", tuple(samples), DENSE))[2] == "not shown"
 
 
+def test_an_optimum_at_the_end_towards_the_dense_model_contradicts_nothing():
+    """All recipes have more MACs per parameter than the dense model, and those with the fewest do best."""
+    samples = [a_sample(f"{n:02}", float(n), params=48 - n) for n in range(20)]
+    assert min(sample.budget(DENSE) for sample in samples) > 1
+    assert verdicts(CostRegime("--macs 0.5", tuple(samples), DENSE))[2] == "not shown"
+
+
 def test_several_costs_say_whether_the_optimum_grows_and_whether_the_drop_follows():
     def at(optimum: float, macs: int) -> CostRegime:
         moved = tuple(

@@ -96,7 +96,7 @@ def _quantile(budget: Mapping[str, Any]) -> str:
 
 def _only_int8_loses(report: Report) -> bool:
     quality = report.budget.get("quality") or {}
-    if not quality or not units.is_labelled(quality):
+    if not quality or quality.get("kept") or not units.is_labelled(quality):
         return False
     there = {row.precision: row for row in report.rows if row.pattern != "dense" and row.accuracy is not None}
     floats, dense = there.get("fp32"), quality.get("dense")

@@ -127,7 +127,9 @@ def _third(regime: CostRegime, every: Sequence[CostRegime], seed: int) -> Conjec
     if found.inside < 1 - _LEVEL:
         text += f" In {100 * (1 - found.inside):.0f} % of the bootstrap samples that is an end of what was tried."
     close = SUPPORTED if low <= 1 <= high else CONTRADICTED
-    if close == SUPPORTED and high - low > _WIDE * (found.observed[1] - found.observed[0]):
+    least, most = found.observed
+    ends_there = (least > 1 and low <= least * (1 + 1e-9)) or (most < 1 and high >= most * (1 - 1e-9))
+    if high - low > _WIDE * (most - least) or ends_there:  # nothing beyond that end was tried
         close = NOT_SHOWN
     trend, said = _trend(every, seed)
     verdict = close if trend == NOT_TESTED or close != SUPPORTED else trend
