@@ -82,11 +82,19 @@ def run(net: str, regimes: tuple[str, ...], samples: int, candidates: int, worke
 @main.command()
 def table() -> None:
     """What the sweeps that are finished found, and how far the others are."""
-    _keep()
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    click.echo("| sweep | dense, % | std of ratios | recipes | best lost | median | worst |")
+    click.echo("|---|--:|---|--:|--:|--:|--:|")
+    for name, one in found.items():
+        for bucket in one["buckets"]:
+            drops = bucket["drops"]
+            values = " | ".join(f"{value:.2f}" for value in (drops[0], np.median(drops), drops[-1]))
+            spread = f"{bucket['low']:g} to {bucket['high']:g}"
+            click.echo(f"| {name} | {one['dense_quality']:.2f} | {spread} | {len(drops)} | {values} |")
+    for name, one in found.items():
+        click.echo("\n".join(["", *_lines(name, one)]))
     for folder in sorted(FOLDER.glob("*-*")):
-        if (folder / "sweep.json").is_file():
-            click.echo("\n".join(_lines(folder.name, json.loads((folder / "sweep.json").read_text()))))
-        elif (folder / "sweep.sqlite").is_file():
+        if (folder / "sweep.sqlite").is_file() and not (folder / "sweep.json").is_file():
             click.echo(sweep_status(folder).text)
 
 
@@ -124,12 +132,7 @@ def _data() -> Path:
 
 
 def _lines(name: str, found: dict[str, Any]) -> list[str]:
-    lines = [f"{name}: {len(found['samples'])} recipes, dense {found['dense_quality']:.2f} %"]
-    for bucket in found["buckets"]:
-        drops = bucket["drops"]
-        spread = f"best {drops[0]:.2f}, median {np.median(drops):.2f}, worst {drops[-1]:.2f}"
-        lines.append(f"  std {bucket['low']:g} to {bucket['high']:g}: {len(drops)} recipes, {spread}")
-    lines += [f"  {c['number']} {c['verdict']}: {c['evidence']}" for c in found["conjectures"]]
+    lines = [f"{name}:", *(f"  {c['number']} {c['verdict']}: {c['evidence']}" for c in found["conjectures"])]
     for winner in found["winners"]:
         again = ", ".join(f"{drop:.2f}" for drop in winner["again"])
         lines.append(f"  winner of {winner['phase']}: {winner['drop']:.2f}, with new seeds {again}")
