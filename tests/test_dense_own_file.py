@@ -11,10 +11,12 @@ from torch import nn
 from deploypruner.build.allocation import dense_jobs
 from deploypruner.build.artifacts import DENSE_OWN, with_dense
 from deploypruner.build.folder import BuildFolder
+from deploypruner.build.stages.threads import Threads
 from deploypruner.build.state import Build, Given
 from deploypruner.build.timed import make_jobs
 from deploypruner.graph import trace
 from deploypruner.latency import write_candidate
+from deploypruner.measure import Job
 from deploypruner.onnx_graph import read_graph
 from deploypruner.progress import SilentProgress
 from deploypruner.quantize.placement import OWN_PLACEMENT, placement_in
@@ -72,3 +74,25 @@ def test_candidates_are_timed_as_the_runtime_wants_them(tmp_path):
     assert pairs[0] > pairs[1]
     assert placement_in("torch") == "openvino"
     assert set(OWN_PLACEMENT) == {"onnxruntime", "openvino-bf16"}
+
+
+def test_open_threads_are_tried_with_the_file_that_each_runtime_is_compared_in(tmp_path):
+    build = written(tmp_path, nn.SiLU, ("onnxruntime", "openvino"))
+    tried: list[Job] = []
+
+    def timed(jobs, **_):
+        tried.extend(jobs)
+        raise KeyboardInterrupt  # it is not about times
+
+    open_build = replace(
+        build,
+        recipe=replace(build.recipe, measure=replace(build.recipe.measure, threads="auto")),
+        clock=replace(build.clock, artifacts=timed),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        Threads().run(open_build)
+    assert {(artifact.path.name, runtime) for artifact, runtime in tried} == {
+        (OWN, "onnxruntime"),
+        ("dense.int8.onnx", "openvino"),
+    }
+    build.folder.release()

@@ -11,10 +11,10 @@ from deploypruner.build.open_threads import ThreadsTried, try_threads
 from deploypruner.build.register import stages
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
+from deploypruner.build.timed import best_files
 from deploypruner.errors import RecipeError
 from deploypruner.measure import Job
 from deploypruner.recipe.sections import OPEN
-from deploypruner.runtime import runtimes
 
 
 @stages.register("threads")
@@ -56,8 +56,8 @@ class Threads(Stage):
 def _dense_jobs(build: Build) -> list[Job]:
     """The dense model in the precision it is to have, int8 where that is open, on every runtime that opens ONNX."""
     wanted = "fp32" if build.recipe.measure.precision == "fp32" else "int8"
-    (dense,) = (artifact for artifact in with_dense(build).artifacts if artifact.name == f"dense {wanted}")
-    jobs = [(dense, name) for name in build.measured_runtimes if dense.path.suffix in runtimes.get(name).suffixes]
+    dense = [artifact for artifact in with_dense(build).artifacts if artifact.name == f"dense {wanted}"]
+    jobs = [(artifact, name) for name in build.measured_runtimes for artifact in best_files(dense, name)]
     if not jobs:
         asked = ", ".join(build.measured_runtimes)
         raise RecipeError(
