@@ -51,8 +51,11 @@ _HOMES = {
     "deploypruner.sweep.call": ("SweepResult", "sweep"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-# Those that load torch and the runtimes.
-_SLOW = ("deploypruner.api", "deploypruner.frontier.call", "deploypruner.graph", "deploypruner.measure")
+# Those that load neither torch nor the runtimes.
+_QUICK = (
+    *("deploypruner.errors", "deploypruner.records"),
+    *("deploypruner.recipe.budget", "deploypruner.recipe.constraints"),
+)
 
 __all__ = [
     "Budget",
@@ -95,7 +98,7 @@ def __getattr__(name: str) -> Any:
 
 def _loaded(home: str) -> ModuleType:
     """The module; on a terminal a live line says so while the runtimes are loaded with it, which takes seconds."""
-    if home in sys.modules or home not in _SLOW:
+    if home in sys.modules or home in _QUICK:
         return importlib.import_module(home)
     with importlib.import_module("deploypruner.progress").progress_for() as shown:
         shown.doing("loading deploypruner")
