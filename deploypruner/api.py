@@ -35,7 +35,7 @@ from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.constraints import Constraints
 from deploypruner.recipe.option import with_help_of
 from deploypruner.recipe.overrides import overrides
-from deploypruner.recipe.reading import origins_of, overlay, recipe_of
+from deploypruner.recipe.reading import resolved
 from deploypruner.report import read_report
 from deploypruner.sources.data import as_data
 from deploypruner.sources.matched import input_names, matched
@@ -260,8 +260,7 @@ def compile(
             f"compile was given a {type(model).__name__}, not a model", hint="pass an nn.Module, a program or MODEL"
         )
     given = Given.of(model, example_inputs, data, train=train, metric=metric)
-    if given.model is not None and not given.example_inputs:
-        raise RecipeError("compile needs example_inputs for a module", hint="pass one batch the model can run on")
+    given.require_inputs("compile")
     options = {
         **named_sources(model, data),
         "dynamic": _dynamic(dynamic_shapes, given),
@@ -277,14 +276,12 @@ def compile(
     asked = overrides(options)
     if constraints is not None:
         asked["prune"] |= asdict(constraints)
-    file = None if isinstance(recipe, Recipe) or not recipe else Path(recipe)
-    origins = origins_of(file, asked)
-    resolved = overlay(recipe, asked) if isinstance(recipe, Recipe) else recipe_of(origins)
+    chosen, origins = resolved(recipe, asked)
     if not resume:  # a build that goes on is asked for by its own recipe
-        BuildFolder(Path(out)).require_apart(file)
+        BuildFolder(Path(out)).require_apart(None if isinstance(recipe, Recipe) else recipe)
     with shown(progress, say) as (listener, told), origins.speaking():
         return run_recipe(
-            resolved,
+            chosen,
             Path(out),
             given=given,
             command="deploypruner.compile(...)",

@@ -27,10 +27,8 @@ from deploypruner.quantize.static import Calibrated, QuantizationSummary, calibr
 from deploypruner.records import Artifact
 from deploypruner.search.certify import DENSE_MIXED
 
-# Placements of files that one runtime alone may get.
-_RUNTIMES_OWN: tuple[Placement, ...] = ("onnxruntime",)
 _MODELS, _SUMMARY = ("dense.fp32.onnx", "dense.int8.onnx"), stage_file("dense.json")
-
+# Runtimes that want the pairs elsewhere, and the file that each may get.
 _OWN = {"onnxruntime": "dense.int8.onnxruntime.onnx"}
 
 DENSE = (*_MODELS, _SUMMARY)
@@ -109,20 +107,14 @@ def write_mixable(
     Returns:
         What became int8, and what any mix of int8 and float is written from.
     """
-    return _write(build, module, names, tuple(dict.fromkeys((placement, *_RUNTIMES_OWN))))
-
-
-def _write(
-    build: Build, module: nn.Module, names: tuple[str, str], placements: tuple[Placement, ...]
-) -> tuple[QuantizationSummary, Calibrated]:
-    """Both files, pairs standing as the first placement says, with ranges for all of them."""
     fp32, int8 = names
+    placements = tuple(dict.fromkeys((placement, *map(placement_in, _OWN))))
     with build.folder.writing(fp32) as path:
         _export(build, module, path, open_axes=build.traced.open_axes)
         label_onnx(path, metadata_of(build))
     with build.folder.writing(int8) as path:
         calibrated = calibrated_for(build, build.folder.path(fp32), placements, folder=path.parent)
-        return write_mixed(build, calibrated, path, placement=placements[0]), calibrated
+        return write_mixed(build, calibrated, path, placement=placement), calibrated
 
 
 def calibrated_for(build: Build, fp32: Path, placements: Sequence[Placement], *, folder: Path) -> Calibrated:

@@ -2,12 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from deploypruner.build.folder import BuildFolder
+from deploypruner.build.resume import begun
 from deploypruner.build.stage import Stage, chain
-from deploypruner.build.state import Build
+from deploypruner.build.state import Build, Given
+from deploypruner.latency.clock import Clock, current_clock
+from deploypruner.logbook import Logbook
+from deploypruner.progress import Progress, SilentProgress
+from deploypruner.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonRequest:
+    """What is asked of several builds, or trials, of one model together.
+
+    Args:
+        recipe: Everything that they have in common.
+        out: Their folder.
+        command: Command line or call.
+        given: Objects from the Python API.
+        resume: Whether what is begun in `out` is gone on with.
+        progress: Told about long work.
+        log: Of everything that is said.
+        say: Called with one line per stage or step.
+        detail: Called with a line about what a stage is doing.
+        clock: Says how long things take.
+    """
+
+    recipe: Recipe
+    out: Path
+    command: str
+    given: Given = field(default_factory=Given)
+    resume: bool = False
+    progress: Progress = field(default_factory=SilentProgress)
+    log: Logbook = field(default_factory=Logbook)
+    say: Callable[[str], None] = lambda line: None
+    detail: Callable[[str], None] = lambda line: None
+    clock: Clock = field(default_factory=current_clock)
+
+    def shared_build(self, folder: BuildFolder, recipe: Recipe) -> Build:
+        """The build whose first stages all of them share, before any stage; says so where nothing can be resumed.
+
+        Args:
+            folder: At `out`.
+            recipe: Of these stages.
+        """
+        if self.resume and not begun(folder):
+            self.say(f"there is nothing to resume in {self.out}: this {folder.kind} starts at the beginning")
+        return Build(
+            recipe=recipe,
+            folder=folder,
+            command=self.command,
+            given=self.given,
+            progress=self.progress,
+            log=self.log,
+            say=self.detail,
+            clock=self.clock,
+        )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from deploypruner.build.folder import BuildFolder
 from deploypruner.build.open_threads import ThreadsTried
 from deploypruner.build.results import LayerPatterns, Learning, Point, Quantized, Recovery
 from deploypruner.channels.plan import Plan
+from deploypruner.errors import RecipeError
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import Inputs, as_inputs
 from deploypruner.latency.clock import Clock, current_clock
@@ -72,6 +73,20 @@ class Given:
             train=train,
             metric=None if isinstance(metric, str) else metric,
         )
+
+    def require_inputs(self, function: str) -> None:
+        """Check that a module comes with inputs it can run on.
+
+        Args:
+            function: Of the Python API, that was given it.
+
+        Raises:
+            RecipeError: It does not.
+        """
+        if self.model is not None and not self.example_inputs:
+            raise RecipeError(
+                f"{function} needs example_inputs for a module", hint="pass one batch the model can run on"
+            )
 
 
 def named_sources(model: object, data: object) -> dict[str, str | None]:

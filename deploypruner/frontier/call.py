@@ -11,7 +11,6 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from deploypruner.build.state import Given, named_sources
-from deploypruner.errors import RecipeError
 from deploypruner.frontier.asked import asked_points
 from deploypruner.frontier.run import FrontierRequest, run_frontier
 from deploypruner.notebook import html_table
@@ -19,7 +18,7 @@ from deploypruner.progress import Progress, logged, shown
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.option import with_help_of
 from deploypruner.recipe.overrides import overrides
-from deploypruner.recipe.reading import origins_of, overlay, recipe_of
+from deploypruner.recipe.reading import resolved
 from deploypruner.report import units
 from deploypruner.report.frontier import Frontier, FrontierPoint, FrontierRow
 
@@ -112,20 +111,17 @@ def frontier(
     """
     points = asked_points(speedups, latencies)
     given = Given.of(model, example_inputs, data, train=train)
-    if given.model is not None and not given.example_inputs:
-        raise RecipeError("frontier needs example_inputs for a module", hint="pass one batch the model can run on")
+    given.require_inputs("frontier")
     options = {
         **named_sources(model, data),
         **{"target": target, "accuracy_drop": accuracy_drop, "criterion": criterion, "epochs": epochs},
         **{"runtime": runtimes, "threads": threads, "seed": seed},
     }
     asked = overrides(options)
-    file = None if isinstance(recipe, Recipe) or not recipe else Path(recipe)
-    origins = origins_of(file, asked)
-    resolved = overlay(recipe, asked) if isinstance(recipe, Recipe) else recipe_of(origins)
+    chosen, origins = resolved(recipe, asked)
     with shown(progress, say) as (listener, said), logged(listener, said) as (log, told), origins.speaking():
         request = FrontierRequest(
-            recipe=resolved,
+            recipe=chosen,
             points=points,
             out=Path(out),
             command="deploypruner.frontier(...)",

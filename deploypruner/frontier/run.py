@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploypruner.build import pipeline
 from deploypruner.build.choices import check_choices
-from deploypruner.build.common import Common
+from deploypruner.build.common import Common, CommonRequest
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.register import stage_files
 from deploypruner.build.resume import begun
-from deploypruner.build.state import Build, Given
 from deploypruner.errors import BudgetError, DeployPrunerError, InputError, RecipeError
 from deploypruner.frontier.asked import AskedPoint
 from deploypruner.frontier.measured import TimedTogether, entries_of, time_together
-from deploypruner.latency.clock import Clock, current_clock
-from deploypruner.logbook import Logbook
-from deploypruner.progress import Progress, SilentProgress
 from deploypruner.recipe import BUDGETS, Recipe
 from deploypruner.recipe.reading import flat, overlay, read_recipe
 from deploypruner.report import Report, read_report
@@ -40,36 +36,16 @@ DOCUMENT, PAGE, PICTURE = "frontier.json", "frontier.html", "frontier.svg"
 _KEYS = tuple(f"prune.{name}" for name in BUDGETS)
 
 
-@dataclass(frozen=True)
-class FrontierRequest:
+@dataclass(frozen=True, kw_only=True)
+class FrontierRequest(CommonRequest):
     """What to build.
 
     Args:
-        recipe: Everything but the budgets.
         points: The budgets, the mildest first.
-        out: Folder of the frontier.
-        command: Command line or call.
-        given: Objects from the Python API.
-        resume: Whether the frontier in `out` is gone on with, or gets more points.
-        progress: Told about long work.
-        log: Of everything that is said.
-        say: Called with one line per stage.
-        detail: Called with a line about what a stage is doing.
-        clock: Says how long things take.
         longer: Says how to time for so many seconds.
     """
 
-    recipe: Recipe
     points: Sequence[AskedPoint]
-    out: Path
-    command: str
-    given: Given = field(default_factory=Given)
-    resume: bool = False
-    progress: Progress = field(default_factory=SilentProgress)
-    log: Logbook = field(default_factory=Logbook)
-    say: Callable[[str], None] = lambda line: None
-    detail: Callable[[str], None] = lambda line: None
-    clock: Clock = field(default_factory=current_clock)
     longer: Callable[[float], str] = lambda seconds: f"resume=True with measure.seconds = {seconds:.0f} in the recipe"
 
 
@@ -118,18 +94,7 @@ def run_frontier(request: FrontierRequest) -> tuple[Frontier, DeployPrunerError 
     folder = require_frontier_place(request.out, resume=request.resume)
     first = overlay(request.recipe, request.points[0].overrides)
     check_choices(first, request.given)
-    if request.resume and not begun(folder):
-        request.say(f"there is nothing to resume in {request.out}: this frontier starts at the beginning")
-    build = Build(
-        recipe=first,
-        folder=folder,
-        command=request.command,
-        given=request.given,
-        progress=request.progress,
-        log=request.log,
-        say=request.detail,
-        clock=request.clock,
-    )
+    build = request.shared_build(folder, first)
     try:
         common = pipeline.begin(build, _KEYS, resume=request.resume, say=request.say)
         outcomes = [_run_point(request, point, common) for point in request.points]

@@ -39,7 +39,8 @@ from deploypruner.quantize.islands import WEIGHTED, serving, unread_sums
 Placement = Literal["openvino", "onnxruntime", "sparse"]
 
 OWN_PLACEMENT: dict[str, Placement] = {"onnxruntime": "onnxruntime", "openvino-bf16": "openvino"}
-"""Runtime -> where pairs stand best in a file that it alone is given."""
+"""Runtimes that may get a file of their own, and where its pairs stand: whose kernels want them elsewhere, or whose
+float layers take another time, so that other layers had better be float."""
 
 # What int8 kernels compute, then what only moves or selects values and so passes int8 through.
 _COMPUTED = (*sorted(WEIGHTED), "Add", "Relu", "Clip")

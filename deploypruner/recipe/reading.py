@@ -52,6 +52,23 @@ def origins_of(path: Path | None, overrides: dict[str, Any]) -> Origins:
     return Origins(path, read_toml(path, what="recipe", hint="see recipe.toml of any build"), overrides)
 
 
+def resolved(recipe: str | Path | Recipe | None, overrides: dict[str, Any]) -> tuple[Recipe, Origins]:
+    """What a function of the Python API is given as its recipe, with its arguments laid over it; and who set what.
+
+    Args:
+        recipe: Itself, its file, or None for the defaults.
+        overrides: As `read_recipe` takes them.
+
+    Raises:
+        InputError: As `read_recipe`.
+        RecipeError: As `read_recipe`.
+    """
+    if isinstance(recipe, Recipe):
+        return overlay(recipe, overrides), origins_of(None, overrides)
+    origins = origins_of(Path(recipe) if recipe else None, overrides)
+    return recipe_of(origins), origins
+
+
 def overlay(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
     """Return `recipe` with `overrides`, a nested dict whose None entries are not set, laid over it.
 

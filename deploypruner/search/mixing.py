@@ -23,8 +23,6 @@ from deploypruner.search.precision import Mix, fastest_mix, without_losing_islan
 _OWN = 1.10
 # What a mix has to be faster at least than the file with fewer float layers, by the lower end of the interval.
 _FASTER = 1.01
-"""Runtimes that may get a file of their own, and where its pairs stand: whose kernels want them elsewhere, or whose
-float layers take another time, so that other layers had better be float."""
 _SHARED = "openvino"
 
 

@@ -11,13 +11,12 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from deploypruner.build.state import Given, named_sources
-from deploypruner.errors import RecipeError
 from deploypruner.notebook import html_table
 from deploypruner.progress import Progress, logged, shown
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.option import with_help_of
 from deploypruner.recipe.overrides import overrides
-from deploypruner.recipe.reading import origins_of, overlay, recipe_of
+from deploypruner.recipe.reading import resolved
 from deploypruner.sweep.records import SweepFound, SweepSettings
 from deploypruner.sweep.request import WINNER, SweepRequest
 from deploypruner.sweep.run import run_sweep
@@ -115,8 +114,7 @@ def sweep(
         DeployPrunerError: Bad input, or a cost that cannot be reached.
     """
     given = Given.of(model, example_inputs, data, train=train)
-    if given.model is not None and not given.example_inputs:
-        raise RecipeError("sweep needs example_inputs for a module", hint="pass one batch the model can run on")
+    given.require_inputs("sweep")
     settings = SweepSettings(samples, std, candidates, finalists, again, workers)
     options = {
         **named_sources(model, data),
@@ -124,13 +122,11 @@ def sweep(
         **{"runtime": runtimes, "threads": threads, "seed": seed},
     }
     asked = overrides(options)
-    file = None if isinstance(recipe, Recipe) or not recipe else Path(recipe)
-    origins = origins_of(file, asked)
-    resolved = overlay(recipe, asked) if isinstance(recipe, Recipe) else recipe_of(origins)
+    chosen, origins = resolved(recipe, asked)
     with shown(progress, say) as (listener, said), logged(listener, said) as (log, told), origins.speaking():
         found = run_sweep(
             SweepRequest(
-                recipe=resolved,
+                recipe=chosen,
                 settings=settings,
                 out=Path(out),
                 command="deploypruner.sweep(...)",

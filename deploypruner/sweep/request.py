@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from deploypruner.build.common import CommonRequest
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.register import stage_files
 from deploypruner.build.state import Given
 from deploypruner.errors import InputError, RecipeError
-from deploypruner.latency.clock import Clock, current_clock
-from deploypruner.logbook import Logbook
-from deploypruner.progress import Progress, SilentProgress
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.reading import overlay
 from deploypruner.registries import CHANNEL
@@ -27,37 +24,17 @@ JOURNAL = f"{STORE}-journal"
 _EPOCHS = 1
 
 
-@dataclass(frozen=True)
-class SweepRequest:
+@dataclass(frozen=True, kw_only=True)
+class SweepRequest(CommonRequest):
     """What to do.
 
     Args:
-        recipe: Everything that is not about the population.
         settings: How large it is.
-        out: Folder of the sweep.
-        command: Command line or call.
-        given: Objects from the Python API.
         beside: Folders of sweeps of the same model at other costs, for the conjectures about several.
-        resume: Whether the sweep in `out` is gone on with.
-        progress: Told about trials.
-        log: Of everything that is said.
-        say: Called with one line per step.
-        detail: Called with a line about what a stage is doing.
-        clock: Says how long things take.
     """
 
-    recipe: Recipe
     settings: SweepSettings
-    out: Path
-    command: str
-    given: Given = field(default_factory=Given)
     beside: tuple[Path, ...] = ()
-    resume: bool = False
-    progress: Progress = field(default_factory=SilentProgress)
-    log: Logbook = field(default_factory=Logbook)
-    say: Callable[[str], None] = lambda line: None
-    detail: Callable[[str], None] = lambda line: None
-    clock: Clock = field(default_factory=current_clock)
 
 
 def sweep_folder(out: Path) -> BuildFolder:

@@ -16,7 +16,6 @@ from typing import Any
 from deploypruner.atomic import SCRATCH
 from deploypruner.build import pipeline
 from deploypruner.build.choices import check_choices
-from deploypruner.build.resume import begun
 from deploypruner.build.state import Build
 from deploypruner.channels.feasible_widths import by_importance, find_room
 from deploypruner.errors import BudgetError, InputError
@@ -65,18 +64,7 @@ def run_sweep(request: SweepRequest) -> SweepFound:
     recipe, remarks = short_recovery(request.recipe, request.given)
     check_choices(recipe, request.given)
     others = [read_store(other / STORE) for other in request.beside]
-    if request.resume and not begun(folder):
-        request.say(f"there is nothing to resume in {request.out}: this sweep starts at the beginning")
-    build = Build(
-        recipe=recipe,
-        folder=folder,
-        command=request.command,
-        given=request.given,
-        progress=request.progress,
-        log=request.log,
-        say=request.detail,
-        clock=request.clock,
-    )
+    build = request.shared_build(folder, recipe)
     try:
         common = pipeline.begin(build, _KEYS, resume=request.resume, say=request.say)
         folder.claim(JOURNAL)
