@@ -14,7 +14,7 @@ from deploypruner.report.axis import Axis, tick_labels
 from deploypruner.report.bars import width_bars
 from deploypruner.report.labels import Box, place_labels
 from deploypruner.report.page import typeset
-from deploypruner.report.scatter import quality_axis, scatter, spread
+from deploypruner.report.scatter import cuts_zero_off, quality_axis, scatter, spread
 from tests.test_report_examples import EXAMPLES, a_report, a_row, eight_rows, page_of, rows_on, without_labels
 
 VOID = {"meta", "line", "rect", "circle", "wbr"}
@@ -144,6 +144,16 @@ def test_accuracy_is_drawn_only_where_every_row_has_it():
     assert quality_axis(rows).title == "accuracy, %"
     assert quality_axis((replace(rows[0], accuracy=None), *rows[1:])).title == "top-1 agreement with dense, %"
     assert quality_axis(tuple(without_labels(row) for row in rows)).title == "cosine agreement with dense"
+
+
+def test_the_caption_says_where_the_axis_leaves_zero_out():
+    rows = eight_rows()
+    assert cuts_zero_off(rows)
+    errors = tuple(
+        replace(row, accuracy=None, agreement=agreement, agreement_kind="relative error")
+        for row, agreement in zip(rows[:2], (1.0, 0.2), strict=True)
+    )
+    assert not cuts_zero_off(errors)  # the dense model's own error is 0
 
 
 def test_the_spread_is_median_to_p95_or_the_interval_of_the_ratio():

@@ -107,7 +107,7 @@ def headline(report: Report) -> Headline:
             sentence=f"no pruned artifact is worth having: {units.quality_sentence(report.budget['quality'])}",
             notes=()
             if kept is None
-            else (f"{kept[1].name} on {kept[1].runtime} is faster and keeps it: deploy that.",),
+            else (f"Until then ship {_won(kept[1], base or kept[0].baseline, report.rows)}.",),
             lost=True,
             steps=for_accuracy(report),
         )

@@ -29,7 +29,7 @@ from deploypruner.report.precision import (
 )
 from deploypruner.report.ranges import collapse
 from deploypruner.report.repaired import settings_sentence, weight_bits
-from deploypruner.report.scatter import in_picture, quality_axis, scatter, spread
+from deploypruner.report.scatter import cuts_zero_off, in_picture, quality_axis, scatter, spread
 from deploypruner.report.ship import classes_sentence, input_sentence, pixels_sentence, ship_sentence
 from deploypruner.report.sparse import assigned_sentence, sparse_lines, sparse_sentence
 
@@ -198,6 +198,7 @@ def _picture(report: Report, result: Headline) -> dict[str, Any] | None:
         "left_out": ", ".join(f"{row.name} on {row.runtime}" for row in rows if row not in drawn),
         "spread": _spread_caption(drawn),
         "way": _way_caption(len(way), len(found)),
+        "cut": cuts_zero_off(rows, found),
     }
 
 

@@ -129,6 +129,14 @@ def in_picture(rows: Sequence[Row], way: Sequence[WayMark]) -> list[WayMark]:
     return [mark for mark in way if mark.ms <= 1.1 * slowest and mark.value >= deep]
 
 
+def cuts_zero_off(rows: Sequence[Row], way: Sequence[WayMark] = ()) -> bool:
+    """Does the vertical axis begin above zero, so that heights are no proportions?"""
+    quality = quality_axis(rows)
+    assert quality is not None, "there is a picture"
+    drawn = [row for row in rows if quality.value(row) is not None]
+    return _y_axis(drawn, quality, _BOTTOM + _TOP, in_picture(rows, way)).low > 0
+
+
 def spread(row: Row, rows: Sequence[Row]) -> tuple[float, float] | None:
     """Milliseconds the line beside a marker covers: median to p95, or the baseline's median over `ratio_ci`.
 
