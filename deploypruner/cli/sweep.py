@@ -59,6 +59,14 @@ from deploypruner.terminal import write_line
     "--workers", type=int, default=1, show_default=True, metavar="N", help="Processes at a time, of one thread each."
 )
 @command_option(
+    "--ray",
+    default="",
+    is_flag=False,
+    flag_value="here",
+    metavar="[ADDRESS]",
+    help="Trials are tasks of Ray: of a cluster, or, without an address, of this machine with --workers at a time.",
+)
+@command_option(
     "--beside",
     multiple=True,
     metavar="DIR",
@@ -87,7 +95,7 @@ def sweep_command(out: Path, resume: bool, status: Path | None, beside: tuple[Pa
 
         click.echo(sweep_status(status).text)
         return
-    counts = {name: options.pop(name) for name in ("samples", "candidates", "finalists", "again", "workers")}
+    counts = {name: options.pop(name) for name in ("samples", "candidates", "finalists", "again", "workers", "ray")}
     spread = _range(options.pop("ratio_std"))
     command = ["deploypruner", *sys.argv[1:]]
     with console() as shown:

@@ -29,7 +29,13 @@ from deploypruner.sparse.library import (
 _PATIENCE_S = 120
 _COMPILERS = ("c++", "g++", "clang++")
 # Not needed by every command: which of our extras installs them.
-_OPTIONAL = {"timm": "zoo", "torchvision": "zoo", "transformers": "zoo", "lightning-fabric": "distributed"}
+_OPTIONAL = {
+    "timm": "zoo",
+    "torchvision": "zoo",
+    "transformers": "zoo",
+    "lightning-fabric": "distributed",
+    "ray": "ray",
+}
 _VERSION = "from deploypruner.registries import runtimes; print(runtimes.get({name!r})().version())"
 _EXTENSION = (
     "from deploypruner.runtime.on_openvino import add_sparse_operations; add_sparse_operations(); print('loads')"

@@ -7,6 +7,7 @@ space.py        how recipes are sampled at a fixed share of MACs or of predicted
 speed.py        predicted milliseconds of any recipe
 trial.py        one recipe realised, recovered and judged, by the functions that `compile` uses; its identity
 workers.py      processes of this machine, one for each trial
+on_ray.py       tasks of Ray in their place, on this machine or a cluster; shipped.py is what they are sent
 store.py        sweep.sqlite: every trial, planned, finished or failed
 request.py      what is asked, and the folder for it
 run.py          the driver

@@ -17,6 +17,7 @@ from deploypruner.recipe import Recipe
 from deploypruner.recipe.option import with_help_of
 from deploypruner.recipe.overrides import overrides
 from deploypruner.recipe.reading import resolved
+from deploypruner.sweep.on_ray import HERE
 from deploypruner.sweep.records import SweepFound, SweepSettings
 from deploypruner.sweep.request import WINNER, SweepRequest
 from deploypruner.sweep.run import run_sweep
@@ -68,6 +69,7 @@ def sweep(
     finalists: int = 4,
     again: int = 2,
     workers: int = 1,
+    ray: str | bool = False,
     out: str | Path = "sweep",
     beside: Iterable[str | Path] = (),
     criterion: str | None = None,
@@ -96,6 +98,7 @@ def sweep(
         finalists: The best of them, which are trained, at least 1.
         again: New seeds that each winner is trained with, at least 0.
         workers: Processes at a time, of one thread each.
+        ray: Whether trials are tasks of Ray, started here with so many workers; or the address of a cluster.
         out: Folder: sweep.json, sweep.html, sweep.sqlite, winner.toml.
         beside: Folders of sweeps of the same model at other costs, for the conjectures about several.
         criterion: --criterion
@@ -115,7 +118,8 @@ def sweep(
     """
     given = Given.of(model, example_inputs, data, train=train)
     given.require_inputs("sweep")
-    settings = SweepSettings(samples, std, candidates, finalists, again, workers)
+    where = ray if isinstance(ray, str) else HERE if ray else ""
+    settings = SweepSettings(samples, std, candidates, finalists, again, workers, where)
     options = {
         **named_sources(model, data),
         **{"macs": macs, "speedup": speedup, "criterion": criterion, "step": step, "epochs": epochs},

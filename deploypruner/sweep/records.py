@@ -20,6 +20,7 @@ class SweepSettings:
         finalists: The best of them, which are trained.
         again: New seeds that the winners are trained with.
         workers: Processes at a time.
+        ray: Where trials are tasks of Ray: its address, or `on_ray.HERE`; "" for processes of this machine.
 
     Raises:
         RecipeError: A number out of range.
@@ -31,6 +32,7 @@ class SweepSettings:
     finalists: int = 4
     again: int = 2
     workers: int = 1
+    ray: str = ""
 
     def __post_init__(self) -> None:
         check_number("--samples", self.samples, least=1, hint="64 shows a distribution, 8 are a first look")

@@ -8,7 +8,8 @@ The driver alone writes `sweep.sqlite`; it plans trials there before they begin,
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from deploypruner.recipe import BUDGETS
 from deploypruner.sweep.analysis import buckets_of, optimum_of
 from deploypruner.sweep.beside import regimes_of
 from deploypruner.sweep.conjectures import CostRegime, conjectures
+from deploypruner.sweep.on_ray import RayCluster
 from deploypruner.sweep.page import sweep_html, sweep_json
 from deploypruner.sweep.recipe_file import recipe_with, winner_text
 from deploypruner.sweep.records import DenseModel, Sample, SweepFound, Winner
@@ -44,7 +46,15 @@ from deploypruner.sweep.request import (
 from deploypruner.sweep.space import PruningSpace, SampledRecipe
 from deploypruner.sweep.speed import PredictedSpeed, TimedDense, predicted_speed, speed_if_possible
 from deploypruner.sweep.store import StoredTrial, TrialStore, read_store
-from deploypruner.sweep.trial import SweepTrial, TrialContext, identity_of, plan_of, result_json, run_trial
+from deploypruner.sweep.trial import (
+    SweepTrial,
+    TrialContext,
+    TrialResult,
+    identity_of,
+    plan_of,
+    result_json,
+    run_trial,
+)
 from deploypruner.sweep.workers import read_result, run_in_workers
 
 _KEYS = tuple(f"prune.{name}" for name in BUDGETS)
@@ -69,10 +79,15 @@ def run_sweep(request: SweepRequest) -> SweepFound:
         common = pipeline.begin(build, _KEYS, resume=request.resume, say=request.say)
         folder.claim(JOURNAL)
         store = TrialStore(folder.claim(STORE))
-        try:
-            found = _Sweep(request, common.build, store, remarks).found(regimes_of(others, common.build))
-        finally:
-            store.close()
+        with ExitStack() as open_until_then:
+            open_until_then.callback(store.close)
+            cluster = None
+            if request.settings.ray:
+                cluster = RayCluster(request.settings.ray, workers=request.settings.workers)
+                open_until_then.enter_context(cluster)
+                request.say(cluster.text)
+            sweep = _Sweep(request, common.build, store, remarks, cluster=cluster)
+            found = sweep.found(regimes_of(others, common.build))
         _write(request, common.build, found)
     finally:
         folder.release()
@@ -82,8 +97,16 @@ def run_sweep(request: SweepRequest) -> SweepFound:
 class _Sweep:
     """One sweep while it runs."""
 
-    def __init__(self, request: SweepRequest, build: Build, store: TrialStore, remarks: Sequence[str]) -> None:
-        self._request, self._build, self._store = request, build, store
+    def __init__(
+        self,
+        request: SweepRequest,
+        build: Build,
+        store: TrialStore,
+        remarks: Sequence[str],
+        *,
+        cluster: RayCluster | None = None,
+    ) -> None:
+        self._request, self._build, self._store, self._cluster = request, build, store, cluster
         self._context = TrialContext.of(build)
         self._trials = build.folder.path(TRIALS)
         for left in (*self._trials.glob(".work-*"), *self._trials.glob(f"{SCRATCH}*")):  # of killed workers
@@ -302,7 +325,6 @@ class _Sweep:
     def _run(self, planned: Sequence[StoredTrial], label: str) -> list[StoredTrial]:
         """Run what is not finished, and give all of them with their results, in the same order."""
         left = [one for one in planned if one.result is None or self._may_be_repeated(one)]
-        jobs = [(one.id, partial(self._document, one.trial, one.id)) for one in left]
         done = len(planned) - len(left)
         phase = planned[0].trial.phase if planned else _STEPS[0]
         self._request.say(f"{label}: {len(left)} to do" + (f", {done} done before" if done else ""))
@@ -311,7 +333,7 @@ class _Sweep:
             self._request.progress.stage(step, len(_STEPS), f"sweep: {phase}")
         self._request.progress.start(len(left), label)
         try:
-            for name, result in run_in_workers(jobs, self._trials, workers=self._request.settings.workers):
+            for name, result in self._results(left):
                 self._store.finish(name, result)
                 text = f"failed: {result.why}" if result.why else f"{result.drop:+.2f} points lost"
                 self._request.progress.advance(1, f"trial {name}: {text}")
@@ -319,6 +341,12 @@ class _Sweep:
             self._request.progress.close()
         known = {(one.id, one.trial.phase): one for one in self._store.trials()}
         return [known[one.id, one.trial.phase] for one in planned]
+
+    def _results(self, left: Sequence[StoredTrial]) -> Iterator[tuple[str, TrialResult]]:
+        if self._cluster is not None:
+            return self._cluster.run([(one.id, one.trial) for one in left], self._context, self._trials)
+        jobs = [(one.id, partial(self._document, one.trial, one.id)) for one in left]
+        return run_in_workers(jobs, self._trials, workers=self._request.settings.workers)
 
     def _may_be_repeated(self, one: StoredTrial) -> bool:
         """Did something outside end it? What it refuses itself it would refuse again."""
