@@ -76,7 +76,7 @@ def test_files_are_timed_there_and_nothing_is_sent_twice(device: Sshd, tmp_path:
     assert bench(files, runtimes=["openvino"], budget_s=0.1, target="pi").sent_bytes == 0
     kept = sorted(path.relative_to(device.device).parts[0] for path in device.device.rglob("*.*"))
     assert set(kept) <= {"files", kept[-1]}
-    assert len([*device.device.glob("files/*/*.onnx")]) == 2
+    assert len([*device.device.glob("files/*/large.onnx")]) == 1
 
 
 def test_weights_beside_a_file_and_inputs_are_sent_with_it(device: Sshd, tmp_path: Path) -> None:
@@ -191,6 +191,42 @@ def test_a_file_that_is_refused_there_is_called_by_its_name_here(device: Sshd, t
     bad.write_bytes(bad.read_bytes()[:100])
     (failure,) = bench([good, bad], runtimes=["onnxruntime"], budget_s=0.1, target="pi").measured.failures
     assert f"cannot load '{bad}'" in failure.message
+
+
+_SLOW_NETWORK = """
+import os, queue, socket, sys, threading, time
+link = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+def carry(read, write):
+    waiting = queue.Queue()
+    def deliver():
+        while True:
+            at, data = waiting.get()
+            time.sleep(max(0, at - time.monotonic()))
+            if not data:
+                os._exit(0)
+            write(data)
+    threading.Thread(target=deliver, daemon=True).start()
+    while True:
+        data = read(65536)
+        waiting.put((time.monotonic() + 0.1, data))
+        if not data:
+            return time.sleep(9)
+threading.Thread(target=carry, args=(lambda n: os.read(0, n), link.sendall), daemon=True).start()
+carry(link.recv, lambda data: os.write(1, data))
+"""
+
+
+def test_a_network_that_takes_200_ms_is_borne(device: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(_SLOW_NETWORK)
+    proxy = f"{sys.executable} {tmp_path / 'slow.py'} %h %p"
+    remember(device.folder, device.port, "host", ProxyCommand=proxy)
+    files = [save_conv(tmp_path / f"{name}.onnx", 4) for name in ("a", "b")]
+    with reach(described("pi")) as connected:
+        assert connected.round_trip_s() > 0.2
+        measured = time_artifacts(
+            pair_up(files, ["onnxruntime"]), budget_s=0.1, min_rounds=3, device=connected
+        ).complete()
+    assert [timing.artifact.name for timing in measured] == ["a.onnx", "b.onnx"]
 
 
 # ---------------------------------------------------------------------- what is refused before

@@ -46,6 +46,7 @@ class Worker:
         self._asked: deque[tuple[str, float]] = deque()
         self._call_ns = 0.0
         self._ahead = 0
+        self._closed = False
         self._stack = ExitStack()
         self._device = device or self._stack.enter_context(Device())
         self._number = self._device.start_worker(
@@ -146,6 +147,9 @@ class Worker:
 
     def close(self) -> None:
         """End the process: by closing its input, then by force. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
         with suppress(DeviceError):  # which took its workers with it
             self._device.stop_worker(self._number)
         self._stack.close()

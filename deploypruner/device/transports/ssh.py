@@ -198,7 +198,7 @@ class SshTransport(Transport):
                 hint="run it again; is it still on, and does it have the memory?",
             )
         if found is None:
-            text = "the connection was lost" if self._greeted else "ssh failed"
+            text = "the connection was lost" if self._greeted else "the login came to nothing"
             return DeviceError(f"{self.name}: {text}{f': {last}' if last else ''}", hint=by_hand)
         text, hint = found
         return DeviceError(f"{self.name}: {text}: {last}", hint=hint.format(login=self.login, host=host))
