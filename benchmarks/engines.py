@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deploypruner.device.cores import pick_cores
 from deploypruner.errors import MeasureError
-from deploypruner.measure.cores import pick_cores
 from deploypruner.measure.process import Worker
 from deploypruner.measure.rounds import MeasuringEffort, block_calls, run_rounds
 from deploypruner.records import Artifact
@@ -81,9 +81,8 @@ class Engines:
             raise MeasureError(f"no Python for {runtime} at '{python}'", hint="set DEEPSPARSE_PYTHON")
         self.folder.mkdir(parents=True, exist_ok=True)
         artifact = Artifact(name or runtime, self.folder, "onnx", "int8")
-        log = self.folder / f"{runtime}-{name}.log".replace(" ", "-").replace("/", "-")
         command = (str(python), "-P", "-m", "benchmarks.engine_worker")
-        worker = self._stack.enter_context(Worker(artifact, runtime, threads=self.threads, log=log, command=command))
+        worker = self._stack.enter_context(Worker(artifact, runtime, threads=self.threads, command=command))
         worker.ask(do="load", runtime=runtime)
         if self._cores:
             worker.ask(do="pin", cores=self._cores)

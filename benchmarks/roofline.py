@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from deploypruner.measure.cores import pick_cores
+from deploypruner.device.cores import pick_cores
 
 SOURCE = Path(__file__).parents[1] / "kernels" / "bench" / "peak.cpp"
 STEP = "load + vpdpbusd"

@@ -69,6 +69,10 @@ class MeasureError(DeployPrunerError):
     """A worker process that crashed, hung or could not load its artifact."""
 
 
+class DeviceError(DeployPrunerError):
+    """A device that cannot be reached, lacks something, or was lost on the way."""
+
+
 class KernelError(DeployPrunerError):
     """Sparse kernels that are not built, do not fit this machine, or were given contradictory weights."""
 

@@ -10,7 +10,6 @@ import re
 import stat
 import struct
 import sys
-import tomllib
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -232,6 +231,8 @@ def read_toml(path: Path, *, what: str, hint: str, missing: str = "") -> dict[st
     Raises:
         InputError: As `read_text`, or it is no TOML, nested too deeply, or holds a number that nothing could hold.
     """
+    import tomllib  # which a device with Python 3.9 lacks, and does not need
+
     text, name = read_text(path, what=what, hint=hint, missing=missing), f"{what} '{path}'"
     try:
         document = tomllib.loads(text)

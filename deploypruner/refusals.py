@@ -65,7 +65,7 @@ def native_refusal(error: BaseException) -> InputError | None:
     said = str(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(s in said for s in _NO_MEMORY)):
         return InputError("not enough memory", hint=_HINTS[errno.ENOMEM])
-    if isinstance(error, ImportError | RuntimeError) and any(s in said for s in _NO_FILES):
+    if isinstance(error, (ImportError, RuntimeError)) and any(s in said for s in _NO_FILES):
         return InputError("cannot go on: too many open files", hint=_HINTS[errno.EMFILE])
     return None
 
@@ -110,5 +110,5 @@ def file_size_limit() -> int | None:
 
 
 def _shown(name: object) -> str:
-    text = os.fsdecode(name) if isinstance(name, bytes | str) else str(name)
+    text = os.fsdecode(name) if isinstance(name, (bytes, str)) else str(name)
     return f"'{text}'" if len(text) <= 100 else f"'{text[:100]}...'"

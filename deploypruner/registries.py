@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from deploypruner.channels.criteria import Criterion
     from deploypruner.channels.normalize import Normalization
     from deploypruner.channels.scope import Scope
+    from deploypruner.device.transports import Transport
     from deploypruner.export import Exporter
     from deploypruner.runtime import Runtime
     from deploypruner.schedules import Schedule
@@ -45,7 +46,8 @@ runtimes: Registry[type[Runtime]] = Registry("runtime", "runtimes", "deployprune
 schedules: Registry[type[Schedule]] = Registry("schedule", "schedules", "deploypruner.schedules")
 scopes: Registry[Scope] = Registry("scope", "scopes", "deploypruner.channels.scope")
 targets: Registry[Callable[[], Target]] = Registry("target", "targets", "deploypruner.target")
+transports: Registry[Callable[..., Transport]] = Registry("transport", "transports", "deploypruner.device.transports")
 tasks: Registry[type[Task]] = Registry("task", "tasks", "deploypruner.tasks")
 
-_ALL = (criteria, exporters, normalizers, patterns, runtimes, schedules, scopes, targets, tasks)
+_ALL = (criteria, exporters, normalizers, patterns, runtimes, schedules, scopes, targets, tasks, transports)
 REGISTRIES: dict[str, Registry[Any]] = {registry.plural: registry for registry in _ALL}

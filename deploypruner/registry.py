@@ -9,7 +9,6 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.abc import InspectLoader
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -193,7 +192,8 @@ def _modules(home: str) -> Iterator[ModuleSpec]:
 
 def _source(spec: ModuleSpec) -> str:
     """Text of a module; loaders of packages that are installed to be edited do not all hand it out."""
-    found = spec.loader.get_source(spec.name) if isinstance(spec.loader, InspectLoader) else None
+    get_source = getattr(spec.loader, "get_source", None)
+    found: str | None = get_source(spec.name) if get_source is not None else None
     if found is None:
         assert spec.origin is not None, f"{spec.name} has no source"
         found = Path(spec.origin).read_text(encoding="utf-8")
@@ -209,12 +209,12 @@ def _read_entries(spec: ModuleSpec, registry: str) -> Iterator[Entry]:
     documented = {
         id(decorator): (ast.get_docstring(node) or "").split("\n")[0]
         for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef))
         for decorator in node.decorator_list
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == f"{registry}.register":
             name, *given = (ast.literal_eval(value) for value in (*node.args, *(k.value for k in node.keywords)))
-            said = dict(zip((k.arg for k in node.keywords), given, strict=True))
+            said = dict(zip((k.arg for k in node.keywords), given))
             about = said.get("about") or documented.get(id(node), "")
             yield Entry(name, about, spec.name, said.get("applies_to", ()))

@@ -255,7 +255,7 @@ def test_this_machine():
     """Everything wrong has a hint, JSON holds it all, and the runtimes that the tests use load."""
     found = list(examine())
     assert all(bool(finding.hint) == (finding.state != "fine") for finding in found)
-    json.dumps(doctor._document(found))
+    json.dumps(doctor.document(found))
     topics = {finding.topic: finding for finding in found}
     assert topics["processor"].facts["name"] == target.detect().processor
     assert all(topics[name].facts["loads"] for name in ("onnxruntime", "openvino", "torch"))

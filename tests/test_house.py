@@ -48,6 +48,7 @@ LAYERS = (
     {"graph", "sparsity.masks", "sparse", "pt2"},
     {"recipe"},
     {"onnx_graph"},
+    {"device"},
     {"scratch", "progress", "openvino_import", "target", "onnx_advice", "caches"},
     {"onnx_file", "logbook"},
     {"atomic"},
@@ -198,7 +199,7 @@ def test_every_public_name_resolves():
 
 def test_every_module_imports():
     for module in pkgutil.walk_packages(deploypruner.__path__, "deploypruner."):
-        if module.name not in ("deploypruner.__main__", "deploypruner.measure.worker"):
+        if module.name not in ("deploypruner.__main__", "deploypruner.measure.worker", "deploypruner.device.agent"):
             importlib.import_module(module.name)
     assert "deploypruner.build.pipeline" in sys.modules
 

@@ -112,7 +112,8 @@ def test_everything_is_in_the_json(tmp_path: Path) -> None:
     assert row["median_ms"] == np.median(samples) / 1e6
     assert len(told["twin"]["samples_ns"]) == len(samples)
     assert [failure["name"] for failure in told["failures"]] == ["bad.onnx"]
-    assert told["settings"] == {"threads": 1, "seconds": 0.1, "interval": 0.02, "input_shapes": {}, "seed": 3}
+    asked = {"threads": 1, "seconds": 0.1, "interval": 0.02, "input_shapes": {}, "seed": 3, "target": "cpu"}
+    assert told["settings"] == asked
     assert told["environment"]["cpu"]
     assert {"noise_floor", "warnings", "conditions", "certifiable", "reason", "settled"} <= set(told)
 

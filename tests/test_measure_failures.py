@@ -73,7 +73,7 @@ def test_a_worker_that_dies_while_measuring_leaves_the_others_unharmed(tmp_path:
 
     def kill(fraction: float, text: str) -> None:
         if not killed:
-            workers = sorted(psutil.Process().children(), key=psutil.Process.create_time)  # pids start anew at times
+            workers = sorted(psutil.Process().children()[0].children(), key=psutil.Process.create_time)
             killed.append(workers[victim].pid)
             workers[victim].kill()
 

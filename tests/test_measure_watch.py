@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import namedtuple
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +11,11 @@ import numpy as np
 import psutil
 import pytest
 
+from deploypruner.device import counters
+from deploypruner.device.cores import core_times
+from deploypruner.device.counters import Reading, read_counters
 from deploypruner.measure import Measured, find_warnings
-from deploypruner.measure import interference as watch_module
-from deploypruner.measure.interference import Conditions, Reading, Watch, Window, read_counters
+from deploypruner.measure.interference import Conditions, Watch, Window
 from deploypruner.records import Artifact, Timing
 
 QUIET = Window(seconds=1.0, others_cores=0.02, stolen=0.0, waited=0.001, mhz=2500.0)
@@ -158,24 +160,57 @@ def test_counters_only_grow_and_survive_a_worker_that_is_gone() -> None:
     after = read_counters([gone])
     assert after.busy_s >= before.busy_s > 0
     assert after.own_s >= before.own_s > 0
+    assert after.at_s > before.at_s
+
+
+def test_a_process_has_used_what_psutil_says_it_has() -> None:
+    sum(range(3_000_000))
+    said = psutil.Process().cpu_times()
+    assert counters._own_seconds(os.getpid()) == pytest.approx(said.user + said.system, abs=0.1)
 
 
 def test_idle_time_does_not_move_a_busy_counter(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = namedtuple("counted", "user system idle steal")
-    monkeypatch.setattr(watch_module, "own_cores", lambda: [0])
+    monkeypatch.setattr(counters, "own_cores", lambda: [0])
     seen = set()
     for ticks in range(1000):
-        core = counted(103_302.37, 0.01, 61_034.11 + ticks / 100, 481.38)
-        monkeypatch.setattr(psutil, "cpu_times", lambda percpu, core=core: [core])
+        core = {"user": 103_302.37, "system": 0.01, "idle": 61_034.11 + ticks / 100, "steal": 481.38}
+        monkeypatch.setattr(counters, "core_times", lambda core=core: {0: core})
         seen.add(read_counters([]).busy_s)
     assert seen == {103_302.37 + 0.01}
 
 
 def test_only_the_cores_this_process_may_use_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = namedtuple("counted", "user idle steal guest")
-    cores = [counted(50.0, 1.0, 9.0, 0.0), counted(7.0, 40.0, 0.5, 2.0)]
-    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: cores)
-    monkeypatch.setattr(watch_module, "own_cores", lambda: [1])
+    cores = {
+        0: {"user": 50.0, "idle": 1.0, "steal": 9.0, "guest": 0.0},
+        1: {"user": 7.0, "idle": 40.0, "steal": 0.5, "guest": 2.0},
+    }
+    monkeypatch.setattr(counters, "core_times", lambda: cores)
+    monkeypatch.setattr(counters, "own_cores", lambda: [1])
     reading = read_counters([])
     assert reading.busy_s == pytest.approx(7.0)
     assert reading.stolen_s == 0.5
+
+
+def test_the_kernels_ticks_are_those_that_psutil_reads() -> None:
+    ours, theirs = core_times(), psutil.cpu_times(percpu=True)
+    assert [*ours] == [*range(len(theirs))]
+    for core, said in enumerate(theirs):
+        assert ours[core]["user"] == pytest.approx(said.user, abs=2)
+        assert ours[core]["system"] == pytest.approx(said.system, abs=2)
+
+
+def ended(mhz: float, after: float, celsius: float, throttled: int, swapped: int) -> dict[str, object]:
+    counted = Reading(0.0, 0.0, 0.0, after, 0.0, celsius, throttled, swapped)
+    return {"mhz": mhz, "after": vars(counted)}
+
+
+def test_a_round_whose_frequency_fell_by_more_than_5_percent_is_marked() -> None:
+    watch = Watch(cores=2, threads=1, read=lambda: Reading(0.0, 0.0, 0.0, 2000.0, 0.0, 50.0, 7, 100))
+    watch.rounds([ended(2000, 1901, 60.0, 7, 100), ended(2000, 1899, 81.0, 9, 100), ended(1500, 2000, 70.0, 9, 130)])
+    found = watch.conditions()
+    assert (found.rounds, found.slowed, found.celsius) == (3, 1, 81.0)
+    assert (found.throttled, found.swapped) == (2, 30)
+    slowed, hot, swapped = find_warnings([timing()], MACHINE, settled=True, floor=0.01, conditions=found)
+    assert "fell by more than 5 % within 1 of 3 rounds" in slowed
+    assert "slowed itself down 2 times because it was hot (up to 81 degrees Celsius)" in hot
+    assert "30 pages were swapped" in swapped

@@ -15,11 +15,11 @@ import pytest
 
 from deploypruner.build import open_threads
 from deploypruner.build.open_threads import ThreadsTried, counts_to_try, try_threads
+from deploypruner.device.cores import physical_cores
 from deploypruner.errors import RecipeError
 from deploypruner.latency.clock import current_clock, using
 from deploypruner.latency.sparse_costs import MeasuredCosts
 from deploypruner.measure import Job, Measured, pair_up, time_artifacts
-from deploypruner.measure.cores import physical_cores
 from deploypruner.recipe.sections import MeasureRecipe
 from deploypruner.records import Artifact
 from deploypruner.report import read_report

@@ -145,7 +145,7 @@ def test_a_signal_to_end_while_workers_measure_ends_them_all(tmp_path):
         parent, workers = psutil.Process(process.pid), []
         while len(workers) < 5 and process.poll() is None:  # four artifacts and the twin of the first
             time.sleep(0.05)
-            workers = [p for p in parent.children() if "deploypruner.measure.worker" in p.cmdline()]
+            workers = [p for p in parent.children(recursive=True) if "deploypruner.measure.worker" in p.cmdline()]
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130

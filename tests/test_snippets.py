@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from PIL import Image
 
 import deploypruner as dp
 from deploypruner.cli.main import cli
+from deploypruner.device.described import described
 from deploypruner.export.to_onnx import Onnx
 from deploypruner.latency.clock import current_clock, using
 from deploypruner.measure import Job, Measured
@@ -44,6 +47,10 @@ NOT_RUN = {
     "deploypruner sweep model.pt2 --macs 0.5": "the same",
     "deploypruner sweep --status sweep/": "the same",
     "deploypruner compile --recipe sweep/winner.toml": "the same",
+    "deploypruner bench build/ --target ssh://pi@raspberrypi.local": "tests/test_device_ssh.py has a machine",
+    "deploypruner bench build/ --target pi": "the same",
+    "deploypruner target check pi": "the same",
+    "deploypruner target clean pi": "the same",
     "python -m pip install .": "changes the environment",
     "pip install 'deploypruner[distributed]'": "changes the environment",
     "deploypruner validate build/ --max-latency 5ms --min-accuracy 0.92": "a network of random weights keeps no such "
@@ -214,6 +221,12 @@ def test_every_snippet_of_a_page_runs(page, stock, tmp_path):
                 if done.code not in allowed:
                     failed.append(f"{place}: {line}: exit code {done.code}\n{done.err[-600:]}")
         elif snippet.kind == "toml":
+            if "address = " in snippet.text:
+                (folder / "deploypruner").mkdir()
+                (folder / "deploypruner" / "targets.toml").write_text(snippet.text)
+                with mock.patch.dict(os.environ, {"XDG_CONFIG_HOME": str(folder)}):
+                    assert described("pi").cores == (4, 5, 6, 7), place
+                continue
             (folder / "snippet.toml").write_text(snippet.text)
             assert read_recipe(folder / "snippet.toml", {}) != read_recipe(None, {}), place
         else:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from deploypruner.device.cores import physical_cores
 from deploypruner.latency.clock import Clock
 from deploypruner.measure import DECIDING_SECONDS, Job, median_ms, paired_ratio
-from deploypruner.measure.cores import physical_cores
 from deploypruner.report.units import significant
 from deploypruner.runtime import Array
 

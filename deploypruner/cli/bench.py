@@ -21,7 +21,9 @@ from deploypruner.cli.help import GroupedCommand
 from deploypruner.cli.options import SEED, THREADS, Real, colour, console, shape_of, shows_progress, width
 from deploypruner.cli.recipe_options import command_option, recipe_option
 from deploypruner.command_line import with_option
+from deploypruner.device.described import HERE, described
 from deploypruner.errors import InputError, MeasureError, RecipeError
+from deploypruner.figures import scaled
 from deploypruner.progress import percent
 from deploypruner.ranges import MOST
 from deploypruner.reading import status
@@ -86,6 +88,14 @@ _BUILD_FILES = (
     metavar="FILE",
     help="Real inputs: an .npz with one array per input name, or what `compile` takes.",
 )
+@command_option(
+    "--target",
+    group=MEASURING,
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="Machine to measure on: cpu (here), ssh://user@host[:port], or a name of `target list`.",
+)
 @recipe_option("mean")
 @recipe_option("std")
 @recipe_option("task")
@@ -100,6 +110,7 @@ def bench_command(
     interval: float,
     input_shape: tuple[str, ...],
     data: str | None,
+    target: str,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     task: tuple[str, ...],
@@ -110,7 +121,7 @@ def bench_command(
 
     An artifact is an .onnx, .xml or .pt2 file, or a build folder, which stands for all its models. Inputs may have
     other names in each file; sizes that one leaves open are taken from another. With --data every file is judged,
-    too: on labels where there are any, and against the first file.
+    too: on labels where there are any, and against the first file; that is done here, whatever the target is.
     """
     asked = _named_shapes(input_shape)
     names = chosen_runtimes(runtime)
@@ -122,6 +133,7 @@ def bench_command(
         _check_writable(Path(str(document)), artifacts)
     if data is not None:
         data_kind(data)
+    where = described(target)
     with console() as shown:
         shown.doing("loading")
         from deploypruner.measure import bench, openers
@@ -140,7 +152,7 @@ def bench_command(
             found = bench(
                 files,
                 runtimes=names,
-                threads=threads or 1,
+                threads=threads or where.threads or 1,
                 budget_s=seconds or 20.0,
                 narrow=interval / 100,
                 input_shapes=shapes,
@@ -149,7 +161,10 @@ def bench_command(
                 seed=seed,
                 longer=_longer(seconds or 20.0),
                 progress=progress,
+                target=target,
             )
+        if target != HERE:
+            shown.say(_measured_there(found, target))
     text = json.dumps(found.as_json()) if document is not None else ""
     if document == "-":
         click.echo(text)
@@ -157,6 +172,15 @@ def bench_command(
     if document not in (None, "-"):  # after the table: what was measured is shown where the disk is full
         _write(Path(str(document)), text + "\n")
     _report_failures(found)
+
+
+def _measured_there(found: Bench, target: str) -> str:
+    """Which machine it was, and what it was sent."""
+    machine = found.environment
+    libraries = [name for name in ("openvino", "onnxruntime") if machine["versions"][name]]
+    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in libraries)
+    sent = f"{scaled(found.sent_bytes, 'B')} sent" if found.sent_bytes else "nothing sent, it was there already"
+    return f"measured on {target}: {machine['cpu']}, {machine['cores']} cores, {versions}; {sent}"
 
 
 def _longer(seconds: float) -> str:

@@ -39,11 +39,24 @@ def doctor_command(as_document: bool) -> None:
         for finding in examine():
             found.append(finding)
             if not as_document:
-                say(_lines(finding))
-    broken = [finding for finding in found if finding.state == "broken"]
+                say(lines(finding))
     if as_document:
-        click.echo(json.dumps(_document(found), indent=2))
-    else:
+        click.echo(json.dumps(document(found), indent=2))
+    report_broken(found, quiet=as_document)
+
+
+def report_broken(found: list[Finding], *, quiet: bool) -> None:
+    """Say how much is lacking, and end with an error where something is broken.
+
+    Args:
+        found: Everything that was looked at.
+        quiet: Is the count left out?
+
+    Raises:
+        InputError: Something that is needed is missing.
+    """
+    broken = [finding for finding in found if finding.state == "broken"]
+    if not quiet:
         lacks = sum(finding.state == "lack" for finding in found)
         write_line(sys.stderr, "")
         write_line(sys.stderr, f"{'all' if not broken else 'not all'} that is needed is there; {_count(lacks)}")
@@ -60,7 +73,7 @@ def _count(lacks: int) -> str:
     return f"{lacks} thing{' that costs' if lacks == 1 else 's that cost'} speed or trust, with hints, above"
 
 
-def _lines(finding: Finding) -> str:
+def lines(finding: Finding) -> str:
     """The finding, and below it its hint, in columns."""
     from deploypruner.report.terminal import painter, wrap
 
@@ -74,7 +87,7 @@ def _lines(finding: Finding) -> str:
     return text
 
 
-def _document(found: list[Finding]) -> dict[str, object]:
+def document(found: list[Finding]) -> dict[str, object]:
     """For programs: the state of everything together, and what was found in order."""
     states = {finding.state for finding in found}
     worst = next(state for state in ("broken", "lack", "fine") if state in states)

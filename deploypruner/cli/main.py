@@ -29,6 +29,7 @@ from deploypruner.cli.quantize import quantize_command
 from deploypruner.cli.recipe_options import checked_recipe, command_option, recipe_options
 from deploypruner.cli.sparsify import sparsify_command
 from deploypruner.cli.sweep import sweep_command
+from deploypruner.cli.target import target_group
 from deploypruner.cli.validate import validate_command
 from deploypruner.errors import DeployPrunerError, RecipeError, nearest
 from deploypruner.openmp import SPINNING
@@ -172,7 +173,7 @@ def _show_version(context: click.Context) -> None:
     panels={
         "Make": ("compile", "frontier", "sweep", "plan", "quantize", "sparsify", "export", "init"),
         "Measure": ("bench", "measure", "validate", "compare", "report"),
-        "Look up": ("list", "doctor", "cache", "criteria-check", "demo"),
+        "Look up": ("list", "doctor", "target", "cache", "criteria-check", "demo"),
     },
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -370,6 +371,7 @@ def demo_command(out: Path, overwrite: bool) -> None:
 cli.add_command(doctor_command)
 cli.add_command(init_command)
 cli.add_command(cache_group)
+cli.add_command(target_group)
 
 
 def _show(folder: Path, *, quiet: bool) -> None:

@@ -13,6 +13,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from deploypruner.device.connection import Device
 from deploypruner.errors import MeasureError, TraceError
 from deploypruner.export import exporters
 from deploypruner.graph import Graph
@@ -23,7 +24,6 @@ from deploypruner.latency.dropping import Addition, marked, unmark
 from deploypruner.latency.matching import Lengths
 from deploypruner.latency.plans import dropping_plans, plans_needed, probe_plans, scattered_plans
 from deploypruner.latency.template import Template, learn
-from deploypruner.measure.cores import pick_cores
 from deploypruner.measure.process import Worker
 from deploypruner.measure.profiling import from_lists
 from deploypruner.onnx_file import write_onnx
@@ -251,11 +251,12 @@ class ProbeTimer:
             np.savez(self._saved, *self._feeds)
         setting = self._setting
         artifact = Artifact("probe", folder, "onnx", setting.precision)
+        device = self._stack.enter_context(Device())
         self._worker = self._stack.enter_context(
-            Worker(artifact, setting.runtime, threads=setting.threads, log=folder / "log")
+            Worker(artifact, setting.runtime, threads=setting.threads, device=device)
         )
         self.version = str(self._worker.ask(do="load", runtime=setting.runtime)["version"])
-        cores = pick_cores(setting.threads)
+        cores, _ = device.pick_cores(setting.threads)
         if cores:
             self._worker.ask(do="pin", cores=cores)
         return self

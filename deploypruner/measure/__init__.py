@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from deploypruner.device.facts import environment
+from deploypruner.device.reach import HERE
 from deploypruner.measure.baselines import Job
 from deploypruner.measure.bench import Bench, bench, openers, pair_up
-from deploypruner.measure.environment import environment
 from deploypruner.measure.failure import Failure, as_error
 from deploypruner.measure.files import describe_file, detect_precision, read_timing, write_timing
 from deploypruner.measure.interference import Conditions
@@ -43,6 +44,7 @@ def measure(
     budget_s: float = 12.0,
     seed: int = 0,
     progress: Progress | None = None,
+    target: str = HERE,
 ) -> list[Row]:
     """Time artifacts side by side; the first file is what the others are compared with.
 
@@ -57,9 +59,11 @@ def measure(
         budget_s: Seconds of measuring, loading and warm-up not counted.
         seed: Number that decides random inputs, order and bootstrap, 0 to 4294967295.
         progress: Listener that is told after every round: fraction of the budget, one line of text.
+        target: Machine to measure on: "cpu" (here), "ssh://user@host" or a name in targets.toml.
 
     Raises:
         InputError: No file, or one that none of the runtimes can open.
+        DeviceError: The machine cannot be reached, lacks something, or was lost.
         RecipeError: No such runtime, or a number out of range.
         MeasureError: A file that could not be loaded or run; the message says why.
     """
@@ -73,6 +77,7 @@ def measure(
         feeds=feeds,
         input_shapes=input_shapes,
         progress=progress,
+        target=target,
     )
     if found.measured.failures:
         raise as_error(found.measured.failures)

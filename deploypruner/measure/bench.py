@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from deploypruner.device.described import described
+from deploypruner.device.reach import HERE, reach
 from deploypruner.errors import InputError
 from deploypruner.measure.baselines import Job
-from deploypruner.measure.environment import environment
+from deploypruner.measure.elsewhere import check_sendable, measurable
 from deploypruner.measure.files import denormal_weights, describe_file
 from deploypruner.measure.protocol import Measured, time_artifacts
 from deploypruner.measure.rounds import NARROW, Progress
@@ -33,6 +35,7 @@ class Bench:
         warnings: What casts doubt on the numbers, each with what to try.
         noise: Those of them that are about the machine and its noise.
         settings: What was asked for.
+        sent_bytes: To another machine, files and what measures them; 0 where it had all of it.
     """
 
     rows: tuple[Row, ...]
@@ -41,6 +44,7 @@ class Bench:
     warnings: tuple[str, ...]
     noise: tuple[str, ...]
     settings: dict[str, Any]
+    sent_bytes: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Everything, raw nanoseconds too, as JSON-able values."""
@@ -80,6 +84,7 @@ class Bench:
             ],
             "conditions": measured.conditions.as_json(),
             "warnings": list(self.warnings),
+            "sent_bytes": self.sent_bytes,
         }
 
 
@@ -96,6 +101,7 @@ def bench(
     progress: Progress | None = None,
     longer: str = "",
     judged: Callable[[Sequence[Job]], Sequence[Quality | None]] | None = None,
+    target: str = HERE,
 ) -> Bench:
     """Time artifacts side by side; the first file is what the others are compared with.
 
@@ -112,27 +118,36 @@ def bench(
         seed: Seed of random inputs, order and bootstrap.
         progress: Told after every round: fraction of the budget, one line of text.
         longer: Command that measures longer, for warnings; "" where there is none.
-        judged: Gives the quality of each of the files on its runtime, None where nothing is known about it.
+        judged: Gives the quality of each of the files on its runtime, here; None where nothing is known about it.
+        target: The machine to measure on: `cpu`, ssh://user@host or a name in targets.toml.
 
     Raises:
         InputError: No file, or one that none of the runtimes can open.
-        RecipeError: No such runtime, or a number out of range.
+        RecipeError: No such runtime or target, or a number out of range.
+        DeviceError: The machine cannot be reached, lacks something, or was lost.
         MeasureError: No artifact could be loaded and run; where some could, the others are in `measured.failures`.
     """
-    jobs = pair_up(paths, runtimes)
-    input_shapes = side_by_side(jobs, input_shapes or {})
-    qualities = dict(zip(jobs, judged(jobs), strict=True)) if judged is not None else {}
-    machine = environment()
-    measured = time_artifacts(
-        jobs,
-        threads=threads,
-        budget_s=budget_s,
-        narrow=narrow,
-        seed=seed,
-        feeds=feeds,
-        input_shapes=input_shapes,
-        progress=progress,
-    )
+    where = described(target)
+    jobs = pair_up(paths, runtimes)  # what is wrong with the files is said before any machine is asked
+    if where.name != HERE:
+        check_sendable(paths)
+    with reach(where) as device:
+        machine = device.environment()
+        if where.name != HERE:
+            jobs = pair_up(paths, measurable(where, runtimes, machine))
+        input_shapes = side_by_side(jobs, input_shapes or {})
+        qualities = dict(zip(jobs, judged(jobs), strict=True)) if judged is not None else {}
+        measured = time_artifacts(
+            jobs,
+            threads=threads,
+            budget_s=budget_s,
+            narrow=narrow,
+            seed=seed,
+            feeds=feeds,
+            input_shapes=input_shapes,
+            progress=progress,
+            device=device,
+        )
     rows = make_rows(measured.timings, [qualities.get(job) for job in measured.jobs], floor=measured.floor, seed=seed)
     warnings = find_doubts(measured, machine, narrow=narrow, longer=longer)
     noise = tuple(text for text in warnings if text not in about_inputs(measured.timings))
@@ -148,8 +163,9 @@ def bench(
         "interval": narrow,
         "input_shapes": {name: list(shape) for name, shape in input_shapes.items()},
         "seed": seed,
+        "target": target,
     }
-    return Bench(tuple(rows), measured, machine, tuple(warnings), noise, settings)
+    return Bench(tuple(rows), measured, machine, tuple(warnings), noise, settings, device.bytes_sent)
 
 
 def openers(names: Sequence[str] | None = None) -> frozenset[str]:

@@ -90,6 +90,12 @@ def external_files(path: Path) -> list[Path]:
     return [path.parent / name for name in sorted(named)]
 
 
+def needed_beside(path: Path) -> list[Path]:
+    """Files in the folder of an artifact, or below it, without which it cannot be loaded."""
+    weights = path.with_suffix(".bin")
+    return [weights] if path.suffix == ".xml" and weights.is_file() else external_files(path)
+
+
 def denormal_weights(path: Path) -> int:
     """How many float32 weights of an .onnx file are denormal: not zero and below 1.2e-38. 0 for any other file."""
     if path.suffix != ".onnx" or path.stat().st_size > _LARGEST_SEARCHED:

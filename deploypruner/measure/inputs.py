@@ -47,7 +47,7 @@ def random_feeds(
     batch = batches.pop() if len(batches) == 1 else 1
     rng = np.random.default_rng(seed)
     concrete = [_concrete(spec, shapes.get(spec.name), batch) for spec in inputs]
-    for spec, shape in zip(inputs, concrete, strict=True):
+    for spec, shape in zip(inputs, concrete):
         if 0 in spec.shape:
             raise InputError(
                 f"input '{spec.name}' has shape {shape_text(spec)} in the file, which holds no number",
@@ -55,7 +55,7 @@ def random_feeds(
             )
         if shape:  # a scalar has none
             check_shape(f"input '{spec.name}' of shape", shape, hint=f"--input-shape {spec.name}=1,3,224,224")
-    return [_one(spec, shape, rng) for spec, shape in zip(inputs, concrete, strict=True)]
+    return [_one(spec, shape, rng) for spec, shape in zip(inputs, concrete)]
 
 
 def _concrete(spec: TensorSpec, given: Sequence[int] | None, batch: int) -> tuple[int, ...]:
@@ -68,9 +68,7 @@ def _concrete(spec: TensorSpec, given: Sequence[int] | None, batch: int) -> tupl
                 hint=f"give it: --input-shape {spec.name}={example}",
             )
         return tuple(batch if size is None else size for size in spec.shape)
-    fits = len(given) == len(spec.shape) and all(
-        want in (None, have) for want, have in zip(spec.shape, given, strict=True)
-    )
+    fits = len(given) == len(spec.shape) and all(want in (None, have) for want, have in zip(spec.shape, given))
     if not fits:
         raise InputError(
             f"input '{spec.name}' has shape {shape_text(spec)}, asked for {list(given)}",

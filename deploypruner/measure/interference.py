@@ -7,13 +7,11 @@ was there throughout.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import psutil
-
-from deploypruner.measure.cores import own_cores
+from deploypruner.device.counters import Reading
 
 WINDOW_S = 0.5
 # A worker that loses a twentieth of its time to somebody else is slower by more than any bound of ours is wide.
@@ -52,11 +50,21 @@ class Conditions:
         windows: In order; none where the run was shorter than one.
         cores: Cores of the machine this process may use.
         threads: Threads of every worker.
+        rounds: How many there were.
+        slowed: In how many of them the frequency fell by more than 5 %.
+        celsius: The highest temperature seen at the end of a round, None where the system shows none.
+        throttled: How often cores were slowed down because they were hot.
+        swapped: Pages that were moved to and from the disk.
     """
 
     windows: tuple[Window, ...]
     cores: int
     threads: int
+    rounds: int = 0
+    slowed: int = 0
+    celsius: float | None = None
+    throttled: int = 0
+    swapped: int = 0
 
     @property
     def disturbed(self) -> float:
@@ -129,6 +137,11 @@ class Conditions:
             "others_cores": self.others_cores,
             "stolen": self.stolen,
             "waited": self.waited,
+            "rounds": self.rounds,
+            "slowed": self.slowed,
+            "celsius": self.celsius,
+            "throttled": self.throttled,
+            "swapped": self.swapped,
             "windows": [asdict(window) for window in self.windows],
         }
 
@@ -144,24 +157,6 @@ class Conditions:
     @staticmethod
     def _mean(values: Sequence[float]) -> float:
         return sum(values) / len(values) if values else 0.0
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Counters at one moment, seconds since boot or start; only differences mean something.
-
-    Args:
-        busy_s: Of all cores this process may use together, time spent on programs and the kernel, stolen time not
-            counted.
-        stolen_s: Of the same cores, taken by the host.
-        own_s: Of this process and its workers.
-        mhz: Frequency of the fastest core now.
-    """
-
-    busy_s: float
-    stolen_s: float
-    own_s: float
-    mhz: float | None
 
 
 class Watch:
@@ -187,6 +182,19 @@ class Watch:
         self._windows: list[Window] = []
         self._since, self._before = clock(), read()
         self._waited_s: float | None = None
+        self._first = self._last = self._before
+        self._rounds = self._slowed = 0
+        self._hottest = self._before.celsius
+
+    def rounds(self, ended: Sequence[Mapping[str, Any]]) -> None:
+        """Add rounds: {"mhz": before it, "after": counters at its end}."""
+        for one in ended:
+            before, self._last = one["mhz"], Reading(**one["after"])
+            self._rounds += 1
+            fell = before and self._last.mhz and self._last.mhz < before * (1 - _FREQUENCY_MOVES)
+            self._slowed += bool(fell)
+            if self._last.celsius is not None:
+                self._hottest = max(self._hottest or self._last.celsius, self._last.celsius)
 
     def waited(self, nanoseconds: int | None) -> None:
         """Add time that a worker waited for its core in one block; None where it cannot tell."""
@@ -215,32 +223,13 @@ class Watch:
 
     def conditions(self) -> Conditions:
         """What was seen so far."""
-        return Conditions(tuple(self._windows), self._cores, self._threads)
-
-
-def read_counters(pids: Sequence[int]) -> Reading:
-    """Read the system's counters; `pids` are the workers."""
-    every = psutil.cpu_times(percpu=True)
-    mine = [every[core] for core in own_cores() if core < len(every)]
-    frequency = psutil.cpu_freq()
-    return Reading(
-        busy_s=sum(map(_busy_seconds, mine)),
-        stolen_s=sum(getattr(times, "steal", 0.0) for times in mine),
-        own_s=sum(map(_own_seconds, [psutil.Process().pid, *pids])),
-        mhz=frequency.current if frequency else None,
-    )
-
-
-def _busy_seconds(times: Any) -> float:
-    """One core's time that is neither idle nor stolen; a guest's time is in `user` already."""
-    left_out = ("idle", "iowait", "steal", "guest", "guest_nice")
-    # Added up, nothing subtracted: a sum less the idle time, which is far larger, may round to less than before.
-    return float(sum(getattr(times, name) for name in times._fields if name not in left_out))
-
-
-def _own_seconds(pid: int) -> float:
-    try:
-        times = psutil.Process(pid).cpu_times()
-    except psutil.Error:  # a worker that has crashed
-        return 0.0
-    return float(times.user + times.system)
+        return Conditions(
+            tuple(self._windows),
+            self._cores,
+            self._threads,
+            rounds=self._rounds,
+            slowed=self._slowed,
+            celsius=self._hottest,
+            throttled=(self._last.throttled or 0) - (self._first.throttled or 0),
+            swapped=(self._last.swapped or 0) - (self._first.swapped or 0),
+        )

@@ -10,18 +10,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from deploypruner.device.connection import Device
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.measure.baselines import Job, baseline_index
-from deploypruner.measure.cores import pick_cores
 from deploypruner.measure.failure import Failure, as_error
-from deploypruner.measure.interference import Conditions, Watch, read_counters
+from deploypruner.measure.interference import Conditions, Watch
 from deploypruner.measure.rounds import NARROW, MeasuringEffort, Progress, block_calls, run_rounds
 from deploypruner.measure.statistics import noise_floor
 from deploypruner.measure.worker_pool import Crew, CrewMember
 from deploypruner.records import Timing
 from deploypruner.runtime import Array, runtimes
 from deploypruner.scratch import scratch
-from deploypruner.target import detect
 
 # Two workers of one file that differ by more than this say nothing about a budget.
 _HOPELESS_FLOOR = 0.10
@@ -95,6 +94,7 @@ def time_artifacts(
     feeds: Sequence[Array] | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     progress: Progress | None = None,
+    device: Device | None = None,
 ) -> Measured:
     """Time every job, one call after another, and the first job's baseline twice.
 
@@ -112,26 +112,33 @@ def time_artifacts(
         feeds: One array per input, for every artifact; random ones where None.
         input_shapes: Full shapes of random inputs by name, for dynamic dimensions.
         progress: Told after every round.
+        device: The machine they are timed on; this one where None.
 
     Raises:
         InputError: No jobs.
         RecipeError: A number out of range, or an unknown runtime.
         MeasureError: No worker could load its artifact and run it; names each artifact, its runtime and what the
             worker said last.
+        DeviceError: The device is lost, or has no room for the files.
     """
     _check(jobs, threads)
     effort = MeasuringEffort(min_rounds=min_rounds, budget_s=budget_s, narrow=narrow, quantile=quantile)
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
-        message = {"threads": threads, "seed": seed, "shapes": _plain(input_shapes), "feeds": _saved(feeds, folder)}
+        device = device or stack.enter_context(Device())
+        saved = None if feeds is None else device.place(_saved(feeds, folder))
+        message = {"threads": threads, "seed": seed, "shapes": _plain(input_shapes), "feeds": saved}
         message["others"] = len({artifact.path for artifact, _ in jobs}) > 1
-        crew = Crew(stack, folder, message, cores=pick_cores(threads))
+        picked, own = device.pick_cores(threads)
+        crew = Crew(stack, device, message, cores=picked)
         members = crew.hire(jobs)
         while members:
             partner = members[baseline_index([member.job for member in members], members[0].job[1])]
             twin = crew.hire_twin(partner)
             if twin is not None:
-                found = _attempt(crew, members, (partner, twin), effort=effort, seed=seed, progress=progress)
+                found = _attempt(
+                    crew, members, (partner, twin), device=(device, own), effort=effort, seed=seed, progress=progress
+                )
                 if found is not None:
                     return found
             members = [member for member in members if member not in crew.gone]
@@ -143,6 +150,7 @@ def _attempt(
     members: Sequence[CrewMember],
     pair: tuple[CrewMember, CrewMember],
     *,
+    device: tuple[Device, int],
     effort: MeasuringEffort,
     seed: int,
     progress: Progress | None,
@@ -151,24 +159,28 @@ def _attempt(
     everybody, (partner, twin) = [*members, pair[1]], pair
     jobs = [member.job for member in members]
     baselines = [baseline_index(jobs, runtime) for _, runtime in jobs]
-    watch = Watch(
-        cores=detect().cores,
-        threads=crew.threads,
-        read=lambda: read_counters([member.worker.pid for member in everybody]),
-    )
+    where, cores = device
+    # Time is that of the device: how long its answers were on their way is nothing to its counters.
+    watch = Watch(cores=cores, threads=crew.threads, read=where.reading, clock=lambda: where.reading().at_s)
+    calls = block_calls([member.said["call_ns"] for member in everybody], effort)
+
+    def announce(order: Sequence[int]) -> None:
+        crew.tell_round([(everybody[index], calls[index]) for index in order])
 
     def each_round() -> None:
         for member in everybody:
             watch.waited(member.worker.waited_ns)
+        watch.rounds(where.take_rounds())
         watch.look()
 
     rounds = run_rounds(
         [member.worker for member in everybody],
-        block_calls([member.said["call_ns"] for member in everybody], effort),
+        calls,
         [*baselines, everybody.index(partner)],
         effort=effort,
         seed=seed,
         progress=progress,
+        announce=announce,
         each_round=each_round,
     )
     for index, error in rounds.failed.items():
@@ -205,13 +217,11 @@ def _plain(shapes: Mapping[str, Sequence[int]] | None) -> dict[str, list[int]]:
     return {name: [int(size) for size in shape] for name, shape in (shapes or {}).items()}
 
 
-def _saved(feeds: Sequence[Array] | None, folder: Path) -> str | None:
-    """Write `feeds` where workers can read them, and return the path."""
-    if feeds is None:
-        return None
+def _saved(feeds: Sequence[Array], folder: Path) -> Path:
+    """Write `feeds` to a file, and return its path."""
     path = folder / "feeds.npz"
     np.savez(path, *feeds)
-    return str(path)
+    return path
 
 
 def _timing(member: CrewMember, samples_ns: NDArray[np.int64], *, threads: int, peak_rss_bytes: int) -> Timing:

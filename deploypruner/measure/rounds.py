@@ -101,6 +101,7 @@ def run_rounds(
     effort: MeasuringEffort,
     seed: int = 0,
     progress: Progress | None = None,
+    announce: Callable[[Sequence[int]], None] | None = None,
     each_round: Callable[[], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Rounds:
@@ -115,6 +116,7 @@ def run_rounds(
         effort: Fewest rounds, the time after which none starts, and how well the ratios are to be known.
         seed: Seed of the order within rounds.
         progress: Told after every round.
+        announce: Told the order before every round, so that a whole one can be asked for at once.
         each_round: Called after every round.
         clock: Seconds; a test may pass its own.
     """
@@ -124,9 +126,10 @@ def run_rounds(
     needed = samples_for(effort.quantile)
     begin, settled, widest, done = clock(), False, math.inf, 0
     while taken and not settled and (done < effort.min_rounds or clock() - begin < effort.budget_s):
-        for index in map(int, rng.permutation(len(workers))):
-            if index in failed:
-                continue
+        order = [index for index in map(int, rng.permutation(len(workers))) if index not in failed]
+        if announce is not None:
+            announce(order)
+        for index in order:
             try:
                 taken[index].append(workers[index].block(calls[index]))
             except MeasureError as error:

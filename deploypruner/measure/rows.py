@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deploypruner.measure.baselines import Job, baseline_index, dense_index
-from deploypruner.measure.files import external_files
+from deploypruner.measure.files import needed_beside
 from deploypruner.measure.statistics import compare, histogram, median_ms, quantile_ms
 from deploypruner.records import ACCURACY, Comparison, Quality, Row, Timing
 
@@ -59,8 +59,7 @@ def make_rows(
 
 def file_bytes(path: Path) -> int:
     """Size of an artifact on disk: the file, and the weights that some formats keep beside it."""
-    beside = [path.with_suffix(".bin")] if path.suffix == ".xml" else external_files(path)
-    return path.stat().st_size + sum(file.stat().st_size for file in beside if file.is_file())
+    return path.stat().st_size + sum(file.stat().st_size for file in needed_beside(path) if file.is_file())
 
 
 def _row(timing: Timing, quality: Quality | None, *, against: Comparison, same_precision: Comparison | None) -> Row:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from deploypruner.device.connection import Device
 from deploypruner.errors import InputError, MeasureError
 from deploypruner.measure.files import describe_file
 from deploypruner.measure.process import Worker
-from deploypruner.scratch import scratch
 
 
 def check_runs(path: Path, runtimes: Sequence[str]) -> None:
@@ -22,9 +22,9 @@ def check_runs(path: Path, runtimes: Sequence[str]) -> None:
         InputError: It cannot be opened or run, or ends its process; says what the runtime said last.
     """
     artifact = describe_file(path)
-    with scratch() as folder:
+    with Device() as here:
         for runtime in runtimes:
-            with Worker(artifact, runtime, threads=1, log=folder / f"{runtime}.log") as worker:
+            with Worker(artifact, runtime, threads=1, device=here) as worker:
                 try:
                     worker.ask(do="load", runtime=runtime)
                     worker.ask(do="open", path=str(path), threads=1, feeds=None, shapes=None, seed=0)

@@ -120,6 +120,21 @@ def _about_conditions(conditions: Conditions, more: str) -> list[str]:
             f"the processor's frequency moved between {low:.0f} and {high:.0f} MHz while measuring; rely on ratios, "
             f"not on milliseconds; fix it (governor 'performance', turbo off) or {more}"
         )
+    if conditions.slowed:
+        texts.append(
+            f"the processor's frequency fell by more than 5 % within {conditions.slowed} of {conditions.rounds} "
+            f"rounds; cool it, fix the frequency (governor 'performance') or {more}"
+        )
+    if conditions.throttled:
+        hot = "" if conditions.celsius is None else f" (up to {conditions.celsius:.0f} degrees Celsius)"
+        texts.append(
+            f"the processor slowed itself down {conditions.throttled} times because it was hot{hot}; cool it, or "
+            "rely on ratios, not on milliseconds"
+        )
+    if conditions.swapped:
+        texts.append(
+            f"{conditions.swapped} pages were swapped while measuring; stop other programs, or use a smaller model"
+        )
     return texts
 
 

@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from deploypruner.device.connection import Device
 from deploypruner.errors import MeasureError
 from deploypruner.measure.baselines import Job
 from deploypruner.measure.failure import Failure
+from deploypruner.measure.files import needed_beside
 from deploypruner.measure.process import Worker
 from deploypruner.records import Artifact
 
@@ -39,28 +40,36 @@ class Crew:
 
     Args:
         stack: Ends every worker.
-        folder: Where workers write what they print.
+        device: Where they run.
         message: What every worker is told with "open", without the path.
         cores: Cores they are pinned to; none where the system cannot pin.
     """
 
-    def __init__(self, stack: ExitStack, folder: Path, message: Mapping[str, Any], *, cores: Sequence[int]) -> None:
+    def __init__(self, stack: ExitStack, device: Device, message: Mapping[str, Any], *, cores: Sequence[int]) -> None:
         self.failures: list[Failure] = []
         self.gone: set[CrewMember] = set()
         self.threads: int = message["threads"]
-        self._stack, self._folder = stack, folder
+        self._stack, self._device = stack, device
         self._message, self._cores = message, list(cores)
-        self._hired = 0
 
     def threads_of(self, artifact: Artifact) -> int:
         """Threads that it is timed with."""
         return artifact.threads or self.threads
 
+    def tell_round(self, blocks: Sequence[tuple[CrewMember, int]]) -> None:
+        """Have members run a block of so many calls each, one after another; `Worker.block` has the answers."""
+        self._device.tell_round([member.worker.block_message(calls) for member, calls in blocks])
+
     def hire(self, jobs: Sequence[Job]) -> list[CrewMember]:
         """Start, open and warm up one worker per job; those that could.
 
         Libraries are loaded by all workers at once, artifacts one at a time, so that load times are true.
+
+        Raises:
+            DeviceError: The machine they run on is lost, or has no room for the files.
         """
+        for artifact, _ in jobs:
+            self._device.place(artifact.path, needed_beside(artifact.path))
         workers = [self._start(job) for job in jobs]
         for worker in workers:
             with contextlib.suppress(MeasureError):  # one that is gone says so below, when it is to answer
@@ -100,10 +109,9 @@ class Crew:
             return None
 
     def _start(self, job: Job) -> Worker:
-        self._hired += 1
         artifact, runtime = job
-        log = self._folder / f"{self._hired}.log"
-        return self._stack.enter_context(Worker(artifact, runtime, threads=self.threads_of(artifact), log=log))
+        threads = self.threads_of(artifact)
+        return self._stack.enter_context(Worker(artifact, runtime, threads=threads, device=self._device))
 
     def _try(self, job: Job, worker: Worker, step: Callable[[Worker], dict[str, Any]]) -> dict[str, Any] | None:
         try:
@@ -125,7 +133,8 @@ class Crew:
 
     def _open(self, worker: Worker) -> dict[str, Any]:
         threads = self.threads_of(worker.artifact)
-        return worker.ask(do="open", **{**self._message, "threads": threads}, path=str(worker.artifact.path))
+        path = self._device.place(worker.artifact.path)
+        return worker.ask(do="open", **{**self._message, "threads": threads}, path=path)
 
     def _warm(self, worker: Worker) -> dict[str, Any]:
         return worker.warm_up(max_s=_WARM_S, max_calls=_WARM_CALLS)

@@ -144,7 +144,7 @@ class OnnxRuntimeSession(Session):
     def run(self, feeds: Sequence[Array]) -> list[Array]:
         """See `Session.run`."""
         check_feeds(self.inputs, feeds)
-        named = {spec.name: array for spec, array in zip(self.inputs, feeds, strict=True)}
+        named = {spec.name: array for spec, array in zip(self.inputs, feeds)}
         with running(OnnxRuntime, feeds, load_errors()):
             return [np.asarray(output) for output in self._session.run(None, named)]
 
@@ -153,7 +153,7 @@ class OnnxRuntimeSession(Session):
         check_feeds(self.inputs, feeds)
         binding = self._session.io_binding()
         kept = [np.array(array, order="C") for array in feeds]
-        for spec, array in zip(self.inputs, kept, strict=True):
+        for spec, array in zip(self.inputs, kept):
             binding.bind_cpu_input(spec.name, array)
         for spec in self.outputs:
             binding.bind_output(spec.name, "cpu")

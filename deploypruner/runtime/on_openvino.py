@@ -94,7 +94,7 @@ class OpenVino(Runtime, Profiler):
         try:
             model = core.read_model(path)
             if shapes is not None and model.is_dynamic():
-                model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
+                model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes)})
                 fixed = {"input shapes": " ".join("x".join(map(str, shape)) for shape in shapes)}
             compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:

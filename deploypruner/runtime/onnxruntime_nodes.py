@@ -30,7 +30,7 @@ def executed_nodes(events: Sequence[Mapping[str, Any]]) -> tuple[NodeTime, ...]:
     for event in events:
         if event.get("cat") == "Node" and str(event["name"]).endswith(_SUFFIX):
             runs.setdefault(f"{event['name']} {event['args']['node_index']}", []).append(event)
-    return tuple(_node(name, runs) for name, runs in zip(_names(runs), runs.values(), strict=True))
+    return tuple(_node(name, runs) for name, runs in zip(_names(runs), runs.values()))
 
 
 def _names(runs: Iterable[str]) -> list[str]:

@@ -1,0 +1,69 @@
+"""What another machine can be asked to measure: refused before anything is sent that could not run there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deploypruner.device import archive
+from deploypruner.device.described import DescribedTarget
+from deploypruner.errors import DeviceError, InputError
+from deploypruner.runtime import default_runtimes, runtimes
+from deploypruner.sparse.custom_ops import uses_sparse_operations
+
+
+def measurable(target: DescribedTarget, asked: Sequence[str] | None, there: Mapping[str, Any]) -> list[str]:
+    """Names of the runtimes to measure on.
+
+    Args:
+        target: The machine.
+        asked: By the user for this run; where None, those the target is described with, or the default ones it has.
+        there: What its `environment` is.
+
+    Raises:
+        InputError: One that was asked for is not measured on another machine.
+        DeviceError: One that was asked for is not there, or none is.
+    """
+    named = list(asked or target.runtimes)
+    versions = there["versions"]
+    for name in named:
+        if not archive.holds(runtimes.entry(name).module):
+            raise InputError(
+                f"{runtimes.get(name).label} is not measured on another machine",
+                hint=f"use --runtime {default_runtimes()[0]}, with files that it opens",
+            )
+    for package in ["numpy", *map(package_of, named)]:
+        if versions[package] is None:
+            raise DeviceError(f"{target.name} has no {package}", hint=how_to_install(target, package))
+    found = named or [name for name in default_runtimes() if versions[package_of(name)] is not None]
+    if not found:
+        packages = " and no ".join(map(package_of, default_runtimes()))
+        raise DeviceError(
+            f"{target.name} has no {packages}", hint=how_to_install(target, package_of(default_runtimes()[0]))
+        )
+    return found
+
+
+def check_sendable(paths: Sequence[Path]) -> None:
+    """Refuse what needs more there than a runtime.
+
+    Raises:
+        InputError: A file has operations of ours, whose library is not sent.
+    """
+    for path in paths:
+        if uses_sparse_operations(path):
+            raise InputError(
+                f"'{path}' has sparse operations, and the library with them is not sent to another machine",
+                hint="measure it there with DeployPruner installed, or measure the dense int8 model",
+            )
+
+
+def package_of(runtime: str) -> str:
+    """What pip calls the library of a runtime."""
+    return runtimes.get(runtime).in_float32 or runtime
+
+
+def how_to_install(target: DescribedTarget, package: str) -> str:
+    """A command for the machine itself."""
+    return f"install it there: {target.python} -m pip install {package}"

@@ -1,0 +1,337 @@
+"""Another machine over ssh: a real sshd on the loopback address, started here and gone with the tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deploypruner.device.described import described
+from deploypruner.device.reach import reach
+from deploypruner.errors import DeviceError
+from deploypruner.measure import bench, pair_up, time_artifacts
+from tests.builds import run_cli
+from tests.sshd import WHY_NOT, Sshd, remember, running_sshd
+from tests.timed import save_conv
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    with running_sshd(tmp_path_factory.mktemp("sshd")) as found:
+        yield found
+
+
+@pytest.fixture
+def device(server: Sshd, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
+    """The server, known as `pi` and as it is at first; nothing of ours runs there afterwards."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    server.targets(server.described())
+    remember(server.folder, server.port, "host")
+    yield server
+    server.cut()  # the connection that is kept for a minute, too
+    assert none_left(server)
+
+
+def none_left(server: Sshd) -> bool:
+    deadline = time.monotonic() + 20
+    while server.agents() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not server.agents()
+
+
+def python_that(folder: Path, script: str) -> str:
+    """A program in place of Python on the device."""
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_files_are_timed_there_and_nothing_is_sent_twice(device: Sshd, tmp_path: Path) -> None:
+    files = [save_conv(tmp_path / "small.onnx", 4), save_conv(tmp_path / "large.onnx", 64)]
+    found = bench(files, budget_s=0.3, target="pi")
+    assert [(row.runtime, row.name) for row in found.rows] == [
+        ("onnxruntime", "small.onnx"),
+        ("onnxruntime", "large.onnx"),
+        ("openvino", "small.onnx"),
+        ("openvino", "large.onnx"),
+    ]
+    assert [row.verdict for row in found.rows] == ["indistinguishable", "slower"] * 2
+    assert found.sent_bytes >= sum(file.stat().st_size for file in files)
+    assert found.environment["versions"]["deploypruner"] == found.as_json()["environment"]["versions"]["deploypruner"]
+    assert found.measured.conditions.rounds >= 10
+    assert bench(files, runtimes=["openvino"], budget_s=0.1, target="pi").sent_bytes == 0
+    kept = sorted(path.relative_to(device.device).parts[0] for path in device.device.rglob("*.*"))
+    assert set(kept) <= {"files", kept[-1]}
+    assert len([*device.device.glob("files/*/large.onnx")]) == 1
+
+
+def test_weights_beside_a_file_and_inputs_are_sent_with_it(device: Sshd, tmp_path: Path) -> None:
+    import numpy as np
+    import onnx
+    import openvino
+
+    file = save_conv(tmp_path / "m.onnx", 8)
+    openvino.save_model(openvino.Core().read_model(file), tmp_path / "m.xml")
+    (tmp_path / "sub").mkdir()
+    onnx.save(
+        onnx.load(file), tmp_path / "e.onnx", save_as_external_data=True, location="sub/w.bin", size_threshold=0
+    )
+    paths = [tmp_path / "m.xml", tmp_path / "e.onnx"]
+    x = np.ones((1, 8, 32, 32), np.float32)
+    found = bench(paths, runtimes=["openvino"], budget_s=0.1, feeds=[x], target="pi")
+    assert [row.name for row in found.rows] == ["m.xml", "e.onnx"]
+    assert found.measured.failures == ()
+
+
+def test_the_command_says_where_it_was_and_writes_the_same_document(device: Sshd, tmp_path: Path) -> None:
+    save_conv(tmp_path / "m.onnx", 4)
+    device.targets(device.described(threads=2, cores=[0], runtimes=["onnxruntime"], environment={"A_B": "c d"}))
+    command = ("bench", "m.onnx", "--seconds", "1", "--json", "out.json", "--target")
+    outcome = run_cli(*command, "pi", folder=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert "onnxruntime, 2 threads" in outcome.out
+    assert "measured on pi: " in outcome.err
+    there = json.loads((tmp_path / "out.json").read_text())
+    assert run_cli(*command, "cpu", "--runtime", "onnxruntime", folder=tmp_path).code == 0
+    here = json.loads((tmp_path / "out.json").read_text())
+    assert there.keys() == here.keys()
+    assert there["environment"].keys() == here["environment"].keys()
+    assert there["conditions"].keys() == here["conditions"].keys()
+    assert (there["settings"]["target"], here["settings"]["target"]) == ("pi", "cpu")
+
+
+def test_a_check_lists_what_is_there_and_clean_removes_it(device: Sshd, tmp_path: Path) -> None:
+    outcome = run_cli("target", "check", "pi", folder=tmp_path)
+    assert outcome.code == 0, outcome.err
+    topics = {line[:17].strip() for line in outcome.out.splitlines()} - {""}
+    assert topics >= {
+        "connection",
+        "processor",
+        "instruction sets",
+        "cores",
+        "core kinds",
+        "frequency",
+        "temperature",
+    }
+    assert topics >= {"clock", "load", "memory", "swap", "disk", "python", "numpy", "openvino", "onnxruntime"}
+    document = json.loads(run_cli("target", "check", "pi", "--json", folder=tmp_path).out)
+    assert {finding["topic"] for finding in document["findings"]} >= {"disk", "clock"}
+    assert [*device.device.glob("worker-*.pyz")]
+    outcome = run_cli("target", "clean", "pi", folder=tmp_path)
+    assert (outcome.code, "removed" in outcome.err) == (0, True)
+    assert not device.device.exists()
+
+
+# ---------------------------------------------------------------------- what goes wrong on the way
+
+
+def while_measuring(device: Sshd, tmp_path: Path, act: Callable[[], None]) -> DeviceError:
+    """What is said where something happens in the middle of a round."""
+    jobs = pair_up([save_conv(tmp_path / "m.onnx", 16)], ["onnxruntime"])
+    timer = threading.Timer(0.3, act)
+
+    def begin(fraction: float, text: str) -> None:
+        if not timer.is_alive() and not timer.finished.is_set():
+            timer.start()
+
+    with (
+        pytest.raises(DeviceError) as caught,
+        reach(described("pi")) as connected,
+    ):
+        time_artifacts(jobs, budget_s=60, narrow=1e-9, progress=begin, device=connected)
+    timer.join()
+    assert none_left(device)
+    return caught.value
+
+
+def test_a_connection_that_is_cut_is_named_and_leaves_nothing_running(device: Sshd, tmp_path: Path) -> None:
+    error = while_measuring(device, tmp_path, device.cut)
+    assert "the connection was lost" in error.message
+    assert error.hint
+
+
+def test_an_agent_that_is_killed_is_named_and_takes_its_workers_along(device: Sshd, tmp_path: Path) -> None:
+    error = while_measuring(device, tmp_path, lambda: os.kill(device.agents()[0], signal.SIGKILL))
+    assert "the measuring process there was ended by somebody else" in error.message
+
+
+def test_a_worker_that_is_killed_there_is_named_as_here(device: Sshd, tmp_path: Path) -> None:
+    paths = [save_conv(tmp_path / f"{name}.onnx", 4) for name in ("one", "two")]
+    killed: list[int] = []
+
+    def kill(fraction: float, text: str) -> None:
+        if not killed:
+            (agent,) = [p for p in device.agents() if "agent" in psutil.Process(p).cmdline()]
+            victim = sorted(psutil.Process(agent).children(), key=psutil.Process.create_time)[1]
+            killed.append(victim.pid)
+            victim.kill()
+
+    with reach(described("pi")) as connected:
+        measured = time_artifacts(pair_up(paths, ["onnxruntime"]), budget_s=0.1, progress=kill, device=connected)
+    (failure,) = measured.failures
+    assert failure.message.startswith("cannot measure 'two.onnx' on onnxruntime: the worker process ended (SIGKILL)")
+
+
+def test_a_file_that_is_refused_there_is_called_by_its_name_here(device: Sshd, tmp_path: Path) -> None:
+    bad, good = save_conv(tmp_path / "bad.onnx", 4), save_conv(tmp_path / "good.onnx", 4)
+    bad.write_bytes(bad.read_bytes()[:100])
+    (failure,) = bench([good, bad], runtimes=["onnxruntime"], budget_s=0.1, target="pi").measured.failures
+    assert f"cannot load '{bad}'" in failure.message
+
+
+_SLOW_NETWORK = """
+import os, queue, socket, sys, threading, time
+link = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+def carry(read, write):
+    waiting = queue.Queue()
+    def deliver():
+        while True:
+            at, data = waiting.get()
+            time.sleep(max(0, at - time.monotonic()))
+            if not data:
+                os._exit(0)
+            write(data)
+    threading.Thread(target=deliver, daemon=True).start()
+    while True:
+        data = read(65536)
+        waiting.put((time.monotonic() + 0.1, data))
+        if not data:
+            return time.sleep(9)
+threading.Thread(target=carry, args=(lambda n: os.read(0, n), link.sendall), daemon=True).start()
+carry(link.recv, lambda data: os.write(1, data))
+"""
+
+
+def test_a_network_that_takes_200_ms_is_borne(device: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(_SLOW_NETWORK)
+    proxy = f"{sys.executable} {tmp_path / 'slow.py'} %h %p"
+    remember(device.folder, device.port, "host", ProxyCommand=proxy)
+    files = [save_conv(tmp_path / f"{name}.onnx", 4) for name in ("a", "b")]
+    with reach(described("pi")) as connected:
+        assert connected.round_trip_s() > 0.2
+        measured = time_artifacts(
+            pair_up(files, ["onnxruntime"]), budget_s=0.1, min_rounds=3, device=connected
+        ).complete()
+    assert [timing.artifact.name for timing in measured] == ["a.onnx", "b.onnx"]
+
+
+# ---------------------------------------------------------------------- what is refused before
+
+
+def assert_refused(device: Sshd, tmp_path: Path, *words: str) -> None:
+    run_cli("target", "check", "pi", folder=tmp_path).assert_error(2, *words)
+    assert none_left(device)
+
+
+def test_a_host_key_that_changed_is_refused(device: Sshd, tmp_path: Path) -> None:
+    remember(device.folder, device.port, "other")
+    assert_refused(device, tmp_path, "the host key has changed", f"ssh-keygen -R '[127.0.0.1]:{device.port}'")
+
+
+def test_an_unknown_host_key_is_refused_even_where_the_user_would_not_look(device: Sshd, tmp_path: Path) -> None:
+    remember(device.folder, device.port, None, StrictHostKeyChecking="no")
+    assert_refused(device, tmp_path, "its host key is not known here", f"ssh -p {device.port}")
+
+
+def test_a_key_that_is_not_let_in_is_named(device: Sshd, tmp_path: Path) -> None:
+    remember(device.folder, device.port, "host", IdentityFile=str(device.folder / "other"))
+    assert_refused(device, tmp_path, "the login was refused", "ssh-copy-id")
+    device.targets(device.described(address=f"ssh://nobody-of-that-name@127.0.0.1:{device.port}"))
+    assert_refused(device, tmp_path, "the login was refused", "check the user name")
+
+
+def test_a_machine_that_is_not_there_is_named(device: Sshd, tmp_path: Path) -> None:
+    device.targets(device.described(address="ssh://127.0.0.1:1"))
+    assert_refused(device, tmp_path, "nothing listens there", "does sshd run on that port?")
+    device.targets(device.described(address="ssh://no-such-host.invalid"))
+    assert_refused(device, tmp_path, "there is no such host", "check the name")
+
+
+def test_a_device_without_python_or_with_an_old_one_is_named(device: Sshd, tmp_path: Path) -> None:
+    device.targets(device.described(python="/no/such/python"))
+    assert_refused(device, tmp_path, "has no Python called '/no/such/python'", "install Python 3.9 or newer there")
+    old = python_that(
+        tmp_path,
+        f'shift; code=$1; shift; exec {sys.executable} -c "import sys; sys.version_info = (3, 7, 16)\n$code" "$@"',
+    )
+    device.targets(device.described(python=old))
+    assert_refused(device, tmp_path, "has Python 3.7.16", "measuring needs 3.9 or newer", "python = ")
+
+
+def test_a_device_without_numpy_or_a_runtime_is_told_what_to_install(device: Sshd, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    python = str(tmp_path / "bare" / "bin" / "python")
+    device.targets(device.described(python=python))
+    save_conv(tmp_path / "m.onnx", 4)
+    command = ("bench", "m.onnx", "--target", "pi")
+    run_cli(*command, folder=tmp_path).assert_error(2, "pi has no numpy", f"{python} -m pip install numpy")
+    outcome = run_cli("target", "check", "pi", folder=tmp_path)
+    assert (outcome.code, outcome.out.count("broken: not installed")) == (2, 3)
+    assert "error: numpy: not installed, and 2 more" in outcome.err
+    assert f"hint: install it there: {python} -m pip install numpy" in outcome.err
+    outcome = run_cli(*command, "--runtime", "torch", folder=tmp_path)
+    assert (outcome.code, "hint: " in outcome.err) == (2, True)
+
+
+def test_what_a_login_shell_prints_is_skipped_or_named(tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> None:
+    folder = tmp_path_factory.mktemp("banner")
+    shell = folder / "shell"
+    shell.write_text('#!/bin/sh\nprintf "Welcome to this board\\nunfinished "\nexec sh -c "$SSH_ORIGINAL_COMMAND"\n')
+    shell.chmod(0o755)
+    with running_sshd(folder, f"ForceCommand {shell}") as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        server.targets(server.described())
+        file = save_conv(folder / "m.onnx", 4)
+        assert len(bench([file], runtimes=["onnxruntime"], budget_s=0.1, target="pi").rows) == 1
+        shell.write_text("#!/bin/sh\necho only files are served here\n")
+        outcome = run_cli("target", "check", "pi", folder=folder)
+        outcome.assert_error(2, "answered the login with 'only files are served here'", "python3 --version")
+
+
+def test_a_folder_that_cannot_be_used_is_named(device: Sshd, tmp_path: Path) -> None:
+    device.targets(device.described(folder="/proc/deploypruner"))
+    assert_refused(device, tmp_path, "cannot use the folder '/proc/deploypruner' there", "folder = ")
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("mount"), reason="a small disk can be made by root alone")
+def test_a_full_disk_there_is_named(device: Sshd, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", small]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        device.targets(device.described(folder=str(small / "kept")))
+        save_conv(tmp_path / "m.onnx", 128)
+        outcome = run_cli("bench", "m.onnx", "--target", "pi", folder=tmp_path)
+        outcome.assert_error(2, "cannot keep", "no space left on device", "deploypruner target clean pi")
+        assert run_cli("target", "clean", "pi", folder=tmp_path).code == 0
+        assert [*small.iterdir()] == []
+        (small / "filler").write_bytes(b"x" * 120_000)
+        outcome = run_cli("bench", "m.onnx", "--target", "pi", folder=tmp_path)
+        outcome.assert_error(2, "cannot keep the worker", "no space left on device")
+        assert [*(small / "kept").iterdir()] == []
+    finally:
+        device.cut()
+        assert none_left(device)
+        subprocess.run(["umount", small], check=True)
+
+
+def test_sparse_files_and_other_formats_are_refused_before_a_machine_is_asked(device: Sshd, tmp_path: Path) -> None:
+    device.targets(device.described(address="ssh://no-such-host.invalid"))
+    run_cli("bench", "none.onnx", "--target", "pi", folder=tmp_path).assert_error(2, "no file or folder 'none.onnx'")
