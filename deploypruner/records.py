@@ -218,7 +218,10 @@ class Setting:
     def from_json(cls, document: Mapping[str, Any]) -> Setting:
         """Read what `dataclasses.asdict` made and a file may have held."""
         pairs = document.get("environment", ())
-        found = {"floats": tuple(document["floats"]), "environment": tuple((str(a), str(b)) for a, b in pairs)}
+        found = {
+            "floats": tuple(document.get("floats", ())),
+            "environment": tuple((str(a), str(b)) for a, b in pairs),
+        }
         return cls(**{**document, **found})
 
     def __str__(self) -> str:
