@@ -5,9 +5,10 @@ MACs are predicted cost, milliseconds are measured; no record carries speed with
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,6 +187,15 @@ class Cost:
     nonzero: int
 
 
+Environment = tuple[tuple[str, str], ...]
+"""Variables of a process, name and value, beside its own."""
+
+
+def named_variables(environment: Environment) -> str:
+    """ "NAME=VALUE", as before a command; "" for none."""
+    return " ".join(f"{name}={value}" for name, value in environment)
+
+
 @dataclass(frozen=True)
 class Setting:
     """How an artifact is executed: what a latency belongs to.
@@ -195,17 +205,30 @@ class Setting:
         precision: "fp32" or "int8".
         threads: Threads of the runtime.
         floats: Weights of layers that stay float all the same, by their names in the model: of int8 alone.
+        environment: Variables of the process in which the runtime is fastest.
     """
 
     runtime: str
     precision: Precision
     threads: int = 1
     floats: tuple[str, ...] = ()
+    environment: Environment = ()
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Setting:
+        """Read what `dataclasses.asdict` made and a file may have held."""
+        pairs = document.get("environment", ())
+        found = {
+            "floats": tuple(document.get("floats", ())),
+            "environment": tuple((str(a), str(b)) for a, b in pairs),
+        }
+        return cls(**{**document, **found})
 
     def __str__(self) -> str:
         mixed = f" with {len(self.floats)} layer{'' if len(self.floats) == 1 else 's'} float" if self.floats else ""
         threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
-        return f"{self.precision}{mixed} on {self.runtime}, {threads}"
+        named = f", {named_variables(self.environment)}" if self.environment else ""
+        return f"{self.precision}{mixed} on {self.runtime}, {threads}{named}"
 
 
 @dataclass(frozen=True)
@@ -241,7 +264,7 @@ class Artifact:
     pattern: str = "dense"
     cost: Cost | None = None
     runtime: str = ""
-    environment: tuple[tuple[str, str], ...] = ()
+    environment: Environment = ()
     threads: int = 0
 
 
@@ -312,7 +335,8 @@ class Row:
     fewer than five samples lie beyond them. `accuracy` is counted in `metric`, `outputs` has each output by itself;
     `evaluated` is the number of inputs behind accuracy and agreement, and their intervals and `change`, the paired
     comparison with the dense fp32 model, are None where they are no shares of these inputs (see `Quality`). `file` is
-    the artifact's path, in a build within its folder; `histogram` is None where no samples were kept.
+    the artifact's path, in a build within its folder; `histogram` is None where no samples were kept; `environment`:
+    variables of the process that ran it.
     """
 
     name: str
@@ -345,6 +369,7 @@ class Row:
     change: AccuracyChange | None = None
     file: str = ""
     histogram: SampleHistogram | None = None
+    environment: Environment = ()
 
 
 @dataclass(frozen=True)

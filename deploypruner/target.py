@@ -15,6 +15,9 @@ WeightBits = Literal["auto", "7", "8"]
 # What the int8 kernels of both runtimes use; reported so that a slow int8 row can be explained.
 _INT8_FLAGS = ("avx2", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""Variables of the process that keep OpenVINO from using all instructions of the CPU."""
+
 # Products in bf16; kept apart, as what is measured in int8 does not depend on them.
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 

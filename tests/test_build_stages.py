@@ -238,7 +238,7 @@ def test_stages_need_every_stage_whose_results_they_take(seen):
 
 
 def test_a_declaration_without_a_stage_it_takes_from_is_caught(seen, monkeypatch):
-    monkeypatch.setattr(Learn, "needs", ("score", "threads"))
+    monkeypatch.setattr(Learn, "needs", ("score", "settle"))
     assert any(line.startswith("learn: ") and line.endswith(" of allocate") for line in unneeded(seen[0]))
 
 

@@ -317,7 +317,7 @@ def test_a_finished_build_prints_the_table_to_stdout_and_everything_else_to_stde
     outcome = finished_outcome()
     assert "dense fp32" in outcome.out
     assert "budget: MACs relative to dense: requested 50.0 %" in outcome.out
-    silent = ("learn", "assign", "sparse", "threads")  # they had nothing to do
+    silent = ("learn", "assign", "sparse", "settle")  # they had nothing to do
     stages = [stage.name for stage in chain() if stage.name not in silent]
     lines = outcome.err.splitlines()
     assert [line.split()[0] for line in lines[:-2] if not line.startswith("stage ")] == stages  # one every 30 s

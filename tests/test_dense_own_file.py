@@ -11,7 +11,7 @@ from torch import nn
 from deploypruner.build.allocation import dense_jobs
 from deploypruner.build.artifacts import DENSE_OWN, with_dense
 from deploypruner.build.folder import BuildFolder
-from deploypruner.build.stages.threads import Threads
+from deploypruner.build.stages.settle import Settle
 from deploypruner.build.state import Build, Given
 from deploypruner.build.timed import make_jobs
 from deploypruner.graph import trace
@@ -76,7 +76,7 @@ def test_candidates_are_timed_as_the_runtime_wants_them(tmp_path):
     assert set(OWN_PLACEMENT) == {"onnxruntime", "openvino-bf16"}
 
 
-def test_open_threads_are_tried_with_the_file_that_each_runtime_is_compared_in(tmp_path):
+def test_open_setting_are_tried_with_the_file_that_each_runtime_is_compared_in(tmp_path):
     build = written(tmp_path, nn.SiLU, ("onnxruntime", "openvino"))
     tried: list[Job] = []
 
@@ -90,7 +90,7 @@ def test_open_threads_are_tried_with_the_file_that_each_runtime_is_compared_in(t
         clock=replace(build.clock, artifacts=timed),
     )
     with pytest.raises(KeyboardInterrupt):
-        Threads().run(open_build)
+        Settle().run(open_build)
     assert {(artifact.path.name, runtime) for artifact, runtime in tried} == {
         (OWN, "onnxruntime"),
         ("dense.int8.onnx", "openvino"),

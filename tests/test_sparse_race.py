@@ -13,18 +13,18 @@ import numpy as np
 import onnx
 import pytest
 
-from deploypruner.build import sparse_race
 from deploypruner.build.sparse_model import make_sparse
-from deploypruner.build.sparse_race import DENSE, race, settings_to_try
+from deploypruner.build.sparse_race import DENSE, Race, race
 from deploypruner.errors import MeasureError
 from deploypruner.latency.clock import Clock, current_clock, using
 from deploypruner.latency.kernel_rates import KernelRates
 from deploypruner.latency.sparse_costs import MeasuredCosts
 from deploypruner.measure import Measured
 from deploypruner.measure.files import read_timing, write_timing
-from deploypruner.records import Timing
+from deploypruner.records import Environment, Timing
 from deploypruner.report import read_report
 from deploypruner.report.sparse import sparse_sentence
+from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.sparse.cost import Rates
 from deploypruner.sparse.library import is_built
 from tests.builds import pretended, run_cli, workshop
@@ -58,10 +58,14 @@ def machine(times: Mapping[str | tuple[str, bool], float], *, sparse: float = 1.
 
 
 def raced(
-    times: Mapping[str | tuple[str, bool], float], preferred: str = "chosen", threads: Sequence[int] = (1,)
-) -> sparse_race.Race:
-    forms = dict.fromkeys(("chosen", "every layer"), Path("x.onnx"))
-    return race(Path("d.onnx"), forms, preferred=preferred, feeds=[], threads=threads, clock=machine(times))
+    times: Mapping[str | tuple[str, bool], float],
+    preferred: str = "chosen",
+    threads: Sequence[int] = (1,),
+    environments: Sequence[Environment] = ((),),
+) -> Race:
+    forms, tried = dict.fromkeys(("chosen", "every layer"), Path("x.onnx")), {"threads": threads}
+    more: dict[str, Any] = {**tried, "environments": environments, "clock": machine(times)}
+    return race(Path("d.onnx"), forms, preferred=preferred, feeds=[], **more)
 
 
 @pytest.mark.parametrize(
@@ -88,17 +92,14 @@ def test_the_dense_model_at_its_best_is_what_sparse_ones_are_compared_with() -> 
         ("chosen", True): 2.0,
         "every layer": 9.0,
     }
-    with mock.patch.object(sparse_race, "settings_to_try", return_value=AMX):
-        found = raced(times)
-        assert found.kept.form == "chosen"
-        assert found.kept.environment == VNNI
-        assert found.kept.ratio == pytest.approx(1.25)  # over 2.5 ms, not over the default's 4
-        assert found.best_dense.environment == VNNI
-        said = (
-            "with ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI in the environment of the process the dense int8 model is 1.60x"
-        )
-        assert found.setting.startswith(said)
-        slower = raced({**times, ("chosen", True): 2.6})
+    found = raced(times, environments=AMX)
+    assert found.kept.form == "chosen"
+    assert found.kept.environment == VNNI
+    assert found.kept.ratio == pytest.approx(1.25)  # over 2.5 ms, not over the default's 4
+    assert found.best_dense.environment == VNNI
+    said = "with ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI in the environment of the process the dense int8 model is 1.60x"
+    assert found.setting.startswith(said)
+    slower = raced({**times, ("chosen", True): 2.6}, environments=AMX)
     assert (slower.kept.form, slower.kept.environment) == (DENSE, VNNI)  # 3.0 ms beat the default only
     assert raced({DENSE: 4.0, "chosen": 2.0, "every layer": 2.0}).setting == ""
     assert slower.to_json()["environment"] == dict(VNNI)
@@ -122,30 +123,25 @@ def test_of_numbers_of_threads_that_are_equally_fast_the_smallest_is_kept() -> N
     assert (found.kept.form, found.kept.threads) == ("chosen", 1)
 
 
-def test_another_instruction_set_is_tried_where_a_cpu_has_amx_and_the_user_named_none(monkeypatch) -> None:
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
-    features = mock.Mock(int8_features=("avx2", "avx512_vnni", "amx_int8"))
-    with mock.patch.object(sparse_race, "detect", return_value=features):
-        assert settings_to_try() == AMX
-        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2_VNNI")
-        assert settings_to_try() == ((),)
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
-    with mock.patch.object(sparse_race, "detect", return_value=mock.Mock(int8_features=("avx512_vnni",))):
-        assert settings_to_try() == ((),)
-
-
 def test_a_timing_keeps_the_environment_it_was_taken_in(tmp_path: Path) -> None:
-    with mock.patch.object(sparse_race, "settings_to_try", return_value=AMX):
-        found: list[Timing] = []
-        clock = machine({DENSE: 1.0, "chosen": 1.0, "every layer": 1.0})
+    found: list[Timing] = []
+    clock = machine({DENSE: 1.0, "chosen": 1.0, "every layer": 1.0})
 
-        def seen(*arguments: Any, **named: Any) -> Measured:
-            measured = clock.artifacts(*arguments, **named)
-            found.extend(measured.timings)
-            return measured
+    def seen(*arguments: Any, **named: Any) -> Measured:
+        measured = clock.artifacts(*arguments, **named)
+        found.extend(measured.timings)
+        return measured
 
-        forms = {"chosen": Path("x.onnx"), "every layer": Path("x.onnx")}
-        race(Path("d"), forms, preferred=DENSE, feeds=[], threads=(1,), clock=replace(clock, artifacts=seen))
+    forms = {"chosen": Path("x.onnx"), "every layer": Path("x.onnx")}
+    race(
+        Path("d"),
+        forms,
+        preferred=DENSE,
+        feeds=[],
+        threads=(1,),
+        environments=AMX,
+        clock=replace(clock, artifacts=seen),
+    )
     write_timing(found[-1], tmp_path / "t.json")
     assert read_timing(tmp_path / "t.json").artifact.environment == VNNI
 
@@ -228,7 +224,7 @@ def test_each_form_is_measured_and_handed_out_with_the_variables_it_was_fastest_
     folder, clock = workshop() / "variables", machine({})
     with (
         using(replace(clock, artifacts=artifacts)),
-        mock.patch.object(sparse_race, "settings_to_try", return_value=AMX),
+        mock.patch.object(OpenVino, "environments", return_value=AMX),
     ):
         command = ("compile", "tiny.pt2", "--pattern", "1x4", "--sparsity", "0.5", "--runtime", "openvino")
         outcome = run_cli(*command, "--out", str(folder))

@@ -107,6 +107,19 @@ def test_rates_are_measured_once_for_each_number_of_threads_and_kept(tmp_path: P
 
 
 @needs_library
+@pytest.mark.parametrize("value", ["fast", -1.0, None, True])
+def test_rates_that_were_edited_to_what_no_time_is_are_measured_again(value: object, tmp_path: Path) -> None:
+    with mock.patch.object(module, "measured_rates", return_value=KernelRates(TRUE, 0.1, 0.1, 9, 1.5)):
+        kernel_rates(1, cache=tmp_path)
+        (path,) = tmp_path.iterdir()
+        document = json.loads(path.read_text())
+        path.write_text(json.dumps(document | {"rates": document["rates"] | {"call": value}}))
+        again = kernel_rates(1, cache=tmp_path)
+    assert f"are damaged (call is {value!r}), so they are measured again" in again.remark
+    assert again.rates == TRUE
+
+
+@needs_library
 def test_rates_of_a_busy_machine_are_used_but_not_kept(tmp_path: Path) -> None:
     with mock.patch.object(module, "measured_rates", return_value=KernelRates(TRUE, 0.1, 0.41, 9, 1.5)):
         found = kernel_rates(1, cache=tmp_path)

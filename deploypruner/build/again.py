@@ -12,7 +12,7 @@ import numpy as np
 from deploypruner.build.deploy import deployed_again
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.promise import require_certified
-from deploypruner.build.timed import INPUTS, RUN, keep_run, longer, make_jobs, timing_files
+from deploypruner.build.timed import INPUTS, RUN, in_environments, keep_run, longer, make_jobs, timing_files
 from deploypruner.errors import BudgetError, InputError
 from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.logbook import LOG
@@ -140,7 +140,7 @@ def kept_jobs(folder: BuildFolder, report: Report, names: Sequence[str] | None =
     known = dict.fromkeys(runtime for _, runtime in rows)
     jobs = [(artifacts[row], row[1]) for row in rows if names is None or row[1] in names]
     files = dict.fromkeys(artifacts[row] for row in rows)
-    return [*jobs, *make_jobs(files, [name for name in names or () if name not in known])]
+    return [*jobs, *in_environments(make_jobs(files, [name for name in names or () if name not in known]), {})]
 
 
 def kept_feeds(folder: BuildFolder) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _warnings(report: Report, measured: Measured) -> list[str]:
     found = [failure.message for failure in measured.failures]
     setting, threads = report.budget.get("setting"), measured.timings[0].threads
     if isinstance(setting, dict) and setting["threads"] != threads:
-        found.append(f"the budget is about {Setting(**setting)}: what was certified there stays")
+        found.append(f"the budget is about {Setting.from_json(setting)}: what was certified there stays")
     known = [(row.name, row.runtime) for row in report.rows]
     left = [f"'{name}' on {runtime}" for name, runtime in known if (name, runtime) not in rows]
     if left:
@@ -206,7 +206,7 @@ def _renewed(report: Report, measured: Measured, *, folder: BuildFolder, recipe:
     rows = make_rows(measured.timings, [None] * len(measured.timings), floor=measured.floor, seed=recipe.seed)
     budget = report.budget
     if isinstance(budget.get("setting"), dict):
-        setting = Setting(**budget["setting"])
+        setting = Setting.from_json(budget["setting"])
         if setting.threads == threads and any(timing.runtime == setting.runtime for timing in measured.timings):
             budget = _certified(budget, measured, setting, recipe=recipe, name=_searched(folder))
     said = set(_earlier(folder).get("warnings", ()))

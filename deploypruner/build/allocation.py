@@ -10,7 +10,7 @@ from deploypruner.build.criterion import normalizer_name
 from deploypruner.build.feeds import training_batches
 from deploypruner.build.stage import stage_file
 from deploypruner.build.state import Build
-from deploypruner.build.timed import best_files
+from deploypruner.build.timed import best_files, in_environments
 from deploypruner.channels.allocate import allocate
 from deploypruner.channels.feasible_widths import by_importance
 from deploypruner.channels.plan import Plan
@@ -74,4 +74,4 @@ def dense_jobs(build: Build) -> list[Job]:
             f"a budget of time needs a runtime that opens ONNX, not {', '.join(names)}",
             hint="name --runtime openvino or onnxruntime as well, or give --macs",
         )
-    return jobs
+    return in_environments(jobs, build.environments)

@@ -47,7 +47,8 @@ def dense_mix(
         reasons = dict.fromkeys(layers, "for the accuracy of the dense model, or of an earlier pass")
         with build.folder.writing(MIXED) as path:
             write_mixed(build, calibrated, path, placement="openvino", keep_float=reasons)
-    return Artifact(DENSE_MIXED, build.folder.path(MIXED), "onnx", "int8", "dense", build.traced.cost()), weights
+    mixed = Artifact(DENSE_MIXED, build.folder.path(MIXED), "onnx", "int8", "dense", build.traced.cost())
+    return replace(mixed, environment=build.environments.get(runtime, ())), weights
 
 
 def _needed(

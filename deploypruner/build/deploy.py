@@ -74,7 +74,7 @@ def _deployed(
     extension = folder.path(EXTENSION) if sparse else None
     files = [path, *beside, *([extension] if extension is not None else [])]
     load = list(runtime.usage(path, [spec.name for spec in specs], threads=row.threads, extension=extension))
-    environment = _environment(report, row, sparse=sparse)
+    environment = dict(row.environment)
     if environment:  # read when the runtime is loaded
         load[0] = f"import os; os.environ.update({environment}); {load[0]}"
     return {
@@ -89,13 +89,6 @@ def _deployed(
         "environment": environment,
         "load": load,
     }
-
-
-def _environment(report: Report, row: Row, *, sparse: bool) -> dict[str, str]:
-    """Variables of the process with which this file was timed, beside its own."""
-    if row.runtime != "openvino" or row.precision != "int8":
-        return {}
-    return dict(report.sparse.get("environment" if sparse else "dense_environment", {}))
 
 
 def inputs_of(build: Build, specs: tuple[TensorSpec, ...], row: Row) -> list[dict[str, Any]]:

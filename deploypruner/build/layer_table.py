@@ -35,7 +35,8 @@ def measured_layers(build: Build, rows: Sequence[Row]) -> tuple[dict[str, Any], 
     if not known:
         return {}, ""
     best = min(known, key=lambda row: row.median_ms)
-    setting, feeds = Setting(best.runtime, best.precision, best.threads), timing_feeds(build)
+    setting = Setting(best.runtime, best.precision, best.threads, environment=best.environment)
+    feeds = timing_feeds(build)
     sides = []
     try:
         for name, reference in zip(_PAIRS[best.precision], _FLOATS, strict=True):

@@ -15,7 +15,8 @@ from deploypruner.build.state import Feeds
 from deploypruner.errors import InputError, KernelError, MeasureError
 from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.onnx_file import write_onnx
-from deploypruner.records import Check
+from deploypruner.records import Check, Environment
+from deploypruner.runtime import runtimes
 from deploypruner.scratch import scratch
 from deploypruner.sparse.convert import SparseModel, sparsify
 from deploypruner.sparse.gates import Gate
@@ -49,6 +50,7 @@ def make_sparse(
     timed: Feeds | None = None,
     threads: int,
     counts: Sequence[int] = (),
+    environments: Sequence[Environment] = (),
     say: Callable[[str], None] = lambda line: None,
     clock: Clock | None = None,
 ) -> Made:
@@ -65,6 +67,7 @@ def make_sparse(
             where None.
         threads: That the model is to run with, and layers are timed with.
         counts: Numbers of threads that whole models are tried with, where that was left open; `threads` where none.
+        environments: Variables of the process that whole models are tried with; all that OpenVINO offers where none.
         say: Told about long work.
         clock: Says what kernels and layers take; that of this machine where None.
 
@@ -96,7 +99,16 @@ def make_sparse(
     say("timing the whole model dense and sparse")
     try:
         with scratch() as folder:
-            run = _raced(dense, found, every, folder=folder, feeds=timed, threads=counts or (threads,), clock=clock)
+            files = _forms(found, every, folder)
+            run = race(
+                dense,
+                files,
+                preferred=DENSE if found.model is None else _CHOSEN,
+                feeds=timed,
+                threads=counts or (threads,),
+                environments=environments or runtimes.get("openvino").environments("int8"),
+                clock=clock,
+            )
     except MeasureError as error:
         return Made(None, _document(found, reason=error.message, target=target) | setting)
     setting |= run.to_json()
@@ -110,17 +122,8 @@ def make_sparse(
     return Made(check, _document(found, reason="", target=target) | setting | {"library": library.name})
 
 
-def _raced(
-    dense: Path,
-    found: SparseModel,
-    every: SparseModel,
-    *,
-    folder: Path,
-    feeds: Feeds,
-    threads: Sequence[int],
-    clock: Clock,
-) -> Race:
-    """The dense file, what the layers' times proposed, and every layer sparse, unless those two are one."""
+def _forms(found: SparseModel, every: SparseModel, folder: Path) -> dict[str, Path]:
+    """Form -> file of what the layers' times proposed and of every layer sparse, unless those two are one."""
     models = {_CHOSEN: found.model, _EVERY: every.model}
     if all(choice.sparse for choice in found.choices):
         del models[_EVERY]
@@ -129,8 +132,7 @@ def _raced(
         if model is not None:
             files[form] = folder / f"{number}.onnx"
             write_onnx(model, files[form])
-    preferred = DENSE if found.model is None else _CHOSEN
-    return race(dense, files, preferred=preferred, feeds=feeds, threads=threads, clock=clock)
+    return files
 
 
 def _why_dense(found: SparseModel, run: Race) -> str:

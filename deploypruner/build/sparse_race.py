@@ -10,7 +10,6 @@ time, so that a second one cannot make an inference any faster.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,10 @@ from typing import Any
 from deploypruner.build.state import Feeds
 from deploypruner.latency.clock import Clock
 from deploypruner.measure import DECIDING_SECONDS, median_ms, paired_ratio
-from deploypruner.records import Artifact, Timing
-from deploypruner.target import detect
+from deploypruner.records import Artifact, Environment, Timing, named_variables
 
 DENSE = "dense"
 _RUNTIME = "openvino"
-_ISA = "ONEDNN_MAX_CPU_ISA"
-
-Environment = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -84,8 +79,7 @@ class Race:
         default = next(others, None)
         if default is None or not best.environment:
             return ""
-        named = " ".join(f"{name}={value}" for name, value in best.environment)
-        gain = 1 / default.ratio
+        gain, named = 1 / default.ratio, named_variables(best.environment)
         return (
             f"with {named} in the environment of the process the dense int8 model is {gain:.2f}x as fast as without"
         )
@@ -114,15 +108,6 @@ class Race:
         }
 
 
-def settings_to_try() -> tuple[Environment, ...]:
-    """Environments in which OpenVINO may run a dense model faster than by default; the default first.
-
-    Where the user's own environment says the instruction set, nothing else is tried.
-    """
-    has_amx = "amx_int8" in detect().int8_features
-    return ((), ((_ISA, "AVX512_CORE_VNNI"),)) if has_amx and _ISA not in os.environ else ((),)
-
-
 def race(
     dense: Path,
     sparse: Mapping[str, Path],
@@ -130,6 +115,7 @@ def race(
     preferred: str,
     feeds: Feeds,
     threads: Sequence[int],
+    environments: Sequence[Environment],
     clock: Clock,
     seconds: float = DECIDING_SECONDS,
 ) -> Race:
@@ -141,6 +127,7 @@ def race(
         preferred: Form that is kept where none is faster; one of `sparse`, or "dense".
         feeds: One array per input.
         threads: Numbers of threads of the runtime to try.
+        environments: Variables of the process to try.
         clock: Says what they take.
         seconds: Of measuring.
 
@@ -151,7 +138,7 @@ def race(
     jobs = [
         (Artifact(form, path, "onnx", "int8", environment=environment, threads=count), _RUNTIME)
         for count in threads
-        for environment in settings_to_try()
+        for environment in environments
         for form, path in forms.items()
     ]
     timings = clock.artifacts(jobs, threads=max(threads), budget_s=seconds, feeds=feeds).complete()

@@ -26,7 +26,7 @@ from deploypruner.build.given_file import (
     write_int8,
 )
 from deploypruner.build.one_answer import require_one_answer
-from deploypruner.build.open_threads import try_threads
+from deploypruner.build.open_setting import counts_to_try, try_settings
 from deploypruner.build.sparse_model import MODEL, make_sparse
 from deploypruner.build.sparsify_inputs import Inputs
 from deploypruner.errors import InputError, VerificationError
@@ -200,7 +200,8 @@ def _with_threads(
         return request, (request.threads,)
     say("trying numbers of threads")
     job = (Artifact("dense int8", dense, "onnx", "int8"), JUDGED_IN)
-    tried = try_threads([job], feeds=inputs.timed, clock=request.clock, more={"seed": request.seed})
+    more = {"seed": request.seed}
+    tried = try_settings([job], counts_to_try(), feeds=inputs.timed, clock=request.clock, more=more)
     say(tried.sentence)
     return replace(request, threads=tried.fastest), tried.counts
 

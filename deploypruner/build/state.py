@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from deploypruner.build.folder import BuildFolder
-from deploypruner.build.open_threads import ThreadsTried
+from deploypruner.build.open_setting import SettingTried
 from deploypruner.build.results import LayerPatterns, Learning, Point, Quantized, Recovery
 from deploypruner.channels.plan import Plan
 from deploypruner.errors import RecipeError
@@ -25,7 +25,7 @@ from deploypruner.measure.own_metric import OwnMetric
 from deploypruner.progress import Progress
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.sections import OPEN
-from deploypruner.records import Artifact, Check, Cost, Row, Timing
+from deploypruner.records import Artifact, Check, Cost, Environment, Row, Timing
 from deploypruner.runtime import measured_runtimes
 from deploypruner.search.certify import Certificate
 from deploypruner.search.found import SearchResult
@@ -175,7 +175,7 @@ class Build:
     floats: tuple[str, ...] = ()
     earlier: tuple[Point, ...] = ()
     paces: tuple[float, ...] = ()
-    tried: ThreadsTried | None = None
+    tried: SettingTried | None = None
     scores: dict[str, Tensor] | None = None
     criterion: str = ""
     plan: Plan | None = None
@@ -216,13 +216,25 @@ class Build:
         given = self.recipe.measure.threads
         if given != OPEN:
             return given
-        assert self.tried is not None, "stage 'threads' has not run"
+        assert self.tried is not None, "stage 'settle' has not run"
         return int(self.sparse.get("threads", self.tried.fastest))
 
     @property
     def thread_counts(self) -> tuple[int, ...]:
         """Threads that whole sparse forms are tried with: one where the user, or a budget of time, says it."""
         return (self.threads,) if self.tried is None or self.found is not None else self.tried.counts
+
+    @property
+    def environments_to_race(self) -> tuple[Environment, ...]:
+        """What whole sparse forms are tried in: the one that a budget of time is about, or none to try all."""
+        return () if self.found is None else (self.environments.get("openvino", ()),)
+
+    @property
+    def environments(self) -> Mapping[str, Environment]:
+        """Runtime -> variables of the process in which it runs the dense int8 model fastest."""
+        tried = {} if self.tried is None else self.tried.chosen
+        raced = self.sparse.get("dense_environment")
+        return tried if raced is None else {**tried, "openvino": tuple(raced.items())}
 
     @property
     def planned(self) -> Plan:

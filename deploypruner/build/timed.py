@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from deploypruner.build.folder import BuildFolder
 from deploypruner.errors import InputError
 from deploypruner.measure import Job, Measured, write_timing
-from deploypruner.records import Artifact, Timing
+from deploypruner.records import Artifact, Environment, Timing
 from deploypruner.runtime import Array, opens, runtimes
 from deploypruner.runtime.on_openvino import OpenVino
 
@@ -21,6 +21,25 @@ RUN = "measurements/run.json"
 
 INPUTS = "measurements/inputs.npz"
 """What artifacts were called with; arr_0, arr_1, ... in the order of the inputs."""
+
+
+SPARSE = "sparse int8"
+"""Name of the artifact whose zeros cost nothing; its environment is its own."""
+
+
+def in_environments(jobs: Iterable[Job], environments: Mapping[str, Environment]) -> list[Job]:
+    """Jobs with every int8 file in the environment that its runtime is fastest in, and float files in none.
+
+    Args:
+        jobs: The files.
+        environments: Runtime -> variables of the process.
+    """
+    return [
+        job
+        if job[0].name == SPARSE
+        else (replace(job[0], environment=environments.get(job[1], ()) if job[0].precision == "int8" else ()), job[1])
+        for job in jobs
+    ]
 
 
 def make_jobs(artifacts: Iterable[Artifact], names: Iterable[str]) -> list[Job]:

@@ -170,7 +170,8 @@ def _inputs(root: Path, deploy: dict[str, Any], recipe: Recipe, source: str) -> 
 
 
 def _latency(root: Path, deploy: dict[str, Any], limits: Limits, *, inputs: Inputs | None, run: _Run) -> Checked:
-    artifact = Artifact(deploy["artifact"], root / deploy["file"], "", "fp32")
+    environment = tuple(deploy.get("environment", {}).items())
+    artifact = Artifact(deploy["artifact"], root / deploy["file"], "", "fp32", environment=environment)
     feeds = None if inputs is None else [array[:1] for array in inputs.timed]
     measured = run.clock.artifacts(
         [(artifact, deploy["runtime"])],

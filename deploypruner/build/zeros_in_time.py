@@ -7,6 +7,7 @@ from math import ceil, floor
 from deploypruner.build.feeds import timing_feeds
 from deploypruner.build.reach import save_reachable
 from deploypruner.build.state import Build
+from deploypruner.build.timed import SPARSE, in_environments
 from deploypruner.measure import DECIDING_SECONDS
 from deploypruner.records import Setting
 from deploypruner.search.found import SearchResult
@@ -30,7 +31,7 @@ def time_goal(build: Build) -> Goal | None:
         return None
     dense = next(artifact for artifact in build.artifacts if artifact.name == "dense int8")
     measured = build.clock.artifacts(
-        [(dense, _RUNTIME)],
+        in_environments([(dense, _RUNTIME)], build.environments),
         threads=build.threads,
         budget_s=DECIDING_SECONDS,
         seed=recipe.seed,
@@ -49,13 +50,13 @@ def promise(build: Build, goal: Goal, assigned: Assignment) -> SearchResult:
         assigned: What every layer gets.
     """
     return SearchResult(
-        Setting(_RUNTIME, "int8", build.threads),
+        Setting(_RUNTIME, "int8", build.threads, environment=build.environments.get(_RUNTIME, ())),
         goal.dense_ms,
         goal.tail,
         importance=assigned.kept,
         predicted_ms=goal.dense_ms * assigned.predicted_ms / assigned.dense_ms,
         remark="to be met by zeros, in OpenVINO's int8",
-        artifact="sparse int8",
+        artifact=SPARSE,
     )
 
 

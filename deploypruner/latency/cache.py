@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
@@ -23,7 +24,7 @@ from deploypruner.latency.points import Points
 from deploypruner.latency.quality import LatencyQuality
 from deploypruner.reading import read_json, status
 from deploypruner.records import Setting
-from deploypruner.target import detect
+from deploypruner.target import LIMITS, detect
 
 FORMAT = 5
 
@@ -89,6 +90,8 @@ class Cache:
 def device(setting: Setting) -> dict[str, Any]:
     """What timings depend on besides the model, JSON-able."""
     target = detect()
+    own = {name: os.environ[name] for name in LIMITS if name in os.environ}
+    limits = own | dict(setting.environment)
     return {
         "cpu": target.processor,
         "cores": target.cores,
@@ -97,6 +100,7 @@ def device(setting: Setting) -> dict[str, Any]:
         "version": _version(setting.runtime),
         "precision": setting.precision,
         "threads": setting.threads,
+        **({"environment": limits} if limits else {}),
     }
 
 

@@ -183,4 +183,8 @@ def _read(path: Path, about: Mapping[str, Any]) -> KernelRates:
     known = {field.name for field in fields(Rates)}
     if set(document["rates"]) != known:
         raise ValueError("other rates")
+    numbers = {name: value for name, value in document["rates"].items() if name not in ("packed", "source")}
+    for name, value in numbers.items():
+        if type(value) not in (int, float) or not 0 <= value < float("inf"):
+            raise ValueError(f"{name} is {value!r}")
     return KernelRates(**{**document, "rates": Rates(**document["rates"]), "remark": ""})

@@ -250,7 +250,7 @@ class ProbeTimer:
             self._saved = str(folder / "feeds.npz")
             np.savez(self._saved, *self._feeds)
         setting = self._setting
-        artifact = Artifact("probe", folder, "onnx", setting.precision)
+        artifact = Artifact("probe", folder, "onnx", setting.precision, environment=setting.environment)
         device = self._stack.enter_context(Device())
         self._worker = self._stack.enter_context(
             Worker(artifact, setting.runtime, threads=setting.threads, device=device)

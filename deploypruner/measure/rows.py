@@ -95,4 +95,5 @@ def _row(timing: Timing, quality: Quality | None, *, against: Comparison, same_p
         change=quality.change if quality else None,
         file=str(artifact.path),
         histogram=histogram(samples),
+        environment=artifact.environment,
     )

@@ -30,6 +30,8 @@ class _Setting(TypedDict):
     runtime: _Text
     precision: _Text
     threads: _Int
+    floats: NotRequired[list[_Text]]
+    environment: NotRequired[list[list[_Text]]]
 
 
 class _JudgedPlan(TypedDict):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from deploypruner.errors import InputError, RecipeError, said_by
 from deploypruner.reading import check_present
-from deploypruner.records import TensorSpec
+from deploypruner.records import Environment, Precision, TensorSpec
 from deploypruner.registries import runtimes
 from deploypruner.sparse.custom_ops import uses_sparse_operations
 
@@ -82,6 +82,11 @@ class Runtime(ABC):
     def lacking(cls) -> str:
         """What this machine lacks for executing artifacts as the runtime would, in a sentence; "" for nothing."""
         return ""
+
+    @classmethod
+    def environments(cls, precision: Precision) -> tuple[Environment, ...]:
+        """Variables of the process in which files of a precision may run faster here than without any; none first."""
+        return ((),)
 
     @abstractmethod
     def open(self, path: Path, *, threads: int = 1, shapes: Shapes | None = None) -> Session:

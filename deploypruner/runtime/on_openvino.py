@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from deploypruner.errors import InputError, KernelError
 from deploypruner.openvino_import import import_openvino, openvino_core
-from deploypruner.records import TensorSpec
+from deploypruner.records import Environment, Precision, TensorSpec
 from deploypruner.runtime import (
     Array,
     NodeTime,
@@ -31,6 +32,7 @@ from deploypruner.runtime import (
 from deploypruner.runtime.openvino_nodes import WARM_CALLS, executed_nodes, mean_ns, mean_since
 from deploypruner.sparse.custom_ops import uses_sparse_operations
 from deploypruner.sparse.library import active_target, extension_path, rebuild
+from deploypruner.target import LIMITS, detect
 
 if TYPE_CHECKING:
     import openvino
@@ -54,6 +56,17 @@ class OpenVino(Runtime, Profiler):
     in_bf16: ClassVar[str] = "openvino-bf16"
     # Said aloud: where a processor multiplies in bf16, OpenVINO would compute float layers in it without being asked.
     float_precision: ClassVar[str] = "f32"
+
+    @classmethod
+    def environments(cls, precision: Precision) -> tuple[Environment, ...]:
+        """See `Runtime.environments`: AMX, which OpenVINO takes where it can, is slower where layers are narrow.
+
+        Where the user's own environment says the instruction set, that is it.
+        """
+        has_amx = "amx_int8" in detect().int8_features
+        if precision != "int8" or not has_amx or any(name in os.environ for name in LIMITS):
+            return ((),)
+        return ((), ((LIMITS[0], "AVX512_CORE_VNNI"),))
 
     def open(self, path: Path, *, threads: int = 1, shapes: Shapes | None = None) -> Session:
         """Load and compile `path`; see `Runtime.open`.

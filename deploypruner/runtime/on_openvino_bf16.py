@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from deploypruner.records import Environment, Precision
 from deploypruner.runtime import runtimes
 from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.target import detect
@@ -25,6 +26,11 @@ class OpenVinoBf16(OpenVino):
     float_precision: ClassVar[str] = "bf16"
     in_bf16: ClassVar[str] = ""
     in_float32: ClassVar[str] = "openvino"
+
+    @classmethod
+    def environments(cls, precision: Precision) -> tuple[Environment, ...]:
+        """See `Runtime.environments`: without the instructions that others may be slower with there is no bf16."""
+        return ((),)
 
     @classmethod
     def lacking(cls) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 
 from deploypruner.graph import Graph
@@ -71,6 +72,7 @@ class CandidateBench:
             self.graph, keep, self.setting.precision, path, floats=self.setting.floats, placement=placement
         )
         artifact = Artifact(f"candidate {self._count}", path, "onnx", self.setting.precision, "channel")
+        artifact = replace(artifact, environment=self.setting.environment)
         measured = self._clock.artifacts(
             [(self.dense, self.setting.runtime), (artifact, self.setting.runtime)],
             threads=self.setting.threads,

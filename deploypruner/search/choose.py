@@ -105,4 +105,5 @@ def _loss_text(gap: Gap) -> str:
 
 
 def _setting(timing: Timing) -> Setting:
-    return Setting(timing.runtime, timing.artifact.precision, timing.threads)
+    artifact = timing.artifact
+    return Setting(timing.runtime, artifact.precision, timing.threads, environment=artifact.environment)

@@ -30,7 +30,7 @@ def with_mix(request: SearchRequest, choice: ChosenSetting) -> ChosenSetting:
     if found is None:
         return choice
     artifact, floats = found
-    setting = Setting(runtime, "int8", choice.setting.threads, floats)
+    setting = Setting(runtime, "int8", choice.setting.threads, floats, artifact.environment)
     ours, theirs = _side_by_side(request, setting, (artifact, runtime), choice)
     faster = median_ms(ours.samples_ns) < median_ms(theirs.samples_ns)
     if choice.setting.precision == "fp32" and not faster:

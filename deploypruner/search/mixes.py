@@ -18,7 +18,7 @@ from deploypruner.progress import Progress, SilentProgress
 from deploypruner.quantize.calibrate import Feeds
 from deploypruner.quantize.placement import Placement
 from deploypruner.quantize.static import Calibrated, write_qdq
-from deploypruner.records import Artifact, Comparison, Setting, Timing
+from deploypruner.records import Artifact, Comparison, Environment, Setting, Timing
 from deploypruner.runtime import Array
 from deploypruner.search.gaps import Gap
 from deploypruner.search.precision import LayerCosts, border_ms
@@ -44,6 +44,7 @@ class MixRequest:
         placement: Of the shared file.
         reduce_range: 7-bit weights.
         threads: Of every runtime.
+        environments: Runtime -> variables of the process in which it runs int8; those of this one where it has none.
         feeds: One array per input to time with; random ones where None.
         seconds: Of each measurement of files side by side.
         seed: Of measurements.
@@ -66,6 +67,7 @@ class MixRequest:
     placement: Placement = "openvino"
     reduce_range: bool = False
     threads: int = 1
+    environments: Mapping[str, Environment] = field(default_factory=dict)
     feeds: Sequence[Array] | None = None
     seconds: float = DECIDING_SECONDS
     seed: int = 0
@@ -120,8 +122,11 @@ class Mixed:
 def race(request: MixRequest, runtime: str, files: Mapping[str, Path]) -> tuple[dict[str, Timing], float]:
     """Files side by side in one runtime, one that several names stand for once."""
     paths = list(dict.fromkeys(files.values()))
+    environment = request.environments.get(runtime, ())
     jobs = [
-        (Artifact(str(place), path, "onnx", "fp32" if path == request.fp32 else "int8"), runtime)
+        (Artifact(str(place), path, "onnx", "fp32"), runtime)
+        if path == request.fp32
+        else (Artifact(str(place), path, "onnx", "int8", environment=environment), runtime)
         for place, path in enumerate(paths)
     ]
     measured = request.clock.artifacts(
@@ -139,7 +144,7 @@ def run_layers(request: MixRequest, runtime: str, files: Sequence[Path]) -> list
     """
     missing = [file for file in files if (runtime, file) not in request.known]
     if missing:
-        setting = Setting(runtime, "int8", request.threads)
+        setting = Setting(runtime, "int8", request.threads, environment=request.environments.get(runtime, ()))
         # Files side by side are what decides; this only proposes.
         seconds = min(_SECONDS_EACH, request.seconds / 40)
         times = request.clock.layer_times(missing, request.fp32, setting, feeds=request.feeds, seconds=seconds)

@@ -7,6 +7,7 @@ from typing import Any
 
 from deploypruner.build.allocation import dense_jobs
 from deploypruner.build.artifacts import with_dense
+from deploypruner.build.dense_setting import settled
 from deploypruner.build.evaluate import judge, validation_samples
 from deploypruner.build.feeds import timing_feeds
 from deploypruner.build.state import Build
@@ -39,10 +40,7 @@ class TimedDense:
     @staticmethod
     def from_json(document: dict[str, Any]) -> TimedDense:
         """The opposite of `to_json`."""
-        setting = document["setting"]
-        return TimedDense(
-            Setting(**{**setting, "floats": tuple(setting["floats"])}), document["ms"], document["remark"]
-        )
+        return TimedDense(Setting.from_json(document["setting"]), document["ms"], document["remark"])
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def predicted_speed(build: Build, known: TimedDense | None = None) -> PredictedS
 
 
 def _timed(build: Build) -> TimedDense:
-    build = with_dense(build)
+    build = settled(with_dense(build))
     recipe = build.recipe.measure
     jobs = dense_jobs(build)
     measured = build.clock.artifacts(

@@ -45,7 +45,7 @@ class Allocate(Stage):
     """Choose the width of every group under the budget."""
 
     name: ClassVar[str] = "allocate"
-    needs: ClassVar[tuple[str, ...]] = ("score", "threads")
+    needs: ClassVar[tuple[str, ...]] = ("score", "settle")
     reads: ClassVar[tuple[str, ...]] = (
         "prune",
         "search",

@@ -13,7 +13,7 @@ from deploypruner.build.layer_table import measured_layers
 from deploypruner.build.register import stages
 from deploypruner.build.stage import Again, Stage
 from deploypruner.build.state import Build, Feeds
-from deploypruner.build.timed import keep_inputs, keep_run, longer, make_jobs, no_bf16
+from deploypruner.build.timed import in_environments, keep_inputs, keep_run, longer, make_jobs, no_bf16
 from deploypruner.measure import (
     Measured,
     environment,
@@ -43,7 +43,8 @@ class Measure(Stage):
         """Give rows, raw timings and warnings."""
         recipe = build.recipe.measure
         eager, without = eager_job(build)
-        jobs = [*make_jobs(build.artifacts, build.measured_runtimes), *([eager] if eager else [])]
+        jobs = in_environments(make_jobs(build.artifacts, build.measured_runtimes), build.environments)
+        jobs += [eager] if eager else []
         machine = environment()
         samples = validation_samples(build)
         qualities = judge(build, jobs, samples)

@@ -219,6 +219,7 @@ def _patterns(build: Build) -> dict[str, Any]:
 def warnings_of(build: Build) -> tuple[str, ...]:
     """What was said on the way, and what the numbers say now."""
     found = list(build.remarks)
+    found += [] if build.tried is None else build.tried.remarks(build.environments)
     if build.data is None:
         found.append(
             "no --data: int8 ranges come from random noise and nothing was fine-tuned, so only the timings and the "
@@ -246,7 +247,7 @@ def _settings(build: Build) -> dict[str, Any]:
         "step": plan.step,
         "epochs": 0,
         "threads": build.threads,
-        **({} if build.tried is None else {"threads_tried": build.tried.to_json()}),
+        **({} if build.tried is None else {"setting_tried": build.tried.to_json()}),
         "data": build.data.name if build.data is not None else None,
         "seed": recipe.seed,
         "runtime_settings": {t.runtime: t.settings for t in build.timings},

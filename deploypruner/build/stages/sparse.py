@@ -13,6 +13,7 @@ from deploypruner.build.register import stages
 from deploypruner.build.sparse_model import MODEL, make_sparse
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
+from deploypruner.build.timed import SPARSE
 from deploypruner.onnx_file import write_onnx
 from deploypruner.records import Artifact, Check
 from deploypruner.scratch import scratch
@@ -46,6 +47,7 @@ class Sparse(Stage):
                 timed=timing_feeds(build),
                 threads=build.threads,
                 counts=build.thread_counts,
+                environments=build.environments_to_race,
                 say=build.say,
                 clock=build.clock,
             )
@@ -67,14 +69,9 @@ class Sparse(Stage):
         build = replace(build, sparse=document)
         if found is None:
             return replace(build, remarks=(*build.remarks, f"no sparse model: {document['reason']}"))
-        artifact = Artifact("sparse int8", build.folder.path(MODEL), "onnx", "int8", build.pattern, build.pruned)
-        # Each form as it was fastest, so that the dense one that it is compared with is at its best, too.
+        artifact = Artifact(SPARSE, build.folder.path(MODEL), "onnx", "int8", build.pattern, build.pruned)
+        # Each form as it was fastest: the dense one, too, see `Build.environments`.
         artifact = replace(artifact, environment=tuple(document.get("environment", {}).items()))
-        best = tuple(document.get("dense_environment", {}).items())
-        build = replace(
-            build,
-            artifacts=tuple(replace(a, environment=best) if a.precision == "int8" else a for a in build.artifacts),
-        )
         if lengths := _lengths(build):
             only = ", ".join(f"{name} {length}" for name, length in lengths.items())
             remark = f"{MODEL} is for {only} only: sparse kernels are made for one size; the other files stay open"
