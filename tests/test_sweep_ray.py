@@ -16,12 +16,13 @@ from torch import nn
 
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.state import Build, Given
-from deploypruner.errors import InputError
+from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph import trace
 from deploypruner.progress import SilentProgress
 from deploypruner.recipe import Recipe
 from deploypruner.sweep import on_ray, shipped
-from deploypruner.sweep.on_ray import HERE, RayCluster
+from deploypruner.sweep.on_ray import RayCluster
+from deploypruner.sweep.records import HERE, SweepSettings, host_and_port
 from deploypruner.sweep.trial import SweepTrial, TrialContext, TrialResult, result_json
 from deploypruner.sweep.workers import read_result
 from tests.test_points import by_parameters
@@ -192,8 +193,9 @@ def test_addresses_where_nobody_listens_are_refused_at_once():
             RayCluster(address, workers=1)
     assert "ray start --head" in caught.value.hint
     for wrong in ("nonsense", "host:0", "host:99999", ":6379", "host:"):
-        with pytest.raises(InputError, match=f"--ray {wrong} is no address"):
-            RayCluster(wrong, workers=1)
+        with pytest.raises(RecipeError, match=f"--ray {wrong} is no address"):
+            SweepSettings(ray=wrong)
+    assert host_and_port("[::1]:6379") == ("::1", 6379)
 
 
 def test_another_version_and_no_ray_are_said():

@@ -42,7 +42,8 @@ def list_command(as_document: bool) -> None:
     click.echo(f"{HERE:{width}}  this machine")
     for name, target in known.items():
         click.echo(escaped(f"{name:{width}}  {_about(target)}"))
-    write_line(sys.stderr, f"{len(known)} in {targets_file()}")
+    about = f"{len(known)} of them in" if known else "others would stand in"
+    write_line(sys.stderr, f"{about} {targets_file()}")
 
 
 @target_group.command(

@@ -20,12 +20,10 @@ import torch
 
 from deploypruner.atomic import write_json
 from deploypruner.errors import DeployPrunerError, InputError, said_by
+from deploypruner.sweep.records import AUTO, HERE, host_and_port
 from deploypruner.sweep.shipped import Shipped, digest, pack, unpacked
 from deploypruner.sweep.trial import SweepTrial, TrialContext, TrialResult, result_json, result_of, run_trial
 from deploypruner.sweep.workers import read_result
-
-HERE = "here"
-"""In the place of an address: Ray is started on this machine, for this sweep."""
 
 _RETRIES = 1
 _LOOK_S = 1.0
@@ -38,7 +36,7 @@ class RayCluster:
     What the process is connected to already is used, and stays connected.
 
     Args:
-        address: `HERE`, "auto" for the cluster that this machine belongs to, or "HOST:PORT" of its head.
+        address: `HERE`, `AUTO` for the cluster that this machine belongs to, or "HOST:PORT" of its head.
         workers: Trials at a time, where Ray is started here; a cluster runs as many as it has room for.
 
     Raises:
@@ -51,7 +49,7 @@ class RayCluster:
         self._users = self._ray.is_initialized()
         if self._users:
             return
-        if address not in (HERE, "auto"):
+        if address not in (HERE, AUTO):
             _require_open(address)
         try:
             if address == HERE:
@@ -169,16 +167,11 @@ def _require_open(address: str) -> None:
     """Look whether anybody listens there: Ray itself would try for ten minutes.
 
     Raises:
-        InputError: It is no address, or nobody does.
+        InputError: Nobody does.
     """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise InputError(
-            f"--ray {address} is no address of a cluster",
-            hint="write HOST:PORT, as `ray start --head` prints it, or auto on a machine of the cluster",
-        )
+    host, port = host_and_port(address)
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+        socket.create_connection((host, port), timeout=_CONNECT_S).close()
     except OSError as cause:
         raise _refused(address, cause) from cause
 

@@ -5,8 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from deploypruner.errors import RecipeError
 from deploypruner.ranges import check_number
 from deploypruner.sweep.space import STD_BUCKETS
+
+HERE = "here"
+"""In the place of an address: Ray is started on this machine, for this sweep."""
+
+AUTO = "auto"
+"""The cluster that this machine belongs to."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +27,10 @@ class SweepSettings:
         finalists: The best of them, which are trained.
         again: New seeds that the winners are trained with.
         workers: Processes at a time.
-        ray: Where trials are tasks of Ray: its address, or `on_ray.HERE`; "" for processes of this machine.
+        ray: Where trials are tasks of Ray: HOST:PORT, `HERE` or `AUTO`; "" for processes of this machine.
 
     Raises:
-        RecipeError: A number out of range.
+        RecipeError: A number out of range, or no address.
     """
 
     samples: int = 64
@@ -42,6 +49,23 @@ class SweepSettings:
         check_number("--workers", self.workers, least=1, most=1024, hint="1 for each core is a start")
         check_number("--ratio-std", self.std[0], least=0, below=self.std[1], hint="0,0.3 is the whole space")
         check_number("--ratio-std", self.std[1], above=0, most=1, hint="0,0.3 is the whole space")
+        if self.ray not in ("", HERE, AUTO):
+            host_and_port(self.ray)
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Both of "HOST:PORT", where a cluster of Ray has its head.
+
+    Raises:
+        RecipeError: It is not that.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise RecipeError(
+            f"--ray {address} is no address of a cluster",
+            hint="write HOST:PORT, as `ray start --head` prints it, or auto on a machine of the cluster",
+        )
+    return host.strip("[]"), int(port)
 
 
 @dataclass(frozen=True)

@@ -76,16 +76,15 @@ def run_sweep(request: SweepRequest) -> SweepFound:
     others = [read_store(other / STORE) for other in request.beside]
     build = request.shared_build(folder, recipe)
     try:
-        common = pipeline.begin(build, _KEYS, resume=request.resume, say=request.say)
-        folder.claim(JOURNAL)
-        store = TrialStore(folder.claim(STORE))
-        with ExitStack() as open_until_then:
-            open_until_then.callback(store.close)
+        with ExitStack() as until_done:
             cluster = None
-            if request.settings.ray:
-                cluster = RayCluster(request.settings.ray, workers=request.settings.workers)
-                open_until_then.enter_context(cluster)
+            if request.settings.ray:  # before anything that takes long
+                cluster = until_done.enter_context(RayCluster(request.settings.ray, workers=request.settings.workers))
                 request.say(cluster.text)
+            common = pipeline.begin(build, _KEYS, resume=request.resume, say=request.say)
+            folder.claim(JOURNAL)
+            store = TrialStore(folder.claim(STORE))
+            until_done.callback(store.close)
             sweep = _Sweep(request, common.build, store, remarks, cluster=cluster)
             found = sweep.found(regimes_of(others, common.build))
         _write(request, common.build, found)
