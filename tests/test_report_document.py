@@ -18,7 +18,7 @@ from tests.test_report_examples import a_report, eight_rows
 ROW_FIELDS = (
     "name format runtime precision pattern threads accuracy agreement agreement_kind median_ms p95_ms p99_ms samples "
     "ratio ratio_ci verdict same_precision macs params nonzero bytes peak_rss_bytes metric outputs "
-    "evaluated agreement_ci accuracy_ci change file histogram"
+    "evaluated agreement_ci accuracy_ci change file histogram environment"
 ).split()
 
 

@@ -61,7 +61,7 @@ def _title(report: Report) -> str:
 
 
 def _result(found: Headline, paint: Paint, width: int | None) -> str:
-    notes = [wrap("note: ", note, width) for note in found.notes]
+    notes = [wrap("note: ", ascii_only(note), width) for note in found.notes]
     steps = [wrap("next: ", text, width) for text in step_lines(found.steps)]
     style = "bad" if found.bad else ""
     return "\n".join([_painted(wrap("result: ", ascii_only(found.sentence), width), paint, style), *steps, *notes])
