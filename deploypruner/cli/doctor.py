@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import click
@@ -31,32 +32,42 @@ def doctor_command(as_document: bool) -> None:
     and nothing is sent anywhere.
     """
     write_line(sys.stderr, "looking at this machine; the runtimes are loaded, each in a process of its own")
-    found = []
     with console() as shown:
         from deploypruner.doctor import examine
 
-        say = shown.aside(click.echo)
-        for finding in examine():
-            found.append(finding)
-            if not as_document:
-                say(lines(finding))
-    if as_document:
-        click.echo(json.dumps(document(found), indent=2))
-    report_broken(found, quiet=as_document)
+        found = tell(examine(), None if as_document else shown.aside(click.echo))
+    conclude(found, as_document=as_document)
 
 
-def report_broken(found: list[Finding], *, quiet: bool) -> None:
-    """Say how much is lacking, and end with an error where something is broken.
+def tell(findings: Iterable[Finding], say: Callable[[str], None] | None) -> list[Finding]:
+    """All findings; each is said as soon as it is there.
+
+    Args:
+        findings: As they are made.
+        say: Called with the lines of each, None for not at all.
+    """
+    found = []
+    for finding in findings:
+        found.append(finding)
+        if say is not None:
+            say(lines(finding))
+    return found
+
+
+def conclude(found: list[Finding], *, as_document: bool) -> None:
+    """Print the document, or say how much is lacking; end with an error where something is broken.
 
     Args:
         found: Everything that was looked at.
-        quiet: Is the count left out?
+        as_document: For programs?
 
     Raises:
         InputError: Something that is needed is missing.
     """
+    if as_document:
+        click.echo(json.dumps(document(found), indent=2))
     broken = [finding for finding in found if finding.state == "broken"]
-    if not quiet:
+    if not as_document:
         lacks = sum(finding.state == "lack" for finding in found)
         write_line(sys.stderr, "")
         write_line(sys.stderr, f"{'all' if not broken else 'not all'} that is needed is there; {_count(lacks)}")

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import click
 
-from deploypruner.cli.doctor import document, lines, report_broken
+from deploypruner.cli.doctor import conclude, tell
 from deploypruner.cli.help import GroupedCommand
 from deploypruner.cli.options import console
 from deploypruner.cli.recipe_options import command_option
@@ -62,21 +62,15 @@ def check_command(name: str, as_document: bool) -> None:
     Every lack has a hint. Exit code 2 where it cannot be reached, or something is missing that measuring needs. The
     worker, some 70 kB, is left there; `target clean` removes it.
     """
-    target, found = _elsewhere(name), []
+    target = _elsewhere(name)
     with console() as shown:
         shown.doing(f"asking {name}")
         from deploypruner.device.reach import reach
         from deploypruner.doctor.device import device_findings
 
-        say = shown.aside(click.echo)
         with reach(target) as device:
-            for finding in device_findings(device, target):
-                found.append(finding)
-                if not as_document:
-                    say(lines(finding))
-    if as_document:
-        click.echo(json.dumps(document(found), indent=2))
-    report_broken(found, quiet=as_document)
+            found = tell(device_findings(device, target), None if as_document else shown.aside(click.echo))
+    conclude(found, as_document=as_document)
 
 
 @target_group.command("clean", cls=GroupedCommand, examples={"deploypruner target clean pi": ""})

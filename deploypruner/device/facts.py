@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -58,14 +59,7 @@ def details(folder: Path) -> dict[str, Any]:
     target = detect()
     return {
         "environment": environment(),
-        "target": {
-            "name": target.name,
-            "processor": target.processor,
-            "cores": target.cores,
-            "int8_features": list(target.int8_features),
-            "bf16_features": list(target.bf16_features),
-            "described": target.described,
-        },
+        "target": asdict(target),
         "machine": platform.machine(),
         "bits": 64 if sys.maxsize > 2**32 else 32,
         "python": sys.executable,

@@ -28,6 +28,7 @@ from deploypruner.sweep.workers import read_result
 _RETRIES = 1
 _LOOK_S = 1.0
 _CONNECT_S = 5.0
+_QUIET: dict[str, Any] = {"logging_level": "CRITICAL", "log_to_driver": False}
 
 
 class RayCluster:
@@ -51,13 +52,9 @@ class RayCluster:
             return
         if address not in (HERE, AUTO):
             _require_open(address)
+        here = {"address": "local", "num_cpus": workers, "include_dashboard": False}
         try:
-            if address == HERE:
-                self._ray.init(
-                    address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False, **_QUIET
-                )
-            else:
-                self._ray.init(address=address, log_to_driver=False, **_QUIET)
+            self._ray.init(**(here if address == HERE else {"address": address}), **_QUIET)
         except Exception as cause:  # Ray raises ConnectionError, RuntimeError, ValueError, and its own
             raise _refused(address, cause) from cause
 
@@ -141,9 +138,6 @@ class RayCluster:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-_QUIET: dict[str, Any] = {"logging_level": "CRITICAL", "ignore_reinit_error": False}
 
 
 def _imported() -> ModuleType:
