@@ -26,6 +26,7 @@ import click
 import numpy as np
 import psutil
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from benchmarks.kept import changing, read
@@ -65,6 +66,7 @@ def kills(workers: int, samples: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
         _write_data(folder / "data.npz")
+        _write_taught(folder)
         begun = time.monotonic()
         if _sweep(folder, "whole", workers, samples).wait(_LONGEST_S):
             raise click.ClickException("the undisturbed sweep failed")
@@ -80,6 +82,7 @@ def kills(workers: int, samples: int, seed: int) -> None:
         "undisturbed_s": whole_s,
         "kills": moments,
         "trials": len(theirs),
+        "different_drops": len({result["drop"] for result in theirs.values()}),
         "same_trials": same and ours == theirs,
     }
     with changing(RESULTS) as rows:
@@ -127,7 +130,19 @@ def _kill(process: subprocess.Popen[bytes], who: str, after_s: float) -> str:
 def _sweep(folder: Path, name: str, workers: int, samples: int) -> subprocess.Popen[bytes]:
     words = ["sweep", "benchmarks.killed_sweeps:small_net", "--input-shape", "2,3,16,16", "--data", "data.npz"]
     words += ["--macs", "0.5", "--step", "1", "--samples", str(samples), "--candidates", "8", "--finalists", "2"]
-    words += ["--again", "1", "--runtime", "onnxruntime", "--precision", "fp32", "--epochs", "1", "--allow-chance"]
+    words += [
+        "--again",
+        "1",
+        "--runtime",
+        "onnxruntime",
+        "--precision",
+        "fp32",
+        "--epochs",
+        "1",
+        "--weights",
+        "net.safetensors",
+    ]
+    words += ["--mean", "0,0,0", "--std", "1,1,1"]
     words += ["--workers", str(workers), "--out", name, "-q"]
     words += ["--resume"] if (folder / name / STORE).is_file() else []
     surroundings = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
@@ -135,17 +150,32 @@ def _sweep(folder: Path, name: str, workers: int, samples: int) -> subprocess.Po
 
 
 def _write_data(path: Path) -> None:
-    """Images whose class is the quarter that is brightest."""
+    """Noise whose class is the colour that is brighter, or the fourth where none is."""
     rng = np.random.default_rng(0)
     arrays: dict[str, Any] = {}
     for end, count in (("", 2048), ("_val", 512)):
         y = rng.integers(0, 4, count)
         x = rng.integers(0, 160, (count, 3, 16, 16)).astype(np.uint8)
         for image, label in zip(x, y, strict=True):
-            row, column = 8 * (label // 2), 8 * (label % 2)
-            image[:, row : row + 8, column : column + 8] += 12
+            image[label : label + 1] += 8
         arrays |= {f"x{end}": x, f"y{end}": y}
     np.savez(path, **arrays)
+
+
+def _write_taught(folder: Path) -> None:
+    """Weights that know the classes, so that trials differ in what they lose."""
+    torch.set_num_threads(1)
+    net = small_net().train()
+    with np.load(folder / "data.npz") as arrays:
+        x, y = (torch.tensor(arrays[name]) for name in ("x", "y"))
+    x = x.float() / 255
+    optimizer = torch.optim.Adam(net.parameters(), 5e-3)
+    for epoch in range(6):
+        for rows in torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch)).split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
+            optimizer.step()
+    save_file(net.state_dict(), folder / "net.safetensors")
 
 
 def _finished(folder: Path) -> dict[str, Any]:
