@@ -16,7 +16,6 @@ from deploypruner.build.state import Build, Feeds
 from deploypruner.build.timed import in_environments, keep_inputs, keep_run, longer, make_jobs, no_bf16
 from deploypruner.measure import (
     Measured,
-    environment,
     find_doubts,
     make_rows,
 )
@@ -45,7 +44,7 @@ class Measure(Stage):
         eager, without = eager_job(build)
         jobs = in_environments(make_jobs(build.artifacts, build.measured_runtimes), build.environments)
         jobs += [eager] if eager else []
-        machine = environment()
+        machine = build.clock.machine.environment()
         samples = validation_samples(build)
         qualities = judge(build, jobs, samples)
         feeds = timing_feeds(build)
@@ -76,7 +75,11 @@ class Measure(Stage):
             timings=measured.timings,
             rows=tuple(rows),
             certificate=certificate,
-            remarks=(*build.remarks, *filter(None, (without, why, no_bf16(recipe.allow_bf16))), *failures),
+            remarks=(
+                *build.remarks,
+                *filter(None, (without, why, no_bf16(recipe.allow_bf16, build.clock.machine.target))),
+                *failures,
+            ),
             layer_ms=layers,
             noise=tuple(warnings),
             environment=machine,
