@@ -236,7 +236,7 @@ class Device:
     def _send_file(self, file: Path, **about: Any) -> None:
         size = file.stat().st_size
         with file.open("rb") as source:
-            if self._open.put(source, size, **about):
+            if self.stream.put(source, size, about):
                 raise InputError(f"'{file}' became shorter while it was sent", hint="run it again")
         why = self._told_next()["why"]
         if why:
@@ -257,7 +257,9 @@ class Device:
         """
         name, self._numbers = self._numbers, self._numbers + 1
         self._workers[name] = deque()
-        self._open.tell(do="start", worker=name, threads=threads, environment=dict(environment), command=command)
+        self.stream.tell(
+            {"do": "start", "worker": name, "threads": threads, "environment": dict(environment), "command": command}
+        )
         return name
 
     def pid_of(self, worker: int) -> int:
@@ -269,12 +271,12 @@ class Device:
 
     def tell_worker(self, worker: int, message: Mapping[str, Any], patience_s: float) -> None:
         """Send one message; `hear_worker` has the answer."""
-        self._open.tell(do="tell", worker=worker, message=message, patience_s=patience_s)
+        self.stream.tell({"do": "tell", "worker": worker, "message": message, "patience_s": patience_s})
 
     def tell_round(self, blocks: Sequence[tuple[int, Mapping[str, Any], float]]) -> None:
         """Send a message to each of several workers; they are answered one after another, with no network between."""
         listed = [{"worker": worker, "message": message, "patience_s": s} for worker, message, s in blocks]
-        self._open.tell(do="round", blocks=listed)
+        self.stream.tell({"do": "round", "blocks": listed})
         self._rounds_asked += 1
 
     def hear_worker(self, worker: int, patience_s: float) -> dict[str, Any]:
@@ -291,7 +293,7 @@ class Device:
         """End a worker; one of a connection that was lost has ended with it."""
         if worker not in self._workers:
             return
-        self._open.tell(do="stop", worker=worker)
+        self.stream.tell({"do": "stop", "worker": worker})
         deadline = time.monotonic() + _ANSWER_S
         while not any("stopped" in said for said in self._workers[worker]):
             self._receive(deadline)
@@ -300,13 +302,18 @@ class Device:
     # ------------------------------------------------------------------ the stream
 
     @property
-    def _open(self) -> Stream:
+    def stream(self) -> Stream:
+        """The connection.
+
+        Raises:
+            DeviceError: There is none.
+        """
         if self._stream is None:
             raise DeviceError(f"{self.transport.name} is not connected", hint="run it again once it is there")
         return self._stream
 
     def _ask(self, **message: Any) -> Any:
-        self._open.tell(**message)
+        self.stream.tell(message)
         return self._told_next()
 
     def _told_next(self) -> Any:
@@ -317,7 +324,7 @@ class Device:
 
     def _receive(self, deadline: float) -> None:
         """Sort one line in."""
-        line = self._open.line(deadline)
+        line = self.stream.line(deadline)
         try:
             message = json.loads(line)
         except ValueError:

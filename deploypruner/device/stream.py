@@ -8,6 +8,7 @@ import selectors
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from typing import IO, Any
 
@@ -18,6 +19,7 @@ from deploypruner.scratch import scratch
 
 _HELLO_S = 60.0
 _ALIVE_S, _SILENCE_S = 10.0, 60.0
+_ALIVE = {"do": "alive", "silence_s": _SILENCE_S}
 _CHUNK = 1 << 16
 _MOST_FOREIGN_BYTES = 1 << 16
 _EXIT_GRACE_S = 5.0
@@ -55,7 +57,7 @@ class Stream:
                     hint="`deploypruner target clean` it, and run this again",
                 )
             if transport.silent_when_cut:
-                self.tell(do="alive", silence_s=_SILENCE_S)
+                self.tell(_ALIVE)
                 thread = threading.Thread(target=self._keep_alive, daemon=True)
                 thread.start()
                 stack.callback(thread.join)
@@ -66,7 +68,7 @@ class Stream:
         """End it."""
         self._stack.close()
 
-    def tell(self, **message: Any) -> None:
+    def tell(self, message: Mapping[str, Any]) -> None:
         """Send one message.
 
         Raises:
@@ -92,7 +94,7 @@ class Stream:
         self.send(some)
         self.bytes_sent += len(some)
 
-    def put(self, source: IO[bytes], size: int, **about: Any) -> int:
+    def put(self, source: IO[bytes], size: int, about: Mapping[str, Any]) -> int:
         """Send so many bytes of a file behind a line about it; how many it lacked.
 
         Raises:
@@ -168,7 +170,7 @@ class Stream:
     def _keep_alive(self) -> None:
         while not self._stop.wait(_ALIVE_S):
             try:
-                self.tell(do="alive", silence_s=_SILENCE_S)
+                self.tell(_ALIVE)
             except DeviceError:  # whoever waits for an answer says so
                 return
 
