@@ -25,6 +25,9 @@ from deploypruner.search.certify import Certificate, certify, in_setting
 from deploypruner.search.found import SearchResult
 
 
+_LIBRARIES = ("openvino", "onnxruntime")
+
+
 @stages.register("measure")
 class Measure(Stage):
     """Evaluate each artifact on validation data, then time all of them in interleaved rounds."""
@@ -77,7 +80,9 @@ class Measure(Stage):
             certificate=certificate,
             remarks=(
                 *build.remarks,
-                *filter(None, (without, why, no_bf16(recipe.allow_bf16, build.clock.machine.target))),
+                *filter(
+                    None, (_elsewhere(build), without, why, no_bf16(recipe.allow_bf16, build.clock.machine.target))
+                ),
                 *failures,
             ),
             layer_ms=layers,
@@ -95,6 +100,18 @@ class Measure(Stage):
         samples = sum(t.samples_ns.size for t in build.timings)
         assert build.noise_floor is not None, "every run of measuring has one"
         return f"{len(build.rows)} rows, {samples:,} timed inferences, noise floor {100 * build.noise_floor:.1f} %"
+
+
+def _elsewhere(build: Build) -> str:
+    """Which machine was timed and which one judged, where they are two; "" where they are one."""
+    machine = build.clock.machine
+    if not machine.elsewhere:
+        return ""
+    versions = ", ".join(f"{package} {found}" for package in _LIBRARIES if (found := machine.version(package)))
+    return (
+        f"timed on {machine.name} ({machine.target.processor}; {versions}), not on this machine; accuracy and "
+        "agreement are those of the same files here"
+    )
 
 
 def _certify(build: Build, found: SearchResult, measured: Measured, *, feeds: Feeds | None) -> Certificate:
