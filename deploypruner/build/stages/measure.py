@@ -24,7 +24,6 @@ from deploypruner.recipe import BUDGETS
 from deploypruner.search.certify import Certificate, certify, in_setting
 from deploypruner.search.found import SearchResult
 
-
 _LIBRARIES = ("openvino", "onnxruntime")
 
 
