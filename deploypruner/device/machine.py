@@ -37,7 +37,7 @@ class Machine:
         """Is it another machine than this one?"""
         return self.device is not None
 
-    @cached_property
+    @property
     def target(self) -> Target:
         """Processor and instruction sets."""
         said: dict[str, Any] = self._identity["target"]
@@ -73,6 +73,11 @@ class Machine:
         """For report.json: what `Target` says."""
         return asdict(self.target)
 
-    @cached_property
+    @property
     def _identity(self) -> dict[str, Any]:
-        return facts.identity() if self.device is None else self.device.identity()
+        return facts.identity() if self.device is None else self._there
+
+    @cached_property
+    def _there(self) -> dict[str, Any]:
+        assert self.device is not None, "this machine is asked each time"
+        return self.device.identity()
