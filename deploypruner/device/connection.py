@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from deploypruner.atomic import file_sha256
 from deploypruner.device.counters import Reading
-from deploypruner.device.stream import Stream
+from deploypruner.device.stream import AgentStream
 from deploypruner.device.transports import Transport
 from deploypruner.device.transports.local import LocalTransport
 from deploypruner.errors import DeviceError, DeviceLostError, InputError
@@ -45,7 +45,7 @@ class Device:
         self.say = say
         self.connections = 0
         self._sent_before = 0
-        self._stream: Stream | None = None
+        self._stream: AgentStream | None = None
         self._placed: dict[Path, str] = {}
         self._numbers = 0
         self._forget()
@@ -117,7 +117,7 @@ class Device:
 
     def _connect(self) -> None:
         self._forget()
-        self._stream = Stream(self.transport)
+        self._stream = AgentStream(self.transport)
         self.connections += 1
 
     def _disconnect(self) -> None:
@@ -302,7 +302,7 @@ class Device:
     # ------------------------------------------------------------------ the stream
 
     @property
-    def stream(self) -> Stream:
+    def stream(self) -> AgentStream:
         """The connection.
 
         Raises:

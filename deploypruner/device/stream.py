@@ -25,7 +25,7 @@ _MOST_FOREIGN_BYTES = 1 << 16
 _EXIT_GRACE_S = 5.0
 
 
-class Stream:
+class AgentStream:
     """A connection that is open; `close` leaves no process of ours, and the agent there ends itself.
 
     Attributes:

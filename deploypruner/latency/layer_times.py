@@ -119,7 +119,7 @@ class Owners:
         self._owner: dict[str, str] = {}
         made: dict[ir.Value | None, str] = {}
         for node in graph:
-            before = [made[value] for value in node.inputs if value in made]
+            before = [made[value] for value in node.inputs if made.get(value)]
             name = str(node.name) if node.op_type in WEIGHTED else max(before, key=self.layers.index, default="")
             made.update(dict.fromkeys(node.outputs, name))
             self._owner.update({str(key): name for key in (node.name, *(v.name for v in node.outputs)) if key})
