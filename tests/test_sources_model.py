@@ -273,6 +273,11 @@ def test_a_module_that_cannot_be_imported_is_told_from_one_that_lacks_another(fa
         load_model(f"{factory}s:net")
     with pytest.raises(InputError, match=rf"is a path[\s\S]*write {factory}:net"):
         load_model(f"./{factory}.py:net")
+    elsewhere = Path.cwd().parent / "elsewhere" / "mine.py"
+    with pytest.raises(InputError, match=rf"is a path[\s\S]*run it in '{elsewhere.parent}' and write mine:net"):
+        load_model("../elsewhere/mine.py:net")
+    with pytest.raises(InputError, match=rf"run it in '{elsewhere.parent}' and write mine:net"):
+        load_model(f"{elsewhere}:net")
     Path(f"{factory}_lacking.py").write_text("import no_such_dependency\n")
     with pytest.raises(InputError, match="ModuleNotFoundError: No module named 'no_such_dependency'"):
         load_model(f"{factory}_lacking:net")

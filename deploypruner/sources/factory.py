@@ -78,8 +78,7 @@ def find_callable(source: str, what: str) -> Callable[..., object]:
     """
     module_name, _, attribute = source.partition(":")
     if module_name.endswith(".py") or "/" in module_name:
-        dotted = module_name.removesuffix(".py").strip("./").replace("/", ".")
-        raise InputError(f"'{module_name}' is a path, not a module", hint=f"write {dotted}:{attribute}")
+        raise InputError(f"'{module_name}' is a path, not a module", hint=_as_module(Path(module_name), attribute))
     with working_folder_importable():
         found = _import(module_name, source)
         with foreign(f"looking up '{attribute}' in '{module_name}' raised", hint="fix the module's __getattr__"):
@@ -92,6 +91,14 @@ def find_callable(source: str, what: str) -> Callable[..., object]:
         if not callable(found):
             raise InputError(f"'{source}' is a {type(found).__name__}, not a function or class", hint=what)
         return found
+
+
+def _as_module(path: Path, attribute: str) -> str:
+    """How a file is named as a module: from here, or from its own folder where it is not below this one."""
+    file, here = path.with_suffix("").resolve(), Path.cwd().resolve()
+    if file.is_relative_to(here):
+        return f"write {'.'.join(file.relative_to(here).parts)}:{attribute}"
+    return f"run it in '{file.parent}' and write {file.name}:{attribute}"
 
 
 def _import(module_name: str, source: str) -> object:
