@@ -23,31 +23,26 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-import onnx
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks.alike import repaired
 from benchmarks.cifar10 import WORK, cifar10
-from benchmarks.engines import Engines, ratio, time_files
 from benchmarks.kept import changing, read
 from benchmarks.models import MobileNetV2
+from benchmarks.side_by_side import time_cells, time_networks, write_files
 from deploypruner.channels.allocate import allocate
 from deploypruner.channels.criteria import criteria
 from deploypruner.channels.statistics import score_groups
-from deploypruner.export import exporters
 from deploypruner.graph import Graph, trace
 from deploypruner.measure import environment
 from deploypruner.progress import progress_for
-from deploypruner.quantize import Placement, quantize_static
 from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.schedules.one_shot import OneShotMasks
 from deploypruner.sources.batches import Data
-from deploypruner.sparse.convert import sparsify
 from deploypruner.sparsity.patterns import make_pattern
 from deploypruner.sparsity.training.layers import SparseLayer, choose_layers
 from deploypruner.train.batchnorm import reestimate_batchnorm
@@ -245,7 +240,7 @@ def pruned(subject: Subject, goal: float, macs: int, way: str) -> None:
         "cpu_seconds": None if seconds is None else choosing + seconds,
         "epochs": protocol.epochs + protocol.recover,
     }
-    written(made.module, data, place(protocol, name), sparse=made.regime is not None)
+    write_files(made.module, data.train, place(protocol, name), sparse=made.regime is not None)
     keep(protocol, name, row)
 
 
@@ -268,44 +263,6 @@ def keep(protocol: Protocol, name: str, row: Mapping[str, Any]) -> None:
     click.echo(f"{name}: {row['percent']:.2f} % at {row['macs'] / 1e6:.1f} M MACs", err=True)
 
 
-def written(module: nn.Module, data: Data, folder: Path, *, sparse: bool) -> None:
-    """fp32.onnx, int8.onnx, and where there are zeros sparse.onnx: every layer that can be in our kernels."""
-    fp32 = folder / "fp32.onnx"
-    exporters.get("onnx")().write(module.eval(), (torch.zeros(1, 3, 32, 32),), fp32, dynamic_batch=False)
-    batches = data.train.epoch(batch_size=1, seed=0, shuffle=True, augment=False)
-    feeds = [[np.ascontiguousarray(inputs[0].numpy())] for inputs, _ in islice(batches, 128)]
-
-    def int8(path: Path, placement: Placement) -> None:
-        quantize_static(fp32, path, calibration=iter(feeds), placement=placement)
-
-    int8(folder / "int8.onnx", "openvino")
-    if sparse:
-        int8(folder / "gated.onnx", "sparse")
-        found = sparsify(onnx.load(folder / "gated.onnx"), every=True)
-        assert found.model is not None, f"{folder}: nothing could be converted"
-        onnx.save(found.model, folder / "sparse.onnx")
-
-
-def timed(protocol: Protocol, *, seconds: float) -> dict[str, Any]:
-    """Every network's files in one interleaved run, compared with the int8 file of the wide one."""
-    names = [f"width {WIDE:g}, {protocol.epochs} epochs"]
-    names += [name for name in read(RESULTS)[protocol.key] if name not in names and name != "times"]
-    paths = {
-        f"{name}: {path.stem}": path
-        for name in names
-        for path in (place(protocol, name) / f"{kind}.onnx" for kind in ("int8", "fp32", "sparse"))
-        if path.exists()
-    }
-    with Engines(FOLDER / "logs") as engines:
-        worker = engines.start("openvino")
-        files = [engines.open(worker, path, name) for name, path in paths.items()]
-        opened = [file for file in files if file is not None]
-        samples = time_files(opened, rounds=20, seconds=seconds)
-        assert not engines.failures, engines.failures
-    base = samples[opened[0].name]
-    return {name: {"ms": float(np.median(taken)) / 1e6, **ratio(taken, base)} for name, taken in samples.items()}
-
-
 def markdown(key: str, rows: Mapping[str, Any]) -> str:
     """Networks down; accuracy, work, hours and milliseconds across."""
     times = rows.get("times", {}).get("rows", {})
@@ -320,11 +277,9 @@ def markdown(key: str, rows: Mapping[str, Any]) -> str:
             continue
         before = f"{row['percent_before']:.1f} %" if "percent_before" in row else ""
         hours = "" if row["cpu_seconds"] is None else f"{row['cpu_seconds'] / 3600:.2f}"
-        found = (times.get(f"{name}: {kind}") for kind in ("fp32", "int8", "sparse"))
-        cells = ["" if one is None else f"{one['ms']:.3f} ms, {one['ratio']:.2f}x" for one in found]
         zeros = f"{row['zeros']:.0%}" if row["zeros"] else ""
         first = f"| {name} | {row['macs'] / 1e6:.1f} M | {zeros} | {before} | {row['percent']:.1f} % | {hours} |"
-        lines.append(f"{first} {' | '.join(cells)} |")
+        lines.append(f"{first} {time_cells(times, name)} |")
     return "\n".join(lines)
 
 
@@ -351,14 +306,14 @@ def train(images: int, epochs: int, recover: int, seed: int, ways: tuple[str, ..
     """The wide network, its pruned ones, and the narrow ones; what is in the results is not done again."""
     protocol, data = Protocol(images, epochs, recover, seed), cifar10(images)
     wide, _ = dense(WIDE, epochs, data, protocol)
-    written(wide, data, place(protocol, f"width {WIDE:g}, {epochs} epochs"), sparse=False)
+    write_files(wide, data.train, place(protocol, f"width {WIDE:g}, {epochs} epochs"), sparse=False)
     subject = Subject(wide, traced(wide), data, protocol)
     for goal in goals:
         macs = macs_of(traced(MobileNetV2(goal)))
         for way in ways:
             pruned(subject, goal, macs, way)
         narrow, _ = dense(goal, epochs + recover, data, protocol)
-        written(narrow, data, place(protocol, f"width {goal:g}, {epochs + recover} epochs"), sparse=False)
+        write_files(narrow, data.train, place(protocol, f"width {goal:g}, {epochs + recover} epochs"), sparse=False)
     click.echo(markdown(protocol.key, read(RESULTS)[protocol.key]))
 
 
@@ -371,7 +326,10 @@ def train(images: int, epochs: int, recover: int, seed: int, ways: tuple[str, ..
 def time_all(images: int, epochs: int, recover: int, seed: int, seconds: float) -> None:
     """Milliseconds of all files on one core, interleaved."""
     protocol = Protocol(images, epochs, recover, seed)
-    rows = timed(protocol, seconds=seconds)
+    names = [name for name in read(RESULTS)[protocol.key] if name != "times"]
+    names.sort(key=lambda name: name != f"width {WIDE:g}, {epochs} epochs")  # what the others are compared with
+    folders = {name: place(protocol, name) for name in names}
+    rows = time_networks(folders, logs=FOLDER / "logs", seconds=seconds)
     with changing(RESULTS) as found:
         found[protocol.key]["times"] = {"environment": environment(), "rows": rows}
     click.echo(markdown(protocol.key, read(RESULTS)[protocol.key]))
