@@ -146,8 +146,11 @@ class SqueezeExcite(nn.Module):
         hidden = max(8, channels // 4)
         self.fc1, self.fc2 = nn.Conv2d(channels, hidden, 1), nn.Conv2d(hidden, channels, 1)
 
+    def gate(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, C, 1, 1]
+        return F.hardsigmoid(self.fc2(self.fc1(x.mean((2, 3), keepdim=True)).relu()))
+
     def forward(self, x: Tensor) -> Tensor:
-        return x * F.hardsigmoid(self.fc2(self.fc1(x.mean((2, 3), keepdim=True)).relu()))
+        return x * self.gate(x)
 
 
 class GatedBlock(nn.Module):
