@@ -338,7 +338,7 @@ def time_all(images: int, epochs: int, recover: int, seed: int, seconds: float) 
 @main.command()
 def table() -> None:
     """What there is."""
-    for key, rows in read(RESULTS).items():
+    for key, rows in (read(RESULTS) or {"nothing yet": {}}).items():
         click.echo(markdown(key, rows) + "\n")
 
 

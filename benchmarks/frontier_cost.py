@@ -1,7 +1,6 @@
 """A frontier of four speed-ups in one command, beside four separate compiles of the same: wall time and CPU time.
 
-    nice python -m benchmarks.frontier_cost run --name resnet20 --model benchmarks.models:resnet20 \
-        --weights W.safetensors --data DIR -- --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+    nice python -m benchmarks.frontier_cost run --name resnet18 --model torchvision:resnet18 --data photos -- --epochs 2
     python -m benchmarks.frontier_cost table        # what is in the results; runs nothing
 
 What stands behind `--` goes to both commands. Each command is a process of its own with an empty cache, so that no
