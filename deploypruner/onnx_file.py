@@ -16,6 +16,14 @@ LARGEST_BYTES = 2**31 - 2**20
 # What onnx raises over a model that is none.
 _INVALID = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, DecodeError)
 
+TRANSPOSED = ".T"
+"""Stands behind the name of a parameter that a file of ours holds transposed."""
+
+
+def layer_called(weight: str) -> str:
+    """What the user calls the layer of a weight: "blocks.0.up" for "blocks.0.up.weight", transposed or not."""
+    return weight.removesuffix(TRANSPOSED).removesuffix(".weight")
+
 
 def write_onnx(model: onnx.ModelProto, path: Path) -> None:
     """Write a model whose nodes stand in topological order, and check the file. Every ONNX file of ours is made here.

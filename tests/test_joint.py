@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from deploypruner.build import joint, pipeline
 from deploypruner.build.folder import BuildFolder
@@ -117,9 +118,15 @@ def test_only_a_time_missed_for_float_layers_that_nobody_foresaw_sends_back(tmp_
         assert floats_unforeseen(missed(tmp_path, ratio=0.8, met=True)) is None
 
 
+def fragile_and_swish() -> nn.Module:
+    """The second layer cannot be int8; behind the third one ONNX Runtime wants a pair, and OpenVINO none."""
+    *layers, head = fragile()
+    return nn.Sequential(*layers, nn.Conv2d(16, 16, 3, 2, 1), nn.SiLU(), head).eval()
+
+
 @pytest.mark.slow
 def test_a_budget_of_time_is_for_the_mix_that_keeps_the_accuracy_of_the_dense_model(tmp_path):
-    save_program(fragile(), tmp_path / "net.pt2", torch.zeros(2, *IMAGE))
+    save_program(fragile_and_swish(), tmp_path / "net.pt2", torch.zeros(2, *IMAGE))
     np.savez(tmp_path / "plain.npz", x=samples(48)[0], x_val=samples(64, seed=1)[0])
     with pretended_timings():
         outcome = run_cli(
@@ -131,8 +138,24 @@ def test_a_budget_of_time_is_for_the_mix_that_keeps_the_accuracy_of_the_dense_mo
     assert outcome.code == 0, outcome.err
     report = json.loads((tmp_path / "build" / "report.json").read_text())
     budget = report["budget"]
-    assert budget["setting"]["floats"] == ["2.weight"]
+    # ONNX Runtime wants a pair behind the first layer, which would round what the second is to read in full.
+    assert budget["setting"]["floats"] == ["0.weight", "2.weight"]
     assert "dense int8 mixed" in [row["name"] for row in report["rows"]]
     assert budget["bounds"]["active"] == "accuracy", "1 ms is within 2 ms, so that nothing was cut for it"
     assert "int8 on onnxruntime, 1 thread was given up" in budget["bounds"]["accuracy"]["decided"]
-    assert "of int8 with 1 layer float on onnxruntime, 1 thread" in " ".join(outcome.out.split())
+    assert "of int8 with 2 layers float on onnxruntime, 1 thread" in " ".join(outcome.out.split())
+    mixed = tmp_path / "build" / "stages" / "dense.mixed.onnxruntime.onnx"
+    graph = trace(fragile_and_swish(), (torch.zeros(2, *IMAGE),))
+    pairs = {}
+    for placement in ("openvino", "onnxruntime"):
+        path = tmp_path / f"{placement}.onnx"
+        write_candidate(graph, {}, "int8", path, floats=("0.weight", "2.weight"), placement=placement)
+        pairs[placement] = placed(path)
+    assert placed(mixed) == pairs["onnxruntime"] != pairs["openvino"], "as the candidates it is timed beside"
+    point = next(p for p in report["points"] if p["id"] == "dense-int8-mixed.onnxruntime")
+    assert (point["placement"], point["floats"]) == ("onnxruntime", ["0.weight", "2.weight"])
+
+
+def placed(path: Path) -> list[str]:
+    """Operators of a file in order, constants left out."""
+    return [node.op_type for node in onnx.load(path).graph.node if node.op_type != "Constant"]

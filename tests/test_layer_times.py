@@ -39,6 +39,7 @@ ONNXRUNTIME = {
     ("b_nchwc",): "make_a",  # the convolution with its Relu, called after what it writes
     ("v_DequantizeLinear",): "make_c",  # weights that are made float in every inference
     ("make_c",): "make_c",
+    ("fused make_z",): "make_z",  # a Gemm with its activation
     ("Transpose after make_c",): "make_c",
     ("e_DequantizeLinear/duplicated",): "make_c",
     ("ReorderOutput after h_nchwc",): "make_f",

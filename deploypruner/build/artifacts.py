@@ -37,8 +37,11 @@ DENSE = (*_MODELS, _SUMMARY)
 DENSE_OWN = tuple(_OWN.values())
 """Its int8 files for runtimes that want their pairs elsewhere, where those are other files."""
 
-MIXED = stage_file("dense.mixed.onnx")
-"""The dense model in int8 but for some layers, where a budget of time is for that."""
+# For every runtime whose pairs stand alike, and for one that wants them elsewhere.
+_MIXED = {runtime: stage_file(f"dense.mixed.{runtime}.onnx".replace("..", ".")) for runtime in ("", *_OWN)}
+
+MIXED = tuple(_MIXED.values())
+"""The dense model in int8 but for some layers, where a budget of time is for that: one of these."""
 
 
 def with_dense(build: Build) -> Build:
@@ -180,11 +183,17 @@ def dense_artifacts(build: Build) -> Build:
 
 
 def with_dense_mixed(build: Build) -> Build:
-    """The build with the dense model's mix of int8 and float among its artifacts, where there is one."""
-    if not build.folder.has(MIXED):
-        return build
-    mixed = Artifact(DENSE_MIXED, build.folder.path(MIXED), "onnx", "int8", "dense", build.traced.cost())
-    return replace(build, artifacts=(*build.artifacts, mixed))
+    """The build with the dense model's mix of int8 and float among its artifacts if its file is there."""
+    others = (artifact for artifact in build.artifacts if artifact.name != DENSE_MIXED)
+    found = (dense_mixed(build, runtime) for runtime, name in _MIXED.items() if build.folder.has(name))
+    return replace(build, artifacts=(*others, *found))
+
+
+def dense_mixed(build: Build, runtime: str) -> Artifact:
+    """The dense model's mix of int8 and float for a runtime, whether its file is there or not."""
+    alone = runtime if runtime in _OWN else ""
+    path = build.folder.path(_MIXED[alone])
+    return Artifact(DENSE_MIXED, path, "onnx", "int8", "dense", build.traced.cost(), runtime=alone)
 
 
 def write_state(folder: BuildFolder, name: str, module: nn.Module) -> None:

@@ -19,6 +19,7 @@ from deploypruner.errors import TraceError, said_by
 from deploypruner.export import Exporter, exporters
 from deploypruner.export.by_running import onnx_by_running
 from deploypruner.export.known_faults import avoid_known_faults
+from deploypruner.export.layer_names import name_layers
 from deploypruner.export.program import capture, quiet, with_reshapes
 from deploypruner.graph.inputs import Inputs
 from deploypruner.graph.nodes import op_name, where
@@ -67,7 +68,7 @@ class Onnx(Exporter):
             _check_pooling(program, open_axes)
             model = _convert(with_reshapes(program), open_axes)
         _name_axes(model, open_axes)
-        write_onnx(avoid_known_faults(_tidy(model)), path)
+        write_onnx(avoid_known_faults(name_layers(_tidy(model), module)), path)
 
 
 def _check_pooling(program: ExportedProgram, open_axes: Sequence[OpenAxis]) -> None:

@@ -110,6 +110,7 @@ def fingerprint(graph: Graph) -> str:
     module = graph.module
     code = module.code if isinstance(module, torch.fx.GraphModule) else repr(module)
     facts = [
+        "layers by their modules",  # operations that were bound under other names are of no use
         code,
         [(name, list(value.shape)) for name, value in module.state_dict().items()],
         [(g.id, g.size, [(m.parameter, m.axis, list(m.index.shape)) for m in g.members]) for g in graph.groups],

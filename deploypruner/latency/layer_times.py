@@ -24,6 +24,8 @@ _ROUNDS = 2
 _RESOLVED_MS, _CALLS = 0.1, 20
 _INT8 = re.compile(r"\b(u8|i8|uint8|int8)\b")
 # What runtimes and quantizers append to the names of values and nodes.
+# ONNX Runtime's, before a Gemm and its activation.
+_FUSED = "fused "
 _APPENDED = re.compile(
     r"(/.*|_nchwc|_QuantizeLinear(_Input)?|_DequantizeLinear|_original|_quantized|_scaled_\d+|_of_\d_axes|_q|_dq)$"
 )
@@ -166,7 +168,7 @@ class Owners:
 
     def _by_name(self, name: str) -> str:
         """By the runtime's own name: of a node or value of the file with more behind it, or "what after that"."""
-        for text in name.split(" after "):
+        for text in name.removeprefix(_FUSED).split(" after "):
             while text and text not in self._owner:
                 shorter = _APPENDED.sub("", text)
                 text = "" if shorter == text else shorter

@@ -1,4 +1,4 @@
-"""Layers by the names of their weights, which are the same in every export of a model; those of nodes are not."""
+"""Layers by the names of their weights, which are those of the module's parameters in every export of a model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 
+from deploypruner.onnx_file import TRANSPOSED
 from deploypruner.quantize.islands import WEIGHTED
 
 
@@ -31,4 +32,4 @@ def layer_weights(file: Path) -> dict[str, str]:
     stored = {tensor.name for tensor in graph.initializer}
     layers = [node for node in graph.node if node.op_type in WEIGHTED]
     found = {str(node.name): next((name for name in node.input if name in stored), "") for node in layers}
-    return {layer: weight for layer, weight in found.items() if weight}
+    return {layer: weight.removesuffix(TRANSPOSED) for layer, weight in found.items() if weight}

@@ -25,9 +25,9 @@ class IdleLayers:
     """What computes nothing.
 
     Args:
-        zero: Names of the weights that are all zero.
-        constant: Names of the weights of other layers whose outputs, after their activations, do not differ between
-            samples, though their inputs do.
+        zero: Names of layers whose weights are all zero.
+        constant: Of other layers whose outputs, after their activations, do not differ between samples, though their
+            inputs do.
         samples: That were compared.
     """
 
@@ -38,7 +38,7 @@ class IdleLayers:
 
 @dataclass(frozen=True)
 class _Candidate:
-    weight: str
+    layer: str
     before: str
     after: str
 
@@ -57,7 +57,7 @@ def idle_layers(model: onnx.ModelProto, calibration: Iterable[Feeds]) -> IdleLay
     stored = [(node, values) for node in layers if (values := constant(operand(node, 1))) is not None]
     zero = [node for node, values in stored if values.size and not values.any()]
     watched = [
-        _Candidate(str(operand(node, 1).name), str(operand(node, 0).name), _end(node))
+        _Candidate(_called(node), str(operand(node, 0).name), _end(node))
         for node, _ in stored
         if node not in zero and not operand(node, 0).is_initializer()
     ]
@@ -65,9 +65,14 @@ def idle_layers(model: onnx.ModelProto, calibration: Iterable[Feeds]) -> IdleLay
     samples = sum(map(sample_count, batches))
     starts = range(0, len(watched), _TOGETHER) if samples > 1 else ()
     found = [
-        watch.weight for start in starts for watch in _constant(model, batches, watched[start : start + _TOGETHER])
+        watch.layer for start in starts for watch in _constant(model, batches, watched[start : start + _TOGETHER])
     ]
-    return IdleLayers(tuple(str(operand(node, 1).name) for node in zero), tuple(found), samples)
+    return IdleLayers(tuple(map(_called, zero)), tuple(found), samples)
+
+
+def _called(node: ir.Node) -> str:
+    """A file of another origin need not name its nodes."""
+    return str(node.name or operand(node, 1).name)
 
 
 def _first(calibration: Iterable[Feeds]) -> Iterator[Feeds]:

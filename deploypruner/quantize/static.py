@@ -371,7 +371,7 @@ def _account(graph: ir.Graph, keep_float: Mapping[str, str]) -> tuple[int, dict[
         elif weight.is_initializer() and misquantized_in_openvino(node):
             left_float[str(node.name)] = "OpenVINO computes the reduction before it wrongly with int8 behind"
         elif weight.is_initializer():
-            left_float[str(weight.name)] = "its input has no calibrated range"
+            left_float[str(node.name)] = "its input has no calibrated range"
         elif node.op_type == "MatMul":
             left_float[str(node.name)] = "product of two activations"
         else:

@@ -154,14 +154,18 @@ def run_layers(request: MixRequest, runtime: str, files: Sequence[Path]) -> list
 
 def layer_costs(request: MixRequest, found: Mixed, runtime: str) -> LayerCosts:
     """What both choices cost each layer in a runtime."""
-    layers = set(request.calibrated.layers)
-    sizes = Owners(read_graph(onnx.load(request.fp32)).graph).borders
-    between = {pair: size for pair, size in sizes.items() if layers.issuperset(pair)}
     return LayerCosts(
         {layer: run.ms for layer, run in found.as_float[runtime].items()},
         {layer: run.ms for layer, run in found.as_int8[runtime].items()},
-        border_ms(runtime, between),
+        border_ms(runtime, layer_borders(request)),
     )
+
+
+def layer_borders(request: MixRequest) -> dict[tuple[str, str], int]:
+    """Layers that can be int8, each with one that reads what it gives -> numbers that pass between them."""
+    layers = set(request.calibrated.layers)
+    sizes = Owners(read_graph(onnx.load(request.fp32)).graph).borders
+    return {pair: size for pair, size in sizes.items() if layers.issuperset(pair)}
 
 
 def write_mix(request: MixRequest, placement: Placement, keep_float: Collection[str]) -> Path:

@@ -12,11 +12,20 @@ from pathlib import Path
 
 from deploypruner.errors import MeasureError
 from deploypruner.measure import compare, median_ms
-from deploypruner.quantize.placement import OWN_PLACEMENT, Placement
+from deploypruner.quantize.placement import OWN_PLACEMENT, Placement, placement_in
 from deploypruner.records import Comparison
 from deploypruner.runtime import runtimes
 from deploypruner.search.mix_accuracy import MixAccuracy
-from deploypruner.search.mixes import Mixed, MixedFile, MixRequest, layer_costs, race, run_layers, write_mix
+from deploypruner.search.mixes import (
+    Mixed,
+    MixedFile,
+    MixRequest,
+    layer_borders,
+    layer_costs,
+    race,
+    run_layers,
+    write_mix,
+)
 from deploypruner.search.precision import Mix, fastest_mix, without_losing_islands
 
 # A runtime gets a file of its own where the shared one costs it more than this.
@@ -92,24 +101,15 @@ def _shared(request: MixRequest, found: Mixed, forced: Mix, accuracy: MixAccurac
 
 
 def _own(request: MixRequest, found: Mixed, runtime: str, forced: Mix, *, accuracy: MixAccuracy) -> Mixed:
-    """A runtime's own file: where the shared one costs it more than a tenth, or, if nothing else is timed, anything.
-
-    Its pairs stand behind layers, too: a layer that gives what a float layer is to read in full may have to be float.
-    """
+    """A runtime's own file: where the shared one costs it more than a tenth, or anything if it alone is timed."""
     placement = OWN_PLACEMENT[runtime]
     shared = write_mix(request, found.shared.placement, found.shared.keep_float)
     runs = {**found.shared.runs, runtime: run_layers(request, runtime, [shared])[0]}
     found = replace(found, shared=replace(found.shared, runs=runs))
-    borders = layer_costs(request, found, runtime).borders
-    wider = forced | {layer for layer, after in borders if after in forced}
-    keeping = [
-        layers
-        for layers in dict.fromkeys((forced, wider))
-        if accuracy.keeps(write_mix(request, placement, layers), runtime)
-    ]
-    if not keeping:
+    kept = float_elsewhere(request, forced, accuracy, runtime=runtime)
+    if kept is None:
         return found
-    file = _best(request, found, runtime, keeping[0], placement=placement, shared=shared)
+    file = _best(request, found, runtime, kept, placement=placement, shared=shared)
     against = file.against[runtime]["shared"]
     least = _OWN if len(request.timed) > 1 else _FASTER
     if against.ratio_ci[0] > least and accuracy.keeps(write_mix(request, placement, file.keep_float), runtime):
@@ -117,6 +117,25 @@ def _own(request: MixRequest, found: Mixed, runtime: str, forced: Mix, *, accura
         why = f"the shared file takes {label} {against.ratio:.2f} times as long; {file.why}"
         return replace(found, own={**found.own, runtime: replace(file, why=why)})
     return found
+
+
+def float_elsewhere(request: MixRequest, forced: Mix, accuracy: MixAccuracy, *, runtime: str) -> Mix | None:
+    """The layers to be float where pairs stand as a runtime wants them; None where that does not keep the accuracy.
+
+    Its pairs may stand behind layers: a layer that gives what a float layer is to read in full may have to be float.
+
+    Args:
+        request: What is mixed.
+        forced: Layers that are float for the accuracy where pairs stand as in the shared file.
+        accuracy: Judges.
+        runtime: In which that is judged.
+    """
+    placement = placement_in(runtime)
+    before = {layer for layer, after in layer_borders(request) if after in forced}
+    for layers in dict.fromkeys((forced, forced | before)):
+        if accuracy.keeps(write_mix(request, placement, layers), runtime):
+            return layers
+    return None
 
 
 def _best(

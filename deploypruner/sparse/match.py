@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from deploypruner.onnx_file import layer_called
 from deploypruner.onnx_graph import made_by, operand, optional, sizes
 from deploypruner.sparse.epilogue import Tail, follow
 from deploypruner.sparse.gates import find_gates
@@ -219,5 +220,4 @@ def _name(node: ir.Node) -> str:
     for _ in range(2):  # behind a pair, or half a pair
         maker = made_by(weight, "DequantizeLinear", "QuantizeLinear")
         weight = weight if maker is None else operand(maker, 0)
-    found = str(weight.name).removesuffix("_quantized").removesuffix(".weight")
-    return found or str(node.name)
+    return layer_called(str(weight.name).removesuffix("_quantized")) or str(node.name)

@@ -65,7 +65,7 @@ class Allocate(Stage):
     )
     writes: ClassVar[tuple[str, ...]] = (REACHABLE,)
     # The dense files are written where the plan is timed beside them, or to see that ONNX can hold the model.
-    saves: ClassVar[tuple[str, ...]] = (stage_file("allocated.json"), _FOUND, *DENSE, *DENSE_OWN, MIXED)
+    saves: ClassVar[tuple[str, ...]] = (stage_file("allocated.json"), _FOUND, *DENSE, *DENSE_OWN, *MIXED)
     lends: ClassVar[tuple[str, ...]] = (WORTH, *DENSE, *DENSE_OWN)
 
     def run(self, build: Build) -> Build:
@@ -131,7 +131,8 @@ def _in_macs(build: Build) -> Build:
 def _in_time(build: Build) -> Build:
     assert build.scores is not None, "stage 'score' has not run"
     scores = build.scores
-    build = with_dense(build)
+    _without_mixed(build)  # that of an earlier pass
+    build = with_dense_mixed(with_dense(build))
     recipe, measure = build.recipe.prune, build.recipe.measure
     request = SearchRequest(
         graph=build.traced,
@@ -172,9 +173,14 @@ def _in_time(build: Build) -> Build:
         save_reachable(build.folder, error, error.numbers)
         raise
     if not found.setting.floats:
-        build.folder.discard(MIXED)
+        _without_mixed(build)
     plan = make_plan(build.traced, keep, criterion=build.criterion, scope="latency", step=recipe.step)
     return with_dense_mixed(replace(build, plan=plan, found=found))
+
+
+def _without_mixed(build: Build) -> None:
+    for name in MIXED:
+        build.folder.discard(name)
 
 
 def _worth(build: Build, scores: Mapping[str, Tensor], enough: Callable[[float], bool]) -> Losses:

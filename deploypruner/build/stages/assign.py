@@ -23,6 +23,7 @@ from deploypruner.build.zeros_in_time import out_of_reach, promise, time_goal
 from deploypruner.errors import BudgetError, InputError, KernelError
 from deploypruner.graph.execute.module import get_state
 from deploypruner.latency.clock import current_clock
+from deploypruner.onnx_file import layer_called
 from deploypruner.recipe import BUDGETS
 from deploypruner.scratch import scratch
 from deploypruner.search.found import SearchResult
@@ -180,5 +181,5 @@ def _parameters(build: Build, fp32: Path) -> dict[str, str]:
         weight = get_state(build.compiled, layer.weight).detach().cpu().numpy()
         place = stored_as(layer.weight, weight, stored)
         if place is not None:
-            found[place.name.removesuffix(".weight")] = layer.weight
+            found[layer_called(place.name)] = layer.weight
     return found
