@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ THREE = ["libdeploypruner_kernels.so", "libdeploypruner_openvino.so", "libdeploy
 
 @needs_sshd
 def test_a_sparse_file_is_timed_there_with_the_library_that_it_needs(device: Sshd, tmp_path: Path) -> None:
+    shutil.rmtree(device.device, ignore_errors=True)
     found = bench([sparse_file(tmp_path)], runtimes=["openvino"], budget_s=0.1, target="pi")
     assert found.measured.failures == ()
     assert sent_libraries(device) == THREE
