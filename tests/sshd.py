@@ -135,6 +135,14 @@ def running_sshd(folder: Path, *options: str, known: bool = True) -> Iterator[Ss
         process.wait()
 
 
+def none_left(server: Sshd) -> bool:
+    """Does all that is ours there end within 20 seconds?"""
+    deadline = time.monotonic() + 20
+    while server.agents() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not server.agents()
+
+
 def remember(folder: Path, port: int, key: str | None, **more: str) -> None:
     """Write what the client knows: the key of the server, and where its own is."""
     known = folder / "known_hosts"

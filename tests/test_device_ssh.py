@@ -8,8 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -21,35 +20,10 @@ from deploypruner.device.reach import reach
 from deploypruner.errors import DeviceError
 from deploypruner.measure import Measured, bench, pair_up, time_artifacts
 from tests.builds import run_cli
-from tests.sshd import WHY_NOT, Sshd, remember, running_sshd
+from tests.sshd import WHY_NOT, Sshd, none_left, remember, running_sshd
 from tests.timed import save_conv
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    with running_sshd(tmp_path_factory.mktemp("sshd")) as found:
-        yield found
-
-
-@pytest.fixture
-def device(server: Sshd, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
-    """The server, known as `pi` and as it is at first; nothing of ours runs there afterwards."""
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    server.targets(server.described())
-    remember(server.folder, server.port, "host")
-    yield server
-    server.cut()  # the connection that is kept for a minute, too
-    assert none_left(server)
-
-
-def none_left(server: Sshd) -> bool:
-    deadline = time.monotonic() + 20
-    while server.agents() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not server.agents()
 
 
 def python_that(folder: Path, script: str) -> str:
@@ -367,6 +341,6 @@ def test_a_full_disk_there_is_named(device: Sshd, tmp_path: Path) -> None:
         subprocess.run(["umount", small], check=True)
 
 
-def test_sparse_files_and_other_formats_are_refused_before_a_machine_is_asked(device: Sshd, tmp_path: Path) -> None:
+def test_a_file_that_is_missing_is_said_before_a_machine_is_asked(device: Sshd, tmp_path: Path) -> None:
     device.targets(device.described(address="ssh://no-such-host.invalid"))
     run_cli("bench", "none.onnx", "--target", "pi", folder=tmp_path).assert_error(2, "no file or folder 'none.onnx'")

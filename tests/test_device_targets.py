@@ -309,7 +309,8 @@ def test_an_agent_that_hears_nothing_for_long_ends_with_its_workers(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_worker_in_a_call_ends_with_an_agent_that_is_killed() -> None:
+@pytest.mark.parametrize("after_s", [0.0, 1.0])
+def test_a_worker_ends_with_an_agent_that_is_killed_as_it_starts_or_in_a_call(after_s: float) -> None:
     artifact = Artifact("m", Path("m.onnx"), "onnx", "fp32")
     busy = "from deploypruner.measure.worker import serve; serve(lambda message: __import__('time').sleep(600))"
     with Device() as device:
@@ -317,7 +318,7 @@ def test_a_worker_in_a_call_ends_with_an_agent_that_is_killed() -> None:
         (agent,) = psutil.Process().children()
         pid = one.pid
         one.tell(do="block", calls=1)
-        time.sleep(1.0)
+        time.sleep(after_s)
         agent.kill()
         assert gone(pid)
 

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import IO
+from unittest import mock
 
 import numpy as np
 import psutil
 import pytest
 
 from deploypruner.device import counters
+from deploypruner.device.connection import Device
 from deploypruner.device.cores import core_times
 from deploypruner.device.counters import Reading, read_counters
-from deploypruner.measure import Measured, find_warnings
+from deploypruner.device.transports import local
+from deploypruner.device.transports.local import LocalTransport
+from deploypruner.measure import Measured, find_warnings, time_artifacts
 from deploypruner.measure.interference import Conditions, Watch, Window
-from deploypruner.records import Artifact, Timing
+from deploypruner.recipe.budget import Budget
+from deploypruner.records import Artifact, Setting, Timing
+from deploypruner.search.certify import certify
+from deploypruner.search.goal import Goal
+from tests.timed import save_conv
 
 QUIET = Window(seconds=1.0, others_cores=0.02, stolen=0.0, waited=0.001, mhz=2500.0)
 GUEST = Window(seconds=1.0, others_cores=1.9, stolen=0.0, waited=0.45, mhz=2500.0)
@@ -214,3 +226,85 @@ def test_a_round_whose_frequency_fell_by_more_than_5_percent_is_marked() -> None
     assert "fell by more than 5 % within 1 of 3 rounds" in slowed
     assert "slowed itself down 2 times because it was hot (up to 81 degrees Celsius)" in hot
     assert "30 pages were swapped" in swapped
+
+
+def rounds_of(*mhz: float, fell: int = 0, celsius: float | None = None) -> Conditions:
+    """Rounds that ended with these frequencies, in so many of which the processor was slowed down."""
+    return Conditions((QUIET,), 2, 1, rounds=len(mhz), slowed=fell, hindered=fell, mhz=mhz, celsius=celsius)
+
+
+def test_a_processor_that_slows_down_in_half_of_the_rounds_or_for_good_certifies_nothing() -> None:
+    steady = rounds_of(*[2000.0] * 6)
+    assert (steady.slowed_down(), steady.slowdown, measured(steady).certifiable) == ("", 1.0, True)
+    # Two of six rounds, and no lasting fall: a processor that takes a breath now and then.
+    assert rounds_of(2000, 1600, 2000, 1600, 2000, 2000, fell=2).slowed_down() == ""
+    half = rounds_of(2000, 1600, 2000, 1600, 2000, 1600, fell=3, celsius=84.6)
+    assert measured(half).reason == (
+        "the processor slowed down in 3 of 6 rounds, from 2000 to 1600 MHz, at up to 85 degrees Celsius"
+    )
+    assert half.slowdown == 1.25
+    lasting = rounds_of(2000, 2000, 1990, 1700, 1500, 1490)
+    assert lasting.slowed_down() == "the processor's frequency fell from 2000 to 1495 MHz while measuring"
+    assert lasting.slowdown == 2000 / 1490
+    assert rounds_of(1500, 1500, 1600, 1900, 2000, 2000).slowed_down() == ""
+    unknown = Conditions((QUIET,), 2, 1, rounds=4, hindered=2)
+    assert (unknown.slowed_down(), unknown.slowdown) == ("the processor slowed down in 2 of 4 rounds", float("inf"))
+
+
+def test_a_slow_processor_and_a_guest_are_both_named_and_warned_about_once() -> None:
+    both = replace(rounds_of(2000, 1500, fell=2), windows=(GUEST,) * 4, throttled=3)
+    assert "busy throughout" in measured(both).reason
+    assert measured(both).reason.endswith(", and the processor slowed down in 2 of 2 rounds, from 2000 to 1500 MHz")
+    busy, slow = find_warnings([timing()], MACHINE, settled=True, floor=0.01, conditions=both)
+    assert "busy throughout" in busy
+    assert "slowed down in 2 of 2 rounds, from 2000 to 1500 MHz; a budget is certified only with a margin" in slow
+
+
+# An agent of a machine whose frequency falls in every round, and which counts that it was hot.
+_HOT = """
+import sys
+from itertools import count
+from pathlib import Path
+from dataclasses import replace
+from deploypruner.device import agent
+rounds, read = count(1), agent.read_counters
+agent.frequency_mhz = lambda: 2400.0
+agent.read_counters = lambda pids: replace(read(pids), mhz=1500.0, celsius=86.0, throttled=next(rounds))
+agent.main(Path(sys.argv[1]))
+"""
+
+
+class HotTransport(LocalTransport):
+    """This machine, said to be hot."""
+
+    def start(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """See `Transport.start`."""
+        with mock.patch.object(local, "_COMMAND", (sys.executable, "-P", "-c", _HOT)):
+            return super().start(log)
+
+
+@pytest.mark.slow
+def test_what_is_said_of_each_round_reaches_the_certificate(tmp_path: Path) -> None:
+    files = [save_conv(tmp_path / f"{name}.onnx", channels) for name, channels in (("dense", 32), ("pruned", 4))]
+    jobs = [
+        (Artifact(path.stem, path, "onnx", "fp32", pattern), "onnxruntime")
+        for path, pattern in zip(files, ("dense", "channel"), strict=True)
+    ]
+    with Device(HotTransport()) as device:
+        run = time_artifacts(jobs, budget_s=0.2, min_rounds=10, device=device)
+    run = replace(run, floor=0.0, conditions=replace(run.conditions, windows=()))
+    found = run.conditions
+    assert found.rounds == found.slowed == found.hindered >= 10
+    assert (found.celsius, {*found.mhz}) == (86.0, {2400.0, 1500.0})
+    said = f"the processor slowed down in {found.rounds} of {found.rounds} rounds, from 2400 to 1500 MHz, at "
+    assert run.reason.startswith(said)
+    setting = Setting("onnxruntime", "fp32")
+    ms = certify(Goal(Budget(latency=1e6), 10.0), setting, run).measured
+    assert ms is not None
+    # 1500 of 2400 MHz: a promise needs 1.6 times as much room.
+    kept = certify(Goal(Budget(latency=3 * ms), 10.0), setting, run)
+    assert (kept.met, "its interval was widened by 1.60x" in kept.doubt) == (True, True)
+    refused = certify(Goal(Budget(latency=1.5 * ms), 10.0), setting, run)
+    assert (refused.met, refused.bound) == (None, None)
+    assert refused.doubt.startswith(f"{said}up to 86 degrees Celsius")
+    assert refused.doubt.endswith("and the margin is no larger than that")

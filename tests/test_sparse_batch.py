@@ -6,6 +6,7 @@ import json
 import os
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -13,8 +14,10 @@ import onnx
 import pytest
 import torch
 
+from deploypruner.latency import sparse_costs
 from deploypruner.latency.clock import current_clock, using
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
+from deploypruner.measure.worker import WorkerState
 from deploypruner.runtime import NodeTime
 from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.sparse import library
@@ -133,12 +136,31 @@ def test_costs_are_those_of_the_batch_and_the_threads_that_were_passed(threads, 
     def counted(_, path, feeds, *, threads):
         return Counted(path, feeds, threads)
 
+    class InProcess:
+        """A worker that answers here."""
+
+        def __init__(self, artifact, runtime, **_):
+            self._state = WorkerState()
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def revive(self):
+            raise AssertionError("nothing was lost")
+
+        def ask(self, **message):
+            there = {key: str(value) if isinstance(value, Path) else value for key, value in message.items()}
+            return {} if message["do"] == "pin" else json.loads(json.dumps(self._state.answer(there)))
+
     onnx.save(chain(), tmp_path / "d.onnx")
     made = sparsify(chain(), every=True)
     onnx.save(made.model, tmp_path / "s.onnx")
     layers = [choice.layer for choice in made.choices]
     for count in (1, 3):
-        with mock.patch.object(OpenVino, "counted", counted):
+        with mock.patch.object(OpenVino, "counted", counted), mock.patch.object(sparse_costs, "Worker", InProcess):
             found = measure_costs(
                 tmp_path / "d.onnx", tmp_path / "s.onnx", layers, feeds=[images(count)], threads=threads
             )

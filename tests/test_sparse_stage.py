@@ -141,9 +141,9 @@ def test_without_library_or_instructions_the_dense_model_is_chosen_and_the_repor
         stack.enter_context(pretended_timings())
         if missing == "library":
             error = KernelError("x.so is not installed: the package was built without its sparse kernels", hint="h")
-            stack.enter_context(mock.patch("deploypruner.build.sparse_model.extension_path", side_effect=error))
+            stack.enter_context(mock.patch("deploypruner.measure.kernels.extension_path", side_effect=error))
         else:
-            stack.enter_context(mock.patch("deploypruner.build.sparse_model.targets", return_value=("scalar",)))
+            stack.enter_context(mock.patch("deploypruner.measure.kernels.targets", return_value=("scalar",)))
         outcome = run_cli(*COMPILE, "--out", str(tmp_path / "b"))
     assert outcome.code == 0
     assert said in outcome.out

@@ -22,11 +22,12 @@ from deploypruner.build.given_file import write_int8
 from deploypruner.build.state import Build, Given
 from deploypruner.channels.allocate import allocate
 from deploypruner.device import facts
+from deploypruner.device.machine import Machine
 from deploypruner.graph import trace
 from deploypruner.graph.capture.from_autograd import trace_autograd
 from deploypruner.latency import kernel_rates
 from deploypruner.latency.kernel_rates import KernelRates
-from deploypruner.measure import make_rows
+from deploypruner.measure import kernels, make_rows
 from deploypruner.progress import SilentProgress
 from deploypruner.recipe import PruneRecipe, Recipe
 from deploypruner.recipe.budget import Budget
@@ -116,8 +117,8 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine of our own: processor, kernels and their library."""
     path = tmp_path / "lib.so"
     path.write_bytes(b"one")
-    monkeypatch.setattr(kernel_rates, "path_of", lambda name: path)
-    monkeypatch.setattr(kernel_rates, "active_target", lambda: "avx2")
+    monkeypatch.setattr(kernels, "extension_path", lambda: path)
+    monkeypatch.setattr(kernels, "active_target", lambda: "avx2")
     monkeypatch.setattr(facts, "detect", lambda: BEFORE)
     monkeypatch.setattr(facts, "_version", lambda package: "1.0")
     return path
@@ -125,7 +126,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 CHANGES = {
     "library": lambda patch, path: path.write_bytes(b"two"),
-    "target": lambda patch, path: patch.setattr(kernel_rates, "active_target", lambda: "avx512"),
+    "target": lambda patch, path: patch.setattr(kernels, "active_target", lambda: "avx512"),
     "cpu": lambda patch, path: patch.setattr(facts, "detect", lambda: dataclasses.replace(BEFORE, processor="B")),
     "cores": lambda patch, path: patch.setattr(facts, "detect", lambda: dataclasses.replace(BEFORE, cores=4)),
     "features": lambda patch, path: patch.setattr(
@@ -139,7 +140,7 @@ CHANGES = {
 def test_rates_are_measured_again_where_anything_they_depend_on_changed(library, tmp_path, monkeypatch, change):
     measured = []
 
-    def rates(threads: int) -> KernelRates:
+    def rates(threads: int, **_: object) -> KernelRates:
         measured.append(threads)
         return KernelRates(Rates(), 0.1, 0.1, 9, 1.5)
 
@@ -153,7 +154,7 @@ def test_rates_are_measured_again_where_anything_they_depend_on_changed(library,
 
 
 def test_the_key_of_the_rates_has_nothing_that_is_not_changed_above(library):
-    about = kernel_rates._about(7)
+    about = kernel_rates._about(7, kernels.kernels_of(Machine()), Machine())
     assert about.keys() - {"runtime", "precision"} == {*CHANGES, "threads"}
     assert about["threads"] == 7
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deploypruner.build.deploy import deployed_again
+from deploypruner.build.deploy import deployed_again, write_device_text
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.promise import require_certified
 from deploypruner.build.timed import INPUTS, RUN, in_environments, keep_run, longer, make_jobs, timing_files
@@ -107,6 +107,7 @@ def _measured_again(request: AgainRequest, folder: BuildFolder, report: Report, 
         renewed = replace(renewed, warnings=(*renewed.warnings, *warnings), noise=tuple(noise))
         renewed = replace(renewed, deploy=deployed_again(folder, renewed))
         keep_run(folder, measured, seconds=request.seconds, warnings=[*warnings, *noise])
+        write_device_text(folder, renewed, machine)
         _write(folder, renewed)
     finally:
         folder.release()

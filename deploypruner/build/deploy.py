@@ -12,13 +12,16 @@ from deploypruner.build.feeds import verification_feeds
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.provenance import class_names, preprocessing_of
 from deploypruner.build.state import Build
+from deploypruner.device.machine import Machine
 from deploypruner.errors import DeployPrunerError
 from deploypruner.measure.files import external_files
 from deploypruner.measure.rows import file_bytes
 from deploypruner.records import Row, TensorSpec
 from deploypruner.report import Report, headline
 from deploypruner.report.gains import best_dense
-from deploypruner.runtime import Array, runtimes
+from deploypruner.report.on_device import device_text
+from deploypruner.report.ship import ON_DEVICE
+from deploypruner.runtime import Array, in_float32, runtimes
 from deploypruner.sparse.custom_ops import uses_sparse_operations
 from deploypruner.sparse.library import EXTENSION
 
@@ -84,11 +87,26 @@ def _deployed(
         "artifact": row.name,
         "runtime": row.runtime,
         "threads": row.threads,
-        "version": runtime().version().partition("-")[0],
+        "version": _version(report, row.runtime),
         **about(specs, row),
         "environment": environment,
         "load": load,
     }
+
+
+def _version(report: Report, runtime: str) -> str:
+    """Of the runtime's package where it was timed."""
+    there = report.environment.get("versions", {}).get(in_float32(runtime))
+    return str(there or runtimes.get(runtime)().version()).partition("-")[0]
+
+
+def write_device_text(folder: BuildFolder, report: Report, machine: Machine) -> None:
+    """How the file to ship is loaded on the machine it is for, where that is another one; else no such file."""
+    text = device_text(report, machine.described) if machine.elsewhere else ""
+    if text:
+        folder.write_text(ON_DEVICE, text)
+    elif folder.has(ON_DEVICE):
+        folder.discard(ON_DEVICE)
 
 
 def inputs_of(build: Build, specs: tuple[TensorSpec, ...], row: Row) -> list[dict[str, Any]]:

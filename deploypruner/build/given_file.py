@@ -39,7 +39,7 @@ from deploypruner.search.gaps import Gap, gaps, largest
 from deploypruner.search.kept import ACCURACY_DROP, AGREEMENT_DROP, Kept
 from deploypruner.sources.classes import read_classes
 from deploypruner.sources.preprocessing import Preprocessing
-from deploypruner.target import WeightBits, detect, reduces_range
+from deploypruner.target import Target, WeightBits, detect, reduces_range
 from deploypruner.tasks.recognise import parse_tasks
 
 JUDGED_IN, IN_BF16 = "openvino", OpenVino.in_bf16
@@ -170,13 +170,23 @@ def write_int8(
     placement: Placement,
     repair: bool,
     progress: Progress | None = None,
+    target: Target | None = None,
 ) -> QuantizationSummary:
-    """Quantize a model of any origin to `path`, weights as they suit this machine; the rest as `calibrated_form`.
+    """Quantize a model of any origin to `path`; the rest as `calibrated_form`.
+
+    Args:
+        model: See there.
+        path: Of the file.
+        calibration: See there.
+        placement: See there.
+        repair: See there.
+        progress: See there.
+        target: The processor that weights are to suit; that of this machine where None.
 
     Raises:
         InputError: Nothing of it can be quantized.
     """
-    reduce_range = reduces_range("auto", detect())
+    reduce_range = reduces_range("auto", target or detect())
     with scratch() as apart:
         _, calibrated = calibrated_form(
             model,
@@ -345,5 +355,7 @@ def _longer(request: FileRequest, paths: Sequence[Path], root: Path) -> str:
     """The command that times the same files for longer."""
     files = [str(request.out / path.relative_to(root) if path.is_relative_to(root) else path) for path in paths]
     options = ["--runtime", JUDGED_IN, "--threads", str(request.threads)]
+    machine = request.clock.machine
+    options += ["--target", machine.name] if machine.elsewhere else []
     seconds = f"{max(60.0, 3 * request.seconds):.0f}"
     return f"`{shlex.join(['deploypruner', 'bench', *files, *options, '--seconds', seconds])}`"

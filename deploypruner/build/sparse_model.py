@@ -12,8 +12,9 @@ import onnx
 
 from deploypruner.build.sparse_race import DENSE, Race, race
 from deploypruner.build.state import Feeds
-from deploypruner.errors import InputError, KernelError, MeasureError
+from deploypruner.errors import InputError, MeasureError
 from deploypruner.latency.clock import Clock, current_clock
+from deploypruner.measure.kernels import kernels_or_why
 from deploypruner.onnx_file import write_onnx
 from deploypruner.records import Check, Environment
 from deploypruner.runtime import runtimes
@@ -21,7 +22,6 @@ from deploypruner.scratch import scratch
 from deploypruner.sparse.convert import SparseModel, sparsify
 from deploypruner.sparse.gates import Gate
 from deploypruner.sparse.layer import Weighted
-from deploypruner.sparse.library import active_target, extension_path, targets
 from deploypruner.sparse.partition import LayerDecision
 from deploypruner.sparse.verify import verify_operations
 
@@ -77,14 +77,10 @@ def make_sparse(
     model = onnx.load(dense)
     every = sparsify(model, every=True)
     clock = clock or current_clock()
-    if clock.machine.elsewhere:
-        return Made(None, _document(every, reason=not_there(clock.machine.name)))
-    try:
-        library, target = extension_path(), active_target()
-    except KernelError as error:
-        return Made(None, _document(every, reason=f"{error.message}; {error.hint}"))
-    if targets() == ("scalar",):
-        return Made(None, _document(every, reason="this CPU has neither AVX2 nor AVX-512 VNNI for the kernels"))
+    kernels, why_not = kernels_or_why(clock.machine)
+    if kernels is None:
+        return Made(None, _document(every, reason=why_not))
+    library, target = kernels.library, kernels.active
     if every.model is None:
         return Made(None, _document(every, reason=f"no layer fits the kernels{_for_example(every.refused)}"))
     write_onnx(every.model, sparse)
@@ -93,7 +89,8 @@ def make_sparse(
     rates = clock.kernel_rates(threads, say=say).rates
     try:
         costs = clock.layer_costs(dense, sparse, layers, feeds=timed, threads=threads, rates=rates)
-    except InputError as error:  # OpenVINO cannot run every model that is sound; the build goes on without it
+    # OpenVINO cannot run every model that is sound; the build goes on without it.
+    except (InputError, MeasureError) as error:
         sparse.unlink()
         return Made(None, _document(every, reason=error.message))
     sparse.unlink()
@@ -122,11 +119,6 @@ def make_sparse(
     write_onnx(found.model, sparse)
     check = verify_operations(dense, sparse, [choice.layer for choice in found.choices if choice.sparse], feeds)
     return Made(check, _document(found, reason="", target=target) | setting | {"library": library.name})
-
-
-def not_there(name: str) -> str:
-    """Why nothing runs in the sparse kernels on another machine."""
-    return f"the library with the sparse kernels is not sent to another machine, and {name} is one"
 
 
 def _forms(found: SparseModel, every: SparseModel, folder: Path) -> dict[str, Path]:

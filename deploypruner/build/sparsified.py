@@ -31,6 +31,8 @@ from deploypruner.build.sparse_model import MODEL, make_sparse
 from deploypruner.build.sparsify_inputs import Inputs
 from deploypruner.errors import InputError, VerificationError
 from deploypruner.measure import environment, trial
+from deploypruner.measure.elsewhere import timed_elsewhere
+from deploypruner.measure.kernels import kernels_of
 from deploypruner.measure.statistics import compare
 from deploypruner.onnx_file import every_node, write_onnx
 from deploypruner.quantize.to_float32 import float_name
@@ -87,11 +89,16 @@ def sparsified(request: FileRequest, *, say: Say) -> Sparsified:
 
     Raises:
         InputError: The model cannot be read or has no zeros, or the data does not fit.
-        KernelError: Our library is not built, or fits another OpenVINO; or DEPLOYPRUNER_TARGET cannot run here.
+        KernelError: Our library is not built, fits another OpenVINO, or does not run on the machine it is timed on;
+            or DEPLOYPRUNER_TARGET cannot run here.
+        DeviceError: That machine is lost, or has no room.
         VerificationError: An operation differs from the dense model's.
     """
-    library = extension_path()
+    library, machine = extension_path(), request.clock.machine
     check_forced_target()
+    if machine.elsewhere:
+        say(f"sending the sparse kernels to {machine.name}")
+        kernels_of(machine)
     model = read_given(request.model)
     check_convertible(model)
     _require_sparse(request.model, model)
@@ -116,7 +123,7 @@ def sparsified(request: FileRequest, *, say: Say) -> Sparsified:
 def _sparsified(
     request: FileRequest, model: onnx.ModelProto, inputs: Inputs, folder: BuildFolder, *, library: Path, say: Say
 ) -> Sparsified:
-    remarks = (*inputs.remarks, *filter(None, (folder.remark,)))
+    remarks = (*inputs.remarks, *filter(None, (timed_elsewhere(request.clock.machine), folder.remark)))
     require_one_answer(request.model, inputs.judged, threads=request.threads)
     is_int8 = any(node.op_type == "QuantizeLinear" for node in every_node(model))
     if request.data is None:
@@ -156,7 +163,10 @@ def _sparsified(
         remarks = (*remarks, *doubts)
     check = None if made.check is None else asdict(made.check)
     folder.write_json(_DOCUMENT, {**document, "check": check, "rows": [asdict(row) for row in rows]})
-    folder.write_manifest({"model": str(request.model), "versions": environment()["versions"]})
+    about = {"versions": environment()["versions"]}
+    if request.clock.machine.elsewhere:
+        about |= {"timed_on": {"name": request.clock.machine.name, **request.clock.machine.to_json()}}
+    folder.write_manifest({"model": str(request.model), **about})
     folder.put_in_place()
     if made.check is not None and not made.check.passed:
         raise VerificationError(
@@ -182,6 +192,7 @@ def _write_int8(
             placement="sparse",
             repair=request.data is not None,
             progress=request.progress,
+            target=request.clock.machine.target,
         )
     repaired = repair_sentence([asdict(step) for step in summary.repair])
     if repaired:

@@ -41,7 +41,7 @@ from typing import IO, Any
 
 from deploypruner.device.cores import own_cores, pick_cores
 from deploypruner.device.counters import frequency_mhz, read_counters
-from deploypruner.device.handshake import FORMAT, hello
+from deploypruner.device.handshake import AGENT, FORMAT, hello
 from deploypruner.device.store import Store
 from deploypruner.openmp import SPINNING
 
@@ -252,6 +252,7 @@ class Agent:
         name = message["worker"]
         own = {key: value for key, value in os.environ.items() if (key, value) != SPINNING}
         environment = {**own, **dict.fromkeys(_THREAD_VARIABLES, str(message["threads"])), **message["environment"]}
+        environment[AGENT] = str(os.getpid())
         try:
             worker = WorkerProcess(name, message["command"] or self._command, environment)
         except OSError as error:

@@ -58,7 +58,8 @@ def identity() -> dict[str, Any]:
     """What a build goes by, JSON-able: nothing in it changes while the machine runs, and nothing is waited for.
 
     {"target": as `target.detect` says, "physical_cores", "limits": variables that keep OpenVINO from instructions,
-    "versions": of the packages, "fingerprint": what times depend on and an address does not}
+    "versions": of the packages, "architecture", "libc": what compiled code has to fit, "fingerprint": what times
+    depend on and an address does not}
     """
     target = detect()
     fingerprint: dict[str, Any] = {
@@ -75,6 +76,8 @@ def identity() -> dict[str, Any]:
         "physical_cores": physical_cores(),
         "limits": {name: os.environ[name] for name in LIMITS if name in os.environ},
         "versions": {"deploypruner": __version__, **{name: _version(name) for name in _PACKAGES}},
+        "architecture": platform.machine(),
+        "libc": _libc(),
         "fingerprint": fingerprint,
     }
 
@@ -127,6 +130,14 @@ def _parts() -> list[str]:
         if _PART[1] in fields:
             found.add(" ".join(fields.get(name, "") for name in _PART))
     return sorted(found)
+
+
+def _libc() -> str:
+    """Name and version of the C library, as in "glibc 2.36"; "" where it is another one."""
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (AttributeError, ValueError):
+        return ""
 
 
 def _version(package: str) -> str | None:

@@ -7,6 +7,9 @@ from typing import Any
 
 # Goes up when what agents are told, or say, changes.
 FORMAT = 2
+AGENT = "DEPLOYPRUNER_AGENT"
+"""Variable with the process id of the agent, which its workers end with."""
+
 MARK = b"deploypruner-device "
 
 

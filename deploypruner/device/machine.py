@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from deploypruner.device import facts
 from deploypruner.device.connection import Device
 from deploypruner.device.described import HERE, DescribedTarget
 from deploypruner.target import Target
+
+T = TypeVar("T")
 
 
 class Machine:
@@ -26,6 +29,7 @@ class Machine:
 
     def __init__(self, device: Device | None = None, described: DescribedTarget | None = None) -> None:
         self.device, self.described = device, described or DescribedTarget(HERE)
+        self._answers: dict[str, Any] = {}
 
     @property
     def name(self) -> str:
@@ -60,6 +64,25 @@ class Machine:
         """What times depend on, JSON-able: the hardware, and what the user set for workers; no name, no address."""
         set_there = {"pinned": list(self.described.cores), "variables": dict(self.described.environment)}
         return {**self._identity["fingerprint"], **{name: value for name, value in set_there.items() if value}}
+
+    @property
+    def architecture(self) -> str:
+        """As the system calls it: "x86_64"."""
+        return str(self._identity["architecture"])
+
+    @property
+    def libc(self) -> str:
+        """As in "glibc 2.36"; "" where it is another C library."""
+        return str(self._identity["libc"])
+
+    def asked_once(self, what: str, ask: Callable[[], T]) -> T:
+        """The answer to a question that takes a while; this machine is asked each time, another one once."""
+        if not self.elsewhere:
+            return ask()
+        if what not in self._answers:
+            self._answers[what] = ask()
+        found: T = self._answers[what]
+        return found
 
     def version(self, package: str) -> str:
         """Of a package that is installed there, "" where it is not."""

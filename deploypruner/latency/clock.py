@@ -97,6 +97,8 @@ def timed_on(
             profile=partial(profile, device=device),
             layer_times=partial(layer_times, device=device),
             latency_model=partial(build_latency_model, machine=machine),
+            kernel_rates=partial(kernel_rates, machine=machine),
+            layer_costs=partial(measure_costs, device=device),
             machine=machine,
         )
         with using(clock):

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,13 @@ from scipy.optimize import nnls
 
 from deploypruner.atomic import file_sha256, write_json
 from deploypruner.caches import default_folder
+from deploypruner.device.connection import Device
+from deploypruner.device.machine import Machine
 from deploypruner.errors import InputError, said_by
-from deploypruner.latency.cache import device
+from deploypruner.latency.cache import device as timings_device
 from deploypruner.latency.kernel_probes import CHAINS, HEAD, TAIL, Chain, probe_feeds, probe_model
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
+from deploypruner.measure.kernels import Kernels, kernels_of
 from deploypruner.onnx_file import write_onnx
 from deploypruner.onnx_graph import read_graph
 from deploypruner.reading import read_json
@@ -30,13 +33,13 @@ from deploypruner.records import Setting
 from deploypruner.scratch import scratch
 from deploypruner.sparse.cost import Counts, Rates, border_counts, dense_counts, sparse_counts
 from deploypruner.sparse.layer import Layer
-from deploypruner.sparse.library import EXTENSION, active_target, path_of
+from deploypruner.sparse.library import active_target
 from deploypruner.sparse.match import match
 from deploypruner.sparse.rewrite import c4_name, rewrite
 
 FORMAT = 3
 # Targets that pack nm64 into windows: groups of four neighbouring inputs are not what they compute.
-_WINDOWED = ("avx512_vbmi",)
+_WINDOWED = frozenset({"avx512_vbmi"})
 # Median error from which on the timings tell more about other programs than about the kernels.
 _BUSY = 0.3
 
@@ -65,35 +68,42 @@ class KernelRates:
 
 
 def kernel_rates(
-    threads: int, *, cache: Path | None = None, say: Callable[[str], None] = lambda _: None
+    threads: int,
+    *,
+    cache: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    machine: Machine | None = None,
 ) -> KernelRates:
-    """The rates of this CPU, kernel library, target and number of threads; measured where no file has them.
+    """The rates of a CPU, kernel library, target and number of threads; measured where no file has them.
 
     Args:
         threads: Of OpenVINO.
         cache: Folder of the files, None for the user's cache folder.
         say: Told if something is measured.
+        machine: Whose they are; this one's where None.
 
     Raises:
         KernelError: The kernels are not built, fit another OpenVINO, or the target cannot run.
+        MeasureError: They cannot be timed.
+        DeviceError: The machine is lost.
     """
-    folder = cache or default_folder()
-    about = _about(threads)
+    folder, machine = cache or default_folder(), machine or Machine()
+    called = machine.name if machine.elsewhere else "this machine"
+    kernels = kernels_of(machine)
+    about = _about(threads, kernels, machine)
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     name = f"kernels-openvino-int8-{threads}-{digest}.json"
     remark = ""
     if (folder / name).is_file():
         try:
-            return _read(folder / name, about)
+            return _called(_read(folder / name, about), called)
         except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             remark = f"the kernel rates {folder / name} are damaged ({said_by(error)}), so they are measured again"
-    say("timing the sparse kernels, once for this machine")
-    found = measured_rates(threads)
+    say(f"timing the sparse kernels, once for {called}")
+    found = _called(measured_rates(threads, kernels=kernels, device=machine.device), called)
     off = max(found.sparse_error, found.dense_error)
     if off > _BUSY:
-        remark = (
-            f"the kernel rates are {100 * off:.0f} % off what they were fitted to, so this machine is busy; not kept"
-        )
+        remark = f"the kernel rates are {100 * off:.0f} % off what they were fitted to, so {called} is busy; not kept"
         return KernelRates(**{**vars(found), "remark": remark})
     try:
         write_json(folder / name, {"format": FORMAT, "device": about, **asdict(found)})
@@ -102,16 +112,32 @@ def kernel_rates(
     return KernelRates(**{**vars(found), "remark": remark})
 
 
-def measured_rates(threads: int, chains: Sequence[Chain] = CHAINS) -> KernelRates:
+def _called(found: KernelRates, name: str) -> KernelRates:
+    """The same, with the machine as it is called now in their source."""
+    return replace(found, rates=replace(found.rates, source=f"rates measured on {name}"))
+
+
+def measured_rates(
+    threads: int,
+    chains: Sequence[Chain] = CHAINS,
+    *,
+    kernels: Kernels | None = None,
+    device: Device | None = None,
+) -> KernelRates:
     """Time the probes and fit; about ten seconds.
 
     Args:
         threads: Of OpenVINO.
         chains: The probes.
+        kernels: As they run on the machine; those of this one where None.
+        device: The machine; this one where None.
 
     Raises:
         KernelError: As `kernel_rates`.
+        MeasureError: As `kernel_rates`.
+        DeviceError: As `kernel_rates`.
     """
+    kernels = kernels or kernels_of(Machine())
     begin = time.perf_counter()
     model = probe_model(chains)
     graph = read_graph(model)
@@ -120,8 +146,9 @@ def measured_rates(threads: int, chains: Sequence[Chain] = CHAINS) -> KernelRate
         dense, sparse = folder / "dense.onnx", folder / "sparse.onnx"
         write_onnx(model, dense)
         write_onnx(rewrite(graph, layers), sparse)
-        costs = measure_costs(dense, sparse, layers, feeds=probe_feeds(chains), threads=threads)
-    fitted = fit_rates(layers, costs, packed=active_target() in _WINDOWED)
+        costs = measure_costs(dense, sparse, layers, feeds=probe_feeds(chains), threads=threads, device=device)
+    # Windows are packed by the library that is loaded here, so they can be counted only where it does as there.
+    fitted = fit_rates(layers, costs, packed={kernels.active, active_target()} <= _WINDOWED)
     return KernelRates(**{**vars(fitted), "seconds": time.perf_counter() - begin})
 
 
@@ -167,12 +194,12 @@ def left_out(timings: Timings) -> float:
     return float(np.median(errors))
 
 
-def _about(threads: int) -> dict[str, Any]:
+def _about(threads: int, kernels: Kernels, machine: Machine) -> dict[str, Any]:
     """What the rates depend on, JSON-able."""
     return {
-        **device(Setting("openvino", "int8", threads)),
-        "target": active_target(),
-        "library": file_sha256(path_of(EXTENSION)),
+        **timings_device(Setting("openvino", "int8", threads), machine),
+        "target": kernels.active,
+        "library": file_sha256(kernels.library),
     }
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from deploypruner.device.connection import Device
+from deploypruner.measure.process import Worker
+from deploypruner.measure.profiling import from_lists
+from deploypruner.records import Artifact
 from deploypruner.runtime import Array, NodeTime
-from deploypruner.runtime.on_openvino import OpenVino
+from deploypruner.scratch import scratch
 from deploypruner.sparse.cost import Costs, Rates
 from deploypruner.sparse.layer import Operation, QuantizedTensor
 from deploypruner.sparse.rewrite import c4_name
@@ -19,6 +25,7 @@ from deploypruner.sparse.rewrite import c4_name
 _ROUNDS, _CALLS = 12, 2
 # Layers of one shape whose vector multiply-adds differ by less take the same time.
 _ALIKE = 0.1
+_RUNTIME = "openvino"
 _REST = "/rest"  # no layer is called so
 
 
@@ -68,6 +75,7 @@ def measure_costs(
     feeds: Sequence[Array],
     threads: int,
     rates: Rates | None = None,
+    device: Device | None = None,
 ) -> MeasuredCosts:
     """Time the operations of both models in alternation; of several rounds the least disturbed one counts.
 
@@ -78,26 +86,20 @@ def measure_costs(
         feeds: One array per input, as many images as the model is to run with: times are those of a whole batch.
         threads: Threads of the runtime.
         rates: For what is in neither model, such as borders between layers that are all sparse here or all dense.
+        device: The machine; this one where None.
 
     Raises:
-        InputError: A file cannot be loaded.
-        KernelError: Our library is not there, or does not fit.
+        MeasureError: A file cannot be loaded, or our library is not there, or does not fit.
+        DeviceError: The machine is lost.
     """
-    rounds: dict[Path, list[dict[str, float]]] = {dense: [], sparse: []}
-    sorters: dict[Path, Callable[[NodeTime], Mapping[str, float]]] = {
-        dense: _Dense(layers).shares,
-        sparse: _Sparse(layers).shares,
-    }
-    sessions = {path: OpenVino().counted(path, feeds, threads=threads) for path in rounds}
-    for _ in range(_ROUNDS):
-        for path, found in rounds.items():
-            nodes = sessions[path].node_times(feeds, calls=_CALLS)
-            found.append(_added_up(nodes, sorters[path]))
-    times = _least(rounds[sparse])
+    counted = _counted(dense, sparse, feeds=feeds, threads=threads, device=device)
+    whose = (_Dense(layers).shares, _Sparse(layers).shares)
+    alone, times = (
+        _least([_added_up(from_lists(turns[form]), whose[form]) for turns in counted]) for form in range(len(whose))
+    )
     borders = {activation.key: activation for layer in layers for activation in layer.touches}
     entered = {c4_name(a): times[f"{c4_name(a)}_enter"] for a in borders.values() if f"{c4_name(a)}_enter" in times}
     left = {c4_name(a): times[f"{c4_name(a)}_leave"] for a in borders.values() if f"{c4_name(a)}_leave" in times}
-    alone = _least(rounds[dense])
     return MeasuredCosts(
         sparse_ns=_undisturbed(layers, times, alike=_ALIKE),
         dense_ns=_undisturbed(layers, alone, alike=np.inf),
@@ -105,7 +107,33 @@ def measure_costs(
         leave_ns=left,
         rest_ns=alone.get(_REST, 0.0),
         rates=replace(rates or Rates(), images=feeds[0].shape[0] if feeds[0].ndim else 1),
+        source=f"OpenVINO's counters on {'this machine' if device is None else device.transport.name}",
     )
+
+
+def _counted(
+    dense: Path, sparse: Path, *, feeds: Sequence[Array], threads: int, device: Device | None
+) -> list[list[list[list[Any]]]]:
+    """For each round, the nodes of both models as `profiling.as_lists` makes them."""
+    with ExitStack() as stack:
+        saved = stack.enter_context(scratch()) / "feeds.npz"
+        np.savez(saved, *feeds)
+        device = device or stack.enter_context(Device())
+        artifact = Artifact("layers", sparse, "onnx", "int8")
+        worker = stack.enter_context(Worker(artifact, _RUNTIME, threads=threads, device=device))
+        cores, _ = device.pick_cores(threads)
+
+        def ask() -> dict[str, Any]:
+            worker.ask(do="load", runtime=_RUNTIME)
+            if cores:
+                worker.ask(do="pin", cores=cores)
+            return worker.ask(
+                **{"do": "count", "dense": dense, "sparse": sparse, "feeds": saved},
+                **{"threads": threads, "rounds": _ROUNDS, "calls": _CALLS},
+            )
+
+        rounds: list[list[list[list[Any]]]] = device.lasting(ask, again=worker.revive)["rounds"]
+        return rounds
 
 
 class _Dense:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from deploypruner.device.described import described
+from deploypruner.device.machine import Machine
 from deploypruner.device.reach import HERE, reach
 from deploypruner.errors import InputError
 from deploypruner.measure.baselines import Job
-from deploypruner.measure.elsewhere import check_sendable, measurable
+from deploypruner.measure.elsewhere import measurable
 from deploypruner.measure.files import denormal_weights, describe_file
+from deploypruner.measure.kernels import check_sendable
 from deploypruner.measure.protocol import Measured, time_artifacts
 from deploypruner.measure.rounds import NARROW, Progress
 from deploypruner.measure.rows import make_rows
@@ -129,11 +131,10 @@ def bench(
     """
     where = described(target)
     jobs = pair_up(paths, runtimes)  # what is wrong with the files is said before any machine is asked
-    if where.name != HERE:
-        check_sendable(paths)
     with reach(where) as device:
         machine = device.environment()
         if where.name != HERE:
+            check_sendable(paths, Machine(device, where))
             jobs = pair_up(paths, measurable(where, runtimes, machine))
         input_shapes = side_by_side(jobs, input_shapes or {})
         qualities = dict(zip(jobs, judged(jobs), strict=True)) if judged is not None else {}

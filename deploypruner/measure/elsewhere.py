@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from deploypruner.device import archive
@@ -11,7 +10,8 @@ from deploypruner.device.described import DescribedTarget
 from deploypruner.device.machine import Machine
 from deploypruner.errors import DeviceError, InputError
 from deploypruner.runtime import default_runtimes, measured_runtimes, runtimes
-from deploypruner.sparse.custom_ops import uses_sparse_operations
+
+_LIBRARIES = ("openvino", "onnxruntime")
 
 
 def measurable(target: DescribedTarget, asked: Sequence[str] | None, there: Mapping[str, Any]) -> list[str]:
@@ -67,18 +67,15 @@ def measured_on(machine: Machine, named: Sequence[str], *, allow_bf16: bool) -> 
     return measured_runtimes(names, allow_bf16=allow_bf16, target=machine.target)
 
 
-def check_sendable(paths: Sequence[Path]) -> None:
-    """Refuse what needs more there than a runtime.
-
-    Raises:
-        InputError: A file has operations of ours, whose library is not sent.
-    """
-    for path in paths:
-        if uses_sparse_operations(path):
-            raise InputError(
-                f"'{path}' has sparse operations, and the library with them is not sent to another machine",
-                hint="measure it there with DeployPruner installed, or measure the dense int8 model",
-            )
+def timed_elsewhere(machine: Machine) -> str:
+    """Which machine is timed and which one judges, where they are two; "" where they are one."""
+    if not machine.elsewhere:
+        return ""
+    versions = ", ".join(f"{package} {found}" for package in _LIBRARIES if (found := machine.version(package)))
+    return (
+        f"timed on {machine.name} ({machine.target.processor}; {versions}), not on this machine; accuracy and "
+        "agreement are those of the same files here"
+    )
 
 
 def package_of(runtime: str) -> str:

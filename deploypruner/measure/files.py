@@ -17,6 +17,7 @@ from deploypruner.errors import InputError
 from deploypruner.reading import check_present, open_archive, read_json, status
 from deploypruner.records import Artifact, Cost, Precision, Timing
 from deploypruner.runtime import runtimes
+from deploypruner.sparse.library import EXTENSION, beside_extension
 
 _INT8_OPS = (
     "QuantizeLinear",
@@ -92,6 +93,8 @@ def external_files(path: Path) -> list[Path]:
 
 def needed_beside(path: Path) -> list[Path]:
     """Files in the folder of an artifact, or below it, without which it cannot be loaded."""
+    if path.name == EXTENSION:
+        return list(beside_extension(path))
     weights = path.with_suffix(".bin")
     return [weights] if path.suffix == ".xml" and weights.is_file() else external_files(path)
 

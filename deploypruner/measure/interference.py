@@ -1,4 +1,4 @@
-"""What else the machine did while it was measuring: other programs, stolen time, frequency.
+"""What else the machine did while it was measuring: other programs, stolen time, frequency, heat.
 
 Each window of about half a second is judged alone, so that a neighbour who came and went is told from one who
 was there throughout.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
+from statistics import median
 from typing import Any
 
 from deploypruner.device.counters import Reading
@@ -20,6 +22,8 @@ _DISTURBED = 0.05
 SLACK_CORES = 0.5
 _THROUGHOUT = 0.5
 _FREQUENCY_MOVES = 0.05
+# Rounds of which the first and the last third can be told apart.
+_FEWEST_IN_THIRDS = 6
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,9 @@ class Conditions:
         slowed: In how many of them the frequency fell by more than 5 %.
         celsius: The highest temperature seen at the end of a round, None where the system shows none.
         throttled: How often cores were slowed down because they were hot.
+        hindered: In how many rounds the frequency fell so or a core was slowed down.
+        mhz: Frequency of the fastest core at the end of each round, as far as the system says; of rounds whose
+            frequency fell, the one before as well.
         swapped: Pages that were moved to and from the disk.
         losses: How often the connection to the machine was lost, and a round with it.
     """
@@ -67,6 +74,8 @@ class Conditions:
     throttled: int = 0
     swapped: int = 0
     losses: int = 0
+    hindered: int = 0
+    mhz: tuple[float, ...] = ()
 
     @property
     def disturbed(self) -> float:
@@ -122,6 +131,33 @@ class Conditions:
             return ""
         return f"the machine was busy throughout: {self.reasons()}"
 
+    def slowed_down(self) -> str:
+        """Why the processor cannot be said to have run at one speed, "" where it did.
+
+        It did not where half of the rounds were slowed down, by heat or anything else, or where the last third
+        ran more than 5 % slower than the first: then samples tell of a speed that the processor does not keep.
+        """
+        hot = "" if self.celsius is None else f", at up to {self.celsius:.0f} degrees Celsius"
+        if self.rounds and self.hindered >= _THROUGHOUT * self.rounds:
+            fell = f", from {max(self.mhz):.0f} to {min(self.mhz):.0f} MHz" if self.mhz else ""
+            return f"the processor slowed down in {self.hindered} of {self.rounds} rounds{fell}{hot}"
+        third = len(self.mhz) // 3
+        if len(self.mhz) >= _FEWEST_IN_THIRDS:
+            first, last = median(self.mhz[:third]), median(self.mhz[-third:])
+            if last < first * (1 - _FREQUENCY_MOVES):
+                return f"the processor's frequency fell from {first:.0f} to {last:.0f} MHz while measuring{hot}"
+        return ""
+
+    @property
+    def slowdown(self) -> float:
+        """By what factor a slowed processor may have changed any time: highest over lowest frequency of rounds.
+
+        1 where it was not slowed, infinite where the system does not say how fast it ran.
+        """
+        if not self.slowed_down():
+            return 1.0
+        return max(self.mhz) / min(self.mhz) if self.mhz else inf
+
     def reasons(self) -> str:
         """Who disturbed, with numbers; "" where nobody did."""
         found = dict.fromkeys(why for window in self.windows for why in self._why(window))
@@ -143,6 +179,8 @@ class Conditions:
             "slowed": self.slowed,
             "celsius": self.celsius,
             "throttled": self.throttled,
+            "hindered": self.hindered,
+            "mhz": list(self.mhz),
             "swapped": self.swapped,
             "losses": self.losses,
             "windows": [asdict(window) for window in self.windows],
@@ -186,16 +224,19 @@ class Watch:
         self._since, self._before = clock(), read()
         self._waited_s: float | None = None
         self._first = self._last = self._before
-        self._rounds = self._slowed = self._losses = self._throttled = self._swapped = 0
+        self._rounds = self._slowed = self._losses = self._throttled = self._swapped = self._hindered = 0
+        self._mhz: list[float] = []
         self._hottest = self._before.celsius
 
     def rounds(self, ended: Sequence[Mapping[str, Any]]) -> None:
         """Add rounds: {"mhz": before it, "after": counters at its end}."""
         for one in ended:
-            before, self._last = one["mhz"], Reading(**one["after"])
+            before, earlier, self._last = one["mhz"], self._last, Reading(**one["after"])
             self._rounds += 1
-            fell = before and self._last.mhz and self._last.mhz < before * (1 - _FREQUENCY_MOVES)
-            self._slowed += bool(fell)
+            fell = bool(before and self._last.mhz and self._last.mhz < before * (1 - _FREQUENCY_MOVES))
+            self._slowed += fell
+            self._hindered += fell or (self._last.throttled or 0) > (earlier.throttled or 0)
+            self._mhz += [mhz for mhz in (before if fell else None, self._last.mhz) if mhz]
             if self._last.celsius is not None:
                 self._hottest = max(self._hottest or self._last.celsius, self._last.celsius)
 
@@ -249,4 +290,6 @@ class Watch:
             throttled=self._throttled,
             swapped=self._swapped,
             losses=self._losses,
+            hindered=self._hindered,
+            mhz=tuple(self._mhz),
         )

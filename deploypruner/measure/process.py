@@ -13,6 +13,8 @@ from deploypruner.device.connection import Device
 from deploypruner.errors import DeviceError, MeasureError
 from deploypruner.measure.files import needed_beside
 from deploypruner.records import Artifact
+from deploypruner.sparse.custom_ops import uses_sparse_operations
+from deploypruner.sparse.library import EXTENSION, is_built, path_of
 
 # Seconds a worker may take for each kind of message. Compiling a large model takes a minute on a small machine, and
 # importing torch half of one on a busy machine; what is not listed may take as long as the longest.
@@ -95,6 +97,9 @@ class Worker:
             self.hear()
 
     def _tell(self, message: Mapping[str, Any]) -> None:
+        paths = [value for value in message.values() if isinstance(value, Path)]
+        if is_built() and any(map(uses_sparse_operations, paths)):
+            message = {**message, "kernels": path_of(EXTENSION)}
         there = {
             key: self._device.place(value, needed_beside(value)) if isinstance(value, Path) else value
             for key, value in message.items()

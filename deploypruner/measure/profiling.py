@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deploypruner.errors import MeasureError
-from deploypruner.runtime import Array, NodeTime, Profiler, Runtime, runtimes
+from deploypruner.runtime import Array, NodeTime, Profiler, Runtime, TurnProfiler, runtimes
 
 _MIN_CALLS, _MAX_CALLS = 8, 1000
 
@@ -89,14 +89,47 @@ def _side_by_side(
     return samples, beside
 
 
+def count_side_by_side(
+    runtime: Runtime, paths: Sequence[Path], feeds: Sequence[Array], *, threads: int, rounds: int, calls: int
+) -> list[list[list[list[Any]]]]:
+    """Time the operations of several artifacts in alternation.
+
+    Args:
+        runtime: What executes them, and has sessions that count.
+        paths: The artifacts.
+        feeds: One array per input of each.
+        threads: Threads of the runtime.
+        rounds: How often each takes its turn.
+        calls: Inferences of one turn.
+
+    Returns:
+        For each round, the nodes of each artifact as `as_lists` makes them.
+
+    Raises:
+        MeasureError: The runtime cannot time its operations.
+        InputError: An artifact cannot be loaded or run.
+    """
+    if not isinstance(runtime, TurnProfiler):
+        raise MeasureError(f"{runtime.label} does not count in sessions that stay open", hint="use openvino")
+    sessions = [runtime.counted(path, feeds, threads=threads) for path in paths]
+    return [[as_lists(session.node_times(feeds, calls=calls)) for session in sessions] for _ in range(rounds)]
+
+
 def as_lists(nodes: Sequence[NodeTime]) -> list[list[Any]]:
     """Nodes as JSON takes them."""
-    return [[n.name, n.kind, [list(shape) for shape in n.shapes], n.precisions, n.ns] for n in nodes]
+    return [[n.name, n.kind, [list(s) for s in n.shapes], n.precisions, n.ns, list(n.origins)] for n in nodes]
 
 
 def from_lists(rows: Sequence[Sequence[Any]]) -> tuple[NodeTime, ...]:
     """What `as_lists` wrote."""
     return tuple(
-        NodeTime(str(name), str(kind), tuple(tuple(map(int, shape)) for shape in shapes), str(precisions), float(ns))
-        for name, kind, shapes, precisions, ns in rows
+        NodeTime(
+            str(name),
+            str(kind),
+            tuple(tuple(map(int, shape)) for shape in shapes),
+            str(precisions),
+            float(ns),
+            tuple(map(str, origins)),
+        )
+        for name, kind, shapes, precisions, ns, origins in rows
     )

@@ -72,9 +72,9 @@ class Measured:
     @property
     def reason(self) -> str:
         """Why no budget may be certified by this run as it stands, "" where it may: one phrase for the user."""
-        busy = self.conditions.busy_throughout()
-        if busy:
-            return busy
+        hindered = (self.conditions.busy_throughout(), self.conditions.slowed_down())
+        if any(hindered):
+            return ", and ".join(filter(None, hindered))
         if self.floor > _HOPELESS_FLOOR:
             return (
                 f"two workers of the same file differ by up to {100 * self.floor:.0f} %, so the machine is not steady"

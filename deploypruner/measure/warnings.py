@@ -114,18 +114,23 @@ def _about_conditions(conditions: Conditions, more: str) -> list[str]:
             f"the machine was busy for {100 * conditions.disturbed:.0f} % of the time while measuring: "
             f"{conditions.reasons()}; stop other programs, or {more}"
         )
-    if conditions.mhz_moved is not None:
+    if slow := conditions.slowed_down():
+        texts.append(
+            f"{slow}; a budget is certified only with a margin larger than that; cool it, or fix a frequency that it "
+            "keeps"
+        )
+    elif conditions.mhz_moved is not None:
         low, high = conditions.mhz_moved
         texts.append(
             f"the processor's frequency moved between {low:.0f} and {high:.0f} MHz while measuring; rely on ratios, "
             f"not on milliseconds; fix it (governor 'performance', turbo off) or {more}"
         )
-    if conditions.slowed:
+    if conditions.slowed and not slow:
         texts.append(
             f"the processor's frequency fell by more than 5 % within {conditions.slowed} of {conditions.rounds} "
             f"rounds; cool it, fix the frequency (governor 'performance') or {more}"
         )
-    if conditions.throttled:
+    if conditions.throttled and not slow:
         hot = "" if conditions.celsius is None else f" (up to {conditions.celsius:.0f} degrees Celsius)"
         texts.append(
             f"the processor slowed itself down {conditions.throttled} times because it was hot{hot}; cool it, or "

@@ -11,6 +11,11 @@ It reads one JSON object per line and answers each with one line:
     {"do": "pin", "cores"}                                    -> {}
     {"do": "profile", "path", "threads", "feeds", "seconds"}  -> see `profiling.profile_file`;
                                                      what is open is the reference
+    {"do": "count", "dense", "sparse", "threads", "feeds", "rounds", "calls"} -> {"rounds"}, see
+                                                     `profiling.count_side_by_side`
+    {"do": "kernels"}                                         -> {"targets", "active"}: of the sparse kernels
+
+Any of them may say "kernels", a file of the library for sparse operations that was sent here.
 
 A user's mistake is answered with {"error", "hint"}; anything else is a traceback on stderr and the end of
 the process. It ends when its input does, and on Linux with the process that started it, in the middle of a call too.
@@ -35,11 +40,13 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from deploypruner.device.handshake import AGENT
 from deploypruner.errors import DeployPrunerError
 from deploypruner.measure.inputs import random_feeds
-from deploypruner.measure.profiling import profile_file
+from deploypruner.measure.profiling import count_side_by_side, profile_file
 from deploypruner.reading import limit_memory
 from deploypruner.runtime import Array, Runtime, Session, Shapes, runtimes
+from deploypruner.sparse.library import active_target, take_from, targets
 
 Message = dict[str, Any]
 
@@ -86,6 +93,8 @@ class WorkerState:
 
     def answer(self, message: Message) -> Message:
         """Serve one message; the module docstring lists them."""
+        if message.get("kernels"):
+            take_from(Path(message["kernels"]).parent)
         found = self._engine.answer(message)
         if found is not None:
             return found
@@ -98,6 +107,12 @@ class WorkerState:
             return timed_block(self._ready(), message["calls"])
         if do == "profile":
             return self._profile(message)
+        if do == "count":
+            feeds, paths = _read_feeds(Path(message["feeds"])), [Path(message[form]) for form in ("dense", "sparse")]
+            more = {name: message[name] for name in ("threads", "rounds", "calls")}
+            return {"rounds": count_side_by_side(self._engine.runtime, paths, feeds, **more)}
+        if do == "kernels":
+            return {"targets": targets(), "active": active_target()}
         raise AssertionError(f"unknown message: {message}")
 
     def _open(self, message: Message) -> Message:
@@ -248,6 +263,9 @@ def _end_with_parent() -> None:
     import ctypes
 
     ctypes.CDLL(None).prctl(_SET_PDEATHSIG, signal.SIGKILL)
+    agent = os.environ.get(AGENT)
+    if agent and os.getppid() != int(agent):  # it was gone before the kernel was asked
+        os._exit(1)
 
 
 def serve(answer: Callable[[Message], Message]) -> None:

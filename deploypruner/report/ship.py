@@ -8,9 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from deploypruner.device.described import HERE
 from deploypruner.report import units
 from deploypruner.report.document import Report
 from deploypruner.report.terminal import wrap
+
+ON_DEVICE = "device.txt"
+"""In a build for another machine: how the file is loaded there, see `on_device`."""
 
 _NAMES = 8
 
@@ -26,6 +30,9 @@ def ship_lines(report: Report, width: int | None) -> list[str]:
         lines.append(wrap("  classes: ", classes_sentence(found["classes"]), width))
     # Never broken: they are to be pasted.
     lines += [wrap("    ", line, None) for line in found["load"]]
+    if (name := report.target.get("name", HERE)) != HERE:
+        says = f"{ON_DEVICE} has what to copy to {name}, what to install and these lines"
+        lines.append(wrap("  there: ", says, width))
     if pixels := found.get("pixels"):
         lines.append(wrap("  pixels: ", pixels_sentence(pixels), width))
         lines += [wrap("    ", line, None) for line in pixels["load"]]

@@ -267,7 +267,7 @@ def is_labelled(quality: dict[str, Any]) -> bool:
 
 
 def budget_verdict(budget: dict[str, Any]) -> str:
-    """ "met", "NOT MET", or "NOT CERTIFIED" where the machine was too busy to tell; "REFUSED" for a ruined model."""
+    """ "met", "NOT MET", or "NOT CERTIFIED" where the machine was too busy or hot; "REFUSED" for a ruined model."""
     met = budget.get("met")
     if is_refused(budget):
         return "REFUSED"

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from keyword import iskeyword
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from numpy.typing import NDArray
 
@@ -162,6 +162,25 @@ class Profiler(ABC):
 
         Raises:
             InputError: As `Runtime.open` and `Session.run`.
+        """
+
+
+class CountingSession(Protocol):
+    """A loaded artifact that counts the time of its operations."""
+
+    def node_times(self, feeds: Sequence[Array], *, calls: int) -> tuple[NodeTime, ...]:
+        """Mean time of every executed operation over so many inferences."""
+
+
+class TurnProfiler(Profiler):
+    """A profiler whose sessions stay open, so that several artifacts can be counted in turns."""
+
+    @abstractmethod
+    def counted(self, path: Path, feeds: Sequence[Array], *, threads: int) -> CountingSession:
+        """Load the artifact with counters, its dynamic dimensions fixed to the shapes of `feeds`.
+
+        Raises:
+            InputError: As `Runtime.open`.
         """
 
 
@@ -319,6 +338,7 @@ __all__ = [
     "Profiler",
     "Runtime",
     "Session",
+    "TurnProfiler",
     "Usage",
     "check_feeds",
     "check_machine",

@@ -16,10 +16,10 @@ from deploypruner.records import Environment, Precision, TensorSpec
 from deploypruner.runtime import (
     Array,
     NodeTime,
-    Profiler,
     Runtime,
     Session,
     Shapes,
+    TurnProfiler,
     Usage,
     check_feeds,
     check_openable,
@@ -47,7 +47,7 @@ _DTYPES = (
 
 
 @runtimes.register("openvino")
-class OpenVino(Runtime, Profiler):
+class OpenVino(Runtime, TurnProfiler):
     """OpenVINO, CPU plugin, one latency stream."""
 
     suffixes: ClassVar[frozenset[str]] = frozenset({".onnx", ".xml"})
@@ -83,11 +83,7 @@ class OpenVino(Runtime, Profiler):
         return self.counted(path, feeds, threads=threads).node_times(feeds, calls=calls)
 
     def counted(self, path: Path, feeds: Sequence[Array], *, threads: int) -> OpenVinoSession:
-        """A session that can tell `node_times`; dynamic dimensions are fixed to the shapes of `feeds`.
-
-        Raises:
-            InputError: As `open`.
-        """
+        """See `TurnProfiler.counted`."""
         shapes = [array.shape for array in feeds]
         return self._compile(path, threads=threads, shapes=shapes, more={"PERF_COUNT": "YES"})
 

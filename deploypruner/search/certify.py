@@ -21,9 +21,9 @@ class Certificate:
     Args:
         artifact: Name of the row it is about.
         measured: In the unit of the budget; None where the artifact could not be measured.
-        bound: End of its 95 % interval that has to keep the budget, widened where the machine was busy; None where
-            that leaves too little to tell.
-        met: Is the budget kept? None where the machine was too busy to tell.
+        bound: End of its 95 % interval that has to keep the budget, widened where the machine was busy or slowed
+            down; None where that leaves too little to tell.
+        met: Is the budget kept? None where the machine was too busy or too hot to tell.
         doubt: What disturbed the run and what was made of it, "" where nothing did.
     """
 
@@ -37,8 +37,8 @@ class Certificate:
 def certify(goal: Goal, setting: Setting, run: Measured, *, seed: int = 0, artifact: str = "") -> Certificate:
     """Judge the pruned artifact of `setting` by a run that holds the dense one too.
 
-    On a machine that was busy the interval is widened by `widening`, and a budget that it keeps all the same is
-    certified; one that it does not keep is neither kept nor missed.
+    On a machine that was busy, or whose processor slowed down, the interval is widened by `widening`, and a budget
+    that it keeps all the same is certified; one that it does not keep is neither kept nor missed.
 
     Args:
         goal: What was promised.
@@ -57,7 +57,7 @@ def certify(goal: Goal, setting: Setting, run: Measured, *, seed: int = 0, artif
     if not run.reason:
         return Certificate(name, found.measured, found.bound, found.met)
     is_ratio = goal.budget.speedup is not None
-    factor = widening(run, dense) if is_ratio else 1 + run.floor
+    factor = widening(run, dense) if is_ratio else (1 + run.floor) * run.conditions.slowdown
     if not found.strain * factor <= 1:
         return Certificate(name, found.measured, None, None, f"{run.reason}, and the margin is no larger than that")
     bound = found.bound / factor if is_ratio else found.bound * factor
@@ -69,11 +69,12 @@ def certify(goal: Goal, setting: Setting, run: Measured, *, seed: int = 0, artif
 def widening(run: Measured, dense: Timing) -> float:
     """By what factor others may have made a speed-up over `dense` look larger than it is.
 
-        (1 + floor) / (1 - min(1, lost T / T_dense))
+        slowdown (1 + floor) / (1 - min(1, lost T / T_dense))
 
     As if all the time that workers lost to others had been lost by the dense model and none by the pruned one: of T
-    seconds that all workers ran, lost T; and as if the two had differed as two workers of one file did. A latency
-    needs the second alone: others make calls longer, never shorter.
+    seconds that all workers ran, lost T; as if the two had differed as two workers of one file did; and as if one had
+    run at the highest frequency of the rounds and the other one at the lowest, where they fell. A latency needs the
+    last two alone: others make calls longer, never shorter, but a processor that slows down may stay so.
 
     Args:
         run: All that was timed.
@@ -81,7 +82,7 @@ def widening(run: Measured, dense: Timing) -> float:
     """
     spent = [float(timing.samples_ns.sum()) for timing in (*run.timings, run.twin)]
     share = min(1.0, run.conditions.lost * sum(spent) / float(dense.samples_ns.sum()))
-    return (1 + run.floor) / (1 - share) if share < 1 else inf
+    return run.conditions.slowdown * (1 + run.floor) / (1 - share) if share < 1 else inf
 
 
 def in_setting(timings: Sequence[Timing], setting: Setting, *, dense: bool, artifact: str = "") -> Timing | None:

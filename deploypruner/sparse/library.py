@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import shlex
 import struct
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import deploypruner.sparse as package
@@ -19,6 +21,50 @@ from deploypruner.openvino_import import import_openvino
 KERNELS = "libdeploypruner_kernels.so"
 EXTENSION = "libdeploypruner_openvino.so"
 _ELF, _ELF64 = b"\x7fELF", 2
+# As processors call themselves, by the number that ELF has for each.
+_ARCHITECTURES = {62: "x86_64", 183: "aarch64"}
+_GLIBC = re.compile(rb"\bGLIBC_(\d+)\.(\d+)")
+_sent: list[Path] = []
+
+
+class LibraryNeeds(NamedTuple):
+    """What a machine must have to load the two libraries.
+
+    Args:
+        architecture: As `platform.machine` calls it.
+        glibc: Its C library, this version or a newer one.
+        openvino: Exactly this version.
+    """
+
+    architecture: str
+    glibc: tuple[int, int]
+    openvino: str
+
+
+def needs() -> LibraryNeeds:
+    """What the libraries that are installed here need.
+
+    Raises:
+        KernelError: They are not installed, cut off, or do not fit the OpenVINO here.
+    """
+    extension, kernels = extension_path().read_bytes(), path_of(KERNELS).read_bytes()
+    (number,) = struct.unpack_from("<H", extension, 18)
+    asked = [(int(major), int(minor)) for major, minor in _GLIBC.findall(extension + kernels)]
+    built = path_of(EXTENSION).with_suffix(".version").read_text().strip()
+    return LibraryNeeds(
+        _ARCHITECTURES.get(number, f"machine {number}"), max(asked, default=(2, 0)), short_version(built)
+    )
+
+
+def beside_extension(extension: Path) -> tuple[Path, Path]:
+    """What is needed beside OpenVINO's library: the kernels, and the version it was built for."""
+    return extension.with_name(KERNELS), extension.with_suffix(".version")
+
+
+def take_from(folder: Path) -> None:
+    """Use the libraries in this folder, which they were sent to, before any that the package has."""
+    if folder not in _sent:
+        _sent.append(folder)
 
 
 def path_of(name: str) -> Path:
@@ -28,8 +74,8 @@ def path_of(name: str) -> Path:
         KernelError: The package was installed without its native part.
     """
     # An editable installation has the sources here and what was built in site-packages; both are on the path.
-    for folder in package.__path__:
-        found = Path(folder) / "lib" / name
+    for folder in (*_sent, *(Path(found) / "lib" for found in package.__path__)):
+        found = folder / name
         if found.is_file():
             return found
     raise KernelError(f"{name} is not installed: the package was built without its sparse kernels", hint=rebuild())

@@ -15,22 +15,21 @@ from deploypruner.build.feeds import timing_feeds, verification_feeds
 from deploypruner.build.reach import REACHABLE
 from deploypruner.build.register import stages
 from deploypruner.build.results import LayerPatterns
-from deploypruner.build.sparse_model import not_there
 from deploypruner.build.sparsity import remaining
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.build.zeros_in_time import out_of_reach, promise, time_goal
-from deploypruner.errors import BudgetError, InputError, KernelError
+from deploypruner.errors import BudgetError, InputError, MeasureError
 from deploypruner.graph.execute.module import get_state
 from deploypruner.latency.clock import current_clock
 from deploypruner.onnx_file import layer_called
+from deploypruner.measure.kernels import kernels_or_why
 from deploypruner.recipe import BUDGETS
 from deploypruner.scratch import scratch
 from deploypruner.search.found import SearchResult
 from deploypruner.search.goal import Goal
 from deploypruner.search.latency_search import OutOfReach
 from deploypruner.search.loop import RESERVE
-from deploypruner.sparse.library import extension_path, targets
 from deploypruner.sparsity.assign.filling import REFERENCE
 from deploypruner.sparsity.assign.in_time import PatternRequest, assign
 from deploypruner.sparsity.assign.solver import DENSE
@@ -75,7 +74,7 @@ class Assign(Stage):
             except OutOfReach as error:
                 assert goal is not None, "the reference is in reach of itself"
                 raise out_of_reach(build, goal, error) from None
-            except InputError as error:
+            except (InputError, MeasureError) as error:
                 if goal is not None:
                     raise
                 patterns = LayerPatterns(error.message)
@@ -120,16 +119,8 @@ class Assign(Stage):
 
 
 def cannot_run() -> str:
-    """Why no layer could run in the sparse kernels on this machine, "" where some could."""
-    machine = current_clock().machine
-    if machine.elsewhere:
-        return not_there(machine.name)
-    try:
-        extension_path()
-        here = targets()
-    except KernelError as error:
-        return f"{error.message}; {error.hint}"
-    return "this CPU has neither AVX2 nor AVX-512 VNNI for the kernels" if here == ("scalar",) else ""
+    """Why no layer could run in the sparse kernels on the machine it is for, "" where some could."""
+    return kernels_or_why(current_clock().machine)[1]
 
 
 def _assigned(build: Build, goal: Goal | None) -> LayerPatterns:

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any, ClassVar
 
 from deploypruner.build.bounds import bounds_of
-from deploypruner.build.deploy import deploy_of, within
+from deploypruner.build.deploy import deploy_of, within, write_device_text
 from deploypruner.build.embedded import EMBEDDED, embedded
 from deploypruner.build.folder import MANIFEST
 from deploypruner.build.layer_table import layer_widths
@@ -26,6 +26,7 @@ from deploypruner.measure.statistics import compare
 from deploypruner.recipe import Recipe, resolved_toml
 from deploypruner.records import ACCURACY
 from deploypruner.report import Report, StageTime, render_html, render_json
+from deploypruner.report.ship import ON_DEVICE
 from deploypruner.sparsity.assign.solver import DENSE
 
 _MORE = {"macs": "larger --macs", "latency": "longer --latency", "speedup": "smaller --speedup"}
@@ -33,12 +34,14 @@ _MORE = {"macs": "larger --macs", "latency": "longer --latency", "speedup": "sma
 
 @stages.register("report")
 class WriteReport(Stage):
-    """Write report.json, report.html, recipe.toml and manifest.json."""
+    """Write report.json, report.html, recipe.toml and manifest.json; for another machine, how to load it there."""
 
     name: ClassVar[str] = "report"
     needs: ClassVar[tuple[str, ...]] = ("measure",)
     reads: ClassVar[tuple[str, ...]] = tuple(table.name for table in fields(Recipe))
-    writes: ClassVar[tuple[str, ...]] = ("recipe.toml", "report.json", "report.html", EMBEDDED, "points/", MANIFEST)
+    writes: ClassVar[tuple[str, ...]] = (
+        *("recipe.toml", "report.json", "report.html", ON_DEVICE, EMBEDDED, "points/", MANIFEST),
+    )
 
     def run(self, build: Build) -> Build:
         """Write the files."""
@@ -52,6 +55,7 @@ class WriteReport(Stage):
         build.folder.write_text("recipe.toml", resolved_toml(build.recipe))
         build.folder.write_text("report.json", render_json(report))
         build.folder.write_text("report.html", render_html(report))
+        write_device_text(build.folder, report, build.clock.machine)
         build.folder.write_manifest(
             {
                 "command": build.command,
