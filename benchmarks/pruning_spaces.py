@@ -1,22 +1,27 @@
 """The study of pruning spaces on CIFAR-10: sweeps of several costs, and what they say together.
 
     nice -n 15 python -m benchmarks.pruning_spaces run --net resnet20          # hours; goes on where it was stopped
+    python -m benchmarks.pruning_spaces keep                                   # also while it runs: what is finished
     python -m benchmarks.pruning_spaces table                                  # what is there; runs nothing
 
 Trained for one epoch on 10,000 images and judged on 4,000 of the test images: the dense model knows all training
 images by heart, and what is lost on them would be memory. Each sweep is a folder in `work/pruning-spaces`: a second
-call goes on with it, also after a kill.
+call goes on with it, also after a kill. What `keep` (and the end of every sweep) writes to the results is enough to
+go on with on another machine: every trial that is planned or finished, and the dense model in half precision.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 import deploypruner as dp
 from benchmarks.baseline import baseline
@@ -25,10 +30,14 @@ from benchmarks.models import PUBLISHED
 from deploypruner.progress import progress_for
 from deploypruner.recipe.reading import overlay
 from deploypruner.recipe.whole import Recipe
+from deploypruner.sweep.request import JOURNAL, STORE, sweep_folder
 from deploypruner.sweep.status import sweep_status
+from deploypruner.sweep.store import TrialStore, read_store
+from deploypruner.sweep.trial import SweepTrial, TrialResult
 
 FOLDER = WORK / "pruning-spaces"
 RESULTS = Path(__file__).parent / "results" / "pruning_spaces.json"
+TRIALS = RESULTS.with_name("pruning_spaces_trials.json")
 TRAIN, VAL = 10_000, 4_000
 STEP, EPOCHS = 2, 1
 REGIMES: dict[str, dict[str, float]] = {
@@ -42,7 +51,7 @@ REGIMES: dict[str, dict[str, float]] = {
 
 @click.group()
 def main() -> None:
-    """Run, table."""
+    """Run, keep, table."""
     torch.set_num_threads(1)
 
 
@@ -58,10 +67,11 @@ def run(net: str, regimes: tuple[str, ...], samples: int, candidates: int, worke
     """Sweep after sweep; each also says what it teaches together with those that are finished."""
     for regime in regimes:
         done = [path for path in sorted(FOLDER.glob(f"{net}-*")) if (path / "sweep.json").is_file()]
+        take_up(f"{net}-{regime}")
         beside = [path for path in done if path.name != f"{net}-{regime}"]
         with progress_for() as console:
             found = dp.sweep(
-                *(baseline(net), torch.zeros(2, 3, 32, 32)),
+                *(dense(net), torch.zeros(2, 3, 32, 32)),
                 data=str(_data()),
                 recipe=_recipe(),
                 out=FOLDER / f"{net}-{regime}",
@@ -76,7 +86,16 @@ def run(net: str, regimes: tuple[str, ...], samples: int, candidates: int, worke
                 speedup=REGIMES[regime].get("speedup"),
             )
         click.echo(f"{net}, {regime}: {found!r}")
-    _keep()
+        keep_all()
+
+
+@main.command()
+def keep() -> None:
+    """Copy trials and findings to the results, also while a sweep runs."""
+    keep_all()
+    for name, one in json.loads(TRIALS.read_text()).items():
+        finished = sum(trial["result"] is not None for trial in one["trials"])
+        click.echo(f"{name}: {finished} of {len(one['trials'])} trials finished")
 
 
 @main.command()
@@ -96,6 +115,18 @@ def table() -> None:
     for folder in sorted(FOLDER.glob("*-*")):
         if (folder / "sweep.sqlite").is_file() and not (folder / "sweep.json").is_file():
             click.echo(sweep_status(folder).text)
+
+
+def dense(net: str) -> nn.Module:
+    """The study's dense model, the same on every machine: the baseline in half precision, beside the results."""
+    path = RESULTS.parent / f"pruning_spaces_{net}.safetensors"
+    if not path.exists():
+        save_file(
+            {name: t.half() if t.is_floating_point() else t for name, t in baseline(net).state_dict().items()}, path
+        )
+    model = PUBLISHED[net]()
+    model.load_state_dict(load_file(path))
+    return model.eval()
 
 
 def _recipe() -> Recipe:
@@ -139,14 +170,48 @@ def _lines(name: str, found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _keep() -> None:
-    """Copy what the finished sweeps found to the results, without what only the folders need."""
-    found = {}
+def keep_all() -> None:
+    """Copy trials, and what the finished sweeps found, to the results, without what only the folders need."""
+    trials = json.loads(TRIALS.read_text()) if TRIALS.exists() else {}
+    for path in sorted(FOLDER.glob(f"*-*/{STORE}")):
+        about, rows = read_store(path)
+        kept = [
+            {
+                "id": row.id,
+                "predicted_ms": row.predicted_ms,
+                "trial": asdict(row.trial),
+                "result": None if row.result is None else asdict(row.result),
+            }
+            for row in rows
+        ]
+        trials[path.parent.name] = {"about": about, "trials": kept}
+    TRIALS.write_text(json.dumps(trials) + "\n")
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for path in sorted(FOLDER.glob("*-*/sweep.json")):
         document = json.loads(path.read_text())
         found[path.parent.name] = {name: value for name, value in document.items() if name != "command"}
     if found:
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def take_up(name: str) -> None:
+    """Enter the kept trials of a sweep into a folder of its own, where this machine has none."""
+    kept = json.loads(TRIALS.read_text()).get(name) if TRIALS.exists() else None
+    if kept is None or (FOLDER / name / STORE).is_file():
+        return
+    folder = sweep_folder(FOLDER / name)
+    folder.prepare()
+    try:
+        folder.claim(JOURNAL)
+        store = TrialStore(folder.claim(STORE))
+        store.tell(kept["about"])
+        store.plan((one["id"], SweepTrial(**one["trial"]), one["predicted_ms"]) for one in kept["trials"])
+        for one in kept["trials"]:
+            if one["result"] is not None:
+                store.finish(one["id"], TrialResult(**one["result"]))
+        store.close()
+    finally:
+        folder.release()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from deploypruner.compiled import CompiledBuild
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.capture.asked_axes import requested
+from deploypruner.latency.clock import timed_on
 from deploypruner.progress import Progress, SilentProgress, logged, shown
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.budget import Budget
@@ -321,7 +322,7 @@ def run_recipe(
 ) -> CompiledBuild:
     """Run a resolved recipe; `compile` and the command line both end here."""
     given = given or Given()
-    with logged(progress, say) as (log, told):
+    with logged(progress, say) as (log, told), timed_on(recipe.target, runtimes=recipe.measure.runtimes, say=told):
         folder = place_for(BuildFolder(out), overwrite=overwrite, resume=resume, offer=offer)
         if resume and not begun(folder):
             told(f"there is nothing to resume in {out}: this build starts at the beginning")

@@ -73,6 +73,10 @@ class DeviceError(DeployPrunerError):
     """A device that cannot be reached, lacks something, or was lost on the way."""
 
 
+class DeviceLostError(DeviceError):
+    """A device that may be reached again: the connection broke, or it does not answer now."""
+
+
 class KernelError(DeployPrunerError):
     """Sparse kernels that are not built, do not fit this machine, or were given contradictory weights."""
 

@@ -37,6 +37,10 @@ ACCURACY = Metric("accuracy")
 """Top-1, or the share of right decisions, in percent."""
 
 
+RELATIVE_ERROR = "relative error"
+"""How far answers are off, where agreement is no share of them: an error, and so nothing that is agreed in."""
+
+
 @dataclass(frozen=True)
 class AccuracyChange:
     """Accuracy compared with that of the dense fp32 model, sample by sample.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from deploypruner.figures import scaled
 from deploypruner.quality_records import ACCURACY as ACCURACY
+from deploypruner.quality_records import RELATIVE_ERROR as RELATIVE_ERROR
 from deploypruner.quality_records import AccuracyChange as AccuracyChange
 from deploypruner.quality_records import Metric as Metric
 from deploypruner.quality_records import OutputQuality as OutputQuality

@@ -95,17 +95,14 @@ class Target:
         return next((gives for flag, gives in _INT8_GIVES.items() if flag in self.int8_features), None)
 
 
-def reduces_range(asked: WeightBits, name: str = "cpu") -> bool:
+def reduces_range(asked: WeightBits, target: Target) -> bool:
     """Do int8 weights get 7 bits?
 
     Args:
         asked: What the user wants; "auto" goes by the target.
-        name: Of the target.
-
-    Raises:
-        RecipeError: No such target.
+        target: Where they are to run.
     """
-    return asked == "7" or (asked == "auto" and detect(name).saturates)
+    return asked == "7" or (asked == "auto" and target.saturates)
 
 
 def detect(name: str = "cpu") -> Target:

@@ -27,7 +27,7 @@ class FakeTimer:
 
     asked = 0
 
-    def __init__(self, setting, feeds):
+    def __init__(self, setting, feeds, device):
         pass
 
     def __enter__(self):
@@ -37,6 +37,9 @@ class FakeTimer:
         pass
 
     def refer_to(self, path):
+        pass
+
+    def drop(self, path):
         pass
 
     def profile(self, keep, *, seconds):

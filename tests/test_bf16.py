@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import deploypruner as dp
+from deploypruner import runtime
 from deploypruner.build.timed import no_bf16
+from deploypruner.device import facts
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.export import exporters
 from deploypruner.quantize.static import calibrate, write_qdq
 from deploypruner.runtime import in_float32, measured_runtimes, runtimes
-from deploypruner.runtime import on_openvino_bf16 as there
 from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.runtime.on_openvino_bf16 import OpenVinoBf16
 from deploypruner.target import Target, detect
@@ -30,14 +31,15 @@ WITH = replace(WITHOUT, processor="A New Processor", bf16_features=("avx512_bf16
 needs_bf16 = pytest.mark.skipif(not detect().multiplies_bf16, reason="this processor has no instructions for bf16")
 
 
+def this_is(monkeypatch, target):
+    """What this machine says of itself, to who opens a file and to who begins a build."""
+    for who in (facts, runtime):
+        monkeypatch.setattr(who, "detect", lambda: target)
+
+
 @pytest.fixture
 def without(monkeypatch):
-    monkeypatch.setattr(there, "detect", lambda: WITHOUT)
-
-
-@pytest.fixture
-def having(monkeypatch):
-    monkeypatch.setattr(there, "detect", lambda: WITH)
+    this_is(monkeypatch, WITHOUT)
 
 
 def two_convolutions(folder: Path) -> Path:
@@ -54,26 +56,33 @@ def test_either_instruction_is_enough_and_arms_is_another_matter():
     assert not WITHOUT.multiplies_bf16
 
 
-def test_it_is_measured_only_with_permission_and_beside_its_own(having):
-    assert measured_runtimes((), allow_bf16=False) == ("onnxruntime", "openvino")
-    assert measured_runtimes((), allow_bf16=True) == ("onnxruntime", "openvino", "openvino-bf16")
-    assert measured_runtimes(("openvino", "torch"), allow_bf16=True) == ("openvino", "openvino-bf16", "torch")
-    assert measured_runtimes(("openvino-bf16", "openvino"), allow_bf16=True) == ("openvino-bf16", "openvino")
-    assert measured_runtimes(("openvino-bf16",), allow_bf16=False) == ("openvino-bf16",)
-    assert no_bf16(True) == no_bf16(False) == ""
+def test_it_is_measured_only_with_permission_and_beside_its_own():
+    assert measured_runtimes((), allow_bf16=False, target=WITH) == ("onnxruntime", "openvino")
+    assert measured_runtimes((), allow_bf16=True, target=WITH) == ("onnxruntime", "openvino", "openvino-bf16")
+    assert measured_runtimes(("openvino", "torch"), allow_bf16=True, target=WITH) == (
+        "openvino",
+        "openvino-bf16",
+        "torch",
+    )
+    assert measured_runtimes(("openvino-bf16", "openvino"), allow_bf16=True, target=WITH) == (
+        "openvino-bf16",
+        "openvino",
+    )
+    assert measured_runtimes(("openvino-bf16",), allow_bf16=False, target=WITH) == ("openvino-bf16",)
+    assert no_bf16(True, WITH) == no_bf16(False, WITH) == ""
 
 
-def test_a_processor_without_it_takes_the_permission_and_says_that_nothing_changed(without):
-    assert measured_runtimes((), allow_bf16=True) == ("onnxruntime", "openvino")
-    assert no_bf16(True) == (
+def test_a_processor_without_it_takes_the_permission_and_says_that_nothing_changed():
+    assert measured_runtimes((), allow_bf16=True, target=WITHOUT) == ("onnxruntime", "openvino")
+    assert no_bf16(True, WITHOUT) == (
         "--allow-bf16 changed nothing: An Old Processor has no instructions for bf16; all that is float ran in f32"
     )
-    assert no_bf16(False) == ""
+    assert no_bf16(False, WITHOUT) == ""
 
 
-def test_a_system_that_does_not_describe_its_processor_is_not_taken_for_one_without(monkeypatch):
-    monkeypatch.setattr(there, "detect", lambda: replace(WITHOUT, described=False))
-    assert "does not say whether An Old Processor multiplies in bf16" in no_bf16(True)
+def test_a_system_that_does_not_describe_its_processor_is_not_taken_for_one_without():
+    undescribed = replace(WITHOUT, described=False)
+    assert "does not say whether An Old Processor multiplies in bf16" in no_bf16(True, undescribed)
 
 
 def test_naming_the_runtime_there_is_refused_before_openvino_falls_back_to_f32(without, tmp_path):
@@ -194,7 +203,7 @@ def test_quantize_times_both_forms_in_it_or_says_why_not(tmp_path, monkeypatch):
         rows = json.loads((tmp_path / "here" / "quantize.json").read_text())["rows"]
         assert [row["runtime"] for row in rows] == ["openvino", "openvino", "openvino-bf16", "openvino-bf16"]
         assert "bf16: with INFERENCE_PRECISION_HINT=bf16 instead of f32: dense fp32 " in " ".join(outcome.out.split())
-    monkeypatch.setattr(there, "detect", lambda: WITHOUT)
+    this_is(monkeypatch, WITHOUT)
     outcome = run_cli(*asked, "--out", "there", folder=tmp_path)
     found = json.loads((tmp_path / "there" / "quantize.json").read_text())
     assert [row["runtime"] for row in found["rows"]] == ["openvino", "openvino"]

@@ -100,3 +100,8 @@ def test_a_sentence_says_what_each_decided_and_what_is_left():
         "accuracy decided nothing, 0.6 of 1 points left"
     )
     assert bounds_sentence({}) == ""
+
+
+def test_accuracy_that_was_gained_is_not_said_to_be_left_of_what_is_allowed():
+    found = bounds_of(built(Budget(latency="5ms"), bound=4.75), kept(-3.75, allowed=3.0))
+    assert "accuracy decided nothing, all 3 points left, 3.8 gained" in bounds_sentence({"bounds": found})

@@ -57,7 +57,7 @@ def test_the_layer_that_costs_too_much_is_float_in_the_file_and_in_the_report(bu
     assert stored["2.weight"] == onnx.TensorProto.FLOAT
     said = " ".join(out.split())
     assert "precision: model.int8.onnx: 2 of 3 layers int8, 1 layer stays float for the accuracy" in said
-    assert "points of agreement with the dense model (relative error; the data has no labels)" in said
+    assert "points of relative error against the dense model (the data has no labels)" in said
     assert "Int8 or float, layer by layer" in (folder / "report.html").read_text()
     assert kept[0]["name"] in (folder / "report.html").read_text()
     assert all(check["passed"] for check in report["verification"])

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deploypruner.device import connection
 from deploypruner.device.described import described
 from deploypruner.device.reach import reach
 from deploypruner.errors import DeviceError
-from deploypruner.measure import bench, pair_up, time_artifacts
+from deploypruner.measure import Measured, bench, pair_up, time_artifacts
 from tests.builds import run_cli
 from tests.sshd import WHY_NOT, Sshd, remember, running_sshd
 from tests.timed import save_conv
@@ -139,34 +139,69 @@ def test_a_check_lists_what_is_there_and_clean_removes_it(device: Sshd, tmp_path
 # ---------------------------------------------------------------------- what goes wrong on the way
 
 
-def while_measuring(device: Sshd, tmp_path: Path, act: Callable[[], None]) -> DeviceError:
-    """What is said where something happens in the middle of a round."""
-    jobs = pair_up([save_conv(tmp_path / "m.onnx", 16)], ["onnxruntime"])
-    timer = threading.Timer(0.3, act)
+def while_measuring(device: Sshd, tmp_path: Path, act: Callable[[], None]) -> tuple[Measured, list[str]]:
+    """What comes of rounds in the midst of which something happens once, and what was said."""
+    jobs, said, done = pair_up([save_conv(tmp_path / "m.onnx", 16)], ["onnxruntime"]), list[str](), list[float]()
 
-    def begin(fraction: float, text: str) -> None:
-        if not timer.is_alive() and not timer.finished.is_set():
-            timer.start()
+    def disturb(fraction: float, text: str) -> None:
+        done.append(fraction)
+        if len(done) == 3:
+            act()
 
-    with (
-        pytest.raises(DeviceError) as caught,
-        reach(described("pi")) as connected,
-    ):
-        time_artifacts(jobs, budget_s=60, narrow=1e-9, progress=begin, device=connected)
-    timer.join()
+    with reach(described("pi"), say=said.append) as connected:
+        measured = time_artifacts(
+            jobs, budget_s=0.1, min_rounds=10, narrow=1e-9, quantile=0.5, progress=disturb, device=connected
+        )
+        assert connected.connections == 2
     assert none_left(device)
-    return caught.value
+    return measured, said
 
 
-def test_a_connection_that_is_cut_is_named_and_leaves_nothing_running(device: Sshd, tmp_path: Path) -> None:
-    error = while_measuring(device, tmp_path, device.cut)
-    assert "the connection was lost" in error.message
-    assert error.hint
+def assert_one_round_was_lost(measured: Measured, said: list[str]) -> None:
+    assert measured.conditions.losses == 1
+    (timing,) = measured.complete()
+    assert timing.samples_ns.shape[0] == measured.twin.samples_ns.shape[0] >= 10
+    assert (len(said), said[0].endswith("trying again"), "pi is back after" in said[-1]) == (2, True, True)
 
 
-def test_an_agent_that_is_killed_is_named_and_takes_its_workers_along(device: Sshd, tmp_path: Path) -> None:
-    error = while_measuring(device, tmp_path, lambda: os.kill(device.agents()[0], signal.SIGKILL))
-    assert "the measuring process there was ended by somebody else" in error.message
+def test_a_connection_that_is_cut_is_taken_up_again(device: Sshd, tmp_path: Path) -> None:
+    measured, said = while_measuring(device, tmp_path, device.cut)
+    assert_one_round_was_lost(measured, said)
+    assert "the connection was" in said[0]
+
+
+def test_an_agent_that_is_killed_takes_its_workers_along_and_is_started_anew(device: Sshd, tmp_path: Path) -> None:
+    measured, said = while_measuring(device, tmp_path, lambda: os.kill(device.agents()[0], signal.SIGKILL))
+    assert_one_round_was_lost(measured, said)
+    assert "the measuring process there" in said[0]
+
+
+def test_a_device_that_stays_away_ends_the_run_after_so_many_tries(
+    device: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "RETRY_S", (0.0, 0.0))
+
+    def away() -> None:
+        remember(device.folder, device.port, "host", Port="1", ProxyCommand="sh -c 'echo Connection refused >&2'")
+        device.cut()
+
+    with pytest.raises(
+        DeviceError, match=r"(the connection was closed|nothing listens) there[\s\S]*2 tries in"
+    ) as caught:
+        while_measuring(device, tmp_path, away)
+    assert caught.value.hint
+    remember(device.folder, device.port, "host")
+    assert none_left(device)
+
+
+def test_a_host_key_that_changes_on_the_way_is_not_tried_twice(device: Sshd, tmp_path: Path) -> None:
+    def change() -> None:
+        remember(device.folder, device.port, "other")
+        device.cut()
+
+    with pytest.raises(DeviceError, match="the host key has changed"):
+        while_measuring(device, tmp_path, change)
+    assert none_left(device)
 
 
 def test_a_worker_that_is_killed_there_is_named_as_here(device: Sshd, tmp_path: Path) -> None:

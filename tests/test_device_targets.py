@@ -22,13 +22,16 @@ import pytest
 from deploypruner.device import archive, bootstrap
 from deploypruner.device.connection import Device
 from deploypruner.device.cores import pick_cores
-from deploypruner.device.described import Address, described, described_targets, parse_address
-from deploypruner.device.handshake import first_words, hello
+from deploypruner.device.described import Address, DescribedTarget, described, described_targets, parse_address
+from deploypruner.device.handshake import FORMAT, first_words, hello
+from deploypruner.device.machine import Machine
 from deploypruner.device.store import Store
 from deploypruner.doctor.device import clock, core_kinds, disk, heat, libraries, swap
 from deploypruner.errors import InputError, MeasureError, RecipeError
+from deploypruner.latency.cache import device as cache_key
 from deploypruner.measure.process import Worker
-from deploypruner.records import Artifact
+from deploypruner.recipe.reading import read_recipe
+from deploypruner.records import Artifact, Setting
 from tests.builds import run_cli
 
 # Answers each line after a while, and notes when it began and ended.
@@ -139,13 +142,27 @@ def test_a_mistake_in_the_file_is_named(
     assert caught.value.hint
 
 
-def test_commands_that_search_say_that_they_do_it_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written(tmp_path, monkeypatch, '[pi]\naddress = "ssh://board"\n')
-    for name in ("pi", "ssh://me@board"):
-        outcome = run_cli("compile", "m.pt2", "--target", name, folder=tmp_path)
-        outcome.assert_error(2, "nothing is searched or certified on another machine yet", f"--target {name}")
-    run_cli("compile", "m.pt2", "--target", "pii", folder=tmp_path).assert_error(2, "no target called 'pii'", "cpu")
+def test_a_recipe_takes_a_target_and_what_is_said_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, monkeypatch, '[pi]\naddress = "ssh://board"\nthreads = 4\nruntimes = ["onnxruntime"]\n')
+    found = read_recipe(None, {"target": "pi"})
+    assert (found.measure.threads, found.measure.runtimes) == (4, ("onnxruntime",))
+    assert read_recipe(None, {"target": "pi", "measure": {"threads": 2}}).measure.threads == 2
+    assert read_recipe(None, {}).measure.threads == 1
+    outcome = run_cli("compile", "m.pt2", "--target", "pii", folder=tmp_path)
+    outcome.assert_error(2, "no target called 'pii'", "did you mean 'pi'?")
     run_cli("target", "check", "cpu", folder=tmp_path).assert_error(2, "'cpu' is this machine", "doctor")
+
+
+def test_tables_of_layers_are_kept_by_hardware_and_not_by_address() -> None:
+    setting = Setting("openvino", "int8", 1)
+    here = cache_key(setting)
+    with Device() as device:
+        one = Machine(device, DescribedTarget("pi", Address("ssh", "one")))
+        two = Machine(device, DescribedTarget("ssh://two", Address("ssh", "two")))
+        assert cache_key(setting, one) == cache_key(setting, two) == here
+        pinned = Machine(device, DescribedTarget("pi", Address("ssh", "one"), cores=(1,)))
+        assert cache_key(setting, pinned) != here
+        assert (one.target.name, one.target.processor) == ("pi", here["cpu"])
 
 
 # ---------------------------------------------------------------------- what is sent
@@ -187,7 +204,7 @@ def test_the_archive_runs_without_any_package(tmp_path: Path, python: str) -> No
         command, input=b'{"do": "environment"}\n', capture_output=True, check=True, env={"PATH": os.environ["PATH"]}
     )
     first, second = told.stdout.splitlines()
-    assert first_words(first)["agent"] == 1
+    assert first_words(first)["agent"] == FORMAT
     machine = json.loads(second)["told"]
     assert (machine["versions"]["numpy"], machine["cores"]) == (None, len(os.sched_getaffinity(0)))
 
@@ -286,7 +303,7 @@ def test_an_agent_that_hears_nothing_for_long_ends_with_its_workers(tmp_path: Pa
         one = worker(device, tmp_path / "log", 1)
         (agent,) = psutil.Process().children()
         pid = one.pid
-        device.send(b'{"do": "alive", "silence_s": 0.3}\n')
+        device.stream.send(b'{"do": "alive", "silence_s": 0.3}\n')
         assert gone(pid)
         assert gone(agent.pid)
 

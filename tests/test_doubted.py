@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,9 +120,25 @@ def test_samples_that_are_all_alike_are_said_to_be_whatever_the_model():
 def test_a_budget_of_accuracy_without_labels_is_one_of_agreement_and_says_so():
     unlabelled, labelled = OutputTask("output", "classification"), OutputTask("output", "classification", label=0)
     (said,) = doubted_labels((unlabelled,), 0.5, own=False)
-    assert "--accuracy-drop 0.5 is kept in points of agreement" in said
+    assert said == (
+        "the data has no labels: --accuracy-drop 0.5 is kept in points of agreement with the dense model (top-1), "
+        "not in points of accuracy"
+    )
     for tasks, drop, own in (((labelled,), 0.5, False), ((unlabelled,), None, False), ((unlabelled,), 0.5, True)):
         assert doubted_labels(tasks, drop, own=own) == ()
+
+
+def test_without_labels_it_says_what_is_really_judged_and_of_which_output():
+    values, classes = OutputTask("z", "values"), OutputTask("y", "classification")
+    (said,) = doubted_labels((values,), 2.0, own=False)
+    assert said == (
+        "the data has no labels: --accuracy-drop 2 is kept as a relative error against the dense model of at most "
+        "2 %, not in points of accuracy"
+    )
+    (said,) = doubted_labels((replace(classes, label=0), values), 2.0, own=False)
+    assert said.startswith("the data has no labels of 'z': --accuracy-drop 2 is kept as a relative error")
+    (said,) = doubted_labels((classes, values), 2.0, own=False)
+    assert "in points of agreement with the dense model (top-1) and as a relative error against" in said
 
 
 def test_few_calibration_samples_are_counted():

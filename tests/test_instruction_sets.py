@@ -23,12 +23,13 @@ from deploypruner.measure import Measured
 from deploypruner.recipe.budget import Budget
 from deploypruner.records import Artifact, Environment, Setting, Timing
 from deploypruner.report import read_report
-from deploypruner.runtime import on_openvino, runtimes
+from deploypruner.runtime import runtimes
 from deploypruner.runtime.on_openvino import OpenVino
 from deploypruner.search import bench
 from deploypruner.search.bench import CandidateBench
 from deploypruner.search.choose import choose_setting
 from deploypruner.search.goal import Goal
+from deploypruner.target import Target
 from tests.builds import pretended, run_cli, workshop
 
 NAME = "ONEDNN_MAX_CPU_ISA"
@@ -40,24 +41,23 @@ GAINS = (
 )
 
 
-def features(*names: str) -> Any:
-    return mock.patch.object(on_openvino, "detect", return_value=mock.Mock(int8_features=names))
+def having(*names: str) -> Target:
+    return Target("cpu", "A Processor", 2, names)
 
 
 def test_another_instruction_set_is_offered_where_a_cpu_has_amx_and_the_user_named_none(monkeypatch: Any) -> None:
     for name in (NAME, "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(name, raising=False)
-    with features("avx2", "avx512_vnni", "amx_int8"):
-        assert OpenVino.environments("int8") == AMX
-        assert OpenVino.environments("fp32") == ((),)  # AMX multiplies no float32
-        for other in ("openvino-bf16", "onnxruntime", "torch"):
-            assert runtimes.get(other).environments("int8") == ((),)
-        for name in (NAME, "DNNL_MAX_CPU_ISA"):
-            with monkeypatch.context() as patch:
-                patch.setenv(name, "AVX2_VNNI")
-                assert OpenVino.environments("int8") == ((),)
-    with features("avx2", "avx512_vnni"):
-        assert OpenVino.environments("int8") == ((),)
+    amx = having("avx2", "avx512_vnni", "amx_int8")
+    assert OpenVino.environments("int8", amx) == AMX
+    assert OpenVino.environments("fp32", amx) == ((),)  # AMX multiplies no float32
+    for other in ("openvino-bf16", "onnxruntime", "torch"):
+        assert runtimes.get(other).environments("int8", amx) == ((),)
+    for name in (NAME, "DNNL_MAX_CPU_ISA"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "AVX2_VNNI")
+            assert OpenVino.environments("int8", amx) == ((),)
+    assert OpenVino.environments("int8", having("avx2", "avx512_vnni")) == ((),)
 
 
 def machine(ms: Mapping[tuple[str, int, bool], float]) -> Any:
@@ -187,7 +187,7 @@ def test_a_build_without_zeros_is_timed_and_handed_out_with_what_was_fastest(tmp
     command = (*command, "--seconds", "1", "--out", str(folder))
     with (
         using(replace(current_clock(), artifacts=artifacts)),
-        mock.patch.object(OpenVino, "environments", side_effect=lambda p: AMX if p == "int8" else ((),)),
+        mock.patch.object(OpenVino, "environments", side_effect=lambda p, _: AMX if p == "int8" else ((),)),
     ):
         outcome = run_cli(*command)
         assert outcome.code == 0, outcome.err

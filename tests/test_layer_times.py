@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from deploypruner.latency.layer_times import Owners, _runs
 from deploypruner.latency.probes import Profile
@@ -86,3 +87,16 @@ def test_both_products_of_attention_name_the_operation_that_computes_them():
     whole = node("div_8", 9.0, "div_8", "softmax_9", second, kind="Subgraph", precisions="i8,i8,i8>f32")
     found = Owners(graph).executed([whole])
     assert found == dict.fromkeys((first, second), "Subgraph i8,i8,i8>f32")
+
+
+def test_what_is_computed_before_the_first_layer_belongs_to_it():
+    weights = helper.make_tensor("w", onnx.TensorProto.FLOAT, [2, 2], [1.0, 2.0, 3.0, 4.0])
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"], name="make_a"),
+        helper.make_node("Sigmoid", ["x"], ["b"], name="make_b"),
+        helper.make_node("Add", ["a", "b"], ["c"], name="make_c"),
+        helper.make_node("MatMul", ["c", "w"], ["y"], name="make_y"),
+    ]
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 2]) for name in "xy")
+    owners = Owners(read_graph(helper.make_model(helper.make_graph(nodes, "g", [x], [y], [weights]))).graph)
+    assert owners.sums([node("make_a", 3.0), node("make_c", 5.0), node("make_y", 7.0)]) == {"make_y": 15.0}

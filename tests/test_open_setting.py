@@ -13,9 +13,10 @@ from unittest import mock
 import onnx
 import pytest
 
-from deploypruner.build import open_setting
 from deploypruner.build.open_setting import SettingTried, counts_to_try, try_settings
+from deploypruner.device import facts
 from deploypruner.device.cores import physical_cores
+from deploypruner.device.machine import Machine
 from deploypruner.errors import RecipeError
 from deploypruner.latency.clock import current_clock, using
 from deploypruner.latency.sparse_costs import MeasuredCosts
@@ -50,7 +51,7 @@ def machine(ms: dict[int, float] = MS, *, sparse: dict[int, float] | None = None
         return MeasuredCosts(dict.fromkeys(names, 1.0), dict.fromkeys(names, 1e9))
 
     clock = replace(current_clock(), artifacts=artifacts, layer_costs=costs)
-    with using(clock), known_rates(), mock.patch.object(open_setting, "physical_cores", return_value=4):
+    with using(clock), known_rates(), mock.patch.object(facts, "physical_cores", return_value=4):
         yield asked
 
 
@@ -58,8 +59,8 @@ def machine(ms: dict[int, float] = MS, *, sparse: dict[int, float] | None = None
     ("count", "tried"), [(1, (1,)), (2, (1, 2)), (4, (1, 2, 4)), (6, (1, 2, 4, 6)), (16, (1, 2, 4, 8, 16))]
 )
 def test_powers_of_two_and_all_cores_are_tried(count: int, tried: tuple[int, ...]) -> None:
-    with mock.patch.object(open_setting, "physical_cores", return_value=count):
-        assert counts_to_try() == tried
+    with mock.patch.object(facts, "physical_cores", return_value=count):
+        assert counts_to_try(Machine()) == tried
 
 
 def test_a_hyper_thread_is_no_core() -> None:
@@ -75,7 +76,7 @@ def test_the_fewest_of_those_that_are_as_fast_as_any_are_taken() -> None:
     jobs = [(Artifact("dense int8", Path("x.onnx"), "onnx", "int8"), "openvino")]
     for ms, fastest in ((MS, 2), ({1: 5.0, 2: 5.0, 4: 5.0}, 1), ({1: 9.0, 2: 7.0, 4: 4.0}, 4)):
         with machine(ms):
-            found = try_settings(jobs, counts_to_try(), feeds=None, clock=current_clock(), more={})
+            found = try_settings(jobs, counts_to_try(Machine()), feeds=None, clock=current_clock(), more={})
         assert (found.fastest, found.ms) == (fastest, tuple(ms.items()))
         assert SettingTried.from_json(json.loads(json.dumps(found.to_json()))) == found
     said = "2 threads, left open: dense int8 on openvino takes 8.00 ms with 1, 5.00 with 2, 6.00 with 4"

@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
 from deploypruner import __version__, export_point
 from deploypruner.errors import InputError
@@ -74,9 +76,19 @@ class ByParameters:
         return Tally()
 
 
+PAIRS: dict[float, int] = {}
+"""Milliseconds of every file that was timed -> QuantizeLinear nodes in it."""
+
+
+def pairs_in(path: Path) -> int:
+    return sum(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
+
+
 def timed(jobs: Sequence[Job], *, threads: int, **_: object) -> Measured:
     timings = []
     for artifact, runtime in jobs:
+        if artifact.path.suffix == ".onnx":
+            PAIRS[round(file_ms(artifact.path), 6)] = pairs_in(artifact.path)
         ns = np.full((10, 5), round(1e6 * file_ms(artifact.path)))
         timings.append(Timing(artifact, runtime, threads, ns, load_s=0.1, warmup=1, peak_rss_bytes=1 << 20))
     return Measured(tuple(timings), timings[0], floor=0.01, settled=True)
@@ -169,6 +181,34 @@ def test_a_plan_on_the_way_is_exported_repaired_and_verified_without_any_search(
     assert about["found"]["model.int8.onnx"]["samples"] == 32
     assert "repaired and not trained" in outcome.out
     assert not (made / "stages").exists() or not any(p.is_file() for p in (made / "stages").iterdir())
+
+
+class Swish(nn.Module):
+    """ONNX Runtime wants a pair behind each of its swishes, OpenVINO wants none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(IMAGE[0], 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.silu(self.second(functional.silu(self.first(x))))
+        return self.last(x.mean((2, 3)))
+
+
+def test_an_exported_plan_has_its_pairs_where_the_file_that_was_timed_had_them(tmp_path):
+    torch.manual_seed(0)
+    save_program(Swish().eval(), tmp_path / "tiny.pt2", torch.zeros(2, *IMAGE))
+    (x, y), (x_val, y_val) = samples(96), samples(32, seed=1)
+    np.savez(tmp_path / "data.npz", x=x, y=y, x_val=x_val, y_val=y_val)
+    outcome = by_parameters(*COMPILE, "--out", "build", folder=tmp_path)
+    assert outcome.code == 0, outcome.err
+    points = report_of(tmp_path / "build")["points"]
+    point = next(p for p in points if p["kind"] == "plan" and p["plan"] and p["measured"])
+    outcome = exported(tmp_path / "build", point["id"], tmp_path / "made")
+    assert outcome.code == 0, outcome.err
+    made = tmp_path / "made" / "model.int8.onnx"
+    assert pairs_in(made) == PAIRS[round(point["latency_ms"], 6)]
 
 
 def test_a_finished_point_is_the_file_of_the_build_itself(built, tmp_path):

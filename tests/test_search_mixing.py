@@ -151,7 +151,9 @@ def test_a_bound_that_no_mix_meets_says_which_drop_is_needed(tmp_path):
 def test_agreement_in_place_of_labels_is_said(tmp_path):
     asked = request(tmp_path, allowed=0.5)
     found = mix(replace(asked, lost=lambda path, runtime: Gap("top-1", 100.0, 96.0, 4.0, labelled=False)))
-    assert "0.5 points of top-1 (agreement with the dense model: the data has no labels)" in found.remarks[0]
+    assert "0.5 points of agreement with the dense model (top-1; the data has no labels)" in found.remarks[0]
+    found = mix(replace(asked, lost=lambda path, runtime: Gap("relative error", 100.0, 96.0, 4.0, labelled=False)))
+    assert "0.5 points of relative error against the dense model (the data has no labels)" in found.remarks[0]
 
 
 def test_where_only_all_float_would_keep_it_the_int8_file_stays_and_the_drop_is_said(tmp_path):

@@ -21,9 +21,10 @@ from deploypruner.build.folder import BuildFolder
 from deploypruner.build.given_file import write_int8
 from deploypruner.build.state import Build, Given
 from deploypruner.channels.allocate import allocate
+from deploypruner.device import facts
 from deploypruner.graph import trace
 from deploypruner.graph.capture.from_autograd import trace_autograd
-from deploypruner.latency import cache, kernel_rates
+from deploypruner.latency import kernel_rates
 from deploypruner.latency.kernel_rates import KernelRates
 from deploypruner.measure import make_rows
 from deploypruner.progress import SilentProgress
@@ -117,20 +118,20 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_bytes(b"one")
     monkeypatch.setattr(kernel_rates, "path_of", lambda name: path)
     monkeypatch.setattr(kernel_rates, "active_target", lambda: "avx2")
-    monkeypatch.setattr(cache, "detect", lambda: BEFORE)
-    monkeypatch.setattr(cache, "_version", lambda package: "1.0")
+    monkeypatch.setattr(facts, "detect", lambda: BEFORE)
+    monkeypatch.setattr(facts, "_version", lambda package: "1.0")
     return path
 
 
 CHANGES = {
     "library": lambda patch, path: path.write_bytes(b"two"),
     "target": lambda patch, path: patch.setattr(kernel_rates, "active_target", lambda: "avx512"),
-    "cpu": lambda patch, path: patch.setattr(cache, "detect", lambda: dataclasses.replace(BEFORE, processor="B")),
-    "cores": lambda patch, path: patch.setattr(cache, "detect", lambda: dataclasses.replace(BEFORE, cores=4)),
+    "cpu": lambda patch, path: patch.setattr(facts, "detect", lambda: dataclasses.replace(BEFORE, processor="B")),
+    "cores": lambda patch, path: patch.setattr(facts, "detect", lambda: dataclasses.replace(BEFORE, cores=4)),
     "features": lambda patch, path: patch.setattr(
-        cache, "detect", lambda: dataclasses.replace(BEFORE, int8_features=("i8mm",))
+        facts, "detect", lambda: dataclasses.replace(BEFORE, int8_features=("i8mm",))
     ),
-    "version": lambda patch, path: patch.setattr(cache, "_version", lambda package: "1.1"),
+    "version": lambda patch, path: patch.setattr(facts, "_version", lambda package: "1.1"),
 }
 
 

@@ -14,9 +14,10 @@ from deploypruner.build.folder import BuildFolder
 from deploypruner.build.promise import require_certified
 from deploypruner.build.timed import INPUTS, RUN, in_environments, keep_run, longer, make_jobs, timing_files
 from deploypruner.errors import BudgetError, InputError
-from deploypruner.latency.clock import Clock, current_clock
+from deploypruner.latency.clock import Clock, current_clock, timed_on
 from deploypruner.logbook import LOG
-from deploypruner.measure import Job, Measured, environment, find_doubts, make_rows, read_timing
+from deploypruner.measure import Job, Measured, find_doubts, make_rows, read_timing
+from deploypruner.measure.elsewhere import package_of
 from deploypruner.measure.statistics import compare
 from deploypruner.progress import Console, Progress, SilentProgress, percent
 from deploypruner.reading import read_json
@@ -46,7 +47,8 @@ class AgainRequest:
         threads: Of every runtime; as before where None.
         runtimes: Registered names; those of the report where None.
         progress: Told how far it is.
-        clock: Says how long things take.
+        clock: Says how long things take, where the machine is this one.
+        target: The machine; that of the build where None.
     """
 
     folder: Path
@@ -55,6 +57,7 @@ class AgainRequest:
     runtimes: Sequence[str] | None = None
     progress: Progress = field(default_factory=SilentProgress)
     clock: Clock = field(default_factory=current_clock)
+    target: str | None = None
 
 
 def measure_again(request: AgainRequest) -> Report:
@@ -72,12 +75,23 @@ def measure_again(request: AgainRequest) -> Report:
     """
     folder = BuildFolder(request.folder)
     report, recipe = _finished(folder)
+    say = request.progress.say if isinstance(request.progress, Console) else lambda line: None
+    with timed_on(request.target or recipe.target, runtimes=request.runtimes or (), say=say) as there:
+        clock = there if there.machine.elsewhere else request.clock
+        return _measured_again(replace(request, clock=clock), folder, report, recipe)
+
+
+def _measured_again(request: AgainRequest, folder: BuildFolder, report: Report, recipe: Recipe) -> Report:
+    """The same with the clock of the machine it is timed on."""
+    machine = request.clock.machine
     folder.prepare()
     if isinstance(request.progress, Console):
         request.progress.log.keep_in(folder.claim(LOG), instead="copy the build to a folder that can be written to")
     try:
         jobs = kept_jobs(folder, report, request.runtimes)
-        threads, machine = request.threads or _threads(report, recipe), environment()
+        if machine.elsewhere:  # which has no torch
+            jobs = [job for job in jobs if machine.version(package_of(job[1]))]
+        threads, seen = request.threads or _threads(report, recipe), machine.environment()
         with percent(request.progress, "measure") as progress:
             measured = request.clock.artifacts(
                 jobs,
@@ -87,9 +101,10 @@ def measure_again(request: AgainRequest) -> Report:
                 progress=progress,
                 **kept_feeds(folder),
             )
-        warnings, noise = _warnings(report, measured), _noise(folder, measured, machine, request)
+        warnings, noise = _warnings(report, measured), _noise(folder, measured, seen, request)
         renewed = _renewed(report, measured, folder=folder, recipe=recipe)
-        renewed = replace(renewed, environment=machine, warnings=(*renewed.warnings, *warnings), noise=tuple(noise))
+        renewed = replace(renewed, target=machine.to_json(), environment=seen)
+        renewed = replace(renewed, warnings=(*renewed.warnings, *warnings), noise=tuple(noise))
         renewed = replace(renewed, deploy=deployed_again(folder, renewed))
         keep_run(folder, measured, seconds=request.seconds, warnings=[*warnings, *noise])
         _write(folder, renewed)

@@ -149,7 +149,7 @@ def write_mixed(
 
 def reduces_range(build: Build) -> bool:
     """Do int8 weights get 7 bits?"""
-    return target.reduces_range(build.recipe.quantize.weight_bits, build.recipe.target)
+    return target.reduces_range(build.recipe.quantize.weight_bits, build.clock.machine.target)
 
 
 def _export(build: Build, module: nn.Module, fp32: Path, *, open_axes: Sequence[OpenAxis]) -> None:

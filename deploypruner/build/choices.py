@@ -9,13 +9,13 @@ from deploypruner.build.state import Given
 from deploypruner.channels.allocate import check_recipe_scope
 from deploypruner.channels.statistics import require_data
 from deploypruner.errors import RecipeError
+from deploypruner.latency.clock import current_clock
 from deploypruner.recipe import PruneRecipe, Recipe
 from deploypruner.recipe.sections import MeasureRecipe
 from deploypruner.registries import normalizers, runtimes, scopes
 from deploypruner.runtime import check_machine
 from deploypruner.sources.foreign import foreign
 from deploypruner.sparsity.patterns import CHANNEL
-from deploypruner.target import detect
 from deploypruner.train.hook import SIGNATURE, hook_name, load_hook
 
 
@@ -32,9 +32,9 @@ def check_choices(recipe: Recipe, given: Given) -> None:
     """
     if given.model is None:
         recipe.model.require_source()
-    detect(recipe.target)
-    for name in recipe.measure.runtimes:
-        check_machine(runtimes.get(name))
+    if not current_clock().machine.elsewhere:  # of another one that was said where it was reached
+        for name in recipe.measure.runtimes:
+            check_machine(runtimes.get(name))
     _check_bf16(recipe.measure)
     has_data = given.data is not None or recipe.data.source is not None
     name = criterion_name(recipe.prune, has_data=has_data)

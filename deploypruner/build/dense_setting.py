@@ -25,13 +25,16 @@ def settled(build: Build) -> Build:
     """
     measure = build.recipe.measure
     precision: Precision = "fp32" if measure.precision == "fp32" else "int8"  # int8 where that is open
-    has_choice = any(len(runtimes.get(name).environments(precision)) > 1 for name in build.measured_runtimes)
+    has_choice = any(
+        len(runtimes.get(name).environments(precision, build.clock.machine.target)) > 1
+        for name in build.measured_runtimes
+    )
     if measure.threads != OPEN and not has_choice:
         return build
     build.say("trying numbers of threads" if measure.threads == OPEN else "trying instruction sets")
     tried = try_settings(
         _dense_jobs(build, precision),
-        counts_to_try() if measure.threads == OPEN else (measure.threads,),
+        counts_to_try(build.clock.machine) if measure.threads == OPEN else (measure.threads,),
         feeds=timing_feeds(build),
         clock=build.clock,
         more={"seed": build.recipe.seed},

@@ -14,7 +14,9 @@ from deploypruner.build.answering import Runner
 from deploypruner.build.state import Feeds
 from deploypruner.quantize.expected_inputs import doubt, first_norm_of_file, first_norm_of_module
 from deploypruner.quantize.idle_layers import IdleLayers
+from deploypruner.records import RELATIVE_ERROR
 from deploypruner.sources.batches import Data
+from deploypruner.tasks import tasks as registry
 from deploypruner.tasks.recognise import OutputTask
 
 # Samples that are looked at.
@@ -45,19 +47,24 @@ def doubted_data(runner: Runner, data: Data, *, seed: int) -> tuple[str, ...]:
 
 
 def doubted_labels(tasks: Sequence[OutputTask] | None, drop: float | None, *, own: bool) -> tuple[str, ...]:
-    """That a budget of accuracy is kept in agreement, where there are no labels to count accuracy by.
+    """What a budget of accuracy is kept in, where there are no labels to count accuracy by.
 
     Args:
         tasks: What every output is; None where that is not known.
         drop: Points that were asked for, None where nothing was.
         own: Does a metric of the user's judge?
     """
-    if drop is None or tasks is None or own or any(output.label is not None for output in tasks):
+    if drop is None or tasks is None or own or not (bare := [output for output in tasks if output.label is None]):
         return ()
-    return (
-        f"the data has no labels: --accuracy-drop {drop:g} is kept in points of agreement with the dense model, not "
-        "of accuracy",
-    )
+    kinds = dict.fromkeys(registry.get(output.task).agreement_kind for output in bare)
+    agreed = [kind for kind in kinds if kind != RELATIVE_ERROR]
+    kept = [f"in points of agreement with the dense model ({', '.join(agreed)})"] if agreed else []
+    if RELATIVE_ERROR in kinds:
+        kept.append(f"as a relative error against the dense model of at most {drop:g} %")
+    whose = "the data has no labels"
+    if len(bare) < len(tasks):
+        whose = f"the data has no labels of {_named([output.output for output in bare])}"
+    return (f"{whose}: --accuracy-drop {drop:g} is kept {' and '.join(kept)}, not in points of accuracy",)
 
 
 def doubted_count(samples: int) -> tuple[str, ...]:
@@ -74,24 +81,27 @@ def doubted_layers(found: IdleLayers) -> tuple[str, ...]:
     """That layers compute nothing, where some do not: what int8 does to them says nothing about the others."""
     doubts = []
     if found.zero:
-        have = "is a weight" if len(found.zero) == 1 else "are weights"
+        have, them = ("has weights", "it") if len(found.zero) == 1 else ("have weights", "them")
         doubts.append(
-            f"{_named(found.zero)} {have} of zeros alone: what comes of it does not depend on the inputs; check that "
-            "the weights were loaded, or prune it"
+            f"{_named(found.zero)} {have} of zeros alone: what comes of {them} does not depend on the inputs; check "
+            f"that the weights were loaded, or prune {them}"
         )
     if found.constant:
         give = "gives" if len(found.constant) == 1 else "give"
         doubts.append(
-            f"{_named(found.constant)} {give} the same for all of {found.samples} samples, after the activation: "
-            "int8 cannot go wrong there, and its accuracy says less about other data; look for activations that are "
+            f"{_named(found.constant)} {give} the same for all {found.samples} samples, after the activation: int8 "
+            "cannot go wrong there, and its accuracy says less about other data; look for activations that are "
             "always zero, and for weights that were not loaded"
         )
     return tuple(doubts)
 
 
 def _named(names: Sequence[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:_NAMED])
-    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
+    """ "'a'", "'a' and 'b'", "'a', 'b', 'c' and 2 more"."""
+    shown = [f"'{name}'" for name in names[:_NAMED]]
+    more = len(names) - len(shown)
+    *first, last = [*shown, f"{more} more"] if more else shown
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def doubted_samples(runner: Runner, inputs: list[Tensor]) -> tuple[str, ...]:

@@ -25,6 +25,8 @@ def eager_job(build: Build) -> tuple[Job | None, str]:
     """
     if build.recipe.measure.runtimes:
         return None, ""
+    if build.clock.machine.elsewhere:
+        return None, f"torch eager is not timed: {build.clock.machine.name} is another machine, which needs no torch"
     if not build.folder.has(_FILE):
         return None, "torch eager is not timed: torch.export cannot trace this model as a whole"
     seconds, most = _one_call(build), _CHEAP * build.recipe.measure.seconds

@@ -230,14 +230,14 @@ def _weighted(
 
 
 def _written(build: Build, point: Mapping[str, Any]) -> None:
-    """fp32 and int8 files, the latter with the point's layers in float."""
-    names = (_FP32, _INT8)
-    _, calibrated = write_mixable(build, build.compiled, names, "openvino")
+    """fp32 and int8 files, the latter with the point's layers in float and its pairs where they stood when timed."""
+    names, placement = (_FP32, _INT8), point["placement"]
+    _, calibrated = write_mixable(build, build.compiled, names, placement)
     layers = [*layers_of(build.folder.path(_FP32), point.get("floats") or ()), *(point.get("layers") or ())]
     if layers:
         with build.folder.writing(_INT8) as path:
             reasons = dict.fromkeys(layers, f"as in point {point['id']}")
-            write_mixed(build, calibrated, path, placement="openvino", keep_float=reasons)
+            write_mixed(build, calibrated, path, placement=placement, keep_float=reasons)
 
 
 def _copied(build: Build, source: BuildFolder, manifest: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from deploypruner.build.sparsify_inputs import Inputs, sparsify_inputs
 from deploypruner.build.state import Feeds
 from deploypruner.errors import InputError
 from deploypruner.latency.clock import Clock, current_clock
-from deploypruner.measure import environment, find_doubts, make_rows
+from deploypruner.measure import find_doubts, make_rows
 from deploypruner.measure.files import check_external
 from deploypruner.onnx_file import read_onnx, write_onnx
 from deploypruner.progress import Progress, SilentProgress, percent
@@ -39,7 +39,7 @@ from deploypruner.search.gaps import Gap, gaps, largest
 from deploypruner.search.kept import ACCURACY_DROP, AGREEMENT_DROP, Kept
 from deploypruner.sources.classes import read_classes
 from deploypruner.sources.preprocessing import Preprocessing
-from deploypruner.target import WeightBits, reduces_range
+from deploypruner.target import WeightBits, detect, reduces_range
 from deploypruner.tasks.recognise import parse_tasks
 
 JUDGED_IN, IN_BF16 = "openvino", OpenVino.in_bf16
@@ -176,7 +176,7 @@ def write_int8(
     Raises:
         InputError: Nothing of it can be quantized.
     """
-    reduce_range = reduces_range("auto")
+    reduce_range = reduces_range("auto", detect())
     with scratch() as apart:
         _, calibrated = calibrated_form(
             model,
@@ -325,7 +325,7 @@ def measured_files(
     known = {(artifact, JUDGED_IN): qualities[artifact.name] for artifact in artifacts}
     if in_bf16:
         known |= {(artifact, IN_BF16): in_bf16[artifact.name] for artifact in artifacts}
-    machine = environment()
+    machine = request.clock.machine.environment()
     with percent(request.progress, "measure") as progress:
         measured = request.clock.artifacts(
             list(known),

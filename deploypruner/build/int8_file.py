@@ -185,7 +185,7 @@ def int8_file(request: Int8Request, *, say: Say) -> Int8File:
                 *_slower(measured.rows, request.file.model),
                 *remarks,
                 *inputs.remarks,
-                *filter(None, (folder.remark, no_bf16(file.allow_bf16))),
+                *filter(None, (folder.remark, no_bf16(file.allow_bf16, file.clock.machine.target))),
                 *_about(summary),
                 *measured.doubts,
             )
@@ -212,7 +212,7 @@ class _Form:
 
 def _in_bf16(request: FileRequest, files: Mapping[str, Path], judge: FormJudge) -> dict[str, Quality]:
     """How good the forms are with what is float in bf16; nothing where that is not allowed, or not possible."""
-    if not request.allow_bf16 or runtimes.get(IN_BF16).lacking():
+    if not request.allow_bf16 or runtimes.get(IN_BF16).lacking(request.clock.machine.target):
         return {}
     return {name: judge.quality(path, IN_BF16) for name, path in files.items()}
 
@@ -228,7 +228,10 @@ def _within_drop(
 ) -> _Form:
     """Write the int8 file; in float stay layers that lose too much, and those that int8 slows down."""
     (given_name, given), (int8_name, int8) = files.items()
-    file, reduce_range = replace(request.file, model=given), reduces_range(request.file.weight_bits)
+    file, reduce_range = (
+        replace(request.file, model=given),
+        reduces_range(request.file.weight_bits, request.file.clock.machine.target),
+    )
     judge = file_judge(file, inputs, given)
 
     def form(summary: QuantizationSummary, precision: dict[str, Any]) -> _Form:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deploypruner.device.cores import physical_cores
+from deploypruner.device.machine import Machine
 from deploypruner.latency.clock import Clock
 from deploypruner.measure import DECIDING_SECONDS, Job, median_ms, paired_ratio
 from deploypruner.records import Environment, Timing, named_variables
@@ -128,9 +128,9 @@ class SettingTried:
         )
 
 
-def counts_to_try() -> tuple[int, ...]:
-    """Powers of two up to the physical cores of this process, and their number itself."""
-    cores = physical_cores()
+def counts_to_try(machine: Machine) -> tuple[int, ...]:
+    """Powers of two up to the physical cores that processes may use there, and their number itself."""
+    cores = machine.physical_cores
     return tuple(sorted({*(2**power for power in range(cores.bit_length())), cores}))
 
 
@@ -153,7 +153,7 @@ def try_settings(
         (replace(artifact, threads=count, environment=environment), runtime)
         for artifact, runtime in jobs
         for count in counts
-        for environment in runtimes.get(runtime).environments(artifact.precision)
+        for environment in runtimes.get(runtime).environments(artifact.precision, clock.machine.target)
     ]
     timings = clock.artifacts(tried, threads=max(counts), budget_s=DECIDING_SECONDS, feeds=feeds, **more).complete()
     best = min(timings, key=_ms)

@@ -17,7 +17,8 @@ from deploypruner.build.bounds import float_for_accuracy
 from deploypruner.build.results import Point
 from deploypruner.build.state import Build
 from deploypruner.channels.plan import Plan, make_plan
-from deploypruner.records import Row
+from deploypruner.quantize.placement import Placement, placement_in
+from deploypruner.records import Artifact, Row
 from deploypruner.search.candidates import Candidate, Look
 from deploypruner.search.found import SearchResult
 from deploypruner.search.kept import row_kept
@@ -103,6 +104,7 @@ def _finished(build: Build) -> Iterator[Point]:
                 "kind": "finished",
                 "pattern": row.pattern,
                 "floats": list(build.found.setting.floats) if build.found and row.name.endswith("mixed") else [],
+                "placement": _placement(build, found, dense=dense),
                 **_latency(row.median_ms, "measured beside all others", measured=True),
                 **_row_quality(build, row, dense=dense),
                 **_size(row.bytes, "the file", row.macs, row.params),
@@ -111,6 +113,13 @@ def _finished(build: Build) -> Iterator[Point]:
                 "plan": "" if dense else "plan.json",
             }
         )
+
+
+def _placement(build: Build, artifact: Artifact | None = None, *, dense: bool = False) -> Placement:
+    """Of the pairs in a finished file: the runtime's that has it alone, else the one that all share."""
+    if artifact is not None and artifact.runtime:
+        return placement_in(artifact.runtime)
+    return "openvino" if dense or build.zeros is None else "sparse"
 
 
 def _row_quality(build: Build, row: Row, *, dense: bool) -> dict[str, Any]:
@@ -146,6 +155,7 @@ def _mixes(build: Build) -> Iterator[Point]:
                 "kind": "mix",
                 "pattern": build.pattern,
                 "floats": [],
+                "placement": _placement(build),
                 "layers": list(trial["layers"]),
                 **_latency(predicted, "predicted from its layers' times" if predicted else "unknown", measured=False),
                 **_quality(
@@ -173,6 +183,7 @@ def _planned(found: SearchResult, number: int, candidate: Candidate) -> Point:
             "kind": "plan",
             "pattern": "channel",
             "floats": list(setting.floats),
+            "placement": placement_in(setting.runtime),
             **_latency(
                 candidate.measured_ms if measured else candidate.predicted_ms,
                 "measured on the way" if measured else "predicted",

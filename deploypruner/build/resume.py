@@ -202,6 +202,8 @@ def _same_recipe(folder: BuildFolder, theirs: dict[str, Any], ours: dict[str, An
 def _fingerprint(build: Build) -> dict[str, Any]:
     """Everything that decides the result, flat, so that a difference can be named."""
     found: dict[str, Any] = {"version": __version__, "model sha256": build.sha256, **flat(build.recipe)}
+    if build.clock.machine.elsewhere:  # another machine may answer at the address now
+        found["machine"] = build.clock.machine.fingerprint
     if build.data is not None:
         found["data"] = build.data.name
         found["data samples"] = [build.data.train.samples, build.data.val.samples]

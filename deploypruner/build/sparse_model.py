@@ -76,6 +76,9 @@ def make_sparse(
     """
     model = onnx.load(dense)
     every = sparsify(model, every=True)
+    clock = clock or current_clock()
+    if clock.machine.elsewhere:
+        return Made(None, _document(every, reason=not_there(clock.machine.name)))
     try:
         library, target = extension_path(), active_target()
     except KernelError as error:
@@ -87,7 +90,6 @@ def make_sparse(
     write_onnx(every.model, sparse)
     layers = [choice.layer for choice in every.choices]
     timed = feeds[0] if timed is None else timed
-    clock = clock or current_clock()
     rates = clock.kernel_rates(threads, say=say).rates
     try:
         costs = clock.layer_costs(dense, sparse, layers, feeds=timed, threads=threads, rates=rates)
@@ -106,7 +108,7 @@ def make_sparse(
                 preferred=DENSE if found.model is None else _CHOSEN,
                 feeds=timed,
                 threads=counts or (threads,),
-                environments=environments or runtimes.get("openvino").environments("int8"),
+                environments=environments or runtimes.get("openvino").environments("int8", clock.machine.target),
                 clock=clock,
             )
     except MeasureError as error:
@@ -120,6 +122,11 @@ def make_sparse(
     write_onnx(found.model, sparse)
     check = verify_operations(dense, sparse, [choice.layer for choice in found.choices if choice.sparse], feeds)
     return Made(check, _document(found, reason="", target=target) | setting | {"library": library.name})
+
+
+def not_there(name: str) -> str:
+    """Why nothing runs in the sparse kernels on another machine."""
+    return f"the library with the sparse kernels is not sent to another machine, and {name} is one"
 
 
 def _forms(found: SparseModel, every: SparseModel, folder: Path) -> dict[str, Path]:

@@ -201,7 +201,9 @@ def _with_threads(
     say("trying numbers of threads")
     job = (Artifact("dense int8", dense, "onnx", "int8"), JUDGED_IN)
     more = {"seed": request.seed}
-    tried = try_settings([job], counts_to_try(), feeds=inputs.timed, clock=request.clock, more=more)
+    tried = try_settings(
+        [job], counts_to_try(request.clock.machine), feeds=inputs.timed, clock=request.clock, more=more
+    )
     say(tried.sentence)
     return replace(request, threads=tried.fastest), tried.counts
 

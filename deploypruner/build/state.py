@@ -21,12 +21,12 @@ from deploypruner.graph.inputs import Inputs, as_inputs
 from deploypruner.latency.clock import Clock, current_clock
 from deploypruner.logbook import Logbook
 from deploypruner.losses import BY_SHAPE, ModelLoss
+from deploypruner.measure.elsewhere import measured_on
 from deploypruner.measure.own_metric import OwnMetric
 from deploypruner.progress import Progress
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.sections import OPEN
 from deploypruner.records import Artifact, Check, Cost, Environment, Row, Timing
-from deploypruner.runtime import measured_runtimes
 from deploypruner.search.certify import Certificate
 from deploypruner.search.found import SearchResult
 from deploypruner.sources.batches import Data
@@ -257,7 +257,7 @@ class Build:
     def measured_runtimes(self) -> tuple[str, ...]:
         """Names of the runtimes that are measured."""
         measure = self.recipe.measure
-        return measured_runtimes(measure.runtimes, allow_bf16=measure.allow_bf16)
+        return measured_on(self.clock.machine, measure.runtimes, allow_bf16=measure.allow_bf16)
 
     @property
     def compiled(self) -> nn.Module:

@@ -15,6 +15,7 @@ from deploypruner.measure import Job, Measured, write_timing
 from deploypruner.records import Artifact, Environment, Timing
 from deploypruner.runtime import Array, opens, runtimes
 from deploypruner.runtime.on_openvino import OpenVino
+from deploypruner.target import Target
 
 RUN = "measurements/run.json"
 """Conditions of the measurement and what was said about it."""
@@ -67,9 +68,9 @@ def best_files(artifacts: Iterable[Artifact], runtime: str) -> list[Artifact]:
     return list(best.values())
 
 
-def no_bf16(allowed: bool) -> str:
+def no_bf16(allowed: bool, target: Target) -> str:
     """That a permission for bf16 had no effect; "" where it had one, or was not given."""
-    why = runtimes.get(OpenVino.in_bf16).lacking() if allowed else ""
+    why = runtimes.get(OpenVino.in_bf16).lacking(target) if allowed else ""
     return f"--allow-bf16 changed nothing: {why}; all that is float ran in f32" if why else ""
 
 

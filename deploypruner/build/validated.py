@@ -14,9 +14,9 @@ from deploypruner.build.form_judge import FormJudge
 from deploypruner.build.metric import own_metric
 from deploypruner.build.sparsify_inputs import Inputs, sparsify_inputs
 from deploypruner.errors import InputError
-from deploypruner.latency.clock import Clock, current_clock
+from deploypruner.latency.clock import Clock, timed_on
 from deploypruner.measure import median_ms, quantile_ms, upper_bound_ms
-from deploypruner.progress import Progress, SilentProgress, percent
+from deploypruner.progress import Console, Progress, SilentProgress, percent
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.data import DataSettings
 from deploypruner.recipe.reading import read_recipe
@@ -95,8 +95,9 @@ def validate(
     seconds: float = 10.0,
     clock: Clock | None = None,
     progress: Progress | None = None,
+    target: str | None = None,
 ) -> Validated:
-    """Time the file to ship on this machine, and judge it on validation data.
+    """Time the file to ship on the machine it is for, and judge it on validation data here.
 
     Args:
         folder: Finished build.
@@ -105,6 +106,7 @@ def validate(
         seconds: Of timing.
         clock: Says how long things take; this machine's where None.
         progress: Told how far it is.
+        target: The machine; that of the build where None.
 
     Raises:
         InputError: No finished build, no file to ship, one that is not as it was built, or data without labels.
@@ -119,8 +121,10 @@ def validate(
         raise InputError("--min-accuracy needs data, and the build has none", hint="pass --data DIR")
     checks = []
     if limits.latency_ms is not None:
-        with percent(progress, "measure") as timing:
-            run = _Run(seconds, clock or current_clock(), timing)
+        say = progress.say if isinstance(progress, Console) else lambda line: None
+        where = target or recipe.target
+        with timed_on(where, runtimes=[deploy["runtime"]], say=say) as there, percent(progress, "measure") as timing:
+            run = _Run(seconds, there if there.machine.elsewhere else clock or there, timing)
             checks.append(_latency(root, deploy, limits, inputs=inputs, run=run))
     if limits.accuracy is not None and inputs is not None:
         progress.start(0, "accuracy")

@@ -51,8 +51,10 @@ def frontier_command(out: Path, resume: bool, speedups: str | None, latencies: s
     with console() as shown:
         recipe, origins = checked_recipe(options)
         from deploypruner.frontier.run import FrontierRequest, run_frontier
+        from deploypruner.latency.clock import timed_on
 
-        with origins.speaking():
+        timed = timed_on(recipe.target, runtimes=recipe.measure.runtimes, say=shown.say)
+        with origins.speaking(), timed:
             found, broken = run_frontier(
                 FrontierRequest(
                     recipe=recipe,

@@ -10,8 +10,9 @@ import click
 
 from deploypruner.build.folder import BuildFolder
 from deploypruner.cli.help import GroupedCommand
-from deploypruner.cli.options import RANGES, THREADS, colour, console, shows_progress, width
+from deploypruner.cli.options import RANGES, TARGET, THREADS, colour, console, shows_progress, width
 from deploypruner.cli.recipe_options import command_option, recipe_option
+from deploypruner.device.described import described
 from deploypruner.recipe.option import MEASURING
 from deploypruner.recipe.overrides import chosen_runtimes
 from deploypruner.registries import runtimes
@@ -30,8 +31,11 @@ from deploypruner.terminal import write_line
     show_default=True,
     help="Time for measuring, at most; less where every ratio is known to ± 2 %.",
 )
+@TARGET
 @shows_progress
-def measure_command(build: Path, runtime: tuple[str, ...], threads: int | None, seconds: float) -> None:
+def measure_command(
+    build: Path, runtime: tuple[str, ...], threads: int | None, seconds: float, target: str | None
+) -> None:
     """Time a finished BUILD again, without making anything again.
 
     Its rows, samples, certificate and page are renewed; rows of runtimes that are not named, and every accuracy, stay
@@ -40,11 +44,13 @@ def measure_command(build: Path, runtime: tuple[str, ...], threads: int | None, 
     names = chosen_runtimes(runtime)
     for name in names or ():
         runtimes.check(name)
+    if target is not None:
+        described(target)
     BuildFolder(build, names=()).require_finished()
     with console() as shown:
         from deploypruner.build.again import AgainRequest, measure_again, require_promised
 
-        report = measure_again(AgainRequest(build, seconds, threads, names, shown))
+        report = measure_again(AgainRequest(build, seconds, threads, names, shown, target=target))
     from deploypruner.report import table
 
     say = partial(write_line, sys.stderr)

@@ -70,6 +70,16 @@ THREADS = click.option(
     help=f"Number of threads of every runtime, 1 to {MOST_THREADS}.  [default: 1]",
 )
 
+# Of commands that time a build, which has a machine of its own.
+TARGET = click.option(
+    "--target",
+    metavar="NAME",
+    cls=Grouped,
+    group=MEASURING,
+    help="Machine to measure on: cpu (here), ssh://user@host[:port], or a name of `target list`.  [default: the "
+    "build's]",
+)
+
 SEED = click.option(
     "--seed",
     type=click.IntRange(0, SEEDS),

@@ -21,9 +21,11 @@ from deploypruner.channels.depth import held_branches
 from deploypruner.channels.given_widths import given_widths
 from deploypruner.channels.plan import Plan, make_plan
 from deploypruner.channels.statistics import Scores, score_groups
+from deploypruner.device.described import HERE
 from deploypruner.errors import RecipeError
 from deploypruner.graph import Graph, trace
 from deploypruner.graph.open_axes import as_json as as_open_axes
+from deploypruner.latency.clock import timed_on
 from deploypruner.progress import Progress, SilentProgress
 from deploypruner.recipe import PruneRecipe, Recipe
 from deploypruner.recipe.constraints import Statistics
@@ -137,6 +139,12 @@ def dry_run(
     timed = with_times or (with_widths and recipe.prune.budget.macs is None)
     if timed:
         _one_number(recipe.measure.threads)
+    # A machine is asked only where its time is.
+    with timed_on(recipe.target if timed else HERE, runtimes=recipe.measure.runtimes):
+        return _dry_run(recipe, with_widths=with_widths, timed=timed, progress=progress)
+
+
+def _dry_run(recipe: Recipe, *, with_widths: bool, timed: bool, progress: Progress | None) -> DryRun:
     build, graph = loaded(recipe, "deploypruner plan")
     given = given_widths(graph, recipe.prune.constraints, step=recipe.prune.step).remarks
     remarks = (*build.remarks, *graph.remarks, *given)
@@ -312,6 +320,12 @@ def _scores(build: Build, graph: Graph, criterion: str) -> Scores:
     )
 
 
+def _predicted_in(build: Build) -> str:
+    """The first runtime that was named, or OpenVINO where the machine has it."""
+    names = build.measured_runtimes
+    return "openvino" if not build.recipe.measure.runtimes and "openvino" in names else names[0]
+
+
 def _one_number(threads: int | Literal["auto"]) -> int:
     if threads == OPEN:
         raise RecipeError(
@@ -341,9 +355,7 @@ def _outlook(
     """Predictions in the first runtime allowed; int8 where the recipe leaves the precision open."""
     recipe, measure = build.recipe.prune, build.recipe.measure
     precision: Precision = "int8" if measure.precision == "auto" else measure.precision
-    setting = Setting(
-        measure.runtimes[0] if measure.runtimes else "openvino", precision, _one_number(measure.threads)
-    )
+    setting = Setting(_predicted_in(build), precision, _one_number(measure.threads))
     model = build.clock.latency_model(
         graph, setting, seconds=measure.table_seconds, step=recipe.step, seed=build.recipe.seed, progress=progress
     )

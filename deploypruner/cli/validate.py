@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from deploypruner.cli.help import GroupedCommand
-from deploypruner.cli.options import Real, colour, console, shows_progress
+from deploypruner.cli.options import TARGET, Real, colour, console, shows_progress
 from deploypruner.cli.recipe_options import command_option
+from deploypruner.device.described import described
 from deploypruner.errors import BudgetError, RecipeError
 from deploypruner.ranges import MOST
 from deploypruner.reading import report_file
@@ -40,17 +41,25 @@ from deploypruner.sources.named import data_kind
     show_default=True,
     help="Seconds of timing.",
 )
+@TARGET
 @shows_progress
 def validate_command(
-    build: Path, max_latency: str | None, min_accuracy: float | None, data: str | None, seconds: float
+    build: Path,
+    max_latency: str | None,
+    min_accuracy: float | None,
+    data: str | None,
+    seconds: float,
+    target: str | None,
 ) -> None:
-    """Measure the file that BUILD says to ship, on this machine: 0 where it keeps every limit, 3 where not.
+    """Measure the file that BUILD says to ship, on the machine it is for: 0 where it keeps every limit, 3 where not.
 
     The end of the latency's 95 % interval has to keep its limit; accuracy is of the validation data.
     """
     if max_latency is None and min_accuracy is None:
         raise RecipeError("there is nothing to validate", hint="give --max-latency 5ms, --min-accuracy 0.92, or both")
     report_file(build)
+    if target is not None:
+        described(target)
     if data is not None:
         data_kind(data)
     latency, quantile = (None, 0.5) if max_latency is None else parse_latency(max_latency)
@@ -58,7 +67,7 @@ def validate_command(
         from deploypruner.build.validated import Limits, validate
 
         limits = Limits(latency, quantile, min_accuracy)
-        found = validate(build, limits, data=data, seconds=seconds, progress=shown)
+        found = validate(build, limits, data=data, seconds=seconds, progress=shown, target=target)
     from deploypruner.report.terminal import ascii_only, painter
     from deploypruner.terminal import escaped
 

@@ -11,8 +11,10 @@ object a line and says one a line, after a first one with the mark of `handshake
                                                            then {"round": {"mhz", "after"}}: the frequency before it,
                                                            and the counters after it
     {"do": "stop", "worker"}                            -> {"worker", "stopped"}
-    {"do": "counters"}, {"do": "environment"}, {"do": "details"}, {"do": "cores", "threads", "among"},
-    {"do": "have", "digest"}, {"do": "put", ...} with so many bytes behind the line, {"do": "clean"}
+    {"do": "counters"}, {"do": "environment"}, {"do": "details"}, {"do": "identity"},
+    {"do": "cores", "threads", "among"},
+    {"do": "have", "digest"}, {"do": "put", ...} with so many bytes behind the line, {"do": "drop", "digest"},
+    {"do": "clean"}
                                                         -> {"told"}
     {"do": "alive", "silence_s"}                        -> nothing; from then on, so much silence ends everything
 
@@ -225,16 +227,22 @@ class Agent:
         elif do == "cores":
             picked = pick_cores(message["threads"], message["among"])
             self._say(told={"picked": picked, "own": len(own_cores())})
-        elif do in ("environment", "details"):
+        elif do in ("environment", "details", "identity"):
             from deploypruner.device import facts  # what takes a tenth of a second to load
 
-            self._say(told=facts.environment() if do == "environment" else facts.details(self._store.folder))
+            if do == "details":
+                self._say(told=facts.details(self._store.folder))
+            else:
+                self._say(told=facts.environment() if do == "environment" else facts.identity())
         elif do == "have":
             self._say(told=self._store.has(message["digest"]))
         elif do == "put":
             told = self._store.expect(message)
             if told is not None:
                 self._say(told=told)
+        elif do == "drop":
+            self._store.drop(message["digest"])
+            self._say(told=True)
         elif do == "clean":
             self._say(told=self._store.clean())
         else:

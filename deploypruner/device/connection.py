@@ -1,103 +1,161 @@
-"""A device, reached: the agent there, its workers, its files and its counters."""
+"""A device, reached: the agent there, its workers, files and counters, and how a lost connection is taken up."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import selectors
-import subprocess
-import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TypeVar
 
 from deploypruner.atomic import file_sha256
 from deploypruner.device.counters import Reading
-from deploypruner.device.handshake import FORMAT, first_words
+from deploypruner.device.stream import AgentStream
 from deploypruner.device.transports import Transport
 from deploypruner.device.transports.local import LocalTransport
-from deploypruner.errors import DeviceError, InputError
-from deploypruner.scratch import scratch
+from deploypruner.errors import DeviceError, DeviceLostError, InputError
 
-_HELLO_S = 60.0
+T = TypeVar("T")
+
 # Beyond what the agent waits for its workers: a message may be on its way for so long.
 _ANSWER_S = 60.0
-_ALIVE_S, _SILENCE_S = 10.0, 60.0
-_CHUNK = 1 << 16
-_MOST_FOREIGN_BYTES = 1 << 16
-_EXIT_GRACE_S = 5.0
+RETRY_S = (0.5, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 30.0, 30.0, 30.0)
+"""Seconds before each try to reach a device again: together as long as a small machine takes to start anew."""
+
+MOST_LOSSES = 3
+"""How often one thing may be begun anew: what takes the connection down each time is not worth a fourth try."""
 
 
 class Device:
     """The machine that measures; a context manager that leaves no process there.
 
     Attributes:
-        bytes_sent: Of files, since the connection was opened.
+        connections: How often it was reached: whatever ran there is gone where this went up.
 
     Args:
         transport: How it is reached; this machine where None.
+        say: Called with a line where the connection is lost, and where it is back.
     """
 
-    def __init__(self, transport: Transport | None = None) -> None:
+    def __init__(self, transport: Transport | None = None, *, say: Callable[[str], None] = lambda line: None) -> None:
         self.transport = transport or LocalTransport()
-        self.bytes_sent = 0
-        self._stack = ExitStack()
-        self._stop = threading.Event()
-        self._writing = threading.Lock()
-        self._unread = b""
+        self.say = say
+        self.connections = 0
+        self._sent_before = 0
+        self._stream: AgentStream | None = None
+        self._placed: dict[Path, str] = {}
+        self._numbers = 0
+        self._forget()
+
+    def __enter__(self) -> Device:
+        self._connect()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._disconnect()
+
+    @property
+    def bytes_sent(self) -> int:
+        """Of files, since the first connection was opened."""
+        return self._sent_before + (0 if self._stream is None else self._stream.bytes_sent)
+
+    # ------------------------------------------------------------------ losing it
+
+    def reconnect(self, lost: DeviceLostError) -> None:
+        """Reach the device again, after more and more time; says so.
+
+        Args:
+            lost: How the connection went.
+
+        Raises:
+            DeviceError: It stays away; how it was lost, and how long it was waited for. What is no matter of time,
+                such as another host key, ends this at once.
+        """
+        self.say(f"{lost.message}; trying again")
+        self._disconnect()
+        begun, last = time.monotonic(), lost
+        for wait_s in RETRY_S:
+            time.sleep(wait_s)
+            try:
+                self._connect()
+            except DeviceLostError as error:
+                last = error
+                self.say(f"{error.message}; trying again")
+            else:
+                self.say(f"{self.transport.name} is back after {time.monotonic() - begun:.0f} s")
+                return
+        raise DeviceError(
+            f"{last.message} ({len(RETRY_S)} tries in {time.monotonic() - begun:.0f} s)", hint=last.hint
+        ) from lost
+
+    def lasting(self, act: Callable[[], T], again: Callable[[], None] = lambda: None) -> T:
+        """Do it, and once more from its beginning where the connection is lost on the way.
+
+        Args:
+            act: What is done.
+            again: Before that, makes what ran there run again.
+
+        Raises:
+            DeviceError: The device stays away, or is lost at every try.
+        """
+        losses = 0
+        while True:
+            connection = self.connections
+            try:
+                if losses:
+                    again()
+                return act()
+            except DeviceLostError as error:
+                losses += 1
+                if losses > MOST_LOSSES:
+                    raise
+                if self.connections == connection:  # else something inside has connected it again
+                    self.reconnect(error)
+
+    def _connect(self) -> None:
+        self._forget()
+        self._stream = AgentStream(self.transport)
+        self.connections += 1
+
+    def _disconnect(self) -> None:
+        if self._stream is not None:
+            self._sent_before = self.bytes_sent
+            stream, self._stream = self._stream, None
+            stream.close()
+
+    def _forget(self) -> None:
+        """What was true of one connection."""
         self._workers: dict[int, deque[dict[str, Any]]] = {}
         self._pids: dict[int, int] = {}
         self._told: deque[Any] = deque()
         self._rounds: list[dict[str, Any]] = []
         self._rounds_asked = 0
         self._reading: Reading | None = None
-        self._placed: dict[Path, str] = {}
-
-    def __enter__(self) -> Device:
-        with ExitStack() as stack:
-            folder = stack.enter_context(scratch())
-            self._log = folder / "log"
-            with self._log.open("wb") as log:
-                self._process = self.transport.start(log)
-            stack.callback(self._end)
-            self._stdin, self._stdout = _pipe(self._process.stdin), _pipe(self._process.stdout)
-            said = self.transport.greet(self)
-            if said.get("agent") != FORMAT:
-                raise DeviceError(
-                    f"{self.transport.name}: the agent there speaks another version ({said.get('agent')})",
-                    hint="`deploypruner target clean` it, and run this again",
-                )
-            if self.transport.silent_when_cut:
-                self._tell(do="alive", silence_s=_SILENCE_S)
-                thread = threading.Thread(target=self._keep_alive, daemon=True)
-                thread.start()
-                stack.callback(thread.join)
-                stack.callback(self._stop.set)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
 
     # ------------------------------------------------------------------ the machine
 
     def environment(self) -> dict[str, Any]:
         """What `facts.environment` says there."""
-        found: dict[str, Any] = self._ask(do="environment")
+        found: dict[str, Any] = self.lasting(lambda: self._ask(do="environment"))
         return found
 
     def details(self) -> dict[str, Any]:
         """What `facts.details` says there."""
-        found: dict[str, Any] = self._ask(do="details")
+        found: dict[str, Any] = self.lasting(lambda: self._ask(do="details"))
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """What `facts.identity` says there."""
+        found: dict[str, Any] = self.lasting(lambda: self._ask(do="identity"))
         return found
 
     def pick_cores(self, threads: int) -> tuple[list[int], int]:
         """What `cores.pick_cores` picks there, of those that the target names; and how many cores there are."""
-        found = self._ask(do="cores", threads=threads, among=list(self.transport.cores))
+        among = list(self.transport.cores)
+        found = self.lasting(lambda: self._ask(do="cores", threads=threads, among=among))
         return found["picked"], found["own"]
 
     def round_trip_s(self) -> float:
@@ -109,7 +167,7 @@ class Device:
     def reading(self) -> Reading:
         """Counters of the machine, as of the end of the last round, or now where there was none."""
         if self._reading is None:
-            self._reading = Reading(**self._ask(do="counters"))
+            self._reading = Reading(**self.lasting(lambda: self._ask(do="counters")))
         return self._reading
 
     def take_rounds(self) -> list[dict[str, Any]]:
@@ -135,9 +193,14 @@ class Device:
         """
         if self.transport.shares_files:
             return str(path)
-        if path not in self._placed:
-            self._placed[path] = self._send_files(path, beside)
+        self._placed[path] = self.lasting(lambda: self._send_files(path, beside))
         return self._placed[path]
+
+    def drop(self, path: Path) -> None:
+        """Delete what `place` sent last for a file, which no worker needs any more."""
+        there = self._placed.pop(path, None)
+        if there is not None:
+            self.lasting(lambda: self._ask(do="drop", digest=there.rsplit("/", 2)[1]))
 
     def in_words_of_here(self, text: str) -> str:
         """What was said there, with the files' names here."""
@@ -172,17 +235,9 @@ class Device:
 
     def _send_file(self, file: Path, **about: Any) -> None:
         size = file.stat().st_size
-        with file.open("rb") as source, self._writing:
-            # One lock over both: nothing else may come between a line and its bytes.
-            self._write(json.dumps({"do": "put", "bytes": size, **about}).encode() + b"\n")
-            left = size
-            while left:
-                some = source.read(min(left, _CHUNK))
-                if not some:
-                    raise InputError(f"'{file}' became shorter while it was sent", hint="run it again")
-                left -= len(some)
-                self._write(some)
-        self.bytes_sent += size
+        with file.open("rb") as source:
+            if self.stream.put(source, size, about):
+                raise InputError(f"'{file}' became shorter while it was sent", hint="run it again")
         why = self._told_next()["why"]
         if why:
             raise self.transport.no_room(why, f"'{file}' ({size} bytes)")
@@ -190,16 +245,21 @@ class Device:
     # ------------------------------------------------------------------ workers
 
     def start_worker(self, *, threads: int, environment: Mapping[str, str], command: Sequence[str] | None) -> int:
-        """Start a worker; its number.
+        """Start a worker; its number, which no other one gets.
 
         Args:
             threads: Of every numeric library in it.
             environment: Variables beside those of the agent.
             command: What is started; the worker of `measure` where None.
+
+        Raises:
+            DeviceLostError: The connection is lost; so do the others that follow.
         """
-        name = len(self._workers)
+        name, self._numbers = self._numbers, self._numbers + 1
         self._workers[name] = deque()
-        self._tell(do="start", worker=name, threads=threads, environment=dict(environment), command=command)
+        self.stream.tell(
+            {"do": "start", "worker": name, "threads": threads, "environment": dict(environment), "command": command}
+        )
         return name
 
     def pid_of(self, worker: int) -> int:
@@ -211,16 +271,18 @@ class Device:
 
     def tell_worker(self, worker: int, message: Mapping[str, Any], patience_s: float) -> None:
         """Send one message; `hear_worker` has the answer."""
-        self._tell(do="tell", worker=worker, message=message, patience_s=patience_s)
+        self.stream.tell({"do": "tell", "worker": worker, "message": message, "patience_s": patience_s})
 
     def tell_round(self, blocks: Sequence[tuple[int, Mapping[str, Any], float]]) -> None:
         """Send a message to each of several workers; they are answered one after another, with no network between."""
         listed = [{"worker": worker, "message": message, "patience_s": s} for worker, message, s in blocks]
-        self._tell(do="round", blocks=listed)
+        self.stream.tell({"do": "round", "blocks": listed})
         self._rounds_asked += 1
 
     def hear_worker(self, worker: int, patience_s: float) -> dict[str, Any]:
         """The answer to the oldest message of a worker: {"said"}, {"late", "words"} or {"ended", "words"}."""
+        if worker not in self._workers:
+            raise DeviceLostError(f"{self.transport.name}: the connection was lost, and a worker with it")
         waiting = self._workers[worker]
         deadline = time.monotonic() + patience_s + _ANSWER_S
         while not waiting:
@@ -228,8 +290,10 @@ class Device:
         return waiting.popleft()
 
     def stop_worker(self, worker: int) -> None:
-        """End a worker."""
-        self._tell(do="stop", worker=worker)
+        """End a worker; one of a connection that was lost has ended with it."""
+        if worker not in self._workers:
+            return
+        self.stream.tell({"do": "stop", "worker": worker})
         deadline = time.monotonic() + _ANSWER_S
         while not any("stopped" in said for said in self._workers[worker]):
             self._receive(deadline)
@@ -237,45 +301,20 @@ class Device:
 
     # ------------------------------------------------------------------ the stream
 
-    def first_words(self) -> dict[str, Any]:
-        """The next line with our mark; what others print before it is skipped.
+    @property
+    def stream(self) -> AgentStream:
+        """The connection.
 
         Raises:
-            DeviceError: The stream ends first, or holds something else and no end; says what was there instead.
+            DeviceError: There is none.
         """
-        foreign, deadline = b"", time.monotonic() + _HELLO_S
-        while len(foreign) < _MOST_FOREIGN_BYTES:
-            line = self._line(deadline, foreign)
-            said = first_words(line)
-            if said is not None:
-                return said
-            foreign += line + b"\n"
-        raise self.transport.no_agent(None, self._said_there(), foreign.decode("utf-8", "replace"))
-
-    def send(self, some: bytes) -> None:
-        """Write bytes to the stream.
-
-        Raises:
-            DeviceError: The connection is lost.
-        """
-        with self._writing:
-            self._write(some)
-
-    def send_file(self, some: bytes) -> None:
-        """Write bytes that count as sent.
-
-        Raises:
-            DeviceError: As `send`.
-        """
-        self.send(some)
-        self.bytes_sent += len(some)
+        if self._stream is None:
+            raise DeviceError(f"{self.transport.name} is not connected", hint="run it again once it is there")
+        return self._stream
 
     def _ask(self, **message: Any) -> Any:
-        self._tell(**message)
+        self.stream.tell(message)
         return self._told_next()
-
-    def _tell(self, **message: Any) -> None:
-        self.send(json.dumps(message).encode() + b"\n")
 
     def _told_next(self) -> Any:
         deadline = time.monotonic() + _ANSWER_S
@@ -285,7 +324,7 @@ class Device:
 
     def _receive(self, deadline: float) -> None:
         """Sort one line in."""
-        line = self._line(deadline)
+        line = self.stream.line(deadline)
         try:
             message = json.loads(line)
         except ValueError:
@@ -302,55 +341,3 @@ class Device:
             self._rounds.append(message["round"])
         else:
             self._told.append(message["told"])
-
-    def _line(self, deadline: float, foreign: bytes = b"") -> bytes:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._stdout, selectors.EVENT_READ)
-            while b"\n" not in self._unread:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise self.transport.no_answer(self._said_there())
-                received = os.read(self._stdout.fileno(), _CHUNK)
-                if not received:
-                    raise self._lost(foreign + self._unread)
-                self._unread += received
-        line, _, self._unread = self._unread.partition(b"\n")
-        return line
-
-    def _write(self, some: bytes) -> None:
-        try:
-            self._stdin.write(some)
-            self._stdin.flush()
-        except BrokenPipeError:
-            raise self._lost(b"") from None
-
-    def _lost(self, foreign: bytes) -> DeviceError:
-        try:
-            code: int | None = self._process.wait(_EXIT_GRACE_S)
-        except subprocess.TimeoutExpired:
-            code = None
-        return self.transport.no_agent(code, self._said_there(), foreign.decode("utf-8", "replace"))
-
-    def _said_there(self) -> str:
-        return self._log.read_text(encoding="utf-8", errors="replace")
-
-    def _keep_alive(self) -> None:
-        while not self._stop.wait(_ALIVE_S):
-            try:
-                self._tell(do="alive", silence_s=_SILENCE_S)
-            except DeviceError:  # whoever waits for an answer says so
-                return
-
-    def _end(self) -> None:
-        with suppress(BrokenPipeError):
-            _pipe(self._process.stdin).close()
-        try:
-            self._process.wait(_EXIT_GRACE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        _pipe(self._process.stdout).close()
-
-
-def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
-    assert stream is not None, "the agent was started without pipes"
-    return stream

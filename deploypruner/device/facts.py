@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from deploypruner import __version__
-from deploypruner.device.cores import core_kinds, own_cores, used_share
+from deploypruner.device.cores import core_kinds, own_cores, physical_cores, used_share
 from deploypruner.device.counters import frequency_mhz, temperatures
 from deploypruner.reading import memory_bytes
-from deploypruner.target import detect
+from deploypruner.target import LIMITS, detect
 
 _PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "numpy")
 _VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
@@ -24,6 +24,10 @@ _LOOK_S = 0.2
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _CLOCK = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 _MEMINFO = Path("/proc/meminfo")
+_CPUINFO = Path("/proc/cpuinfo")
+_BOARD = Path("/proc/device-tree/model")
+# What Arm processors say instead of a name; the kinds of cores that one has.
+_PART = ("CPU implementer", "CPU part", "CPU variant", "CPU revision")
 
 
 def environment() -> dict[str, Any]:
@@ -47,6 +51,31 @@ def environment() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "versions": {"deploypruner": __version__, **{name: _version(name) for name in _PACKAGES}},
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+    }
+
+
+def identity() -> dict[str, Any]:
+    """What a build goes by, JSON-able: nothing in it changes while the machine runs, and nothing is waited for.
+
+    {"target": as `target.detect` says, "physical_cores", "limits": variables that keep OpenVINO from instructions,
+    "versions": of the packages, "fingerprint": what times depend on and an address does not}
+    """
+    target = detect()
+    fingerprint: dict[str, Any] = {
+        "cpu": target.processor,
+        "cores": target.cores,
+        "features": list(target.int8_features),
+    }
+    if parts := _parts():
+        fingerprint["parts"] = parts
+    if _BOARD.exists():
+        fingerprint["board"] = _BOARD.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    return {
+        "target": asdict(target),
+        "physical_cores": physical_cores(),
+        "limits": {name: os.environ[name] for name in LIMITS if name in os.environ},
+        "versions": {"deploypruner": __version__, **{name: _version(name) for name in _PACKAGES}},
+        "fingerprint": fingerprint,
     }
 
 
@@ -85,6 +114,19 @@ def _memory() -> dict[str, int]:
     if "SwapTotal" in kilobytes:
         found["swap_used"] = (kilobytes["SwapTotal"] - kilobytes.get("SwapFree", 0)) * 1024
     return found
+
+
+def _parts() -> list[str]:
+    """Every kind of core that an Arm processor names by numbers; [] where others name them."""
+    if not _CPUINFO.exists():
+        return []
+    found = set[str]()
+    for block in _CPUINFO.read_text().split("\n\n"):
+        pairs = (line.partition(":") for line in block.splitlines())
+        fields = {key.strip(): value.strip() for key, _, value in pairs}
+        if _PART[1] in fields:
+            found.add(" ".join(fields.get(name, "") for name in _PART))
+    return sorted(found)
 
 
 def _version(package: str) -> str | None:

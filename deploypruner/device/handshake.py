@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 # Goes up when what agents are told, or say, changes.
-FORMAT = 1
+FORMAT = 2
 MARK = b"deploypruner-device "
 
 

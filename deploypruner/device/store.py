@@ -66,6 +66,10 @@ class Store:
             return None
         return self._finish()
 
+    def drop(self, digest: str) -> None:
+        """Delete one folder of files; what cannot be deleted is left to `clean`."""
+        shutil.rmtree(self._place(digest), ignore_errors=True)
+
     def clean(self) -> Told:
         """Delete what was put here, and the folder if nothing else is in it; {"bytes", "why": "" or what stays}."""
         size, why = 0, ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.export import ExportedProgram
 from deploypruner.build.state import Given, named_sources
 from deploypruner.frontier.asked import asked_points
 from deploypruner.frontier.run import FrontierRequest, run_frontier
+from deploypruner.latency.clock import timed_on
 from deploypruner.notebook import html_table
 from deploypruner.progress import Progress, logged, shown
 from deploypruner.recipe import Recipe
@@ -119,7 +121,11 @@ def frontier(
     }
     asked = overrides(options)
     chosen, origins = resolved(recipe, asked)
-    with shown(progress, say) as (listener, said), logged(listener, said) as (log, told), origins.speaking():
+    with ExitStack() as stack:
+        listener, said = stack.enter_context(shown(progress, say))
+        log, told = stack.enter_context(logged(listener, said))
+        stack.enter_context(origins.speaking())
+        stack.enter_context(timed_on(chosen.target, runtimes=chosen.measure.runtimes, say=told))
         request = FrontierRequest(
             recipe=chosen,
             points=points,

@@ -9,7 +9,7 @@ from deploypruner.build.again import kept_feeds, kept_jobs
 from deploypruner.build.folder import BuildFolder
 from deploypruner.build.timed import keep_run
 from deploypruner.latency.clock import Clock
-from deploypruner.measure import Job, environment, find_doubts, make_rows
+from deploypruner.measure import Job, find_doubts, make_rows
 from deploypruner.progress import Progress, percent
 from deploypruner.records import Quality, Row
 from deploypruner.report import Report
@@ -100,7 +100,7 @@ def time_together(
     Raises:
         MeasureError: Nothing could be run.
     """
-    machine = environment()
+    machine = clock.machine.environment()
     with percent(progress, "measure") as told:
         measured = clock.artifacts(
             [entry.job for entry in entries],

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from deploypruner.device.machine import Machine
 from deploypruner.graph import Graph
 from deploypruner.graph.dependency import Keep
 from deploypruner.latency.cache import Cache, fingerprint
@@ -41,10 +42,11 @@ def build_latency_model(
     step: int = 8,
     seed: int = 0,
     progress: Progress | None = None,
+    machine: Machine | None = None,
 ) -> LatencyModel:
     """The latency model of one setting; see `build_latency_models`."""
     return build_latency_models(
-        graph, [setting], cache=cache, seconds=seconds, step=step, seed=seed, progress=progress
+        graph, [setting], cache=cache, seconds=seconds, step=step, seed=seed, progress=progress, machine=machine
     )[0]
 
 
@@ -57,6 +59,7 @@ def build_latency_models(
     step: int = 8,
     seed: int = 0,
     progress: Progress | None = None,
+    machine: Machine | None = None,
 ) -> list[LatencyModel]:
     """Time probes of a graph in several settings and model what any plan takes.
 
@@ -68,14 +71,15 @@ def build_latency_models(
         step: Probes have widths that are multiples of this, as plans will.
         seed: Of the probes' widths.
         progress: Told about every probe.
+        machine: Whose time it is; this one where None.
 
     Raises:
         MeasureError: The model cannot be exported, a runtime does not tell what each operation takes, or a worker
             failed.
         RecipeError: No such runtime.
     """
-    begin, bar = time.monotonic(), progress or SilentProgress()
-    caches = [Cache(cache, setting) for setting in settings]
+    begin, bar, machine = time.monotonic(), progress or SilentProgress(), machine or Machine()
+    caches = [Cache(cache, setting, machine) for setting in settings]
     names = [_name(fingerprint(graph), setting) for setting in settings]
     found = [one.model(name) for one, name in zip(caches, names, strict=True)]
     missing = [i for i, one in enumerate(found) if one is None]
@@ -93,7 +97,8 @@ def build_latency_models(
             with scratch() as folder:
                 files = ProbeFiles(graph, precisions, folder, seed=seed, floats=floats, placement=placement)
                 bar.advance(1, "probes exported")
-                work = _Work(graph, files, probe_plans(graph, PROBES, step=step, seed=seed), step, bar)
+                plans = probe_plans(graph, PROBES, step=step, seed=seed)
+                work = _Work(graph, files, plans, step, bar, machine)
                 for i in alike:
                     left = sum(other not in models for other in missing)
                     share = (seconds - (time.monotonic() - begin)) / left
@@ -112,6 +117,7 @@ class _Work:
     plans: Sequence[Keep]
     step: int
     bar: Progress
+    machine: Machine
 
 
 def _build(work: _Work, setting: Setting, cache: Cache, *, name: str, seconds: float) -> LatencyModel:
@@ -120,8 +126,8 @@ def _build(work: _Work, setting: Setting, cache: Cache, *, name: str, seconds: f
     probes = work.plans if files.drops(setting.precision) else [_whole(graph, keep) for keep in work.plans]
     plans, timed = [*files.learnt, *files.without(setting.precision)], list[Profile]()
     branches = files.lengths.branches
-    with ProbeTimer(setting, one_sample(graph)) as timer:
-        known = [timer.profile(files.write(keep, setting.precision), seconds=0) for keep in plans]
+    with ProbeTimer(setting, one_sample(graph), work.machine.device) as timer:
+        known = [_profile(timer, files.write(keep, setting.precision), seconds=0) for keep in plans]
         nodes = bind([profile.nodes for profile in known], files.counts(plans), branches)
         if any(cache.points.count(node.key) < ENOUGH for node in nodes):
             timed = _time(work, probes, setting, timer, end=time.monotonic() + seconds)
@@ -163,6 +169,13 @@ def _whole(graph: Graph, keep: Keep) -> Keep:
     return {name: kept for name, kept in keep.items() if name not in gone}
 
 
+def _profile(timer: ProbeTimer, path: Path, *, seconds: float) -> Profile:
+    """Time a probe, of which nothing stays on the machine."""
+    found = timer.profile(path, seconds=seconds)
+    timer.drop(path)
+    return found
+
+
 def _time(work: _Work, plans: Sequence[Keep], setting: Setting, timer: ProbeTimer, *, end: float) -> list[Profile]:
     """Time probes until all are done or the time is over."""
     timer.refer_to(work.files.write(reference_plan(work.graph, work.step), setting.precision))
@@ -170,7 +183,7 @@ def _time(work: _Work, plans: Sequence[Keep], setting: Setting, timer: ProbeTime
     for keep in plans:
         if len(timed) >= FEWEST and time.monotonic() >= end:
             break
-        timed.append(timer.profile(work.files.write(keep, setting.precision), seconds=_SECONDS_EACH))
+        timed.append(_profile(timer, work.files.write(keep, setting.precision), seconds=_SECONDS_EACH))
         milestone = len(timed) % _MILESTONE == 0 or len(timed) == len(plans)
         work.bar.advance(1, f"{setting}: probe {len(timed)} of {len(plans)}" if milestone else "")
     return timed

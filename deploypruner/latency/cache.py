@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 
 from deploypruner.atomic import write_json
 from deploypruner.caches import default_folder
+from deploypruner.device.machine import Machine
 from deploypruner.errors import InputError, said_by
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import tensors
@@ -24,26 +23,26 @@ from deploypruner.latency.points import Points
 from deploypruner.latency.quality import LatencyQuality
 from deploypruner.reading import read_json, status
 from deploypruner.records import Setting
-from deploypruner.target import LIMITS, detect
 
 FORMAT = 5
 
 
 class Cache:
-    """Earlier timings of one setting on this device.
+    """Earlier timings of one setting on one machine.
 
     Args:
         folder: Where files are; None for `default_folder`.
         setting: Runtime, precision and threads.
+        machine: Whose timings they are; this one where None.
 
     Attributes:
         points: What was timed.
         remark: What a user should know about the file, "" where it was as expected.
     """
 
-    def __init__(self, folder: Path | None, setting: Setting) -> None:
+    def __init__(self, folder: Path | None, setting: Setting, machine: Machine | None = None) -> None:
         self._folder = folder or default_folder()
-        self._device = device(setting)
+        self._device = device(setting, machine)
         digest = hashlib.sha256(json.dumps(self._device, sort_keys=True).encode()).hexdigest()[:16]
         self._name = f"latency-{setting.runtime}-{setting.precision}-{setting.threads}-{digest}.json"
         self.points, self.remark = Points(), ""
@@ -87,17 +86,19 @@ class Cache:
         self.points, self._models = points, models
 
 
-def device(setting: Setting) -> dict[str, Any]:
-    """What timings depend on besides the model, JSON-able."""
-    target = detect()
-    own = {name: os.environ[name] for name in LIMITS if name in os.environ}
-    limits = own | dict(setting.environment)
+def device(setting: Setting, machine: Machine | None = None) -> dict[str, Any]:
+    """What timings depend on besides the model, JSON-able; how a machine is reached is no part of it.
+
+    Args:
+        setting: Runtime, precision and threads.
+        machine: Where it runs; this one where None.
+    """
+    machine = machine or Machine()
+    limits = machine.limits | dict(setting.environment)
     return {
-        "cpu": target.processor,
-        "cores": target.cores,
-        "features": list(target.int8_features),
+        **machine.fingerprint,
         "runtime": setting.runtime,
-        "version": _version(setting.runtime),
+        "version": machine.version(setting.runtime),
         "precision": setting.precision,
         "threads": setting.threads,
         **({"environment": limits} if limits else {}),
@@ -117,13 +118,6 @@ def fingerprint(graph: Graph) -> str:
         [graph.part, graph.dynamic_batch],
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _node(found: dict[str, Any]) -> Node:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
+from deploypruner.device.described import described
+from deploypruner.device.machine import Machine
+from deploypruner.device.reach import reach
 from deploypruner.latency.build import build_latency_model
 from deploypruner.latency.kernel_rates import KernelRates, kernel_rates
 from deploypruner.latency.layer_times import LayerRun, layer_times
@@ -15,6 +19,7 @@ from deploypruner.latency.model import LatencyModel
 from deploypruner.latency.probes import Profile, profile
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
 from deploypruner.measure import Measured, time_artifacts
+from deploypruner.measure.elsewhere import check_measurable
 from deploypruner.train.budget import time_step
 
 
@@ -30,7 +35,8 @@ class Clock:
         latency_model: As `latency.build_latency_model`: any plan of one model.
         kernel_rates: As `latency.kernel_rates.kernel_rates`: the sparse kernels.
         layer_costs: As `latency.sparse_costs.measure_costs`: layers dense and sparse.
-        training_step: As `train.budget.time_step`: seconds of one step of fine-tuning.
+        training_step: As `train.budget.time_step`: seconds of one step of fine-tuning, here.
+        machine: Whose time all but `monotonic` and `training_step` is.
     """
 
     monotonic: Callable[[], float] = time.monotonic
@@ -41,6 +47,7 @@ class Clock:
     kernel_rates: Callable[..., KernelRates] = kernel_rates
     layer_costs: Callable[..., MeasuredCosts] = measure_costs
     training_step: Callable[..., float] = time_step
+    machine: Machine = field(default_factory=Machine)
 
 
 _MACHINE = Clock()
@@ -60,3 +67,37 @@ def using(clock: Clock) -> Iterator[None]:
         yield
     finally:
         _CURRENT.reset(token)
+
+
+@contextmanager
+def timed_on(
+    name: str, *, runtimes: Sequence[str] = (), say: Callable[[str], None] = lambda line: None
+) -> Iterator[Clock]:
+    """Let builds that are begun in this block go by the time of a machine; of this one, by the current clock.
+
+    Args:
+        name: `cpu`, ssh://user@host or a name in targets.toml.
+        runtimes: That are to be measured there; () for those of the default ones that it has.
+        say: Called with a line where the connection is lost on the way, and where it is back.
+
+    Raises:
+        RecipeError: No such target.
+        InputError: A runtime that is not measured on another machine.
+        DeviceError: The machine cannot be reached, or lacks something.
+    """
+    target = described(name)
+    if target.address is None:
+        yield current_clock()
+        return
+    with reach(target, say=say) as device:
+        machine = Machine(device, target)
+        check_measurable(machine, runtimes)
+        clock = Clock(
+            artifacts=partial(time_artifacts, device=device),
+            profile=partial(profile, device=device),
+            layer_times=partial(layer_times, device=device),
+            latency_model=partial(build_latency_model, machine=machine),
+            machine=machine,
+        )
+        with using(clock):
+            yield clock

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from deploypruner.device.connection import Device
 from deploypruner.latency.probes import ProbeTimer, Profile
 from deploypruner.onnx_graph import operand, read_graph
 from deploypruner.quantize.islands import WEIGHTED
 from deploypruner.records import Setting
-from deploypruner.runtime import Array, NodeTime, runtimes
+from deploypruner.runtime import Array, NodeTime
 
 # Short turns: where the machine changes its speed, all files see the same of it.
 _ROUNDS = 2
@@ -51,6 +51,7 @@ def layer_times(
     *,
     feeds: Sequence[Array] | None = None,
     seconds: float = 0.15,
+    device: Device | None = None,
 ) -> list[dict[str, LayerRun]]:
     """Time every layer of several forms of one model by the runtime's counters, in turns.
 
@@ -63,6 +64,7 @@ def layer_times(
         setting: Runtime and threads.
         feeds: One array per input; random ones where None.
         seconds: For each of the two timings of a turn.
+        device: The machine; this one where None.
 
     Returns:
         For each file, layer -> times; a layer that a runtime fused into another has none of its own. Nothing where
@@ -71,29 +73,17 @@ def layer_times(
 
     Raises:
         MeasureError: A file cannot be run, or the runtime does not count the time of operations.
+        DeviceError: The machine is lost.
     """
-    if feeds is not None and _roughly_ms(fp32, setting, feeds) < _RESOLVED_MS:
-        return [{} for _ in files]
     owners = Owners(read_graph(onnx.load(fp32)).graph)
     turns: list[list[Profile]] = [[] for _ in files]
-    with ProbeTimer(setting, feeds) as timer:
+    with ProbeTimer(setting, feeds, device) as timer:
+        if feeds is not None and timer.call_ms(fp32, _CALLS) < _RESOLVED_MS:
+            return [{} for _ in files]
         for _ in range(_ROUNDS):
             for file, found in zip(files, turns, strict=True):
                 found.append(timer.profile(file, seconds=seconds))
     return [_runs(found, owners) for found in turns]
-
-
-def _roughly_ms(file: Path, setting: Setting, feeds: Sequence[Array]) -> float:
-    """The shortest of a few calls in this process."""
-    infer = runtimes.get(setting.runtime)().open(file, threads=setting.threads).prepare(feeds)
-    took = []
-    for _ in range(_CALLS):
-        start = time.perf_counter()
-        infer()
-        took.append(time.perf_counter() - start)
-        if sum(took) * 1e3 > _CALLS * _RESOLVED_MS:
-            break
-    return min(took) * 1e3
 
 
 def _runs(turns: Sequence[Profile], owners: Owners) -> dict[str, LayerRun]:
@@ -129,7 +119,7 @@ class Owners:
         self._owner: dict[str, str] = {}
         made: dict[ir.Value | None, str] = {}
         for node in graph:
-            before = [made[value] for value in node.inputs if value in made]
+            before = [made[value] for value in node.inputs if made.get(value)]
             name = str(node.name) if node.op_type in WEIGHTED else max(before, key=self.layers.index, default="")
             made.update(dict.fromkeys(node.outputs, name))
             self._owner.update({str(key): name for key in (node.name, *(v.name for v in node.outputs)) if key})

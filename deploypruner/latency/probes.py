@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -216,7 +218,14 @@ def _write_onnx(graph: Graph, module: torch.nn.Module, path: Path) -> None:
         ) from error
 
 
-def profile(path: Path, setting: Setting, *, feeds: Sequence[Array] | None = None, seconds: float = 0.5) -> Profile:
+def profile(
+    path: Path,
+    setting: Setting,
+    *,
+    feeds: Sequence[Array] | None = None,
+    seconds: float = 0.5,
+    device: Device | None = None,
+) -> Profile:
     """Time one file from the inside, in a worker of its own.
 
     Args:
@@ -224,11 +233,13 @@ def profile(path: Path, setting: Setting, *, feeds: Sequence[Array] | None = Non
         setting: Where it runs.
         feeds: One array per input; random ones where None.
         seconds: For each of the two timings.
+        device: The machine; this one where None.
 
     Raises:
         MeasureError: As `Timer.profile`.
+        DeviceError: The machine is lost.
     """
-    with ProbeTimer(setting, feeds) as timer:
+    with ProbeTimer(setting, feeds, device) as timer:
         return timer.profile(path, seconds=seconds)
 
 
@@ -238,27 +249,23 @@ class ProbeTimer:
     Args:
         setting: Runtime, precision and threads.
         feeds: One array per input; random ones where None.
+        device: The machine it runs on; this one where None.
     """
 
-    def __init__(self, setting: Setting, feeds: Sequence[Array] | None) -> None:
+    def __init__(self, setting: Setting, feeds: Sequence[Array] | None, device: Device | None = None) -> None:
         self._setting, self._feeds, self._stack = setting, feeds, ExitStack()
+        self._given = device
 
     def __enter__(self) -> ProbeTimer:
-        folder = self._stack.enter_context(scratch())
-        self._saved: str | None = None
-        if self._feeds is not None:
-            self._saved = str(folder / "feeds.npz")
-            np.savez(self._saved, *self._feeds)
-        setting = self._setting
-        artifact = Artifact("probe", folder, "onnx", setting.precision, environment=setting.environment)
-        device = self._stack.enter_context(Device())
-        self._worker = self._stack.enter_context(
-            Worker(artifact, setting.runtime, threads=setting.threads, device=device)
-        )
-        self.version = str(self._worker.ask(do="load", runtime=setting.runtime)["version"])
-        cores, _ = device.pick_cores(setting.threads)
-        if cores:
-            self._worker.ask(do="pin", cores=cores)
+        with ExitStack() as stack:
+            self._folder = stack.enter_context(scratch())
+            self._saved: Path | None = None
+            if self._feeds is not None:
+                self._saved = self._folder / "feeds.npz"
+                np.savez(self._saved, *self._feeds)
+            self._device = self._given or stack.enter_context(Device())
+            self._worker, self.version = self._device.lasting(lambda: self._hired(stack))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -266,15 +273,34 @@ class ProbeTimer:
     ) -> None:
         self._stack.close()
 
+    def _hired(self, stack: ExitStack) -> tuple[Worker, str]:
+        """A worker that has loaded its runtime, and the version of that."""
+        setting = self._setting
+        artifact = Artifact("probe", self._folder, "onnx", setting.precision, environment=setting.environment)
+        worker = stack.enter_context(Worker(artifact, setting.runtime, threads=setting.threads, device=self._device))
+        version = str(worker.ask(do="load", runtime=setting.runtime)["version"])
+        cores, _ = self._device.pick_cores(setting.threads)
+        if cores:
+            worker.ask(do="pin", cores=cores)
+        return worker, version
+
     def refer_to(self, path: Path) -> None:
         """Make a file the reference of all profiles that follow.
 
         Raises:
             MeasureError: It cannot be run.
+            DeviceError: The machine is lost.
         """
+        # Kept apart: it may be opened anew after the next probe has taken the place of the file.
+        kept = self._folder / f"reference{path.suffix}"
+        shutil.copyfile(path, kept)
         threads = self._setting.threads
-        self._worker.ask(do="open", path=str(path), threads=threads, seed=0, shapes={}, feeds=self._saved)
-        self._worker.ask(do="warm", max_s=0.3, max_calls=300)
+
+        def refer() -> None:
+            self._worker.ask(do="open", path=kept, threads=threads, seed=0, shapes={}, feeds=self._saved)
+            self._worker.ask(do="warm", max_s=0.3, max_calls=300)
+
+        self._device.lasting(refer, again=self._worker.revive)
 
     def profile(self, path: Path, *, seconds: float) -> Profile:
         """Time a file from the inside.
@@ -285,12 +311,36 @@ class ProbeTimer:
 
         Raises:
             MeasureError: It cannot be run, or the runtime does not count the time of operations.
+            DeviceError: The machine is lost.
         """
-        said = self._worker.ask(
-            do="profile", path=str(path), threads=self._setting.threads, feeds=self._saved, seconds=seconds
-        )
+
+        def ask() -> dict[str, Any]:
+            return self._worker.ask(
+                do="profile", path=path, threads=self._setting.threads, feeds=self._saved, seconds=seconds
+            )
+
+        said = self._device.lasting(ask, again=self._worker.revive)
         samples = np.array([said["ns"], said["reference"]], dtype=np.float64).T
         return Profile(samples, from_lists(said["nodes"]))
+
+    def drop(self, path: Path) -> None:
+        """Let the machine forget a file, which is not timed again."""
+        self._device.drop(path)
+
+    def call_ms(self, path: Path, calls: int) -> float:
+        """The shortest of a few calls, milliseconds.
+
+        Raises:
+            MeasureError: It cannot be run.
+            DeviceError: The machine is lost.
+        """
+        threads = self._setting.threads
+
+        def ask() -> list[int]:
+            self._worker.ask(do="open", path=path, threads=threads, seed=0, shapes={}, feeds=self._saved)
+            return self._worker.block(calls)
+
+        return min(self._device.lasting(ask, again=self._worker.revive)) / 1e6
 
 
 def one_sample(graph: Graph) -> list[Array]:

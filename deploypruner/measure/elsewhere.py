@@ -8,8 +8,9 @@ from typing import Any
 
 from deploypruner.device import archive
 from deploypruner.device.described import DescribedTarget
+from deploypruner.device.machine import Machine
 from deploypruner.errors import DeviceError, InputError
-from deploypruner.runtime import default_runtimes, runtimes
+from deploypruner.runtime import default_runtimes, measured_runtimes, runtimes
 from deploypruner.sparse.custom_ops import uses_sparse_operations
 
 
@@ -43,6 +44,27 @@ def measurable(target: DescribedTarget, asked: Sequence[str] | None, there: Mapp
             f"{target.name} has no {packages}", hint=how_to_install(target, package_of(default_runtimes()[0]))
         )
     return found
+
+
+def check_measurable(machine: Machine, asked: Sequence[str]) -> None:
+    """Refuse a machine that lacks what a build is to be measured with.
+
+    Raises:
+        InputError: As `measurable`.
+        DeviceError: As `measurable`, or it cannot multiply in bf16, which is asked for.
+    """
+    packages = {package_of(name) for name in runtimes} | {"numpy"}
+    versions = {"versions": {package: machine.version(package) or None for package in packages}}
+    for name in measurable(machine.described, asked, versions):
+        if why := runtimes.get(name).lacking(machine.target):
+            raise DeviceError(f"{machine.name}: {why}", hint=f"use --runtime {package_of(name)}")
+
+
+def measured_on(machine: Machine, named: Sequence[str], *, allow_bf16: bool) -> tuple[str, ...]:
+    """`measured_runtimes` of a machine: where nobody named one, those of the default ones that it has."""
+    there = tuple(name for name in default_runtimes() if machine.version(package_of(name)))
+    names = tuple(named) or (there if machine.elsewhere else ())
+    return measured_runtimes(names, allow_bf16=allow_bf16, target=machine.target)
 
 
 def check_sendable(paths: Sequence[Path]) -> None:

@@ -55,6 +55,7 @@ class Conditions:
         celsius: The highest temperature seen at the end of a round, None where the system shows none.
         throttled: How often cores were slowed down because they were hot.
         swapped: Pages that were moved to and from the disk.
+        losses: How often the connection to the machine was lost, and a round with it.
     """
 
     windows: tuple[Window, ...]
@@ -65,6 +66,7 @@ class Conditions:
     celsius: float | None = None
     throttled: int = 0
     swapped: int = 0
+    losses: int = 0
 
     @property
     def disturbed(self) -> float:
@@ -142,6 +144,7 @@ class Conditions:
             "celsius": self.celsius,
             "throttled": self.throttled,
             "swapped": self.swapped,
+            "losses": self.losses,
             "windows": [asdict(window) for window in self.windows],
         }
 
@@ -183,7 +186,7 @@ class Watch:
         self._since, self._before = clock(), read()
         self._waited_s: float | None = None
         self._first = self._last = self._before
-        self._rounds = self._slowed = 0
+        self._rounds = self._slowed = self._losses = self._throttled = self._swapped = 0
         self._hottest = self._before.celsius
 
     def rounds(self, ended: Sequence[Mapping[str, Any]]) -> None:
@@ -195,6 +198,18 @@ class Watch:
             self._slowed += bool(fell)
             if self._last.celsius is not None:
                 self._hottest = max(self._hottest or self._last.celsius, self._last.celsius)
+
+    def regained(self) -> None:
+        """Begin anew: the connection was lost, and the machine may have started anew with all its counters."""
+        self._add_up()
+        self._losses += 1
+        self._since, self._before, self._waited_s = self._clock(), self._read(), None
+        self._first = self._last = self._before
+
+    def _add_up(self) -> None:
+        self._throttled += (self._last.throttled or 0) - (self._first.throttled or 0)
+        self._swapped += (self._last.swapped or 0) - (self._first.swapped or 0)
+        self._first = self._last
 
     def waited(self, nanoseconds: int | None) -> None:
         """Add time that a worker waited for its core in one block; None where it cannot tell."""
@@ -223,6 +238,7 @@ class Watch:
 
     def conditions(self) -> Conditions:
         """What was seen so far."""
+        self._add_up()
         return Conditions(
             tuple(self._windows),
             self._cores,
@@ -230,6 +246,7 @@ class Watch:
             rounds=self._rounds,
             slowed=self._slowed,
             celsius=self._hottest,
-            throttled=(self._last.throttled or 0) - (self._first.throttled or 0),
-            swapped=(self._last.swapped or 0) - (self._first.swapped or 0),
+            throttled=self._throttled,
+            swapped=self._swapped,
+            losses=self._losses,
         )

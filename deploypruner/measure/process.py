@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from deploypruner.device.connection import Device
 from deploypruner.errors import DeviceError, MeasureError
+from deploypruner.measure.files import needed_beside
 from deploypruner.records import Artifact
 
 # Seconds a worker may take for each kind of message. Compiling a large model takes a minute on a small machine, and
@@ -16,6 +19,8 @@ from deploypruner.records import Artifact
 REPLY_TIMEOUTS_S = {"load": 120.0, "pin": 20.0, "open": 300.0, "warm": 120.0, "block": 60.0, "memory": 20.0}
 # A block may take this many times what its calls took in the warm-up.
 _BLOCK_PATIENCE = 20
+# What a worker has to be told again where it is started anew, in this order.
+_MAKES_READY = ("load", "pin", "open", "warm")
 
 
 class Worker:
@@ -47,11 +52,13 @@ class Worker:
         self._call_ns = 0.0
         self._ahead = 0
         self._closed = False
+        self._made_ready: list[dict[str, Any]] = []
         self._stack = ExitStack()
         self._device = device or self._stack.enter_context(Device())
-        self._number = self._device.start_worker(
-            threads=threads, environment=dict(artifact.environment), command=command
+        self._start = partial(
+            self._device.start_worker, threads=threads, environment=dict(artifact.environment), command=command
         )
+        self._number = self._start()
 
     def __enter__(self) -> Worker:
         return self
@@ -65,14 +72,36 @@ class Worker:
         return self._device.pid_of(self._number)
 
     def tell(self, **message: Any) -> None:
-        """Send one message without waiting; `hear` returns the answer.
+        """Send one message without waiting; `hear` returns the answer. Of a `Path` the file is sent before.
 
         Raises:
-            DeviceError: The machine it runs on is lost.
+            DeviceError: The machine it runs on is lost, or has no room for a file.
         """
+        if message["do"] in _MAKES_READY:
+            self._made_ready = [m for m in self._made_ready if m["do"] != message["do"]] + [message]
+        self._tell(message)
+
+    def revive(self) -> None:
+        """Start it anew on a device that was lost, and bring it to where it was; nothing is asked of it then.
+
+        Raises:
+            MeasureError: As `hear`.
+            DeviceError: As `tell`.
+        """
+        self._asked.clear()
+        self._ahead, self._number = 0, self._start()
+        for message in self._made_ready:
+            self._tell(message)
+            self.hear()
+
+    def _tell(self, message: Mapping[str, Any]) -> None:
+        there = {
+            key: self._device.place(value, needed_beside(value)) if isinstance(value, Path) else value
+            for key, value in message.items()
+        }
         patience_s = self._patience(message)
         self._asked.append((str(message["do"]), patience_s))
-        self._device.tell_worker(self._number, message, patience_s)
+        self._device.tell_worker(self._number, there, patience_s)
 
     def hear(self) -> dict[str, Any]:
         """Wait for the answer to the oldest unanswered message.

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploypruner.device.connection import Device
-from deploypruner.errors import InputError, RecipeError
+from deploypruner.errors import DeviceLostError, InputError, RecipeError
 from deploypruner.measure.baselines import Job, baseline_index
 from deploypruner.measure.failure import Failure, as_error
 from deploypruner.measure.interference import Conditions, Watch
@@ -126,15 +126,15 @@ def time_artifacts(
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
         device = device or stack.enter_context(Device())
-        saved = None if feeds is None else device.place(_saved(feeds, folder))
+        saved = None if feeds is None else _saved(feeds, folder)
         message = {"threads": threads, "seed": seed, "shapes": _plain(input_shapes), "feeds": saved}
         message["others"] = len({artifact.path for artifact, _ in jobs}) > 1
         picked, own = device.pick_cores(threads)
         crew = Crew(stack, device, message, cores=picked)
-        members = crew.hire(jobs)
+        members = device.lasting(lambda: crew.hire(jobs))
         while members:
             partner = members[baseline_index([member.job for member in members], members[0].job[1])]
-            twin = crew.hire_twin(partner)
+            twin = _with_twin(crew, device, members, partner)
             if twin is not None:
                 found = _attempt(
                     crew, members, (partner, twin), device=(device, own), effort=effort, seed=seed, progress=progress
@@ -143,6 +143,11 @@ def time_artifacts(
                     return found
             members = [member for member in members if member not in crew.gone]
         raise as_error(crew.failures)
+
+
+def _with_twin(crew: Crew, device: Device, members: Sequence[CrewMember], partner: CrewMember) -> CrewMember | None:
+    """A second worker of the same job beside the members, all of which are alive then."""
+    return device.lasting(lambda: crew.hire_twin(partner), again=lambda: crew.revive(members))
 
 
 def _attempt(
@@ -173,6 +178,11 @@ def _attempt(
         watch.rounds(where.take_rounds())
         watch.look()
 
+    def regain(error: DeviceLostError) -> None:
+        where.reconnect(error)
+        where.lasting(lambda: crew.revive([member for member in everybody if member not in crew.gone]))
+        watch.regained()
+
     rounds = run_rounds(
         [member.worker for member in everybody],
         calls,
@@ -182,14 +192,19 @@ def _attempt(
         progress=progress,
         announce=announce,
         each_round=each_round,
+        regain=regain,
     )
     for index, error in rounds.failed.items():
         # The twin is the partner's file on the partner's runtime.
         crew.fail(partner if everybody[index] is twin else everybody[index], error)
+
+    def peak_of(member: CrewMember) -> int | None:
+        return where.lasting(lambda: crew.memory(member), again=lambda: crew.revive([member]))
+
     timings = {
         member: _timing(member, samples, threads=crew.threads_of(member.job[0]), peak_rss_bytes=peak)
         for member, samples in zip(everybody, rounds.samples_ns, strict=True)
-        if member not in crew.gone and (peak := crew.memory(member)) is not None
+        if member not in crew.gone and (peak := peak_of(member)) is not None
     }
     if partner not in timings or twin not in timings:
         return None

@@ -11,13 +11,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deploypruner.errors import MeasureError, RecipeError
+from deploypruner.errors import DeviceLostError, MeasureError, RecipeError
 from deploypruner.measure.statistics import half_width, paired_ratio, samples_for
 
 BLOCK_NS = 20_000_000
 MIN_CALLS, MAX_CALLS = 3, 1000
 NARROW = 0.02
 _CHECK_EVERY = 5
+# Of the machine, one after another, without a whole round between.
+_MOST_LOSSES = 3
 
 Progress = Callable[[float, str], None]
 """Called after each round with the fraction of the budget that is gone and a line such as
@@ -103,6 +105,7 @@ def run_rounds(
     progress: Progress | None = None,
     announce: Callable[[Sequence[int]], None] | None = None,
     each_round: Callable[[], None] | None = None,
+    regain: Callable[[DeviceLostError], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Rounds:
     """Run rounds until every ratio is known and every p95 is carried, or the budget ends.
@@ -118,35 +121,62 @@ def run_rounds(
         progress: Told after every round.
         announce: Told the order before every round, so that a whole one can be asked for at once.
         each_round: Called after every round.
+        regain: Called where the machine is lost in a round, which is run anew then; gets it back or raises.
         clock: Seconds; a test may pass its own.
     """
     rng = np.random.default_rng(seed)
     taken: dict[int, list[list[int]]] = {index: [] for index in range(len(workers))}
     against, failed = list(baselines), dict[int, MeasureError]()
     needed = samples_for(effort.quantile)
-    begin, settled, widest, done = clock(), False, math.inf, 0
+    begin, settled, widest, done, losses = clock(), False, math.inf, 0, 0
     while taken and not settled and (done < effort.min_rounds or clock() - begin < effort.budget_s):
         order = [index for index in map(int, rng.permutation(len(workers))) if index not in failed]
-        if announce is not None:
-            announce(order)
-        for index in order:
-            try:
-                taken[index].append(workers[index].block(calls[index]))
-            except MeasureError as error:
-                failed[index] = error
+        try:
+            found = _one_round(workers, calls, order, announce)
+            if each_round is not None:
+                each_round()
+        except DeviceLostError as error:
+            losses, lost_at = losses + 1, clock()
+            if regain is None or losses > _MOST_LOSSES:
+                raise
+            regain(error)
+            begin += clock() - lost_at
+            continue
+        losses = 0
+        for index, given in found.items():
+            if isinstance(given, MeasureError):
+                failed[index] = given
                 del taken[index]
                 _replace_baseline(against, index, list(taken))
+            else:
+                taken[index].append(given)
         done += 1
         if done >= effort.min_rounds and (done - effort.min_rounds) % _CHECK_EVERY == 0:
             widest = _widest(taken, against)
             settled = widest <= effort.narrow and done * min(calls[index] for index in taken or [0]) >= needed
-        if each_round is not None:
-            each_round()
         if progress is not None:
             known = "" if math.isinf(widest) else f", widest interval ±{100 * widest:.1f} %"
             progress(min(1.0, (clock() - begin) / effort.budget_s), f"round {done}{known}")
     samples = tuple(np.array(taken.get(index, []), dtype=np.int64) for index in range(len(workers)))
     return Rounds(samples, _widest(taken, against) <= effort.narrow, failed)
+
+
+def _one_round(
+    workers: Sequence[Timeable],
+    calls: Sequence[int],
+    order: Sequence[int],
+    announce: Callable[[Sequence[int]], None] | None,
+) -> dict[int, list[int] | MeasureError]:
+    """What every worker gives, or how it failed."""
+    found: dict[int, list[int] | MeasureError] = {}
+    if announce is not None:
+        announce(order)
+    for index in order:
+        try:
+            found[index] = workers[index].block(calls[index])
+        except MeasureError as error:
+            found[index] = error
+    return found
 
 
 def _replace_baseline(against: list[int], gone: int, alive: Sequence[int]) -> None:

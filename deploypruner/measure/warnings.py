@@ -131,6 +131,12 @@ def _about_conditions(conditions: Conditions, more: str) -> list[str]:
             f"the processor slowed itself down {conditions.throttled} times because it was hot{hot}; cool it, or "
             "rely on ratios, not on milliseconds"
         )
+    if conditions.losses:
+        texts.append(
+            f"the connection was lost while measuring, {conditions.losses} time"
+            f"{'' if conditions.losses == 1 else 's'}: each time that round was left out, and new processes were "
+            "warmed up before the next one"
+        )
     if conditions.swapped:
         texts.append(
             f"{conditions.swapped} pages were swapped while measuring; stop other programs, or use a smaller model"

@@ -86,6 +86,18 @@ class Crew:
             if said is not None and (warm := self._try(job, worker, self._warm)) is not None
         ]
 
+    def revive(self, members: Sequence[CrewMember]) -> None:
+        """Bring members back to work on a device that was lost; one that cannot be is let go.
+
+        Raises:
+            DeviceError: It is lost again.
+        """
+        for member in members:
+            try:
+                member.worker.revive()
+            except MeasureError as error:
+                self.fail(member, error)
+
     def hire_twin(self, partner: CrewMember) -> CrewMember | None:
         """A second worker of the same job; where it fails, so has the job."""
         twins = self.hire([partner.job])
@@ -133,8 +145,7 @@ class Crew:
 
     def _open(self, worker: Worker) -> dict[str, Any]:
         threads = self.threads_of(worker.artifact)
-        path = self._device.place(worker.artifact.path)
-        return worker.ask(do="open", **{**self._message, "threads": threads}, path=path)
+        return worker.ask(do="open", **{**self._message, "threads": threads}, path=worker.artifact.path)
 
     def _warm(self, worker: Worker) -> dict[str, Any]:
         return worker.warm_up(max_s=_WARM_S, max_calls=_WARM_CALLS)

@@ -14,9 +14,7 @@ from dataclasses import MISSING, dataclass, field
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
-from deploypruner.device.described import described_targets
 from deploypruner.errors import RecipeError
-from deploypruner.registries import targets
 from deploypruner.registry import Registry
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -74,25 +72,8 @@ class Option:
         if self.names is None:
             return
         called = f"sparse {self.names.kind}" if self.to == "weights" else ""
-        if self.names is targets and isinstance(value, str):
-            _check_here(value)
         for chosen in (value,) if isinstance(value, str) else value or ():
             self.names.check(chosen, to=self.to, also=self.also, called=called)
-
-
-def _check_here(target: str) -> None:
-    """Say of a machine that is elsewhere that nothing is compiled for it yet.
-
-    Raises:
-        RecipeError: It is an address, or a name in targets.toml.
-        InputError: That file is damaged.
-    """
-    if target in targets or ("://" not in target and target not in described_targets()):
-        return
-    raise RecipeError(
-        f"--target {target}: nothing is searched or certified on another machine yet",
-        hint=f"compile here, then time the build there: deploypruner bench build/ --target {target}",
-    )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from deploypruner.errors import RecipeError, nearest
+from deploypruner.device.described import HERE, DescribedTarget, described
+from deploypruner.errors import DeployPrunerError, RecipeError, nearest
 from deploypruner.reading import read_toml, shortened
 from deploypruner.recipe.option import Option, flags, options_of
 from deploypruner.recipe.origins import Origins, Place, called, keys_of, wrong
@@ -38,7 +39,18 @@ def recipe_of(origins: Origins) -> Recipe:
     """
     document = dict(origins.document)
     _check_keys(Recipe, document, (), origins)
-    return _made(Recipe, _merge(document, dict(origins.given)), (), origins)
+    merged = _merge(document, dict(origins.given))
+    return _made(Recipe, _merge(_of_target(merged.get("target")), merged), (), origins)
+
+
+def _of_target(name: Any) -> dict[str, Any]:
+    """What targets.toml says of a target and a recipe may say otherwise; nothing of a name that is refused later."""
+    try:
+        target = described(name) if isinstance(name, str) else DescribedTarget(HERE)
+    except DeployPrunerError:
+        return {}
+    measure = {"threads": target.threads, "runtimes": list(target.runtimes) or None}
+    return {"measure": {key: value for key, value in measure.items() if value is not None}}
 
 
 def origins_of(path: Path | None, overrides: dict[str, Any]) -> Origins:

@@ -10,13 +10,14 @@ from typing import Any
 
 import tomli_w
 
-from deploypruner import registries
+from deploypruner.device.described import described
 from deploypruner.errors import RecipeError
 from deploypruner.ranges import SEEDS, check_number
 from deploypruner.recipe.option import (
     MODEL,
     check_names,
     documented,
+    keyed,
     option,
     section,
 )
@@ -61,11 +62,10 @@ class Recipe:
     measure: MeasureRecipe = section(MeasureRecipe)
     target: str = option(
         "cpu",
-        "Device to compile for, see `list targets`.",
+        "Machine to compile for and to measure on: cpu (here), ssh://user@host[:port], or a name of `target list`.",
         flag="--target",
         metavar="NAME",
         group=MODEL,
-        names=registries.targets,
     )
     seed: int = option(
         0,
@@ -77,6 +77,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_names(self)
+        with keyed("target"):
+            described(self.target)
         for name, seed in (("--seed", self.seed), ("data.settings.seed", self.data.settings.seed)):
             check_number(name, seed, least=0, most=SEEDS, hint="0 is the default")
         for place, value in _numbers(asdict(self), ""):

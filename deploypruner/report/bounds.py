@@ -42,6 +42,8 @@ def _margin(bound: dict[str, Any]) -> str:
     number = units.significant if unit in ("ms", "x") else units.points
     if margin < 0:
         return f"missed by {number(-margin)} {unit}"
+    if bound["name"] == "accuracy" and allowed is not None and margin > allowed:
+        return f"all {allowed:g} {unit} left, {number(margin - allowed)} gained"
     if bound["name"] == "speedup":
         return f"{number(margin)}x more than asked"
     return f"{number(margin)}{of} {unit} left"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploypruner.report import units
+from deploypruner.search.gaps import points_of
 
 _LABELS = {"openvino": "OpenVINO", "openvino-bf16": "OpenVINO in bf16", "onnxruntime": "ONNX Runtime"}
 
@@ -79,19 +80,15 @@ def _file(file: dict[str, Any]) -> str:
 
 
 def _judged(judged: dict[str, Any]) -> str:
-    kind = judged["kind"]
-    if not judged["labelled"]:
-        kind = f"agreement with the dense model ({kind}; the data has no labels)"
+    points = points_of(judged["kind"], labelled=judged["labelled"])
     if judged["needed"] is not None:
-        return (
-            f"no mix loses at most {judged['allowed']:.3g} points of {kind}: {_points(judged['needed'])} are needed"
-        )
+        return f"no mix loses at most {judged['allowed']:.3g} {points}: {_points(judged['needed'])} are needed"
     if judged["trials"]:
         return (
-            f"int8 everywhere would lose {_points(judged['int8'])} points of {kind}, this loses "
+            f"int8 everywhere would lose {_points(judged['int8'])} {points}, this loses "
             f"{_points(judged['mixed'])} where {judged['allowed']:.3g} are allowed"
         )
-    return f"int8 everywhere loses {_points(judged['int8'])} points of {kind}, {judged['allowed']:.3g} are allowed"
+    return f"int8 everywhere loses {_points(judged['int8'])} {points}, {judged['allowed']:.3g} are allowed"
 
 
 def _points(value: float | None) -> str:

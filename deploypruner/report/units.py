@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from deploypruner.figures import UNKNOWN, scaled, significant
+from deploypruner.records import RELATIVE_ERROR as RELATIVE_ERROR
 from deploypruner.records import Row
-
-RELATIVE_ERROR = "relative error"
 
 
 def percent(value: float | None) -> str:

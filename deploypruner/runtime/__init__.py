@@ -23,6 +23,7 @@ from deploypruner.reading import check_present
 from deploypruner.records import Environment, Precision, TensorSpec
 from deploypruner.registries import runtimes
 from deploypruner.sparse.custom_ops import uses_sparse_operations
+from deploypruner.target import Target, detect
 
 Array = NDArray[Any]
 Shapes = Sequence[Sequence[int]]
@@ -79,13 +80,13 @@ class Runtime(ABC):
     in_float32: ClassVar[str] = ""
 
     @classmethod
-    def lacking(cls) -> str:
-        """What this machine lacks for executing artifacts as the runtime would, in a sentence; "" for nothing."""
+    def lacking(cls, target: Target) -> str:
+        """What a machine lacks for executing artifacts as the runtime would, in a sentence; "" for nothing."""
         return ""
 
     @classmethod
-    def environments(cls, precision: Precision) -> tuple[Environment, ...]:
-        """Variables of the process in which files of a precision may run faster here than without any; none first."""
+    def environments(cls, precision: Precision, target: Target) -> tuple[Environment, ...]:
+        """Variables of the process in which files of a precision may run faster there than in none; none first."""
         return ((),)
 
     @abstractmethod
@@ -169,17 +170,18 @@ def default_runtimes() -> tuple[str, ...]:
     return tuple(name for name in runtimes if runtimes.get(name).by_default)
 
 
-def measured_runtimes(named: Sequence[str], *, allow_bf16: bool) -> tuple[str, ...]:
-    """Names of those that are measured, each followed by itself in bf16 where that is allowed and runs here.
+def measured_runtimes(named: Sequence[str], *, allow_bf16: bool, target: Target) -> tuple[str, ...]:
+    """Names of those that are measured, each followed by itself in bf16 where that is allowed and runs there.
 
     Args:
         named: By the user; () for the default ones.
         allow_bf16: The user's permission.
+        target: The machine.
     """
     found = list[str]()
     for name in named or default_runtimes():
         other = runtimes.get(name).in_bf16
-        found += [name, *([other] if allow_bf16 and other and not runtimes.get(other).lacking() else [])]
+        found += [name, *([other] if allow_bf16 and other and not runtimes.get(other).lacking(target) else [])]
     return tuple(dict.fromkeys(found))
 
 
@@ -199,7 +201,7 @@ def check_machine(runtime: type[Runtime]) -> None:
     Raises:
         InputError: The machine lacks what it needs.
     """
-    if why := runtime.lacking():
+    if why := runtime.lacking(detect()):
         raise InputError(why, hint=f"use --runtime {runtime.in_float32 or default_runtimes()[0]}")
 
 

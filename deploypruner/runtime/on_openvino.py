@@ -32,7 +32,7 @@ from deploypruner.runtime import (
 from deploypruner.runtime.openvino_nodes import WARM_CALLS, executed_nodes, mean_ns, mean_since
 from deploypruner.sparse.custom_ops import uses_sparse_operations
 from deploypruner.sparse.library import active_target, extension_path, rebuild
-from deploypruner.target import LIMITS, detect
+from deploypruner.target import LIMITS, Target
 
 if TYPE_CHECKING:
     import openvino
@@ -58,12 +58,12 @@ class OpenVino(Runtime, Profiler):
     float_precision: ClassVar[str] = "f32"
 
     @classmethod
-    def environments(cls, precision: Precision) -> tuple[Environment, ...]:
+    def environments(cls, precision: Precision, target: Target) -> tuple[Environment, ...]:
         """See `Runtime.environments`: AMX, which OpenVINO takes where it can, is slower where layers are narrow.
 
         Where the user's own environment says the instruction set, that is it.
         """
-        has_amx = "amx_int8" in detect().int8_features
+        has_amx = "amx_int8" in target.int8_features
         if precision != "int8" or not has_amx or any(name in os.environ for name in LIMITS):
             return ((),)
         return ((), ((LIMITS[0], "AVX512_CORE_VNNI"),))

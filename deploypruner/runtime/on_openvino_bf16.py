@@ -13,7 +13,7 @@ from typing import ClassVar
 from deploypruner.records import Environment, Precision
 from deploypruner.runtime import runtimes
 from deploypruner.runtime.on_openvino import OpenVino
-from deploypruner.target import detect
+from deploypruner.target import Target
 
 
 @runtimes.register("openvino-bf16")
@@ -28,14 +28,13 @@ class OpenVinoBf16(OpenVino):
     in_float32: ClassVar[str] = "openvino"
 
     @classmethod
-    def environments(cls, precision: Precision) -> tuple[Environment, ...]:
+    def environments(cls, precision: Precision, target: Target) -> tuple[Environment, ...]:
         """See `Runtime.environments`: without the instructions that others may be slower with there is no bf16."""
         return ((),)
 
     @classmethod
-    def lacking(cls) -> str:
+    def lacking(cls, target: Target) -> str:
         """See `Runtime.lacking`: without the instructions OpenVINO would quietly compute in f32."""
-        target = detect()
         if target.multiplies_bf16:
             return ""
         if not target.described:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from deploypruner.records import Metric, OutputQuality
+from deploypruner.records import RELATIVE_ERROR, Metric, OutputQuality
 
 
 class JudgedRow(Protocol):
@@ -58,6 +58,20 @@ class Gap:
     labelled: bool
     unit: str = "%"
     output: str = ""
+
+
+def points_of(kind: str, *, labelled: bool) -> str:
+    """What the points of a gap are points of: "points of accuracy"; without labels, that there are none.
+
+    Args:
+        kind: As `Gap` has it.
+        labelled: As `Gap` has it.
+    """
+    if labelled:
+        return f"points of {kind}"
+    if kind == RELATIVE_ERROR:
+        return f"points of {kind} against the dense model (the data has no labels)"
+    return f"points of agreement with the dense model ({kind}; the data has no labels)"
 
 
 def gaps(found: JudgedRow, dense: JudgedRow | None) -> list[Gap]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deploypruner.quantize.sensitivity import sensitivities
+from deploypruner.search.gaps import points_of
 from deploypruner.search.mixes import MixRequest, write_mix
 from deploypruner.search.precision import LayerCosts, Mix, by_worth, fewest
 
@@ -68,7 +69,8 @@ class MixAccuracy:
         request = self._request
         layers = request.calibrated.layers
         request.say(
-            f"int8 everywhere loses {all_int8:.3g} points of {self.document['kind']}, {request.allowed:.3g} allowed: "
+            f"int8 everywhere loses {all_int8:.3g} "
+            f"{points_of(self.document['kind'], labelled=self.document['labelled'])}, {request.allowed:.3g} allowed: "
             f"looking at what each of {len(layers)} layers costs"
         )
         request.progress.start(len(layers), "sensitivity")
@@ -104,10 +106,10 @@ class MixAccuracy:
 
     def _out_of_reach(self, needed: float, why: str) -> None:
         self.document["needed"] = _finite(needed)
-        kind, allowed = self.document["kind"], self._request.allowed
+        allowed = self._request.allowed
         more = f"; --accuracy-drop {math.ceil(10 * needed) / 10:g} is needed" if math.isfinite(needed) else ""
-        labels = "" if self.document["labelled"] else " (agreement with the dense model: the data has no labels)"
-        self.remarks = (f"no int8 file loses at most {allowed:g} points of {kind}{labels}: {why}{more}",)
+        points = points_of(self.document["kind"], labelled=self.document["labelled"])
+        self.remarks = (f"no int8 file loses at most {allowed:g} {points}: {why}{more}",)
 
 
 def _finite(value: float) -> float | None:

@@ -19,7 +19,8 @@ from deploypruner.build import pipeline
 from deploypruner.build.choices import check_choices
 from deploypruner.build.state import Build
 from deploypruner.channels.feasible_widths import by_importance, find_room
-from deploypruner.errors import BudgetError, InputError
+from deploypruner.device.described import HERE
+from deploypruner.errors import BudgetError, InputError, RecipeError
 from deploypruner.graph import Keep
 from deploypruner.progress import StageProgress
 from deploypruner.ranges import SEEDS
@@ -70,6 +71,11 @@ def run_sweep(request: SweepRequest) -> SweepFound:
         DeployPrunerError: Bad input, a cost that cannot be reached, a folder that cannot be taken; or every trial
             failed.
     """
+    if request.recipe.target != HERE:
+        raise RecipeError(
+            f"a sweep predicts times of this machine, and the recipe is for {request.recipe.target}",
+            hint='sweep with target = "cpu" and --macs, then compile the winner for the machine',
+        )
     folder = require_sweep_place(request.out, resume=request.resume)
     recipe, remarks = short_recovery(request.recipe, request.given)
     check_choices(recipe, request.given)

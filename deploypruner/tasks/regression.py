@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from deploypruner.records import Metric
+from deploypruner.records import RELATIVE_ERROR, Metric
 from deploypruner.tasks import Array, Task, tasks
 from deploypruner.tasks.classification import FEWEST
 from deploypruner.tasks.relative import agreement_of, mean_absolute_error, r2, relative_error
@@ -21,7 +21,7 @@ class Regression(Task):
 
     order: ClassVar[int] = 60
     metric: ClassVar[Metric | None] = Metric("R2", unit="", points=100.0)
-    agreement_kind: ClassVar[str] = "relative error"
+    agreement_kind: ClassVar[str] = RELATIVE_ERROR
 
     def takes(self, output: Array) -> bool:
         """Floats."""

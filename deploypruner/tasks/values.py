@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from deploypruner.records import RELATIVE_ERROR
 from deploypruner.tasks import Array, Task, tasks
 from deploypruner.tasks.relative import agreement_of, relative_error
 
@@ -17,7 +18,7 @@ class Values(Task):
     """
 
     order: ClassVar[int] = 100
-    agreement_kind: ClassVar[str] = "relative error"
+    agreement_kind: ClassVar[str] = RELATIVE_ERROR
 
     def takes(self, output: Array) -> bool:
         """Anything."""

@@ -15,12 +15,14 @@ from deploypruner.build.feeds import timing_feeds, verification_feeds
 from deploypruner.build.reach import REACHABLE
 from deploypruner.build.register import stages
 from deploypruner.build.results import LayerPatterns
+from deploypruner.build.sparse_model import not_there
 from deploypruner.build.sparsity import remaining
 from deploypruner.build.stage import Stage, stage_file
 from deploypruner.build.state import Build
 from deploypruner.build.zeros_in_time import out_of_reach, promise, time_goal
 from deploypruner.errors import BudgetError, InputError, KernelError
 from deploypruner.graph.execute.module import get_state
+from deploypruner.latency.clock import current_clock
 from deploypruner.recipe import BUDGETS
 from deploypruner.scratch import scratch
 from deploypruner.search.found import SearchResult
@@ -118,6 +120,9 @@ class Assign(Stage):
 
 def cannot_run() -> str:
     """Why no layer could run in the sparse kernels on this machine, "" where some could."""
+    machine = current_clock().machine
+    if machine.elsewhere:
+        return not_there(machine.name)
     try:
         extension_path()
         here = targets()

@@ -16,7 +16,6 @@ from deploypruner.build.state import Build, Feeds
 from deploypruner.build.timed import in_environments, keep_inputs, keep_run, longer, make_jobs, no_bf16
 from deploypruner.measure import (
     Measured,
-    environment,
     find_doubts,
     make_rows,
 )
@@ -24,6 +23,8 @@ from deploypruner.progress import percent
 from deploypruner.recipe import BUDGETS
 from deploypruner.search.certify import Certificate, certify, in_setting
 from deploypruner.search.found import SearchResult
+
+_LIBRARIES = ("openvino", "onnxruntime")
 
 
 @stages.register("measure")
@@ -45,7 +46,7 @@ class Measure(Stage):
         eager, without = eager_job(build)
         jobs = in_environments(make_jobs(build.artifacts, build.measured_runtimes), build.environments)
         jobs += [eager] if eager else []
-        machine = environment()
+        machine = build.clock.machine.environment()
         samples = validation_samples(build)
         qualities = judge(build, jobs, samples)
         feeds = timing_feeds(build)
@@ -76,7 +77,13 @@ class Measure(Stage):
             timings=measured.timings,
             rows=tuple(rows),
             certificate=certificate,
-            remarks=(*build.remarks, *filter(None, (without, why, no_bf16(recipe.allow_bf16))), *failures),
+            remarks=(
+                *build.remarks,
+                *filter(
+                    None, (_elsewhere(build), without, why, no_bf16(recipe.allow_bf16, build.clock.machine.target))
+                ),
+                *failures,
+            ),
             layer_ms=layers,
             noise=tuple(warnings),
             environment=machine,
@@ -92,6 +99,18 @@ class Measure(Stage):
         samples = sum(t.samples_ns.size for t in build.timings)
         assert build.noise_floor is not None, "every run of measuring has one"
         return f"{len(build.rows)} rows, {samples:,} timed inferences, noise floor {100 * build.noise_floor:.1f} %"
+
+
+def _elsewhere(build: Build) -> str:
+    """Which machine was timed and which one judged, where they are two; "" where they are one."""
+    machine = build.clock.machine
+    if not machine.elsewhere:
+        return ""
+    versions = ", ".join(f"{package} {found}" for package in _LIBRARIES if (found := machine.version(package)))
+    return (
+        f"timed on {machine.name} ({machine.target.processor}; {versions}), not on this machine; accuracy and "
+        "agreement are those of the same files here"
+    )
 
 
 def _certify(build: Build, found: SearchResult, measured: Measured, *, feeds: Feeds | None) -> Certificate:

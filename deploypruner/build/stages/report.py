@@ -27,7 +27,6 @@ from deploypruner.recipe import Recipe, resolved_toml
 from deploypruner.records import ACCURACY
 from deploypruner.report import Report, StageTime, render_html, render_json
 from deploypruner.sparsity.assign.solver import DENSE
-from deploypruner.target import detect
 
 _MORE = {"macs": "larger --macs", "latency": "longer --latency", "speedup": "smaller --speedup"}
 
@@ -57,7 +56,7 @@ class WriteReport(Stage):
             {
                 "command": build.command,
                 "model_sha256": build.sha256,
-                "versions": _environment(build)["versions"],
+                "versions": environment()["versions"],
                 "inputs": inputs_of(build),
             }
         )
@@ -74,7 +73,7 @@ def make_report(build: Build, points: Sequence[Point]) -> Report:
     graph = build.traced
     dense = graph.cost()
     report = Report(
-        target=asdict(detect(build.recipe.target)),
+        target=build.clock.machine.to_json(),
         environment=_environment(build),
         command=build.command,
         model={
@@ -261,4 +260,4 @@ def _settings(build: Build) -> dict[str, Any]:
 
 
 def _environment(build: Build) -> dict[str, Any]:
-    return build.environment or environment()
+    return build.environment or build.clock.machine.environment()

@@ -12,14 +12,15 @@ import re
 import shlex
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from deploypruner.caches import default_folder
 from deploypruner.device import archive
 from deploypruner.device.bootstrap import NEEDED
 from deploypruner.device.transports import Greeter, Transport
-from deploypruner.errors import DeviceError
+from deploypruner.errors import DeviceError, DeviceLostError
 from deploypruner.registries import transports
 
 if TYPE_CHECKING:
@@ -33,8 +34,9 @@ _OPTIONS = {
     "ServerAliveCountMax": "6",
 }
 _KEEP_MASTER = "60"
-# Of a socket's name, 108 with the suffix that ssh gives it while it is made.
-_LONGEST_SOCKET = 90
+_END_SHARED_S = 10
+# Of a socket's name: 107 with the dot and 16 letters that ssh puts behind it while it is made, and the slash.
+_LONGEST_SOCKET = 89
 _HASHED_HOST = 40
 _BOOTSTRAP = Path(__file__).parents[1] / "bootstrap.py"
 _SSH_FAILED = 255
@@ -80,7 +82,13 @@ class SshTransport(Transport):
             )
         port = ["-p", str(self._address.port)] if self._address.port else []
         options = [f"-o{name}={value}" for name, value in _OPTIONS.items()]
-        command = [program, "-T", *options, *self._shared_connection(program, port), *port, "--", self._host]
+        shared = self._shared_connection(program, port)
+        if self._greeted and shared:  # it was lost, and what shares it may not know yet
+            end = [program, *shared, "-O", "exit", *port, "--", self._host]
+            with suppress(subprocess.TimeoutExpired):
+                subprocess.run(end, capture_output=True, check=False, timeout=_END_SHARED_S)
+        self._greeted = False
+        command = [program, "-T", *options, *shared, *port, "--", self._host]
         return subprocess.Popen(
             [*command, self._remote_command()],
             stdin=subprocess.PIPE,
@@ -111,7 +119,7 @@ class SshTransport(Transport):
             return self._ssh_failed(log, last)
         if self._greeted:
             ended = f" (exit code {code})" if code else ""
-            return DeviceError(
+            return DeviceLostError(
                 f"{self.name}: the measuring process there ended{ended}{f': {last}' if last else ''}",
                 hint="run it again; was it ended there, or is its memory full?",
             )
@@ -129,7 +137,7 @@ class SshTransport(Transport):
     def no_answer(self, log: str) -> DeviceError:
         """See `Transport.no_answer`."""
         last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "")
-        return DeviceError(
+        return DeviceLostError(
             f"{self.name} does not answer{f': {last}' if last else ''}", hint=f"can you log in? `{self.login}`"
         )
 
@@ -191,32 +199,51 @@ class SshTransport(Transport):
                 f"{self.name}: the host key has changed: it is another machine, or was set up anew",
                 hint=f"if you know why: ssh-keygen -R {self._known_as()}, then accept the new key: `{self.login}`",
             )
-        found = next(((text, hint) for mark, text, hint in _FAILURES if mark in log), None)
+        found = next((entry for entry in _FAILURES if entry.mark in log), None)
         if found is None and self._greeted and not last:
-            return DeviceError(
+            return DeviceLostError(
                 f"{self.name}: the connection was lost, or the measuring process there was ended by somebody else",
                 hint="run it again; is it still on, and does it have the memory?",
             )
         if found is None:
             text = "the connection was lost" if self._greeted else "the login came to nothing"
-            return DeviceError(f"{self.name}: {text}{f': {last}' if last else ''}", hint=by_hand)
-        text, hint = found
-        return DeviceError(f"{self.name}: {text}: {last}", hint=hint.format(login=self.login, host=host))
+            kind = DeviceLostError if self._greeted else DeviceError
+            return kind(f"{self.name}: {text}{f': {last}' if last else ''}", hint=by_hand)
+        kind = DeviceLostError if found.passes else DeviceError
+        return kind(f"{self.name}: {found.text}: {last}", hint=found.hint.format(login=self.login, host=host))
 
     def _known_as(self) -> str:
         port = self._address.port
         return f"'[{self._address.host}]:{port}'" if port else self._address.host
 
 
-# What OpenSSH says -> what it means, and what to do.
+class _Failure(NamedTuple):
+    """What OpenSSH says, what it means and what to do about it; `passes`: may it be otherwise in a minute?"""
+
+    mark: str
+    text: str
+    hint: str
+    passes: bool = False
+
+
+_REACHABLE = "is it on, and in this network?"
 _FAILURES = (
-    ("Host key verification failed", "its host key is not known here", "look at it and accept it once: {login}"),
-    ("Permission denied", "the login was refused", "check the user name, and give your key to it: ssh-copy-id"),
-    ("Could not resolve hostname", "there is no such host", "check the name, or write it into ~/.ssh/config"),
-    ("Connection refused", "nothing listens there", "is it on, and does sshd run on that port?"),
-    ("timed out", "it cannot be reached", "is it on, and in this network?"),
-    ("No route to host", "it cannot be reached", "is it on, and in this network?"),
-    ("not responding", "the connection was lost", "is it still on, and in this network? run it again"),
+    _Failure(
+        "Host key verification failed", "its host key is not known here", "look at it and accept it once: {login}"
+    ),
+    _Failure(
+        "Permission denied", "the login was refused", "check the user name, and give your key to it: ssh-copy-id"
+    ),
+    _Failure(
+        "Could not resolve hostname", "there is no such host", "check the name, or write it into ~/.ssh/config", True
+    ),
+    _Failure("Connection refused", "nothing listens there", "is it on, and does sshd run on that port?", True),
+    _Failure("timed out", "it cannot be reached", _REACHABLE, True),
+    _Failure("No route to host", "it cannot be reached", _REACHABLE, True),
+    _Failure("unreachable", "it cannot be reached", _REACHABLE, True),
+    _Failure("not responding", "the connection was lost", f"{_REACHABLE} run it again", True),
+    _Failure("Connection reset", "the connection was lost", f"{_REACHABLE} run it again", True),
+    _Failure("closed by", "the connection was closed there", f"{_REACHABLE} run it again", True),
 )
 
 
