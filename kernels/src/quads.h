@@ -35,12 +35,17 @@ inline void quads_to_c4(const Quadwise& of, const uint8_t* nhwc, uint8_t* c4) {
 }
 
 inline void quads_from_c4(const Quadwise& of, const uint8_t* c4, uint8_t* nhwc) {
-  const int padded = round_up(of.pixels, DP_PIXELS);
+  const int padded = round_up(of.pixels, DP_PIXELS), last = of.pixels;
+  const size_t channels = size_t(of.channels);
   for (int first = of.first_channel; first < of.channels; first += DP_QUAD) {
     const auto* from = c4 + (size_t(first / DP_QUAD) * padded + size_t(of.first_pixel)) * DP_QUAD;
     const size_t present = size_t(std::min<int>(DP_QUAD, of.channels - first));
-    for (int pixel = of.first_pixel; pixel < of.pixels; ++pixel, from += DP_QUAD)
-      std::memcpy(nhwc + size_t(pixel) * of.channels + first, from, present);
+    uint8_t* to = nhwc + size_t(of.first_pixel) * channels + size_t(first);
+    for (int pixel = of.first_pixel; pixel < last; ++pixel, from += DP_QUAD, to += channels)
+      if (present == DP_QUAD)
+        std::memcpy(to, from, DP_QUAD);
+      else
+        std::memcpy(to, from, present);
   }
 }
 
