@@ -21,7 +21,7 @@ from deploypruner.scratch import scratch
 from deploypruner.sparse.convert import SparseModel, sparsify
 from deploypruner.sparse.gates import Gate
 from deploypruner.sparse.layer import Weighted
-from deploypruner.sparse.library import active_target, extension_path, targets
+from deploypruner.sparse.library import active_target, extension_path, no_fast_target, targets
 from deploypruner.sparse.partition import LayerDecision
 from deploypruner.sparse.verify import verify_operations
 
@@ -84,7 +84,7 @@ def make_sparse(
     except KernelError as error:
         return Made(None, _document(every, reason=f"{error.message}; {error.hint}"))
     if targets() == ("scalar",):
-        return Made(None, _document(every, reason="this CPU has neither AVX2 nor AVX-512 VNNI for the kernels"))
+        return Made(None, _document(every, reason=no_fast_target()))
     if every.model is None:
         return Made(None, _document(every, reason=f"no layer fits the kernels{_for_example(every.refused)}"))
     write_onnx(every.model, sparse)

@@ -29,7 +29,7 @@ from deploypruner.search.found import SearchResult
 from deploypruner.search.goal import Goal
 from deploypruner.search.latency_search import OutOfReach
 from deploypruner.search.loop import RESERVE
-from deploypruner.sparse.library import extension_path, targets
+from deploypruner.sparse.library import extension_path, no_fast_target, targets
 from deploypruner.sparsity.assign.filling import REFERENCE
 from deploypruner.sparsity.assign.in_time import PatternRequest, assign
 from deploypruner.sparsity.assign.solver import DENSE
@@ -128,7 +128,7 @@ def cannot_run() -> str:
         here = targets()
     except KernelError as error:
         return f"{error.message}; {error.hint}"
-    return "this CPU has neither AVX2 nor AVX-512 VNNI for the kernels" if here == ("scalar",) else ""
+    return no_fast_target() if here == ("scalar",) else ""
 
 
 def _assigned(build: Build, goal: Goal | None) -> LayerPatterns:
