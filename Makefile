@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # CPU machines everywhere but CI may prefer another torch build; constraints.txt pins what CI uses.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo fast test fuzz sanitize clean
+.PHONY: demo fast test fuzz fuzz-arm sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/deploypruner demo --overwrite
@@ -28,11 +28,19 @@ fast: $(VENV)/.test
 
 # The kernels on every target that this CPU runs, against the oracle to the bit: `make fuzz CASES=100000`. Needs cmake.
 CASES ?= 2000
+FUZZERS := fuzz fuzz_gates fuzz_border fuzz_linear
 
 fuzz:
 	cmake -S kernels/tests -B build/fuzz
 	cmake --build build/fuzz --parallel
-	for what in fuzz fuzz_gates fuzz_border fuzz_linear; do build/fuzz/$$what 0 $(CASES) || exit 1; done
+	for what in $(FUZZERS); do build/fuzz/$$what 0 $(CASES) || exit 1; done
+
+# The same for Arm, compiled here and emulated: apt install cmake g++-aarch64-linux-gnu qemu-user
+fuzz-arm:
+	cmake -S kernels/tests -B build/fuzz-arm -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/kernels/aarch64.cmake
+	cmake --build build/fuzz-arm --parallel
+	for what in $(FUZZERS); do \
+	  qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu max build/fuzz-arm/$$what 0 $(CASES) || exit 1; done
 
 # The same under the address, undefined-behaviour and thread sanitizers, some hundred cases. Compiles for minutes.
 sanitize: $(VENV)/.test

@@ -1,6 +1,6 @@
 """A frontier of four speed-ups in one command, beside four separate compiles of the same: wall time and CPU time.
 
-    nice python -m benchmarks.frontier_cost run --name resnet18 --model torchvision:resnet18 --data photos -- --epochs 2
+    nice python -m benchmarks.frontier_cost run --name r18 --model torchvision:resnet18 --data photos -- --epochs 2
     python -m benchmarks.frontier_cost table        # what is in the results; runs nothing
 
 What stands behind `--` goes to both commands. Each command is a process of its own with an empty cache, so that no

@@ -117,8 +117,7 @@ def detect(name: str = "cpu") -> Target:
 @targets.register("cpu", about="this machine's processor, through OpenVINO and ONNX Runtime")
 def this_machine() -> Target:
     """Describe the machine we run on."""
-    fields = _cpuinfo()
-    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    fields, flags = _cpuinfo(), processor_flags()
     return Target(
         name="cpu",
         processor=fields.get("model name") or platform.processor() or platform.machine(),
@@ -127,6 +126,12 @@ def this_machine() -> Target:
         bf16_features=tuple(flag for flag in _BF16_FLAGS if flag in flags),
         described=bool(flags),
     )
+
+
+def processor_flags() -> frozenset[str]:
+    """What /proc/cpuinfo calls "flags" (x86) or "Features" (Arm); empty where the system does not say."""
+    fields = _cpuinfo()
+    return frozenset((fields.get("flags") or fields.get("Features") or "").split())
 
 
 def _cpuinfo() -> dict[str, str]:

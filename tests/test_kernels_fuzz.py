@@ -1,4 +1,4 @@
-"""The C++ fuzz driver: against the library as installed, and with sanitizers against the sources."""
+"""The C++ fuzz driver: against the library as installed; with sanitizers, and for Arm, against the sources."""
 
 from __future__ import annotations
 
@@ -67,10 +67,9 @@ def has(sanitizers: str) -> bool:
         return made.returncode == 0 and subprocess.run([program], capture_output=True, check=False).returncode == 0
 
 
-def sanitized(sanitizers: str, folder: Path, *options: str) -> list[Path]:
-    """The fuzz drivers, compiled with sanitizers; what did not change is not compiled again."""
-    source = KERNEL_SOURCES / "tests"
-    run("cmake", "-S", source, "-B", folder, f"-DDP_SANITIZE={sanitizers}", *options, timeout=_BUILD_S)
+def compiled(folder: Path, *options: str) -> list[Path]:
+    """The fuzz drivers, compiled with options of CMake; what did not change is not compiled again."""
+    run("cmake", "-S", KERNEL_SOURCES / "tests", "-B", folder, *options, timeout=_BUILD_S)
     workers = str(len(os.sched_getaffinity(0)))
     run("cmake", "--build", folder, "--target", *PROGRAMS, "--parallel", workers, timeout=_BUILD_S)
     return [folder / name for name in PROGRAMS]
@@ -85,7 +84,8 @@ def test_sanitizers_find_nothing_in_what_all_targets_share(sanitizers: str, pyte
     if not has(sanitizers):
         pytest.skip(f"no -fsanitize={sanitizers} here")
     folder = pytestconfig.cache.mkdir(f"kernels-shared-{sanitizers.split(',')[0]}")
-    for program in sanitized(sanitizers, folder, "-DDP_TARGETS=scalar;avx2", "-DDP_OPTIMIZE=-O0"):
+    options = (f"-DDP_SANITIZE={sanitizers}", "-DDP_TARGETS=scalar;avx2", "-DDP_OPTIMIZE=-O0")
+    for program in compiled(folder, *options):
         assert run(program, "4000", str(FEW_CASES), timeout=300).startswith(f"{FEW_CASES} cases on scalar")
 
 
@@ -97,7 +97,28 @@ def test_sanitizers_find_nothing_in_what_all_targets_share(sanitizers: str, pyte
 def test_sanitizers_find_nothing_in_the_kernels_nor_in_the_targets_this_cpu_has_to_emulate(
     sanitizers: str, pytestconfig: pytest.Config
 ) -> None:
-    for program in sanitized(sanitizers, pytestconfig.cache.mkdir(f"kernels-{sanitizers.split(',')[0]}")):
+    folder = pytestconfig.cache.mkdir(f"kernels-{sanitizers.split(',')[0]}")
+    for program in compiled(folder, f"-DDP_SANITIZE={sanitizers}"):
         said = run(program, "5000", str(SANITIZED_CASES), timeout=900)
         assert said.startswith(f"{SANITIZED_CASES} cases on scalar")
         assert set(targets()) <= set(said.split())
+
+
+# What each emulated processor runs: one that has all, one with dot products, one with neither.
+ARM = {"max": "scalar neon_dot neon_i8mm", "neoverse-n1": "scalar neon_dot", "cortex-a72": "scalar"}
+ARM_CASES, ARM_ROOT = 100, Path("/usr/aarch64-linux-gnu")
+missing = [name for name in ("cmake", "aarch64-linux-gnu-g++", "qemu-aarch64") if shutil.which(name) is None]
+
+
+@pytest.mark.skipif(
+    bool(missing), reason=f"no {', '.join(missing)}: apt install cmake g++-aarch64-linux-gnu qemu-user"
+)
+def test_arm_targets_agree_in_emulation_and_only_those_run_that_the_processor_has(
+    pytestconfig: pytest.Config,
+) -> None:
+    toolchain = f"-DCMAKE_TOOLCHAIN_FILE={KERNEL_SOURCES / 'aarch64.cmake'}"
+    for program in compiled(pytestconfig.cache.mkdir("kernels-arm"), toolchain):
+        for cpu, targets_there in ARM.items():
+            cases = ARM_CASES if cpu == "max" else 4
+            said = run("qemu-aarch64", "-L", ARM_ROOT, "-cpu", cpu, program, "8000", str(cases), timeout=900)
+            assert said == f"{cases} cases on {targets_there}"

@@ -16,7 +16,7 @@ from deploypruner import __version__
 from deploypruner.device.cores import core_kinds, own_cores, physical_cores, used_share
 from deploypruner.device.counters import frequency_mhz, temperatures
 from deploypruner.reading import memory_bytes
-from deploypruner.target import LIMITS, detect
+from deploypruner.target import LIMITS, detect, processor_flags
 
 _PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "numpy")
 _VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
@@ -93,6 +93,7 @@ def details(folder: Path) -> dict[str, Any]:
         "environment": environment(),
         "target": asdict(target),
         "machine": platform.machine(),
+        "flags": sorted(processor_flags()),
         "bits": 64 if sys.maxsize > 2**32 else 32,
         "python": sys.executable,
         "kinds": core_kinds(),

@@ -13,6 +13,7 @@ from deploypruner.doctor.machine import cores, frequency, int8, load, memory
 from deploypruner.figures import scaled
 from deploypruner.measure.elsewhere import how_to_install, package_of
 from deploypruner.runtime import default_runtimes, runtimes
+from deploypruner.sparse.library import target_for
 from deploypruner.target import Target
 
 _WARM_C = 80.0
@@ -33,10 +34,7 @@ def device_findings(device: Device, target: DescribedTarget) -> Iterator[Finding
     seen = device.details()
     machine, where = seen["environment"], Target(**{k: _frozen(v) for k, v in seen["target"].items()})
     yield _processor(seen)
-    flags = [*where.int8_features, *where.bf16_features]
-    yield Finding(
-        "instruction sets", ", ".join(flags) or "none that int8 or bf16 kernels use", facts={"flags": flags}
-    )
+    yield instruction_sets([*where.int8_features, *where.bf16_features], seen["flags"])
     yield int8(where)
     yield cores(where.cores, seen["all_cores"], None)
     yield core_kinds(seen["kinds"], target.cores)
@@ -53,6 +51,19 @@ def device_findings(device: Device, target: DescribedTarget) -> Iterator[Finding
         "python", f"{machine['python']} ({seen['python']}); {machine['os']}", facts={"path": seen["python"]}
     )
     yield from libraries(machine["versions"], target)
+
+
+def instruction_sets(used: Sequence[str], flags: Sequence[str]) -> Finding:
+    """What int8 and bf16 kernels use.
+
+    Args:
+        used: Of all flags those that the runtimes' kernels depend on.
+        flags: All that the processor has.
+    """
+    kernels = target_for(flags)
+    says = ", ".join(used) or "none that int8 or bf16 kernels use"
+    ours = f"; the sparse kernels have {kernels} for it" if kernels else ""
+    return Finding("instruction sets", says + ours, facts={"flags": list(used), "kernels": kernels})
 
 
 def core_kinds(kinds: Sequence[Mapping[str, Any]], pinned: Sequence[int]) -> Finding:

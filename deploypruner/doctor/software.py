@@ -21,10 +21,12 @@ from deploypruner.sparse.library import (
     extension_path,
     is_built,
     known_targets,
+    not_running,
     path_of,
     rebuild,
     targets,
 )
+from deploypruner.target import processor_flags
 
 _PATIENCE_S = 120
 _COMPILERS = ("c++", "g++", "clang++")
@@ -113,8 +115,8 @@ def kernels(*, loads: bool) -> Finding:
         return Finding("kernels", f"{library} cannot be loaded into OpenVINO: {how}", "lack", rebuild(), facts)
     forced_by = os.environ.get("DEPLOYPRUNER_TARGET")
     why = f"as DEPLOYPRUNER_TARGET says, of {', '.join(here)}" if forced_by else "the best that this processor runs"
-    beyond = [name for name in known if name not in here]
-    lacking = f"; not {', '.join(beyond)}, whose instructions it lacks" if beyond else ""
+    beyond = not_running(known, here, processor_flags())
+    lacking = f"; not {beyond}" if beyond else ""
     return Finding("kernels", f"built, load into OpenVINO; {chosen} is taken, {why}{lacking}", facts=facts)
 
 

@@ -12,7 +12,14 @@ from deploypruner.errors import InputError, KernelError, MeasureError
 from deploypruner.measure.process import Worker
 from deploypruner.records import Artifact
 from deploypruner.sparse.custom_ops import uses_sparse_operations
-from deploypruner.sparse.library import active_target, extension_path, needs, short_version, targets
+from deploypruner.sparse.library import (
+    active_target,
+    extension_path,
+    needs,
+    no_fast_target,
+    short_version,
+    targets,
+)
 
 _RUNTIME = "openvino"
 
@@ -34,7 +41,7 @@ class Kernels:
     @property
     def lacking(self) -> str:
         """Why no layer is worth a try, "" where some may be."""
-        return "this CPU has neither AVX2 nor AVX-512 VNNI for the kernels" if self.targets == ("scalar",) else ""
+        return no_fast_target() if self.targets == ("scalar",) else ""
 
 
 def kernels_of(machine: Machine) -> Kernels:

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import struct
+from collections.abc import Collection, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -17,9 +18,20 @@ from urllib.parse import unquote, urlsplit
 import deploypruner.sparse as package
 from deploypruner.errors import KernelError
 from deploypruner.openvino_import import import_openvino
+from deploypruner.target import processor_flags
 
 KERNELS = "libdeploypruner_kernels.so"
 EXTENSION = "libdeploypruner_openvino.so"
+
+# What each target needs of a processor, as /proc/cpuinfo spells it; of one kind of processor the best last.
+_NEEDS = {
+    "avx2": ("avx2", "fma"),
+    "avx_vnni": ("avx2", "fma", "avx_vnni"),
+    "avx512_vnni": ("avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
+    "avx512_vbmi": ("avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512vbmi"),
+    "neon_dot": ("asimddp",),
+    "neon_i8mm": ("asimddp", "i8mm"),
+}
 _ELF, _ELF64 = b"\x7fELF", 2
 # As processors call themselves, by the number that ELF has for each.
 _ARCHITECTURES = {62: "x86_64", 183: "aarch64"}
@@ -216,9 +228,27 @@ def targets_outlook() -> str:
         return f"sparse kernels: none, {error.message}; {error.hint}"
     forced = bool(os.environ.get("DEPLOYPRUNER_TARGET"))
     why = "which DEPLOYPRUNER_TARGET says" if forced else "the fastest of those that this CPU runs"
-    lacking = [name for name in known_targets() if name not in here]
-    rest = f"; {', '.join(lacking)}: this CPU lacks the instructions" if lacking else ""
-    return f"sparse kernels: {taken}, {why}: {', '.join(here)}{rest}"
+    lacking = not_running(known_targets(), here, processor_flags())
+    return f"sparse kernels: {taken}, {why}: {', '.join(here)}{f'; not {lacking}' if lacking else ''}"
+
+
+def not_running(known: Sequence[str], here: Collection[str], flags: Collection[str]) -> str:
+    """Of all known targets those that do not run here, each with what the processor lacks for it; "" for none."""
+    beyond = [name for name in known if name not in here]
+    lacks = {name: [flag for flag in _NEEDS.get(name, ()) if flag not in flags] for name in beyond}
+    return ", ".join(f"{name} (lacks {' '.join(lacks[name]) or 'its instructions'})" for name in beyond)
+
+
+def target_for(flags: Collection[str]) -> str | None:
+    """The best target for a processor with these flags, as /proc/cpuinfo spells them; None where none is fast."""
+    fitting = [name for name, needs in _NEEDS.items() if set(needs) <= set(flags)]
+    return fitting[-1] if fitting else None
+
+
+def no_fast_target() -> str:
+    """What to say where this CPU runs the oracle alone."""
+    lacks = "no dot product (asimddp)" if "neon_dot" in known_targets() else "neither AVX2 nor AVX-512 VNNI"
+    return f"this CPU has {lacks} for the kernels"
 
 
 def check_forced_target() -> None:

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "conv.h"
+#include "quads.h"
 
 namespace dp {
 namespace {
@@ -28,32 +29,9 @@ inline void store(uint8_t* to, __m256i x) { _mm256_storeu_si256(reinterpret_cast
   return _mm256_maskload_epi32(reinterpret_cast<const int*>(from), lanes_of(bits));
 }
 
-void to_c4(int pixels, int channels, const uint8_t* nhwc, uint8_t* c4) {
-  const int padded = round_up(pixels, DP_PIXELS);
-  for (int first = 0; first < channels; first += DP_QUAD) {
-    auto* to = c4 + size_t(first / DP_QUAD) * padded * DP_QUAD;
-    const int present = std::min<int>(DP_QUAD, channels - first);
-    for (int pixel = 0; pixel < pixels; ++pixel, to += DP_QUAD) {
-      uint32_t quad = 0;
-      if (present == DP_QUAD)
-        std::memcpy(&quad, nhwc + size_t(pixel) * channels + first, DP_QUAD);
-      else
-        std::memcpy(&quad, nhwc + size_t(pixel) * channels + first, size_t(present));
-      std::memcpy(to, &quad, DP_QUAD);
-    }
-    std::memset(to, 0, size_t(padded - pixels) * DP_QUAD);
-  }
-}
+void to_c4(int pixels, int channels, const uint8_t* nhwc, uint8_t* c4) { quads_to_c4({pixels, channels, 0, 0}, nhwc, c4); }
 
-void from_c4(int pixels, int channels, const uint8_t* c4, uint8_t* nhwc) {
-  const int padded = round_up(pixels, DP_PIXELS);
-  for (int first = 0; first < channels; first += DP_QUAD) {
-    const auto* from = c4 + size_t(first / DP_QUAD) * padded * DP_QUAD;
-    const size_t present = size_t(std::min<int>(DP_QUAD, channels - first));
-    for (int pixel = 0; pixel < pixels; ++pixel, from += DP_QUAD)
-      std::memcpy(nhwc + size_t(pixel) * channels + first, from, present);
-  }
-}
+void from_c4(int pixels, int channels, const uint8_t* c4, uint8_t* nhwc) { quads_from_c4({pixels, channels, 0, 0}, c4, nhwc); }
 
 // Eight lanes of a segment, from its first pixel on; `read` says what of the sixteen pixels there is needed at a stride of 2.
 template <bool kHalved>

@@ -14,6 +14,9 @@ struct dp_conv {
   std::vector<std::vector<Nonzero>> rows; // of the oracle only
   Packed packed;
   Epilogue epilogue;
+
+  // Its input as it comes: no padding, stride or dilation, and no target that wants it lowered.
+  bool reads_image() const { return geometry.is_direct() && !target.lower; }
 };
 
 namespace {
@@ -193,7 +196,7 @@ Cut cut_of(const dp_conv& conv, int threads) {
   // in pairs, and such as two cores write at once go to and fro. And what does not fit the second-level cache is written
   // block by block of channels, so that few planes at a time are read and written from end to end.
   const int blocks = blocks_of(conv);
-  const bool is_short = g.is_direct() && packed.all_vectors <= kShortPlane;
+  const bool is_short = conv.reads_image() && packed.all_vectors <= kShortPlane;
   while ((is_short ? 1 : cut.tiles) * cut.row_pieces < threads && cut.row_pieces < blocks) ++cut.row_pieces;
   const size_t in = size_t(g.quads_in) * g.pixels_in * DP_QUAD, out = size_t(g.quads_out) * g.pixels_out * DP_QUAD;
   const bool is_large = in <= kSecondLevel && in + out * (g.shape.has_residual ? 2 : 1) > kSecondLevel;
@@ -239,7 +242,7 @@ size_t dp_conv_scratch_bytes(const dp_conv* conv, int32_t threads) {
   const Geometry& g = conv->geometry;
   const Packed& packed = conv->packed;
   if (packed.is_windows) return packed.source_plane * kLinesPerQuad * size_t(g.windows_in());
-  if (!conv->target.tile || g.is_direct() || packed.is_depthwise) return 0;
+  if (!conv->target.tile || conv->reads_image() || packed.is_depthwise) return 0;
   if (packed.is_mixed) return size_t(cut_of(*conv, threads).pieces) * mixed_bytes(packed);
   return size_t(cut_of(*conv, threads).pieces) * (packed.is_planewise ? 2 * packed.source_plane : copy_bytes(*conv));
 }
@@ -264,7 +267,7 @@ void dp_conv_run(const dp_conv* conv, int32_t batch, const uint8_t* x, const uin
       each(parallel, pool, run.cut.pieces, planes_one, &run);
     else if (conv->packed.is_mixed)
       each(parallel, pool, run.cut.pieces, mixed_one, &run);
-    else if (is_windows || g.is_direct())
+    else if (is_windows || conv->reads_image())
       each(parallel, pool, tiles, tile_one, &run);
     else
       each(parallel, pool, run.cut.pieces, copied_one, &run);

@@ -226,8 +226,11 @@ struct Target {
   void (*depthwise)(const Geometry&, const Packed&, const Epilogue&, const Plane&) = nullptr;
   // Of mixed quads: those of sixteen output pixels, whose first one reads the padded image from `from` on, `plane` bytes apart.
   void (*mix)(const Packed&, const uint8_t* from, uint8_t* to, size_t plane) = nullptr;
+  // Of targets that multiply signed bytes: y = x - 128, of whole vectors. Copies that convolutions read hold that (`copy` too), also
+  // where the others read the image itself, and every bias makes up for it.
+  void (*lower)(size_t bytes, const uint8_t* x, uint8_t* y) = nullptr;
 };
-constexpr int kMostTaps = 8;
+constexpr int kMostTaps = 8, kLowered = 128;
 
 const std::vector<Target>& targets();
 const Target& choose_target(const char* name); // throws std::runtime_error
@@ -243,6 +246,8 @@ struct Geometry {
 };
 
 std::vector<std::vector<Nonzero>> read_weights(const Geometry&, const dp_conv_weights&); // throws
+// What makes up for a lowered input in the sum of one output channel.
+int32_t raised(const Target&, const std::vector<Nonzero>& row);
 Packed pack(const Geometry&, const std::vector<std::vector<Nonzero>>& rows, const dp_conv_weights&, const Target&);
 
 // Of a row of a phase's copy: pixels before the image's first, and pixels of the image.

@@ -64,6 +64,10 @@ void plan_copy(const Geometry& g, Packed& packed) {
 void gather(const Geometry& g, const Packed& packed, const Target& target, const Part& part, const uint8_t* x,
             uint8_t* to_plane) {
   const uint8_t* plane = x + size_t(part.quad) * g.pixels_in * DP_QUAD;
+  if (g.is_direct()) {
+    const size_t begin = size_t(part.begin) * kVectorBytes, end = size_t(part.end) * kVectorBytes;
+    return target.lower(end - begin, plane + begin, to_plane + begin);
+  }
   const uint32_t outside = uint32_t(g.shape.input_zero_point) * 0x01010101u;
   const int phases = int(packed.phases.size());
   const int vectors = phases ? int(packed.source_plane / kVectorBytes) / phases : 0; // none where all weights are zero

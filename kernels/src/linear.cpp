@@ -126,13 +126,14 @@ void check(const dp_linear_shape& s) {
     throw std::runtime_error("limits and slope must be numbers, and the lower limit not above the other");
 }
 
-PackedLinear pack_linear(const dp_linear_shape& s, const std::vector<std::vector<Nonzero>>& rows, const dp_conv_weights& w) {
+PackedLinear pack_linear(const dp_linear_shape& s, const std::vector<std::vector<Nonzero>>& rows, const dp_conv_weights& w,
+                         const Target& target) {
   PackedLinear packed;
   const int blocks = (s.channels_out + kLinearRows - 1) / kLinearRows;
   packed.scale.assign(size_t(blocks) * kLinearRows, 0.0f);
   packed.bias.assign(packed.scale.size(), 0);
   std::copy_n(w.scale, rows.size(), packed.scale.begin());
-  std::copy_n(w.bias, rows.size(), packed.bias.begin());
+  for (size_t row = 0; row < rows.size(); ++row) packed.bias[row] = w.bias[row] + raised(target, rows[row]);
   for (int block = 0; block < blocks; ++block) {
     packed.blocks.push_back(int32_t(packed.steps.size()));
     std::map<int32_t, LinearStep> found;
@@ -162,7 +163,7 @@ dp_linear* dp_linear_create(const dp_linear_shape* shape, const dp_conv_weights*
     as_conv.kernel_y = as_conv.kernel_x = as_conv.stride_y = as_conv.stride_x = as_conv.dilation_y = as_conv.dilation_x = 1;
     const Target& chosen = choose_target(target);
     auto rows = read_weights(Geometry(as_conv), *weights);
-    PackedLinear packed = pack_linear(*shape, rows, *weights);
+    PackedLinear packed = pack_linear(*shape, rows, *weights, chosen);
     if (chosen.dot) rows.clear();
     return new dp_linear{*shape, chosen, std::move(rows), std::move(packed)};
   } catch (const std::exception& failure) {

@@ -22,8 +22,8 @@ from deploypruner.build.zeros_in_time import out_of_reach, promise, time_goal
 from deploypruner.errors import BudgetError, InputError, MeasureError
 from deploypruner.graph.execute.module import get_state
 from deploypruner.latency.clock import current_clock
-from deploypruner.onnx_file import layer_called
 from deploypruner.measure.kernels import kernels_or_why
+from deploypruner.onnx_file import layer_called
 from deploypruner.recipe import BUDGETS
 from deploypruner.scratch import scratch
 from deploypruner.search.found import SearchResult

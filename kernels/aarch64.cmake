@@ -1,0 +1,4 @@
+# Compiles for 64-bit Arm elsewhere: -DCMAKE_TOOLCHAIN_FILE=kernels/aarch64.cmake. Debian: apt install g++-aarch64-linux-gnu
+set(CMAKE_SYSTEM_NAME Linux)
+set(CMAKE_SYSTEM_PROCESSOR aarch64)
+set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
