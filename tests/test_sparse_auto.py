@@ -138,7 +138,7 @@ def test_where_kernels_are_slower_nothing_becomes_zero_and_the_build_says_so() -
 
 @needs_library
 def test_a_cpu_with_scalar_kernels_alone_is_a_remark() -> None:
-    with mock.patch("deploypruner.build.stages.assign.targets", return_value=("scalar",)):
+    with mock.patch("deploypruner.measure.kernels.targets", return_value=("scalar",)):
         folder, outcome = built("auto", "--sparsity", "0.9")
     assert "every layer stays dense: this CPU has neither AVX2 nor AVX-512 VNNI" in outcome.err
     assert any("neither AVX2 nor AVX-512 VNNI" in text for text in read_report(folder).warnings)
@@ -217,7 +217,7 @@ def test_what_cannot_go_together_is_refused(options: tuple[str, ...], said: str,
 
 @needs_library
 def test_without_kernels_no_budget_of_time_can_be_met_by_zeros(tmp_path: Path) -> None:
-    with mock.patch("deploypruner.build.stages.assign.targets", return_value=("scalar",)), pretended_timings():
+    with mock.patch("deploypruner.measure.kernels.targets", return_value=("scalar",)), pretended_timings():
         outcome = run_cli(*COMPILE, "auto", "--speedup", "2", "--out", str(tmp_path / "b"))
     outcome.assert_error(3, "--speedup 2 cannot be met by zeros: this CPU has neither AVX2 nor AVX-512 VNNI")
 

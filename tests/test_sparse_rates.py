@@ -37,7 +37,8 @@ CHAINS = (
     Chain(32, 4, (Probe(64, "nm64", 0.8), Probe(32, "unstructured", 0.9, taps=3), Probe(32, "1x4", 0.5, adds=3))),
     Chain(8, 6, (Probe(16), Probe(16, "1x4", 0.9, taps=3, stride=2), Probe(48, "1x4", 0.6))),
 )
-TRUE = Rates(2000, 0.5, 0.25, 6, 2, 0.3, 1500, 0.004, 0.03, 0.05, 2500, 0.1)
+HERE = "rates measured on this machine"
+TRUE = Rates(2000, 0.5, 0.25, 6, 2, 0.3, 1500, 0.004, 0.03, 0.05, 2500, 0.1, source=HERE)
 
 
 def probes() -> list[Layer]:
@@ -78,7 +79,7 @@ def test_rates_are_recovered_exactly_from_timings_that_follow_them() -> None:
     )
     assert found.sparse_error < 1e-6
     assert found.dense_error < 1e-6
-    assert found.rates.source == "rates measured on this machine"
+    assert found.rates.source == HERE
 
 
 def test_no_rate_is_negative() -> None:
