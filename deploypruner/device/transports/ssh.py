@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from deploypruner.caches import default_folder
 from deploypruner.device import archive
-from deploypruner.device.bootstrap import NEEDED
+from deploypruner.device.bootstrap import BITS, NEEDED
 from deploypruner.device.transports import Greeter, Transport
 from deploypruner.errors import DeviceError, DeviceLostError
 from deploypruner.registries import transports
@@ -183,6 +183,11 @@ class SshTransport(Transport):
             return DeviceError(
                 f"{self.name} has Python {python} ('{where}'), and measuring needs {_version(NEEDED)} or newer",
                 hint=f"install a newer one there and say where it is: {_SAY_WHERE}",
+            )
+        if said["lacks"] == "bits":
+            return DeviceError(
+                f"{self.name} has a {said['bits']}-bit Python ('{where}'), and neither runtime has packages for it",
+                hint=f"install a {BITS}-bit system there, or say where a {BITS}-bit Python is: {_SAY_WHERE}",
             )
         if said["lacks"] == "folder":
             return DeviceError(
