@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
@@ -17,7 +18,8 @@ import pytest
 from deploypruner.device import connection
 from deploypruner.device.described import described
 from deploypruner.device.reach import reach
-from deploypruner.errors import DeviceError
+from deploypruner.device.transports.ssh import SshTransport
+from deploypruner.errors import DeviceError, DeviceLostError
 from deploypruner.measure import Measured, bench, pair_up, time_artifacts
 from tests.builds import run_cli
 from tests.sshd import WHY_NOT, Sshd, none_left, remember, running_sshd
@@ -142,6 +144,24 @@ def test_a_connection_that_is_cut_is_taken_up_again(device: Sshd, tmp_path: Path
     measured, said = while_measuring(device, tmp_path, device.cut)
     assert_one_round_was_lost(measured, said)
     assert "the connection was" in said[0]
+
+
+def test_a_connection_lost_again_while_it_is_taken_up_is_tried_once_more(device: Sshd, tmp_path: Path) -> None:
+    transport = SshTransport(described("pi"))
+    first = transport.no_agent(255, "", "")
+    assert type(first) is DeviceError  # nobody knows whether there is such a machine
+    lines = iter([{"known": True}, {"agent": 1}])
+    transport.greet(mock.Mock(first_words=lambda: next(lines)))
+    with (tmp_path / "log").open("wb") as log:
+        process = transport.start(log)
+    process.kill()
+    process.communicate()
+    for again in (transport.no_agent(code, "", "") for code in (255, 137, 0, None)):
+        assert isinstance(again, DeviceLostError)
+        assert again.hint
+    assert "it could not be reached again: Killed" in transport.no_agent(137, "Killed", "").message
+    refused = transport.no_agent(255, "Permission denied (publickey).", "")
+    assert type(refused) is DeviceError
 
 
 def test_an_agent_that_is_killed_takes_its_workers_along_and_is_started_anew(device: Sshd, tmp_path: Path) -> None:
