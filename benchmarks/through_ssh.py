@@ -109,7 +109,7 @@ def main(seconds: float, model: Path | None, core: int | None) -> None:
         found = alternate(path, seconds, max(os.sched_getaffinity(0)) if core is None else core)
     found["model"] = path.name
     _RESULTS.mkdir(exist_ok=True)
-    (_RESULTS / "through_ssh.json").write_text(json.dumps(found, indent=1) + "\n")
+    (_RESULTS / "through_ssh.zen4.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps({key: value for key, value in found.items() if key != "environment"}, indent=1))
 
 

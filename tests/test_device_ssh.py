@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
@@ -17,7 +18,8 @@ import pytest
 from deploypruner.device import connection
 from deploypruner.device.described import described
 from deploypruner.device.reach import reach
-from deploypruner.errors import DeviceError
+from deploypruner.device.transports.ssh import SshTransport
+from deploypruner.errors import DeviceError, DeviceLostError
 from deploypruner.measure import Measured, bench, pair_up, time_artifacts
 from tests.builds import run_cli
 from tests.sshd import WHY_NOT, Sshd, none_left, remember, running_sshd
@@ -142,6 +144,24 @@ def test_a_connection_that_is_cut_is_taken_up_again(device: Sshd, tmp_path: Path
     measured, said = while_measuring(device, tmp_path, device.cut)
     assert_one_round_was_lost(measured, said)
     assert "the connection was" in said[0]
+
+
+def test_a_connection_lost_again_while_it_is_taken_up_is_tried_once_more(device: Sshd, tmp_path: Path) -> None:
+    transport = SshTransport(described("pi"))
+    first = transport.no_agent(255, "", "")
+    assert type(first) is DeviceError  # nobody knows whether there is such a machine
+    lines = iter([{"known": True}, {"agent": 1}])
+    transport.greet(mock.Mock(first_words=lambda: next(lines)))
+    with (tmp_path / "log").open("wb") as log:
+        process = transport.start(log)
+    process.kill()
+    process.communicate()
+    for again in (transport.no_agent(code, "", "") for code in (255, 137, 0, None)):
+        assert isinstance(again, DeviceLostError)
+        assert again.hint
+    assert "it could not be reached again: Killed" in transport.no_agent(137, "Killed", "").message
+    refused = transport.no_agent(255, "Permission denied (publickey).", "")
+    assert type(refused) is DeviceError
 
 
 def test_an_agent_that_is_killed_takes_its_workers_along_and_is_started_anew(device: Sshd, tmp_path: Path) -> None:
@@ -281,6 +301,16 @@ def test_a_device_without_python_or_with_an_old_one_is_named(device: Sshd, tmp_p
     assert_refused(device, tmp_path, "has Python 3.7.16", "measuring needs 3.9 or newer", "python = ")
 
 
+def test_a_32_bit_device_is_refused_before_anything_is_sent(device: Sshd, tmp_path: Path) -> None:
+    small = python_that(
+        tmp_path,
+        f'shift; code=$1; shift; exec {sys.executable} -c "import sys; sys.maxsize = 2**31 - 1\n$code" "$@"',
+    )
+    device.targets(device.described(python=small, folder=str(tmp_path / "kept")))
+    assert_refused(device, tmp_path, "has a 32-bit Python", "neither runtime has packages", "install a 64-bit system")
+    assert not (tmp_path / "kept").exists()
+
+
 def test_a_device_without_numpy_or_a_runtime_is_told_what_to_install(device: Sshd, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     python = str(tmp_path / "bare" / "bin" / "python")
@@ -315,6 +345,50 @@ def test_what_a_login_shell_prints_is_skipped_or_named(tmp_path_factory: pytest.
 def test_a_folder_that_cannot_be_used_is_named(device: Sshd, tmp_path: Path) -> None:
     device.targets(device.described(folder="/proc/deploypruner"))
     assert_refused(device, tmp_path, "cannot use the folder '/proc/deploypruner' there", "folder = ")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="root alone gives a folder to somebody else")
+def test_a_folder_of_somebody_else_there_is_named_and_left_alone(device: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", 65534, 65534)
+    device.targets(device.described(folder=str(tmp_path / "theirs")))
+    assert_refused(device, tmp_path, "it belongs to somebody else (user id 65534)", "folder = ")
+    run_cli("target", "clean", "pi", folder=tmp_path).assert_error(2, "it belongs to somebody else")
+    assert [*(tmp_path / "theirs").iterdir()] == []
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("mount"), reason="root alone can mount a disk")
+def test_a_home_that_cannot_be_written_to_is_named(device: Sshd, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", home]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a disk cannot be mounted here")
+    try:
+        device.targets(device.described(environment={"XDG_CACHE_HOME": "", "HOME": str(home)}))
+        assert_refused(
+            device, tmp_path, f"cannot use the folder '{home}/.cache/deploypruner-device'", "read-only file"
+        )
+        device.targets(device.described(environment={"HOME": str(home)}, folder=str(tmp_path / "kept")))
+        assert run_cli("target", "check", "pi", folder=tmp_path).code == 0
+    finally:
+        device.cut()
+        assert none_left(device)
+        subprocess.run(["umount", home], check=True)
+
+
+def test_what_writes_into_the_protocol_later_is_named(device: Sshd, tmp_path: Path) -> None:
+    noisy = tmp_path / "sitecustomize.py"
+    noisy.write_text(
+        "import os, sys, threading\nif 'agent' in sys.orig_argv:\n    write = os.dup(1)\n"
+        "    threading.Timer(2.0, os.write, (write, b'*** update at midnight ***\\n')).start()\n"
+    )
+    device.targets(device.described(environment={"PYTHONPATH": str(tmp_path)}))
+    files = [save_conv(tmp_path / "m.onnx", 64)]
+    with pytest.raises(DeviceError, match="something there wrote into the protocol") as caught:
+        bench(files, runtimes=["onnxruntime"], budget_s=6, narrow=1e-9, target="pi")
+    assert "update at midnight" in caught.value.message
+    assert none_left(device)
 
 
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("mount"), reason="a small disk can be made by root alone")

@@ -66,6 +66,17 @@ def test_windows_are_differences_of_counters_by_hand() -> None:
     assert window.mhz == 2100.0
 
 
+def test_a_clock_that_jumps_costs_its_window_and_no_other_one() -> None:
+    readings = iter([Reading(busy, 0.0, 0.0, None) for busy in (0.0, 9.0, 9.5, 10.5)])
+    clock = iter([100.0, 1.0, 2.0, 1002.0])
+    watch = Watch(cores=4, threads=1, read=lambda: next(readings), clock=lambda: next(clock))
+    for _ in range(3):
+        watch.look()
+    back, forth = watch.conditions().windows
+    assert (back.seconds, back.others_cores) == (1.0, pytest.approx(0.5))
+    assert (forth.seconds, forth.others_cores) == (1000.0, pytest.approx(0.001))
+
+
 def test_a_system_that_does_not_say_who_waited_gives_none() -> None:
     clock: Iterator[float] = iter([0.0, 1.0])
     watch = Watch(cores=1, threads=1, read=lambda: Reading(0.0, 0.0, 0.0, None), clock=lambda: next(clock))
@@ -272,6 +283,38 @@ agent.frequency_mhz = lambda: 2400.0
 agent.read_counters = lambda pids: replace(read(pids), mhz=1500.0, celsius=86.0, throttled=next(rounds))
 agent.main(Path(sys.argv[1]))
 """
+
+
+# One whose date is set back and forth all the time, as on a board without a battery that asks the network for it.
+_JUMPING = """
+import sys, time
+from itertools import cycle
+from pathlib import Path
+from deploypruner.device import agent
+dates = cycle([0.0, 4e9, 1e9])
+time.time = lambda: next(dates)
+time.time_ns = lambda: int(1e9 * next(dates))
+agent.main(Path(sys.argv[1]))
+"""
+
+
+class JumpingTransport(LocalTransport):
+    """This machine, with a date that jumps."""
+
+    def start(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """See `Transport.start`."""
+        with mock.patch.object(local, "_COMMAND", (sys.executable, "-P", "-c", _JUMPING)):
+            return super().start(log)
+
+
+@pytest.mark.slow
+def test_a_date_that_jumps_changes_no_time_that_is_measured(tmp_path: Path) -> None:
+    job = (Artifact("m", save_conv(tmp_path / "m.onnx", 16), "onnx", "fp32"), "onnxruntime")
+    with Device(JumpingTransport()) as device:
+        run = time_artifacts([job], budget_s=0.6, min_rounds=10, device=device)
+    assert not run.failures
+    assert run.timings[0].samples_ns.min() > 0
+    assert 0.5 <= sum(window.seconds for window in run.conditions.windows) < 60
 
 
 class HotTransport(LocalTransport):

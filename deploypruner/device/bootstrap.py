@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 NEEDED = (3, 9)
+BITS = 64
 
 
 def _say(**found: Any) -> None:
@@ -62,9 +63,13 @@ def receive(path: str, size: int, digest: str) -> str:
 
 def main(folder: str, digest: str, size: int) -> None:
     """Become the archive."""
-    facts = {"python": list(sys.version_info[:3]), "executable": sys.executable, "bits": sys.maxsize.bit_length() + 1}
+    bits = sys.maxsize.bit_length() + 1
+    facts = {"python": list(sys.version_info[:3]), "executable": sys.executable, "bits": bits}
     if sys.version_info < NEEDED:
         _say(lacks="python", **facts)
+        return
+    if bits < BITS:
+        _say(lacks="bits", **facts)
         return
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = os.path.expanduser(folder or os.path.join(base, "deploypruner-device"))

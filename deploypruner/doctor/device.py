@@ -161,16 +161,7 @@ def _connection(device: Device) -> Finding:
 
 
 def _processor(seen: Mapping[str, Any]) -> Finding:
-    says, facts = f"{seen['target']['processor']} ({seen['machine']})", {"bits": seen["bits"]}
-    if seen["bits"] == 64:
-        return Finding("processor", says, facts=facts)
-    return Finding(
-        "processor",
-        f"{says}, with a 32-bit Python: neither runtime has packages for it",
-        "broken",
-        "install a 64-bit system",
-        facts,
-    )
+    return Finding("processor", f"{seen['target']['processor']} ({seen['machine']})", facts={"bits": seen["bits"]})
 
 
 def _speed(kind: Mapping[str, Any]) -> str:

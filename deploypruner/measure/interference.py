@@ -261,6 +261,9 @@ class Watch:
         """Close the window if it is long enough; call it after each round."""
         now = self._clock()
         seconds = now - self._since
+        if seconds < 0:  # a clock that was set back would keep the window open for as long
+            self._since, self._before, self._waited_s = now, self._read(), None
+            return
         if seconds < WINDOW_S:
             return
         after = self._read()

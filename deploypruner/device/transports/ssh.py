@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from deploypruner.caches import default_folder
 from deploypruner.device import archive
-from deploypruner.device.bootstrap import NEEDED
+from deploypruner.device.bootstrap import BITS, NEEDED
 from deploypruner.device.transports import Greeter, Transport
 from deploypruner.errors import DeviceError, DeviceLostError
 from deploypruner.registries import transports
@@ -57,7 +57,7 @@ class SshTransport(Transport):
         self.name = target.name
         self.cores = target.cores
         self._target, self._address = target, target.address
-        self._greeted = False
+        self._greeted = self._known = False
 
     @property
     def login(self) -> str:
@@ -102,7 +102,7 @@ class SshTransport(Transport):
         if not self._heard(device)["known"]:
             device.send_file(archive.archive())
         said = self._heard(device)
-        self._greeted = True
+        self._greeted = self._known = True
         return said
 
     def _heard(self, device: Greeter) -> dict[str, Any]:
@@ -123,6 +123,9 @@ class SshTransport(Transport):
                 f"{self.name}: the measuring process there ended{ended}{f': {last}' if last else ''}",
                 hint="run it again; was it ended there, or is its memory full?",
             )
+        if self._known:  # it was there a moment ago: it starts anew, or was lost once more on the way
+            text = f"{self.name}: it could not be reached again{f': {last}' if last else ''}"
+            return DeviceLostError(text, hint=f"{_REACHABLE} run it again")
         if code in _NOT_FOUND or "not found" in last.lower():
             return DeviceError(
                 f"{self.name} has no Python called '{self._target.python}'{f': {last}' if last else ''}",
@@ -184,6 +187,11 @@ class SshTransport(Transport):
                 f"{self.name} has Python {python} ('{where}'), and measuring needs {_version(NEEDED)} or newer",
                 hint=f"install a newer one there and say where it is: {_SAY_WHERE}",
             )
+        if said["lacks"] == "bits":
+            return DeviceError(
+                f"{self.name} has a {said['bits']}-bit Python ('{where}'), and neither runtime has packages for it",
+                hint=f"install a {BITS}-bit system there, or say where a {BITS}-bit Python is: {_SAY_WHERE}",
+            )
         if said["lacks"] == "folder":
             return DeviceError(
                 f"{self.name}: cannot use the folder '{said['folder']}' there: {said['why'].lower()}",
@@ -207,7 +215,7 @@ class SshTransport(Transport):
             )
         if found is None:
             text = "the connection was lost" if self._greeted else "the login came to nothing"
-            kind = DeviceLostError if self._greeted else DeviceError
+            kind = DeviceLostError if self._known else DeviceError
             return kind(f"{self.name}: {text}{f': {last}' if last else ''}", hint=by_hand)
         kind = DeviceLostError if found.passes else DeviceError
         return kind(f"{self.name}: {found.text}: {last}", hint=found.hint.format(login=self.login, host=host))
