@@ -1,6 +1,6 @@
 // Tiles of shared and of sparse rows for every NEON target: four pixels of four channels a register. Before it includes this a target
-// defines kFlip (see neon_layout.h), `multiply<lane>(acc, x, weights)`, acc += x * four weights of that lane, and shared_sums, the
-// sums of a quad's rows; hence the unnamed namespace.
+// defines kFlip (see neon_layout.h), `multiply<lane>(acc, x, weights)`, acc += x * four weights of that lane, shared_sums, the sums of
+// a quad's rows, and kPass, the registers of one pass over these; hence the unnamed namespace.
 #pragma once
 
 #include "neon_layout.h"
@@ -9,8 +9,8 @@
 namespace dp {
 namespace {
 
-// Vectors of a tile, and registers of one pass over shared rows: 24 accumulators, of 32 registers there are.
-constexpr int kWidest = 3, kPass = 6;
+// Vectors of a tile: up to 24 accumulators, of 32 registers there are.
+constexpr int kWidest = 3;
 
 // Rows of a group: up to 24 accumulators. Two rows, one pair, are enough of those where a tile has two vectors.
 constexpr int rows_for(int vectors, bool paired = false) {

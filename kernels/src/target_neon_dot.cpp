@@ -12,6 +12,7 @@ namespace dp {
 namespace {
 
 constexpr uint8_t kFlip = 0x80;
+constexpr int kPass = 6; // 24 accumulators, of 32 registers there are
 
 template <int lane>
 [[gnu::always_inline]] inline void multiply(int32x4_t& acc, uint8x16_t x, int8x16_t weights) {

@@ -13,6 +13,7 @@ namespace dp {
 namespace {
 
 constexpr uint8_t kFlip = 0;
+constexpr int kPass = 4; // with zipped pixels and weights beside 24 accumulators, as in passes of six, the compiler keeps some in memory
 
 template <int lane>
 [[gnu::always_inline]] inline void multiply(int32x4_t& acc, uint8x16_t x, int8x16_t weights) {
