@@ -4,6 +4,7 @@
     python -m benchmarks.int8_accuracy run --method qat        # CIFAR-10, whose images have labels
     python -m benchmarks.int8_accuracy run --method nncf       # in an environment with `pip install nncf`
     python -m benchmarks.int8_accuracy run --method quark      # in one with `pip install amd-quark`
+    python -m benchmarks.int8_accuracy executed                # trained files, in torch and in both runtimes
     python -m benchmarks.int8_accuracy table
 
 Forms: the trained weights, those pruned to 70 % of the MACs and solved by least squares, and each with ranges of its
@@ -58,6 +59,7 @@ from deploypruner.sources.batches import Data
 from deploypruner.target import detect
 
 RESULTS = Path(__file__).parent / "results" / "int8_accuracy.zen4.json"
+EXECUTED = RESULTS.with_name("int8_executed.zen4.json")
 FOLDER = WORK / "int8-accuracy"
 NETS = ("resnet20", "resnet56", "se_net", "efficientnet_lite0")
 FORMS = ("dense", "dense rescaled", "dense bounds rescaled", "pruned", "pruned rescaled")
@@ -149,6 +151,37 @@ def table(results: Path) -> None:
             if any(cells):
                 images = next(cell["images"] for cell in cells if cell)
                 click.echo(f"| {net}, {form} | {images} | {' | '.join(map(_cell, cells))} |")
+
+
+@main.command()
+@click.option("--net", type=click.Choice(NETS), multiple=True, help="only these; all that were trained by default")
+@click.option("--images", default=8000, show_default=True, help="test images that judge, at most")
+@click.option("--results", type=click.Path(path_type=Path), default=EXECUTED, show_default=True)
+def executed(net: Sequence[str], images: int, results: Path) -> None:
+    """Top-1 of files that "qat" trained for OpenVINO: computed in torch both ways, and by both runtimes."""
+    x, labels, _ = _judging(cifar10(), images)
+    for path in sorted(FOLDER.glob("*-qat.onnx")):
+        name, form = path.stem.split("-")[:2]
+        key = f"{name}, {form}"
+        if key in read(results) or (net and name not in net):
+            continue
+        ways = {
+            "openvino": left_out(path, "openvino", [x[:1]]),
+            "onnxruntime": left_out(path, "onnxruntime", [x[:1]]),
+        }
+        row: dict[str, Any] = {"images": len(labels)}
+        for runtime, unrounded in ways.items():
+            trained = _classes(QdqModule(path, unrounded=unrounded).eval(), x)
+            found = _answers(path, x, runtime=runtime).argmax(axis=1)
+            row[runtime] = {
+                "left out": len(unrounded),
+                "in training": 100 * float((trained == labels).mean()),
+                "exported": 100 * float((found == labels).mean()),
+                "other classes": int((trained != found).sum()),
+            }
+        with changing(results) as rows:
+            rows[key] = row
+        click.echo(f"{key}: {row}", err=True)
 
 
 def _cell(row: dict[str, Any] | None) -> str:
@@ -285,13 +318,13 @@ def _trained(fp32: Path, path: Path, given: Given) -> tuple[Path, dict[str, Any]
 
 
 @torch.no_grad()
+def _classes(module: torch.nn.Module, x: Array) -> Array:
+    parts = [module(torch.from_numpy(x[at : at + 100])).argmax(dim=1).numpy() for at in range(0, len(x), 100)]
+    return np.concatenate(parts)
+
+
 def _percent(module: torch.nn.Module, x: Array, labels: Array) -> float:
-    right = 0
-    for at in range(0, len(x), 100):
-        right += int(
-            (module(torch.from_numpy(x[at : at + 100])).argmax(dim=1).numpy() == labels[at : at + 100]).sum()
-        )
-    return 100 * right / len(x)
+    return 100 * float((_classes(module, x) == labels).mean())
 
 
 class _Reader(quantization.CalibrationDataReader):

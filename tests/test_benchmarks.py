@@ -22,6 +22,7 @@ from deploypruner.runtime import runtimes
 HOME = Path(benchmarks.__file__).parent
 MODULES = [module.name for module in pkgutil.iter_modules(benchmarks.__path__)]
 TEXT = "\n".join(path.read_text() for path in [HOME / "README.md", *sorted(HOME.glob("*.py"))])
+CONTINUED = re.compile(r"\\\n *")
 # What prints and runs nothing.
 TABLES = ("--markdown", "table")
 
@@ -61,11 +62,17 @@ def test_every_script_imports_and_explains_itself(name):
         assert "stopped by" not in text, text
 
 
-def printed() -> list[tuple[str, str]]:
-    """Module and arguments of the command lines in the texts."""
-    lines = re.findall(r"^ {4}(?:\S+ )?(python -m benchmarks\.\w.*)$", TEXT, flags=re.MULTILINE)
+def printed(text: str = TEXT) -> list[tuple[str, str]]:
+    """Module and arguments of the command lines in the texts; a line that ends in a backslash goes on in the next."""
+    whole = CONTINUED.sub("", text)
+    lines = re.findall(r"^ {4}(?:\S+ )?(python -m benchmarks\.\w.*)$", whole, flags=re.MULTILINE)
     found = re.findall(r"python -m benchmarks\.(\w+)([^;\n]*)", "\n".join(lines))
     return sorted({(name, shlex.join(shlex.split(words, comments=True))) for name, words in found})
+
+
+def test_a_command_line_goes_on_behind_a_backslash():
+    text = "    nice python -m benchmarks.a run --net b \\\n        --form c  # why\n    python -m benchmarks.d\n"
+    assert printed(text) == [("a", "run --net b --form c"), ("d", "")]
 
 
 @pytest.mark.parametrize(("name", "words"), printed())

@@ -272,6 +272,10 @@ def test_a_factory_may_return_whatever_the_python_api_takes() -> None:
     data = load_data(f"{name}:make")
     assert (data.name, data.labelled, data.train.input_shapes) == ("make", True, ((4,),))
     assert peek_shapes(f"{name}:make") == {"": (4,)}
+    Path(f"{name}s.py").write_text(
+        "import torch\ndef make(): return [((torch.zeros(6, 4), torch.zeros(6, 3)), torch.arange(6))]\n"
+    )
+    assert peek_shapes(f"{name}s:make") == {"0": (4,), "1": (3,)}
 
 
 def test_batches_may_be_tensors_pairs_nested_or_dicts() -> None:

@@ -151,3 +151,47 @@ def test_a_pair_of_like_arrays_is_never_guessed():
     assert [float(inputs[0].mean()) for inputs in batches] == [0, 1]
     batches = [inputs for inputs, _ in as_data([(noisy, clean)]).train.epoch(batch_size=4)]
     assert [float(inputs[0].mean()) for inputs in batches] == [0]
+
+
+class Both(nn.Module):
+    """An image and facts about it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look, self.know = nn.Conv2d(3, 4, 3), nn.Linear(5, 4)
+
+    def forward(self, image: Tensor, table: Tensor) -> Tensor:
+        return self.look(image).mean((2, 3)) + self.know(table)
+
+
+IMAGE, TABLE = torch.ones(2, 3, 8, 8), torch.ones(2, 5)
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ([((TABLE, IMAGE), None)], r"yield \(\(image, table\), labels\)"),
+        ([{"image": TABLE, "table": IMAGE}], r"name them so: image \[3, 8, 8\], table \[5\]"),
+    ],
+)
+def test_inputs_in_another_order_are_named_with_their_shapes(given, hint):
+    said = r"\[5\] for 'image', which takes \[3, 8, 8\] and \[3, 8, 8\] for 'table', which takes \[5\]\n\nhint: "
+    with pytest.raises(InputError, match=said + hint):
+        matched(as_data(given), (IMAGE, TABLE), ("image", "table"))
+    right = [((IMAGE, TABLE), None)] if isinstance(given[0], tuple) else [{"table": TABLE, "image": IMAGE}]
+    data, _ = matched(as_data(right), (IMAGE, TABLE), ("image", "table"))
+    assert data.train.input_shapes == ((3, 8, 8), (5,))
+
+
+def test_a_model_that_runs_on_its_inputs_in_another_order_says_in_which(tmp_path, monkeypatch):
+    (tmp_path / "both_inputs.py").write_text("from tests.test_sources_matched import Both\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = r"in this order; it takes \[1, 3, 8, 8\] as 'image' and \[1, 5\] as 'table'\n\nhint: "
+    with pytest.raises(InputError, match=said + "--input-shape 1,3,8,8 --input-shape 1,5$"):
+        load_model("both_inputs:Both", input_shapes=((1, 5), (1, 3, 8, 8)))
+    with pytest.raises(InputError, match=said + r"yield \(\(image, table\), labels\)"):
+        load_model("both_inputs:Both", data_shapes={"0": (5,), "1": (3, 8, 8)})
+    loaded = load_model("both_inputs:Both", data_shapes={"0": (3, 8, 8), "1": (5,)})
+    assert [tuple(t.shape) for t in loaded.example_inputs] == [(1, 3, 8, 8), (1, 5)]
+    with pytest.raises(InputError, match=r"cannot run on an input of shape \[1, 7\]"):
+        load_model("both_inputs:Both", input_shapes=((1, 7), (1, 9)))

@@ -163,7 +163,7 @@ def peek_shapes(source: str) -> dict[str, tuple[int, ...]]:
     For a model whose source does not say what it takes. Images count as RGB.
 
     Returns:
-        Name of the input -> shape; "" where the data has no names, or no need of them.
+        Name of the input -> shape; "" for the one input of data that has no names, "0", "1" ... for several.
 
     Raises:
         InputError: The data cannot be read.
@@ -173,7 +173,7 @@ def peek_shapes(source: str) -> dict[str, tuple[int, ...]]:
         keys, shapes = getattr(train, "keys", ()), train.input_shapes or ()
         if len(keys) > 1:
             return dict(zip(keys, shapes, strict=True))
-        return {"": shapes[0]} if shapes else {}
+        return {"": shapes[0]} if len(shapes) == 1 else {str(i): shape for i, shape in enumerate(shapes)}
     images = first_images(Path(source), _PEEKED_IMAGES)
     sizes = {image_size(image) for image in images}
     return {"": (3, *sizes.pop())} if len(sizes) == 1 else {}

@@ -118,6 +118,8 @@ def _split(batches: Batches, taken: list[Tensor], names: tuple[str, ...], remark
         )
     if first is None or max(order, default=0) >= len(first[0]):
         return batches  # nothing to compare: whoever checks the shapes says so
+    if len(taken) > 1:
+        _check_places([first[0][i] for i in order], taken, names, keyed=len(keys) > 1)
     given = tuple(first[0][i].dtype for i in order)
     dtypes = tuple(t.dtype for t in taken)
     for name, old, new in zip(names, given, dtypes, strict=True):
@@ -130,6 +132,24 @@ def _split(batches: Batches, taken: list[Tensor], names: tuple[str, ...], remark
     made = MatchedBatches(batches, order, dtypes, names)
     next(made.epoch(batch_size=1), None)  # a wrong type is said here, not in the middle of training
     return made
+
+
+def _check_places(given: list[Tensor], taken: list[Tensor], names: tuple[str, ...], *, keyed: bool) -> None:
+    """Refuse inputs in another order, or under each other's names."""
+    found, wanted = ([list(x.shape[1:]) for x in values] for values in (given, taken))
+    if found == wanted or sorted(found) != sorted(wanted):
+        return
+    told = " and ".join(
+        f"{shape} for '{name}', which takes {own}"
+        for name, shape, own in zip(names, found, wanted, strict=True)
+        if shape != own
+    )
+    where = (
+        f"name them so: {', '.join(f'{name} {shape}' for name, shape in zip(names, wanted, strict=True))}"
+        if keyed
+        else f"yield (({', '.join(names)}), labels), with None where there are no labels"
+    )
+    raise InputError(f"the data gives its inputs in another order than the model's: {told}", hint=where)
 
 
 def cast(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:

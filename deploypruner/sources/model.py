@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import product
+from itertools import permutations, product
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from deploypruner.errors import InputError
-from deploypruner.graph.inputs import Inputs
+from deploypruner.graph.inputs import Inputs, described
 from deploypruner.ranges import check_shape
 from deploypruner.sources.classes import names_in, names_in_checkpoint
 from deploypruner.sources.factory import load_factory, random_weights
 from deploypruner.sources.found import FoundModel, ModelRequest, Shapes
-from deploypruner.sources.matched import argument_names
+from deploypruner.sources.matched import argument_names, input_names
 from deploypruner.sources.named import ModelKind, model_kind, require_takes_weights
 from deploypruner.sources.pickle_file import load_pickled
 from deploypruner.sources.preprocessing import Preprocessing
@@ -35,6 +35,9 @@ from deploypruner.sources.state_dict import load_weights
 from deploypruner.sources.zoo import load_timm, load_torchvision, load_transformers
 
 __all__ = ["LoadedModel", "Preprocessing", "check_finite", "fingerprint", "load_model"]
+
+# Inputs of which every order is tried, to say in which a model runs.
+_FEW_INPUTS = 4
 
 Loader = Callable[[ModelRequest], FoundModel]
 
@@ -92,8 +95,8 @@ def load_model(
         weights: Weight file for a factory's or zoo's model, see `load_weights`.
         input_shapes: Shape of each input, batch included.
         trust_pickle: Allow a .pt file to run the code inside it.
-        data_shapes: Shape of one sample of the data for each of its inputs, "" where that has no name; used where
-            nothing else gives the input shapes.
+        data_shapes: Shape of one sample of the data for each of its inputs, see `peek_shapes`; used where nothing
+            else gives the input shapes.
 
     Returns:
         The model; random weights and example inputs are the same on every call.
@@ -128,7 +131,10 @@ def load_model(
     except InputError:
         whole = None if found.example_inputs else _with_integers(module, example_inputs)
         if whole is None:
-            raise
+            right = _other_order(module, example_inputs)
+            if right is None:
+                raise
+            raise _wrong_order(module, example_inputs, right, asked=input_shapes is not None) from None
         example_inputs = whole
         remarks += ("the model takes whole numbers: its example inputs are zeros and ones",)
     return LoadedModel(
@@ -151,8 +157,9 @@ def _example_inputs(found: FoundModel, request: ModelRequest, data_shapes: Mappi
     if shapes is None and "" in data_shapes:
         shapes = ((1, *data_shapes[""]),)
     if shapes is None and isinstance(found.module, nn.Module):
-        taken = [name for name in argument_names(found.module) if name in data_shapes]
-        shapes = tuple((1, *data_shapes[name]) for name in taken) or None
+        arguments = argument_names(found.module)
+        taken = [name for name in arguments if name in data_shapes] or list(data_shapes)[: len(arguments)]
+        shapes = tuple((1, *data_shapes[name]) for name in taken if name in arguments or name.isdigit()) or None
     if shapes is None:
         raise InputError(
             f"the input shape of '{request.source}' is not known", hint="give it with --input-shape 1,3,224,224"
@@ -163,6 +170,31 @@ def _example_inputs(found: FoundModel, request: ModelRequest, data_shapes: Mappi
     if found.integers_below:
         return tuple(torch.randint(0, found.integers_below, shape, generator=generator) for shape in shapes)
     return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+def _other_order(module: nn.Module | ExportedProgram, inputs: Inputs) -> tuple[Tensor, ...] | None:
+    """The same inputs in the order in which the model runs on them; None where it does in none, or there are many."""
+    if isinstance(inputs, dict) or not 1 < len(inputs) <= _FEW_INPUTS:
+        return None
+    for order in list(permutations(inputs))[1:]:
+        with suppress(InputError):
+            check_runs(module, order)
+            return order
+    return None
+
+
+def _wrong_order(
+    module: nn.Module | ExportedProgram, given: Inputs, right: tuple[Tensor, ...], *, asked: bool
+) -> InputError:
+    names = input_names(module, right) or tuple(f"input {i}" for i in range(len(right)))
+    shapes = [list(t.shape) for t in right]
+    told = " and ".join(f"{shape} as '{name}'" for shape, name in zip(shapes, names, strict=True))
+    options = " ".join(f"--input-shape {','.join(map(str, shape))}" for shape in shapes)
+    order = f"yield (({', '.join(names)}), labels), with None where there are no labels"
+    return InputError(
+        f"the model cannot run on inputs of shape {described(given)} in this order; it takes {told}",
+        hint=options if asked else order,
+    )
 
 
 def _with_integers(module: nn.Module | ExportedProgram, inputs: Inputs) -> Inputs | None:
