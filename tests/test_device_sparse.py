@@ -16,6 +16,7 @@ from deploypruner.build.sparse_model import make_sparse
 from deploypruner.device.connection import Device
 from deploypruner.device.described import Address, DescribedTarget
 from deploypruner.device.machine import Machine
+from deploypruner.doctor.device import sparse_kernels
 from deploypruner.errors import InputError, KernelError
 from deploypruner.latency import kernel_rates as module
 from deploypruner.latency.clock import current_clock, timed_on
@@ -163,6 +164,8 @@ def test_a_machine_that_the_library_does_not_fit_is_told_without_sending_it(
         with pytest.raises(KernelError, match=message) as caught:
             kernels_of(pretending(machine, **said))
         assert hint in caught.value.hint
+        found = sparse_kernels(machine)
+        assert (found.state, found.says, found.hint) == ("lack", caught.value.message, caught.value.hint)
         assert not place.called
 
 
@@ -192,6 +195,7 @@ def test_a_library_that_does_not_load_there_is_an_error_with_what_was_said(machi
 
 def test_kernels_of_another_machine_are_asked_once_and_those_of_this_one_each_time(machine: Machine) -> None:
     here = kernels_of(Machine())
+    assert sparse_kernels(machine).says.startswith(f"those of this machine fit: {machine.architecture}, glibc 2.")
     assert kernels_of(machine) == here
     with mock.patch("deploypruner.measure.kernels.Worker", side_effect=AssertionError("asked again")):
         assert kernels_of(machine) == here

@@ -52,6 +52,7 @@ NOT_RUN = {
     "deploypruner compile model.pt2 --target ssh://pi@host": "the same",
     "deploypruner compile model.pt2 --data photos/ --latency 5ms --target pi": "the same",
     "deploypruner plan model.pt2 --time --target pi": "the same",
+    "deploypruner sparsify model.onnx --target pi": "the same",
     "deploypruner target check pi": "the same",
     "deploypruner target clean pi": "the same",
     "python -m pip install .": "changes the environment",

@@ -91,7 +91,7 @@ def described(name: str) -> DescribedTarget:
     if name not in known:
         raise RecipeError(
             f"no target called '{name}'",
-            hint=f"{nearest(name, [HERE, *known])}; {targets_file()} names devices, and {_EXAMPLE} needs no name",
+            hint=f"{nearest(name, [HERE, *known])} ({targets_file()} names devices, and {_EXAMPLE} needs no name)",
         )
     return known[name]
 

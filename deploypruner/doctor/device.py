@@ -8,10 +8,13 @@ from typing import Any
 
 from deploypruner.device.connection import Device
 from deploypruner.device.described import DescribedTarget
+from deploypruner.device.machine import Machine
 from deploypruner.doctor.finding import Finding
 from deploypruner.doctor.machine import cores, frequency, int8, load, memory
+from deploypruner.errors import KernelError
 from deploypruner.figures import scaled
 from deploypruner.measure.elsewhere import how_to_install, package_of
+from deploypruner.measure.kernels import require_fit
 from deploypruner.runtime import default_runtimes, runtimes
 from deploypruner.sparse.library import target_for
 from deploypruner.target import Target
@@ -24,7 +27,7 @@ _ASKED = 5
 
 
 def device_findings(device: Device, target: DescribedTarget) -> Iterator[Finding]:
-    """Connection, processor, int8, cores, frequency, heat, clock, load, memory, disk, Python and runtimes.
+    """Connection, processor, int8, cores, frequency, heat, clock, load, memory, disk, Python, runtimes, kernels.
 
     Args:
         device: The machine, connected.
@@ -51,6 +54,7 @@ def device_findings(device: Device, target: DescribedTarget) -> Iterator[Finding
         "python", f"{machine['python']} ({seen['python']}); {machine['os']}", facts={"path": seen["python"]}
     )
     yield from libraries(machine["versions"], target)
+    yield sparse_kernels(Machine(device, target))
 
 
 def instruction_sets(used: Sequence[str], flags: Sequence[str]) -> Finding:
@@ -153,6 +157,19 @@ def libraries(versions: Mapping[str, str | None], target: DescribedTarget) -> It
             how_to_install(target, package),
             facts,
         )
+
+
+def sparse_kernels(machine: Machine) -> Finding:
+    """Whether the library that is installed here fits there; it is sent when it is needed."""
+    try:
+        needed = require_fit(machine)
+    except KernelError as error:
+        return Finding("sparse kernels", error.message, "lack", error.hint)
+    glibc = ".".join(map(str, needed.glibc))
+    return Finding(
+        "sparse kernels",
+        f"those of this machine fit: {needed.architecture}, glibc {glibc} or newer, OpenVINO {needed.openvino}",
+    )
 
 
 def _connection(device: Device) -> Finding:

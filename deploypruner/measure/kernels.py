@@ -13,6 +13,7 @@ from deploypruner.measure.process import Worker
 from deploypruner.records import Artifact
 from deploypruner.sparse.custom_ops import uses_sparse_operations
 from deploypruner.sparse.library import (
+    LibraryNeeds,
     active_target,
     extension_path,
     needs,
@@ -54,7 +55,7 @@ def kernels_of(machine: Machine) -> Kernels:
     library = extension_path()
     if machine.device is None:
         return Kernels(library, targets(), active_target())
-    _require_fit(machine)
+    require_fit(machine)
     said = machine.asked_once("sparse kernels", lambda: _asked(machine, library))
     return Kernels(library, tuple(said["targets"]), said["active"])
 
@@ -88,8 +89,12 @@ def check_sendable(paths: Sequence[Path], machine: Machine) -> None:
         raise InputError(f"'{sparse}' has sparse operations, and {error.message}", hint=error.hint) from None
 
 
-def _require_fit(machine: Machine) -> None:
-    """What can be told without sending anything."""
+def require_fit(machine: Machine) -> LibraryNeeds:
+    """What the library needs, all of which the machine has; nothing is sent for that.
+
+    Raises:
+        KernelError: It is not built here, or lacks something there.
+    """
     needed = needs()
     hint = "measure the dense int8 model there"
     if machine.architecture != needed.architecture:
@@ -112,6 +117,7 @@ def _require_fit(machine: Machine) -> None:
             f"{there or 'no OpenVINO'}",
             hint=f"install it there: {machine.described.python} -m pip install openvino=={needed.openvino}",
         )
+    return needed
 
 
 def _numbers(version: str) -> tuple[int, ...]:
