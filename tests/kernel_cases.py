@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +40,8 @@ def random_case(seed: int, *, batch: int = 1) -> Case:
     rows = 1 if kind == 2 else int(rng.integers(1, 40 if groups == 1 else 9))
     kernel, stride, dilation, pads = (1, 1), (1, 1), (1, 1), (0, 0, 0, 0)
     if kind:
-        kernel, stride = _ints(rng, 1, 4, 2), _ints(rng, 1, 3, 2)
-        dilation, pads = _ints(rng, 1, 3, 2), _ints(rng, 0, 3, 4)
+        kernel, stride = _two(rng, 1, 4), _two(rng, 1, 3)
+        dilation, pads = _two(rng, 1, 3), (*_two(rng, 0, 3), *_two(rng, 0, 3))
     size = [d * (k - 1) + 1 + int(rng.integers(0, 12)) for d, k in zip(dilation, kernel, strict=True)]
     low = int(rng.integers(0, 90))
     swish = rng.integers(4)
@@ -75,8 +76,9 @@ def random_case(seed: int, *, batch: int = 1) -> Case:
     return Case(shape, weights, (rng.uniform(20, 80) / spread).astype(np.float32), bias, x, residual)
 
 
-def _ints(rng: np.random.Generator, low: int, high: int, count: int) -> tuple[int, ...]:
-    return tuple(int(value) for value in rng.integers(low, high + 1, count))
+def _two(rng: np.random.Generator, low: int, high: int) -> tuple[int, int]:
+    first, second = rng.integers(low, high + 1, 2)
+    return int(first), int(second)
 
 
 def in_torch(case: Case, x: Bytes | None = None) -> NDArray[np.float64]:
@@ -97,7 +99,7 @@ def in_torch(case: Case, x: Bytes | None = None) -> NDArray[np.float64]:
         steps = steps * (steps * shape.hard_swish_slope + 0.5).clamp(0, 1)
     if shape.swish_step:
         steps = steps * (steps * shape.swish_step).sigmoid()
-    if case.residual is not None:
+    if case.residual is not None and shape.residual_zero_point is not None:
         added = torch.from_numpy(case.residual).double().permute(0, 3, 1, 2) - shape.residual_zero_point
         steps = steps.clamp(shape.sum_low, shape.sum_high) + added * shape.residual_scale
     limited = (steps.round() + shape.output_zero_point).clamp(shape.low, shape.high)
@@ -111,7 +113,7 @@ def as_onnx(case: Case, **changed: NDArray[np.generic] | int) -> bytes:
     sums = case.weights.reshape(channels_out, -1).sum(1, dtype=np.int64)
     folded = (case.bias - shape.input_zero_point * sums).astype(np.int32)
     stored = {"mask": packed.mask, "values": packed.values, "scale": case.scale, "bias": folded}
-    said = {
+    said: dict[str, Any] = {
         "channels_in": shape.channels_in,
         "channels_out": channels_out,
         "group": shape.groups,
@@ -143,7 +145,7 @@ def as_onnx(case: Case, **changed: NDArray[np.generic] | int) -> bytes:
         nodes.append(helper.make_node("ToC4", ["residual"], ["residual4"], domain=DOMAIN))
         inputs.append("residual4")
     nodes.append(helper.make_node("SparseConv", inputs, ["y4"], name="conv", domain=DOMAIN, **said))
-    limits = {"channels": channels_out, "height": high, "width": wide}
+    limits: dict[str, Any] = {"channels": channels_out, "height": high, "width": wide}
     nodes.append(helper.make_node("FromC4", ["y4"], ["y"], domain=DOMAIN, **limits))
     values_of = {
         name: helper.make_tensor_value_info(name, TensorProto.UINT8, ["n", *size]) for name, size in sizes.items()

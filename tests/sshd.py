@@ -117,7 +117,7 @@ def running_sshd(folder: Path, *options: str, known: bool = True) -> Iterator[Ss
     program.chmod(0o755)
     if os.getuid() == 0:  # where root's sshd shuts its network code in; the system's service makes it as well
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-    command = [SSHD, "-D", "-e", "-f", folder / "sshd_config"]
+    command = [str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")]
     with (folder / "sshd.log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL)
     server = Sshd(folder, port, process)

@@ -1,5 +1,6 @@
 // Runs ONNX files inside OpenVINO with the operations of the extension, so that two processors can be compared: inputs are bytes that
-// follow from their place, and of every output a checksum and its first values are printed, then how OpenVINO executes each layer.
+// follow from their place, float layers stay float32, and of every output a checksum and its first values are printed, then how OpenVINO
+// executes each layer.
 // Arguments: the extension and the files.
 #include <cstdio>
 #include <cstring>
@@ -36,7 +37,8 @@ int main(int count, char** arguments) {
   ov::Core core;
   if (count > 1) core.add_extension(arguments[1]);
   for (int i = 2; i < count; ++i) {
-    ov::CompiledModel model = core.compile_model(core.read_model(arguments[i]), "CPU", ov::inference_num_threads(1));
+    ov::CompiledModel model = core.compile_model(core.read_model(arguments[i]), "CPU", ov::inference_num_threads(1),
+                                                 ov::hint::inference_precision(ov::element::f32));
     ov::InferRequest request = model.create_infer_request();
     uint32_t state = 1;
     for (size_t n = 0; n < model.inputs().size(); ++n) request.set_input_tensor(n, input_of(model.inputs()[n], state));
