@@ -178,7 +178,10 @@ def test_a_plan_on_the_way_is_exported_repaired_and_verified_without_any_search(
     assert any(check["name"].startswith("masked = removed") for check in about["verification"])
     assert about["stands_for"].startswith("repaired and not trained: ")
     assert f"top-1 {point['value']:.1f} %" in about["stands_for"], "repaired as it was when it was judged"
-    assert about["found"]["model.int8.onnx"]["samples"] == 32
+    int8 = about["found"]["model.int8.onnx"]
+    assert int8["samples"] == 32
+    said = f"accuracy {int8['value']:.1f} %, top-1 agreement with the dense model {100 * int8['agreement']:.1f} %"
+    assert f"  model.int8.onnx: {said} on 32 samples in " in outcome.out
     assert "repaired and not trained" in outcome.out
     assert not (made / "stages").exists() or not any(p.is_file() for p in (made / "stages").iterdir())
 

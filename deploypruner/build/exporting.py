@@ -275,6 +275,7 @@ def _judged(build: Build) -> dict[str, dict[str, Any]]:
         name: {
             "runtime": runtime,
             "metric": found.metric.name,
+            "unit": found.metric.unit,
             "value": found.accuracy,
             "agreement": found.agreement,
             "agreement_kind": found.agreement_kind,

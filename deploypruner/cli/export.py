@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -67,10 +69,20 @@ def export_command(
         return
     click.echo(escaped(f"point {point}: {made.point['what']}, {made.stands_for}"))
     for name, found in made.found.items():
-        value = "" if found["value"] is None else f"{found['metric']} {found['value']:.4g}, "
-        kind, agreed = found["agreement_kind"], found["agreement"]
-        agreement = "" if agreed is None else f"{kind} agreement {agreed:.4g}"
-        click.echo(escaped(f"  {name}: {value}{agreement} on {found['samples']} samples in {found['runtime']}"))
+        click.echo(escaped(f"  {name}: {_quality(found)} on {found['samples']} samples in {found['runtime']}"))
     passed = sum(check.passed for check in made.checks)
     if not shown.quiet:
         write_line(sys.stderr, f"{passed} of {len(made.checks)} checks passed; {out / 'point.json'} has them all")
+
+
+def _quality(found: Mapping[str, Any]) -> str:
+    """The metric and the agreement of one file, as tables have them."""
+    from deploypruner.report import units
+
+    parts = []
+    if found["value"] is not None:
+        unit = " %" if found["unit"] == "%" else ""
+        parts.append(f"{found['metric']} {units.accuracy(found['value'], found['unit'])}{unit}")
+    if found["agreement"] is not None:
+        parts.append(units.agreement_text(found["agreement"], found["agreement_kind"]))
+    return ", ".join(parts)
