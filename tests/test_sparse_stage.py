@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 
 from deploypruner.build.sparsified import _most_zeros
-from deploypruner.build.sparsity import existing_zeros, remaining
+from deploypruner.build.sparsity import existing_zeros, fewer_zeros, remaining
 from deploypruner.channels.plan import make_plan
 from deploypruner.errors import InputError, KernelError
 from deploypruner.graph import trace
@@ -23,7 +23,8 @@ from deploypruner.latency.clock import current_clock, using
 from deploypruner.latency.sparse_costs import MeasuredCosts, measure_costs
 from deploypruner.measure import pair_up
 from deploypruner.openvino_import import import_openvino
-from deploypruner.recipe import PruneRecipe
+from deploypruner.recipe import PruneRecipe, Recipe
+from deploypruner.recipe.reading import overlay
 from deploypruner.report import read_report
 from deploypruner.report.sparse import sparse_lines, sparse_sentence
 from deploypruner.runtime.on_onnxruntime import OnnxRuntime
@@ -164,6 +165,23 @@ def test_a_model_that_openvino_cannot_run_ends_sparsify_but_not_a_build(tmp_path
     onnx.save(chain(), tmp_path / "m.onnx")
     with mock.patch("deploypruner.build.sparsified.OpenVino.open", side_effect=refused):
         run_cli("sparsify", "m.onnx", "--out", "s", folder=tmp_path).assert_error(2, "it is beyond me")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "macs", "sparsity", "said"),
+    [
+        (["1x4"], 1.0, 0.8, "--sparsity 0.6"),  # a fifth of the weights stays, then two
+        (["1x4"], 1.0, 0.5, "--sparsity 0.25"),
+        (["nm64"], 1.0, None, "--sparsity 0.6"),  # the default is 0.8
+        (["2:4"], 1.0, None, ""),  # says itself how many are zero
+        (["channel", "1x4"], 0.7, 0.8, ""),  # channels went, too
+        (["channel"], 0.7, None, ""),
+    ],
+)
+def test_where_zeros_alone_cost_the_accuracy_fewer_of_them_are_offered(patterns, macs, sparsity, said):
+    sparse = {} if sparsity is None else {"sparse": {"sparsity": sparsity}}
+    recipe = overlay(Recipe(), {"prune": {"patterns": patterns, "macs": macs}, **sparse})
+    assert fewer_zeros(recipe) == said
 
 
 def test_a_build_without_zeros_says_nothing_about_them(tmp_path):

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from deploypruner.build.points import fastest_keeping, point_sentence, points_of
+from deploypruner.build.sparsity import fewer_zeros
 from deploypruner.build.state import Build
 from deploypruner.build.timed import longer
 from deploypruner.errors import BudgetError, VerificationError
@@ -104,6 +105,8 @@ def _milder(build: Build) -> str:
         keeps = found.judged.keeps
         reach = f"--speedup {found.dense_ms / keeps:.3g}" if budget.speedup else f"--latency {keeps:.3g}ms"
         return f"{reach} is predicted to keep it without any training"
+    if zeros := fewer_zeros(build.recipe):
+        return f"ask for fewer zeros, such as {zeros}"
     asked = found.goal(budget).requested if found is not None else budget.macs
     dense = {} if found is None else {"dense_ms": found.dense_ms, "quantile": budget.quantile}
     option, value = milder({"kind": budget.kind, "requested": asked, **dense})

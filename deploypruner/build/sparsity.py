@@ -15,10 +15,22 @@ from deploypruner.recipe.sparse import SparseSettings
 from deploypruner.schedules import schedules, sparse_regime
 from deploypruner.sparse.library import check_forced_target
 from deploypruner.sparsity.patterns import AUTO, sparse_patterns
-from deploypruner.sparsity.training import SparseRegime
+from deploypruner.sparsity.training import DEFAULT_SPARSITY, SparseRegime
 from deploypruner.sparsity.training.existing import ExistingZeros, weights_with_zeros
 from deploypruner.sparsity.training.layers import SparseLayer, check_sizes, choose_layers, weighted_layers
 from deploypruner.sparsity.training.zeros import Zeros, count_zeros
+
+
+def fewer_zeros(recipe: Recipe) -> str:
+    """What keeps about twice as many weights where nothing but zeros was asked for: "--sparsity 0.6".
+
+    "" where channels go as well, where time decides, and where the pattern itself says how many are zero.
+    """
+    patterns = sparse_patterns(recipe.prune.patterns)
+    if not patterns or patterns[0].sparsity is not None or recipe.prune.budget.macs != 1:
+        return ""
+    share = recipe.sparse.sparsity or DEFAULT_SPARSITY
+    return f"--sparsity {max(2 * share - 1, share / 2):.2g}"
 
 
 def check_sparse(recipe: Recipe, *, trains: bool) -> None:

@@ -16,6 +16,7 @@ from deploypruner.build.points import plans_of, points_of
 from deploypruner.build.promise import kept_of, require_met, require_verified
 from deploypruner.build.register import stages
 from deploypruner.build.results import Point
+from deploypruner.build.sparsity import fewer_zeros
 from deploypruner.build.stage import Stage
 from deploypruner.build.state import Build
 from deploypruner.graph.capture.asked_axes import argument_names
@@ -235,9 +236,10 @@ def warnings_of(build: Build) -> tuple[str, ...]:
         went = "fell" if metric.higher_is_better else "rose"
         counted = f"{drop:.1f} {'%' if metric.points is None else 'points'}"
         shown = f"{dense:.1f} %" if metric.unit == "%" else f"{dense:.4g}"
+        more = fewer_zeros(build.recipe) or f"a {_MORE[build.recipe.prune.budget.kind]}"
         found.append(
             f"{metric.name} {went} by {counted} (dense {shown}); "
-            f"recover it with more --epochs, or keep more with a {_MORE[build.recipe.prune.budget.kind]}"
+            f"recover it with more --epochs, or keep more with {more}"
         )
     return tuple(dict.fromkeys(found))
 
