@@ -15,6 +15,7 @@ import time
 import zipfile
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -29,6 +30,7 @@ from deploypruner.device.store import Store
 from deploypruner.doctor.device import clock, core_kinds, disk, heat, libraries, swap
 from deploypruner.errors import InputError, MeasureError, RecipeError
 from deploypruner.latency.cache import device as cache_key
+from deploypruner.measure.elsewhere import timed_elsewhere
 from deploypruner.measure.process import Worker
 from deploypruner.recipe.reading import read_recipe
 from deploypruner.records import Artifact, Setting
@@ -356,3 +358,27 @@ def test_each_lack_of_a_device_has_a_hint(tmp_path: Path, monkeypatch: pytest.Mo
     assert {one.state for one in fine} == {"fine"}
     none = [*libraries({"numpy": "2", "openvino": None, "onnxruntime": None}, target)]
     assert [one.state for one in none] == ["fine", "broken", "broken"]
+
+
+class OnBoard(Machine):
+    """Another machine, of which nobody needs to be asked."""
+
+    elsewhere = True
+
+    def __init__(self, architecture: str, **versions: str) -> None:
+        super().__init__(described=DescribedTarget("board"))
+        self.said = {**Machine()._identity, "architecture": architecture, "versions": versions}
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return self.said
+
+
+def test_int8_in_openvino_on_another_architecture_has_to_be_judged_there() -> None:
+    here = Machine().architecture
+    judged_here = "accuracy and agreement are those of the same files here"
+    assert timed_elsewhere(Machine()) == ""
+    assert timed_elsewhere(OnBoard(here, openvino="2026.4.1")).endswith(judged_here)
+    assert timed_elsewhere(OnBoard("riscv64", onnxruntime="1.31.1")).endswith(judged_here)
+    said = timed_elsewhere(OnBoard("riscv64", openvino="2026.4.1"))
+    assert f"OpenVINO may compute int8 otherwise on riscv64 than on {here} and lose more" in said

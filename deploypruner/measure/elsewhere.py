@@ -72,9 +72,17 @@ def timed_elsewhere(machine: Machine) -> str:
     if not machine.elsewhere:
         return ""
     versions = ", ".join(f"{package} {found}" for package in _LIBRARIES if (found := machine.version(package)))
-    return (
+    said = (
         f"timed on {machine.name} ({machine.target.processor}; {versions}), not on this machine; accuracy and "
         "agreement are those of the same files here"
+    )
+    here = Machine().architecture
+    if machine.architecture == here or not machine.version("openvino"):
+        return said
+    # On Arm it does, in emulation (`benchmarks/arm_kernels.py`): int8 is further from float, which is the same.
+    return (
+        f"{said}; OpenVINO may compute int8 otherwise on {machine.architecture} than on {here} and lose more: judge "
+        "int8 files for it on that machine before they ship"
     )
 
 
