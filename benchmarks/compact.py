@@ -174,14 +174,14 @@ _PRUNERS: dict[str, Callable[[Subject, int], Made]] = {
 }
 
 
-def dense(width: float, epochs: int, data: Data, protocol: Protocol) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a width, trained or from the cache; and its row of the results."""
+def dense(width: float, epochs: int, data: Data, protocol: Protocol) -> nn.Module:
+    """The network of a width, trained or from the cache; its row is in the results, its files are written."""
     torch.manual_seed(protocol.seed)
-    net, name = MobileNetV2(width), f"width {width:g}, {epochs} epochs"
-    path, rows = place(protocol, name) / "weights.safetensors", read(RESULTS).get(protocol.key, {})
-    if path.exists() and name in rows:
+    net, name = MobileNetV2(width), dense_name(width, epochs)
+    path = place(protocol, name) / "weights.safetensors"
+    if path.exists() and name in networks(protocol):
         net.load_state_dict(load_file(path))
-        return net.eval(), rows[name]
+        return net.eval()
     begun = time.process_time()
     history = finetune(
         net,
@@ -194,9 +194,14 @@ def dense(width: float, epochs: int, data: Data, protocol: Protocol) -> tuple[nn
     )
     seconds = whole(time.process_time() - begun, epochs, history.resumed)
     save_file({key: value.contiguous() for key, value in net.state_dict().items()}, path)
+    write_files(net, data.train, path.parent, sparse=False)
     row = {"percent": top1_percent(net.eval(), data.val), "macs": macs_of(traced(net)), "cpu_seconds": seconds}
     keep(protocol, name, {**row, "width": width, "epochs": epochs, "zeros": 0.0})
-    return net, row
+    return net
+
+
+def dense_name(width: float, epochs: int) -> str:
+    return f"width {width:g}, {epochs} epochs"
 
 
 def whole(seconds: float, epochs: int, resumed: int) -> float | None:
@@ -208,7 +213,7 @@ def pruned(subject: Subject, goal: float, macs: int, way: str) -> None:
     """One way to one goal, trained on; its files written."""
     protocol, data = subject.protocol, subject.data
     name = f"width {WIDE:g} to {goal:g} by {way}"
-    if name in read(RESULTS).get(protocol.key, {}):
+    if name in networks(protocol):
         return
     begun = time.process_time()
     made = _PRUNERS[way](subject, macs)
@@ -256,25 +261,29 @@ def place(protocol: Protocol, name: str) -> Path:
     return folder
 
 
+def networks(protocol: Protocol) -> dict[str, Any]:
+    """Name -> row of what is in the results."""
+    rows: dict[str, Any] = read(RESULTS).get(protocol.key, {}).get("networks", {})
+    return rows
+
+
 def keep(protocol: Protocol, name: str, row: Mapping[str, Any]) -> None:
     """Enter a row into the results."""
-    with changing(RESULTS) as rows:
-        rows.setdefault(protocol.key, {})[name] = dict(row)
+    with changing(RESULTS) as found:
+        found.setdefault(protocol.key, {"networks": {}})["networks"][name] = dict(row)
     click.echo(f"{name}: {row['percent']:.2f} % at {row['macs'] / 1e6:.1f} M MACs", err=True)
 
 
-def markdown(key: str, rows: Mapping[str, Any]) -> str:
+def markdown(key: str, found: Mapping[str, Any]) -> str:
     """Networks down; accuracy, work, hours and milliseconds across."""
-    times = rows.get("times", {}).get("rows", {})
+    times = found.get("times", {}).get("rows", {})
     lines = [
         f"{key}:",
         "",
         "| | MACs | zeros in 1x1 | before training | top-1 | CPU hours | fp32 | int8 | int8, our kernels |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for name, row in rows.items():
-        if name == "times":
-            continue
+    for name, row in found.get("networks", {}).items():
         before = f"{row['percent_before']:.1f} %" if "percent_before" in row else ""
         hours = "" if row["cpu_seconds"] is None else f"{row['cpu_seconds'] / 3600:.2f}"
         zeros = f"{row['zeros']:.0%}" if row["zeros"] else ""
@@ -305,15 +314,13 @@ def main() -> None:
 def train(images: int, epochs: int, recover: int, seed: int, ways: tuple[str, ...], goals: tuple[float, ...]) -> None:
     """The wide network, its pruned ones, and the narrow ones; what is in the results is not done again."""
     protocol, data = Protocol(images, epochs, recover, seed), cifar10(images)
-    wide, _ = dense(WIDE, epochs, data, protocol)
-    write_files(wide, data.train, place(protocol, f"width {WIDE:g}, {epochs} epochs"), sparse=False)
+    wide = dense(WIDE, epochs, data, protocol)
     subject = Subject(wide, traced(wide), data, protocol)
     for goal in goals:
         macs = macs_of(traced(MobileNetV2(goal)))
         for way in ways:
             pruned(subject, goal, macs, way)
-        narrow, _ = dense(goal, epochs + recover, data, protocol)
-        write_files(narrow, data.train, place(protocol, f"width {goal:g}, {epochs + recover} epochs"), sparse=False)
+        dense(goal, epochs + recover, data, protocol)
     click.echo(markdown(protocol.key, read(RESULTS)[protocol.key]))
 
 
@@ -326,9 +333,8 @@ def train(images: int, epochs: int, recover: int, seed: int, ways: tuple[str, ..
 def time_all(images: int, epochs: int, recover: int, seed: int, seconds: float) -> None:
     """Milliseconds of all files on one core, interleaved."""
     protocol = Protocol(images, epochs, recover, seed)
-    names = [name for name in read(RESULTS)[protocol.key] if name != "times"]
-    names.sort(key=lambda name: name != f"width {WIDE:g}, {epochs} epochs")  # what the others are compared with
-    folders = {name: place(protocol, name) for name in names}
+    first = dense_name(WIDE, epochs)  # what the others are compared with
+    folders = {name: place(protocol, name) for name in (first, *(n for n in networks(protocol) if n != first))}
     rows = time_networks(folders, logs=FOLDER / "logs", seconds=seconds)
     with changing(RESULTS) as found:
         found[protocol.key]["times"] = {"environment": environment(), "rows": rows}
@@ -338,8 +344,8 @@ def time_all(images: int, epochs: int, recover: int, seed: int, seconds: float) 
 @main.command()
 def table() -> None:
     """What there is."""
-    for key, rows in (read(RESULTS) or {"nothing yet": {}}).items():
-        click.echo(markdown(key, rows) + "\n")
+    for key, found in (read(RESULTS) or {"nothing yet": {}}).items():
+        click.echo(markdown(key, found) + "\n")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ DENSE_OWN = tuple(_OWN.values())
 """Its int8 files for runtimes that want their pairs elsewhere, where those are other files."""
 
 # For every runtime whose pairs stand alike, and for one that wants them elsewhere.
-_MIXED = {runtime: stage_file(f"dense.mixed.{runtime}.onnx".replace("..", ".")) for runtime in ("", *_OWN)}
+_MIXED = {"": stage_file("dense.mixed.onnx")}
+_MIXED |= {runtime: stage_file(f"dense.mixed.{runtime}.onnx") for runtime in _OWN}
 
 MIXED = tuple(_MIXED.values())
 """The dense model in int8 but for some layers, where a budget of time is for that: one of these."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from deploypruner.device.machine import Machine
 from deploypruner.errors import InputError, KernelError, MeasureError
+from deploypruner.measure.elsewhere import how_to_install
 from deploypruner.measure.process import Worker
 from deploypruner.records import Artifact
 from deploypruner.sparse.custom_ops import uses_sparse_operations
@@ -115,7 +116,7 @@ def require_fit(machine: Machine) -> LibraryNeeds:
         raise KernelError(
             f"the sparse kernels belong to OpenVINO {needed.openvino}, and {machine.name} has "
             f"{there or 'no OpenVINO'}",
-            hint=f"install it there: {machine.described.python} -m pip install openvino=={needed.openvino}",
+            hint=how_to_install(machine.described, f"{_RUNTIME}=={needed.openvino}"),
         )
     return needed
 
