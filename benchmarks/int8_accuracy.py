@@ -7,9 +7,10 @@
     python -m benchmarks.int8_accuracy executed                # trained files, in torch and in both runtimes
     python -m benchmarks.int8_accuracy table
 
-Forms: the trained weights, those pruned to 70 % of the MACs and solved by least squares, and each with ranges of its
-channels hidden in the weights, up to 10^4 apart, while it computes the same: with every clip as it is, whose channels
-then stay, or ("bounds rescaled", of networks with clips) with a bound of its own for every channel. Methods: "ours",
+Forms: the trained weights; those pruned to 70 % of the MACs and solved by least squares, or (EfficientNet-Lite0) with
+half of the weights of its 1x1 convolutions zero, in 1x4 blocks by magnitude; and each with ranges of its channels
+hidden in the weights, up to 10^4 apart, while it computes the same: with every clip as it is, whose channels then
+stay, or ("bounds rescaled", of networks with clips) with a bound of its own for every channel. Methods: "ours",
 "min-max" (ours without repair), "qat" (the file of "ours" trained on 10,000 labelled images, twice, the float network
 its teacher, the epoch chosen on test images that do not judge), "onnxruntime" (quantize_static at its defaults, after
 its pre-processing), "nncf" (nncf.quantize of the OpenVINO model at its defaults) and "quark" (amd-quark's A8W8 at its
@@ -32,27 +33,19 @@ from typing import Any
 import click
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime
 import torch
-from onnx import numpy_helper
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import nn
 
-import deploypruner
-from benchmarks.alike import repaired
-from benchmarks.baseline import baseline
-from benchmarks.cifar10 import WORK, cifar10
-from benchmarks.imagenet import efficientnet_lite0, photographs
+from benchmarks.cifar10 import cifar10
+from benchmarks.imagenet import photographs
+from benchmarks.int8_forms import FOLDER, FORMS, NETS, OF_PHOTOGRAPHS, float_file, forms_of
 from benchmarks.kept import changing, read
 from deploypruner.errors import InputError
-from deploypruner.export import exporters
-from deploypruner.graph import trace
-from deploypruner.onnx_graph import constant, operand, sizes, to_model
 from deploypruner.openvino_import import openvino_core
 from deploypruner.qat import QdqModule, left_out, train_quantized
-from deploypruner.quantize.homogeneous import scalable_channels
-from deploypruner.quantize.scaling import rescale
 from deploypruner.quantize.static import quantize_static
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.sources.batches import Data
@@ -60,13 +53,10 @@ from deploypruner.target import detect
 
 RESULTS = Path(__file__).parent / "results" / "int8_accuracy.zen4.json"
 EXECUTED = RESULTS.with_name("int8_executed.zen4.json")
-FOLDER = WORK / "int8-accuracy"
-NETS = ("resnet20", "resnet56", "se_net", "efficientnet_lite0")
-FORMS = ("dense", "dense rescaled", "dense bounds rescaled", "pruned", "pruned rescaled")
 METHODS = ("float", "min-max", "ours", "qat", "onnxruntime", "nncf", "quark")
 _IN_ONNXRUNTIME = ("onnxruntime", "quark")
-_CALIBRATED = {"efficientnet_lite0": 500}
-_BATCH, _MACS, _DECADES = 8, 0.7, 4.0
+_CALIBRATED = {OF_PHOTOGRAPHS: 500}
+_BATCH = 8
 # Images that quantization-aware training sees, as often as that.
 _TRAINED, _EPOCHS = 10_000, 2
 
@@ -97,7 +87,7 @@ def main() -> None:
 
 @main.command()
 @click.option("--net", type=click.Choice(NETS), multiple=True, help="only these; all by default")
-@click.option("--form", type=click.Choice(FORMS), multiple=True, help="only these; dense ones alone for ImageNet")
+@click.option("--form", type=click.Choice(FORMS), multiple=True, help="only these; all of the network by default")
 @click.option(
     "--method",
     type=click.Choice(METHODS),
@@ -111,8 +101,8 @@ def run(net: Sequence[str], form: Sequence[str], method: Sequence[str], images: 
     """Quantize and judge what has not been judged yet."""
     for name in net or NETS:
         data = photographs() if name in _CALIBRATED else cifar10()
-        for kind in form or (FORMS[:3] if name in _CALIBRATED else (*FORMS[:2], *FORMS[3:])):
-            fp32 = _fp32(name, kind, data)
+        for kind in form or forms_of(name):
+            fp32 = float_file(name, kind, data)
             x, labels, others = _judging(data, images)
             reference = _answers(fp32, x)
             for way in dict.fromkeys(("float", *method)):
@@ -190,61 +180,6 @@ def _cell(row: dict[str, Any] | None) -> str:
     return f"{row['top1']:.2f}" + ("" if row["agreement"] == 100 else f" ({row['agreement']:.1f})")
 
 
-def _fp32(net: str, form: str, data: Data) -> Path:
-    """The float network of this form, made once."""
-    path = FOLDER / f"{net}-{form.replace(' ', '-')}.onnx"
-    if path.exists():
-        return path
-    part = path.with_suffix(".part")
-    if form.endswith("rescaled"):
-        plain = onnx.load(_fp32(net, form.split()[0], data))
-        onnx.save(rescaled(bounds_by_channel(plain) if "bounds" in form else plain), part)
-    else:
-        model = efficientnet_lite0() if net in _CALIBRATED else baseline(net)
-        side = 224 if net in _CALIBRATED else 32
-        example = (torch.zeros(2, 3, side, side),)
-        graph = trace(model, example)
-        module = graph.module
-        if form == "pruned":
-            plan = deploypruner.prune(model, example, criterion="magnitude", macs=_MACS).plan
-            module = repaired(graph, {group.id: np.asarray(group.keep) for group in plan.groups}, data.train)
-        exporters.get("onnx")().write(module, graph.example_inputs, part, dynamic_batch=True)
-    part.replace(path)
-    return path
-
-
-def bounds_by_channel(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same network with each Clip(0, B) as a relu and a Min with a stored bound B for each channel."""
-    held = ir.from_proto(onnx.shape_inference.infer_shapes(model))
-    clips = {str(node.outputs[0].name): node for node in held.graph if node.op_type == "Clip"}
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    nodes = []
-    for node in made.graph.node:
-        if node.op_type != "Clip":
-            nodes.append(node)
-            continue
-        clip, (x, *_), (y,) = clips[node.output[0]], node.input, node.output
-        channels = sizes(operand(clip, 0))
-        assert channels is not None, f"the shape of '{x}' is not known"
-        bound = np.full((1, channels[1] or 0, 1, 1), constant(operand(clip, 2)), np.float32)
-        made.graph.initializer.append(numpy_helper.from_array(bound, f"{y}_bound"))
-        nodes.append(onnx.helper.make_node("Relu", [x], [f"{y}_relu"], name=f"{node.name}_relu"))
-        nodes.append(onnx.helper.make_node("Min", [f"{y}_relu", f"{y}_bound"], [y], name=f"{node.name}_min"))
-    del made.graph.node[:]
-    made.graph.node.extend(nodes)
-    return onnx.shape_inference.infer_shapes(made)
-
-
-def rescaled(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same function by channels whose ranges are up to `_DECADES` decades apart; those behind a clip stay."""
-    held = ir.from_proto(onnx.shape_inference.infer_shapes(model))
-    found = scalable_channels(held.graph)
-    exponents = np.random.default_rng(0).uniform(-_DECADES / 2, _DECADES / 2, len(found.free))
-    rescale(held.graph, found, np.where(np.isfinite(found.bounds), 1.0, 10.0**exponents))
-    return to_model(held)
-
-
 def _calibration(net: str, data: Data) -> list[list[Array]]:
     batches = data.train.epoch(batch_size=_BATCH, seed=0, shuffle=True, augment=False)
     count = _CALIBRATED.get(net, 256) // _BATCH
@@ -318,12 +253,12 @@ def _trained(fp32: Path, path: Path, given: Given) -> tuple[Path, dict[str, Any]
 
 
 @torch.no_grad()
-def _classes(module: torch.nn.Module, x: Array) -> Array:
+def _classes(module: nn.Module, x: Array) -> Array:
     parts = [module(torch.from_numpy(x[at : at + 100])).argmax(dim=1).numpy() for at in range(0, len(x), 100)]
     return np.concatenate(parts)
 
 
-def _percent(module: torch.nn.Module, x: Array, labels: Array) -> float:
+def _percent(module: nn.Module, x: Array, labels: Array) -> float:
     return 100 * float((_classes(module, x) == labels).mean())
 
 

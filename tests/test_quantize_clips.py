@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from benchmarks.int8_accuracy import bounds_by_channel, rescaled
+from benchmarks.int8_forms import bounds_by_channel, rescaled
 from deploypruner.quantize.equalize import ROOMS, equalizing_factors
 from deploypruner.quantize.homogeneous import scalable_channels
 from deploypruner.quantize.plain_clips import plain_clips
