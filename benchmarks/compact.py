@@ -54,7 +54,7 @@ FOLDER = WORK / "compact"
 WIDE, GOALS = 1.4, (1.0, 0.75)
 CHANNELS, GLOBAL, UNIFORM = "channels", "weights, one threshold", "weights, the same share"
 WAYS = (CHANNELS, GLOBAL, UNIFORM)
-_LR, _RECOVERY_LR, _BATCH, _STATISTICS_BATCHES, _SCORING_BATCHES = 0.1, 0.02, 128, 50, 16
+_LR, _RECOVERY_LR, _BATCH, _STATISTICS_BATCHES, _SCORING_BATCHES = 0.05, 0.01, 64, 100, 16
 _HALVINGS = 16
 
 
@@ -293,8 +293,8 @@ def markdown(key: str, found: Mapping[str, Any]) -> str:
 
 
 _images = click.option("--images", default=10_000, show_default=True, help="training images")
-_epochs = click.option("--epochs", default=8, show_default=True, help="of the wide network")
-_recover = click.option("--recover", default=4, show_default=True, help="after pruning")
+_epochs = click.option("--epochs", default=6, show_default=True, help="of the wide network")
+_recover = click.option("--recover", default=3, show_default=True, help="after pruning")
 _seed = click.option("--seed", default=0, show_default=True)
 
 

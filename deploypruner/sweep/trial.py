@@ -47,7 +47,8 @@ class TrialContext:
     Args:
         build: Loaded, traced and scored.
         scores: Group id -> `[C]`, the order in which channels stay; see `build.channels.choosing_scores`.
-        content: Name, numbers of samples and fingerprint of the data; a loader or a factory has no fingerprint.
+        content: Name, numbers of samples and fingerprint of the data; a factory's address instead, nothing of a
+            loader.
     """
 
     build: Build
@@ -60,7 +61,8 @@ class TrialContext:
         given = build.given.data if build.given.data is not None else build.recipe.data.source
         data = build.data
         about = "" if data is None else f"{data.name} {data.train.samples} {data.val.samples}"
-        return TrialContext(build, choosing_scores(build), f"{about} {content_fingerprint(given)}".strip())
+        known = content_fingerprint(given) or (given if isinstance(given, str) else "")
+        return TrialContext(build, choosing_scores(build), f"{about} {known}".strip())
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,8 @@ class TrialResult:
 def identity_of(context: TrialContext, trial: SweepTrial) -> str:
     """Sixteen hex digits of the hash of everything that decides a trial's result.
 
-    That is the model's weights, the content of the data, the keys of the recipe that its stages read, its widths,
-    seed and epochs, and the versions of this package, torch and the processor's architecture.
+    That is the model's weights, the content of the data wherever it lies, the keys of the recipe that its stages
+    read, its widths, seed and epochs, and the versions of this package, torch and the processor's architecture.
     """
     return hashlib.sha256(json.dumps(_decisive(context, trial), sort_keys=True, default=str).encode()).hexdigest()[
         :16
@@ -130,7 +132,15 @@ def _decisive(context: TrialContext, trial: SweepTrial) -> dict[str, Any]:
     build = context.build
     stages = [stage for stage in chain() if stage.name in (*_BEFORE, *_names(trial))]
     read = {key: value for key, value in flat(build.recipe).items() if any(s.depends_on(key) for s in stages)}
-    for key in ("seed", "recover.epochs", "prune.macs", "prune.speedup", "prune.latency", "model.source"):
+    for key in (
+        "seed",
+        "recover.epochs",
+        "prune.macs",
+        "prune.speedup",
+        "prune.latency",
+        "model.source",
+        "data.source",
+    ):
         read.pop(key, None)
     return {
         "format": FORMAT,
