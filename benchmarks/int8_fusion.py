@@ -63,7 +63,7 @@ def counts(path: Path, runtime: str, x: Any) -> dict[str, Any]:
     try:
         return fused(profiler.profile(path, [x], threads=1, calls=_COUNTED))
     except InputError as error:
-        return {"why": error.message.splitlines()[0]}
+        return {"why": error.message.splitlines()[0].replace(str(path), path.name)}
 
 
 def times(files: dict[str, Path], runtime: str, *, seconds: float) -> dict[str, Any]:

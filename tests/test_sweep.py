@@ -190,6 +190,7 @@ def test_a_trial_is_known_by_what_decides_it_alone():
     same = identity()
     assert identity(replace(TRIAL, phase="refined", number=8, std=0.0, widths={"b": 8, "a": 4})) == same
     assert identity(measure={"seconds": 77.0}, prune={"macs": 0.3}) == same
+    assert identity(data={"source": "/elsewhere/the-same.npz"}) == same
     others = [
         *(identity(sha="n"), identity(content="e"), identity(recover={"settings": {"lr": 0.5}})),
         *(identity(replace(TRIAL, seed=1)), identity(replace(TRIAL, epochs=2)), identity(prune={"step": 4})),
