@@ -54,7 +54,7 @@ FOLDER = WORK / "compact"
 WIDE, GOALS = 1.4, (1.0, 0.75)
 CHANNELS, GLOBAL, UNIFORM = "channels", "weights, one threshold", "weights, the same share"
 WAYS = (CHANNELS, GLOBAL, UNIFORM)
-_LR, _RECOVERY_LR, _BATCH, _STATISTICS_BATCHES, _SCORING_BATCHES = 0.05, 0.01, 64, 100, 16
+_LR, _RECOVERY_LR, _BATCH, _STATISTICS_BATCHES, _SCORING_BATCHES = 0.05, 0.01, 64, 50, 16
 _HALVINGS = 16
 
 
@@ -250,7 +250,7 @@ def pruned(subject: Subject, goal: float, macs: int, way: str) -> None:
 
 
 def _statistics(module: nn.Module, data: Data, protocol: Protocol) -> None:
-    images = data.train.epoch(batch_size=64, seed=protocol.seed, shuffle=True, augment=True)
+    images = data.train.epoch(batch_size=_BATCH, seed=protocol.seed, shuffle=True, augment=True)
     reestimate_batchnorm(module, images, max_batches=_STATISTICS_BATCHES)
 
 

@@ -151,8 +151,8 @@ def executed(net: Sequence[str], images: int, results: Path) -> None:
     """Top-1 of files that "qat" trained for OpenVINO: computed in torch both ways, and by both runtimes."""
     x, labels, _ = _judging(cifar10(), images)
     for path in sorted(FOLDER.glob("*-qat.onnx")):
-        name, form = path.stem.split("-")[:2]
-        key = f"{name}, {form}"
+        name, _, form = path.stem.removesuffix("-qat").partition("-")
+        key = f"{name}, {form.replace('-', ' ')}"
         if key in read(results) or (net and name not in net):
             continue
         ways = {

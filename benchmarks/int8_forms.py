@@ -44,6 +44,11 @@ def forms_of(net: str) -> tuple[str, ...]:
     return tuple(form for form in FORMS if not form.startswith(left_out))
 
 
+def side_of(net: str) -> int:
+    """Height and width of its images."""
+    return 224 if net == OF_PHOTOGRAPHS else 32
+
+
 def float_file(net: str, form: str, data: Data) -> Path:
     """The float network of this form, made once."""
     path = FOLDER / f"{net}-{form.replace(' ', '-')}.onnx"
@@ -55,8 +60,7 @@ def float_file(net: str, form: str, data: Data) -> Path:
         onnx.save(rescaled(bounds_by_channel(plain) if "bounds" in form else plain), part)
     else:
         model = efficientnet_lite0() if net == OF_PHOTOGRAPHS else baseline(net)
-        side = 224 if net == OF_PHOTOGRAPHS else 32
-        example = (torch.zeros(2, 3, side, side),)
+        example = (torch.zeros(2, 3, side_of(net), side_of(net)),)
         graph = trace(model, example)
         module = graph.module
         if form == "pruned":

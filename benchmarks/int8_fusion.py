@@ -18,9 +18,10 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.engines import Engines, File, ratio, time_files
-from benchmarks.int8_forms import FOLDER, NETS, OF_PHOTOGRAPHS
+from benchmarks.engines import ratio
+from benchmarks.int8_forms import FOLDER, NETS, side_of
 from benchmarks.kept import changing, read
+from benchmarks.side_by_side import ms_of, time_paths
 from deploypruner.errors import InputError
 from deploypruner.measure import environment
 from deploypruner.runtime import NodeTime, Profiler, runtimes
@@ -29,9 +30,9 @@ RESULTS = Path(__file__).parent / "results" / "int8_fusion.zen4.json"
 RUNTIMES = ("openvino", "onnxruntime")
 TOOLS = ("float", "ours", "qat", "onnxruntime", "nncf", "quark")
 _LAYERS = ("Convolution", "FullyConnected", "MatMul", "Conv", "Gemm", "FusedConv", "FusedMatMul")
-_CONVERSIONS = ("Reorder", "Convert", "FakeQuantize", "QuantizeLinear", "DequantizeLinear", "ReorderInput")
+_CONVERSIONS = ("Reorder", "Convert", "FakeQuantize", "QuantizeLinear", "DequantizeLinear")
 _INTEGERS = ("u8", "i8", "uint8", "int8")
-_ROUNDS, _COUNTED = 20, 5
+_COUNTED = 5
 
 
 def paths_of(net: str) -> dict[str, Path]:
@@ -68,15 +69,8 @@ def counts(path: Path, runtime: str, x: Any) -> dict[str, Any]:
 
 def times(files: dict[str, Path], runtime: str, *, seconds: float) -> dict[str, Any]:
     """Tool -> milliseconds, and the ratio of ours over it (above 1: ours is faster)."""
-    with Engines(FOLDER / "logs") as engines:
-        worker = engines.start(runtime)
-        opened = [engines.open(worker, path, tool) for tool, path in files.items()]
-        ready: list[File] = [file for file in opened if file is not None]
-        samples = time_files(ready, rounds=_ROUNDS, seconds=seconds)
-    return {
-        tool: {"ms": float(np.median(taken)) / 1e6, "ours": ratio(samples["ours"], taken)}
-        for tool, taken in samples.items()
-    }
+    samples = time_paths(files, runtime, logs=FOLDER / "logs", seconds=seconds)
+    return {tool: {"ms": ms_of(taken), "ours": ratio(samples["ours"], taken)} for tool, taken in samples.items()}
 
 
 @click.group()
@@ -90,7 +84,9 @@ def main() -> None:
 def run(nets: Sequence[str], seconds: float) -> None:
     """Count and time the files that are there; a row that is there is made anew."""
     for net in nets:
-        files, side = paths_of(net), 224 if net == OF_PHOTOGRAPHS else 32
+        files, side = paths_of(net), side_of(net)
+        if "ours" not in files:
+            raise click.ClickException(f"no int8 file of {net}: python -m benchmarks.int8_accuracy run --net {net}")
         x = np.random.default_rng(0).standard_normal((1, 3, side, side), dtype=np.float32)
         row: dict[str, Any] = {"environment": environment()}
         for runtime in RUNTIMES:

@@ -6,14 +6,15 @@
 
 Trained for one epoch on 10,000 images and judged on 4,000 of the test images: the dense model knows all training
 images by heart, and what is lost on them would be memory. Each sweep is a folder in `work/pruning-spaces`: a second
-call goes on with it, also after a kill. What `keep` (and the end of every sweep) writes to the results is enough to
-go on with on another machine: every trial that is planned or finished, and the dense model in half precision.
+call goes on with it, also after a kill. `keep` (and the end of every sweep) writes every trial that is planned or
+finished, and what was found, to the results; beside them lies the dense model in half precision.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,9 @@ from benchmarks.models import PUBLISHED
 from deploypruner.progress import progress_for
 from deploypruner.recipe.reading import overlay
 from deploypruner.recipe.whole import Recipe
-from deploypruner.sweep.request import JOURNAL, STORE, sweep_folder
+from deploypruner.sweep.request import STORE
 from deploypruner.sweep.status import sweep_status
-from deploypruner.sweep.store import TrialStore, read_store
-from deploypruner.sweep.trial import SweepTrial, TrialResult
+from deploypruner.sweep.store import read_store
 
 FOLDER = WORK / "pruning-spaces"
 RESULTS = Path(__file__).parent / "results" / "pruning_spaces.json"
@@ -67,7 +67,6 @@ def run(net: str, regimes: tuple[str, ...], samples: int, candidates: int, worke
     """Sweep after sweep; each also says what it teaches together with those that are finished."""
     for regime in regimes:
         done = [path for path in sorted(FOLDER.glob(f"{net}-*")) if (path / "sweep.json").is_file()]
-        take_up(f"{net}-{regime}")
         beside = [path for path in done if path.name != f"{net}-{regime}"]
         with progress_for() as console:
             found = dp.sweep(
@@ -167,7 +166,33 @@ def _lines(name: str, found: dict[str, Any]) -> list[str]:
     for winner in found["winners"]:
         again = ", ".join(f"{drop:.2f}" for drop in winner["again"])
         lines.append(f"  winner of {winner['phase']}: {winner['drop']:.2f}, with new seeds {again}")
+    seconds = seconds_by_phase(name)
+    if seconds.get("space") and seconds.get("refined"):
+        every = sorted(drop for bucket in found["buckets"] for drop in bucket["drops"])
+        spent = sum(seconds["look"]) + sum(seconds["refined"])
+        count = min(len(every), round(spent / float(np.mean(seconds["space"]))))
+        took = ", ".join(f"{phase} {sum(taken) / 60:.0f}" for phase, taken in seconds.items())
+        best = best_expected(every, count)
+        lines.append(f"  minutes: {took}")
+        lines.append(f"  best of {count} at random, which take as long as looks and finalists: {best:.2f}")
     return lines
+
+
+def seconds_by_phase(name: str) -> dict[str, list[float]]:
+    """Phase -> seconds of its finished trials, of a sweep whose trials are kept."""
+    kept = json.loads(TRIALS.read_text()).get(name, {"trials": []}) if TRIALS.exists() else {"trials": []}
+    found: dict[str, list[float]] = {}
+    for one in kept["trials"]:
+        if one["result"] is not None:
+            found.setdefault(one["trial"]["phase"], []).append(one["result"]["seconds"])
+    return found
+
+
+def best_expected(drops: list[float], count: int) -> float:
+    """Mean of the least of `count` that are taken at random, without putting back, from drops in ascending order."""
+    total = len(drops)
+    ways = [comb(total - 1 - place, count - 1) for place in range(total)]
+    return sum(drop * way for drop, way in zip(drops, ways, strict=True)) / comb(total, count)
 
 
 def keep_all() -> None:
@@ -192,26 +217,6 @@ def keep_all() -> None:
         found[path.parent.name] = {name: value for name, value in document.items() if name != "command"}
     if found:
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def take_up(name: str) -> None:
-    """Enter the kept trials of a sweep into a folder of its own, where this machine has none."""
-    kept = json.loads(TRIALS.read_text()).get(name) if TRIALS.exists() else None
-    if kept is None or (FOLDER / name / STORE).is_file():
-        return
-    folder = sweep_folder(FOLDER / name)
-    folder.prepare()
-    try:
-        folder.claim(JOURNAL)
-        store = TrialStore(folder.claim(STORE))
-        store.tell(kept["about"])
-        store.plan((one["id"], SweepTrial(**one["trial"]), one["predicted_ms"]) for one in kept["trials"])
-        for one in kept["trials"]:
-            if one["result"] is not None:
-                store.finish(one["id"], TrialResult(**one["result"]))
-        store.close()
-    finally:
-        folder.release()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import onnx
 import torch
 from torch import nn
 
-from benchmarks.engines import Engines, ratio, time_files
+from benchmarks.engines import Engines, Samples, ratio, time_files
 from deploypruner.export import exporters
 from deploypruner.quantize import Placement, quantize_static
 from deploypruner.sources.batches import Batches
@@ -57,13 +57,23 @@ def time_networks(folders: Mapping[str, Path], *, logs: Path, seconds: float) ->
         for kind in ("int8", "fp32", "sparse")
         if (folder / f"{kind}.onnx").exists()
     }
+    samples = time_paths(paths, "openvino", logs=logs, seconds=seconds)
+    base = samples[next(iter(paths))]
+    return {name: {"ms": ms_of(taken), **ratio(taken, base)} for name, taken in samples.items()}
+
+
+def time_paths(paths: Mapping[str, Path], runtime: str, *, logs: Path, seconds: float) -> dict[str, Samples]:
+    """Name -> nanoseconds of every file on one core in a runtime that opens all of them, interleaved."""
     with Engines(logs) as engines:
-        worker = engines.start("openvino")
+        worker = engines.start(runtime)
         files = [engines.open(worker, path, name) for name, path in paths.items()]
         assert not engines.failures, engines.failures
-        samples = time_files([file for file in files if file is not None], rounds=_ROUNDS, seconds=seconds)
-    base = samples[next(iter(paths))]
-    return {name: {"ms": float(np.median(taken)) / 1e6, **ratio(taken, base)} for name, taken in samples.items()}
+        return time_files([file for file in files if file is not None], rounds=_ROUNDS, seconds=seconds)
+
+
+def ms_of(samples: Samples) -> float:
+    """The median in milliseconds."""
+    return float(np.median(samples)) / 1e6
 
 
 def time_cells(times: Mapping[str, Any], name: str) -> str:

@@ -95,3 +95,11 @@ def test_the_kept_results_make_a_table(name, words, monkeypatch):
     text = said(imported(name).main, words.split())
     assert "stopped by" not in text, text
     assert re.search(r"^\|( *:?-+:? *\|)+$", text, flags=re.MULTILINE), text
+
+
+def test_the_best_of_some_taken_at_random_is_the_mean_over_all_choices() -> None:
+    from benchmarks.pruning_spaces import best_expected
+
+    assert best_expected([1.0, 2.0, 4.0], 1) == pytest.approx(7 / 3)
+    assert best_expected([1.0, 2.0, 4.0], 2) == pytest.approx((1 + 1 + 2) / 3)
+    assert best_expected([1.0, 2.0, 4.0], 3) == 1.0
