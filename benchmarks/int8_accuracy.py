@@ -11,12 +11,13 @@ Forms: the trained weights; those pruned to 70 % of the MACs and solved by least
 half of the weights of its 1x1 convolutions zero, in 1x4 blocks by magnitude; and each with ranges of its channels
 hidden in the weights, up to 10^4 apart, while it computes the same: with every clip as it is, whose channels then
 stay, or ("bounds rescaled", of networks with clips) with a bound of its own for every channel. Methods: "ours",
-"min-max" (ours without repair), "qat" (the file of "ours" trained on 10,000 labelled images, twice, the float network
-its teacher, the epoch chosen on test images that do not judge), "onnxruntime" (quantize_static at its defaults, after
-its pre-processing), "nncf" (nncf.quantize of the OpenVINO model at its defaults) and "quark" (amd-quark's A8W8 at its
-defaults). All get the same unlabelled images and are judged in OpenVINO, on so many test images; "onnxruntime" and
-"quark" in ONNX Runtime: OpenVINO 2026.4 refuses the former's file of a network that pads channels, as these ResNets
-do. Agreement is with the same form in float32. What is there already is kept.
+"ours-onnxruntime" (ours with its pairs where ONNX Runtime wants them), "min-max" (ours without repair), "qat" (the
+file of "ours" trained on 10,000 labelled images, twice, the float network its teacher, the epoch chosen on test
+images that do not judge), "onnxruntime" (quantize_static at its defaults, after its pre-processing), "nncf"
+(nncf.quantize of the OpenVINO model at its defaults) and "quark" (amd-quark's A8W8 at its defaults). All get the same
+unlabelled images and are judged in OpenVINO, on so many test images; "ours-onnxruntime", "onnxruntime" and "quark" in
+ONNX Runtime: OpenVINO 2026.4 refuses its quantizer's file of a network that pads channels, as these ResNets do.
+Agreement is with the same form in float32. What is there already is kept.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -46,6 +48,7 @@ from benchmarks.kept import changing, read
 from deploypruner.errors import InputError
 from deploypruner.openvino_import import openvino_core
 from deploypruner.qat import QdqModule, left_out, train_quantized
+from deploypruner.quantize.placement import Placement
 from deploypruner.quantize.static import quantize_static
 from deploypruner.recipe.finetune import FinetuneSettings
 from deploypruner.sources.batches import Data
@@ -53,8 +56,8 @@ from deploypruner.target import detect
 
 RESULTS = Path(__file__).parent / "results" / "int8_accuracy.zen4.json"
 EXECUTED = RESULTS.with_name("int8_executed.zen4.json")
-METHODS = ("float", "min-max", "ours", "qat", "onnxruntime", "nncf", "quark")
-_IN_ONNXRUNTIME = ("onnxruntime", "quark")
+METHODS = ("float", "min-max", "ours", "ours-onnxruntime", "qat", "onnxruntime", "nncf", "quark")
+_IN_ONNXRUNTIME = ("ours-onnxruntime", "onnxruntime", "quark")
 _CALIBRATED = {OF_PHOTOGRAPHS: 500}
 _BATCH = 8
 # Images that quantization-aware training sees, as often as that.
@@ -132,15 +135,21 @@ def run(net: Sequence[str], form: Sequence[str], method: Sequence[str], images: 
 @main.command()
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def table(results: Path) -> None:
-    """Top-1 and, for int8, agreement with the float network, as markdown."""
+    """Top-1 and, for int8, agreement with the float network, as markdown.
+
+    The last column has one standard error of the difference, at most: that of as many answers as differ, each of
+    them right in one of the two.
+    """
     rows = read(results)
-    click.echo(f"| network | images | {' | '.join(METHODS)} |\n|---|--:|{'--:|' * len(METHODS)}")
+    heads = (*METHODS, "qat less float")
+    click.echo(f"| network | images | {' | '.join(heads)} |\n|---|--:|{'--:|' * len(heads)}")
     for net in NETS:
         for form in FORMS:
             cells = [rows.get(f"{net}, {form}, {method}") for method in METHODS]
             if any(cells):
                 images = next(cell["images"] for cell in cells if cell)
-                click.echo(f"| {net}, {form} | {images} | {' | '.join(map(_cell, cells))} |")
+                last = _difference(*(rows.get(f"{net}, {form}, {method}") for method in ("float", "qat")))
+                click.echo(f"| {net}, {form} | {images} | {' | '.join([*map(_cell, cells), last])} |")
 
 
 @main.command()
@@ -180,6 +189,13 @@ def _cell(row: dict[str, Any] | None) -> str:
     return f"{row['top1']:.2f}" + ("" if row["agreement"] == 100 else f" ({row['agreement']:.1f})")
 
 
+def _difference(one: dict[str, Any] | None, other: dict[str, Any] | None) -> str:
+    if one is None or other is None:
+        return "-"
+    error = 100 * float(np.sqrt((1 - other["agreement"] / 100) / other["images"]))
+    return f"{other['top1'] - one['top1']:+.2f} ± {error:.2f}"
+
+
 def _calibration(net: str, data: Data) -> list[list[Array]]:
     batches = data.train.epoch(batch_size=_BATCH, seed=0, shuffle=True, augment=False)
     count = _CALIBRATED.get(net, 256) // _BATCH
@@ -210,12 +226,15 @@ def _int8(method: str, fp32: Path, given: Given) -> tuple[Path, dict[str, Any]]:
     return _WAYS[method](fp32, FOLDER / f"{fp32.stem}-{method}", given)
 
 
-def _ours(fp32: Path, path: Path, given: Given, *, repair: bool = True) -> tuple[Path, dict[str, Any]]:
+def _ours(
+    fp32: Path, path: Path, given: Given, *, repair: bool = True, placement: Placement = "openvino"
+) -> tuple[Path, dict[str, Any]]:
     path = path.with_suffix(".onnx")
     summary = quantize_static(
         *(fp32, path),
         calibration=given.calibration,
         method="auto",
+        placement=placement,
         reduce_range=detect().saturates,
         repair=repair,
     )
@@ -304,6 +323,7 @@ def _quark(fp32: Path, path: Path, given: Given) -> tuple[Path, dict[str, Any]]:
 _WAYS: dict[str, Callable[[Path, Path, Given], tuple[Path, dict[str, Any]]]] = {
     "min-max": _plain,
     "ours": _ours,
+    "ours-onnxruntime": partial(_ours, placement="onnxruntime"),
     "qat": _trained,
     "onnxruntime": _onnxruntime,
     "nncf": _nncf,

@@ -5,8 +5,9 @@
 
 Of every file that `benchmarks.int8_accuracy` kept: layers with weights, and how many of them the runtime executes on
 integers; all operations that it executes, and those of them that do nothing but convert; milliseconds on one core,
-all files of a network in one interleaved run, batch 1, with the ratio over our file in the same runtime. Ours is the
-file that is placed for OpenVINO, in both. A runtime that cannot open a file says why.
+all files of a network in one interleaved run, batch 1, with the ratio over our file of that runtime. "ours" has its
+pairs where OpenVINO wants them, "ours-onnxruntime" where ONNX Runtime does. A runtime that cannot open a file says
+why.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from deploypruner.runtime import NodeTime, Profiler, runtimes
 
 RESULTS = Path(__file__).parent / "results" / "int8_fusion.zen4.json"
 RUNTIMES = ("openvino", "onnxruntime")
-TOOLS = ("float", "ours", "qat", "onnxruntime", "nncf", "quark")
+OURS = {"openvino": "ours", "onnxruntime": "ours-onnxruntime"}
+TOOLS = ("float", *OURS.values(), "qat", "onnxruntime", "nncf", "quark")
 _LAYERS = ("Convolution", "FullyConnected", "MatMul", "Conv", "Gemm", "FusedConv", "FusedMatMul")
 _CONVERSIONS = ("Reorder", "Convert", "FakeQuantize", "QuantizeLinear", "DequantizeLinear")
 _INTEGERS = ("u8", "i8", "uint8", "int8")
@@ -68,9 +70,10 @@ def counts(path: Path, runtime: str, x: Any) -> dict[str, Any]:
 
 
 def times(files: dict[str, Path], runtime: str, *, seconds: float) -> dict[str, Any]:
-    """Tool -> milliseconds, and the ratio of ours over it (above 1: ours is faster)."""
+    """Tool -> milliseconds, and the ratio of our file of the runtime over it (above 1: ours is faster)."""
     samples = time_paths(files, runtime, logs=FOLDER / "logs", seconds=seconds)
-    return {tool: {"ms": ms_of(taken), "ours": ratio(samples["ours"], taken)} for tool, taken in samples.items()}
+    ours = samples[OURS[runtime]]
+    return {tool: {"ms": ms_of(taken), "ours": ratio(ours, taken)} for tool, taken in samples.items()}
 
 
 @click.group()
@@ -85,8 +88,10 @@ def run(nets: Sequence[str], seconds: float) -> None:
     """Count and time the files that are there; a row that is there is made anew."""
     for net in nets:
         files, side = paths_of(net), side_of(net)
-        if "ours" not in files:
-            raise click.ClickException(f"no int8 file of {net}: python -m benchmarks.int8_accuracy run --net {net}")
+        for tool in OURS.values():
+            if tool not in files:
+                made = f"python -m benchmarks.int8_accuracy run --net {net} --method {tool}"
+                raise click.ClickException(f"no file '{tool}' of {net}: {made}")
         x = np.random.default_rng(0).standard_normal((1, 3, side, side), dtype=np.float32)
         row: dict[str, Any] = {"environment": environment()}
         for runtime in RUNTIMES:

@@ -2,17 +2,24 @@
 
     nice -n 15 python -m benchmarks.pruning_spaces run --net resnet20          # hours; goes on where it was stopped
     python -m benchmarks.pruning_spaces keep                                   # also while it runs: what is finished
+    nice -n 15 python -m benchmarks.pruning_spaces repeat --net resnet20       # after it: refined or random
     python -m benchmarks.pruning_spaces table                                  # what is there; runs nothing
 
 Trained for one epoch on 10,000 images and judged on 4,000 of the test images: the dense model knows all training
 images by heart, and what is lost on them would be memory. Each sweep is a folder in `work/pruning-spaces`: a second
 call goes on with it, also after a kill. `keep` (and the end of every sweep) writes every trial that is planned or
 finished, and what was found, to the results; beside them lies the dense model in half precision.
+
+`repeat` searches again from parts of a population, each of 16 recipes that the others do not have: what the best of
+those and of the finalists loses, beside the best of as many recipes at random as its seconds pay for.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import sqlite3
+from collections.abc import Sequence
 from dataclasses import asdict
 from math import comb
 from pathlib import Path
@@ -27,23 +34,27 @@ from torch import nn
 import deploypruner as dp
 from benchmarks.baseline import baseline
 from benchmarks.cifar10 import MEAN, STD, WORK, split
+from benchmarks.kept import changing, read
 from benchmarks.models import PUBLISHED
 from deploypruner.progress import progress_for
 from deploypruner.recipe.reading import overlay
 from deploypruner.recipe.whole import Recipe
 from deploypruner.sweep.request import STORE
 from deploypruner.sweep.status import sweep_status
-from deploypruner.sweep.store import read_store
+from deploypruner.sweep.store import StoredTrial, read_store
 
 FOLDER = WORK / "pruning-spaces"
 RESULTS = Path(__file__).parent / "results" / "pruning_spaces.json"
 TRIALS = RESULTS.with_name("pruning_spaces_trials.json")
 TRAIN, VAL = 10_000, 4_000
 STEP, EPOCHS = 2, 1
+REPEATED = RESULTS.with_name("pruning_spaces_repeated.json")
+# Recipes that a repeated search learns from, looks, and finalists.
+LEARNT_FROM, CANDIDATES, FINALISTS = 16, 48, 4
 REGIMES: dict[str, dict[str, float]] = {
     "macs-0.5": {"macs": 0.5},
     "macs-0.3": {"macs": 0.3},
-    "speedup-2": {"speedup": 2.0},
+    "speedup-1.25": {"speedup": 1.25},
     "macs-0.7": {"macs": 0.7},
     "macs-0.2": {"macs": 0.2},
 }
@@ -61,31 +72,90 @@ def main() -> None:
     "--regime", "regimes", type=click.Choice(list(REGIMES)), multiple=True, default=("macs-0.5", "macs-0.3")
 )
 @click.option("--samples", default=64, show_default=True)
-@click.option("--candidates", default=48, show_default=True)
+@click.option("--candidates", default=CANDIDATES, show_default=True)
 @click.option("--workers", default=1, show_default=True)
 def run(net: str, regimes: tuple[str, ...], samples: int, candidates: int, workers: int) -> None:
     """Sweep after sweep; each also says what it teaches together with those that are finished."""
     for regime in regimes:
         done = [path for path in sorted(FOLDER.glob(f"{net}-*")) if (path / "sweep.json").is_file()]
         beside = [path for path in done if path.name != f"{net}-{regime}"]
-        with progress_for() as console:
-            found = dp.sweep(
-                *(dense(net), torch.zeros(2, 3, 32, 32)),
-                data=str(_data()),
-                recipe=_recipe(),
-                out=FOLDER / f"{net}-{regime}",
-                samples=samples,
-                candidates=candidates,
-                workers=workers,
-                beside=beside,
-                resume=(FOLDER / f"{net}-{regime}" / "sweep.sqlite").is_file(),
-                progress=console,
-                say=console.say,
-                macs=REGIMES[regime].get("macs"),
-                speedup=REGIMES[regime].get("speedup"),
-            )
+        settings = {"samples": samples, "candidates": candidates, "workers": workers, "beside": beside}
+        found = _sweep(net, regime, FOLDER / f"{net}-{regime}", **settings)
         click.echo(f"{net}, {regime}: {found!r}")
         keep_all()
+
+
+@main.command()
+@click.option("--net", type=click.Choice(sorted(PUBLISHED)), default="resnet20", show_default=True)
+@click.option("--regime", type=click.Choice(list(REGIMES)), default="macs-0.5", show_default=True)
+@click.option("--repeats", default=3, show_default=True)
+def repeat(net: str, regime: str, repeats: int) -> None:
+    """The refined search after every part of a finished population; what is finished is not searched again."""
+    name = f"{net}-{regime}"
+    for place in range(repeats):
+        out = FOLDER / "repeated" / f"{name}-{place}"
+        if not out.exists():
+            part = out.with_name(f"{out.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(FOLDER / name, part)
+            _keep_part(part / STORE, place)
+            part.rename(out)
+        _sweep(net, regime, out, samples=LEARNT_FROM, candidates=CANDIDATES, finalists=FINALISTS, again=0)
+        with changing(REPEATED) as rows:
+            rows[out.name] = _repeated(FOLDER / name / STORE, out / STORE)
+        click.echo(json.dumps(read(REPEATED)[out.name]))
+
+
+def _keep_part(store: Path, place: int) -> None:
+    """Leave the population, with the recipes of the part in front, and nothing that was learnt from it."""
+    base = sqlite3.connect(store)
+    with base:
+        base.execute("DELETE FROM trials WHERE phase != 'space'")
+        total = base.execute("SELECT COUNT(*) FROM trials").fetchone()[0]
+        base.execute("UPDATE trials SET number = (number + ?) % ?", (total - LEARNT_FROM * place, total))
+    base.close()
+
+
+def _repeated(whole: Path, part: Path) -> dict[str, Any]:
+    """One search beside random search that takes as long."""
+    every = [one for one in read_store(whole)[1] if one.trial.phase == "space"]
+    rows = read_store(part)[1]
+    learnt = [one for one in rows if one.trial.phase == "space" and one.trial.number < LEARNT_FROM]
+    finals = [one for one in rows if one.trial.phase == "refined"]
+    spent = _seconds([*learnt, *finals, *(one for one in rows if one.trial.phase == "look")])
+    count = min(len(every), round(spent * len(every) / _seconds(every)))
+    return {
+        "learnt from": min(_drops(learnt)),
+        "finalists": _drops(finals),
+        "minutes": spent / 60,
+        "as many": count,
+        "at random": best_expected(_drops(every), count),
+        "as good at random": share_as_good(_drops(every), count, min(_drops([*learnt, *finals]))),
+    }
+
+
+def _seconds(trials: Sequence[StoredTrial]) -> float:
+    return sum(one.result.seconds for one in trials if one.result is not None)
+
+
+def _drops(trials: Sequence[StoredTrial]) -> list[float]:
+    return sorted(one.kept.drop for one in trials if one.kept is not None)
+
+
+def _sweep(net: str, regime: str, out: Path, **settings: Any) -> dp.SweepResult:
+    with progress_for() as console:
+        return dp.sweep(
+            *(dense(net), torch.zeros(2, 3, 32, 32)),
+            data=str(_data()),
+            recipe=_recipe(),
+            out=out,
+            resume=(out / STORE).is_file(),
+            progress=console,
+            say=console.say,
+            macs=REGIMES[regime].get("macs"),
+            speedup=REGIMES[regime].get("speedup"),
+            **settings,
+        )
 
 
 @main.command()
@@ -111,6 +181,13 @@ def table() -> None:
             click.echo(f"| {name} | {one['dense_quality']:.2f} | {spread} | {len(drops)} | {values} |")
     for name, one in found.items():
         click.echo("\n".join(["", *_lines(name, one)]))
+    click.echo(
+        "\n| refined after 16 recipes | best of these | best finalist | as many at random | as good at random, % |"
+    )
+    click.echo("|---|--:|--:|--:|--:|")
+    for name, one in read(REPEATED).items():
+        values = f"{one['learnt from']:.2f} | {one['finalists'][0]:.2f} | {one['as many']}: {one['at random']:.2f}"
+        click.echo(f"| {name} | {values} | {100 * one['better at random']:.0f} |")
     for folder in sorted(FOLDER.glob("*-*")):
         if (folder / "sweep.sqlite").is_file() and not (folder / "sweep.json").is_file():
             click.echo(sweep_status(folder).text)
@@ -188,11 +265,17 @@ def seconds_by_phase(name: str) -> dict[str, list[float]]:
     return found
 
 
-def best_expected(drops: list[float], count: int) -> float:
+def best_expected(drops: Sequence[float], count: int) -> float:
     """Mean of the least of `count` that are taken at random, without putting back, from drops in ascending order."""
     total = len(drops)
     ways = [comb(total - 1 - place, count - 1) for place in range(total)]
     return sum(drop * way for drop, way in zip(drops, ways, strict=True)) / comb(total, count)
+
+
+def share_as_good(drops: Sequence[float], count: int, drop: float) -> float:
+    """How often the least of `count` taken at random, without putting back, is no more than `drop`."""
+    worse = sum(one > drop for one in drops)
+    return 1 - comb(worse, count) / comb(len(drops), count)
 
 
 def keep_all() -> None:
