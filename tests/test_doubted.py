@@ -14,11 +14,13 @@ from torch import nn
 from deploypruner.build.answering import Runner
 from deploypruner.build.doubted import doubted_count, doubted_data, doubted_labels
 from deploypruner.build.folder import BuildFolder
+from deploypruner.build.form_judge import FormJudge
 from deploypruner.build.stages.load import Load
 from deploypruner.build.stages.report import warnings_of
 from deploypruner.build.state import Build, Given
 from deploypruner.progress import SilentProgress
 from deploypruner.recipe import Recipe
+from deploypruner.runtime.on_onnxruntime import OnnxRuntime
 from deploypruner.sources.data import as_data, settings_for
 from deploypruner.sparse.library import is_built
 from deploypruner.tasks.recognise import OutputTask
@@ -145,3 +147,24 @@ def test_few_calibration_samples_are_counted():
     assert doubted_count(8) == ()
     assert doubted_count(1)[0].startswith("1 calibration sample is few")
     assert doubted_count(7)[0].startswith("7 calibration samples are few")
+
+
+@pytest.mark.parametrize(("known", "said"), [(True, ()), (False, ("accuracy 25.0 % on 40 samples",))])
+def test_a_file_that_does_no_better_than_chance_is_doubted_wherever_forms_of_it_are_judged(tmp_path, known, said):
+    """By hand: the classes that it gives, and each of four classes a quarter of the time."""
+    batch_norm_file(tmp_path / "net.onnx")
+    x = samples(1.0)["x"]
+    session = OnnxRuntime().open(tmp_path / "net.onnx")
+    given = session.run([x])[0].argmax(axis=1)
+    labels = given if known else np.where(np.arange(40) % 4 == 0, given, (given + 1) % 4)
+    judge = FormJudge(
+        *(tmp_path / "net.onnx", "onnxruntime", [([x], labels)]),
+        opened=lambda path, runtime: session,
+        tasks=(OutputTask("y", "classification", label=0),),
+        metric=None,
+    )
+    assert judge.reference.accuracy == (100.0 if known else 25.0)
+    assert len(judge.doubts) == len(said)
+    for doubt, text in zip(judge.doubts, said, strict=True):
+        assert text in doubt
+        assert "guessing has 25 %" in doubt

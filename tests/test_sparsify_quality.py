@@ -44,7 +44,7 @@ def judge(tmp_path: Path, weight: np.ndarray, *, labelled: bool, drop: float | N
     request = FileRequest(given, tmp_path, data=str(tmp_path / "d.npz"), drop=drop)
     session = OnnxRuntime().open(given)
     inputs = sparsify_inputs(session, request.data, DataSettings(), batch=None, said=Said({}))
-    qualities = judged(request, {"dense fp32": given, "dense int8": form}, inputs)
+    qualities, _ = judged(request, {"dense fp32": given, "dense int8": form}, inputs)
     return Sparsified((), {"quality": quality_of(qualities, request)})
 
 

@@ -14,7 +14,7 @@ from deploypruner.build.answering import Runner
 from deploypruner.errors import InputError
 from deploypruner.graph.inputs import noise_like, tensors
 from deploypruner.losses import ModelLoss, OutputLoss
-from deploypruner.measure.quality import label_list
+from deploypruner.measure.quality import by_chance, label_list
 from deploypruner.sources.adapted import Targeted, Unlabelled
 from deploypruner.sources.batches import Batches, Data, Judgeable
 from deploypruner.sources.classes import Names, fit_classes
@@ -171,16 +171,11 @@ def require_better_than_chance(data: Data, runner: Runner, found: Sequence[Outpu
         return
     batches = data.val.with_targets(batch_size=_BATCH, shuffle=True)
     answers, labels = runner.answers(_limited(batches, _CHECKED, seconds=_SECONDS))
-    known = label_list(labels, len(answers[0]))
-    for output, answer in zip(found, answers, strict=True):
-        if output.label is None:
-            continue
-        said = tasks.get(output.task)().by_chance(answer, np.asarray(known[output.label]))
-        if said:
-            raise InputError(
-                f"the dense model does no better than chance on the labels of '{data.name}': {said}",
-                hint=_chance_hint(output, data),
-            )
+    for output, said in by_chance(found, answers, label_list(labels, len(answers[0]))):
+        raise InputError(
+            f"the dense model does no better than chance on the labels of '{data.name}': {said}",
+            hint=_chance_hint(output, data),
+        )
 
 
 def _chance_hint(output: OutputTask, data: Data) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from deploypruner.measure import evaluate, outputs
 from deploypruner.measure.own_metric import OwnMetric
-from deploypruner.measure.quality import Batch
+from deploypruner.measure.quality import Batch, by_chance, joined, joined_labels, label_list
 from deploypruner.records import Quality
 from deploypruner.search.gaps import Gap, gaps, largest
 from deploypruner.tasks.recognise import OutputTask
@@ -29,6 +29,7 @@ class FormJudge:
 
     Attributes:
         reference: Quality of `file` itself.
+        doubts: That `file` does no better than chance on the labels, where it does not.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class FormJudge:
         self._tasks = tasks if known else None
         self._known: dict[tuple[Path, str], Gap | None] = {}
         self.reference = self._quality(session)
+        self.doubts = () if metric is not None else tuple(self._by_chance())
 
     def quality(self, file: Path, runtime: str) -> Quality:
         """Of another form, as its file is now."""
@@ -58,6 +60,15 @@ class FormJudge:
         if (file, runtime) not in self._known:
             self._known[file, runtime] = largest(gaps(self.quality(file, runtime), self.reference))
         return self._known[file, runtime]
+
+    def _by_chance(self) -> Iterator[str]:
+        answers = joined(self._answers)
+        given = label_list(joined_labels([labels for _, labels in self._samples]), len(answers[0]))
+        for _, said in by_chance(self._tasks or (), answers, given):
+            yield (
+                f"the given model does no better than chance on the labels: {said}; check how inputs are prepared "
+                "and the order of classes, for what is lost from there says nothing"
+            )
 
     def _quality(self, session: Any) -> Quality:
         return evaluate(session, self._samples, reference=self._answers, tasks=self._tasks, metric=self._metric)

@@ -244,8 +244,10 @@ def file_judge(request: FileRequest, inputs: Inputs, given: Path) -> FormJudge:
     )
 
 
-def judged(request: FileRequest, files: Mapping[str, Path], inputs: Inputs) -> dict[str, Quality]:
-    """The quality of every form, each against the file that the user gave, which is the first.
+def judged(
+    request: FileRequest, files: Mapping[str, Path], inputs: Inputs
+) -> tuple[dict[str, Quality], tuple[str, ...]]:
+    """The quality of every form, each against the file that the user gave, which is the first; and what is doubted.
 
     Args:
         request: What to do.
@@ -254,7 +256,7 @@ def judged(request: FileRequest, files: Mapping[str, Path], inputs: Inputs) -> d
     """
     first, *others = files
     judge = file_judge(request, inputs, files[first])
-    return {first: judge.reference, **{name: judge.quality(files[name], JUDGED_IN) for name in others}}
+    return {first: judge.reference, **{name: judge.quality(files[name], JUDGED_IN) for name in others}}, judge.doubts
 
 
 def quality_of(

@@ -185,6 +185,7 @@ def int8_file(request: Int8Request, *, say: Say) -> Int8File:
                 *_slower(measured.rows, request.file.model),
                 *remarks,
                 *inputs.remarks,
+                *form.judge.doubts,
                 *filter(None, (folder.remark, no_bf16(file.allow_bf16, file.clock.machine.target))),
                 *_about(summary),
                 *measured.doubts,
@@ -233,6 +234,8 @@ def _within_drop(
         reduces_range(request.file.weight_bits, request.file.clock.machine.target),
     )
     judge = file_judge(file, inputs, given)
+    for text in judge.doubts:
+        say(f"warning: {text}")
 
     def form(summary: QuantizationSummary, precision: dict[str, Any]) -> _Form:
         qualities = {given_name: judge.reference, int8_name: judge.quality(int8, JUDGED_IN)}

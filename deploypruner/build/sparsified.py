@@ -151,7 +151,8 @@ def _sparsified(
     rows: tuple[Row, ...] = ()
     files = {} if is_int8 else {f"dense {float_name(model)}": request.model}
     files |= {"dense int8": dense, **({} if made.check is None else {"sparse int8": sparse})}
-    qualities = judged(request, files, inputs)
+    qualities, doubts = judged(request, files, inputs)
+    remarks = (*remarks, *doubts)
     if request.data is not None:
         document = {**document, "quality": quality_of(qualities, request)}
     else:

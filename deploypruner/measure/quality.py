@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ def judge_outputs(
         raise InputError("no validation inputs", hint="give a data set with a validation part")
     answers = joined(ours)
     dense = None if reference is None else _matching(reference, ours)
-    wanted = _joined_labels(labels)
+    wanted = joined_labels(labels)
     given = label_list(wanted, len(answers[0]))
     if tasks is None:
         tasks = recognise(list(names), dense or answers, given)
@@ -144,6 +144,22 @@ def judge_output(
         accuracy_ci=None if right is None else share_interval(right, whole=100.0),
         change=None if right is None or theirs is None else changed(right, theirs),
     )
+
+
+def by_chance(
+    tasks: Sequence[OutputTask], answers: Sequence[Array], labels: Sequence[Array | None]
+) -> Iterator[tuple[OutputTask, str]]:
+    """Outputs that do no better than chance on their labels, and how well they do.
+
+    Args:
+        tasks: What every output is.
+        answers: `[N, ...]` each.
+        labels: As `recognise` was given them.
+    """
+    for output, answer in zip(tasks, answers, strict=True):
+        wanted = None if output.label is None or output.label >= len(labels) else labels[output.label]
+        if wanted is not None and (said := registry.get(output.task)().by_chance(answer, wanted)):
+            yield output, said
 
 
 def run_batch(session: Session, feeds: Sequence[Array]) -> list[Array]:
@@ -208,7 +224,7 @@ def _shapes(batch: Sequence[Array]) -> str:
     return ", ".join(str(list(part.shape)) for part in batch)
 
 
-def _joined_labels(labels: Sequence[Labels]) -> Labels:
+def joined_labels(labels: Sequence[Labels]) -> Labels:
     """All labels in the form of one batch's: an array, a tuple of arrays, or a list with an entry per sample."""
     known = [target for target in labels if target is not None]
     if known and len(known) < len(labels):
@@ -218,9 +234,9 @@ def _joined_labels(labels: Sequence[Labels]) -> Labels:
     if isinstance(known[0], np.ndarray):
         return np.concatenate(known)
     if isinstance(known[0], tuple):
-        return tuple(_joined_labels(list(parts)) for parts in zip(*known, strict=True))
+        return tuple(joined_labels(list(parts)) for parts in zip(*known, strict=True))
     if isinstance(known[0], Mapping):
-        return {key: _joined_labels([part[key] for part in known]) for key in known[0]}
+        return {key: joined_labels([part[key] for part in known]) for key in known[0]}
     return [entry for part in known for entry in part]
 
 
