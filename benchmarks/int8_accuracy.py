@@ -98,7 +98,7 @@ def main() -> None:
     default=("float", "min-max", "ours", "onnxruntime"),
     show_default=True,
 )
-@click.option("--images", default=5000, show_default=True, help="test images that judge, at most")
+@click.option("--images", default=8000, show_default=True, help="test images that judge, at most")
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def run(net: Sequence[str], form: Sequence[str], method: Sequence[str], images: int, results: Path) -> None:
     """Quantize and judge what has not been judged yet."""

@@ -10,8 +10,9 @@ images by heart, and what is lost on them would be memory. Each sweep is a folde
 call goes on with it, also after a kill. `keep` (and the end of every sweep) writes every trial that is planned or
 finished, and what was found, to the results; beside them lies the dense model in half precision.
 
-`repeat` searches again from parts of a population, each of 16 recipes that the others do not have: what the best of
-those and of the finalists loses, beside the best of as many recipes at random as its seconds pay for.
+`repeat` searches again from parts of a population, each of 16 recipes that the others do not have, with 24 looks:
+what the best of those and of the finalists loses, beside the best of as many recipes at random as its seconds pay
+for.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ TRIALS = RESULTS.with_name("pruning_spaces_trials.json")
 TRAIN, VAL = 10_000, 4_000
 STEP, EPOCHS = 2, 1
 REPEATED = RESULTS.with_name("pruning_spaces_repeated.json")
+CANDIDATES = 48
 # Recipes that a repeated search learns from, looks, and finalists.
-LEARNT_FROM, CANDIDATES, FINALISTS = 16, 48, 4
+LEARNT_FROM, LOOKS, FINALISTS = 16, 24, 4
 REGIMES: dict[str, dict[str, float]] = {
     "macs-0.5": {"macs": 0.5},
     "macs-0.3": {"macs": 0.3},
@@ -100,7 +102,7 @@ def repeat(net: str, regime: str, repeats: int) -> None:
             shutil.copytree(FOLDER / name, part)
             _keep_part(part / STORE, place)
             part.rename(out)
-        _sweep(net, regime, out, samples=LEARNT_FROM, candidates=CANDIDATES, finalists=FINALISTS, again=0)
+        _sweep(net, regime, out, samples=LEARNT_FROM, candidates=LOOKS, finalists=FINALISTS, again=0)
         with changing(REPEATED) as rows:
             rows[out.name] = _repeated(FOLDER / name / STORE, out / STORE)
         click.echo(json.dumps(read(REPEATED)[out.name]))
