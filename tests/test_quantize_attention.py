@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from deploypruner.errors import InputError
 from deploypruner.latency.layer_times import Owners
 from deploypruner.onnx_graph import operand, read_graph
 from deploypruner.quantize.attention import attention_of
@@ -20,7 +21,7 @@ TOKENS, COLUMNS = 6, 16
 needs_vnni = pytest.mark.skipif(detect().saturates, reason="8-bit products saturate on this processor")
 
 
-def attending(*, mask: bool = False) -> onnx.ModelProto:
+def attending(*, mask: float | None = None) -> onnx.ModelProto:
     """q, k and v of [N, T, C] by layers of their own, scaled scores, a softmax, and a layer behind."""
     net = Net(["n", TOKENS, COLUMNS], seed=5)
 
@@ -30,9 +31,9 @@ def attending(*, mask: bool = False) -> onnx.ModelProto:
 
     q, k, v = (linear("x") for _ in range(3))
     scores = net.add("Div", net.add("MatMul", q, net.add("Transpose", k, perm=[0, 2, 1])), net.keep(4.0))
-    if mask:  # -1000 for tokens whose first number is negative
+    if mask is not None:  # added for tokens whose first number is negative
         first = net.add("Slice", "x", *(net.keep([n], kind=np.int64) for n in (0, 1, 2)))
-        away = net.add("Where", net.add("Less", first, net.keep(0.0)), net.keep(-1000.0), net.keep(0.0))
+        away = net.add("Where", net.add("Less", first, net.keep(0.0)), net.keep(mask), net.keep(0.0))
         scores = net.add("Add", scores, net.add("Transpose", away, perm=[0, 2, 1]))
     mixed = net.add("MatMul", net.add("Softmax", scores, axis=-1), v)
     return net.model(linear(mixed))
@@ -109,11 +110,33 @@ def test_it_stays_float_for_onnx_runtime_and_where_sums_would_saturate(tmp_path,
 
 def test_a_mask_that_is_added_to_the_scores_is_not_rounded(tmp_path):
     """In u8 a range of 1000 would leave steps of 4 for scores between -2 and 2."""
-    fp32, model = saved(tmp_path, mask=True)
+    fp32, model = saved(tmp_path, mask=-1000.0)
     graph = graph_of(model)
     assert {node.op_type for node in attention_of(graph).scores} == {"Add", "Div"}
     quantize_static(fp32, tmp_path / "int8.onnx", calibration=[[tokens()]])
     assert relative(run(onnx.load(tmp_path / "int8.onnx"), tokens()), run(model, tokens())) < 0.05
+
+
+LOWEST = float(np.finfo(np.float32).min)
+
+
+@pytest.mark.parametrize("mask", [-np.inf, LOWEST])  # with a score below 0, the lowest number is infinite as well
+@pytest.mark.parametrize("more", [{"method": "entropy"}, {"placement": "onnxruntime"}, {"repair": True}])
+def test_scores_of_masked_tokens_may_be_infinite(tmp_path, mask, more):
+    x = tokens()
+    x[:, 0, 0] = 1.0  # a token that is not masked in every sample
+    fp32, model = saved(tmp_path, mask=mask)
+    summary = quantize_static(fp32, tmp_path / "int8.onnx", calibration=[[x]] * 2, **more)
+    assert summary.quantized == (4 if "placement" in more else 6)
+    assert relative(run(onnx.load(tmp_path / "int8.onnx"), x), run(model, x)) < 0.05
+
+
+def test_what_is_rounded_may_not_be_infinite(tmp_path):
+    net = Net(["n", TOKENS, COLUMNS], seed=5)
+    away = net.add("Where", net.add("Less", "x", net.keep(0.0)), net.keep(-np.inf), net.keep(0.0))
+    onnx.save(net.model(net.gemm(net.add("Flatten", net.add("Add", "x", away)), 4, 96)), tmp_path / "fp32.onnx")
+    with pytest.raises(InputError, match="is NaN or infinite on the calibration data"):
+        quantize_static(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", calibration=[[tokens()]])
 
 
 def test_a_softmax_over_classes_is_no_attention():

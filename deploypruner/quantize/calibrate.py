@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
-from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
+from onnxruntime.quantization.calibrate import HistogramCalibrater, TensorsData, create_calibrator
 
 from deploypruner.errors import InputError, RecipeError, nearest
 
@@ -25,21 +26,23 @@ _METHODS = {
 
 
 def activation_ranges(
-    model: Path, calibration: Iterable[Feeds], *, method: str, op_types: Sequence[str]
+    model: Path, calibration: Iterable[Feeds], *, method: str, op_types: Sequence[str], rounded: Collection[str]
 ) -> tuple[TensorsData, int]:
     """Run `model` on every batch; return the range of each tensor and the number of samples seen.
 
-    One batch is held at a time, whatever the method. The calibrator's working file goes beside `model`.
+    One batch is held at a time, whatever the method. The calibrator's working file goes beside `model`. Tensors that
+    nothing rounds may be infinite, as the scores of masked tokens are, and have no range then.
 
     Args:
         model: fp32 ONNX file.
         calibration: Batches; each one array per model input, samples on axis 0.
         method: "minmax" covers every value seen; "percentile" (99.999) and "entropy" cut rare outliers.
-        op_types: Operators whose inputs and outputs need a range.
+        op_types: Operators whose inputs and outputs get a range.
+        rounded: Names of tensors that may have to be int8.
 
     Raises:
         RecipeError: Unknown method.
-        InputError: No batch, a batch that does not fit the inputs, or values that are not finite.
+        InputError: No batch, a batch that does not fit the inputs, or values to be rounded that are not finite.
     """
     if method not in _METHODS:
         raise RecipeError(f"no calibration method called '{method}'", hint=nearest(method, _METHODS))
@@ -49,17 +52,19 @@ def activation_ranges(
         augmented_model_path=str(model.with_name("augmented.onnx")),
         calibrate_method=_METHODS[method],
     )
+    if isinstance(calibrator, HistogramCalibrater):  # which cannot count infinite values
+        calibrator.tensors_to_calibrate &= set(rounded)
     names = [value.name for value in calibrator.infer_session.get_inputs() if value.name]
     samples = 0
-    with redirect_stdout(io.StringIO()):  # the histogram calibrators print
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # the histogram calibrators print
+        warnings.simplefilter("ignore", RuntimeWarning)  # of numpy, over NaN, which is said below
         for index, feeds in enumerate(calibration):
             check_feeds(feeds, names, index)
             _collect(calibrator, dict(zip(names, feeds, strict=True)), index)
             samples += sample_count(feeds)
         check_some(samples)
         ranges = calibrator.compute_data()
-    _check_finite_ranges(ranges)
-    return ranges, samples
+    return _finite_ranges(ranges, rounded), samples
 
 
 class _OneBatch(CalibrationDataReader):
@@ -123,11 +128,15 @@ def check_feeds(feeds: Feeds, names: Sequence[str], index: int) -> None:
             )
 
 
-def _check_finite_ranges(ranges: TensorsData) -> None:
-    for name, data in ranges.items():
-        low, high = data.range_value
-        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+def _finite_ranges(ranges: TensorsData, rounded: Collection[str]) -> TensorsData:
+    """Without those of infinite values that nothing rounds."""
+    for name, data in list(ranges.data.items()):
+        if np.isfinite(data.range_value).all():
+            continue
+        if name in rounded:
             raise InputError(
                 f"activation '{name}' is NaN or infinite on the calibration data",
                 hint="check the weights, and that the data is normalised as in training",
             )
+        del ranges.data[name]
+    return ranges

@@ -27,7 +27,7 @@ Zen 4). With zero points OpenVINO computes it in float behind conversions. ONNX 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import onnx_ir as ir
@@ -122,6 +122,20 @@ def int8_nodes(
             continue
         chosen.add(node)
     return serving(graph, chosen) if keep_float else frozenset(chosen)
+
+
+def rounded_tensors(graph: ir.Graph, placements: Sequence[Placement], *, attention: bool) -> frozenset[str]:
+    """Names of what nodes that become int8 by one of the placements read and write.
+
+    Args:
+        graph: fp32, sorted.
+        placements: For which runtimes.
+        attention: As for `int8_nodes`.
+    """
+    nodes = set[ir.Node]().union(*(int8_nodes(graph, placement, attention=attention) for placement in placements))
+    return frozenset(
+        str(value.name) for node in nodes for value in (*node.inputs, *node.outputs) if value is not None
+    )
 
 
 def misquantized_in_openvino(layer: ir.Node) -> bool:

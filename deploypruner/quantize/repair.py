@@ -86,6 +86,7 @@ _STEPS = 4  # for the progress
 
 Quantizer = Callable[[Int8Form], onnx.ModelProto]
 Chosen = Callable[[ir.Graph], Collection[ir.Node]]
+RoundedNames = Callable[[ir.Graph], Collection[str]]
 
 
 class Repair:
@@ -97,6 +98,7 @@ class Repair:
         quantize: Makes the int8 model.
         chosen: The nodes of an fp32 graph that become int8.
         op_types: Operators whose inputs and outputs have ranges.
+        rounded: Names of the tensors of an fp32 graph that may have to be int8, in whatever runtime.
         folder: For working files.
         progress: Told about the steps.
 
@@ -115,11 +117,12 @@ class Repair:
         quantize: Quantizer,
         chosen: Chosen,
         op_types: Sequence[str],
+        rounded: RoundedNames,
         folder: Path,
         progress: Progress,
     ) -> None:
         self._batches, self._quantize, self._chosen, self._progress = batches, quantize, chosen, progress
-        self._op_types, self._folder = op_types, folder
+        self._op_types, self._rounded, self._folder = op_types, rounded, folder
         self._fit, self._judging = batches.split(_JUDGING)
         model = _unshared(model)
         self._expected = list(run(model, batches.some(self._judging)))
@@ -255,7 +258,13 @@ class Repair:
     def _ranges(self, model: onnx.ModelProto, method: Method) -> TensorsData:
         ready = self._folder / "fp32.onnx"
         write_onnx(model, ready)
-        found, _ = activation_ranges(ready, self._batches.some(self._fit), method=method, op_types=self._op_types)
+        found, _ = activation_ranges(
+            ready,
+            self._batches.some(self._fit),
+            method=method,
+            op_types=self._op_types,
+            rounded=self._rounded(ir.from_proto(model).graph),
+        )
         return found
 
     def _samples(self) -> list[Sequence[Array]]:

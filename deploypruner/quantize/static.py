@@ -41,6 +41,7 @@ from deploypruner.quantize.placement import (
     op_types,
     read_unrounded,
     remove_pairs,
+    rounded_tensors,
 )
 from deploypruner.quantize.repair import Int8Form, Repair, RepairStep, without_rounding
 from deploypruner.quantize.running import CalibrationBatches, input_names
@@ -178,6 +179,7 @@ def calibrate(
         _check_placement(placement)
     model = _load(fp32)
     types = tuple(dict.fromkeys(kind for placement in placements for kind in op_types(placement)))
+    rounded = partial(rounded_tensors, placements=placements, attention=not reduce_range)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".quantize-") as scratch, unsaid_errors(Path(scratch)):
         if repair:
             batches = CalibrationBatches(Path(scratch), calibration, input_names(model))
@@ -187,6 +189,7 @@ def calibrate(
                 quantize=lambda form: to_model(_qdq(form, placement=placements[0], reduce_range=reduce_range)),
                 chosen=partial(int8_nodes, placement=placements[0], attention=not reduce_range),
                 op_types=types,
+                rounded=rounded,
                 folder=Path(scratch),
                 progress=progress or SilentProgress(),
             )
@@ -197,7 +200,8 @@ def calibrate(
         write_onnx(model, ready)
         plain: Method = "minmax" if method == "auto" else method
         with _quiet_logging():
-            ranges, samples = activation_ranges(ready, calibration, method=plain, op_types=types)
+            names = rounded(ir.from_proto(model).graph)
+            ranges, samples = activation_ranges(ready, calibration, method=plain, op_types=types, rounded=names)
     return Calibrated(Int8Form(model, ranges), model, method, samples)
 
 
