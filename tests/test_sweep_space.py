@@ -9,11 +9,16 @@ from torch import nn
 
 import deploypruner as dp
 from deploypruner.channels.feasible_widths import find_room
+from deploypruner.channels.given_widths import given_widths
 from deploypruner.errors import InputError
+from deploypruner.recipe import Recipe
 from deploypruner.recipe.constraints import Constraints
+from deploypruner.recipe.reading import overlay
+from deploypruner.sweep.recipe_file import recipe_with
 from deploypruner.sweep.records import Bucket, DenseModel, Optimum
 from deploypruner.sweep.refine import refined
 from deploypruner.sweep.space import TOLERANCE, PruningSpace
+from tests.nets import NETS, make
 
 
 def a_graph():
@@ -117,3 +122,22 @@ def test_the_refined_space_keeps_to_the_optimum_and_to_the_best_sub_space():
         removed = GRAPH.removed(space.keep(recipe.widths))
         assert 0.95 <= costs.macs(removed) / costs.params(removed) / dense.macs_per_param <= 1.05
     assert refined(space, dense=dense, optimum=None, buckets=buckets[:1])[0].space == space
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_recipe_file_says_every_recipe_of_a_space(name):
+    """Also where the output of one layer is of several groups, as that of a layer with a padded shortcut."""
+    graph = dp.trace(*make(name))
+    order = {group.id: np.arange(group.size)[::-1] for group in graph.groups}
+
+    def cost(keep):
+        return float(graph.costs.macs(graph.removed(keep)))
+
+    room, _ = find_room(graph, order, Constraints(), step=1, cost=lambda room: cost(room.narrowest))
+    allowed = PruningSpace(graph, room, cost, graph.costs.macs()).widths_allowed()
+    generator = np.random.default_rng(0)
+    for _ in range(4):
+        widths = {group: int(generator.choice(choices)) for group, choices in allowed.items()}
+        recipe = recipe_with(overlay(Recipe(), {"prune": {"step": 1}}), graph, widths)
+        said = given_widths(graph, recipe.prune.constraints, step=1).widths
+        assert said == {name: width for name, width in widths.items() if width < graph.group(name).size}

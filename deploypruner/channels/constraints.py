@@ -91,7 +91,8 @@ def tables_of(
     Args:
         graph: The traced model.
         tables: In their order.
-        outputs: Only where the channels are the output of the layer that is named.
+        outputs: Only where the channels are the output of the layer that is named; and the id of a group names that
+            group alone, where a layer's output is of several.
 
     Raises:
         RecipeError: A pattern that matches nothing; the nearest name is offered.
@@ -100,10 +101,16 @@ def tables_of(
     made = {
         (s.names[0], axis) for s in graph.labelling.state.values() for axis, r in s.roles.items() if r == "producer"
     }
+    known = {group.id for group in graph.groups}
+    alone = {table.match: known.intersection(_spelled_ids(table.match)) for table in tables if outputs}
     found = {}
     for group in graph.groups:
         names = {m.parameter for m in group.members if not outputs or (m.parameter, m.axis) in made}
-        found[group.id] = [table for table in tables if names & matching[table.match]]
+        found[group.id] = [
+            table
+            for table in tables
+            if (group.id in alone[table.match] if alone.get(table.match) else names & matching[table.match])
+        ]
     return found
 
 
@@ -193,8 +200,18 @@ def _spelled(pattern: str) -> list[str]:
 
     "blocks.0-1,3.mlp.weight:0" -> "blocks.0.mlp.weight", "blocks.1.mlp.weight", "blocks.3.mlp.weight".
     """
-    pieces = re.sub(r"(:\d+)?(#\d+)?$", "", pattern).split(".")
+    pieces = pattern[: _id_suffix(pattern)].split(".")
     return [".".join(chosen) for chosen in product(*(_numbers(piece) for piece in pieces))]
+
+
+def _spelled_ids(pattern: str) -> list[str]:
+    """The ids of groups that it may be, as tables print them."""
+    return [f"{name}{pattern[_id_suffix(pattern) :]}" for name in _spelled(pattern)]
+
+
+def _id_suffix(pattern: str) -> int:
+    """Where the axis (and number) of a group's id begins."""
+    return len(re.sub(r"(:\d+)?(#\d+)?$", "", pattern))
 
 
 def _numbers(piece: str) -> list[str]:

@@ -48,7 +48,7 @@ class LayerConstraint:
         max_cut: See `Constraints`.
         heads: See `Constraints`.
         cut: Exactly this share of the output channels of these layers goes, 0 <= cut < 1, whatever the scope would
-            do; see `given_widths`.
+            do; the id of a group, as tables print it, names that group alone; see `given_widths`.
     """
 
     match: str

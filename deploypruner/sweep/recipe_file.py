@@ -28,7 +28,7 @@ def recipe_with(recipe: Recipe, graph: Graph, widths: Mapping[str, int]) -> Reci
     for group in graph.groups:
         width = widths.get(group.id, group.size)
         if width < group.size:
-            tables.append({"match": group.id.partition(":")[0], "cut": 1 - width / group.size})
+            tables.append({"match": group.id, "cut": 1 - width / group.size})
     theirs = [table for table in recipe.prune.layers if table.cut is None]
     found = overlay(recipe, {"prune": {"macs": 1.0, "scope": "recipe", "layers": [*theirs, *tables]}})
     said = given_widths(graph, found.prune.constraints, step=found.prune.step).widths

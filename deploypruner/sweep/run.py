@@ -382,7 +382,7 @@ def _least(trials: Sequence[StoredTrial]) -> StoredTrial:
 def _write(request: SweepRequest, build: Build, found: SweepFound) -> None:
     folder, best = build.folder, found.best
     why = f"the winner of {request.command}: {best.expected:.2f} points of {found.quality} lost"
-    folder.write_text(WINNER, winner_text(recipe_with(request.recipe, build.traced, best.widths), why=why))
     folder.write_json(DOCUMENT, sweep_json(found))
     folder.write_text(PAGE, sweep_html(found))
+    folder.write_text(WINNER, winner_text(recipe_with(request.recipe, build.traced, best.widths), why=why))
     folder.write_manifest({"command": found.command, "model_sha256": build.sha256})
