@@ -191,6 +191,16 @@ def test_a_calibrated_model_gives_the_measured_time_and_scales_the_rest(made):
     assert model.scale == 1
 
 
+def test_a_model_survives_its_journey_as_json(made):
+    graph, make, _ = made
+    model = make().calibrated({}, 7.0)
+    again = LatencyModel.from_json(json.loads(json.dumps(model.to_json())), graph, SETTING)
+    assert (again.quality, again.scale) == (model.quality, model.scale)
+    for keep in scattered_plans(graph, 4, seed=7):
+        assert again.ms(keep) == pytest.approx(model.ms(keep), rel=1e-5)  # tenths of nanoseconds
+    assert again.to_json() == model.to_json()
+
+
 def test_the_same_model_again_asks_for_nothing(made, monkeypatch):
     graph, make, _ = made
     first, before = make(), FakeTimer.asked

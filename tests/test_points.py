@@ -20,10 +20,13 @@ from torch.nn import functional
 from deploypruner import __version__, export_point
 from deploypruner.errors import InputError
 from deploypruner.graph import Graph
-from deploypruner.latency import LayerTime
+from deploypruner.latency import LatencyModel, LayerTime
 from deploypruner.latency.clock import current_clock, using
+from deploypruner.latency.nodes import Node
+from deploypruner.latency.points import Points
+from deploypruner.latency.quality import LatencyQuality
 from deploypruner.measure import Job, Measured
-from deploypruner.records import Timing
+from deploypruner.records import Setting, Timing
 from tests.builds import IMAGE, Outcome, run_cli, samples, save_program, tiny
 
 pytestmark = pytest.mark.slow
@@ -47,6 +50,14 @@ class ByParameters:
     def ms(self, keep: Any) -> float:
         costs = self.graph.costs
         return self.factor * (1 + 9 * costs.params(self.graph.removed(keep)) / costs.params())
+
+    def to_json(self) -> dict[str, Any]:
+        """Of a latency model that predicts the dense model's time for every plan."""
+        points = Points()
+        points.add("all", (), 1e6 * self.ms({}))
+        node = Node("conv", "Convolution", "all", (), (), 1.0)
+        setting, quality = Setting("openvino", "fp32"), LatencyQuality(None, 0, 0.0)
+        return LatencyModel(self.graph, setting, nodes=[node], points=points, quality=quality).to_json()
 
     def layers(self, keep: Any) -> list[LayerTime]:
         return [LayerTime("conv", "Convolution", self.ms(keep))]

@@ -26,6 +26,7 @@ from deploypruner.sweep.store import TrialStore, read_store
 from deploypruner.sweep.trial import SweepTrial, TrialContext, TrialResult, identity_of, result_json
 from deploypruner.sweep.workers import run_in_workers
 from tests.builds import IMAGE, Outcome, digests, run_cli, samples, save_program
+from tests.made_up_times import FakeTimer, replace_timer
 from tests.test_points import by_parameters
 
 SWEEP = (
@@ -310,27 +311,35 @@ def test_more_samples_are_added_to_a_finished_sweep(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_equal_predicted_time_and_no_labels_from_python(whole):
+def test_equal_predicted_time_and_no_labels_from_python(whole, monkeypatch):
+    """Going on, it predicts with the times that it began with, though layers would be timed anew."""
     root, _ = whole
-    from tests.test_points import ByParameters, timed
+    from tests.test_points import timed
 
-    clock = replace(current_clock(), artifacts=timed, latency_model=lambda graph, setting, **_: ByParameters(graph))
-    x = torch.tensor(np.load(root / "plain.npz")["x"])
-    with using(clock):
-        result = dp.sweep(
-            *(taught(), torch.zeros(2, *IMAGE)),
-            data=x,
-            speedup=1.5,
-            step=1,
-            samples=8,
-            candidates=0,
-            again=0,
-            criterion="magnitude",
-            runtimes=("onnxruntime",),
-            out=root / "timed",
-            progress=False,
-        )
-    found = result.found
+    model, example = taught(), torch.zeros(2, *IMAGE)
+    replace_timer(monkeypatch, dp.trace(model, example))
+
+    def swept(samples: int, *, cache: str, resume: bool) -> dp.SweepResult:
+        monkeypatch.setenv("DEPLOYPRUNER_CACHE", str(root / cache))
+        with using(replace(current_clock(), artifacts=timed)):
+            return dp.sweep(
+                *(model, example),
+                data=torch.tensor(np.load(root / "plain.npz")["x"]),
+                speedup=1.5,
+                step=1,
+                samples=samples,
+                candidates=0,
+                again=0,
+                criterion="magnitude",
+                runtimes=("onnxruntime",),
+                out=root / "timed",
+                resume=resume,
+                progress=False,
+            )
+
+    result = swept(8, cache="one", resume=False)
+    found, asked = result.found, FakeTimer.asked
+    assert asked > 0
     assert (found.labelled, found.quality) == (False, "top-1 agreement with the dense model")
     assert any("nothing is labelled" in note for note in found.notes)
     dense_ms = found.dense.ms
@@ -340,6 +349,9 @@ def test_equal_predicted_time_and_no_labels_from_python(whole):
     assert found.conjectures[1].verdict != "not tested"
     assert result.recipe.is_file()
     assert "8 recipes at --speedup 1.5" in repr(result)
+    more = swept(10, cache="two", resume=True).found
+    assert FakeTimer.asked == asked
+    assert (more.samples[:8], more.dense, len(more.samples)) == (found.samples, found.dense, 10)
 
 
 # --------------------------------------------------------------------- refused

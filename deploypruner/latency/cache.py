@@ -17,7 +17,6 @@ from deploypruner.device.machine import Machine
 from deploypruner.errors import InputError, said_by
 from deploypruner.graph import Graph
 from deploypruner.graph.inputs import tensors
-from deploypruner.latency.matching import Follows
 from deploypruner.latency.nodes import Node
 from deploypruner.latency.points import Points
 from deploypruner.latency.quality import LatencyQuality
@@ -52,7 +51,11 @@ class Cache:
     def model(self, fingerprint: str) -> tuple[tuple[Node, ...], LatencyQuality] | None:
         """Operations and quality of a model that was built before."""
         found = self._models.get(fingerprint)
-        return None if found is None else (tuple(map(_node, found["nodes"])), _quality(found["quality"]))
+        return (
+            None
+            if found is None
+            else (tuple(map(Node.from_json, found["nodes"])), LatencyQuality.from_json(found["quality"]))
+        )
 
     def write(self, fingerprint: str, nodes: Sequence[Node], quality: LatencyQuality, points: Points) -> None:
         """Keep a model and all points; a folder that cannot be written to is a remark, no error."""
@@ -74,8 +77,8 @@ class Cache:
                 raise ValueError("another format or device")
             points, models = Points.from_json(document["points"]), dict(document["models"])
             for found in models.values():
-                nodes = tuple(map(_node, found["nodes"]))
-                _quality(found["quality"])
+                nodes = tuple(map(Node.from_json, found["nodes"]))
+                LatencyQuality.from_json(found["quality"])
                 if not all(points.has(node.key) for node in nodes):
                     raise ValueError("operations without timings")
         except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -119,13 +122,3 @@ def fingerprint(graph: Graph) -> str:
         [graph.part, graph.dynamic_batch],
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def _node(found: dict[str, Any]) -> Node:
-    sizes = tuple(None if follows is None else Follows(**follows) for follows in found["sizes"])
-    places = tuple((int(number), int(axis)) for number, axis in found["places"])
-    return Node(**{**found, "sizes": sizes, "places": places})
-
-
-def _quality(found: dict[str, Any]) -> LatencyQuality:
-    return LatencyQuality(**{**found, "remarks": tuple(found["remarks"])})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,33 @@ class LatencyModel:
         """Milliseconds that disappear when one group alone gets each of the given widths; by group."""
         tally = self.tally({group.id: np.arange(group.size) for group in self.graph.groups})
         return {group: tally.ms - tally.sweep(group, np.asarray(chosen)) for group, chosen in widths.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """All that predictions follow from besides the graph; times are rounded to tenths of nanoseconds."""
+        return {
+            "nodes": [asdict(node) for node in self._nodes],
+            "points": self._points.to_json(),
+            "quality": asdict(self.quality),
+            "scale": self.scale,
+        }
+
+    @staticmethod
+    def from_json(document: dict[str, Any], graph: Graph, setting: Setting) -> LatencyModel:
+        """The opposite of `to_json`.
+
+        Args:
+            document: What it gave.
+            graph: The same traced model.
+            setting: The same.
+        """
+        return LatencyModel(
+            graph,
+            setting,
+            nodes=tuple(map(Node.from_json, document["nodes"])),
+            points=Points.from_json(document["points"]),
+            quality=LatencyQuality.from_json(document["quality"]),
+            scale=document["scale"],
+        )
 
     @property
     def facts(self) -> dict[str, Any]:

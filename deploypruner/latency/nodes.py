@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,13 @@ class Node:
     places: tuple[tuple[int, int], ...]
     presence: float
     branch: int | None = None
+
+    @staticmethod
+    def from_json(found: dict[str, Any]) -> Node:
+        """The opposite of `asdict`."""
+        sizes = tuple(None if follows is None else Follows(**follows) for follows in found["sizes"])
+        places = tuple((int(number), int(axis)) for number, axis in found["places"])
+        return Node(**{**found, "sizes": sizes, "places": places})
 
     @property
     def sort(self) -> str:

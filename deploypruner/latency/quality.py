@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,3 +22,8 @@ class LatencyQuality:
     probes: int
     guessed: float
     remarks: tuple[str, ...] = ()
+
+    @staticmethod
+    def from_json(found: dict[str, Any]) -> LatencyQuality:
+        """The opposite of `asdict`."""
+        return LatencyQuality(**{**found, "remarks": tuple(found["remarks"])})

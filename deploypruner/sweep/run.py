@@ -45,7 +45,7 @@ from deploypruner.sweep.request import (
     short_recovery,
 )
 from deploypruner.sweep.space import PruningSpace, SampledRecipe
-from deploypruner.sweep.speed import PredictedSpeed, TimedDense, predicted_speed, speed_if_possible
+from deploypruner.sweep.speed import PredictedSpeed, predicted_speed, speed_if_possible
 from deploypruner.sweep.store import StoredTrial, TrialStore, read_store
 from deploypruner.sweep.trial import (
     SweepTrial,
@@ -166,19 +166,24 @@ class _Sweep:
     # ---------------------------------------------------------------------- the space
 
     def _predicted(self) -> PredictedSpeed | None:
-        """Predicted milliseconds: needed for a speed-up, recorded where that works for a share of the MACs."""
-        about = self._store.about().get("timed")
-        known = None if about is None else TimedDense.from_json(about)
+        """Predicted milliseconds: needed for a speed-up, recorded where that works for a share of the MACs.
+
+        Kept with the sweep: recipes of equal milliseconds would be others after layers were timed anew.
+        """
+        known = self._store.about().get("predicted")
+        if known is not None:
+            return PredictedSpeed.from_json(known, self._build.traced)
         if self._build.recipe.prune.speedup is not None:
-            speed: PredictedSpeed | None = predicted_speed(self._build, known)
+            speed: PredictedSpeed | None = predicted_speed(self._build)
         else:
-            speed, why = speed_if_possible(self._build, known)
+            speed, why = speed_if_possible(self._build)
             if why:
                 self._request.say(f"remark: {why}")
                 self._notes.append(why)
-        if speed is not None:
-            self._store.tell({"timed": speed.dense.to_json()})
-        return speed
+        if speed is None:
+            return None
+        self._store.tell({"predicted": speed.to_json()})
+        return PredictedSpeed.from_json(speed.to_json(), self._build.traced)
 
     def _space(self) -> PruningSpace:
         """All recipes that cost what was asked.

@@ -12,7 +12,7 @@ from deploypruner.build.evaluate import judge, validation_samples
 from deploypruner.build.feeds import timing_feeds
 from deploypruner.build.state import Build
 from deploypruner.errors import DeployPrunerError
-from deploypruner.graph import Keep
+from deploypruner.graph import Graph, Keep
 from deploypruner.latency import LatencyModel
 from deploypruner.measure import DECIDING_SECONDS, median_ms
 from deploypruner.records import Setting
@@ -55,6 +55,16 @@ class PredictedSpeed:
     dense: TimedDense
     model: LatencyModel
 
+    def to_json(self) -> dict[str, Any]:
+        """Readable by `from_json`."""
+        return {**self.dense.to_json(), "table": self.model.to_json()}
+
+    @staticmethod
+    def from_json(document: dict[str, Any], graph: Graph) -> PredictedSpeed:
+        """The opposite of `to_json`, for the same model."""
+        dense = TimedDense.from_json(document)
+        return PredictedSpeed(dense, LatencyModel.from_json(document["table"], graph, dense.setting))
+
     def ms(self, keep: Keep) -> float:
         """Of a plan."""
         return self.model.ms(keep)
@@ -71,17 +81,16 @@ class PredictedSpeed:
         }
 
 
-def predicted_speed(build: Build, known: TimedDense | None = None) -> PredictedSpeed:
+def predicted_speed(build: Build) -> PredictedSpeed:
     """Time layers, and predict the rest: setting and table are those of `compile --speedup`.
 
     Args:
         build: Loaded and traced.
-        known: What an earlier run of the sweep found of the dense model; timed where None.
 
     Raises:
         DeployPrunerError: The model cannot be exported, or nothing could be timed.
     """
-    dense = known or _timed(build)
+    dense = _timed(build)
     model = build.clock.latency_model(
         build.traced,
         dense.setting,
@@ -114,9 +123,9 @@ def _timed(build: Build) -> TimedDense:
     return TimedDense(choice.setting, median_ms(choice.timing.samples_ns), choice.remark)
 
 
-def speed_if_possible(build: Build, known: TimedDense | None = None) -> tuple[PredictedSpeed | None, str]:
+def speed_if_possible(build: Build) -> tuple[PredictedSpeed | None, str]:
     """The same where it is no part of what was asked for: None, and why, where it cannot be had."""
     try:
-        return predicted_speed(build, known), ""
+        return predicted_speed(build), ""
     except DeployPrunerError as error:
         return None, f"no latency is predicted: {error.message}"
