@@ -189,7 +189,7 @@ def table() -> None:
     click.echo("|---|--:|--:|--:|--:|")
     for name, one in read(REPEATED).items():
         values = f"{one['learnt from']:.2f} | {one['finalists'][0]:.2f} | {one['as many']}: {one['at random']:.2f}"
-        click.echo(f"| {name} | {values} | {100 * one['better at random']:.0f} |")
+        click.echo(f"| {name} | {values} | {100 * one['as good at random']:.0f} |")
     for folder in sorted(FOLDER.glob("*-*")):
         if (folder / "sweep.sqlite").is_file() and not (folder / "sweep.json").is_file():
             click.echo(sweep_status(folder).text)

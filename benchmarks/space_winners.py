@@ -4,9 +4,10 @@
     python -m benchmarks.space_winners table                   # runs nothing
 
 Of every finished sweep: the recipes that lost least in the population and among the finalists. Of a space of equal
-MACs also the one that lost least among those that are predicted to take no longer than a space of equal milliseconds
-has, if it is another: that is what choosing by MACs is worth at equal time. Weights do not change the milliseconds,
-so that channels are cut out of the dense model; one core, batch 1, all files interleaved.
+MACs also the one that lost least among those that are predicted to be as fast as a space of equal milliseconds: that
+is what choosing by MACs is worth at equal time. Predictions are compared as speed-ups: every sweep timed its own
+dense model. Weights do not change the milliseconds, so that channels are cut out of the dense model; one core, batch
+1, all files interleaved.
 """
 
 from __future__ import annotations
@@ -35,27 +36,20 @@ Trial = dict[str, Any]
 
 def chosen(net: str) -> Iterator[tuple[str, str, Trial]]:
     """Sweep, why, and trial: what is to be timed."""
-    kept = json.loads(TRIALS.read_text())
-    finished = {regime: f"{net}-{regime}" for regime in REGIMES if f"{net}-{regime}" in read(RESULTS)}
-    limits = {
-        regime: _limit(read(RESULTS)[name]) for regime, name in finished.items() if "speedup" in REGIMES[regime]
-    }
-    for name in finished.values():
+    kept, found = json.loads(TRIALS.read_text()), read(RESULTS)
+    wanted = {regime: cost["speedup"] for regime, cost in REGIMES.items() if "speedup" in cost}
+    for name in (f"{net}-{regime}" for regime in REGIMES if f"{net}-{regime}" in found):
         trials = [one for one in kept[name]["trials"] if one["result"] and not one["result"]["why"]]
         space = [one for one in trials if one["trial"]["phase"] == "space"]
         finals = [one for one in trials if one["trial"]["phase"] == "refined"]
         yield name, "best of the population", _best(space)
         if finals:
             yield name, "best finalist", _best(finals)
-        for regime, limit in limits.items() if "macs" in name else ():
-            quick = [one for one in (*space, *finals) if one["predicted_ms"] <= limit]
+        for regime, speedup in wanted.items() if "-macs-" in name else ():
+            dense_ms = found[name]["dense"]["ms"]
+            quick = [one for one in (*space, *finals) if dense_ms / one["predicted_ms"] >= speedup]
             if quick:
                 yield name, f"best within {regime}", _best(quick)
-
-
-def _limit(found: Mapping[str, Any]) -> float:
-    """The longest that a recipe of a space of equal milliseconds is predicted to take."""
-    return max(float(one["ms"]) for one in found["samples"])
 
 
 def _best(trials: list[Trial]) -> Trial:
@@ -86,7 +80,8 @@ def run(net: str, seconds: float) -> None:
     for name, why, one in chosen(net):
         row = f"{name}, {why}"
         widths[row] = one["trial"]["widths"]
-        costs = {"macs": one["result"]["macs"], "predicted": one["predicted_ms"]}
+        whole = read(RESULTS)[name]["dense"]["ms"]
+        costs = {"macs": one["result"]["macs"], "predicted": whole / one["predicted_ms"]}
         rows[row] = {"drop": one["result"]["drop"], "again": lost_again(net, widths[row]), **costs}
     folders = {row: FOLDER / "timed" / row.replace(", ", "-").replace(" ", "-") for row in widths}
     for row, folder in folders.items():
@@ -113,7 +108,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         for row, about in one["rows"].items():
             again = ", ".join(f"{drop:.2f}" for drop in about["again"])
             cells = (
-                f"{about['drop']:.2f} | {again} | {about['macs'] / 1e6:.1f} M | {about['predicted']:.3f} ms",
+                f"{about['drop']:.2f} | {again} | {about['macs'] / 1e6:.1f} M | {about['predicted']:.2f}x",
                 *(_faster(times, row, kind) for kind in ("int8", "fp32")),
             )
             lines.append(f"| {row} | {' | '.join(cells)} |")

@@ -21,6 +21,8 @@ import deploypruner as dp
 from deploypruner.errors import InputError
 from deploypruner.latency.clock import current_clock, using
 from deploypruner.locking import FolderLock
+from deploypruner.measure import Measured
+from deploypruner.measure.interference import Conditions, Window
 from deploypruner.recipe.reading import read_recipe
 from deploypruner.sweep.store import TrialStore, read_store
 from deploypruner.sweep.trial import SweepTrial, TrialContext, TrialResult, identity_of, result_json
@@ -319,9 +321,13 @@ def test_equal_predicted_time_and_no_labels_from_python(whole, monkeypatch):
     model, example = taught(), torch.zeros(2, *IMAGE)
     replace_timer(monkeypatch, dp.trace(model, example))
 
+    def beside_others(jobs: Any, **more: Any) -> Measured:
+        waited = Window(1.0, 2.0, 0.0, 0.5, None)
+        return replace(timed(jobs, **more), conditions=Conditions((waited,) * 4, 1, 1, rounds=4))
+
     def swept(samples: int, *, cache: str, resume: bool) -> dp.SweepResult:
         monkeypatch.setenv("DEPLOYPRUNER_CACHE", str(root / cache))
-        with using(replace(current_clock(), artifacts=timed)):
+        with using(replace(current_clock(), artifacts=beside_others)):
             return dp.sweep(
                 *(model, example),
                 data=torch.tensor(np.load(root / "plain.npz")["x"]),
@@ -342,6 +348,8 @@ def test_equal_predicted_time_and_no_labels_from_python(whole, monkeypatch):
     assert asked > 0
     assert (found.labelled, found.quality) == (False, "top-1 agreement with the dense model")
     assert any("nothing is labelled" in note for note in found.notes)
+    busy = "while the dense model was timed, the machine was busy throughout: "
+    assert busy in " ".join(found.notes)
     dense_ms = found.dense.ms
     assert dense_ms is not None
     assert all(0.98 * dense_ms / 1.5 <= s.ms <= dense_ms / 1.5 * (1 + 1e-9) for s in found.samples)
@@ -351,6 +359,7 @@ def test_equal_predicted_time_and_no_labels_from_python(whole, monkeypatch):
     assert "8 recipes at --speedup 1.5" in repr(result)
     more = swept(10, cache="two", resume=True).found
     assert FakeTimer.asked == asked
+    assert busy in " ".join(more.notes)
     assert (more.samples[:8], more.dense, len(more.samples)) == (found.samples, found.dense, 10)
 
 

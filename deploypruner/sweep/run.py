@@ -171,19 +171,26 @@ class _Sweep:
         Kept with the sweep: recipes of equal milliseconds would be others after layers were timed anew.
         """
         known = self._store.about().get("predicted")
-        if known is not None:
-            return PredictedSpeed.from_json(known, self._build.traced)
+        if known is None:
+            if (timed := self._timed()) is None:
+                return None
+            known = timed.to_json()
+            self._store.tell({"predicted": known})
+        speed = PredictedSpeed.from_json(known, self._build.traced)
+        if doubt := speed.dense.doubt:
+            self._request.say(f"warning: {doubt}")
+            self._notes.append(doubt)
+        return speed
+
+    def _timed(self) -> PredictedSpeed | None:
+        """The same, timed now."""
         if self._build.recipe.prune.speedup is not None:
-            speed: PredictedSpeed | None = predicted_speed(self._build)
-        else:
-            speed, why = speed_if_possible(self._build)
-            if why:
-                self._request.say(f"remark: {why}")
-                self._notes.append(why)
-        if speed is None:
-            return None
-        self._store.tell({"predicted": speed.to_json()})
-        return PredictedSpeed.from_json(speed.to_json(), self._build.traced)
+            return predicted_speed(self._build)
+        speed, why = speed_if_possible(self._build)
+        if why:
+            self._request.say(f"remark: {why}")
+            self._notes.append(why)
+        return speed
 
     def _space(self) -> PruningSpace:
         """All recipes that cost what was asked.

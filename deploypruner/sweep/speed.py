@@ -27,11 +27,23 @@ class TimedDense:
         setting: Runtime, precision and threads.
         ms: Median.
         remark: Why this setting.
+        busy: That the machine was busy meanwhile, "" where it was not.
     """
 
     setting: Setting
     ms: float
     remark: str
+    busy: str = ""
+
+    @property
+    def doubt(self) -> str:
+        """What is to be said of predictions, "" for nothing."""
+        if not self.busy:
+            return ""
+        return (
+            f"while the dense model was timed, {self.busy}; predicted milliseconds follow from that, and a sweep "
+            "that begins on an idle machine has better ones"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Readable by `from_json`."""
@@ -40,7 +52,9 @@ class TimedDense:
     @staticmethod
     def from_json(document: dict[str, Any]) -> TimedDense:
         """The opposite of `to_json`."""
-        return TimedDense(Setting.from_json(document["setting"]), document["ms"], document["remark"])
+        return TimedDense(
+            Setting.from_json(document["setting"]), document["ms"], document["remark"], document["busy"]
+        )
 
 
 @dataclass(frozen=True)
@@ -120,7 +134,8 @@ def _timed(build: Build) -> TimedDense:
     if drop is None:
         drop = INT8_DROP if labelled else INT8_AGREEMENT_DROP
     choice = choose_setting(measured.timings, qualities, drop=drop)
-    return TimedDense(choice.setting, median_ms(choice.timing.samples_ns), choice.remark)
+    busy = measured.conditions.busy_throughout()
+    return TimedDense(choice.setting, median_ms(choice.timing.samples_ns), choice.remark, busy)
 
 
 def speed_if_possible(build: Build) -> tuple[PredictedSpeed | None, str]:
