@@ -62,9 +62,11 @@ class FormJudge:
         return self._known[file, runtime]
 
     def _by_chance(self) -> Iterator[str]:
+        if self._tasks is None:
+            return
         answers = joined(self._answers)
         given = label_list(joined_labels([labels for _, labels in self._samples]), len(answers[0]))
-        for _, said in by_chance(self._tasks or (), answers, given):
+        for _, said in by_chance(self._tasks, answers, given):
             yield (
                 f"the given model does no better than chance on the labels: {said}; check how inputs are prepared "
                 "and the order of classes, for what is lost from there says nothing"
