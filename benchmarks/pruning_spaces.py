@@ -125,7 +125,7 @@ def _repeated(whole: Path, part: Path) -> dict[str, Any]:
     learnt = [one for one in rows if one.trial.phase == "space" and one.trial.number < LEARNT_FROM]
     finals = [one for one in rows if one.trial.phase == "refined"]
     spent = _seconds([*learnt, *finals, *(one for one in rows if one.trial.phase == "look")])
-    count = min(len(every), round(spent * len(every) / _seconds(every)))
+    count = affordable(spent, _seconds(every), len(every))
     return {
         "learnt from": min(_drops(learnt)),
         "finalists": _drops(finals),
@@ -183,9 +183,8 @@ def table() -> None:
             click.echo(f"| {name} | {one['dense_quality']:.2f} | {spread} | {len(drops)} | {values} |")
     for name, one in found.items():
         click.echo("\n".join(["", *_lines(name, one)]))
-    click.echo(
-        "\n| refined after 16 recipes | best of these | best finalist | as many at random | as good at random, % |"
-    )
+    heads = "best of these | best finalist | as many at random | as good at random, %"
+    click.echo(f"\n| refined after {LEARNT_FROM} recipes | {heads} |")
     click.echo("|---|--:|--:|--:|--:|")
     for name, one in read(REPEATED).items():
         values = f"{one['learnt from']:.2f} | {one['finalists'][0]:.2f} | {one['as many']}: {one['at random']:.2f}"
@@ -249,7 +248,7 @@ def _lines(name: str, found: dict[str, Any]) -> list[str]:
     if seconds.get("space") and seconds.get("refined"):
         every = sorted(drop for bucket in found["buckets"] for drop in bucket["drops"])
         spent = sum(seconds["look"]) + sum(seconds["refined"])
-        count = min(len(every), round(spent / float(np.mean(seconds["space"]))))
+        count = affordable(spent, sum(seconds["space"]), len(every))
         took = ", ".join(f"{phase} {sum(taken) / 60:.0f}" for phase, taken in seconds.items())
         best = best_expected(every, count)
         lines.append(f"  minutes: {took}")
@@ -265,6 +264,11 @@ def seconds_by_phase(name: str) -> dict[str, list[float]]:
         if one["result"] is not None:
             found.setdefault(one["trial"]["phase"], []).append(one["result"]["seconds"])
     return found
+
+
+def affordable(spent: float, seconds: float, total: int) -> int:
+    """How many of a population's recipes take as long, where all of them took `seconds`."""
+    return min(total, round(spent * total / seconds))
 
 
 def best_expected(drops: Sequence[float], count: int) -> float:

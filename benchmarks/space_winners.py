@@ -12,7 +12,6 @@ dense model. Weights do not change the milliseconds, so that channels are cut ou
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,19 +33,29 @@ DENSE = "dense"
 Trial = dict[str, Any]
 
 
-def chosen(net: str) -> Iterator[tuple[str, str, Trial]]:
+def finished(net: str) -> dict[str, tuple[float, list[Trial]]]:
+    """Finished sweep -> its dense model's milliseconds, and its trials that came to something."""
+    kept, found = read(TRIALS), read(RESULTS)
+    return {
+        name: (
+            found[name]["dense"]["ms"],
+            [one for one in kept[name]["trials"] if one["result"] and not one["result"]["why"]],
+        )
+        for name in (f"{net}-{regime}" for regime in REGIMES)
+        if name in found
+    }
+
+
+def chosen(sweeps: Mapping[str, tuple[float, list[Trial]]]) -> Iterator[tuple[str, str, Trial]]:
     """Sweep, why, and trial: what is to be timed."""
-    kept, found = json.loads(TRIALS.read_text()), read(RESULTS)
     wanted = {regime: cost["speedup"] for regime, cost in REGIMES.items() if "speedup" in cost}
-    for name in (f"{net}-{regime}" for regime in REGIMES if f"{net}-{regime}" in found):
-        trials = [one for one in kept[name]["trials"] if one["result"] and not one["result"]["why"]]
+    for name, (dense_ms, trials) in sweeps.items():
         space = [one for one in trials if one["trial"]["phase"] == "space"]
         finals = [one for one in trials if one["trial"]["phase"] == "refined"]
         yield name, "best of the population", _best(space)
         if finals:
             yield name, "best finalist", _best(finals)
         for regime, speedup in wanted.items() if "-macs-" in name else ():
-            dense_ms = found[name]["dense"]["ms"]
             quick = [one for one in (*space, *finals) if dense_ms / one["predicted_ms"] >= speedup]
             if quick:
                 yield name, f"best within {regime}", _best(quick)
@@ -56,11 +65,10 @@ def _best(trials: list[Trial]) -> Trial:
     return min(trials, key=lambda one: float(one["result"]["drop"]))
 
 
-def lost_again(net: str, widths: Mapping[str, int]) -> list[float]:
+def lost_again(sweeps: Mapping[str, tuple[float, list[Trial]]], widths: Mapping[str, int]) -> list[float]:
     """What a recipe lost with new seeds."""
-    sweeps = (one for name, one in json.loads(TRIALS.read_text()).items() if name.startswith(f"{net}-"))
-    trials = (trial for one in sweeps for trial in one["trials"] if trial["result"] and trial["trial"]["seed"])
-    return sorted({trial["result"]["drop"] for trial in trials if trial["trial"]["widths"] == widths})
+    again = (one for _, trials in sweeps.values() for one in trials if one["trial"]["seed"])
+    return sorted({one["result"]["drop"] for one in again if one["trial"]["widths"] == widths})
 
 
 @click.group()
@@ -76,13 +84,17 @@ def run(net: str, seconds: float) -> None:
     """Cut, quantize and time what did best."""
     graph = trace(dense(net), (torch.zeros(2, 3, 32, 32),))
     sizes = {group.id: group.size for group in graph.groups}
+    sweeps = finished(net)
     rows, widths = {}, {DENSE: sizes}
-    for name, why, one in chosen(net):
+    for name, why, one in chosen(sweeps):
         row = f"{name}, {why}"
         widths[row] = one["trial"]["widths"]
-        whole = read(RESULTS)[name]["dense"]["ms"]
-        costs = {"macs": one["result"]["macs"], "predicted": whole / one["predicted_ms"]}
-        rows[row] = {"drop": one["result"]["drop"], "again": lost_again(net, widths[row]), **costs}
+        rows[row] = {
+            "drop": one["result"]["drop"],
+            "again": lost_again(sweeps, widths[row]),
+            "macs": one["result"]["macs"],
+            "predicted": sweeps[name][0] / one["predicted_ms"],
+        }
     folders = {row: FOLDER / "timed" / row.replace(", ", "-").replace(" ", "-") for row in widths}
     for row, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)

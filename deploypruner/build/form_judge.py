@@ -62,7 +62,7 @@ class FormJudge:
         return self._known[file, runtime]
 
     def _by_chance(self) -> Iterator[str]:
-        if self._tasks is None:
+        if self._tasks is None or all(output.label is None for output in self._tasks):
             return
         answers = joined(self._answers)
         given = label_list(joined_labels([labels for _, labels in self._samples]), len(answers[0]))

@@ -200,18 +200,19 @@ def _spelled(pattern: str) -> list[str]:
 
     "blocks.0-1,3.mlp.weight:0" -> "blocks.0.mlp.weight", "blocks.1.mlp.weight", "blocks.3.mlp.weight".
     """
-    pieces = pattern[: _id_suffix(pattern)].split(".")
+    pieces = _split_id(pattern)[0].split(".")
     return [".".join(chosen) for chosen in product(*(_numbers(piece) for piece in pieces))]
 
 
 def _spelled_ids(pattern: str) -> list[str]:
     """The ids of groups that it may be, as tables print them."""
-    return [f"{name}{pattern[_id_suffix(pattern) :]}" for name in _spelled(pattern)]
+    return [f"{name}{_split_id(pattern)[1]}" for name in _spelled(pattern)]
 
 
-def _id_suffix(pattern: str) -> int:
-    """Where the axis (and number) of a group's id begins."""
-    return len(re.sub(r"(:\d+)?(#\d+)?$", "", pattern))
+def _split_id(pattern: str) -> tuple[str, str]:
+    """A group's id without its axis and number, and these."""
+    bare = re.sub(r"(:\d+)?(#\d+)?$", "", pattern)
+    return bare, pattern[len(bare) :]
 
 
 def _numbers(piece: str) -> list[str]:

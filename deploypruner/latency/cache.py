@@ -51,11 +51,9 @@ class Cache:
     def model(self, fingerprint: str) -> tuple[tuple[Node, ...], LatencyQuality] | None:
         """Operations and quality of a model that was built before."""
         found = self._models.get(fingerprint)
-        return (
-            None
-            if found is None
-            else (tuple(map(Node.from_json, found["nodes"])), LatencyQuality.from_json(found["quality"]))
-        )
+        if found is None:
+            return None
+        return tuple(map(Node.from_json, found["nodes"])), LatencyQuality.from_json(found["quality"])
 
     def write(self, fingerprint: str, nodes: Sequence[Node], quality: LatencyQuality, points: Points) -> None:
         """Keep a model and all points; a folder that cannot be written to is a remark, no error."""

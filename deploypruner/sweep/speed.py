@@ -33,7 +33,7 @@ class TimedDense:
     setting: Setting
     ms: float
     remark: str
-    busy: str = ""
+    busy: str
 
     @property
     def doubt(self) -> str:
