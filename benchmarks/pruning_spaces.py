@@ -10,16 +10,13 @@ images by heart, and what is lost on them would be memory. Each sweep is a folde
 call goes on with it, also after a kill. `keep` (and the end of every sweep) writes every trial that is planned or
 finished, and what was found, to the results; beside them lies the dense model in half precision.
 
-`repeat` searches again from parts of a population, each of 16 recipes that the others do not have, with 24 looks:
-what the best of those and of the finalists loses, beside the best of as many recipes at random as its seconds pay
-for.
+`repeat` searches anew with seeds of its own: 16 recipes to learn from, 24 looks, 4 finalists. What the best of those
+and of the finalists loses stands beside the best of as many recipes of the population as its seconds pay for.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import comb
@@ -92,39 +89,25 @@ def run(net: str, regimes: tuple[str, ...], samples: int, candidates: int, worke
 @click.option("--regime", type=click.Choice(list(REGIMES)), default="macs-0.5", show_default=True)
 @click.option("--repeats", default=3, show_default=True)
 def repeat(net: str, regime: str, repeats: int) -> None:
-    """The refined search after every part of a finished population; what is finished is not searched again."""
-    name = f"{net}-{regime}"
-    for place in range(repeats):
-        out = FOLDER / "repeated" / f"{name}-{place}"
-        if not out.exists():
-            part = out.with_name(f"{out.name}.part")
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.copytree(FOLDER / name, part)
-            _keep_part(part / STORE, place)
-            part.rename(out)
-        _sweep(net, regime, out, samples=LEARNT_FROM, candidates=LOOKS, finalists=FINALISTS, again=0)
+    """Searches with seeds of their own; what is finished is not searched again."""
+    counts = {"samples": LEARNT_FROM, "candidates": LOOKS, "finalists": FINALISTS, "again": 1}
+    for seed in range(1, 1 + repeats):  # the population's is 0
+        out = FOLDER / "repeated" / f"{net}-{regime}-seed-{seed}"
+        found = _sweep(net, regime, out, seed=seed, **counts).found
+        again = [drop for one in found.winners if one.phase == "refined" for drop in one.again]
         with changing(REPEATED) as rows:
-            rows[out.name] = _repeated(FOLDER / name / STORE, out / STORE)
+            rows[out.name] = {**_repeated(FOLDER / f"{net}-{regime}" / STORE, out / STORE), "again": again}
         click.echo(json.dumps(read(REPEATED)[out.name]))
-
-
-def _keep_part(store: Path, place: int) -> None:
-    """Leave the population, with the recipes of the part in front, and nothing that was learnt from it."""
-    base = sqlite3.connect(store)
-    with base:
-        base.execute("DELETE FROM trials WHERE phase != 'space'")
-        total = base.execute("SELECT COUNT(*) FROM trials").fetchone()[0]
-        base.execute("UPDATE trials SET number = (number + ?) % ?", (total - LEARNT_FROM * place, total))
-    base.close()
 
 
 def _repeated(whole: Path, part: Path) -> dict[str, Any]:
     """One search beside random search that takes as long."""
     every = [one for one in read_store(whole)[1] if one.trial.phase == "space"]
     rows = read_store(part)[1]
-    learnt = [one for one in rows if one.trial.phase == "space" and one.trial.number < LEARNT_FROM]
-    finals = [one for one in rows if one.trial.phase == "refined"]
-    spent = _seconds([*learnt, *finals, *(one for one in rows if one.trial.phase == "look")])
+    learnt, looks, finals = (
+        [one for one in rows if one.trial.phase == phase] for phase in ("space", "look", "refined")
+    )
+    spent = _seconds(learnt) + _seconds(looks) + _seconds(finals)
     count = affordable(spent, _seconds(every), len(every))
     return {
         "learnt from": min(_drops(learnt)),
@@ -137,7 +120,9 @@ def _repeated(whole: Path, part: Path) -> dict[str, Any]:
 
 
 def _seconds(trials: Sequence[StoredTrial]) -> float:
-    return sum(one.result.seconds for one in trials if one.result is not None)
+    """Of all of one phase, as if each took the median: one that was paused counts as the others."""
+    taken = [one.result.seconds for one in trials if one.result is not None]
+    return len(taken) * float(np.median(taken))
 
 
 def _drops(trials: Sequence[StoredTrial]) -> list[float]:
@@ -183,11 +168,12 @@ def table() -> None:
             click.echo(f"| {name} | {one['dense_quality']:.2f} | {spread} | {len(drops)} | {values} |")
     for name, one in found.items():
         click.echo("\n".join(["", *_lines(name, one)]))
-    heads = "best of these | best finalist | as many at random | as good at random, %"
+    heads = "best of these | best finalist | with a new seed | as many at random | as good at random, %"
     click.echo(f"\n| refined after {LEARNT_FROM} recipes | {heads} |")
-    click.echo("|---|--:|--:|--:|--:|")
+    click.echo("|---|--:|--:|--:|--:|--:|")
     for name, one in read(REPEATED).items():
-        values = f"{one['learnt from']:.2f} | {one['finalists'][0]:.2f} | {one['as many']}: {one['at random']:.2f}"
+        first, again = f"{one['learnt from']:.2f} | {one['finalists'][0]:.2f}", f"{one['again'][0]:.2f}"
+        values = f"{first} | {again} | {one['as many']}: {one['at random']:.2f}"
         click.echo(f"| {name} | {values} | {100 * one['as good at random']:.0f} |")
     for folder in sorted(FOLDER.glob("*-*")):
         if (folder / "sweep.sqlite").is_file() and not (folder / "sweep.json").is_file():
