@@ -110,3 +110,40 @@ def test_a_pad_that_nothing_pools_is_left_alone(tmp_path):
     Onnx().write(Lambda(lambda x: F.pad(x, [1, 1])), (torch.rand(2, 4),), tmp_path / "m.onnx", dynamic_batch=True)
     pads = [node for node in onnx.load(tmp_path / "m.onnx").graph.node if node.op_type == "Pad"]
     assert [len(node.input) <= 3 for node in pads] == [True]
+
+
+def idle_reshape(x: Tensor) -> Tensor:
+    return (x * 2).reshape(-1, 3, 12).relu() + 1
+
+
+def equal_chunks(x: Tensor) -> Tensor:
+    first, second, third = x.chunk(3, -1)
+    return first * second - third
+
+
+def operations(path: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+def test_a_reshape_to_the_sizes_that_are_there_is_left_out_of_the_file(tmp_path):
+    x = torch.linspace(-1, 1, 72).view(2, 3, 12)
+    assert worst(exported(idle_reshape, x, tmp_path)) < 1e-6
+    assert operations(tmp_path / "m.onnx") == ["Mul", "Relu", "Add"]
+    exported(lambda x: x.reshape(-1, 4, 9) + 1, x, tmp_path)
+    assert operations(tmp_path / "m.onnx") == ["Reshape", "Add"]
+
+
+def test_a_reshape_that_is_the_output_stays(tmp_path):
+    x = torch.linspace(-1, 1, 72).view(2, 3, 12)
+    assert worst(exported(lambda x: x.relu().reshape(-1, 3, 12), x, tmp_path)) < 1e-6
+
+
+def test_equal_chunks_say_their_sizes_as_unequal_ones_do(tmp_path):
+    x = torch.linspace(-1, 1, 72).view(2, 3, 12)
+    assert worst(exported(equal_chunks, x, tmp_path)) < 1e-6
+    model = onnx.load(tmp_path / "m.onnx")
+    (split,) = (node for node in model.graph.node if node.op_type == "Split")
+    sizes = {t.name: onnx.numpy_helper.to_array(t).tolist() for t in model.graph.initializer}
+    assert sizes[split.input[1]] == [4, 4, 4]
+    assert not [a for a in split.attribute if a.name == "num_outputs"]
+    onnx.checker.check_model(model, full_check=True)

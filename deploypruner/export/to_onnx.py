@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from deploypruner.errors import TraceError, said_by
 from deploypruner.export import Exporter, exporters
+from deploypruner.export.alike import write_alike
 from deploypruner.export.by_running import onnx_by_running
 from deploypruner.export.known_faults import avoid_known_faults
 from deploypruner.export.layer_names import name_layers
@@ -103,6 +104,7 @@ def _convert(program: ExportedProgram, open_axes: Sequence[OpenAxis]) -> onnx.Mo
         except Exception as error:
             raise _refused(program, error, open_axes) from error
     assert converted is not None, "torch.onnx.export returned nothing"
+    write_alike(converted.model.graph)
     return converted.model_proto
 
 

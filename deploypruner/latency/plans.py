@@ -57,8 +57,12 @@ def _parts(graph: Graph) -> dict[str, list[IntArray]]:
 
 
 def _scattered(size: int) -> IntArray:
-    """Widths from a third to just below the whole; the whole too where there are few."""
-    return np.arange(max(1, size // 3), size + 1 if size < _SMALL else size)
+    """Widths from a third to just below the whole; the whole too where there are few.
+
+    Not 1 where there are others: an exporter writes other operations around an axis of one head or channel, and files
+    of other operations have no template.
+    """
+    return np.arange(max(size // 3, min(2, size - 1), 1), size + 1 if size < _SMALL else size)
 
 
 def scattered_plans(graph: Graph, count: int, *, seed: int) -> list[Keep]:
