@@ -96,33 +96,41 @@ def repeat(net: str, regime: str, repeats: int) -> None:
         found = _sweep(net, regime, out, seed=seed, **counts).found
         again = [drop for one in found.winners if one.phase == "refined" for drop in one.again]
         with changing(REPEATED) as rows:
-            rows[out.name] = {**_repeated(FOLDER / f"{net}-{regime}" / STORE, out / STORE), "again": again}
+            rows[out.name] = {**_repeated(f"{net}-{regime}", out / STORE), "again": again}
         click.echo(json.dumps(read(REPEATED)[out.name]))
 
 
-def _repeated(whole: Path, part: Path) -> dict[str, Any]:
-    """One search beside random search that takes as long."""
-    every = [one for one in read_store(whole)[1] if one.trial.phase == "space"]
+def _repeated(population: str, part: Path) -> dict[str, Any]:
+    """One search beside random search among the kept trials of a population, that takes as long."""
+    results = [
+        one["result"]
+        for one in json.loads(TRIALS.read_text())[population]["trials"]
+        if one["trial"]["phase"] == "space"
+    ]
+    every = sorted(one["drop"] for one in results)
     rows = read_store(part)[1]
     learnt, looks, finals = (
         [one for one in rows if one.trial.phase == phase] for phase in ("space", "look", "refined")
     )
-    spent = _seconds(learnt) + _seconds(looks) + _seconds(finals)
-    count = affordable(spent, _seconds(every), len(every))
+    spent = sum(_seconds(phase) for phase in (learnt, looks, finals))
+    count = affordable(spent, _as_median([one["seconds"] for one in results]), len(every))
     return {
         "learnt from": min(_drops(learnt)),
         "finalists": _drops(finals),
         "minutes": spent / 60,
         "as many": count,
-        "at random": best_expected(_drops(every), count),
-        "as good at random": share_as_good(_drops(every), count, min(_drops([*learnt, *finals]))),
+        "at random": best_expected(every, count),
+        "as good at random": share_as_good(every, count, min(_drops([*learnt, *finals]))),
     }
 
 
 def _seconds(trials: Sequence[StoredTrial]) -> float:
-    """Of all of one phase, as if each took the median: one that was paused counts as the others."""
-    taken = [one.result.seconds for one in trials if one.result is not None]
-    return len(taken) * float(np.median(taken))
+    return _as_median([one.result.seconds for one in trials if one.result is not None])
+
+
+def _as_median(seconds: Sequence[float]) -> float:
+    """Sum of one phase's seconds, as if each trial took the median: one that was paused counts as the others."""
+    return len(seconds) * float(np.median(seconds))
 
 
 def _drops(trials: Sequence[StoredTrial]) -> list[float]:
