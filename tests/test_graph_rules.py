@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -114,6 +117,35 @@ def test_a_wider_window_freezes_its_axis(options):
             return self.mix(self.a(x)).sum(-1)
 
     assert proved(Window()).groups == ()
+
+
+class SamePadding(nn.Module):
+    """Strided convolutions whose padding follows from the size of their input, as TensorFlow's "same" does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 12, 3, 2), nn.Conv2d(12, 20, 5, 2), nn.Linear(20, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in (self.a, self.b):
+            padding = [
+                (math.ceil(size / 2) - 1) * 2 + conv.kernel_size[0] - size for size in (x.shape[3], x.shape[2])
+            ]
+            x = conv(nn.functional.pad(x, [part for p in padding for part in (p // 2, p - p // 2)])).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def test_padding_that_follows_from_the_images_size_does_so_after_pruning():
+    net = SamePadding().double().eval()
+    graph = trace(net, torch.randn(2, 3, 16, 20, dtype=torch.float64))
+    keep = {"a.weight:0": np.arange(0, 12, 2), "b.weight:0": np.arange(1, 20, 3)}
+    pruned = graph.cut(graph.removed(keep)).eval()
+    for layer, kept in ((net.a, keep["a.weight:0"]), (net.b, keep["b.weight:0"])):
+        for tensor in (layer.weight, layer.bias):
+            tensor.data[np.setdiff1d(np.arange(len(tensor)), kept)] = 0
+    for height, width in ((16, 20), (17, 23), (9, 8)):
+        x = torch.randn(2, 3, height, width, dtype=torch.float64)
+        assert torch.allclose(pruned(x), net(x), atol=1e-12)
 
 
 @pytest.mark.parametrize("indexing", ["ij", "xy"])

@@ -159,7 +159,7 @@ class _Rewriter:
         elif name == "squeeze":
             self.squeeze(node, new)
         elif name in ("pad", "constant_pad_nd"):
-            self.pad(node, new, args)
+            self.pad(node, new)
         elif name in ("layer_norm", "rms_norm"):
             self.sizes(node, new, "normalized_shape", len(values) - len(args["normalized_shape"]))
         elif name == "scaled_dot_product_attention" and args["scale"] is None:
@@ -252,9 +252,9 @@ class _Rewriter:
         new.args = (new.args[0], [d for d in (positive(c, len(shape)) for c in chosen) if shape[d] == 1])
         new.kwargs = {}
 
-    def pad(self, node: Node, new: Node, args: dict[str, Any]) -> None:
-        """Only as much padding as remains."""
-        widths, values = list(args["pad"]), self.tracing.values[node]
+    def pad(self, node: Node, new: Node) -> None:
+        """Only as much padding as remains; that of axes that stay whole may be computed from the input's size."""
+        widths, values = list(arguments(new)["pad"]), self.tracing.values[node]
         for i in range(len(widths) // 2):
             gone = self.gone(values[len(values) - 1 - i])
             if gone is not None:
