@@ -95,7 +95,7 @@ def main() -> None:
 @main.command()
 @click.option("--model", required=True)
 @click.option("--weights", type=click.Path(exists=True))
-@click.option("--data", required=True, type=click.Path(exists=True))
+@click.option("--data", required=True, help="as the command takes it")
 @click.option("--name", required=True, help="what the table calls it")
 @click.argument("options", nargs=-1)
 def run(model: str, weights: str | None, data: str, name: str, options: tuple[str, ...]) -> None:

@@ -16,11 +16,12 @@ import torch
 
 import deploypruner as dp
 from deploypruner.build.stage import chain
-from deploypruner.errors import RecipeError
+from deploypruner.errors import BudgetError, RecipeError
 from deploypruner.frontier.asked import asked_points
+from deploypruner.frontier.run import _gravest, _PointOutcome
 from deploypruner.report import read_report, write_report_json
 from deploypruner.report.compare import compare_html, compared, compared_rows
-from deploypruner.report.frontier import frontier_svg, marked, of_point
+from deploypruner.report.frontier import FrontierPoint, frontier_svg, marked, of_point
 from deploypruner.search.worth_file import WorthFile
 from tests.builds import IMAGE, Outcome, digests, run_cli, samples, save_program, tiny
 from tests.test_points import by_parameters
@@ -209,6 +210,21 @@ def test_a_point_out_of_reach_costs_no_other_and_is_said_first_in_the_table(whol
     page = (root / "f/frontier.html").read_text()
     assert 'href="builds/1.6x/report.html"' in page
     assert "<title>Quality against measured latency</title>" in page
+
+
+@pytest.mark.parametrize(
+    ("lost", "advised"), [((4.5, 13.7), "--accuracy-drop 14 in another --out"), ((4.5, float("nan")), "ask for less")]
+)
+def test_the_advice_is_for_every_point_that_lost_too_much(lost, advised):
+    outcomes = []
+    for points in (1.0, *lost):
+        error = None if points == 1.0 else BudgetError("lost", hint="--speedup 1.2", finished=True)
+        report = replace(a_report(), budget={"quality": {"kept": points == 1.0, "lost": points}})
+        outcomes.append(_PointOutcome(FrontierPoint(f"{points}", "", "not kept", "", "", 0.0), report, error))
+    gravest = _gravest(outcomes)
+    assert gravest is outcomes[1].error
+    assert advised in gravest.hint
+    assert "--speedup" not in gravest.hint
 
 
 @pytest.mark.slow

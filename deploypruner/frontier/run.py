@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,8 +103,24 @@ def run_frontier(request: FrontierRequest) -> tuple[Frontier, DeployPrunerError 
         found = _finish(request, outcomes, common)
     finally:
         folder.release()
+    return found, _gravest(outcomes)
+
+
+def _gravest(outcomes: Sequence[_PointOutcome]) -> DeployPrunerError | None:
+    """The gravest error; where too much quality is lost, its advice is for all such points, not for the first."""
     errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    return found, max(errors, key=lambda error: error.exit_code, default=None)
+    gravest = max(errors, key=lambda error: error.exit_code, default=None)
+    refused = {
+        o.error: o.report.budget["quality"]["lost"]
+        for o in outcomes
+        if o.error is not None and o.report is not None and is_refused(o.report.budget)
+    }
+    if gravest in refused:
+        allow = "ask for less"  # where a loss is no number
+        if None not in refused.values():
+            allow = f"allow --accuracy-drop {math.ceil(max(refused.values())):g} in another --out"
+        gravest.hint = f"train longer with --epochs, or {allow}; all builds are whole"
+    return gravest
 
 
 def _run_point(request: FrontierRequest, point: AskedPoint, common: Common) -> _PointOutcome:
