@@ -31,9 +31,9 @@ from torch import nn
 
 from benchmarks.kept import changing, read
 from deploypruner.measure import environment
-from deploypruner.sweep.request import STORE, TRIALS
+from deploypruner.sweep.folder import STORE, TRIALS
 from deploypruner.sweep.store import TrialStore, read_store
-from deploypruner.sweep.trial import SweepTrial, TrialResult, result_json
+from deploypruner.sweep.trial_record import SweepTrial, TrialResult, result_json
 from deploypruner.sweep.workers import run_in_workers
 
 RESULTS = Path(__file__).parent / "results" / "killed_sweeps.json"

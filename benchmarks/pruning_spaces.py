@@ -37,7 +37,7 @@ from benchmarks.models import PUBLISHED
 from deploypruner.progress import progress_for
 from deploypruner.recipe.reading import overlay
 from deploypruner.recipe.whole import Recipe
-from deploypruner.sweep.request import STORE
+from deploypruner.sweep.folder import STORE
 from deploypruner.sweep.status import sweep_status
 from deploypruner.sweep.store import StoredTrial, read_store
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from deploypruner.build.feeds import verification_feeds
 from deploypruner.build.fitting import Said, fit, require_better_than_chance, tasks_without_data
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.recipe.data import DataSettings
-from deploypruner.sources.adapted import Targeted
+from deploypruner.sources.adapted import Targeted, Unlabelled
 from deploypruner.sources.data import as_data, load_data
 from deploypruner.tasks.recognise import parse_tasks
 
@@ -74,6 +75,14 @@ def test_each_output_is_trained_by_its_own_labels():
     wanted = torch.nn.functional.cross_entropy(outputs[1], labels[1]) / 2  # the sum is right, and half of the loss
     assert found.loss.of_batch(outputs, [], labels, distill=0.0).item() == pytest.approx(wanted.item())
     assert found.loss.trained_by(labelled=True, taught=False) == "output_0: squared error, output_1: cross-entropy"
+
+
+def test_a_split_that_hides_its_labels_does_not_train_by_them():
+    whole = as_data([(torch.from_numpy(X), torch.from_numpy(CLASS))])
+    found = fit(replace(whole, train=Unlabelled(whole.train)), runner(Scores()))
+    assert [(o.task, o.label) for o in found.tasks] == [("classification", 0)]
+    assert (found.data.train.labelled, found.data.val.labelled) == (False, True)
+    assert [labels for _, labels in found.data.train.epoch(batch_size=60)] == [None]
 
 
 def test_images_with_masks_are_not_augmented_and_the_build_says_so():

@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,10 @@ from deploypruner.locking import FolderLock
 from deploypruner.measure import Measured
 from deploypruner.measure.interference import Conditions, Window
 from deploypruner.recipe.reading import read_recipe
+from deploypruner.sweep.folder import DOCUMENT, STORE, sweep_folder
 from deploypruner.sweep.store import TrialStore, read_store
-from deploypruner.sweep.trial import SweepTrial, TrialContext, TrialResult, identity_of, result_json
+from deploypruner.sweep.trial import TrialContext, identity_of
+from deploypruner.sweep.trial_record import SweepTrial, TrialResult, result_json
 from deploypruner.sweep.workers import run_in_workers
 from tests.builds import IMAGE, Outcome, digests, run_cli, samples, save_program
 from tests.made_up_times import FakeTimer, replace_timer
@@ -388,6 +392,23 @@ def test_what_a_sweep_cannot_do_with_a_recipe_is_said(tmp_path):
     ):
         (tmp_path / "r.toml").write_text(f"[prune]\n{table}\n")
         run_cli("sweep", "lib:net", "--data", "lib:data", "--recipe", "r.toml", folder=tmp_path).assert_error(2, said)
+
+
+def test_the_status_of_a_finished_sweep_is_told_without_torch(tmp_path):
+    folder = sweep_folder(tmp_path)
+    folder.prepare()
+    TrialStore(tmp_path / STORE).close()
+    folder.write_json(DOCUMENT, {})
+    folder.write_manifest({})
+    folder.release()
+    ask = f"""
+import sys
+from pathlib import Path
+from deploypruner.sweep.status import sweep_status
+print(sweep_status(Path({str(tmp_path)!r})).text, "torch" in sys.modules)
+"""
+    told = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
+    assert told.splitlines()[-1] == f"finished: {tmp_path / 'sweep.html'} False"
 
 
 def test_the_status_of_what_is_no_sweep_is_refused(tmp_path):

@@ -23,7 +23,8 @@ from deploypruner.recipe import Recipe
 from deploypruner.sweep import on_ray, shipped
 from deploypruner.sweep.on_ray import RayCluster
 from deploypruner.sweep.records import HERE, SweepSettings, host_and_port
-from deploypruner.sweep.trial import SweepTrial, TrialContext, TrialResult, result_json
+from deploypruner.sweep.trial import TrialContext
+from deploypruner.sweep.trial_record import SweepTrial, TrialResult, result_json
 from deploypruner.sweep.workers import read_result
 from tests.test_points import by_parameters
 from tests.test_sweep import SWEEP, a_workshop, trials_of

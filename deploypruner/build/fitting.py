@@ -130,7 +130,9 @@ def _trainable(data: Data, found: Sequence[OutputTask]) -> tuple[Data, tuple[int
     plain = all(output.task in ("classification", "binary") for output in trained)
 
     def adapted(split: Batches) -> Batches:
-        if not used or not split.has_targets:
+        if (
+            not used or not split.has_targets or isinstance(split, Unlabelled)
+        ):  # what hides its labels hides them here
             return Unlabelled(split)
         return split if split.labelled and plain else Targeted(split, used)
 

@@ -17,8 +17,9 @@ from deploypruner.recipe import Recipe
 from deploypruner.recipe.option import with_help_of
 from deploypruner.recipe.overrides import overrides
 from deploypruner.recipe.reading import resolved
+from deploypruner.sweep.folder import WINNER
 from deploypruner.sweep.records import HERE, SweepFound, SweepSettings
-from deploypruner.sweep.request import WINNER, SweepRequest
+from deploypruner.sweep.request import SweepRequest
 from deploypruner.sweep.run import run_sweep
 
 

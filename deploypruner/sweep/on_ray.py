@@ -22,7 +22,8 @@ from deploypruner.atomic import write_json
 from deploypruner.errors import DeployPrunerError, InputError, said_by
 from deploypruner.sweep.records import AUTO, HERE, host_and_port
 from deploypruner.sweep.shipped import Shipped, digest, pack, unpacked
-from deploypruner.sweep.trial import SweepTrial, TrialContext, TrialResult, result_json, result_of, run_trial
+from deploypruner.sweep.trial import TrialContext, run_trial
+from deploypruner.sweep.trial_record import SweepTrial, TrialResult, result_json, result_of
 from deploypruner.sweep.workers import read_result
 
 _RETRIES = 1

@@ -6,21 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploypruner.build.common import CommonRequest
-from deploypruner.build.folder import BuildFolder
-from deploypruner.build.register import stage_files
 from deploypruner.build.state import Given
-from deploypruner.errors import InputError, RecipeError
+from deploypruner.errors import RecipeError
 from deploypruner.recipe import Recipe
 from deploypruner.recipe.reading import overlay
 from deploypruner.registries import CHANNEL
 from deploypruner.sweep.records import SweepSettings
 
-KIND = "sweep"
-TRIALS = "trials"
-"""Folder of the trials' results."""
-
-STORE, DOCUMENT, PAGE, WINNER = "sweep.sqlite", "sweep.json", "sweep.html", "winner.toml"
-JOURNAL = f"{STORE}-journal"
 _EPOCHS = 1
 
 
@@ -35,29 +27,6 @@ class SweepRequest(CommonRequest):
 
     settings: SweepSettings
     beside: tuple[Path, ...] = ()
-
-
-def sweep_folder(out: Path) -> BuildFolder:
-    """The folder of a sweep."""
-    names = (*stage_files(), STORE, JOURNAL, DOCUMENT, PAGE, WINNER)
-    return BuildFolder(out, KIND, names=names, inner=TRIALS)
-
-
-def require_sweep_place(out: Path, *, resume: bool) -> BuildFolder:
-    """The folder, where a sweep may be made in it.
-
-    Raises:
-        InputError: It holds one that is not to be gone on with, or what another command made.
-    """
-    folder = sweep_folder(out)
-    folder.require_kind()
-    if not resume and (folder.finished or folder.has(STORE)):
-        state = "finished" if folder.finished else "begun"
-        raise InputError(
-            f"{out} holds a {state} {KIND}, which is kept",
-            hint="--resume goes on with it, also with more --samples; --out names another folder",
-        )
-    return folder
 
 
 def short_recovery(recipe: Recipe, given: Given) -> tuple[Recipe, list[str]]:

@@ -28,34 +28,18 @@ from deploypruner.recipe import BUDGETS
 from deploypruner.sweep.analysis import buckets_of, optimum_of
 from deploypruner.sweep.beside import regimes_of
 from deploypruner.sweep.conjectures import CostRegime, conjectures
+from deploypruner.sweep.folder import DOCUMENT, JOURNAL, PAGE, STORE, TRIALS, WINNER, require_sweep_place
 from deploypruner.sweep.on_ray import RayCluster
 from deploypruner.sweep.page import sweep_html, sweep_json
 from deploypruner.sweep.recipe_file import recipe_with, winner_text
 from deploypruner.sweep.records import DenseModel, Sample, SweepFound, Winner
 from deploypruner.sweep.refine import RefinedSpace, refined
-from deploypruner.sweep.request import (
-    DOCUMENT,
-    JOURNAL,
-    PAGE,
-    STORE,
-    TRIALS,
-    WINNER,
-    SweepRequest,
-    require_sweep_place,
-    short_recovery,
-)
+from deploypruner.sweep.request import SweepRequest, short_recovery
 from deploypruner.sweep.space import PruningSpace, SampledRecipe
 from deploypruner.sweep.speed import PredictedSpeed, predicted_speed, speed_if_possible
 from deploypruner.sweep.store import StoredTrial, TrialStore, read_store
-from deploypruner.sweep.trial import (
-    SweepTrial,
-    TrialContext,
-    TrialResult,
-    identity_of,
-    plan_of,
-    result_json,
-    run_trial,
-)
+from deploypruner.sweep.trial import TrialContext, identity_of, plan_of, run_trial
+from deploypruner.sweep.trial_record import SweepTrial, TrialResult, result_json
 from deploypruner.sweep.workers import read_result, run_in_workers
 
 _KEYS = tuple(f"prune.{name}" for name in BUDGETS)

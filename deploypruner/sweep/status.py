@@ -6,10 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploypruner.build.folder import LOCK
+from deploypruner.build.folder import LOCK, BuildFolder
 from deploypruner.locking import holder
 from deploypruner.report import units
-from deploypruner.sweep.request import DOCUMENT, STORE, sweep_folder
+from deploypruner.sweep.folder import DOCUMENT, KIND, PAGE, STORE
 from deploypruner.sweep.store import StoredTrial, read_store
 
 _PHASES = {"space": "recipes", "look": "looks", "refined": "finalists", "again": "winners again"}
@@ -34,7 +34,7 @@ def sweep_status(folder: Path) -> SweepStatus:
     Raises:
         InputError: The folder holds no sweep, or one of another version.
     """
-    sweep = sweep_folder(folder)
+    sweep = BuildFolder(folder, KIND, names=())  # nothing is made here, and those of the stages load torch
     about, trials = read_store(sweep.path(STORE))
     driver = holder(sweep.path(LOCK))
     lines = [f"{folder}: {about.get('budget', 'just begun')}"]
@@ -45,7 +45,7 @@ def sweep_status(folder: Path) -> SweepStatus:
     if driver is not None:
         lines.append(f"process {driver.pid} is at work{_left(trials, int(about.get('workers', 1)))}")
     elif sweep.has(DOCUMENT) and sweep.finished and not any(t.result is None for t in trials):
-        lines.append(f"finished: {sweep.path('sweep.html')}")
+        lines.append(f"finished: {sweep.path(PAGE)}")
     else:
         lines.append("nobody is at work; --resume goes on")
     return SweepStatus("\n".join(line for line in lines if line), driver is not None)

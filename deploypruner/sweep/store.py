@@ -12,7 +12,7 @@ from typing import Any
 
 from deploypruner import __version__
 from deploypruner.errors import InputError
-from deploypruner.sweep.trial import FORMAT, SweepTrial, TrialResult
+from deploypruner.sweep.trial_record import FORMAT, SweepTrial, TrialResult
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL);

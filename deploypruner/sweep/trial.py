@@ -9,7 +9,7 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ from deploypruner.recipe.budget import Budget
 from deploypruner.recipe.reading import flat, overlay
 from deploypruner.records import ACCURACY
 from deploypruner.sources.data import content_fingerprint
+from deploypruner.sweep.trial_record import FORMAT, SweepTrial, TrialResult
 
-FORMAT = 1
 # What a trial is made of; the plan is given, so that `allocate` has no say. A look before any training leaves out the
 # one stage of them that trains beside recovery.
 _BEFORE, _FIRST, _LAST, _TRAINS = ("load", "trace", "score"), "learn", "recover", "learn"
@@ -63,58 +63,6 @@ class TrialContext:
         about = "" if data is None else f"{data.name} {data.train.samples} {data.val.samples}"
         known = content_fingerprint(given) or (given if isinstance(given, str) else "")
         return TrialContext(build, choosing_scores(build), f"{about} {known}".strip())
-
-
-@dataclass(frozen=True)
-class SweepTrial:
-    """What is to be tried.
-
-    Args:
-        phase: "space": one of the population; "look": judged before any training; "refined": of the refined search,
-            trained; "again": a winner with another seed.
-        number: Within its phase.
-        widths: Group id -> channels that stay.
-        seed: Of training.
-        epochs: Of training; 0 for none, which leaves out the user's own training, too.
-        std: Standard deviation of the ratios.
-    """
-
-    phase: str
-    number: int
-    widths: Mapping[str, int]
-    seed: int
-    epochs: int
-    std: float
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """What became of a trial.
-
-    Args:
-        quality: What `dense` and `found` count, in words.
-        dense: Of the dense model.
-        found: Of the pruned one.
-        drop: Points lost, see `search.gaps.Gap`; smaller is better.
-        macs: Multiply-adds of one sample.
-        params: Parameters of the inference graph.
-        seconds: That it took.
-        why: What went wrong, "" for nothing; all numbers are 0 then.
-    """
-
-    quality: str
-    dense: float
-    found: float
-    drop: float
-    macs: int
-    params: int
-    seconds: float
-    why: str = ""
-
-    @staticmethod
-    def failed(why: str, seconds: float = 0.0) -> TrialResult:
-        """Of a trial that came to nothing."""
-        return TrialResult("", 0.0, 0.0, 0.0, 0, 0, seconds, why)
 
 
 def identity_of(context: TrialContext, trial: SweepTrial) -> str:
@@ -242,18 +190,3 @@ def _judged(build: Build) -> tuple[str, float, float, float]:
         return metric.name, done.accuracy_dense, done.accuracy_recovered, lost
     gap = module_agreement(build, build.compiled)
     return f"{gap.kind} agreement with the dense model", gap.dense, gap.found, gap.lost
-
-
-def result_json(trial: SweepTrial, result: TrialResult) -> dict[str, Any]:
-    """Both as one document."""
-    return {"format": FORMAT, "trial": asdict(trial), "result": asdict(result)}
-
-
-def result_of(document: Mapping[str, Any]) -> TrialResult:
-    """What `result_json` wrote.
-
-    Raises:
-        KeyError: It is no such document.
-        TypeError: As well.
-    """
-    return TrialResult(**document["result"])

@@ -23,7 +23,7 @@ from torch import multiprocessing
 
 from deploypruner.atomic import write_json
 from deploypruner.errors import InputError
-from deploypruner.sweep.trial import TrialResult, result_of
+from deploypruner.sweep.trial_record import TrialResult, result_of
 
 # Starts of one trial: a process that something else ended may have been unlucky.
 _STARTS = 2
