@@ -130,9 +130,8 @@ def _trainable(data: Data, found: Sequence[OutputTask]) -> tuple[Data, tuple[int
     plain = all(output.task in ("classification", "binary") for output in trained)
 
     def adapted(split: Batches) -> Batches:
-        if (
-            not used or not split.has_targets or isinstance(split, Unlabelled)
-        ):  # what hides its labels hides them here
+        hidden = isinstance(split, Unlabelled)  # its targets are for judging alone
+        if hidden or not used or not split.has_targets:
             return Unlabelled(split)
         return split if split.labelled and plain else Targeted(split, used)
 
