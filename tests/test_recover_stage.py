@@ -198,3 +198,26 @@ def test_without_labels_the_distance_from_the_dense_outputs_is_said(tmp_path: Pa
     assert 0 < found.distance_recovered < found.distance_removed
     ends = f"removed -> recovered: {found.distance_removed:.4g} -> {found.distance_recovered:.4g}"
     assert Recover().document(done).endswith(f"dense features mimicked, KL to the dense outputs, {ends}")
+
+
+class Heard(SilentProgress):
+    """Keeps what it is told: label and total of a job, then how many steps were counted."""
+
+    def __init__(self) -> None:
+        self.jobs: list[list] = []
+
+    def start(self, total: int, label: str) -> None:
+        self.jobs.append([label, total, 0])
+
+    def advance(self, n: int = 1, text: str = "") -> None:
+        self.jobs[-1][2] += n
+
+
+def test_everything_that_takes_long_is_named_and_counted(tmp_path: Path) -> None:
+    heard, recipe = Heard(), RecoverRecipe(epochs=1, reconstruct=True, settings=QUICK)
+    Recover().run(replace(a_build(tmp_path, recipe), progress=heard))
+    assert heard.jobs == [
+        *(["reconstruct, way 1 of 2", 5, 5], ["reconstruct, way 2 of 2", 5, 5]),
+        *(["accuracy, dense", 0, 0], ["accuracy, removed", 0, 0]),
+        *(["recover", 3, 3], ["accuracy, recovered", 0, 0]),
+    ]

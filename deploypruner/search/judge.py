@@ -23,6 +23,7 @@ from deploypruner.errors import InputError
 from deploypruner.graph import Graph, Keep
 from deploypruner.graph.inputs import call, tensors
 from deploypruner.losses import BY_SHAPE, ModelLoss, label_of
+from deploypruner.progress import Progress
 from deploypruner.records import Quality
 from deploypruner.search.gaps import Gap, gaps, largest
 from deploypruner.search.saved import Saved, batches_hash, identity_of
@@ -143,7 +144,13 @@ class Judge:
         return verdict
 
     def repair(
-        self, module: nn.Module, keep: Keep, *, share: float = 1.0, ways: int = 2
+        self,
+        module: nn.Module,
+        keep: Keep,
+        *,
+        share: float = 1.0,
+        ways: int = 2,
+        progress: Progress | None = None,
     ) -> tuple[Verdict, Reconstruction | None]:
         """Repair a cut module in place, as far as that goes without training, and judge it.
 
@@ -157,6 +164,7 @@ class Judge:
             keep: The plan.
             share: As in `look`.
             ways: How many of the two targets to try, the stream first: each takes as long as the other.
+            progress: Told about the layers of each way.
 
         Returns:
             The verdict, and what was reconstructed (None where that cannot be done).
@@ -170,9 +178,10 @@ class Judge:
             return self.verdict(module, share=share), None
         before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
         best: tuple[Verdict, Reconstruction, dict[str, Tensor]] | None = None
-        for streams in (True, False)[:ways]:
+        for number, streams in enumerate((True, False)[:ways], 1):
             module.load_state_dict(before)
-            solved = reconstruct(self.graph, keep, module, batches, streams=streams)
+            label = f"reconstruct, way {number} of {ways}"
+            solved = reconstruct(self.graph, keep, module, batches, streams=streams, progress=progress, label=label)
             verdict, part, state = self._best_part(module, before, share)
             if best is None or verdict.loss < best[0].loss:
                 best = verdict, replace(solved, part=part), state

@@ -31,6 +31,7 @@ from deploypruner.graph.execute.float64_interpreter import Streamed
 from deploypruner.graph.execute.module import TracedModule, get_state
 from deploypruner.graph.inputs import tensors
 from deploypruner.graph.nodes import arguments, op_name
+from deploypruner.progress import Progress, SilentProgress
 from deploypruner.train.batches import Batch
 from deploypruner.train.least_squares import CONVOLUTIONS, NormalEquations, columns, outputs, places
 from deploypruner.train.residual_stream import Aim, Stream, aim, find_stream, mean_behind
@@ -105,6 +106,8 @@ def reconstruct(
     streams: bool = True,
     gains: bool = True,
     memory: int | None = None,
+    progress: Progress | None = None,
+    label: str = "reconstruct",
 ) -> Reconstruction:
     """Solve the convolutions and linear layers of the pruned `module` anew, in place; it is run in evaluation mode.
 
@@ -121,6 +124,8 @@ def reconstruct(
         gains: Enlarge what was solved until it varies as it should (`Spread`); without, plain least squares.
         memory: Bytes of activations kept from one layer to the next; what does not fit is computed again. None for a
             quarter of what is free. The result is the same.
+        progress: Told about every layer.
+        label: What the job is called there.
 
     Raises:
         InputError: No samples, numbers that are not finite, or a model without a graph.
@@ -136,7 +141,14 @@ def reconstruct(
         raise InputError("there are no samples to reconstruct layers from", hint="check the training split")
     memory = int(_MEMORY * psutil.virtual_memory().available) if memory is None else memory
     walks = _Walks(graph.module, module, samples, memory)
-    errors = {layer.name: _solve(layer, module, walks, ridge, positions, gains) for layer in layers}
+    progress, errors = progress or SilentProgress(), {}
+    progress.start(len(layers), label)
+    try:
+        for layer in layers:
+            errors[layer.name] = _solve(layer, module, walks, ridge, positions, gains)
+            progress.advance()
+    finally:
+        progress.close()
     return Reconstruction(errors, left)
 
 

@@ -127,8 +127,8 @@ def _recover(build: Build, module: nn.Module, regime: SparseRegime | None, done:
     if found is not None:
         done = replace(
             done,
-            accuracy_dense=found.value(build.traced.module),
-            accuracy_removed=found.value(module),
+            accuracy_dense=_value(build, found, build.traced.module, "dense"),
+            accuracy_removed=_value(build, found, module, "removed"),
             metric=None if found.metric == ACCURACY else found.metric,
         )
     if hook is not None:
@@ -141,7 +141,16 @@ def _recover(build: Build, module: nn.Module, regime: SparseRegime | None, done:
         reestimate(build, module)
     elif recipe.trains:
         return _train(build, module, regime, found, done)
-    return done if found is None else replace(done, accuracy_recovered=found.value(module))
+    return done if found is None else replace(done, accuracy_recovered=_value(build, found, module, "recovered"))
+
+
+def _value(build: Build, found: Validation, module: nn.Module, which: str) -> float:
+    """What a module is judged at; the user sees what is waited for."""
+    build.progress.start(0, f"{found.metric.name}, {which}")
+    try:
+        return found.value(module)
+    finally:
+        build.progress.close()
 
 
 def _gap(found: Validation | None, done: Recovery) -> float | None:
@@ -181,7 +190,7 @@ def _train(
     build.folder.discard(_OUTLOOK)
     if not settings.freeze_batchnorm:
         reestimate(build, module)
-    held, ran, after = history.held, len(history.epochs), judged.value(module)
+    held, ran, after = history.held, len(history.epochs), _value(build, judged, module, "recovered")
     if regime is None and not judged.score(module, known=after) >= start:
         module.load_state_dict(weights)
         held, after = 0, before
@@ -252,7 +261,7 @@ def _solved(done: Recovery) -> str:
 
 def _reconstruct(build: Build, module: nn.Module) -> tuple[int, float]:
     """Solve the layers anew on training data as training sees it; how many, and the part of the correction kept."""
-    _, found = make_judge(build).repair(module, build.planned.keep)
+    _, found = make_judge(build).repair(module, build.planned.keep, progress=build.progress)
     if found is None:
         raise InputError(
             "layers can be reconstructed in models that torch.export traces, and this one it could not trace",
