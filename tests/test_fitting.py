@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deploypruner.build.answering import Runner
-from deploypruner.build.feeds import verification_feeds
+from deploypruner.build.feeds import evaluated_at_once, verification_feeds
 from deploypruner.build.fitting import Said, fit, require_better_than_chance, tasks_without_data
 from deploypruner.errors import InputError, RecipeError
 from deploypruner.recipe.data import DataSettings
@@ -83,6 +83,22 @@ def test_a_split_that_hides_its_labels_does_not_train_by_them():
     assert [(o.task, o.label) for o in found.tasks] == [("classification", 0)]
     assert (found.data.train.labelled, found.data.val.labelled) == (False, True)
     assert [labels for _, labels in found.data.train.epoch(batch_size=60)] == [None]
+
+
+@pytest.mark.parametrize(
+    ("device", "shapes", "batch"),
+    [
+        ("cpu", [(3, 32, 32)], 64),
+        ("cpu", [(3, 224, 224)], 6),
+        ("cpu", [(3, 224, 224), (1, 224, 224)], 5),
+        ("cpu", [(3, 2048, 2048)], 2),
+        ("meta", [(3, 224, 224)], 64),
+    ],
+)
+def test_fewer_large_images_are_evaluated_at_once_on_a_cpu(device, shapes, batch):
+    inputs = tuple(torch.zeros(4, *shape, device="meta") for shape in shapes)
+    traced = SimpleNamespace(example_inputs=inputs, module=nn.Linear(1, 1, device=device))
+    assert evaluated_at_once(SimpleNamespace(traced=traced), 64) == batch
 
 
 def test_images_with_masks_are_not_augmented_and_the_build_says_so():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from deploypruner.build.criterion import normalizer_name
-from deploypruner.build.feeds import training_batches
+from deploypruner.build.feeds import evaluated_at_once, training_batches
 from deploypruner.build.stage import stage_file
 from deploypruner.build.state import Build
 from deploypruner.build.timed import best_files, in_environments
@@ -45,11 +45,12 @@ def measured_worth(
     build: Build, scores: Mapping[str, Tensor], *, enough: Callable[[float], bool] = lambda seconds: False
 ) -> MeasuredWorth:
     """What widths and branches are worth, measured on training samples; finished batches survive a kill."""
-    count = -(-build.recipe.search.worth_samples // _WORTH_BATCH)
+    batch = evaluated_at_once(build, _WORTH_BATCH)
+    count = -(-build.recipe.search.worth_samples // batch)
     return measure_worth(
         build.traced,
         by_importance(scores),
-        list(training_batches(build, batch_size=_WORTH_BATCH, count=count)),
+        list(training_batches(build, batch_size=batch, count=count)),
         loss=build.loss,
         branches=build.recipe.prune.depth == "auto",
         file=build.folder.claim(WORTH),

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploypruner.build.feeds import training_batches
+from deploypruner.build.feeds import evaluated_at_once, training_batches
 from deploypruner.build.sparsity import brought_zeros
 from deploypruner.build.state import Build
 from deploypruner.channels.feasible_widths import by_importance
@@ -29,8 +29,9 @@ def choosing_scores(build: Build) -> dict[str, Tensor]:
     assert build.scores is not None, "stage 'score' has not run"
     if not chosen_by_readers(build):
         return build.scores
-    count = -(-build.recipe.recover.reconstruct_samples // _BATCH)
-    batches = training_batches(build, batch_size=_BATCH, count=count)
+    batch = evaluated_at_once(build, _BATCH)
+    count = -(-build.recipe.recover.reconstruct_samples // batch)
+    batches = training_batches(build, batch_size=batch, count=count)
     order = order_by_readers(build.traced, by_importance(build.scores), batches)
     return {name: reordered(score, order[name]) for name, score in build.scores.items()}
 

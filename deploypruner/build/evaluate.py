@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from deploypruner.build.answering import as_numpy, join_labels
+from deploypruner.build.feeds import evaluated_at_once
 from deploypruner.build.form_judge import FormJudge
 from deploypruner.build.state import Build
 from deploypruner.graph.inputs import batch_size, call, filled, noise_like, tensors
@@ -28,7 +29,7 @@ from deploypruner.train.validate import top1_percent
 # Validation inputs and the dense model's outputs are held while all artifacts are judged, so they have to fit into
 # memory.
 _MEMORY_BYTES = 1 << 30
-_BATCH = 16
+_BATCH, _VALIDATION_BATCH = 16, 256
 _NOISE_SAMPLES = 64
 _DISTANCE_SAMPLES = 256
 
@@ -126,7 +127,8 @@ def validation(build: Build) -> Validation | None:
     first = next((output for output in build.tasks if output.label is not None), None)
     classes = first is not None and first.task == "classification" and first == build.tasks[0]
     if build.metric is None and (data.val.known_labels() is not None and (classes or not build.tasks)):
-        return Validation(ACCURACY, lambda module: top1_percent(module, data.val))
+        size = evaluated_at_once(build, _VALIDATION_BATCH)
+        return Validation(ACCURACY, lambda module: top1_percent(module, data.val, batch_size=size))
     if not data.val.has_targets or (build.metric is None and first is None):
         return None
     samples = validation_samples(build)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from deploypruner.build.answering import as_numpy
-from deploypruner.build.feeds import training_batches
+from deploypruner.build.feeds import evaluated_at_once, training_batches
 from deploypruner.build.stage import stage_file
 from deploypruner.build.state import Build
 from deploypruner.graph import Keep
@@ -19,6 +19,7 @@ from deploypruner.records import Quality
 from deploypruner.search.judge import Judge, Verdict
 from deploypruner.train.batches import FirstBatches
 from deploypruner.train.finetune import finetune
+from deploypruner.train.reconstruct import can_reconstruct
 
 _BATCH = 64
 # Of a brief training; fewer samples than this many steps use are not worth one.
@@ -35,14 +36,16 @@ def make_judge(build: Build, *, remark: bool = False) -> Judge:
         remark: Tell the user where there are too few.
     """
     recipe, recover = build.recipe.search, build.recipe.recover
-    solved, held_out = (-(-count // _BATCH) for count in (recover.reconstruct_samples, recipe.held_out))
-    plain = list(training_batches(build, batch_size=_BATCH, count=solved + held_out))
+    # Where nothing can be solved, batch norm is measured on the batches instead, which wants large ones.
+    batch = evaluated_at_once(build, _BATCH) if can_reconstruct(build.traced) else _BATCH
+    solved, held_out = (-(-count // batch) for count in (recover.reconstruct_samples, recipe.held_out))
+    plain = list(training_batches(build, batch_size=batch, count=solved + held_out))
     if len(plain) <= solved:
         solved = len(plain) // 2
     if not solved and remark:
         build.say("remark: plans are judged on the samples they are reconstructed on, there are too few for both")
     augment = recover.settings.augment
-    solving = training_batches(build, batch_size=_BATCH, count=solved or 1, augment=augment)
+    solving = training_batches(build, batch_size=batch, count=solved or 1, augment=augment)
     file = build.folder.claim(stage_file("looks.json"))
     return Judge(
         build.traced,
