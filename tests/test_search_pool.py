@@ -281,7 +281,7 @@ def test_a_correction_is_taken_back_as_far_as_less_of_it_is_better(monkeypatch):
     def at(module):
         return module.get_parameter(name).flatten()[0].item()
 
-    def solve(graph, keep, module, batches, *, streams):
+    def solve(graph, keep, module, batches, **settings):
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.add_(8)

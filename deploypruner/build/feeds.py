@@ -32,8 +32,8 @@ def training_batches(
 def evaluated_at_once(build: Build, most: int) -> int:
     """Samples in a batch that is evaluated and not trained on: `most`, on a CPU down to 2 of large images.
 
-    EfficientNet-Lite0 at 224 takes 31 ms an image in batches of 4, 35 of 8, 52 of 16, 77 of 32 and 94 of 64 (torch
-    2.13, one core of a Zen 4).
+    EfficientNet-Lite0 at 224 takes 24 to 32 ms an image in batches of 4 to 16, 69 of 32 and 92 of 64 (torch 2.13, one
+    core of a Zen 4, benchmarks/batch_sizes.py).
     """
     if device_of(build.traced.module).type != "cpu":
         return most
